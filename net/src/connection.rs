@@ -1,0 +1,157 @@
+//! A connection: one authenticated peer, and the streams to it.
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use quinn::SendStream;
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::AbortHandle,
+};
+
+use crate::{
+    close::CloseCode,
+    control::{ControlReceiver, ControlSender},
+    error::NetError,
+    ids::{PeerId, PlanEpoch},
+    limits::WAITING_STREAMS,
+    link::{FrameReceiver, FrameSender},
+    message::RangeRequest,
+    range::{RangeReader, RangeServer},
+    sorter::Sorter,
+    stream::{Reader, open},
+    tls::EXPORTER_LABEL,
+};
+
+/// An authenticated connection. Clones share it; when the last clone and the last stream are dropped it closes.
+///
+/// While only streams are left nothing new is accepted, so keep a clone for as long as the peer may open streams.
+#[derive(Clone)]
+pub struct Connection(Arc<Inner>);
+
+struct Inner {
+    quic: quinn::Connection,
+    peer: PeerId,
+    local_peer: PeerId,
+    exporter: [u8; 32],
+    control: Mutex<mpsc::Receiver<(SendStream, Reader)>>,
+    streams: Mutex<mpsc::Receiver<Incoming>>,
+    sorter: AbortHandle,
+}
+
+/// A stream that the peer opened.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A link.
+    Frames(FrameReceiver),
+    /// A request for a piece of a tensor.
+    Range(RangeServer),
+}
+
+impl Connection {
+    pub(crate) fn new(quic: quinn::Connection, local_peer: PeerId) -> Result<Self, NetError> {
+        let setup = |text: &str| NetError::Setup { text: text.into() };
+        let identity =
+            quic.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let peer = identity.and_then(|keys| PeerId::from_spki(keys.first()?)).ok_or(setup("the peer showed no key"))?;
+        let mut exporter = [0; 32];
+        quic.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").map_err(|_| setup("no TLS exporter"))?;
+        let (control_in, control) = mpsc::channel(1);
+        let (streams_in, streams) = mpsc::channel(WAITING_STREAMS);
+        let sorter = Sorter { quic: quic.clone(), peer, control: control_in, streams: streams_in };
+        let sorter = tokio::spawn(sorter.run()).abort_handle();
+        let (control, streams) = (Mutex::new(control), Mutex::new(streams));
+        Ok(Self(Arc::new(Inner { quic, peer, local_peer, exporter, control, streams, sorter })))
+    }
+
+    /// Who is at the other end, proven.
+    pub fn peer(&self) -> PeerId {
+        self.0.peer
+    }
+
+    /// Who we are.
+    pub fn local_peer(&self) -> PeerId {
+        self.0.local_peer
+    }
+
+    /// Where the peer's packets come from.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.0.quic.remote_address()
+    }
+
+    /// QUIC's current estimate of the round trip.
+    pub fn rtt(&self) -> Duration {
+        self.0.quic.rtt()
+    }
+
+    /// Bytes that only the two ends of this one connection know.
+    pub fn exporter(&self) -> [u8; 32] {
+        self.0.exporter
+    }
+
+    /// Closes at once; what was not yet sent is lost.
+    pub fn close(&self, code: CloseCode, text: &str) {
+        self.0.quic.close(code.to_varint(), text.as_bytes());
+    }
+
+    /// Waits until the connection is gone, and tells why.
+    pub async fn closed(&self) -> NetError {
+        NetError::connection(self.peer(), self.0.quic.closed().await)
+    }
+
+    /// Opens the control stream: the dialler does, once.
+    pub async fn open_control(&self) -> Result<(ControlSender, ControlReceiver), NetError> {
+        let (send, recv) = open(self.peer(), self.0.quic.open_bi()).await?;
+        let sender = ControlSender::open(self.peer(), send).await?;
+        Ok((sender, ControlReceiver::new(self.reader(recv))))
+    }
+
+    /// Waits for the peer's control stream. Cancel-safe.
+    pub async fn accept_control(&self) -> Result<(ControlSender, ControlReceiver), NetError> {
+        let stream = self.0.control.lock().await.recv().await;
+        let (send, reader) = stream.ok_or_else(|| self.lost())?;
+        Ok((ControlSender::accepted(self.peer(), send), ControlReceiver::new(reader)))
+    }
+
+    /// Opens the link to this peer for a plan.
+    pub async fn open_frames(&self, epoch: PlanEpoch) -> Result<FrameSender, NetError> {
+        let send = open(self.peer(), self.0.quic.open_uni()).await?;
+        FrameSender::open(self.peer(), send, epoch).await
+    }
+
+    /// Waits for the next link or range request of the peer. Cancel-safe.
+    pub async fn accept_stream(&self) -> Result<Incoming, NetError> {
+        let stream = self.0.streams.lock().await.recv().await;
+        stream.ok_or_else(|| self.lost())
+    }
+
+    /// Asks for a piece of a tensor.
+    pub async fn fetch_range(&self, request: RangeRequest) -> Result<RangeReader, NetError> {
+        let (send, recv) = open(self.peer(), self.0.quic.open_bi()).await?;
+        RangeReader::ask(self.peer(), send, self.reader(recv), request).await
+    }
+
+    fn reader(&self, recv: quinn::RecvStream) -> Reader {
+        Reader::new(self.0.quic.clone(), self.peer(), recv)
+    }
+
+    fn lost(&self) -> NetError {
+        match self.0.quic.close_reason() {
+            Some(reason) => NetError::connection(self.peer(), reason),
+            None => NetError::ClosedHere { peer: self.peer() },
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({} at {})", self.peer().short(), self.remote_address())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // It holds the connection too, which would else never close.
+        self.sorter.abort();
+    }
+}

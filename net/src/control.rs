@@ -1,0 +1,72 @@
+//! The control stream: messages both ways, before everything else on the connection.
+
+use bytes::Bytes;
+
+use crate::{
+    codec::{decode, encode},
+    error::NetError,
+    limits::MESSAGE_BYTES,
+    message::Message,
+    stream::{Reader, Writer},
+};
+
+/// First bytes of a control stream.
+pub(crate) const PREFACE: &[u8; 4] = b"QMC1";
+/// Above frames and weights.
+const PRIORITY: i32 = 10;
+
+/// The sending half of a control stream; dropped, it ends the stream.
+#[derive(Debug)]
+pub struct ControlSender(Writer);
+
+/// The receiving half of a control stream.
+#[derive(Debug)]
+pub struct ControlReceiver(Reader);
+
+impl ControlSender {
+    pub(crate) async fn open(peer: crate::PeerId, send: quinn::SendStream) -> Result<Self, NetError> {
+        let mut sender = Self::accepted(peer, send);
+        sender.0.write(&mut [Bytes::from_static(PREFACE)]).await?;
+        Ok(sender)
+    }
+
+    pub(crate) fn accepted(peer: crate::PeerId, send: quinn::SendStream) -> Self {
+        Self(Writer::new(peer, send, PRIORITY))
+    }
+
+    /// Sends a message; fails if the peer takes nothing for 30 s. Not cancel-safe: after a dropped send the next fails.
+    pub async fn send(&mut self, message: &Message) -> Result<(), NetError> {
+        let bytes = encode(message).map_err(|error| NetError::Unsendable { text: error.to_string() })?;
+        self.0.write_unit(bytes).await
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), NetError> {
+        self.0.write_unit(bytes.to_vec()).await
+    }
+
+    /// Ends the stream and waits up to 2 s until the peer has taken everything: for last words before a close.
+    pub async fn finish(mut self) {
+        self.0.linger().await;
+    }
+}
+
+impl ControlReceiver {
+    pub(crate) fn new(reader: Reader) -> Self {
+        Self(reader)
+    }
+
+    /// The next message this version knows; optional ones it does not know are skipped. Cancel-safe.
+    ///
+    /// Bytes that are not a message close the connection. The end of the stream is an error.
+    pub async fn recv(&mut self) -> Result<Message, NetError> {
+        loop {
+            let bytes = self.0.unit(MESSAGE_BYTES).await?.ok_or_else(|| self.0.ended())?;
+            match decode(&bytes) {
+                Ok(message) => return Ok(message),
+                Err(error) if error.is_optional() => tracing::debug!(%error, "skipped"),
+                Err(source) => return Err(self.0.malformed(NetError::Message { peer: self.0.peer(), source })),
+            }
+        }
+    }
+}

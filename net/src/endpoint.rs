@@ -1,0 +1,264 @@
+//! The endpoint: one UDP socket that dials peers and accepts them, each proven by its key.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use quinn::{AsyncUdpSocket, ClientConfig, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use tokio::{
+    net::lookup_host,
+    sync::{Mutex, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+
+use crate::{
+    admission::Admission,
+    close::CloseCode,
+    connection::Connection,
+    error::NetError,
+    identity::Identity,
+    ids::PeerId,
+    limits::{DIAL_DEADLINE, JOIN_DEADLINE, PENDING_HANDSHAKES, TICKET_ADDRESSES, UNPROVEN_HANDSHAKES},
+    tls,
+    transport::{self, Reach},
+};
+
+/// How long an address is tried before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
+/// How long `closed` waits for peers to take leave.
+const LEAVE: Duration = Duration::from_secs(2);
+/// Bytes buffered of a handshake that waits for its turn, and of all of them.
+const INCOMING_BYTES: (u64, u64) = (64 << 10, 1 << 20);
+
+/// A socket with an identity. Clones share it; when the last is dropped it accepts no more, but connections live on.
+#[derive(Clone, Debug)]
+pub struct Endpoint(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    quic: quinn::Endpoint,
+    local_addr: SocketAddr,
+    identity: Identity,
+    admission: Admission,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    acceptor: AbortHandle,
+}
+
+impl Endpoint {
+    /// Opens a socket at `addr` (port 0: any) that accepts whom `admission` does. Call it inside a tokio runtime.
+    pub fn bind(addr: SocketAddr, identity: &Identity, admission: Admission) -> Result<Self, NetError> {
+        let fail = |source: io::Error| {
+            let taken = source.kind() == io::ErrorKind::AddrInUse;
+            if taken { NetError::AddressInUse { address: addr } } else { NetError::Bind { address: addr, source } }
+        };
+        let socket = transport::socket(addr).and_then(|socket| TokioRuntime.wrap_udp_socket(socket)).map_err(fail)?;
+        Self::over(socket, transport::endpoint(identity), identity, admission)
+    }
+
+    /// An endpoint over any socket.
+    pub(crate) fn over(
+        socket: Arc<dyn AsyncUdpSocket>,
+        config: EndpointConfig,
+        identity: &Identity,
+        admission: Admission,
+    ) -> Result<Self, NetError> {
+        let setup = |text: String| NetError::Setup { text };
+        let local_addr = socket.local_addr().map_err(|error| setup(error.to_string()))?;
+        let tls = tls::server(identity, admission.clone()).map_err(|error| setup(error.to_string()))?;
+        let mut server = ServerConfig::with_crypto(Arc::new(tls));
+        server.max_incoming(PENDING_HANDSHAKES);
+        server.incoming_buffer_size(INCOMING_BYTES.0).incoming_buffer_size_total(INCOMING_BYTES.1);
+        let runtime = Arc::new(TokioRuntime);
+        let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime);
+        let quic = quic.map_err(|error| setup(error.to_string()))?;
+        let (accepted_in, accepted) = mpsc::channel(PENDING_HANDSHAKES);
+        let acceptor = Acceptor { quic: quic.clone(), server, local_peer: identity.peer_id(), accepted: accepted_in };
+        let acceptor = tokio::spawn(acceptor.run()).abort_handle();
+        let (accepted, identity) = (Mutex::new(accepted), identity.clone());
+        Ok(Self(Arc::new(Inner { quic, local_addr, identity, admission, accepted, acceptor })))
+    }
+
+    /// The address it listens on, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr
+    }
+
+    /// Its key's public half.
+    pub fn peer_id(&self) -> PeerId {
+        self.0.identity.peer_id()
+    }
+
+    /// Whom it accepts.
+    pub fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    /// Connects to `expect`, at the first of the addresses (`host:port`) that it answers at, within 10 s.
+    ///
+    /// That the peer accepts our key shows only when it answers on a stream.
+    pub async fn dial(&self, addresses: &[String], expect: PeerId) -> Result<Connection, NetError> {
+        let start = Instant::now();
+        let mut attempts = JoinSet::new();
+        for (i, address) in (0..).zip(addresses.iter().take(TICKET_ADDRESSES)) {
+            let (endpoint, address) = (self.clone(), address.clone());
+            attempts.spawn(async move {
+                sleep_until(start + STAGGER * i).await;
+                let attempt = timeout_at(start + DIAL_DEADLINE, endpoint.dial_one(&address, expect)).await;
+                attempt.unwrap_or(Err(unreachable(expect, &address, "no answer")))
+            });
+        }
+        let (mut silent, mut wrong) = (vec![], None);
+        while let Some(attempt) = attempts.join_next().await {
+            match attempt {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(NetError::Unreachable { text, .. })) => silent.push(text),
+                Ok(Err(error)) => wrong = Some(error),
+                Err(error) => silent.push(error.to_string()),
+            }
+        }
+        // Somebody who answers wrongly is better news than addresses that do not answer.
+        let text = if silent.is_empty() { "no address is known".into() } else { silent.join("; ") };
+        Err(wrong.unwrap_or(NetError::Unreachable { peer: expect, text }))
+    }
+
+    /// The next peer that connected and proved an admitted key; `None` once the endpoint is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.0.accepted.lock().await.recv().await
+    }
+
+    /// Closes every connection and accepts no more.
+    pub fn close(&self, code: CloseCode, text: &str) {
+        self.0.quic.close(code.to_varint(), text.as_bytes());
+    }
+
+    /// After `close`: waits, for at most 2 s, until the peers know.
+    pub async fn closed(&self) {
+        let _ = timeout(LEAVE, self.0.quic.wait_idle()).await;
+    }
+
+    async fn dial_one(&self, address: &str, expect: PeerId) -> Result<Connection, NetError> {
+        let resolved = lookup_host(address).await;
+        let resolved = resolved.map_err(|error| unreachable(expect, address, &format!("cannot resolve ({error})")))?;
+        let mut outcome = Err(unreachable(expect, address, "the name has no address"));
+        for socket_address in resolved {
+            outcome = self.dial_address(address, socket_address, expect).await;
+            match outcome {
+                Err(NetError::Unreachable { .. }) => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        outcome
+    }
+
+    async fn dial_address(&self, name: &str, address: SocketAddr, expect: PeerId) -> Result<Connection, NetError> {
+        let seen = Arc::new(OnceLock::new());
+        let tls = tls::client(&self.0.identity, expect, seen.clone());
+        let tls = tls.map_err(|error| NetError::Setup { text: error.to_string() })?;
+        let mut config = ClientConfig::new(Arc::new(tls));
+        config.transport_config(transport::transport(Reach::of(address)));
+        let connecting = self.0.quic.connect_with(config, address, tls::SERVER_NAME);
+        let connecting = connecting.map_err(|error| unreachable(expect, name, &error.to_string()))?;
+        let error = match connecting.await {
+            Ok(quic) => return Connection::new(quic, self.peer_id()),
+            Err(error) => NetError::connection(expect, error),
+        };
+        Err(match (seen.get(), error) {
+            (Some(found), _) if *found != expect => NetError::WrongKey { address, expected: expect, found: *found },
+            (_, NetError::Lost { .. }) => unreachable(expect, name, "no answer"),
+            (_, NetError::Closed { text, .. } | NetError::Transport { text, .. }) => unreachable(expect, name, &text),
+            (_, error) => error,
+        })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // It holds the endpoint too, whose socket would else stay open.
+        self.acceptor.abort();
+    }
+}
+
+/// Lets handshakes proceed side by side, within limits.
+struct Acceptor {
+    quic: quinn::Endpoint,
+    server: ServerConfig,
+    local_peer: PeerId,
+    accepted: mpsc::Sender<Connection>,
+}
+
+impl Acceptor {
+    async fn run(self) {
+        let mut handshakes = JoinSet::new();
+        while let Some(incoming) = self.quic.accept().await {
+            while handshakes.try_join_next().is_some() {}
+            if handshakes.len() >= PENDING_HANDSHAKES {
+                incoming.refuse();
+            } else if handshakes.len() >= UNPROVEN_HANDSHAKES && !incoming.remote_address_validated() {
+                // An address that is not proven may always be asked to prove itself.
+                let _ = incoming.retry();
+            } else {
+                let mut server = self.server.clone();
+                server.transport_config(transport::transport(Reach::of(incoming.remote_address())));
+                handshakes.spawn(accept_one(incoming, server, self.local_peer, self.accepted.clone()));
+            }
+        }
+    }
+}
+
+async fn accept_one(
+    incoming: quinn::Incoming,
+    server: ServerConfig,
+    local_peer: PeerId,
+    accepted: mpsc::Sender<Connection>,
+) {
+    let address = incoming.remote_address();
+    let handshake = async { incoming.accept_with(Arc::new(server))?.await };
+    match timeout(JOIN_DEADLINE, handshake).await {
+        Ok(Ok(quic)) => match Connection::new(quic, local_peer) {
+            // While too many wait to be accepted this handshake counts as pending, and so stops others.
+            Ok(connection) => drop(accepted.send(connection).await),
+            Err(error) => tracing::warn!(%address, %error, "refused a peer"),
+        },
+        Ok(Err(error)) => tracing::warn!(%address, %error, "refused a peer"),
+        Err(_) => tracing::debug!(%address, "a handshake took too long"),
+    }
+}
+
+fn unreachable(peer: PeerId, address: &str, text: &str) -> NetError {
+    NetError::Unreachable { peer, text: format!("{address}: {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::crypto::rustls::QuicClientConfig;
+
+    use super::*;
+    use crate::memory::Network;
+
+    #[tokio::test(start_paused = true)]
+    async fn another_protocol_is_told_from_silence() {
+        let network = Network::new(1);
+        let (here, there) = (Identity::ephemeral(), Identity::ephemeral());
+        let here = network.endpoint(&here, Admission::anyone()).unwrap();
+        let there = network.endpoint(&there, Admission::anyone()).unwrap();
+        let mut tls = tls::client_config(&here.0.identity, there.peer_id(), Arc::default()).unwrap();
+        tls.alpn_protocols = vec![b"qmesh/2".to_vec()];
+        let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let connecting = here.0.quic.connect_with(config, there.local_addr(), tls::SERVER_NAME).unwrap();
+        let error = NetError::connection(there.peer_id(), connecting.await.unwrap_err());
+        assert!(matches!(error, NetError::Version { .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wrong_answer_does_not_hide_the_right_address() {
+        let network = Network::new(2);
+        let [a, b, c] = [(); 3].map(|()| network.endpoint(&Identity::ephemeral(), Admission::anyone()).unwrap());
+        let addresses = [b.local_addr().to_string(), c.local_addr().to_string()];
+        assert_eq!(a.dial(&addresses, c.peer_id()).await.unwrap().peer(), c.peer_id());
+        assert!(matches!(a.dial(&addresses[..1], c.peer_id()).await, Err(NetError::WrongKey { .. })));
+    }
+}

@@ -1,0 +1,160 @@
+//! The layout to the byte, frames that must be refused, and a seeded fuzz of the parser.
+
+use super::*;
+use crate::{frame::Wants, tests::Random};
+
+fn hidden() -> Frame {
+    let segment =
+        |session, position, rows, wants, flags| Segment { session: SessionId(session), position, rows, wants, flags };
+    Frame {
+        kind: FrameKind::Hidden,
+        wire: WireType::F32,
+        epoch: PlanEpoch(0x0102_0304),
+        step: StepId(5),
+        width: 2,
+        segments: vec![
+            segment(6, 7, 1, Wants::Last, SegmentFlags::default()),
+            segment(8, 0, 2, Wants::All, SegmentFlags::PREFILL | SegmentFlags::LAST),
+        ],
+        ids: vec![10, 11, 12],
+        payload: (0..24).collect::<Vec<u8>>().into(),
+    }
+}
+
+fn frames() -> Vec<Frame> {
+    let tokens = Frame { kind: FrameKind::Tokens, width: 0, payload: Bytes::new(), ..hidden() };
+    let f16 = Frame { wire: WireType::F16, payload: Bytes::from_static(&[1; 12]), ..hidden() };
+    let q8 = Frame { wire: WireType::Q8, width: 64, payload: Bytes::from_static(&[1; 3 * 68]), ..hidden() };
+    let mut sampled = Frame { kind: FrameKind::Sampled, width: 1, payload: vec![0; 2 * 32].into(), ..hidden() };
+    sampled.ids.pop();
+    (sampled.segments[0].rows, sampled.segments[1].rows) = (0, 2);
+    vec![hidden(), tokens, f16, q8, sampled, Frame::end(PlanEpoch(1), StepId(2))]
+}
+
+fn whole(frame: &Frame, sum: PayloadSum) -> (Bytes, Bytes) {
+    let mut tail = frame.payload.to_vec();
+    if sum == PayloadSum::On {
+        tail.put_u64_le(payload_sum(&frame.payload));
+    }
+    (frame.head_bytes(sum).unwrap(), tail.into())
+}
+
+#[test]
+fn the_layout_is_this() {
+    let (head, _) = whole(&hidden(), PayloadSum::Off);
+    let mut expected = vec![0x4d, 0x51, 1, 0, 0, 0, 2, 0, 5, 0, 0, 0, 4, 3, 2, 1, 2, 0, 0, 0, 3, 0, 0, 0, 24, 0, 0, 0];
+    expected.extend(&head[28..32]);
+    expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2 | 4 | 16, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(head, expected);
+    let mut zeroed = expected.clone();
+    zeroed[28..32].fill(0);
+    assert_eq!(head[28..32], crc32c::crc32c(&zeroed).to_le_bytes());
+}
+
+#[test]
+fn every_kind_survives() {
+    for frame in frames() {
+        for sum in [PayloadSum::Off, PayloadSum::On] {
+            let (head, tail) = whole(&frame, sum);
+            let parsed = FrameHead::parse(&head).unwrap();
+            assert_eq!((parsed.payload_bytes(), head.len() % 32), (frame.payload.len(), 0));
+            assert_eq!(parsed.fixed.frame_bytes(), head.len() + tail.len());
+            assert_eq!(parsed.into_frame(tail).unwrap(), frame);
+        }
+    }
+}
+
+#[test]
+fn a_changed_payload_shows_in_its_sum() {
+    let (head, tail) = whole(&hidden(), PayloadSum::On);
+    let mut tail = tail.to_vec();
+    tail[3] ^= 1;
+    let error = FrameHead::parse(&head).unwrap().into_frame(tail.into()).unwrap_err();
+    assert!(matches!(error, FrameError::Mismatch { what: "sum of the payload", .. }), "{error}");
+}
+
+#[test]
+fn frames_that_break_a_rule_are_not_sent() {
+    type Breakage = fn(&mut Frame);
+    let broken: [(&str, Breakage); 8] = [
+        ("rows", |frame| frame.segments[0].rows = 2),
+        ("rows of a segment", |frame| (frame.segments[0].rows, frame.segments[1].rows) = (0, 3)),
+        ("bytes of the payload", |frame| frame.payload = frame.payload.slice(1..)),
+        ("width", |frame| frame.width = 0),
+        ("segments", |frame| frame.segments = vec![frame.segments[0]; FRAME_SEGMENTS + 1]),
+        ("rows", |frame| frame.ids = vec![0; FRAME_ROWS + 1]),
+        ("end of a segment", |frame| frame.segments[0].position = u32::MAX),
+        ("multiple of 32", |frame| frame.wire = WireType::Q8),
+    ];
+    for (what, breakage) in broken {
+        let mut frame = hidden();
+        breakage(&mut frame);
+        let error = frame.head_bytes(PayloadSum::Off).unwrap_err();
+        assert!(error.to_string().contains(what), "{what}: {error}");
+    }
+}
+
+/// Changes a field and makes the checksum right again, as a malicious peer would.
+fn forged(offset: usize, bytes: &[u8]) -> FrameError {
+    let mut head = hidden().head_bytes(PayloadSum::Off).unwrap().to_vec();
+    head[offset..offset + bytes.len()].copy_from_slice(bytes);
+    let crc = checksum(&head);
+    head[28..32].copy_from_slice(&crc.to_le_bytes());
+    FrameHead::parse(&head).unwrap_err()
+}
+
+#[test]
+fn forged_heads_are_refused_by_name() {
+    for (offset, bytes, what) in [
+        (0, &[0u8, 0][..], "not a frame"),
+        (2, &[3], "frame kind 3"),
+        (3, &[2], "wire type 2"),
+        (4, &[2], "frame flags 2"),
+        (6, &[0, 0], "segments of 0"),
+        (6, &[1, 1], "segments of 257"),
+        (16, &[0xff; 4], "width of"),
+        (20, &[0xff; 4], "rows of"),
+        (24, &[0xff; 4], "bytes of the payload"),
+        (44, &[2], "rows"),
+        (40, &[0xff; 4], "end of a segment"),
+        (48, &[3], "segment flags 3"),
+        (48, &[32], "segment flags 32"),
+        (52, &[1], "reserved"),
+        (94, &[1], "padding"),
+    ] {
+        let error = forged(offset, bytes).to_string();
+        assert!(error.contains(what), "{offset}: {error}");
+    }
+}
+
+#[test]
+fn optional_flags_are_ignored() {
+    let mut head = hidden().head_bytes(PayloadSum::Off).unwrap().to_vec();
+    (head[5], head[51]) = (0x80, 0x80);
+    let crc = checksum(&head);
+    head[28..32].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(FrameHead::parse(&head).unwrap().into_frame(hidden().payload), Ok(hidden()));
+}
+
+#[test]
+fn mutated_heads_never_panic_and_never_lie() {
+    let mut random = Random(2);
+    let heads: Vec<_> = frames().iter().map(|frame| frame.head_bytes(PayloadSum::Off).unwrap()).collect();
+    let mut accepted = 0;
+    for round in 0..150_000 {
+        let mut bytes = heads[random.below(heads.len())].to_vec();
+        random.mutate(&mut bytes);
+        // Half of them with a right checksum, else little behind it would ever be reached.
+        if round % 2 == 0 && bytes.len() >= 32 {
+            let crc = checksum(&bytes);
+            bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        }
+        let Ok(head) = FrameHead::parse(&bytes) else { continue };
+        accepted += 1;
+        assert!(head.payload_bytes() <= FRAME_PAYLOAD_BYTES && head.ids.len() <= FRAME_ROWS);
+        assert_eq!(head.segments.iter().map(|segment| segment.rows as usize).sum::<usize>(), head.ids.len());
+    }
+    assert!(accepted > 1000, "{accepted} of the mutations pass: the fuzz reaches too little");
+}

@@ -1,0 +1,176 @@
+//! Joining a mesh: the worker says who it is and proves its ticket, the coordinator answers.
+
+use std::{collections::HashSet, time::SystemTime};
+
+use crate::{
+    close::CloseCode,
+    connection::Connection,
+    control::{ControlReceiver, ControlSender},
+    error::NetError,
+    ids::PeerId,
+    limits::{HELLO_TEXT_BYTES, JOIN_DEADLINE, PROTOCOL},
+    message::{Hello, Message, RejectCode, Welcome},
+    secret::JoinSecret,
+    stream::within,
+};
+
+/// Version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a worker tells about itself.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Introduction {
+    /// The name it would like to have.
+    pub name: String,
+    /// Operating system and architecture.
+    pub os: String,
+    /// What decides the bits of its results.
+    pub numerics: String,
+    /// Memory it offers, in bytes.
+    pub memory_bytes: u64,
+    /// Compute threads.
+    pub threads: u32,
+    /// Optional abilities, one a bit.
+    pub features: u64,
+}
+
+/// Whom a coordinator lets in.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// The secret in the tickets of today.
+    pub secret: JoinSecret,
+    /// When those tickets expire, in seconds since 1970.
+    pub expires_unix: Option<u64>,
+    /// Keys that joined before: they need no ticket any more.
+    pub known: HashSet<PeerId>,
+}
+
+/// A worker at the gate whose hello and proof are good; it waits for an answer.
+#[derive(Debug)]
+pub struct Applicant {
+    connection: Connection,
+    hello: Hello,
+    sender: ControlSender,
+    receiver: ControlReceiver,
+}
+
+/// The worker's side: opens the control stream and joins. Only its `Welcome` means that the worker is in.
+///
+/// A coordinator that does not answer within 5 s is an error; a refusal is [`NetError::Rejected`].
+pub async fn join(
+    connection: &Connection,
+    secret: &JoinSecret,
+    me: Introduction,
+) -> Result<(Welcome, ControlSender, ControlReceiver), NetError> {
+    let peer = connection.peer();
+    let (mut sender, mut receiver) = connection.open_control().await?;
+    let Introduction { name, os, numerics, memory_bytes, threads, features } = me;
+    let (protocol, version, secret_id) = (PROTOCOL, VERSION.to_owned(), secret.id());
+    let proof = secret.proof(&connection.exporter(), connection.local_peer(), peer);
+    let hello = Hello { protocol, version, features, name, os, numerics, memory_bytes, threads, secret_id, proof };
+    sender.send(&Message::Hello(hello)).await?;
+    let answer = within(peer, "answering our hello", JOIN_DEADLINE, receiver.recv()).await?;
+    if let Message::Welcome(welcome) = answer {
+        return Ok((welcome, sender, receiver));
+    }
+    let Message::Reject { code, text } = answer else { return Err(unexpected(connection, "a welcome")) };
+    connection.close(CloseCode::Ok, "");
+    Err(NetError::Rejected { code, text })
+}
+
+/// The coordinator's side: waits up to 5 s for the hello and judges it. Refusals are sent, and returned as errors.
+pub async fn welcome(connection: &Connection, gate: &Gate) -> Result<Applicant, NetError> {
+    let hello = async {
+        let (sender, mut receiver) = connection.accept_control().await?;
+        Ok((receiver.recv().await?, sender, receiver))
+    };
+    let hello = within(connection.peer(), "saying hello", JOIN_DEADLINE, hello).await;
+    let (hello, sender, receiver) =
+        hello.inspect_err(|error| connection.close(CloseCode::Limit, &error.to_string()))?;
+    let Message::Hello(hello) = hello else { return Err(unexpected(connection, "a hello")) };
+    let verdict = gate.judge(connection, &hello, now_unix());
+    let applicant = Applicant { connection: connection.clone(), hello, sender, receiver };
+    match verdict {
+        Ok(()) => Ok(applicant),
+        Err((code, text)) => {
+            applicant.reject(code, &text).await;
+            Err(NetError::Rejected { code, text })
+        }
+    }
+}
+
+impl Applicant {
+    /// The worker's key.
+    pub fn peer(&self) -> PeerId {
+        self.connection.peer()
+    }
+
+    /// What it says about itself; texts are within their limits, but not to be trusted otherwise.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Lets it in.
+    pub async fn admit(mut self, welcome: Welcome) -> Result<(Hello, ControlSender, ControlReceiver), NetError> {
+        self.sender.send(&Message::Welcome(welcome)).await?;
+        Ok((self.hello, self.sender, self.receiver))
+    }
+
+    /// Sends it away with a reason, and closes the connection once it has that, or after 2 s.
+    pub async fn reject(mut self, code: RejectCode, text: &str) {
+        let close = match code {
+            RejectCode::Version => CloseCode::Version,
+            RejectCode::Secret | RejectCode::Expired => CloseCode::Auth,
+            RejectCode::Malformed => CloseCode::Malformed,
+            RejectCode::Full => CloseCode::Limit,
+            RejectCode::Revoked => CloseCode::Revoked,
+            RejectCode::Shutdown => CloseCode::Shutdown,
+        };
+        // A worker that is gone already needs no reason.
+        if self.sender.send(&Message::Reject { code, text: text.into() }).await.is_ok() {
+            self.sender.finish().await;
+        }
+        self.connection.close(close, text);
+    }
+}
+
+impl Gate {
+    fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), (RejectCode, String)> {
+        if hello.protocol != PROTOCOL {
+            let theirs = format!("protocol {} (qmesh {:.40})", hello.protocol, hello.version);
+            let text = format!("the worker speaks {theirs}, the coordinator protocol {PROTOCOL} (qmesh {VERSION})");
+            return Err((RejectCode::Version, text + ": install the same version on both"));
+        }
+        if [&hello.version, &hello.name, &hello.os, &hello.numerics].iter().any(|text| text.len() > HELLO_TEXT_BYTES) {
+            return Err((RejectCode::Malformed, format!("a text in the hello exceeds {HELLO_TEXT_BYTES} bytes")));
+        }
+        if self.known.contains(&connection.peer()) {
+            return Ok(());
+        }
+        let (worker, coordinator) = (connection.peer(), connection.local_peer());
+        if hello.secret_id != self.secret.id() {
+            let text = "the ticket was rotated or belongs to another mesh: get a new one from the coordinator";
+            return Err((RejectCode::Secret, text.into()));
+        }
+        if !self.secret.verify(&hello.proof, &connection.exporter(), worker, coordinator) {
+            return Err((RejectCode::Secret, "the proof of the ticket does not hold on this connection".into()));
+        }
+        match self.expires_unix {
+            Some(expires_unix) if expires_unix <= now_unix => {
+                Err((RejectCode::Expired, "the ticket has expired: get a new one from the coordinator".into()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn unexpected(connection: &Connection, due: &str) -> NetError {
+    let error =
+        NetError::Protocol { peer: connection.peer(), text: format!("sent another message where {due} was due") };
+    connection.close(CloseCode::Malformed, &error.to_string());
+    error
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,59 @@
+//! The network of qmesh: who is at the other end, and how messages, frames and weights get there.
+//!
+//! An [`Endpoint`] dials or accepts a [`Connection`], authenticated both ways by Ed25519 keys. On it travel, in falling
+//! priority, a control stream of [`Message`]s, one [`Frame`] stream per link and direction, and weight ranges. A worker
+//! is in the mesh once [`join`] returned its `Welcome`. Nothing here looks inside an activation.
+//!
+//! Sends are not cancel-safe, every receive is. [`memory::Network`] runs all of it in a simulation.
+
+mod admission;
+mod close;
+mod codec;
+mod connection;
+mod control;
+mod endpoint;
+mod error;
+mod frame;
+mod head;
+mod identity;
+mod ids;
+mod join;
+mod keyfile;
+pub mod limits;
+mod link;
+pub mod memory;
+mod message;
+mod range;
+mod sampled;
+mod secret;
+mod sorter;
+mod stream;
+mod ticket;
+mod tls;
+mod transport;
+
+pub use admission::Admission;
+pub use close::CloseCode;
+pub use codec::{MessageError, decode, encode};
+pub use connection::{Connection, Incoming};
+pub use control::{ControlReceiver, ControlSender};
+pub use endpoint::Endpoint;
+pub use error::NetError;
+pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, Wants, WireType};
+pub use head::{FrameError, FrameHead};
+pub use identity::Identity;
+pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
+pub use join::{Applicant, Gate, Introduction, join, welcome};
+pub use keyfile::KeyFileError;
+pub use link::{FrameReceiver, FrameSender};
+pub use message::{
+    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Message, OpenSession, RangeReply, RangeRequest, RejectCode,
+    Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
+};
+pub use range::{RangeReader, RangeServer};
+pub use sampled::{Candidate, Sampled};
+pub use secret::JoinSecret;
+pub use ticket::{Ticket, TicketError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! Every limit and deadline of the wire, with the relations that must hold between them.
+
+use std::time::Duration;
+
+/// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
+pub const PROTOCOL: u16 = 1;
+/// Most bytes of one control message, its type included.
+pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Most bytes of a frame's payload.
+pub const FRAME_PAYLOAD_BYTES: usize = 64 << 20;
+/// Most segments (sequences) in a frame.
+pub const FRAME_SEGMENTS: usize = 256;
+/// Most rows in a frame, over all segments.
+pub const FRAME_ROWS: usize = 16 << 10;
+/// Most values in a row.
+pub const FRAME_WIDTH: usize = 64 << 10;
+/// Most candidates reported for a sampled row.
+pub const CANDIDATES: usize = 64;
+/// Bytes of a frame's fixed head; the whole head is padded to a multiple of it.
+pub const FIXED_HEAD_BYTES: usize = 32;
+/// Bytes of one segment in a frame's head.
+pub const SEGMENT_BYTES: usize = 24;
+/// Most bytes of a frame's whole head.
+pub const HEAD_BYTES: usize = FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS;
+/// Most bytes of each text in a `Hello`.
+pub const HELLO_TEXT_BYTES: usize = 256;
+/// Most addresses in a ticket.
+pub const TICKET_ADDRESSES: usize = 16;
+
+/// Incoming one-way streams a peer may have open (frames).
+pub const UNI_STREAMS: u32 = 256;
+/// Incoming two-way streams a peer may have open (control, weight ranges).
+pub const BIDI_STREAMS: u32 = 64;
+/// Unread bytes one stream may hold.
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// Unread bytes all streams of a connection may hold.
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// Bytes of a connection sent and not yet acknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
+/// Largest UDP payload: above it ten segments in one send would exceed 65,507 bytes and vanish.
+pub const UDP_PAYLOAD_BYTES: u16 = 6500;
+/// Kernel buffer asked for on each side of the socket; the default loses packets even on loopback.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Handshakes in progress; more are refused.
+pub const PENDING_HANDSHAKES: usize = 64;
+/// Handshakes in progress above which a dialler must first prove its address.
+pub const UNPROVEN_HANDSHAKES: usize = 16;
+/// Streams of one connection that arrived and were not yet taken.
+pub const WAITING_STREAMS: usize = 16;
+
+/// Time to reach a peer, over all its addresses.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for each half of a join and for an incoming handshake.
+pub const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+/// Time a send, a range transfer or the opening of a stream may stand still.
+pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Silence after which a connection is lost.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Interval at which a quiet connection proves that it lives.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+const _: () = {
+    assert!(UDP_PAYLOAD_BYTES as usize * 10 < 65_507);
+    assert!(FRAME_PAYLOAD_BYTES + HEAD_BYTES <= u32::MAX as usize);
+    assert!(HEAD_BYTES.is_multiple_of(FIXED_HEAD_BYTES));
+    assert!(FRAME_SEGMENTS <= FRAME_ROWS);
+    assert!(FRAME_SEGMENTS <= u16::MAX as usize);
+    assert!(FRAME_WIDTH * 4 <= FRAME_PAYLOAD_BYTES);
+    assert!(FRAME_ROWS * (20 + 12 * CANDIDATES) <= FRAME_PAYLOAD_BYTES);
+    assert!(MESSAGE_BYTES <= STREAM_WINDOW_BYTES as usize);
+    assert!(HELLO_TEXT_BYTES * 8 <= MESSAGE_BYTES);
+    assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+    assert!(UNPROVEN_HANDSHAKES < PENDING_HANDSHAKES);
+    assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT.as_millis());
+    assert!(JOIN_DEADLINE.as_millis() <= DIAL_DEADLINE.as_millis());
+};

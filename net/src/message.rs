@@ -1,0 +1,396 @@
+//! Control messages: who says what to whom. Their bytes are `codec.rs`'s business.
+//!
+//! Variants of every enum here are only ever appended, since their index is their number on the wire. `Hello`,
+//! `Welcome` and `Reject` never change at all: with them peers of different versions tell each other so.
+
+use crate::{
+    codec::{Decode, Encode},
+    frame::WireType,
+    ids::{PeerId, PlanEpoch, SessionId, StageIndex},
+};
+
+/// What travels on a control stream.
+#[derive(Clone, Debug, Decode, Encode, PartialEq)]
+pub enum Message {
+    /// Worker to coordinator, first: who asks to join, and the proof that it may.
+    Hello(Hello),
+    /// Coordinator to worker: it has joined.
+    Welcome(Welcome),
+    /// Coordinator to worker: it may not join.
+    Reject {
+        /// The kind of refusal.
+        code: RejectCode,
+        /// One line for the person at the worker.
+        text: String,
+    },
+    /// Coordinator to worker: load these layers.
+    Load(LoadShard),
+    /// Worker to coordinator: how the loading goes.
+    ShardStatus(ShardStatus),
+    /// Coordinator to worker: where frames come from and go to.
+    Route(Route),
+    /// Worker to coordinator: the downstream link of this epoch stands.
+    Linked {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+    },
+    /// Coordinator to worker: make room for a session.
+    Open(OpenSession),
+    /// Worker to coordinator: the session has its room.
+    Opened {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+        /// The session opened.
+        session: SessionId,
+    },
+    /// Worker to coordinator: no room for the session.
+    Refused {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+        /// The session refused.
+        session: SessionId,
+        /// Why.
+        text: String,
+    },
+    /// Coordinator to worker: the session ended or was cancelled; free its KV.
+    Close {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+        /// The session to forget.
+        session: SessionId,
+    },
+    /// Coordinator to worker: drop the shard of this epoch.
+    Unload {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+    },
+    /// Worker to coordinator: something failed.
+    Fault(Fault),
+    /// Worker to coordinator: counters of a stage.
+    StageReport(StageReport),
+    /// Either way: answer with a `Pong` of the same stamp.
+    Ping {
+        /// Opaque to the receiver.
+        stamp: u64,
+    },
+    /// The answer to a `Ping`.
+    Pong {
+        /// The stamp of the `Ping`.
+        stamp: u64,
+    },
+    /// Worker to coordinator: finish what runs, plan nothing more here.
+    Drain,
+    /// Either way: the sender is about to leave.
+    Bye {
+        /// Why, in one line.
+        text: String,
+    },
+}
+
+/// A worker introduces itself. The layout is frozen.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Hello {
+    /// Version of the messages, [`crate::limits::PROTOCOL`].
+    pub protocol: u16,
+    /// Version of the program.
+    pub version: String,
+    /// Optional abilities, one a bit; unknown bits are ignored.
+    pub features: u64,
+    /// The name the worker would like to have.
+    pub name: String,
+    /// Operating system and architecture.
+    pub os: String,
+    /// What decides the bits of its results; equal strings compute equal bits.
+    pub numerics: String,
+    /// Memory it offers, in bytes.
+    pub memory_bytes: u64,
+    /// Compute threads.
+    pub threads: u32,
+    /// Which join secret the proof is made with.
+    pub secret_id: [u8; 8],
+    /// Proof that the worker holds the secret, bound to this connection.
+    pub proof: [u8; 32],
+}
+
+/// The coordinator lets a worker in. The layout is frozen.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Welcome {
+    /// The mesh's name.
+    pub mesh: String,
+    /// The worker's name on this mesh, unique.
+    pub assigned_name: String,
+}
+
+/// Why a join was refused. Append only.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum RejectCode {
+    /// The two programs speak different versions.
+    Version,
+    /// The ticket's secret is not this mesh's, or no longer.
+    Secret,
+    /// The ticket has expired.
+    Expired,
+    /// The hello makes no sense.
+    Malformed,
+    /// The mesh has no place left.
+    Full,
+    /// This key was revoked.
+    Revoked,
+    /// The coordinator is going down.
+    Shutdown,
+}
+
+/// The layers a worker shall hold, and with what room.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct LoadShard {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The stage the worker becomes.
+    pub stage: StageIndex,
+    /// Stages in the pipeline.
+    pub stages: u16,
+    /// BLAKE3 that names the model.
+    pub model_id: [u8; 32],
+    /// The model's name, for people.
+    pub model_name: String,
+    /// The model's spec as JSON.
+    pub spec_json: Vec<u8>,
+    /// First layer and the one after the last.
+    pub layers: (u32, u32),
+    /// BLAKE3 of every tensor of the spec, in its order.
+    pub tensor_hashes: Vec<[u8; 32]>,
+    /// KV budget in positions, all sessions together.
+    pub kv_positions: u32,
+    /// Most positions of one session.
+    pub context: u32,
+    /// How rows travel to the next stage.
+    pub wire: WireType,
+}
+
+/// How far a shard is.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct ShardStatus {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The phase it is in.
+    pub phase: ShardPhase,
+    /// Bytes of the phase done.
+    pub bytes_done: u64,
+    /// Bytes of the phase in all.
+    pub bytes_total: u64,
+    /// What it does, or why it failed, in one line.
+    pub text: String,
+    /// The process's peak memory so far, in bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// The phases of a shard. Append only.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum ShardPhase {
+    /// Tensors come over the network or from the cache.
+    Fetching,
+    /// Weights are repacked for the kernels.
+    Loading,
+    /// Frames may come.
+    Ready,
+    /// It will not become ready; the text says why.
+    Failed,
+}
+
+/// A stage's neighbours.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Route {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The receiver's stage.
+    pub stage: StageIndex,
+    /// Who sends its frames.
+    pub upstream: Upstream,
+    /// Who gets its frames.
+    pub downstream: Downstream,
+}
+
+/// Where a stage's frames come from. Append only.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum Upstream {
+    /// Stage 0: token ids from the coordinator.
+    Coordinator,
+    /// The stage before, which will dial.
+    Worker(PeerId),
+}
+
+/// Where a stage's frames go. Append only.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum Downstream {
+    /// Last stage: samples to the coordinator.
+    Coordinator,
+    /// The stage after.
+    Worker {
+        /// Its key.
+        peer: PeerId,
+        /// Where it can be dialled, best first.
+        addresses: Vec<String>,
+    },
+}
+
+/// A session wants room on a stage.
+#[derive(Clone, Debug, Decode, Encode, PartialEq)]
+pub struct OpenSession {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The session.
+    pub session: SessionId,
+    /// Most positions it may come to hold.
+    pub max_positions: u32,
+    /// How its tokens are chosen.
+    pub sampling: Sampling,
+}
+
+/// How tokens are chosen from logits. The default is greedy without penalties.
+#[derive(Clone, Debug, Decode, Encode, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the so many best; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the best that together have this probability; 1 keeps all.
+    pub top_p: f32,
+    /// Keep those at least this likely relative to the best; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in the window; 1 is off.
+    pub repeat_penalty: f32,
+    /// Subtracted once per occurrence in the window; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted once from tokens in the window; 0 is off.
+    pub presence_penalty: f32,
+    /// How many last tokens the penalties see.
+    pub penalty_window: u32,
+    /// Key of the noise, with `sequence` and the position.
+    pub seed: u64,
+    /// Tells the sequences of one request apart.
+    pub sequence: u64,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// How many candidates to report per sampled row, at most [`crate::limits::CANDIDATES`].
+    pub top: u16,
+    /// Whether to report a digest of the logits' bits.
+    pub digest: Digest,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            penalty_window: 64,
+            seed: 0,
+            sequence: 0,
+            logit_bias: Vec::new(),
+            top: 0,
+            digest: Digest::Off,
+        }
+    }
+}
+
+/// Whether sampled rows carry a digest of their logits. Append only.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub enum Digest {
+    /// The digest is 0.
+    #[default]
+    Off,
+    /// A hash over the bits of all logits.
+    On,
+}
+
+/// Something failed on a worker.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Fault {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The session that suffers; `None` when the whole stage does.
+    pub session: Option<SessionId>,
+    /// The kind.
+    pub code: FaultCode,
+    /// What happened, in one line.
+    pub text: String,
+}
+
+/// Kinds of faults. Append only.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum FaultCode {
+    /// A frame's segment starts past the session's KV; it must come again from `need`.
+    Gap {
+        /// The first position that is missing.
+        need: u32,
+    },
+    /// A frame names a session that is not open here.
+    UnknownSession,
+    /// A session or the KV budget is full.
+    Capacity,
+    /// Memory could not be had.
+    Memory,
+    /// A frame does not fit this stage's shapes or kind.
+    Frame,
+    /// The result held a NaN or an infinity.
+    Numerics,
+    /// The link to a neighbour is lost.
+    Link,
+    /// A bug on this side.
+    Internal,
+}
+
+/// Counters of a stage since its epoch began; they only grow.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct StageReport {
+    /// The plan's epoch.
+    pub epoch: PlanEpoch,
+    /// The stage.
+    pub stage: StageIndex,
+    /// Frames computed.
+    pub steps: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Time computing.
+    pub compute_us: u64,
+    /// Time from handing frames to the link until they were all in its send buffer; the wire adds half the link's RTT.
+    pub hop_us: u64,
+    /// Time with nothing to compute.
+    pub wait_us: u64,
+    /// Bytes of frames sent.
+    pub bytes_sent: u64,
+    /// KV positions in use now.
+    pub kv_positions_used: u32,
+    /// The process's peak memory, in bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// A piece of a tensor, asked for on a stream of its own.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct RangeRequest {
+    /// BLAKE3 of the whole tensor.
+    pub tensor: [u8; 32],
+    /// First byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// What comes before the bytes of a range. Append only.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum RangeReply {
+    /// So many bytes follow.
+    Found {
+        /// At most what was asked for.
+        bytes_total: u64,
+    },
+    /// Nothing follows.
+    Refused {
+        /// Why.
+        text: String,
+    },
+}

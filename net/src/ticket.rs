@@ -1,0 +1,211 @@
+//! The ticket: one string that tells a worker where its coordinator is, who it is, and that it may join.
+//!
+//! `qmesh1`, then base32 of `version u8 | critical flags u8 | length u16 of all | coordinator key 32 | secret 16 |
+//! expiry u64 if flag 0 | count u8 | (length u8 | address) each | first 4 bytes of BLAKE3 of all before`, all of it
+//! little-endian.
+
+use std::{fmt, str::FromStr, time::SystemTime};
+
+use bytes::{Buf, BufMut};
+use data_encoding::BASE32_NOPAD;
+use thiserror::Error;
+
+use crate::{ids::PeerId, limits::TICKET_ADDRESSES, secret::JoinSecret};
+
+const PREFIX: &str = "qmesh1";
+const VERSION: u8 = 1;
+/// The ticket has an expiry. Readers refuse flags that they do not know.
+const FLAG_EXPIRES: u8 = 1;
+const CHECKSUM_BYTES: usize = 4;
+
+/// What a worker needs to join a mesh.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ticket {
+    /// `host:port`s to try; hints only, since the key decides who answers.
+    pub addresses: Vec<String>,
+    /// The coordinator's key.
+    pub coordinator: PeerId,
+    /// The right to join.
+    pub secret: JoinSecret,
+    /// When the right ends, in seconds since 1970.
+    pub expires_unix: Option<u64>,
+}
+
+/// A text that is not a usable ticket.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum TicketError {
+    /// It does not start as tickets do.
+    #[error("not a ticket: tickets start with qmesh1")]
+    NotATicket,
+    /// A ticket of another version.
+    #[error("the ticket is of a version or kind that this program does not know: update it")]
+    Version,
+    /// A character that no ticket has.
+    #[error("the ticket has a character it cannot have: copy it again")]
+    Character,
+    /// The end is missing.
+    #[error("the ticket is cut short: copy it again, to its end")]
+    Truncated,
+    /// The parts are there but wrong.
+    #[error("the ticket's checksum is wrong: copy it again")]
+    Checksum,
+    /// Its time is over.
+    #[error("the ticket has expired: get a new one from the coordinator")]
+    Expired,
+}
+
+impl Ticket {
+    /// Reads a ticket as of `now_unix`, seconds since 1970. White space, as of a wrapped line, does not matter.
+    pub fn parse_at(text: &str, now_unix: u64) -> Result<Self, TicketError> {
+        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let body = text.strip_prefix(PREFIX).ok_or_else(|| match text.strip_prefix("qmesh") {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => TicketError::Version,
+            Some(_) | None => TicketError::NotATicket,
+        })?;
+        let ticket = Self::from_bytes(&decode_base32(body)?)?;
+        match ticket.expires_unix {
+            Some(expires_unix) if expires_unix <= now_unix => Err(TicketError::Expired),
+            Some(_) | None => Ok(ticket),
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, TicketError> {
+        let (head, _) = bytes.split_first_chunk::<4>().ok_or(TicketError::Truncated)?;
+        let [version, flags, length @ ..] = *head;
+        if version != VERSION || flags & !FLAG_EXPIRES != 0 {
+            return Err(TicketError::Version);
+        }
+        let length = usize::from(u16::from_le_bytes(length));
+        if bytes.len() < length {
+            return Err(TicketError::Truncated);
+        }
+        let (body, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TicketError::Truncated)?;
+        if bytes.len() != length || checksum(body) != *sum {
+            return Err(TicketError::Checksum);
+        }
+        // The checksum holds, so a body that does not fit was written so.
+        Self::from_body(&body[4..], flags).ok_or(TicketError::Checksum)
+    }
+
+    fn from_body(mut body: &[u8], flags: u8) -> Option<Self> {
+        let (mut coordinator, mut secret) = ([0; 32], [0; 16]);
+        body.try_copy_to_slice(&mut coordinator).ok()?;
+        body.try_copy_to_slice(&mut secret).ok()?;
+        let expires_unix = if flags & FLAG_EXPIRES == 0 { None } else { Some(body.try_get_u64_le().ok()?) };
+        let count = usize::from(body.try_get_u8().ok()?);
+        let mut addresses = Vec::new();
+        for _ in 0..count.min(TICKET_ADDRESSES) {
+            let bytes = usize::from(body.try_get_u8().ok()?);
+            let (address, rest) = body.split_at_checked(bytes)?;
+            addresses.push(String::from_utf8(address.to_vec()).ok()?);
+            body = rest;
+        }
+        let ticket = Self { addresses, coordinator: PeerId(coordinator), secret: JoinSecret(secret), expires_unix };
+        (body.is_empty() && ticket.addresses.len() == count).then_some(ticket)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![VERSION, if self.expires_unix.is_some() { FLAG_EXPIRES } else { 0 }, 0, 0];
+        out.put_slice(&self.coordinator.0);
+        out.put_slice(&self.secret.0);
+        if let Some(expires_unix) = self.expires_unix {
+            out.put_u64_le(expires_unix);
+        }
+        // Addresses are hints: those that no ticket can hold are left out.
+        let fitting = self.addresses.iter().filter_map(|address| Some((u8::try_from(address.len()).ok()?, address)));
+        let fitting: Vec<_> = fitting.take(TICKET_ADDRESSES).collect();
+        out.put_u8(fitting.len() as u8);
+        for (bytes, address) in fitting {
+            out.put_u8(bytes);
+            out.put_slice(address.as_bytes());
+        }
+        let length = (out.len() + CHECKSUM_BYTES) as u16;
+        out[2..4].copy_from_slice(&length.to_le_bytes());
+        let sum = checksum(&out);
+        out.put_slice(&sum);
+        out
+    }
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&self.to_bytes()).to_ascii_lowercase())
+    }
+}
+
+impl FromStr for Ticket {
+    type Err = TicketError;
+
+    fn from_str(text: &str) -> Result<Self, TicketError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self::parse_at(text, now.as_secs())
+    }
+}
+
+/// Decodes as far as whole groups go, so that a cut text fails for being short, not for how it ends.
+fn decode_base32(text: &str) -> Result<Vec<u8>, TicketError> {
+    let text = text.to_ascii_uppercase();
+    match BASE32_NOPAD.decode(text.as_bytes()) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind == data_encoding::DecodeKind::Symbol => Err(TicketError::Character),
+        Err(_) => {
+            let whole = text.len() / 8 * 8;
+            BASE32_NOPAD.decode(&text.as_bytes()[..whole]).map_err(|_| TicketError::Character)
+        }
+    }
+}
+
+fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    *blake3::hash(body).as_bytes().first_chunk().expect("32 bytes hold 4")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket() -> Ticket {
+        Ticket {
+            addresses: vec!["192.168.1.20:7700".into(), "[fe80::1]:7700".into()],
+            coordinator: PeerId(std::array::from_fn(|i| i as u8)),
+            secret: JoinSecret([0xa5; 16]),
+            expires_unix: Some(2_000_000_000),
+        }
+    }
+
+    #[test]
+    fn a_ticket_survives_its_text() {
+        let many = Ticket { addresses: vec!["a".repeat(255); TICKET_ADDRESSES], ..ticket() };
+        for ticket in [ticket(), Ticket { addresses: vec![], expires_unix: None, ..ticket() }, many] {
+            let text = ticket.to_string();
+            assert!(text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{text}");
+            assert_eq!(Ticket::parse_at(&text, 1), Ok(ticket.clone()));
+            assert_eq!(Ticket::parse_at(&format!(" {}\n{}\n", &text[..40], &text[40..]), 1), Ok(ticket));
+        }
+    }
+
+    #[test]
+    fn no_character_can_change_or_be_missing() {
+        let text = ticket().to_string();
+        for i in 0..text.len() {
+            for other in ['a', 'z', '2', '7', '1', '-', 'é'].into_iter().filter(|c| !text[i..].starts_with(*c)) {
+                let changed = format!("{}{other}{}", &text[..i], &text[i + 1..]);
+                assert!(Ticket::parse_at(&changed, 1).is_err(), "{changed}");
+            }
+            let cut = Ticket::parse_at(&text[..i], 1);
+            let expected = if i < PREFIX.len() { TicketError::NotATicket } else { TicketError::Truncated };
+            assert_eq!(cut, Err(expected), "{i}");
+        }
+        assert!(Ticket::parse_at(&format!("{text}a"), 1).is_err());
+    }
+
+    #[test]
+    fn time_and_version_are_told_apart() {
+        let text = ticket().to_string();
+        assert_eq!(Ticket::parse_at(&text, 2_000_000_000), Err(TicketError::Expired));
+        assert_eq!(Ticket::parse_at(&text.replace("qmesh1", "qmesh2"), 1), Err(TicketError::Version));
+        let mut bytes = ticket().to_bytes();
+        bytes[1] |= 0x80;
+        assert_eq!(Ticket::from_bytes(&bytes), Err(TicketError::Version));
+        assert!(!format!("{:?}", ticket()).contains("165"), "Debug must not print the secret");
+    }
+}
