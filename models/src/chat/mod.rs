@@ -1,0 +1,150 @@
+//! Chat templates: the Jinja that a model brings along, rendered with bounds on time, memory and stack.
+
+mod budget;
+mod builtins;
+mod date;
+mod guard;
+mod json;
+mod sandbox;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json, json};
+use thiserror::Error;
+
+use crate::tokenizer::Vocabulary;
+
+/// Longest source of a template, in bytes; real ones are under 30 KiB.
+pub const SOURCE_BYTES_MAX: usize = 128 << 10;
+/// Longest rendered text, in bytes.
+pub const RENDERED_BYTES_MAX: usize = 8 << 20;
+
+/// A model's chat template. A hostile one costs an error, in bounded time and memory.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    source: String,
+    bos: String,
+    eos: String,
+    /// One render at a time, so that its bounds are the template's.
+    rendering: Mutex<()>,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What they say; `None` where an assistant only calls tools.
+    pub content: Option<String>,
+    /// Whatever else the template may read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+    #[serde(flatten)]
+    pub extra: Map<String, Json>,
+}
+
+/// What a render needs besides the messages.
+#[derive(Clone, Debug)]
+pub struct RenderOptions<'a> {
+    /// Whether the text ends with the head of the assistant's answer.
+    pub generation_prompt: GenerationPrompt,
+    /// Tools as the client described them; templates do not see an empty list.
+    pub tools: &'a [Json],
+    /// Further variables, such as `enable_thinking`; none of ours can be replaced.
+    pub extra: Map<String, Json>,
+    /// What `strftime_now` says, in UTC.
+    pub now: SystemTime,
+}
+
+/// Whether a rendered text ends with the head of the assistant's answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum GenerationPrompt {
+    /// Yes: for an answer.
+    Add,
+    /// No: for a conversation as it was.
+    Omit,
+}
+
+/// What can be wrong with a chat template or with messages for it.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum TemplateError {
+    #[error("model has no chat template; use the completions endpoint, or name a template file")]
+    Missing,
+    #[error("chat template has {bytes} bytes, over the limit of {}", SOURCE_BYTES_MAX)]
+    TooLong { bytes: usize },
+    #[error("chat template does not parse: {message}")]
+    Syntax { message: String },
+    #[error("chat template uses {tag:?}, which chat templates may not")]
+    Tag { tag: &'static str },
+    #[error("{message}")]
+    Raised { message: String },
+    #[error("chat template failed: {message}")]
+    Failed { message: String },
+    #[error("chat template ran over its limit of {what}")]
+    Limit { what: &'static str },
+    #[error("cannot start a thread for the chat template: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl ChatTemplate {
+    /// Compiles `source`, whose `bos_token` and `eos_token` are these.
+    ///
+    /// # Errors
+    /// The source is too long, does not parse, or uses other templates.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
+        if source.len() > SOURCE_BYTES_MAX {
+            return Err(TemplateError::TooLong { bytes: source.len() });
+        }
+        let source = sandbox::without_generation_tags(source);
+        sandbox::check(&source)?;
+        Ok(Self { source, bos: bos.to_owned(), eos: eos.to_owned(), rendering: Mutex::new(()) })
+    }
+
+    /// The template that a GGUF file brings along.
+    ///
+    /// # Errors
+    /// `TemplateError::Missing` where it brings none; else as for `new`.
+    pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Self, TemplateError> {
+        let text = |id: Option<u32>| id.and_then(|id| vocabulary.tokens.get(id as usize)).map_or("", String::as_str);
+        let source = vocabulary.chat_template.as_deref().filter(|source| !source.trim().is_empty());
+        Self::new(source.ok_or(TemplateError::Missing)?, text(vocabulary.bos), text(vocabulary.eos))
+    }
+
+    /// The text of a conversation, at most `RENDERED_BYTES_MAX`, to be encoded with `Specials::Parse`.
+    ///
+    /// # Errors
+    /// `TemplateError::Raised` has the template's own complaint about the messages; the others are its faults.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+        let mut variables = options.extra.clone();
+        variables.insert("messages".to_owned(), json!(messages));
+        variables.insert("bos_token".to_owned(), json!(self.bos));
+        variables.insert("eos_token".to_owned(), json!(self.eos));
+        let add = options.generation_prompt == GenerationPrompt::Add;
+        variables.insert("add_generation_prompt".to_owned(), json!(add));
+        variables.shift_remove("tools");
+        if !options.tools.is_empty() {
+            variables.insert("tools".to_owned(), json!(options.tools));
+        }
+        let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        sandbox::render(&self.source, &variables, options.now)
+    }
+}
+
+impl Message {
+    /// A message of text alone.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Some(content.into()), extra: Map::new() }
+    }
+}
+
+impl RenderOptions<'_> {
+    /// For an answer without tools.
+    pub fn new(now: SystemTime) -> Self {
+        Self { generation_prompt: GenerationPrompt::Add, tools: &[], extra: Map::new(), now }
+    }
+}

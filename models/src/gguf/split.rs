@@ -1,0 +1,137 @@
+//! Opens a file, or all parts of a split model: `NAME-00001-of-00003.gguf` and its siblings.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, FileType},
+    io::{self, BufReader},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Gguf, Part,
+    error::{GgufError, GgufFault},
+    header::{self, Header},
+};
+
+/// Reads the headers of the file at `path` and of all its siblings, in order.
+pub(super) fn read(path: &Path) -> Result<Vec<(Header, Part)>, GgufError> {
+    let at = |fault| GgufError { path: path.to_owned(), fault };
+    let opened = read_file(path)?;
+    let Some(place) = place(&opened.0).map_err(at)? else { return Ok(vec![opened]) };
+    let stem = stem(path, place).ok_or(GgufFault::PartName { part: place.no + 1, count: place.count }).map_err(at)?;
+    let mut opened = Some(opened);
+    let mut parts = Vec::new();
+    for no in 0..place.count {
+        let expected = Place { no, ..place };
+        let part = match opened.take_if(|_| no == place.no) {
+            Some(part) => part,
+            None => read_sibling(&sibling(path, stem, expected), expected)?,
+        };
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+/// Checks what the metadata says about parts and tensors against what is there.
+pub(super) fn check(model: &Gguf) -> Result<(), GgufFault> {
+    let parts = model.parts.len() as u64;
+    let count = header::read_optional(&model.metadata, "split.count")?.unwrap_or(1).max(1);
+    if count != parts {
+        return Err(GgufFault::SplitMismatch { key: "split.count", expected: parts, found: count });
+    }
+    let found = model.tensors.len() as u64;
+    match header::read_optional(&model.metadata, "split.tensors.count")? {
+        Some(expected) if expected != found => Err(GgufFault::SplitTensors { expected, found }),
+        _ => Ok(()),
+    }
+}
+
+/// Part `no`, from 0, of `count`.
+#[derive(Clone, Copy, PartialEq)]
+struct Place {
+    no: u64,
+    count: u64,
+}
+
+impl Place {
+    fn suffix(self) -> String {
+        format!("-{:05}-of-{:05}.gguf", self.no + 1, self.count)
+    }
+}
+
+/// Where a file stands in its model; `None` where it is the whole of it.
+fn place(header: &Header) -> Result<Option<Place>, GgufFault> {
+    let count = header::read_optional(&header.metadata, "split.count")?.unwrap_or(1);
+    if count <= 1 {
+        return Ok(None);
+    }
+    let no = header::read_optional(&header.metadata, "split.no")?.unwrap_or(0);
+    if no >= count {
+        return Err(GgufFault::SplitMismatch { key: "split.no", expected: count - 1, found: no });
+    }
+    Ok(Some(Place { no, count }))
+}
+
+/// The file name of a part without its suffix; as bytes, for names that are not UTF-8.
+fn stem(path: &Path, place: Place) -> Option<&[u8]> {
+    path.file_name()?.as_bytes().strip_suffix(place.suffix().as_bytes())
+}
+
+fn sibling(path: &Path, stem: &[u8], place: Place) -> PathBuf {
+    path.with_file_name(OsStr::from_bytes(&[stem, place.suffix().as_bytes()].concat()))
+}
+
+fn read_sibling(path: &Path, expected: Place) -> Result<(Header, Part), GgufError> {
+    let at = |fault| GgufError { path: path.to_owned(), fault };
+    let part = read_file(path).map_err(|error| {
+        let absent = matches!(&error.fault, GgufFault::Io(cause) if cause.kind() == io::ErrorKind::NotFound);
+        if absent { at(GgufFault::PartMissing) } else { error }
+    })?;
+    let found = place(&part.0).map_err(at)?.unwrap_or(Place { no: 0, count: 1 });
+    if found.count != expected.count {
+        return Err(at(GgufFault::SplitMismatch { key: "split.count", expected: expected.count, found: found.count }));
+    }
+    if found.no != expected.no {
+        return Err(at(GgufFault::SplitMismatch { key: "split.no", expected: expected.no, found: found.no }));
+    }
+    Ok(part)
+}
+
+fn read_file(path: &Path) -> Result<(Header, Part), GgufError> {
+    let read = || {
+        // Looked at before it is opened: opening a FIFO blocks.
+        let kind = fs::metadata(path)?.file_type();
+        if !kind.is_file() {
+            return Err(GgufFault::NotAFile { kind: name_of(kind) });
+        }
+        let file = File::open(path)?;
+        let opened = file.metadata()?;
+        let header = header::parse(BufReader::with_capacity(READ_BYTES, &file), opened.size(), opened.size())?;
+        let part = Part {
+            path: path.to_owned(),
+            bytes: opened.size(),
+            header_bytes: header.body_start.min(opened.size()),
+            modified: Some(opened.modified()?),
+        };
+        Ok((header, part))
+    };
+    read().map_err(|fault| GgufError { path: path.to_owned(), fault })
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "directory"
+    } else if kind.is_fifo() {
+        "FIFO"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "device"
+    }
+}
+
+const READ_BYTES: usize = 256 << 10;

@@ -1,0 +1,274 @@
+//! A model's shape as data: what a family function makes of GGUF metadata, and all that the engine ever sees of it.
+//!
+//! Alternatives are enum variants and are matched without `_`, so that the compiler lists every place that a new
+//! variant must be met. The spec travels to the workers as JSON, so every type here is `Serialize + Deserialize`.
+
+use std::{fmt, ops::Range};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::TensorType;
+
+/// The shape of one model and its one list of tensors.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ModelSpec {
+    /// Display name: `general.name`, or the file's stem.
+    pub name: String,
+    /// The family's name, for people; no code decides by it.
+    pub family: String,
+    /// Width of the hidden state, in elements.
+    pub hidden: usize,
+    /// Rows of the embedding table and of the head.
+    pub vocab: usize,
+    /// The most positions the model was trained for.
+    pub context: usize,
+    /// Factor on the embedding row (Gemma: √hidden), 1.0 for none.
+    pub embedding_scale: f32,
+    /// One entry per layer, in order.
+    pub layers: Vec<LayerSpec>,
+    /// From the last hidden state to logits.
+    pub head: HeadSpec,
+    /// Every tensor of the model (or, in a shard's spec, of the shard), in file order.
+    pub tensors: Vec<TensorSpec>,
+}
+
+/// What one layer computes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct LayerSpec {
+    /// The attention half.
+    pub attention: AttentionSpec,
+    /// The feed-forward half.
+    pub ffn: Ffn,
+    /// Where the norms stand.
+    pub norms: NormPlacement,
+    /// ε of every RMS norm in the layer.
+    pub norm_eps: f32,
+}
+
+/// Grouped-query attention: `heads` query heads share `kv_heads` key/value heads.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Factor on q·k.
+    pub scale: f32,
+    /// How far back a query attends.
+    pub window: Window,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// RMS norm on each head of q and k before RoPE (`QNorm`, `KNorm` tensors).
+    pub qk_norm: QkNorm,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: Bias,
+}
+
+/// How far back a query attends.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Window {
+    /// All positions up to its own.
+    Full,
+    /// Its own position and the `n - 1` before it.
+    Sliding(usize),
+}
+
+/// Rotary position embedding of the first `dims` elements of each head.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Rope {
+    /// Which elements form a rotated pair.
+    pub pairing: RopePairing,
+    /// Elements of the head that are rotated; even.
+    pub dims: usize,
+    /// Base θ of the frequencies θ^(-2i/dims).
+    pub base: f32,
+    /// How the frequencies are changed for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Which elements form a rotated pair.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum RopePairing {
+    /// (2i, 2i+1): what ggml calls "normal"; llama GGUFs are permuted for it.
+    Interleaved,
+    /// (i, i + dims/2): what ggml calls "neox".
+    Halves,
+}
+
+/// How RoPE frequencies are changed for longer contexts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions divided by the factor.
+    Linear(f32),
+    /// Each frequency divided by its factor in the `RopeFactors` tensor (Llama 3).
+    Factors,
+}
+
+/// Whether q and k are normalised per head.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum QkNorm {
+    /// No.
+    None,
+    /// RMS norm over each head's elements.
+    PerHead,
+}
+
+/// Whether a product has a bias.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Bias {
+    /// No.
+    None,
+    /// Yes.
+    Present,
+}
+
+/// The feed-forward half of a layer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum Ffn {
+    /// down(act(gate(x)) · up(x)).
+    Gated {
+        /// Width between the products.
+        inner: usize,
+        /// On the gate.
+        activation: Activation,
+    },
+}
+
+/// A gate's activation.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Activation {
+    /// x·σ(x).
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+}
+
+/// Where a layer's norms stand.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum NormPlacement {
+    /// Before attention and before the FFN.
+    Pre,
+    /// Before each half, and once more on its output before the residual is added (Gemma 2 and 3).
+    PreAndPost,
+}
+
+/// From the last hidden state to logits.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct HeadSpec {
+    /// ε of the output norm.
+    pub norm_eps: f32,
+    /// Which matrix makes the logits.
+    pub matrix: HeadMatrix,
+}
+
+/// Which matrix makes the logits.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum HeadMatrix {
+    /// The embedding table again.
+    Tied,
+    /// A matrix of its own (`TensorRole::Output`).
+    Own,
+}
+
+/// One tensor: a matrix of `rows` rows of `cols` elements (a vector has one row), where its bytes lie, and what it is for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TensorSpec {
+    /// What it is for.
+    pub role: TensorRole,
+    /// Its name in the GGUF.
+    pub name: String,
+    /// Output features.
+    pub rows: usize,
+    /// Elements per row: GGUF's `ne[0]`, the dimension that products sum over.
+    pub cols: usize,
+    /// How its elements are stored.
+    pub dtype: TensorType,
+    /// Which part of a split GGUF holds it, from 0.
+    pub part: usize,
+    /// Absolute offset of its first byte in that file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum TensorRole {
+    /// Rows looked up by token id.
+    Embedding,
+    /// Gain of the norm before the head.
+    OutputNorm,
+    /// The head's matrix.
+    Output,
+    /// Factors of `RopeScaling::Factors`; every shard holds them.
+    RopeFactors,
+    /// Part of one layer.
+    Layer(LayerIndex, LayerTensor),
+}
+
+/// A tensor's place in its layer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[allow(missing_docs, reason = "the names are the field's own")]
+pub enum LayerTensor {
+    AttnNorm,
+    Q,
+    K,
+    V,
+    QBias,
+    KBias,
+    VBias,
+    QNorm,
+    KNorm,
+    AttnOutput,
+    PostAttnNorm,
+    FfnNorm,
+    Gate,
+    Up,
+    Down,
+    PostFfnNorm,
+}
+
+/// A layer's place in the model, from 0.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct LayerIndex(pub usize);
+
+impl fmt::Display for LayerIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl ModelSpec {
+    /// The spec that a worker of `layers` gets: the same model, with only the tensors that this shard holds.
+    pub fn shard(&self, layers: Range<usize>) -> Self {
+        let tensors = self.tensors.iter().filter(|t| self.holds(&layers, t.role)).cloned().collect();
+        Self { tensors, ..self.clone() }
+    }
+
+    /// Whether the shard of `layers` holds the tensor of `role`: stage 0 embeds, the last stage has the head (and, where
+    /// the head is tied, the embedding table as well).
+    pub fn holds(&self, layers: &Range<usize>, role: TensorRole) -> bool {
+        let first = layers.start == 0;
+        let last = layers.end == self.layers.len();
+        match role {
+            TensorRole::Embedding => first || (last && self.head.matrix == HeadMatrix::Tied),
+            TensorRole::OutputNorm | TensorRole::Output => last,
+            TensorRole::RopeFactors => true,
+            TensorRole::Layer(layer, _) => layers.contains(&layer.0),
+        }
+    }
+
+    /// Bytes in the file of the tensors that the shard of `layers` holds.
+    pub fn shard_bytes(&self, layers: &Range<usize>) -> u64 {
+        self.tensors.iter().filter(|t| self.holds(layers, t.role)).map(|t| t.bytes).sum()
+    }
+
+    /// Bytes of KV cache that one position costs in the shard of `layers`, at f16.
+    pub fn kv_bytes_per_position(&self, layers: &Range<usize>) -> u64 {
+        self.layers[layers.clone()].iter().map(|l| 2 * 2 * (l.attention.kv_heads * l.attention.head_dim) as u64).sum()
+    }
+}
