@@ -1,0 +1,162 @@
+//! An answer on its way out: one JSON object, or server-sent events.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use futures_util::{Stream, StreamExt, stream};
+use qmesh_net::Sampled;
+use serde_json::{Value, json};
+
+use super::{
+    choices::{ChoiceEvent, Choices, Whole},
+    error::ApiError,
+    params::Delivery,
+};
+use crate::text::{TextDelta, TextEndReason};
+
+/// Silence after which a stream carries a comment, so that nothing between here and the client gives up on it.
+const PING: Duration = Duration::from_secs(10);
+
+/// How one kind of completion writes its choices.
+pub(crate) trait Shape: Send + 'static {
+    /// The `object` of a whole answer, and that of a chunk.
+    const OBJECTS: (&'static str, &'static str);
+
+    /// The choice of a stream's first chunk, if it has one.
+    fn opening(&self, index: usize) -> Option<Value>;
+    /// The choice of a chunk with the prompt's rows.
+    fn prompt(&self, index: usize, rows: &[Sampled]) -> Value;
+    /// The choice of a chunk with text.
+    fn delta(&self, index: usize, delta: &TextDelta) -> Value;
+    /// The choice of a choice's last chunk.
+    fn end(&self, index: usize, reason: TextEndReason) -> Value;
+    /// A complete choice.
+    fn whole(&self, index: usize, whole: &Whole) -> Value;
+}
+
+/// What every object of an answer says.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) id: String,
+    pub(crate) created_s: u64,
+    pub(crate) model: String,
+}
+
+/// Sends the answer in the way asked for.
+///
+/// # Errors
+/// Whatever fails before the first byte is out; what fails later is the stream's last event.
+pub(crate) async fn answer<S: Shape>(
+    mut choices: Choices,
+    shape: S,
+    envelope: Envelope,
+    delivery: Delivery,
+) -> Result<Response, ApiError> {
+    if delivery == Delivery::Whole {
+        let wholes = choices.wholes().await?;
+        let listed = wholes.iter().enumerate().map(|(index, whole)| shape.whole(index, whole)).collect();
+        let mut object = envelope.object(S::OBJECTS.0, listed);
+        object["usage"] = choices.usage();
+        return Ok(Json(object).into_response());
+    }
+    let choices = choices.begun().await?;
+    let outgoing = Outgoing::new(choices, shape, envelope, delivery);
+    let next = async |mut outgoing: Outgoing<S>| outgoing.next().await.map(|event| (event, outgoing));
+    Ok(events(stream::unfold(outgoing, next)))
+}
+
+/// Server-sent events, with the comments and headers that keep them coming.
+pub(crate) fn events(stream: impl Stream<Item = Event> + Send + 'static) -> Response {
+    let sse = Sse::new(stream.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::new().interval(PING).text("ping"));
+    let mut response = sse.into_response();
+    // Reverse proxies would collect tokens into pages.
+    response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+impl Envelope {
+    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created_s,
+            "model": self.model,
+            "system_fingerprint": concat!("qmesh-", env!("CARGO_PKG_VERSION")),
+            "choices": choices,
+        })
+    }
+}
+
+/// A stream's events, made as they are asked for: a reader that stays behind is felt by the mesh.
+struct Outgoing<S> {
+    /// Gone once the stream has ended.
+    choices: Option<Choices>,
+    shape: S,
+    envelope: Envelope,
+    delivery: Delivery,
+    ready: VecDeque<Event>,
+}
+
+impl<S: Shape> Outgoing<S> {
+    fn new(choices: Choices, shape: S, envelope: Envelope, delivery: Delivery) -> Self {
+        let count = choices.count();
+        let mut outgoing = Self { choices: Some(choices), shape, envelope, delivery, ready: VecDeque::new() };
+        let openings: Vec<_> = (0..count).filter_map(|index| outgoing.shape.opening(index)).collect();
+        for opening in openings {
+            outgoing.send(vec![opening], Value::Null);
+        }
+        outgoing
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        if let Some(event) = self.ready.pop_front() {
+            return Some(event);
+        }
+        match self.choices.as_mut()?.next().await {
+            Ok(Some((index, event))) => {
+                let choice = match event {
+                    ChoiceEvent::Prompt(rows) => self.shape.prompt(index, &rows),
+                    ChoiceEvent::Delta(delta) => self.shape.delta(index, &delta),
+                    ChoiceEvent::End(reason) => self.shape.end(index, reason),
+                };
+                self.send(vec![choice], Value::Null);
+            }
+            Ok(None) => {
+                let usage = self.choices.take().map(|choices| choices.usage());
+                if self.delivery == Delivery::StreamWithUsage {
+                    self.send(vec![], usage.unwrap_or_default());
+                }
+                self.ready.push_back(Event::default().data("[DONE]"));
+            }
+            Err(error) => {
+                // No finish reason and no [DONE]: a failed answer must not look like a finished one.
+                self.choices = None;
+                self.ready.push_back(Event::default().data(error.body().to_string()));
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    fn send(&mut self, choices: Vec<Value>, usage: Value) {
+        let mut chunk = self.envelope.object(S::OBJECTS.1, choices);
+        if self.delivery == Delivery::StreamWithUsage {
+            chunk["usage"] = usage;
+        }
+        self.ready.push_back(Event::default().data(chunk.to_string()));
+    }
+}
+
+/// OpenAI's word for the end of a choice.
+pub(crate) fn finish_reason(reason: TextEndReason) -> &'static str {
+    match reason {
+        TextEndReason::EndToken | TextEndReason::StopString => "stop",
+        TextEndReason::Length => "length",
+    }
+}

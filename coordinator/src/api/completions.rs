@@ -1,0 +1,261 @@
+//! `POST /v1/completions`.
+
+use std::{fmt, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    response::Response,
+};
+use qmesh_models::tokenizer::{ControlTokens, LeadingSpace, Specials};
+use qmesh_net::Sampled;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Unexpected, Visitor},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Api,
+    answer::{Shape, answer, finish_reason},
+    blocking,
+    body::OneOrMany,
+    choices::{Choices, Job, Whole},
+    error::ApiError,
+    params::{TOP_LOGPROBS, integer},
+};
+use crate::{
+    generate::PromptRows,
+    text::{TextDelta, TextEndReason, TextModel, TokenDetail, TokenText},
+};
+
+/// Most prompts of one request.
+const PROMPTS: usize = 64;
+/// Tokens generated for a client that does not say, as OpenAI has it.
+const MAX_TOKENS: usize = 16;
+
+#[derive(Debug, Deserialize)]
+struct CompletionRequest {
+    prompt: Option<OneOrMany<PromptEntry>>,
+    echo: Option<bool>,
+    logprobs: Option<i64>,
+}
+
+/// What a list in `prompt` may hold, all entries alike.
+#[derive(Debug)]
+enum PromptEntry {
+    Id(u32),
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// One prompt as it was sent.
+#[derive(Debug)]
+enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// A prompt as ids, and as the text that `echo` repeats.
+#[derive(Debug)]
+struct Encoded {
+    ids: Vec<u32>,
+    text: String,
+}
+
+/// Whether choices begin with their prompt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Echo {
+    Off,
+    On,
+}
+
+/// Continues prompts.
+pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let remote = Api::remote(&request);
+    let (params, completion) = api.read::<CompletionRequest>(request).await?;
+    let delivery = params.delivery()?;
+    let top = integer("logprobs", completion.logprobs, 0..=TOP_LOGPROBS)?.and_then(|top| u16::try_from(top).ok());
+    let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
+    let echo = if completion.echo.unwrap_or(false) { Echo::On } else { Echo::Off };
+    // To score its prompt is the one reason for a request to generate nothing.
+    let max_tokens = params.max_tokens(if echo == Echo::On { 0 } else { 1 })?.unwrap_or(MAX_TOKENS);
+    let mut job = Job {
+        prompts: Vec::new(),
+        param: "prompt",
+        choices: params.choices()?,
+        max_tokens: Some(max_tokens),
+        sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
+        stops: params.stops()?,
+        detail,
+        leading_space: LeadingSpace::Keep,
+        prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
+        client: api.client(remote, params.user.as_deref()),
+    };
+    let prompts = completion.prompts()?;
+    api.check_ready()?;
+    let text = Arc::clone(&api.state.text);
+    let encode = move || prompts.into_iter().map(|prompt| prompt.encode(&text)).collect::<Result<Vec<_>, _>>();
+    let prompts = blocking(encode).await??;
+    job.prompts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+    let text = Arc::clone(&api.state.text);
+    let choices = Choices::start(&api, job)?;
+    let shape = CompletionShape { text, per_prompt: choices.count() / prompts.len(), prompts, echo, detail };
+    answer(choices, shape, api.envelope("cmpl"), delivery).await
+}
+
+impl CompletionRequest {
+    fn prompts(self) -> Result<Vec<Prompt>, ApiError> {
+        let wrong = |text: &str| ApiError::invalid("prompt", text);
+        let entries = match self.prompt {
+            None => return Err(wrong("'prompt' is missing")),
+            Some(OneOrMany::One(text)) => return Ok(vec![Prompt::Text(text)]),
+            Some(OneOrMany::Many(entries)) => entries,
+        };
+        let mut prompts = Vec::new();
+        let mut ids = Vec::new();
+        for entry in entries {
+            match entry {
+                PromptEntry::Id(id) => ids.push(id),
+                PromptEntry::Text(text) => prompts.push(Prompt::Text(text)),
+                PromptEntry::Ids(ids) => prompts.push(Prompt::Ids(ids)),
+            }
+        }
+        match (prompts.len(), ids.is_empty()) {
+            (0, true) => Err(wrong("'prompt' is an empty list")),
+            (0, false) => Ok(vec![Prompt::Ids(ids)]),
+            (1..=PROMPTS, true) => Ok(prompts),
+            (_, true) => Err(wrong(&format!("{} prompts in one request, want at most {PROMPTS}", prompts.len()))),
+            (_, false) => Err(wrong("'prompt' mixes token ids with strings or lists")),
+        }
+    }
+}
+
+impl Prompt {
+    fn encode(self, text: &TextModel) -> Result<Encoded, ApiError> {
+        match self {
+            Self::Text(prompt) => {
+                let ids =
+                    text.raw_prompt(&prompt, Specials::Parse).map_err(|error| ApiError::text("prompt", &error))?;
+                Ok(Encoded { ids, text: prompt })
+            }
+            Self::Ids(ids) => {
+                let vocabulary = text.tokenizer.vocab_len();
+                if let Some(id) = ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= vocabulary)) {
+                    return Err(ApiError::invalid("prompt", format!("{id} is no token id below {vocabulary}")));
+                }
+                if ids.is_empty() {
+                    return Err(ApiError::invalid("prompt", "a prompt of token ids must hold at least one"));
+                }
+                Ok(Encoded { text: text.tokenizer.decode(&ids, ControlTokens::Hide), ids })
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PromptEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptEntryVisitor)
+    }
+}
+
+struct PromptEntryVisitor;
+
+impl<'de> Visitor<'de> for PromptEntryVisitor {
+    type Value = PromptEntry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a token id or a list of token ids")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<PromptEntry, E> {
+        Ok(PromptEntry::Text(text.to_owned()))
+    }
+
+    fn visit_u64<E: de::Error>(self, id: u64) -> Result<PromptEntry, E> {
+        let id = u32::try_from(id).map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))?;
+        Ok(PromptEntry::Id(id))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<PromptEntry, A::Error> {
+        Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(PromptEntry::Ids)
+    }
+}
+
+struct CompletionShape {
+    text: Arc<TextModel>,
+    prompts: Vec<Encoded>,
+    /// Choices per prompt.
+    per_prompt: usize,
+    echo: Echo,
+    detail: TokenDetail,
+}
+
+impl CompletionShape {
+    fn choice(index: usize, text: &str, logprobs: Value, reason: Option<&str>) -> Value {
+        json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
+    }
+
+    fn prompt_of(&self, index: usize) -> &Encoded {
+        &self.prompts[index / self.per_prompt]
+    }
+
+    /// Characters that stand before the generated text.
+    fn echoed_chars(&self, index: usize) -> usize {
+        if self.echo == Echo::On { self.prompt_of(index).text.chars().count() } else { 0 }
+    }
+
+    fn logprobs(&self, prompt: &[TokenText], tokens: &[TokenText], index: usize) -> Value {
+        if self.detail == TokenDetail::Off {
+            return Value::Null;
+        }
+        let before = self.echoed_chars(index);
+        let offsets = prompt.iter().map(|token| token.offset).chain(tokens.iter().map(|token| token.offset + before));
+        let all = || prompt.iter().chain(tokens);
+        json!({
+            "tokens": all().map(|token| &token.spelled.text).collect::<Vec<_>>(),
+            "token_logprobs": all().map(|token| token.logprob).collect::<Vec<_>>(),
+            "top_logprobs": all().map(top_logprobs).collect::<Vec<_>>(),
+            "text_offset": offsets.collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Shape for CompletionShape {
+    const OBJECTS: (&'static str, &'static str) = ("text_completion", "text_completion");
+
+    fn opening(&self, index: usize) -> Option<Value> {
+        let plain = (self.echo, self.detail) == (Echo::On, TokenDetail::Off);
+        plain.then(|| Self::choice(index, &self.prompt_of(index).text, Value::Null, None))
+    }
+
+    fn prompt(&self, index: usize, rows: &[Sampled]) -> Value {
+        let Encoded { ids, text } = self.prompt_of(index);
+        let tokens = self.text.prompt_tokens(ids, rows);
+        Self::choice(index, text, self.logprobs(&tokens, &[], index), None)
+    }
+
+    fn delta(&self, index: usize, delta: &TextDelta) -> Value {
+        Self::choice(index, &delta.text, self.logprobs(&[], &delta.tokens, index), None)
+    }
+
+    fn end(&self, index: usize, reason: TextEndReason) -> Value {
+        Self::choice(index, "", Value::Null, Some(finish_reason(reason)))
+    }
+
+    fn whole(&self, index: usize, whole: &Whole) -> Value {
+        let prompt = self.prompt_of(index);
+        let tokens = if whole.prompt.is_empty() { vec![] } else { self.text.prompt_tokens(&prompt.ids, &whole.prompt) };
+        let before = if self.echo == Echo::On { prompt.text.as_str() } else { "" };
+        let logprobs = self.logprobs(&tokens, &whole.tokens, index);
+        Self::choice(index, &format!("{before}{}", whole.text), logprobs, Some(finish_reason(whole.reason)))
+    }
+}
+
+/// The alternatives by their text, the token itself among them; null where nothing predicts it.
+fn top_logprobs(token: &TokenText) -> Option<Map<String, Value>> {
+    let logprob = token.logprob?;
+    let mut top: Map<_, _> =
+        token.top.iter().map(|(spelled, logprob)| (spelled.text.clone(), json!(logprob))).collect();
+    top.entry(token.spelled.text.clone()).or_insert(json!(logprob));
+    Some(top)
+}

@@ -1,0 +1,193 @@
+//! The one shape in which the API reports errors: OpenAI's, with its types and codes.
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use qmesh_models::chat::TemplateError;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use super::body::{BODY_BYTES, BODY_DEADLINE};
+use crate::{generate::GenerateError, mesh::status::MeshState, text::TextError};
+
+/// Why a request gets no answer. The text goes to the client as it is, so it holds no more of the prompt than a word.
+#[derive(Clone, Debug, Error)]
+pub(crate) enum ApiError {
+    /// A parameter, or the body as a whole, is wrong.
+    #[error("{text}")]
+    Invalid { param: Option<String>, text: String },
+    /// A parameter that we know and do not honour.
+    #[error("'{param}' is not supported yet: {hint}")]
+    Unsupported { param: &'static str, hint: &'static str },
+    /// The prompt does not fit the context.
+    #[error("this model's context holds {context} tokens, the prompt has {prompt_tokens}: shorten it")]
+    ContextExceeded { param: &'static str, prompt_tokens: usize, context: usize },
+    #[error("missing or wrong API key: send 'Authorization: Bearer KEY'")]
+    Unauthorized,
+    #[error("{header} '{value}' is not this machine: use localhost or a loopback address")]
+    Forbidden { header: HeaderName, value: String },
+    #[error("no such endpoint: GET / lists them")]
+    NoSuchEndpoint,
+    #[error("this endpoint does not take that method: GET / lists them")]
+    WrongMethod,
+    #[error("the model '{name}' is not served here; GET /v1/models names the one that is")]
+    UnknownModel { name: String },
+    #[error("the body did not arrive within {} s", BODY_DEADLINE.as_secs())]
+    Slow,
+    #[error("the body is larger than {BODY_BYTES} bytes")]
+    TooLarge,
+    #[error("too many large requests are being read: try again later")]
+    Busy,
+    /// The mesh cannot compute now.
+    #[error("{text}")]
+    NotReady { state: MeshState, text: String },
+    /// The mesh took the request and failed it.
+    #[error(transparent)]
+    Generate(GenerateError),
+    #[error("internal error: {text}")]
+    Internal { text: String },
+}
+
+/// How an error is told apart by programs.
+struct Class {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    retry_after_s: Option<u16>,
+}
+
+impl ApiError {
+    /// A wrong parameter.
+    pub(crate) fn invalid(param: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::Invalid { param: Some(param.into()), text: text.into() }
+    }
+
+    /// A prompt that could not become ids.
+    pub(crate) fn text(param: &'static str, error: &TextError) -> Self {
+        match error {
+            TextError::Template(TemplateError::Thread(_)) => Self::Internal { text: error.to_string() },
+            TextError::Empty { .. }
+            | TextError::NoTemplate { .. }
+            | TextError::NoTools { .. }
+            | TextError::Template(_)
+            | TextError::Tokenizer(_) => Self::invalid(param, error.to_string()),
+        }
+    }
+
+    /// The JSON object of the error; also what a failed stream ends with.
+    pub(crate) fn body(&self) -> Value {
+        let Class { kind, code, .. } = self.class();
+        json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            Self::Unsupported { param, .. } => Some(param),
+            Self::ContextExceeded { param, .. } => Some(param),
+            Self::UnknownModel { .. } => Some("model"),
+            Self::Unauthorized
+            | Self::Forbidden { .. }
+            | Self::NoSuchEndpoint
+            | Self::WrongMethod
+            | Self::Slow
+            | Self::TooLarge
+            | Self::Busy
+            | Self::NotReady { .. }
+            | Self::Generate(_)
+            | Self::Internal { .. } => None,
+        }
+    }
+
+    fn class(&self) -> Class {
+        let class = |status, kind| Class { status, kind, code: None, retry_after_s: None };
+        match self {
+            Self::Invalid { .. } => class(StatusCode::BAD_REQUEST, "invalid_request_error"),
+            Self::Unsupported { .. } => {
+                class(StatusCode::BAD_REQUEST, "invalid_request_error").code("unsupported_parameter")
+            }
+            Self::ContextExceeded { .. } => {
+                class(StatusCode::BAD_REQUEST, "invalid_request_error").code("context_length_exceeded")
+            }
+            Self::Unauthorized => class(StatusCode::UNAUTHORIZED, "authentication_error"),
+            Self::Forbidden { .. } => class(StatusCode::FORBIDDEN, "permission_error"),
+            Self::NoSuchEndpoint => class(StatusCode::NOT_FOUND, "not_found_error"),
+            Self::WrongMethod => class(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error"),
+            Self::UnknownModel { .. } => class(StatusCode::NOT_FOUND, "not_found_error").code("model_not_found"),
+            Self::Slow => class(StatusCode::REQUEST_TIMEOUT, "timeout_error"),
+            Self::TooLarge => class(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            Self::Busy => class(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error").code("queue_full").retry(2),
+            Self::NotReady { state, .. } => unavailable(state_code(*state)),
+            Self::Generate(error) => generate_class(error),
+            Self::Internal { .. } => class(StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        }
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        Self::Generate(error)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let Class { status, retry_after_s, .. } = self.class();
+        let mut response = (status, Json(self.body())).into_response();
+        if let Some(seconds) = retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl Class {
+    fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    fn retry(self, seconds: u16) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+}
+
+fn unavailable(code: &'static str) -> Class {
+    Class {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        kind: "unavailable_error",
+        code: Some(code),
+        retry_after_s: Some(5),
+    }
+}
+
+fn state_code(state: MeshState) -> &'static str {
+    match state {
+        MeshState::Loading => "loading",
+        MeshState::Waiting | MeshState::Ready | MeshState::Failed => "no_pipeline",
+        MeshState::Stopping => "shutting_down",
+    }
+}
+
+fn generate_class(error: &GenerateError) -> Class {
+    let class = |status, kind, code| Class { status, kind, code, retry_after_s: None };
+    match error {
+        GenerateError::ContextExceeded { .. } => {
+            class(StatusCode::BAD_REQUEST, "invalid_request_error", Some("context_length_exceeded"))
+        }
+        GenerateError::BadPrompt { .. } => class(StatusCode::BAD_REQUEST, "invalid_request_error", None),
+        GenerateError::QueueFull { .. } => {
+            class(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full")).retry(2)
+        }
+        GenerateError::NotReady { .. } => unavailable("no_pipeline"),
+        GenerateError::WorkerLost { .. } => unavailable("worker_lost"),
+        GenerateError::Fault { .. } => {
+            class(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("pipeline_failed"))
+        }
+        GenerateError::ShuttingDown => unavailable("shutting_down"),
+    }
+}

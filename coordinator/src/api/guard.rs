@@ -1,0 +1,109 @@
+//! What stands before every route: a request id, who may ask, and what errors outside the routes look like.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use subtle::ConstantTimeEq;
+
+use super::{Api, error::ApiError, params::random};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What anyone may ask, with or without a key: probes have none.
+const OPEN_PATHS: [&str; 2] = ["/health", "/ready"];
+
+/// Which names a request may give the server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Hosts {
+    /// Bound to a real address: any.
+    Any,
+    /// Bound to loopback: loopback's own and these, or a page that rebinds its DNS name could speak to us.
+    Loopback(Vec<String>),
+}
+
+impl Hosts {
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Self::Loopback(names) = self else { return Ok(()) };
+        let allowed = |host: &str| is_loopback(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host));
+        let refuse = |header: HeaderName, value: &str| {
+            Err(ApiError::Forbidden { header, value: value.chars().filter(char::is_ascii_graphic).take(80).collect() })
+        };
+        if let Some(host) = uri.host()
+            && !allowed(host)
+        {
+            return refuse(header::HOST, host);
+        }
+        for name in [header::HOST, header::ORIGIN] {
+            for value in headers.get_all(&name) {
+                let text = value.to_str().unwrap_or_default();
+                let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
+                if !authority.parse::<Authority>().is_ok_and(|authority| allowed(authority.host())) {
+                    return refuse(name, text);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets a request through to its route, or not; every response gets an id.
+pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let id = format!("req_{:016x}", random());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match admit(&api, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    let status = response.status();
+    tracing::debug!(id, %method, path = path.escape_debug().to_string(), status = status.as_u16(), "answered");
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
+    api.hosts.check(request.uri(), request.headers())?;
+    let Some(key) = &api.state.api_key else { return Ok(()) };
+    let sent = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+    let sent =
+        sent.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
+    let right = sent.is_some_and(|sent| bool::from(sent.ct_eq(key.as_bytes())));
+    if right || OPEN_PATHS.contains(&request.uri().path()) { Ok(()) } else { Err(ApiError::Unauthorized) }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse::<IpAddr>();
+    address.map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_reach_a_loopback_server() {
+        let hosts = Hosts::Loopback(vec!["host.docker.internal".into()]);
+        let check = |name: HeaderName, value: &'static str| {
+            hosts
+                .check(&Uri::from_static("/"), &HeaderMap::from_iter([(name, HeaderValue::from_static(value))]))
+                .is_ok()
+        };
+        for good in ["localhost:8080", "LOCALHOST", "127.0.0.1:80", "127.1.2.3", "[::1]:8080", "host.docker.internal:1"]
+        {
+            assert!(check(header::HOST, good), "{good}");
+        }
+        for bad in ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1:80", "", "a b", "192.168.0.1"]
+        {
+            assert!(!check(header::HOST, bad), "{bad}");
+        }
+        assert!(check(header::ORIGIN, "http://localhost:3000"));
+        assert!(!check(header::ORIGIN, "https://evil.example") && !check(header::ORIGIN, "null"));
+        assert!(hosts.check(&Uri::from_static("http://evil.example/"), &HeaderMap::new()).is_err());
+        assert!(Hosts::Any.check(&Uri::from_static("http://evil.example/"), &HeaderMap::new()).is_ok());
+    }
+}

@@ -1,0 +1,93 @@
+//! What the API says of the mesh and its model.
+
+use std::{fmt::Write, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    response::{Response, sse::Event},
+};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::{Api, answer, error::ApiError, server::Phase};
+use crate::mesh::status::MeshStatus;
+
+/// Least time between two events of a status stream.
+const EVENT_INTERVAL: Duration = Duration::from_millis(250);
+
+const ENDPOINTS: [(&str, &str); 8] = [
+    ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
+    ("POST /v1/completions", "OpenAI completions, streamed or whole"),
+    ("GET  /v1/models", "the model served"),
+    ("GET  /v1/models/{id}", "the same, by name"),
+    ("GET  /health", "200 while this process answers"),
+    ("GET  /ready", "200 while tokens can flow"),
+    ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
+    ("GET  /api/events", "the same as server-sent events, on every change"),
+];
+
+/// Names the endpoints.
+pub(crate) async fn index(State(api): State<Arc<Api>>) -> String {
+    let mut text = format!("qmesh {} serves {}\n\n", env!("CARGO_PKG_VERSION"), api.state.text.name);
+    for (endpoint, what) in ENDPOINTS {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{endpoint:<28}{what}");
+    }
+    text
+}
+
+/// The process answers: that is all that is asked.
+pub(crate) async fn health(State(api): State<Arc<Api>>) -> Json<Value> {
+    let status = api.state.mesh.status();
+    Json(json!({"status": "ok", "state": status.state, "text": status.text}))
+}
+
+/// Whether tokens can flow.
+pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Result<Json<Value>, ApiError> {
+    api.check_ready()?;
+    Ok(Json(json!({"status": "ready", "model": api.state.text.name})))
+}
+
+pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<MeshStatus> {
+    Json(MeshStatus::clone(&api.state.mesh.status()))
+}
+
+/// The status now and after each change, until the server stops.
+pub(crate) async fn events(State(api): State<Arc<Api>>) -> Response {
+    let mut changes = api.state.mesh.watch();
+    changes.mark_changed();
+    let start = (changes, api.phase.clone(), Duration::ZERO);
+    let statuses = stream::unfold(start, |(mut changes, mut phase, rest)| async move {
+        sleep(rest).await;
+        let status = tokio::select! {
+            changed = changes.changed() => changed.ok().map(|()| Arc::clone(&changes.borrow_and_update())),
+            () = Phase::Draining.reached(&mut phase) => None,
+        }?;
+        let event = Event::default().json_data(&*status).ok()?;
+        Some((event, (changes, phase, EVENT_INTERVAL)))
+    });
+    answer::events(statuses)
+}
+
+pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [described(&api)]}))
+}
+
+pub(crate) async fn model(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    api.check_model(Some(&id))?;
+    Ok(Json(described(&api)))
+}
+
+/// The model as OpenAI lists one, with vLLM's name for its context.
+fn described(api: &Api) -> Value {
+    let text = &api.state.text;
+    json!({
+        "id": text.name,
+        "object": "model",
+        "created": api.created_s,
+        "owned_by": "qmesh",
+        "max_model_len": text.context,
+    })
+}

@@ -1,0 +1,189 @@
+//! The parameters that both kinds of completion share: their ranges, and what they mean to the mesh.
+//!
+//! A client that is silent gets OpenAI's defaults; beyond OpenAI there are llama.cpp's `top_k`, `min_p`,
+//! `repeat_penalty` and `repeat_last_n`, which are off (64 for the last) until asked for.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    hash::{BuildHasher, RandomState},
+    ops::RangeInclusive,
+};
+
+use qmesh_net::Sampling;
+use serde::Deserialize;
+
+use super::{body::OneOrMany, error::ApiError};
+use crate::text::TextModel;
+
+/// Most alternatives that a client may ask for beside each token.
+pub(crate) const TOP_LOGPROBS: i64 = 20;
+
+/// Most stop strings.
+const STOPS: usize = 16;
+/// Most bytes of one stop string.
+const STOP_BYTES: usize = 1024;
+/// Most entries of `logit_bias`.
+const BIASES: usize = 1024;
+/// Most choices per prompt.
+const CHOICES: i64 = 8;
+
+/// The shared parameters as they were sent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Params {
+    pub(crate) model: Option<String>,
+    /// Whose turn the request uses up, beside the address it comes from.
+    pub(crate) user: Option<String>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    repeat_penalty: Option<f64>,
+    repeat_last_n: Option<i64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    seed: Option<i64>,
+    stop: Option<OneOrMany<String>>,
+    logit_bias: Option<HashMap<String, f64>>,
+    n: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+/// How the answer comes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Delivery {
+    /// One JSON object.
+    Whole,
+    /// Server-sent events.
+    Stream,
+    /// Server-sent events, the usage last.
+    StreamWithUsage,
+}
+
+impl Params {
+    /// How the answer shall come.
+    pub(crate) fn delivery(&self) -> Result<Delivery, ApiError> {
+        match (self.stream.unwrap_or(false), &self.stream_options) {
+            (false, None) => Ok(Delivery::Whole),
+            (false, Some(_)) => Err(ApiError::invalid("stream_options", "'stream_options' needs 'stream': true")),
+            (true, Some(StreamOptions { include_usage: Some(true) })) => Ok(Delivery::StreamWithUsage),
+            (true, _) => Ok(Delivery::Stream),
+        }
+    }
+
+    /// Choices per prompt.
+    pub(crate) fn choices(&self) -> Result<u64, ApiError> {
+        Ok(integer("n", self.n, 1..=CHOICES)?.unwrap_or(1).unsigned_abs())
+    }
+
+    /// The most tokens to generate, at least `least`, if the client says; the newer of the two names wins.
+    pub(crate) fn max_tokens(&self, least: i64) -> Result<Option<usize>, ApiError> {
+        let older = integer("max_tokens", self.max_tokens, least..=i64::MAX)?;
+        let newer = integer("max_completion_tokens", self.max_completion_tokens, least..=i64::MAX)?;
+        Ok(newer.or(older).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
+    }
+
+    /// The stop strings.
+    pub(crate) fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let stops = match &self.stop {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop.clone()],
+            Some(OneOrMany::Many(stops)) => stops.clone(),
+        };
+        if stops.len() > STOPS {
+            return Err(ApiError::invalid(
+                "stop",
+                format!("'stop' takes at most {STOPS} strings, not {}", stops.len()),
+            ));
+        }
+        if stops.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BYTES) {
+            return Err(ApiError::invalid("stop", format!("every 'stop' must have 1 to {STOP_BYTES} bytes")));
+        }
+        Ok(stops)
+    }
+
+    /// How tokens are drawn, with `top` candidates reported. Without a seed it is random.
+    pub(crate) fn sampling(&self, text: &TextModel, top: u16) -> Result<Sampling, ApiError> {
+        let off = Sampling::default();
+        let context = u32::try_from(text.context).unwrap_or(u32::MAX);
+        let top_k = integer("top_k", self.top_k, -1..=i64::from(u32::MAX))?;
+        let window = integer("repeat_last_n", self.repeat_last_n, -1..=i64::from(u32::MAX))?;
+        Ok(Sampling {
+            temperature: real("temperature", self.temperature, 0.0..=2.0, 1.0)?,
+            top_k: top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(off.top_k),
+            top_p: real("top_p", self.top_p, 0.0..=1.0, off.top_p)?.max(f32::MIN_POSITIVE),
+            min_p: real("min_p", self.min_p, 0.0..=1.0, off.min_p)?,
+            repeat_penalty: real("repeat_penalty", self.repeat_penalty, 0.01..=10.0, off.repeat_penalty)?,
+            frequency_penalty: real("frequency_penalty", self.frequency_penalty, -2.0..=2.0, off.frequency_penalty)?,
+            presence_penalty: real("presence_penalty", self.presence_penalty, -2.0..=2.0, off.presence_penalty)?,
+            penalty_window: window
+                .map_or(off.penalty_window, |last| u32::try_from(last).unwrap_or(context))
+                .min(context),
+            seed: self.seed.map_or_else(random, i64::cast_unsigned),
+            logit_bias: self.biases(text.tokenizer.vocab_len())?,
+            top,
+            ..off
+        })
+    }
+
+    fn biases(&self, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+        let sent = self.logit_bias.iter().flatten();
+        let wrong = |text| Err(ApiError::invalid("logit_bias", text));
+        if sent.clone().count() > BIASES {
+            return wrong(format!("'logit_bias' takes at most {BIASES} tokens"));
+        }
+        let mut biases = Vec::new();
+        for (token, &bias) in sent {
+            match token.parse::<u32>() {
+                Ok(id) if usize::try_from(id).is_ok_and(|id| id < vocabulary) => {
+                    biases.push((id, real("logit_bias", Some(bias), -100.0..=100.0, 0.0)?));
+                }
+                Ok(_) | Err(_) => {
+                    return wrong(format!("every key of 'logit_bias' must be a token id below {vocabulary}"));
+                }
+            }
+        }
+        // The order of a hash map differs from run to run; what goes over the wire should not.
+        biases.sort_by_key(|&(id, _)| id);
+        Ok(biases)
+    }
+}
+
+/// An unguessable number: the standard library keys its hashers from the system's randomness.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+/// A whole number in its range, if it was sent.
+pub(crate) fn integer(name: &str, value: Option<i64>, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+    match value {
+        Some(value) if !range.contains(&value) && *range.end() == i64::MAX => {
+            Err(ApiError::invalid(name, format!("'{name}' is {value}, want at least {}", range.start())))
+        }
+        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        value => Ok(value),
+    }
+}
+
+fn real(name: &str, value: Option<f64>, range: RangeInclusive<f64>, default: f32) -> Result<f32, ApiError> {
+    match value {
+        None => Ok(default),
+        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        #[expect(clippy::cast_possible_truncation, reason = "the range is one of f32, only precision is lost")]
+        Some(value) => Ok(value as f32),
+    }
+}
+
+fn out_of_range<T: Display>(name: &str, value: T, range: &RangeInclusive<T>) -> ApiError {
+    ApiError::invalid(name, format!("'{name}' is {value}, want {} to {}", range.start(), range.end()))
+}

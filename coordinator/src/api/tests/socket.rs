@@ -1,0 +1,147 @@
+//! The server on a real socket: streams as bytes, clients that leave, and the way it stops.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    api::serve,
+    mesh::status::MeshState,
+    text::fake::{mesh_status, row},
+};
+
+/// A server on a port of its own.
+struct Served {
+    mesh: FakeMesh,
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Served {
+    async fn new(script: impl Fn(&GenerateRequest) -> Vec<GenerateEvent> + Send + 'static) -> Self {
+        let mesh = FakeMesh::new(script);
+        let mut state = state(&mesh);
+        state.drain = Duration::from_millis(50);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::spawn(serve(listener, state, async { drop(stopped.await) }));
+        Self { mesh, address, stop, ended }
+    }
+
+    async fn open(&self, head: &str, body: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(self.address).await.expect("connected");
+        let request = format!("{head} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        socket.write_all(request.as_bytes()).await.expect("written");
+        socket
+    }
+
+    async fn chat(&self, more: Value) -> TcpStream {
+        self.open("POST /v1/chat/completions", &chat_body(more).to_string()).await
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).expect("the server runs");
+        timeout(Duration::from_secs(5), self.ended).await.expect("in time").expect("no panic").expect("no error");
+    }
+}
+
+/// Reads until `text` has come.
+async fn read_until(socket: &mut TcpStream, text: &str) -> String {
+    let mut bytes = Vec::new();
+    loop {
+        let so_far = String::from_utf8_lossy(&bytes).into_owned();
+        if so_far.contains(text) {
+            return so_far;
+        }
+        let read = timeout(Duration::from_secs(5), socket.read_buf(&mut bytes)).await;
+        assert_ne!(read.expect("in time").expect("bytes"), 0, "ended before {text:?}: {so_far}");
+    }
+}
+
+/// A token, and then nothing for as long as somebody listens.
+fn endless(_: &GenerateRequest) -> Vec<GenerateEvent> {
+    vec![GenerateEvent::Token(row(word("Hello")))]
+}
+
+#[tokio::test]
+async fn a_stream_as_bytes() {
+    let served = Served::new(hello).await;
+    let mut socket = served.chat(json!({"stream": true})).await;
+    let text = read_until(&mut socket, "data: [DONE]\n\n").await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\nx-request-id: req_"), "{text}");
+    // Each event is one HTTP chunk: it went out when it was made.
+    let (_, body) = text.split_once("\r\n\r\n").expect("a head");
+    assert!(body.contains("\"delta\":{\"content\":\"Hello\"}") && body.matches("\n\n\r\n").count() >= 4, "{body}");
+    // The connection is good for more.
+    socket.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("written");
+    read_until(&mut socket, "\"status\":\"ok\"").await;
+    drop(socket);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels() {
+    let mut served = Served::new(endless).await;
+    let mut streamed = served.chat(json!({"stream": true})).await;
+    read_until(&mut streamed, "Hello").await;
+    drop(streamed);
+    served.mesh.cancelled().await;
+    let whole = served.chat(json!({})).await;
+    while served.mesh.seen.lock().expect("no panic holds it").len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(whole);
+    served.mesh.cancelled().await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_ends_streams_with_an_error() {
+    let mut served = Served::new(endless).await;
+    let mut running = served.chat(json!({"stream": true})).await;
+    read_until(&mut running, "Hello").await;
+    let mut events = served.open("GET /api/events", "").await;
+    read_until(&mut events, "\"state\":\"ready\"").await;
+    served.mesh.status.send_replace(Arc::new(mesh_status(MeshState::Stopping)));
+    read_until(&mut events, "\"state\":\"stopping\"").await;
+    served.stop.send(()).expect("the server runs");
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).await.expect("the stream is closed in order");
+    assert!(
+        rest.contains("shutting_down") && !rest.contains("[DONE]") && !rest.contains("\"finish_reason\":\"s"),
+        "{rest}"
+    );
+    timeout(Duration::from_secs(5), served.ended).await.expect("in time").expect("no panic").expect("no error");
+    served.mesh.cancelled().await;
+    assert!(TcpStream::connect(served.address).await.is_err(), "nothing listens");
+}
+
+#[tokio::test]
+async fn slow_heads_are_cut_off() {
+    let served = Served::new(hello).await;
+    let mut socket = TcpStream::connect(served.address).await.expect("connected");
+    socket.write_all(b"GET /health HT").await.expect("written");
+    tokio::time::pause();
+    let mut rest = Vec::new();
+    // The clock jumps ahead while nothing else happens.
+    timeout(Duration::from_secs(11), socket.read_to_end(&mut rest)).await.expect("cut off in time").expect("closed");
+    tokio::time::resume();
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn strangers_need_a_key() {
+    let mesh = FakeMesh::new(hello);
+    let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+    let error = serve(listener, state(&mesh), std::future::pending()).await.expect_err("no key");
+    assert!(error.to_string().contains("--api-key"), "{error}");
+}

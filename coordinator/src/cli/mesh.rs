@@ -1,0 +1,140 @@
+//! Arguments of the commands about a mesh: `plan`, `serve`, `status`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{ArgGroup, Args};
+use qmesh_models::pull::ModelRef;
+
+use super::ModelArg;
+use crate::plan::Bytes;
+
+/// Arguments of `plan`.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("who").args(["workers", "cluster"]).required(true), after_help = "\
+Examples:
+  coordinator plan qwen2.5-coder-1.5b --workers 3
+  coordinator plan qwen2.5-coder-1.5b --workers 3 --memory 1GB --cut 5,17
+  coordinator plan model.gguf --cluster home.toml --ctx-size 8192 --json
+
+A cluster file lists the workers in pipeline order:
+  [[worker]]
+  name = \"laptop\"
+  memory = \"8GB\"
+  threads = 8")]
+pub struct PlanArgs {
+    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    pub model: ModelRef,
+    /// Plan for N equal workers that share this machine
+    #[arg(long, value_name = "N", env = "QMESH_WORKERS", value_parser = parse_count)]
+    pub workers: Option<usize>,
+    /// Plan for the workers of a TOML file
+    #[arg(long, value_name = "FILE", env = "QMESH_CLUSTER")]
+    pub cluster: Option<PathBuf>,
+    /// Memory of each of the N workers, instead of their share of this machine's
+    #[arg(long, value_name = "SIZE", env = "QMESH_MEMORY", conflicts_with = "cluster")]
+    pub memory: Option<Bytes>,
+    /// Threads of each of the N workers, instead of their share of this machine's
+    #[arg(short, long, value_name = "N", env = "QMESH_THREADS", conflicts_with = "cluster", value_parser = parse_count)]
+    pub threads: Option<usize>,
+    /// Cut before these layers, instead of where the planner would
+    #[arg(long, value_name = "LAYER,…", env = "QMESH_CUT", value_delimiter = ',')]
+    pub cut: Option<Vec<usize>>,
+    /// Sessions of full length that fit at the same time (-np for short)
+    #[arg(long, value_name = "N", env = "QMESH_PARALLEL", default_value_t = 1, value_parser = parse_count)]
+    pub parallel: usize,
+    /// How much text fits.
+    #[command(flatten)]
+    pub room: RoomArgs,
+    /// Print JSON
+    #[arg(long, env = "QMESH_JSON")]
+    pub json: bool,
+}
+
+/// How much text fits a session, and a step.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RoomArgs {
+    /// The most tokens of one session, prompt and answer [default: 4096, or the model's if less]
+    #[arg(short, long = "ctx-size", value_name = "TOKENS", env = "QMESH_CTX_SIZE")]
+    pub context: Option<usize>,
+    /// Rows of one step: how a long prompt is cut into chunks
+    #[arg(long, value_name = "N", env = "QMESH_CHUNK_ROWS", default_value_t = 256, value_parser = parse_count)]
+    pub chunk_rows: usize,
+}
+
+/// Arguments of `serve`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  coordinator serve smollm2-135m                      then paste the join line it prints, twice
+  coordinator serve smollm2-135m --local-workers 2    two workers on this machine
+  coordinator serve model.gguf --listen 0.0.0.0:4433  workers from other machines
+  curl localhost:8080/v1/chat/completions -d \\
+    '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"stream\":true}'
+
+The pipeline forms as soon as the workers have room for the model, and again when others join.
+Ctrl-C lets running answers end; a second Ctrl-C does not wait.")]
+pub struct ServeArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Address of the HTTP API
+    #[arg(long, value_name = "IP", env = "QMESH_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port of the HTTP API; 0 takes a free one
+    #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Address for workers (UDP); 0.0.0.0 lets other machines in
+    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
+    pub listen: SocketAddr,
+    /// Address to put into the join line, where it is not the one listened on; may be repeated
+    #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+    /// Wait for N workers before the pipeline forms, even if fewer have room
+    #[arg(long, value_name = "N", env = "QMESH_MIN_WORKERS", value_parser = parse_count)]
+    pub min_workers: Option<usize>,
+    /// Start N workers on this machine
+    #[arg(long, value_name = "N", env = "QMESH_LOCAL_WORKERS", default_value_t = 0)]
+    pub local_workers: usize,
+    /// Threads of each local worker [default: this machine's cores, shared]
+    #[arg(short, long, value_name = "N", env = "QMESH_THREADS", value_parser = parse_count)]
+    pub threads: Option<usize>,
+    /// Sessions of full length that fit at the same time (-np for short)
+    #[arg(long, value_name = "N", env = "QMESH_PARALLEL", default_value_t = 4, value_parser = parse_count)]
+    pub parallel: usize,
+    /// How much text fits.
+    #[command(flatten)]
+    pub room: RoomArgs,
+    /// Make earlier join lines worthless
+    #[arg(long, env = "QMESH_NEW_TICKET")]
+    pub new_ticket: bool,
+    /// Key that HTTP clients must send (Authorization: Bearer KEY)
+    #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
+    pub api_key: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  coordinator status\n  coordinator status --url http://10.0.0.5:8080 --json")]
+pub struct StatusArgs {
+    /// Where the coordinator's HTTP API is
+    #[arg(long, env = "QMESH_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Key of the API, if it asks for one
+    #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
+    pub api_key: Option<String>,
+    /// Print JSON
+    #[arg(long, env = "QMESH_JSON")]
+    pub json: bool,
+}
+
+/// A number of workers, threads, rows or the like.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count));
+    count.ok_or_else(|| format!("a whole number from 1 to {COUNT_MAX} is needed"))
+}
+
+/// Far more than anybody has of anything that is counted here.
+const COUNT_MAX: usize = 4096;

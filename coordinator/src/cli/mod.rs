@@ -1,0 +1,121 @@
+//! The command line: what can be typed, and what a failure looks like.
+
+mod failure;
+mod generation;
+mod mesh;
+mod models;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser, error::ErrorKind};
+
+pub use self::{
+    failure::{Exit, Failure},
+    generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
+    mesh::{PlanArgs, RoomArgs, ServeArgs, StatusArgs},
+    models::{InspectArgs, ListArgs, ModelArg, PullArgs},
+};
+
+/// Run a language model split over several machines.
+///
+/// The coordinator holds one copy of the model and deals its layers to shard-workers, which send activations to each
+/// other over encrypted QUIC links. A model is a catalog name (see `list`), a GGUF file, hf:org/repo[:QUANT] or a URL.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, max_term_width = 100, disable_help_subcommand = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch models into the cache
+    Pull(PullArgs),
+    /// List the models of the catalog and of the cache
+    List(ListArgs),
+    /// Show what a model is made of
+    Inspect(InspectArgs),
+    /// Show which worker would hold which layers
+    Plan(PlanArgs),
+    /// Serve a model over HTTP, computed by the workers that join
+    Serve(ServeArgs),
+    /// Answer one prompt with workers on this machine
+    Run(RunArgs),
+    /// Talk to a model with workers on this machine
+    Chat(ChatArgs),
+    /// Show all of it: fetch a model, split it over two workers, ask it something
+    Demo(DemoArgs),
+    /// Show the state of a running coordinator
+    Status(StatusArgs),
+    /// Score prompts and continue them greedily, as JSON
+    Eval(EvalArgs),
+}
+
+impl Cli {
+    /// The command line of this process. Help and version are printed here.
+    ///
+    /// # Errors
+    /// What cannot be understood, as a usage failure; `Failure::done` after help.
+    pub fn from_env() -> Result<Self, Failure> {
+        Self::parse_words(std::env::args_os())
+    }
+
+    fn parse_words<T: Into<OsString>>(words: impl IntoIterator<Item = T>) -> Result<Self, Failure> {
+        // llama.cpp's spelling, which clap cannot declare.
+        let spell = |word: OsString| if word == "-np" { "--parallel".into() } else { word };
+        let words: Vec<OsString> = words.into_iter().map(|word| spell(word.into())).collect();
+        let refuse = |error| usage(&error, &words);
+        let matches = command().try_get_matches_from(&words).map_err(refuse)?;
+        Self::from_arg_matches(&matches).map_err(refuse)
+    }
+}
+
+/// The command with what holds for every flag: environment values stay out of help, where a key would be seen, and a
+/// switch understands `QMESH_JSON=0`.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+            let arg = arg.hide_env_values(true);
+            if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
+        })
+    })
+}
+
+/// clap's report in one line, with its tip or a pointer to the help as advice.
+fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Nothing is left to do where help cannot be printed.
+        let _closed = error.print();
+        return Failure::done();
+    }
+    let report = error.to_string();
+    let line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut paragraphs = report.split("\n\n").map(line);
+    let first = paragraphs.next().unwrap_or_default();
+    // Without a command clap's report is the whole help.
+    let missing = [ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, ErrorKind::MissingSubcommand];
+    let text = if missing.contains(&error.kind()) { "no command" } else { first.trim_start_matches("error: ") };
+    let tip = paragraphs.find_map(|p| p.strip_prefix("tip: ").map(str::to_owned));
+    Failure::usage(text).with_advice(tip.unwrap_or_else(|| format!("coordinator {}--help", command_word(words))))
+}
+
+/// The command among what was typed, with a space after it; nothing where there is none.
+fn command_word(words: &[OsString]) -> String {
+    let typed = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    if command().find_subcommand(typed).is_some() { format!("{typed} ") } else { String::new() }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  coordinator demo
+  coordinator run smollm2-135m -p \"Why is the sky blue?\"
+  coordinator serve qwen2.5-coder-1.5b --listen 0.0.0.0:4433
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no answer from the coordinator, 130 interrupted.
+Every flag can be set in the environment: --ctx-size is QMESH_CTX_SIZE. Logs: RUST_LOG=info. No colours: NO_COLOR=1.";
+
+#[cfg(test)]
+mod tests;

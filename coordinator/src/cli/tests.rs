@@ -1,0 +1,85 @@
+//! What the command line understands, and how it refuses.
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, Failure> {
+    Cli::parse_words(std::iter::once("coordinator").chain(line.split_whitespace()))
+}
+
+fn refusal(line: &str) -> String {
+    let failure = parse(line).unwrap_err();
+    assert_eq!(failure.exit, Exit::Usage, "{line}");
+    failure.lines().join(" | ")
+}
+
+#[test]
+fn the_declaration_is_sound_and_every_flag_has_its_variable() {
+    command().debug_assert();
+    for command in command().get_subcommands() {
+        for arg in command.get_arguments() {
+            let Some(flag) = arg.get_long().filter(|flag| !["help", "version"].contains(flag)) else { continue };
+            let variable = format!("QMESH_{}", flag.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env(), Some(variable.as_ref()), "{} --{flag}", command.get_name());
+            assert!(arg.get_help().is_some(), "{} --{flag} has no help", command.get_name());
+        }
+    }
+}
+
+#[test]
+fn commands_parse() {
+    let Command::Serve(serve) = parse("serve -np 2 -c 512 --new-ticket").unwrap().command else { panic!("not serve") };
+    assert_eq!((serve.parallel, serve.room.context, serve.new_ticket), (2, Some(512), true));
+    assert_eq!(serve.model.model.to_string(), "smollm2-135m");
+    let Command::Eval(eval) = parse("eval smollm2-135m --prompts p.jsonl --cut 5,17").unwrap().command else {
+        panic!("not eval")
+    };
+    assert_eq!((eval.split.cut.as_deref(), eval.split.worker_count()), (Some(&[5, 17][..]), 3));
+    let Command::Plan(plan) = parse("plan m.gguf --workers 3 --memory 1GB").unwrap().command else {
+        panic!("not plan")
+    };
+    assert_eq!(plan.memory, Some(crate::plan::Bytes(1_000_000_000)));
+    let Command::Run(run) = parse("run m.gguf -p hi --temp 0 --frequency-penalty -1").unwrap().command else {
+        panic!("not run")
+    };
+    let sampling = run.sampling.sampling(0.7, 9);
+    assert_eq!((sampling.temperature, sampling.frequency_penalty, sampling.seed), (0.0, -1.0, 9));
+}
+
+#[test]
+fn refusals_are_one_line_and_say_what_to_do() {
+    for (line, expected) in [
+        (
+            "plan m.gguf",
+            "error: the following required arguments were not provided: <--workers <N>|--cluster <FILE>> \
+             | try: coordinator plan --help",
+        ),
+        (
+            "demo smolm2-135m",
+            "error: invalid value 'smolm2-135m' for '[MODEL]': no model is called `smolm2-135m` \
+             (did you mean smollm2-135m?)",
+        ),
+        ("serve --pot 1", "error: unexpected argument '--pot' found | try: a similar argument exists: '--port'"),
+        (
+            "run m.gguf -p x --temp nan",
+            "error: invalid value 'nan' for '--temp <T>': a number from 0 to 100 is needed \
+             | try: coordinator run --help",
+        ),
+        (
+            "plan m.gguf --workers 0",
+            "error: invalid value '0' for '--workers <N>': a whole number from 1 to 4096 is needed",
+        ),
+        ("", "error: no command | try: coordinator --help"),
+        ("fly", "error: unrecognized subcommand 'fly' | try: coordinator --help"),
+    ] {
+        let refusal = refusal(line);
+        assert!(refusal.starts_with(expected), "{line}: {refusal}");
+    }
+}
+
+#[test]
+fn a_failure_is_one_line_even_if_its_cause_is_not() {
+    let failure = Failure::from(anyhow::anyhow!("first\n  second").context("cannot do it")).with_advice("that\nthere");
+    assert_eq!(failure.lines(), ["error: cannot do it: first second", "try: that there"]);
+    let closed = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+    assert_eq!(Failure::from(closed), Failure::done());
+}

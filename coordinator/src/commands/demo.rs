@@ -1,0 +1,43 @@
+//! `demo`: everything once, from the download to the measured stages.
+
+use qmesh_models::{chat::Message, tokenizer::LeadingSpace};
+
+use super::{
+    answer, block_on,
+    local_mesh::{self, LocalMesh},
+};
+use crate::{
+    cli::{DemoArgs, Failure, RoomArgs, SplitArgs},
+    render::{count, note, report},
+};
+
+pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
+    let model = local_mesh::open(&args.model.model)?;
+    let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
+    let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room };
+    let text = local_mesh::text(&model, room)?;
+    let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
+    block_on(async {
+        let local = LocalMesh::start(&model, &split, 1).await?;
+        let layers = count(model.spec.layers.len(), "layer");
+        note(format_args!("\n{}: {layers} over {} on this machine", model.name, count(WORKERS, "worker")));
+        note(report::stages(&local.handle().status()));
+        note("\nA worker joins with this line, for as long as the demo runs (`coordinator serve` keeps it open):");
+        note(local.join_command());
+        note(format_args!("\n> {QUESTION}"));
+        // The likeliest tokens: the same answer for everybody.
+        let request = answer::request(&text, ids, MAX_TOKENS, Default::default());
+        let answer = answer::stream(&text, &local.handle(), request, LeadingSpace::Strip).await?;
+        note(format_args!("\n{}", answer.rates()));
+        let status = local.measured(&answer).await;
+        note(report::stages_measured(&status));
+        local.stop().await;
+        Ok(())
+    })
+}
+
+/// Small models answer it well.
+const QUESTION: &str = "What is the capital of France, and what is it known for?";
+const MAX_TOKENS: usize = 160;
+const WORKERS: usize = 2;
+const CHUNK_ROWS: usize = 256;

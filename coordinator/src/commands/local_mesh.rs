@@ -1,0 +1,228 @@
+//! A mesh on this machine for the time of one command: the coordinator here, workers in processes of their own.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use qmesh_models::{
+    chat::{ChatTemplate, TemplateError},
+    pull::{ModelRef, Progress as _},
+    tokenizer::Vocabulary,
+};
+use tokio::time::timeout;
+
+use super::{answer::Answer, fetch, room::Room};
+use crate::{
+    cli::{Failure, RoomArgs, SplitArgs},
+    generate::MeshHandle,
+    local::LocalWorkers,
+    mesh::{
+        Formation, Mesh, MeshConfig, TicketSource, Workers,
+        status::{MeshState, MeshStatus, StageStatus},
+    },
+    model::Model,
+    plan::{self, Bytes, Capacity, PlanInput, machine::Machine},
+    render::{count, progress::Progress},
+    text::TextModel,
+};
+
+/// A mesh with its workers; dropping it ends them.
+pub(super) struct LocalMesh {
+    mesh: Mesh,
+    workers: LocalWorkers,
+}
+
+/// The model, its file fetched where it is not there yet.
+pub(super) fn open(reference: &ModelRef) -> Result<Arc<Model>, Failure> {
+    let mut model = Model::open(&fetch(reference)?)?;
+    // The planner's messages use the name that people gave.
+    model.spec.name.clone_from(&model.name);
+    Ok(Arc::new(model))
+}
+
+/// The model's text side, for sessions of the context asked for.
+///
+/// # Errors
+/// The model has no tokenizer, or the context is more than it was trained for.
+pub(super) fn text(model: &Model, room: RoomArgs) -> Result<TextModel, Failure> {
+    let context = Room::new(room, 1, &model.spec)?.context;
+    let Some(tokenizer) = model.tokenizer.clone() else {
+        return Err(Failure::failed(format!("{} has no tokenizer, so only `eval` with ids can use it", model.name)));
+    };
+    let vocabulary = Vocabulary::from_gguf(model.file.gguf()).map_err(anyhow::Error::from)?;
+    Ok(TextModel {
+        name: model.name.clone(),
+        tokenizer,
+        template: ChatTemplate::from_vocabulary(&vocabulary).map(Arc::new).map_err(|e| {
+            let base_model = matches!(e, TemplateError::Missing);
+            if base_model { "it is a base model, without a chat template".to_owned() } else { e.to_string() }
+        }),
+        context,
+        ends: model.ends(),
+    })
+}
+
+impl LocalMesh {
+    /// Starts the workers and waits until they hold the model, with progress on standard error.
+    ///
+    /// # Errors
+    /// What keeps the mesh from becoming ready: no room, a worker that ended, no progress for a long time.
+    pub(super) async fn start(model: &Arc<Model>, split: &SplitArgs, parallel: usize) -> Result<Self, Failure> {
+        let mut local = Self::spawn(model, split, parallel).await?;
+        local.wait_until_ready().await?;
+        Ok(local)
+    }
+
+    /// The way in for requests.
+    pub(super) fn handle(&self) -> MeshHandle {
+        self.mesh.handle()
+    }
+
+    /// The status once the workers' counters of `answer`'s steps are in: they come about once a second.
+    pub(super) async fn measured(&self, answer: &Answer) -> Arc<MeshStatus> {
+        let handle = self.mesh.handle();
+        let mut status = handle.watch();
+        // Every token took a step.
+        let steps = answer.generated_tokens() as u64;
+        let counted = |status: &Arc<MeshStatus>| status.stages.iter().all(|stage| stage.steps >= steps);
+        match timeout(COUNTERS, status.wait_for(counted)).await {
+            Ok(Ok(status)) => Arc::clone(&status),
+            // Older counters are better than none.
+            Ok(Err(_)) | Err(_) => handle.status(),
+        }
+    }
+
+    /// The command that lets another worker in.
+    pub(super) fn join_command(&self) -> String {
+        self.mesh.join_command()
+    }
+
+    /// Says goodbye to the workers and waits for them to leave.
+    pub(super) async fn stop(self) {
+        self.mesh.stop().await;
+        self.workers.stop().await;
+    }
+
+    async fn spawn(model: &Arc<Model>, split: &SplitArgs, parallel: usize) -> Result<Self, Failure> {
+        let room = Room::new(split.room, parallel, &model.spec)?;
+        let machine = Machine::measure();
+        check_plan(model, split, room, machine)?;
+        let Room { context, kv_positions, chunk_rows } = room;
+        let count = split.worker_count();
+        let formation = Formation { workers: Workers::Exactly(count), cut: split.cut.clone() };
+        let mesh = Mesh::start(MeshConfig {
+            model: Arc::clone(model),
+            listen: ([127, 0, 0, 1], 0).into(),
+            advertise: Vec::new(),
+            context,
+            kv_positions,
+            formation,
+            chunk_rows,
+            ticket: TicketSource::Fresh,
+        });
+        let mesh = mesh.await.map_err(|e| Failure::failed(e.to_string()))?;
+        let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
+        let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, model.folder())?;
+        Ok(Self { mesh, workers })
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<(), Failure> {
+        let mut status = self.mesh.handle().watch();
+        let mut loading = Loading::default();
+        let (mut mark, mut since) = (None, Instant::now());
+        loop {
+            let now = Arc::clone(&status.borrow_and_update());
+            match now.state {
+                MeshState::Ready => {
+                    loading.finish();
+                    return Ok(());
+                }
+                MeshState::Failed | MeshState::Stopping => return Err(Failure::failed(now.text.clone())),
+                MeshState::Waiting | MeshState::Loading => loading.show(&now),
+            }
+            if let Some((number, exit)) = self.workers.ended() {
+                let text = format!("worker local-{number} ended ({exit}) before the model was loaded");
+                return Err(Failure::failed(text).with_advice("RUST_LOG=info shows what it said"));
+            }
+            let reached = Some((now.state, now.workers.len(), loaded_bytes(&now)));
+            if mark != reached {
+                (mark, since) = (reached, Instant::now());
+            } else if since.elapsed() >= PATIENCE {
+                return Err(Failure::failed(format!("no progress for {} s: {}", PATIENCE.as_secs(), now.text)));
+            }
+            // Not every end of a worker changes the status, so look around in any case.
+            if let Ok(Err(_)) = timeout(LOOK_AROUND, status.changed()).await {
+                return Err(Failure::failed("the mesh ended while the model was loading"));
+            }
+        }
+    }
+}
+
+/// Refuses what cannot come about before anything is started. The workers share this machine, so their plan must fit it
+/// as a whole.
+fn check_plan(model: &Model, split: &SplitArgs, room: Room, machine: Machine) -> Result<(), Failure> {
+    let workers = machine.shared_by(split.worker_count());
+    let input = PlanInput {
+        spec: &model.spec,
+        workers: workers.into_iter().map(|w| Capacity { memory_bytes: machine.memory_bytes, ..w }).collect(),
+        kv_positions: room.kv_positions,
+        context: room.context,
+        chunk_rows: room.chunk_rows,
+        cut: split.cut.clone(),
+    };
+    let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();
+    if needed_bytes > machine.memory_bytes {
+        let (needed, free) = (Bytes(needed_bytes), Bytes(machine.memory_bytes));
+        let text = format!("{} needs {needed} on {} workers, this machine has {free}", model.name, input.workers.len());
+        return Err(Failure::failed(text).with_advice("fewer --workers or a smaller --ctx-size"));
+    }
+    Ok(())
+}
+
+/// Progress of all shards together, by their weights: fetching is the first half of each, loading the second.
+#[derive(Default)]
+struct Loading {
+    progress: Option<Progress>,
+}
+
+impl Loading {
+    fn show(&mut self, status: &MeshStatus) {
+        if status.stages.is_empty() {
+            return;
+        }
+        let progress = self.progress.get_or_insert_with(|| {
+            let mut progress = Progress::new();
+            let total = status.stages.iter().map(|stage| stage.weight_bytes).sum();
+            progress.begin(&format!("loading on {}", count(status.stages.len(), "worker")), Some(total));
+            progress
+        });
+        progress.advance(loaded_bytes(status));
+    }
+
+    fn finish(mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.finish();
+        }
+    }
+}
+
+fn loaded_bytes(status: &MeshStatus) -> u64 {
+    let done = |stage: &StageStatus| {
+        let part = if stage.bytes_total == 0 { 0.0 } else { stage.bytes_done as f64 / stage.bytes_total as f64 };
+        let share = match stage.phase.as_str() {
+            "ready" => 1.0,
+            "loading" => 0.5 + part / 2.0,
+            _ => part / 2.0,
+        };
+        (stage.weight_bytes as f64 * share) as u64
+    };
+    status.stages.iter().map(done).sum()
+}
+
+/// For the counters of the last steps to arrive.
+const COUNTERS: Duration = Duration::from_secs(2);
+/// How often to look whether a worker has ended.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// Longer than any pause of a worker that is alive: progress is reported several times a second.
+const PATIENCE: Duration = Duration::from_secs(120);

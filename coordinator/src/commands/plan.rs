@@ -1,0 +1,58 @@
+//! `plan`: who would hold which layers.
+
+use std::io::{Write, stdout};
+
+use qmesh_models::{family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
+
+use super::{fetch, room::Room};
+use crate::{
+    cli::{Failure, PlanArgs},
+    plan::{self, Bytes, Capacity, PlanInput, cluster, machine::Machine},
+    render::plan::PlanReport,
+};
+
+pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
+    let workers = workers(args)?;
+    let spec = spec(args)?;
+    let room = Room::new(args.room, args.parallel, &spec)?;
+    let input = PlanInput {
+        spec: &spec,
+        workers,
+        kv_positions: room.kv_positions,
+        context: room.context,
+        chunk_rows: room.chunk_rows,
+        cut: args.cut.clone(),
+    };
+    let plan = plan::solve(&input)?;
+    let report = PlanReport::new(&input, &plan);
+    let text =
+        if args.json { serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)? } else { report.text() };
+    writeln!(stdout().lock(), "{text}")?;
+    Ok(())
+}
+
+fn spec(args: &PlanArgs) -> Result<ModelSpec, Failure> {
+    let path = fetch(&args.model)?;
+    let gguf = Gguf::open(&path).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut spec = family::spec(&gguf).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    if let ModelRef::Named(named) = &args.model {
+        named.name.clone_into(&mut spec.name);
+    }
+    Ok(spec)
+}
+
+fn workers(args: &PlanArgs) -> Result<Vec<Capacity>, Failure> {
+    if let Some(path) = &args.cluster {
+        return cluster::read(path).map_err(|e| Failure::usage(e.to_string()));
+    }
+    let mut workers = Machine::measure().shared_by(args.workers.unwrap_or(1));
+    for worker in &mut workers {
+        if let Some(Bytes(memory_bytes)) = args.memory {
+            worker.memory_bytes = memory_bytes;
+        }
+        if let Some(threads) = args.threads {
+            worker.threads = u32::try_from(threads).unwrap_or(u32::MAX);
+        }
+    }
+    Ok(workers)
+}

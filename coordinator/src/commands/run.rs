@@ -1,0 +1,59 @@
+//! `run`: one prompt, one answer.
+
+use std::hash::{BuildHasher, RandomState};
+
+use qmesh_models::{
+    chat::Message,
+    tokenizer::{LeadingSpace, Specials},
+};
+
+use super::{
+    answer, block_on,
+    local_mesh::{self, LocalMesh},
+};
+use crate::{
+    cli::{Failure, RunArgs},
+    render::{note, report},
+    text::TextModel,
+};
+
+/// Livelier than the likeliest token each time, and still to the point.
+pub(super) const TEMPERATURE: f32 = 0.7;
+
+pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
+    let model = local_mesh::open(&args.model)?;
+    let text = local_mesh::text(&model, args.split.room)?;
+    let (ids, leading_space) = prompt(&text, args)?;
+    let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
+    block_on(async {
+        let local = LocalMesh::start(&model, &args.split, 1).await?;
+        let seed = sampling.seed;
+        let request = answer::request(&text, ids, args.length.max_tokens, sampling);
+        let answer = answer::stream(&text, &local.handle(), request, leading_space).await?;
+        note(format_args!("\n{}, seed {seed}", answer.rates()));
+        let status = local.measured(&answer).await;
+        note(report::stages_measured(&status));
+        local.stop().await;
+        Ok(())
+    })
+}
+
+/// The prompt through the chat template, or as it is where it is wanted so or the model has none.
+fn prompt(text: &TextModel, args: &RunArgs) -> Result<(Vec<u32>, LeadingSpace), Failure> {
+    if args.raw || text.template.is_err() {
+        if let (false, Err(reason)) = (args.raw, &text.template) {
+            note(format_args!("note: {} cannot chat ({reason}): the prompt is continued as it is", text.name));
+        }
+        let ids = text.raw_prompt(&args.prompt, Specials::Plain).map_err(|e| Failure::failed(e.to_string()))?;
+        return Ok((ids, LeadingSpace::Keep));
+    }
+    let system = args.system.iter().map(|system| Message::new("system", system));
+    let messages: Vec<_> = system.chain([Message::new("user", &args.prompt)]).collect();
+    Ok((answer::chat_prompt(text, &messages)?, LeadingSpace::Strip))
+}
+
+/// Another one each time.
+pub(super) fn random_seed() -> u64 {
+    // The standard library's hasher is keyed by the operating system's randomness. Short enough to be typed again.
+    RandomState::new().hash_one(0) >> 32
+}

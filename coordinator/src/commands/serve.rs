@@ -1,0 +1,148 @@
+//! `serve`: a mesh that others join, behind an HTTP API.
+
+use std::{
+    io::{Write, stdout},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use tokio::{net::TcpListener, sync::oneshot};
+
+use super::{
+    block_on_to_the_end, directories,
+    local_mesh::{self, open},
+    room::Room,
+    signals::{Stop, next_stop, stop_asked},
+};
+use crate::{
+    api::{self, ApiState},
+    cli::{Failure, ServeArgs},
+    generate::MeshHandle,
+    local::LocalWorkers,
+    mesh::{
+        Formation, Mesh, MeshConfig, Rotate, TicketSource, Workers,
+        status::{MeshState, MeshStatus},
+    },
+    model::Model,
+    plan::{Bytes, machine::Machine},
+    render::{count, note, report, table::pairs},
+};
+
+pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    let model = open(&args.model.model)?;
+    block_on_to_the_end(async {
+        match serve_until_stopped(args, model).await? {
+            Stop::Interrupt => Err(Failure::interrupted()),
+            Stop::Terminate => Ok(()),
+        }
+    })
+}
+
+async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop, Failure> {
+    let text = Arc::new(local_mesh::text(&model, args.room)?);
+    let room = Room::new(args.room, args.parallel, &model.spec)?;
+    let listener = TcpListener::bind((args.host, args.port)).await.map_err(|error| {
+        let address = SocketAddr::new(args.host, args.port);
+        Failure::failed(format!("cannot listen on {address}: {error}"))
+            .with_advice("another --port; 0 takes a free one")
+    })?;
+    let address = listener.local_addr()?;
+    let mesh = Mesh::start(config(args, &model, room)?).await.map_err(|e| Failure::failed(e.to_string()))?;
+    introduce(args, &model, room, &mesh, address)?;
+    let workers = local_workers(args, &model, &mesh)?;
+    let announcements = tokio::spawn(announce(mesh.handle()));
+    let (stop, stopped) = oneshot::channel();
+    let state = ApiState { api_key: args.api_key.clone(), ..ApiState::new(mesh.handle(), text) };
+    let served = async {
+        let asked = async move {
+            // The other end is held below, until the API is over.
+            let _asked = stopped.await;
+        };
+        api::serve(listener, state, asked).await?;
+        announcements.abort();
+        mesh.stop().await;
+        workers.stop().await;
+        Ok::<(), Failure>(())
+    };
+    tokio::pin!(served);
+    let signal = tokio::select! {
+        ended = &mut served => return Err(ended.err().unwrap_or_else(|| Failure::failed("the API ended"))),
+        signal = next_stop() => signal,
+    };
+    note("letting running answers end; once more ends them at once");
+    let _ended = stop.send(());
+    tokio::select! {
+        ended = &mut served => ended.map(|()| signal),
+        () = stop_asked() => Err(Failure::interrupted()),
+    }
+}
+
+fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig, Failure> {
+    let workers = match (args.min_workers, args.local_workers) {
+        (Some(least), _) => Workers::AtLeast(least),
+        (None, 0) => Workers::WhenItFits,
+        // The first of them would form a pipeline alone otherwise.
+        (None, local) => Workers::AtLeast(local),
+    };
+    let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
+    Ok(MeshConfig {
+        model: Arc::clone(model),
+        listen: args.listen,
+        advertise: args.advertise.clone(),
+        context: room.context,
+        kv_positions: room.kv_positions,
+        formation: Formation { workers, cut: None },
+        chunk_rows: room.chunk_rows,
+        ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate },
+    })
+}
+
+fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWorkers, Failure> {
+    let threads = args.threads.unwrap_or_else(|| Machine::measure().threads_each(args.local_workers) as usize);
+    Ok(LocalWorkers::spawn(mesh.ticket(), args.local_workers, threads, model.folder())?)
+}
+
+/// The join line stands alone on its line, to be copied.
+fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: SocketAddr) -> Result<(), Failure> {
+    let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
+    let summary = pairs([
+        ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), Bytes(weights))),
+        ("room", format!("{} of {} tokens", count(args.parallel, "session"), room.context)),
+    ]);
+    let reach =
+        if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
+    let mut out = stdout().lock();
+    writeln!(out, "{summary}\n\nworkers join with{reach}:\n{}\n\nAPI: http://{api}/v1", mesh.join_command())?;
+    Ok(())
+}
+
+/// Says what becomes of the mesh, until it is dropped.
+async fn announce(mesh: MeshHandle) {
+    let mut watch = mesh.watch();
+    let mut said = None;
+    loop {
+        let status = Arc::clone(&watch.borrow_and_update());
+        // While it loads, the text counts bytes.
+        let text = if status.state == MeshState::Loading { String::new() } else { status.text.clone() };
+        let mark = Some((status.state, status.epoch, text));
+        if said != mark {
+            said = mark;
+            announce_state(&status);
+        }
+        if watch.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn announce_state(status: &MeshStatus) {
+    match status.state {
+        MeshState::Waiting => note(&status.text),
+        MeshState::Loading => {
+            note(format_args!("\nplan {}, loading:\n{}", status.epoch, report::stages(status)));
+        }
+        MeshState::Ready => note(format_args!("ready: {}", status.text)),
+        MeshState::Failed => note(format_args!("no pipeline: {}", status.text)),
+        MeshState::Stopping => {}
+    }
+}

@@ -1,0 +1,49 @@
+//! `status`: what a running coordinator says of itself.
+
+use std::{
+    io::{Write, stdout},
+    time::Duration,
+};
+
+use crate::{
+    cli::{Failure, StatusArgs},
+    mesh::status::MeshStatus,
+    render::report,
+};
+
+pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let body = get(args)?;
+    let no_coordinator = |e| Failure::failed(format!("{} is no qmesh coordinator: {e}", args.url));
+    let status: MeshStatus = serde_json::from_str(&body).map_err(no_coordinator)?;
+    writeln!(stdout().lock(), "{}", if args.json { body } else { report::status(&status) })?;
+    Ok(())
+}
+
+/// The body of `/api/status`.
+fn get(args: &StatusArgs) -> Result<String, Failure> {
+    // Most coordinators are on this machine or beside it, where no proxy leads.
+    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
+    let agent: ureq::Agent = config.timeout_global(Some(PATIENCE)).build().into();
+    let address = format!("{}/api/status", args.url.trim_end_matches('/'));
+    let mut request = agent.get(&address);
+    if let Some(key) = &args.api_key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    let unreachable = |error: ureq::Error| {
+        if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {
+            return Failure::usage(format!("`{}` is no URL: {error}", args.url));
+        }
+        Failure::unreachable(format!("cannot reach the coordinator at {}: {error}", args.url))
+            .with_advice("start one with `coordinator serve`, or name another with --url")
+    };
+    let mut response = request.call().map_err(unreachable)?;
+    let body = response.body_mut().read_to_string().map_err(unreachable)?;
+    match response.status().as_u16() {
+        200 => Ok(body),
+        401 => Err(Failure::failed(format!("{} asks for a key", args.url)).with_advice("--api-key KEY")),
+        code => Err(Failure::failed(format!("{address} answered {code}: it is no qmesh coordinator"))),
+    }
+}
+
+/// A status is at hand: a coordinator that takes longer than this does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,188 @@
+//! What callers ask of the mesh and what comes back: token ids in, token ids out. Text is `text`'s business.
+
+use std::{sync::Arc, time::Duration};
+
+use qmesh_net::{Sampled, Sampling};
+use tokio::sync::{mpsc, watch};
+
+use crate::mesh::status::MeshStatus;
+
+/// One prompt to continue.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// The prompt; at least one id.
+    pub ids: Vec<u32>,
+    /// The most tokens to generate; 0 only scores the prompt.
+    pub max_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Ids that end the generation; they are reported as the last token.
+    pub ends: Arc<[u32]>,
+    /// Whether the prompt's own rows are wanted as well.
+    pub prompt_rows: PromptRows,
+    /// Whose turn it uses up: the scheduler is fair between clients.
+    pub client: ClientId,
+}
+
+/// Whether the prompt's own rows are sampled and scored too.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PromptRows {
+    /// Only the last one, which starts the generation.
+    Last,
+    /// All of them (`GenerateEvent::Prompt`).
+    All,
+}
+
+/// Who asks, for fairness between clients.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ClientId(pub u64);
+
+/// What happens to a generation, in order.
+#[derive(Clone, Debug)]
+pub enum GenerateEvent {
+    /// The rows of the prompt, one per id and in order, with `PromptRows::All` only.
+    Prompt(Vec<Sampled>),
+    /// The next token.
+    Token(Sampled),
+    /// The last event of a generation that came to its end.
+    Finished(Finish),
+    /// The last event of one that did not.
+    Failed(GenerateError),
+}
+
+/// How a generation ended, and what it took.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, an end-of-generation token included.
+    pub generated_tokens: usize,
+    /// From admission to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FinishReason {
+    /// One of `ends` came.
+    End,
+    /// `max_tokens`, or the context was full.
+    Length,
+}
+
+/// Why a request was not taken, or did not come to its end.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum GenerateError {
+    /// The prompt (and one token) does not fit.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the context holds {context}: shorten it or serve with a larger --ctx-size"
+    )]
+    ContextExceeded {
+        /// Of the prompt.
+        prompt_tokens: usize,
+        /// That a session may hold.
+        context: usize,
+    },
+    /// An id is not in the vocabulary, or the prompt is empty.
+    #[error("bad prompt: {text}")]
+    BadPrompt {
+        /// What is wrong with it.
+        text: String,
+    },
+    /// The queue is full.
+    #[error("{waiting} requests are waiting already: try again later")]
+    QueueFull {
+        /// Requests in the queue.
+        waiting: usize,
+    },
+    /// No pipeline stands: workers are missing, or still loading.
+    #[error("not ready: {text}")]
+    NotReady {
+        /// What is missing.
+        text: String,
+    },
+    /// A worker was lost and the request could not be resumed in time.
+    #[error("{text}")]
+    WorkerLost {
+        /// Which worker, with which layers.
+        text: String,
+    },
+    /// A stage reported a fault.
+    #[error("{text}")]
+    Fault {
+        /// Which stage, and what it said.
+        text: String,
+    },
+    /// The coordinator is going down.
+    #[error("the coordinator is shutting down")]
+    ShuttingDown,
+}
+
+/// A running generation; dropping it cancels it within a step.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::Receiver<GenerateEvent>,
+}
+
+impl Generation {
+    pub(crate) fn new(events: mpsc::Receiver<GenerateEvent>) -> Self {
+        Self { events }
+    }
+
+    /// The next event; `None` after `Finished` or `Failed`.
+    pub async fn next(&mut self) -> Option<GenerateEvent> {
+        self.events.recv().await
+    }
+}
+
+/// The way in to a running mesh. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MeshHandle {
+    submissions: mpsc::Sender<Submission>,
+    status: watch::Receiver<Arc<MeshStatus>>,
+}
+
+/// A request on its way to the mesh.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) request: GenerateRequest,
+    pub(crate) events: mpsc::Sender<GenerateEvent>,
+}
+
+impl MeshHandle {
+    pub(crate) fn new(submissions: mpsc::Sender<Submission>, status: watch::Receiver<Arc<MeshStatus>>) -> Self {
+        Self { submissions, status }
+    }
+
+    /// Hands a request in. What is wrong with it comes as the first event, `Failed`.
+    ///
+    /// # Errors
+    /// `QueueFull` when too many requests stand before the mesh, `ShuttingDown` when it is gone.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        let (events, receiver) = mpsc::channel(EVENTS_BUFFERED);
+        self.submissions.try_send(Submission { request, events }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => GenerateError::QueueFull { waiting: SUBMISSIONS_WAITING },
+            mpsc::error::TrySendError::Closed(_) => GenerateError::ShuttingDown,
+        })?;
+        Ok(Generation::new(receiver))
+    }
+
+    /// What the mesh says of itself, now.
+    pub fn status(&self) -> Arc<MeshStatus> {
+        self.status.borrow().clone()
+    }
+
+    /// A view that wakes its owner on every change of status.
+    pub fn watch(&self) -> watch::Receiver<Arc<MeshStatus>> {
+        self.status.clone()
+    }
+}
+
+/// Events of one generation that may wait for a slow reader; a reader that stays behind is cancelled.
+const EVENTS_BUFFERED: usize = 1024;
+/// Requests that may stand before the mesh.
+pub(crate) const SUBMISSIONS_WAITING: usize = 256;

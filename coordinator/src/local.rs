@@ -1,0 +1,96 @@
+//! Workers on this machine: `shard-worker` processes that this one starts, and that never outlive it.
+//!
+//! A child holds the other end of a pipe as its standard input and leaves when that ends, so not even `kill -9` of the
+//! coordinator leaves one behind.
+
+use std::{ffi::OsString, path::{Path, PathBuf}, process::Stdio, time::Duration};
+
+use anyhow::{Context, Result};
+use qmesh_net::Ticket;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStderr, Command},
+};
+
+/// Workers that this process started.
+#[derive(Debug)]
+pub struct LocalWorkers {
+    children: Vec<Child>,
+}
+
+impl LocalWorkers {
+    /// Starts `count` workers with `threads_each` compute threads, which join by `ticket` and read their tensors from the
+    /// model in `model_folder`: one copy of it serves everybody on this machine.
+    ///
+    /// # Errors
+    /// When `shard-worker` is neither beside this program nor on the path, or cannot be started.
+    pub fn spawn(ticket: &Ticket, count: usize, threads_each: usize, model_folder: &Path) -> Result<Self> {
+        let program = worker_program();
+        let mut children = Vec::with_capacity(count);
+        for number in 1..=count {
+            let mut child = Command::new(&program)
+                .arg("join")
+                .arg(ticket.to_string())
+                .args(["--once", "--exit-with-parent", "--name", &format!("local-{number}")])
+                .args(["--threads", &threads_each.to_string()])
+                .arg("--model-dir")
+                .arg(model_folder)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true)
+                // Ctrl-C in the terminal is for the coordinator, which drains and then says goodbye.
+                .process_group(0)
+                .spawn()
+                .with_context(|| {
+                    format!("cannot start {}: build it with `cargo build --release`", program.display())
+                })?;
+            if let Some(stderr) = child.stderr.take() {
+                tokio::spawn(log_lines(number, stderr));
+            }
+            children.push(child);
+        }
+        Ok(Self { children })
+    }
+
+    /// Process ids of those that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.children.iter().filter_map(Child::id).collect()
+    }
+
+    /// The first of them that has ended by itself, with its exit status.
+    pub fn ended(&mut self) -> Option<(usize, std::process::ExitStatus)> {
+        let status = |child: &mut Child| child.try_wait().ok().flatten();
+        self.children.iter_mut().enumerate().find_map(|(i, c)| status(c).map(|s| (i + 1, s)))
+    }
+
+    /// Waits a little for them to leave, then ends them.
+    pub async fn stop(mut self) {
+        for child in &mut self.children {
+            // Closing the pipe is the word to leave.
+            drop(child.stdin.take());
+            if tokio::time::timeout(LEAVING, child.wait()).await.is_err() {
+                // It may have left in this moment; then there is nothing to kill.
+                let _gone = child.kill().await;
+            }
+        }
+    }
+}
+
+async fn log_lines(number: usize, stderr: ChildStderr) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        tracing::info!(target: "qmesh::local", "local-{number}: {line}");
+    }
+}
+
+/// `shard-worker` beside this program, as a build leaves it; else whichever is on the path.
+fn worker_program() -> PathBuf {
+    let mut name = OsString::from("shard-worker");
+    name.push(std::env::consts::EXE_SUFFIX);
+    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(&name));
+    beside.filter(|p| p.is_file()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// A worker leaves within a step; this is many of them.
+const LEAVING: Duration = Duration::from_secs(5);

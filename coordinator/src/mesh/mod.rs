@@ -1,0 +1,259 @@
+//! The mesh: who is connected, who holds which layers, and the pipeline they form.
+//!
+//! `roster` and `scheduler` decide, as state machines; `run` is the task that feeds them and carries out what they say;
+//! `links` and `weights` move messages, frames and tensor bytes.
+
+mod links;
+mod roster;
+mod run;
+mod scheduler;
+mod sequence;
+pub mod status;
+mod weights;
+
+use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use qmesh_models::weights::WeightsError;
+use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinSecret, KeyFileError, NetError, Ticket};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use self::{roster::PlannedModel, status::MeshStatus};
+use crate::{
+    generate::{MeshHandle, SUBMISSIONS_WAITING},
+    model::Model,
+};
+
+/// What a mesh is made of.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The model that it serves.
+    pub model: Arc<Model>,
+    /// Where workers dial in.
+    pub listen: SocketAddr,
+    /// Addresses for the ticket; with none, those of `listen`.
+    pub advertise: Vec<String>,
+    /// The most positions of one session.
+    pub context: usize,
+    /// KV positions of all sessions together; at least `context`.
+    pub kv_positions: usize,
+    /// When workers become a pipeline.
+    pub formation: Formation,
+    /// Rows of one step: a prompt's chunk.
+    pub chunk_rows: usize,
+    /// Whether the ticket outlives the process.
+    pub ticket: TicketSource,
+}
+
+/// When workers become a pipeline, and with what cut.
+#[derive(Clone, Debug)]
+pub struct Formation {
+    /// How many it takes.
+    pub workers: Workers,
+    /// Layers at which to cut, instead of the planner's choice.
+    pub cut: Option<Vec<usize>>,
+}
+
+/// How many workers it takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Workers {
+    /// So many; those who join later are spares.
+    Exactly(usize),
+    /// So many or more, dealt again when others join.
+    AtLeast(usize),
+    /// As many as hold the model, dealt again when others join.
+    WhenItFits,
+}
+
+/// Whether the ticket outlives the process.
+#[derive(Clone, Debug)]
+pub enum TicketSource {
+    /// A key and a secret for this process only.
+    Fresh,
+    /// Kept in a directory, so that workers find back after a restart.
+    Kept {
+        /// Where the key and the secret lie, mode 0600.
+        directory: PathBuf,
+        /// Whether to make earlier tickets worthless.
+        rotate: Rotate,
+    },
+}
+
+/// Whether to make earlier tickets worthless.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rotate {
+    /// Earlier tickets stay good.
+    Keep,
+    /// A new secret: who has only an old ticket is refused.
+    New,
+}
+
+/// Why a mesh could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// The endpoint, the key or the secret.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The key's or the secret's file.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    /// The model's file.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Sizes that contradict each other.
+    #[error("{text}")]
+    Config {
+        /// Which, and what to do.
+        text: String,
+    },
+}
+
+/// A running mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    handle: MeshHandle,
+    ticket: Ticket,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Mesh {
+    /// Binds the endpoint and starts to let workers in. Reads the whole model once, to hash its tensors.
+    ///
+    /// # Errors
+    /// A port in use, an unreadable key or model, or sizes that contradict each other.
+    pub async fn start(config: MeshConfig) -> Result<Self, MeshError> {
+        let (identity, secret) = credentials(&config.ticket)?;
+        let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
+        Self::start_on(endpoint, &identity, secret, config).await
+    }
+
+    /// Starts on an endpoint that the caller made: tests run meshes in memory.
+    ///
+    /// # Errors
+    /// As `start`, but for the endpoint's.
+    pub async fn start_on(
+        endpoint: Endpoint,
+        identity: &Identity,
+        secret: JoinSecret,
+        config: MeshConfig,
+    ) -> Result<Self, MeshError> {
+        check_sizes(&config)?;
+        let model = Arc::clone(&config.model);
+        let hashing =
+            tokio::task::spawn_blocking(move || Ok((model.file.hashes(&model.spec.tensors)?, model.file.id()?)));
+        let hashed: Result<_, WeightsError> =
+            hashing.await.map_err(|e| MeshError::Config { text: format!("hashing the model failed: {e}") })?;
+        let (hashes, id) = hashed?;
+        let ticket = Ticket {
+            addresses: addresses(&config, endpoint.local_addr()),
+            coordinator: identity.peer_id(),
+            secret: secret.clone(),
+            expires_unix: None,
+        };
+        let planned = PlannedModel {
+            name: config.model.name.clone(),
+            id: id.0,
+            spec: config.model.spec.clone(),
+            hashes,
+            context: config.context,
+            kv_positions: config.kv_positions,
+            chunk_rows: config.chunk_rows,
+        };
+        let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
+        let (stop, stopped) = oneshot::channel();
+        let join = format!("shard-worker join {ticket}");
+        let gate = Gate { secret, expires_unix: None, known: HashSet::new() };
+        let task = run::MeshTask::new(endpoint, gate, &config, planned, join);
+        let (status, watched) = watch::channel(Arc::new(task.status()));
+        let task = tokio::spawn(task.run(submitted, status, stopped));
+        Ok(Self { handle: MeshHandle::new(submissions, watched), ticket, stop: Some(stop), task })
+    }
+
+    /// The way in for requests.
+    pub fn handle(&self) -> MeshHandle {
+        self.handle.clone()
+    }
+
+    /// What a worker needs to join.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The command that a worker's owner pastes.
+    pub fn join_command(&self) -> String {
+        format!("shard-worker join {}", self.ticket)
+    }
+
+    /// Finishes what runs, or fails it after a while, says goodbye to the workers and closes the endpoint.
+    pub async fn stop(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The task may be over already; then there is nothing to stop.
+            let _gone = stop.send(());
+        }
+        if tokio::time::timeout(STOPPING, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+
+    /// The latest status.
+    pub fn status(&self) -> Arc<MeshStatus> {
+        self.handle.status()
+    }
+}
+
+fn check_sizes(config: &MeshConfig) -> Result<(), MeshError> {
+    let (context, positions) = (config.context, config.kv_positions);
+    let text = if context == 0 || config.chunk_rows == 0 {
+        "the context and the chunk must hold at least one position".to_owned()
+    } else if positions < context {
+        format!("{positions} KV positions cannot hold a context of {context}: lower --ctx-size or raise --parallel")
+    } else {
+        return Ok(());
+    };
+    Err(MeshError::Config { text })
+}
+
+fn credentials(source: &TicketSource) -> Result<(Identity, JoinSecret), KeyFileError> {
+    match source {
+        TicketSource::Fresh => Ok((Identity::ephemeral(), JoinSecret::random())),
+        TicketSource::Kept { directory, rotate } => {
+            let identity = Identity::load_or_create(directory.join("coordinator.key"))?;
+            let path = directory.join("join.secret");
+            let secret = match rotate {
+                Rotate::Keep => JoinSecret::load_or_create(path)?,
+                Rotate::New => JoinSecret::rotate(path)?,
+            };
+            Ok((identity, secret))
+        }
+    }
+}
+
+/// What to write into the ticket: an unspecified address is replaced by the one that leads out of this machine.
+fn addresses(config: &MeshConfig, bound: SocketAddr) -> Vec<String> {
+    if !config.advertise.is_empty() {
+        return config.advertise.clone();
+    }
+    if !bound.ip().is_unspecified() {
+        return vec![bound.to_string()];
+    }
+    let outward = outward_address(bound).map(|ip| SocketAddr::new(ip, bound.port()).to_string());
+    let local = SocketAddr::new(
+        if bound.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() },
+        bound.port(),
+    );
+    outward.into_iter().chain([local.to_string()]).collect()
+}
+
+/// The address that packets to the world leave from; connecting a UDP socket sends nothing.
+fn outward_address(bound: SocketAddr) -> Option<std::net::IpAddr> {
+    let (from, to) = if bound.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
+    let socket = std::net::UdpSocket::bind(from).ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+}
+
+/// How long `stop` waits for running generations and for goodbyes.
+const STOPPING: Duration = Duration::from_secs(15);

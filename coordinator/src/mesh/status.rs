@@ -1,0 +1,104 @@
+//! What the mesh says of itself: the one source of `/health`, `/ready`, `/api/status` and the tables after a run.
+
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of the mesh.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct MeshStatus {
+    /// The model's name.
+    pub model: String,
+    /// Whether tokens can flow.
+    pub state: MeshState,
+    /// One sentence for people: what it waits for, or what is wrong.
+    pub text: String,
+    /// The plan's epoch, 0 before the first plan.
+    pub epoch: u32,
+    /// The most positions a session may hold.
+    pub context: usize,
+    /// KV positions of all sessions together, and how many are promised.
+    pub kv_positions: usize,
+    /// See `kv_positions`.
+    pub kv_positions_used: usize,
+    /// The command that lets a worker in.
+    pub join: String,
+    /// The stages in order; empty without a plan.
+    pub stages: Vec<StageStatus>,
+    /// Every worker that is connected.
+    pub workers: Vec<WorkerStatus>,
+    /// Sequences being computed.
+    pub running: usize,
+    /// Requests that wait for room.
+    pub waiting: usize,
+    /// Since the start.
+    pub prompt_tokens: u64,
+    /// Since the start.
+    pub generated_tokens: u64,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+}
+
+/// Whether tokens can flow.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeshState {
+    /// For workers.
+    Waiting,
+    /// Workers fetch and load their shards.
+    Loading,
+    /// A probe token went through the pipeline.
+    Ready,
+    /// No plan is possible, or the shards cannot be loaded; `text` says why.
+    Failed,
+    /// Going down.
+    Stopping,
+}
+
+/// One stage of the pipeline.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct StageStatus {
+    /// From 0.
+    pub stage: usize,
+    /// The worker's name.
+    pub worker: String,
+    /// First layer.
+    pub first_layer: usize,
+    /// One past the last layer.
+    pub end_layer: usize,
+    /// Bytes of the shard's tensors.
+    pub weight_bytes: u64,
+    /// Memory that the plan gives it: weights, KV, activations, process.
+    pub planned_bytes: u64,
+    /// Peak memory that the worker measured.
+    pub peak_bytes: u64,
+    /// `fetching`, `loading`, `ready`, `failed`.
+    pub phase: String,
+    /// Bytes fetched or loaded of `phase`.
+    pub bytes_done: u64,
+    /// Bytes that `phase` has to do.
+    pub bytes_total: u64,
+    /// Steps computed in this epoch.
+    pub steps: u64,
+    /// Mean time per step in the blocks.
+    pub compute_ms: f64,
+    /// Mean time per step to hand its output on.
+    pub hop_ms: f64,
+}
+
+/// One connected worker.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct WorkerStatus {
+    /// Its name in the mesh.
+    pub name: String,
+    /// Its key, shortened.
+    pub peer: String,
+    /// Where it is connected from.
+    pub address: String,
+    /// Memory it offers.
+    pub memory_bytes: u64,
+    /// Threads it computes with.
+    pub threads: u32,
+    /// Round-trip time of its link.
+    pub rtt_ms: f64,
+    /// Its stage, if it has one.
+    pub stage: Option<usize>,
+}

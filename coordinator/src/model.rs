@@ -1,0 +1,96 @@
+//! A model as the coordinator holds it: its file, its shape, and what turns its tokens into text.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use qmesh_models::{
+    catalog,
+    chat::ChatTemplate,
+    gguf::Gguf,
+    spec::ModelSpec,
+    tokenizer::{PretokenizerChoice, Tokenizer, Vocabulary},
+    weights::ModelFile,
+};
+
+use crate::text::TextModel;
+
+/// An opened model.
+#[derive(Debug)]
+pub struct Model {
+    /// The name it is served under: the catalog's, or the file's stem.
+    pub name: String,
+    /// Its (first) file.
+    pub path: PathBuf,
+    /// Its shape.
+    pub spec: ModelSpec,
+    /// Its bytes.
+    pub file: ModelFile,
+    /// Its tokenizer; a file without a vocabulary has none, and can still be fed ids.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Its chat template, or why there is none.
+    pub template: Result<Arc<ChatTemplate>, String>,
+}
+
+impl Model {
+    /// Opens the model at `path` and builds its tokenizer. Blocks, for tenths of a second.
+    ///
+    /// # Errors
+    /// The file is no model, or one that this program does not know; the text names it and says why.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = ModelFile::open(path)?;
+        let vocabulary = vocabulary(file.gguf()).with_context(|| path.display().to_string())?;
+        let template = match &vocabulary {
+            Some(vocabulary) => ChatTemplate::from_vocabulary(vocabulary).map(Arc::new).map_err(|e| e.to_string()),
+            None => Err(NO_TOKENIZER.to_owned()),
+        };
+        let tokenizer = vocabulary.map(|v| Tokenizer::new(v, PretokenizerChoice::FromModel)).transpose();
+        let tokenizer = tokenizer.with_context(|| path.display().to_string())?.map(Arc::new);
+        Ok(Self {
+            name: served_name(path),
+            path: path.to_owned(),
+            spec: file.spec().clone(),
+            file,
+            tokenizer,
+            template,
+        })
+    }
+
+    /// The folder of its file.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// What turns its tokens into text and back, in sessions of `context` positions.
+    ///
+    /// # Errors
+    /// The file has no tokenizer.
+    pub fn text(&self, context: usize) -> Result<TextModel> {
+        let tokenizer = self.tokenizer.clone().with_context(|| format!("{}: {NO_TOKENIZER}", self.path.display()))?;
+        let (name, template, ends) = (self.name.clone(), self.template.clone(), self.ends());
+        Ok(TextModel { name, tokenizer, template, context, ends })
+    }
+
+    /// The ids that end a generation.
+    pub fn ends(&self) -> Arc<[u32]> {
+        self.tokenizer.as_ref().map_or_else(|| Arc::new([]) as Arc<[u32]>, |t| t.ends_of_generation().into())
+    }
+}
+
+/// The vocabulary, where the file has one: llama.cpp writes `no_vocab` for none.
+fn vocabulary(gguf: &Gguf) -> Result<Option<Vocabulary>> {
+    match gguf.text("tokenizer.ggml.model") {
+        Err(_) | Ok("no_vocab" | "none") => Ok(None),
+        Ok(_) => Ok(Some(Vocabulary::from_gguf(gguf)?)),
+    }
+}
+
+fn served_name(path: &Path) -> String {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let named = catalog::ALL.iter().find(|model| model.file == file);
+    named.map_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), |m| m.name.to_owned())
+}
+
+const NO_TOKENIZER: &str = "the model has no tokenizer: it takes token ids only";

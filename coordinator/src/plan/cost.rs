@@ -1,0 +1,100 @@
+//! What a stage costs: memory, and the bytes that it reads per token, which is what decoding waits for.
+
+use std::ops::Range;
+
+use qmesh_models::spec::{AttentionSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, TensorRole};
+
+use super::PlanInput;
+
+/// What a worker's process takes beside weights, KV and activations: thread stacks, QUIC buffers, allocator.
+/// Measured: 3 MB, and 12 where the weights come over the network, on top of what it has when it offers its memory.
+pub const PROCESS_BYTES: u64 = 16 << 20;
+
+/// One stage's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StageCost {
+    pub(super) weight_bytes: u64,
+    pub(super) kv_bytes: u64,
+    pub(super) other_bytes: u64,
+    /// Weights that every token reads: the embedding is a look-up and counts only where it is the head as well.
+    pub(super) read_bytes: u64,
+}
+
+impl StageCost {
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(self.other_bytes)
+    }
+}
+
+/// The cost of every range of layers.
+#[derive(Clone, Debug)]
+pub(super) struct Costs<'a> {
+    spec: &'a ModelSpec,
+    /// `weights[start][end - start - 1]`: what a shard holds is the spec's business, so it is asked once per range.
+    weights: Vec<Vec<u64>>,
+    embedding_bytes: u64,
+    kv_positions: usize,
+    chunk_rows: usize,
+}
+
+impl<'a> Costs<'a> {
+    pub(super) fn new(input: &PlanInput<'a>) -> Self {
+        let spec = input.spec;
+        let layers = spec.layers.len();
+        Self {
+            spec,
+            weights: (0..layers)
+                .map(|start| (start + 1..=layers).map(|end| spec.shard_bytes(&(start..end))).collect())
+                .collect(),
+            embedding_bytes: spec.tensors.iter().filter(|t| t.role == TensorRole::Embedding).map(|t| t.bytes).sum(),
+            kv_positions: input.kv_positions,
+            chunk_rows: input.chunk_rows,
+        }
+    }
+
+    /// The same model with room for another number of positions.
+    pub(super) fn with_kv_positions(&self, kv_positions: usize) -> Self {
+        Self { kv_positions, ..self.clone() }
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.spec.layers.len()
+    }
+
+    pub(super) fn stage(&self, layers: &Range<usize>) -> StageCost {
+        let weight_bytes = self.weights[layers.start][layers.end - layers.start - 1];
+        let is_last = layers.end == self.layers();
+        let embedding_is_read = is_last && self.spec.head.matrix == HeadMatrix::Tied;
+        let looked_up = if layers.start == 0 && !embedding_is_read { self.embedding_bytes } else { 0 };
+        StageCost {
+            weight_bytes,
+            kv_bytes: self.spec.kv_bytes_per_position(layers).saturating_mul(self.kv_positions as u64),
+            other_bytes: PROCESS_BYTES.saturating_add(self.activation_bytes(layers, is_last)),
+            read_bytes: weight_bytes - looked_up,
+        }
+    }
+
+    /// Buffers of one step at f32: the widest layer's, the frames that wait on either side, and the head's logits.
+    fn activation_bytes(&self, layers: &Range<usize>, is_last: bool) -> u64 {
+        let hidden = self.spec.hidden;
+        let widest =
+            self.spec.layers[layers.clone()].iter().map(|layer| row_elements(hidden, layer)).max().unwrap_or(0);
+        let rows = self.chunk_rows.saturating_mul(widest.saturating_add(FRAMES_WAITING * hidden));
+        let logits = if is_last { self.chunk_rows.min(LOGIT_ROWS).saturating_mul(self.spec.vocab) } else { 0 };
+        (rows.saturating_add(logits) as u64).saturating_mul(4)
+    }
+}
+
+/// Elements that a row takes in a layer: the residual before and after and the normed row; q, k, v and their result, or
+/// gate, up and their product. Attention itself works page by page and takes next to nothing.
+fn row_elements(hidden: usize, layer: &LayerSpec) -> usize {
+    let AttentionSpec { heads, kv_heads, head_dim, .. } = layer.attention;
+    let Ffn::Gated { inner, .. } = layer.ffn;
+    let attention = (2 * heads + 2 * kv_heads) * head_dim;
+    3 * hidden + attention.max(3 * inner)
+}
+
+/// Two frames may wait to be computed and two to be sent.
+const FRAMES_WAITING: usize = 4;
+/// Rows whose logits a worker holds at the same time.
+const LOGIT_ROWS: usize = 32;

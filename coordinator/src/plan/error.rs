@@ -1,0 +1,149 @@
+//! Why there is no plan, and what to do about it.
+
+use std::{fmt, ops::Range};
+
+use super::{Capacity, PlanInput, bytes::Bytes, cost::Costs, solver};
+
+/// Why there is no plan.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// Nobody to plan for.
+    #[error("no workers to plan for")]
+    NoWorkers,
+    /// No cut fits the workers' memory.
+    #[error("{0}")]
+    DoesNotFit(Box<Shortfall>),
+    /// The explicit cut gives a worker more than it can hold.
+    #[error("the cut gives {worker} layers {}..{}, which need {}; it has {}", layers.start, layers.end,
+        Bytes(*needed_bytes), Bytes(*memory_bytes))]
+    CutDoesNotFit {
+        /// Whose memory it is.
+        worker: String,
+        /// That it would hold.
+        layers: Range<usize>,
+        /// For weights, KV, activations and the process.
+        needed_bytes: u64,
+        /// That the worker offers.
+        memory_bytes: u64,
+    },
+    /// The explicit cut is none.
+    #[error("cut {cut:?} must rise within 1..{layers}, the model's layers")]
+    BadCut {
+        /// As given.
+        cut: Vec<usize>,
+        /// Of the model.
+        layers: usize,
+    },
+    /// The explicit cut has more stages than there are workers.
+    #[error("the cut makes {stages} stages, there are {workers} workers")]
+    CutNeedsWorkers {
+        /// Boundaries and one.
+        stages: usize,
+        /// Given.
+        workers: usize,
+    },
+}
+
+/// How much is missing, and what would do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Shortfall {
+    /// The model's name.
+    pub model: String,
+    /// Workers planned for.
+    pub workers: usize,
+    /// For the model, its KV and every worker's own needs.
+    pub needed_bytes: u64,
+    /// That the workers offer together.
+    pub available_bytes: u64,
+    /// Asked for.
+    pub kv_positions: usize,
+    /// The most KV positions that would fit these workers; 0 where the weights alone do not.
+    pub fitting_kv_positions: usize,
+    /// The same as the context of one session, with as many sessions as were asked for.
+    pub fitting_context: usize,
+    /// A further worker with this much memory would do.
+    pub extra_worker_bytes: u64,
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, workers, kv_positions, .. } = self;
+        let (needed, available) = (Bytes(self.needed_bytes), Bytes(self.available_bytes));
+        let plural = if *workers == 1 { "" } else { "s" };
+        write!(f, "{model} with {kv_positions} KV positions needs {needed} on {workers} worker{plural}")?;
+        if self.available_bytes < self.needed_bytes {
+            write!(f, ", which offer{} {available}", if *workers == 1 { "s" } else { "" })
+        } else {
+            write!(f, "; they offer {available}, but no cut into whole layers fits")
+        }
+    }
+}
+
+impl PlanError {
+    /// What the user can do, as one line without the word `try`.
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            Self::DoesNotFit(shortfall) => {
+                let worker = format!("add a worker with at least {}", Bytes(shortfall.extra_worker_bytes));
+                Some(match shortfall.fitting_context {
+                    0 => worker,
+                    context => format!("--ctx-size {context} or less, or {worker}"),
+                })
+            }
+            Self::CutDoesNotFit { .. } => {
+                Some("another --cut, or none: the planner looks for one that fits".to_owned())
+            }
+            Self::NoWorkers | Self::BadCut { .. } | Self::CutNeedsWorkers { .. } => None,
+        }
+    }
+}
+
+pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanError {
+    let workers = &input.workers;
+    let fits_positions = |positions: u64| {
+        let positions = usize::try_from(positions).unwrap_or(usize::MAX);
+        solver::assign(&costs.with_kv_positions(positions), workers).is_some()
+    };
+    let with_extra = |memory_bytes: u64| {
+        let mut workers = workers.clone();
+        workers.push(Capacity { name: String::new(), memory_bytes, threads: 1 });
+        solver::assign(costs, &workers).is_some()
+    };
+    let fitting_kv_positions = usize::try_from(last_true(input.kv_positions as u64, fits_positions)).unwrap_or(0);
+    let whole = costs.stage(&(0..costs.layers())).memory_bytes();
+    let too_few_megabytes = last_true(whole / MEGABYTE, |megabytes| !with_extra(megabytes * MEGABYTE));
+    PlanError::DoesNotFit(Box::new(Shortfall {
+        model: input.spec.name.clone(),
+        workers: workers.len(),
+        needed_bytes: needed_bytes(costs, workers.len()),
+        available_bytes: workers.iter().fold(0, |sum, w| sum.saturating_add(w.memory_bytes)),
+        kv_positions: input.kv_positions,
+        fitting_kv_positions,
+        fitting_context: fitting_kv_positions / (input.kv_positions / input.context.max(1)).max(1),
+        extra_worker_bytes: (too_few_megabytes + 1) * MEGABYTE,
+    }))
+}
+
+/// What all stages need together; hardly a function of the cut, so one layer each and the rest on the last will do.
+fn needed_bytes(costs: &Costs<'_>, workers: usize) -> u64 {
+    let stages = workers.min(costs.layers());
+    (0..stages)
+        .map(|stage| stage..if stage + 1 == stages { costs.layers() } else { stage + 1 })
+        .fold(0, |sum, layers| sum.saturating_add(costs.stage(&layers).memory_bytes()))
+}
+
+/// The last of `1..=most` for which `holds` does, where it holds up to some point and not beyond; 0 for none.
+fn last_true(most: u64, holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if holds(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
+
+const MEGABYTE: u64 = 1_000_000;

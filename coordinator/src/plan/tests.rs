@@ -1,0 +1,221 @@
+//! The planner against brute force, and the words of its errors.
+
+use qmesh_models::{
+    spec::{
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, NormPlacement,
+        QkNorm, Rope, RopePairing, RopeScaling, TensorRole, TensorSpec, Window,
+    },
+    tensor::TensorType,
+};
+
+use super::*;
+
+/// splitmix64: enough for instances, and no dependency.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpec {
+    let tensor = |role, bytes| TensorSpec {
+        role,
+        name: format!("{role:?}"),
+        rows: 1,
+        cols: 1,
+        dtype: TensorType::F32,
+        part: 0,
+        offset: 0,
+        bytes,
+    };
+    let layer = LayerSpec {
+        attention: AttentionSpec {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: Window::Full,
+            rope: Rope { pairing: RopePairing::Halves, dims: 8, base: 1e4, scaling: RopeScaling::None },
+            qk_norm: QkNorm::None,
+            qkv_bias: Bias::None,
+        },
+        ffn: Ffn::Gated { inner: 32, activation: Activation::Silu },
+        norms: NormPlacement::Pre,
+        norm_eps: 1e-6,
+    };
+    let mut tensors = vec![tensor(TensorRole::Embedding, embedding_bytes), tensor(TensorRole::OutputNorm, 64)];
+    if head == HeadMatrix::Own {
+        tensors.push(tensor(TensorRole::Output, embedding_bytes * 2));
+    }
+    for (index, &bytes) in layer_bytes.iter().enumerate() {
+        tensors.push(tensor(TensorRole::Layer(LayerIndex(index), LayerTensor::Q), bytes));
+    }
+    ModelSpec {
+        name: "toy".to_owned(),
+        family: "toy".to_owned(),
+        hidden: 16,
+        vocab: 100,
+        context: 1000,
+        embedding_scale: 1.0,
+        layers: vec![layer; layer_bytes.len()],
+        head: HeadSpec { norm_eps: 1e-6, matrix: head },
+        tensors,
+    }
+}
+
+fn worker(index: usize, memory_bytes: u64, threads: u32) -> Capacity {
+    Capacity { name: format!("w{index}"), memory_bytes, threads }
+}
+
+fn input(spec: &ModelSpec, workers: Vec<Capacity>) -> PlanInput<'_> {
+    PlanInput { spec, workers, kv_positions: 100, context: 100, chunk_rows: 8, cut: None }
+}
+
+/// (workers unused, slowest stage, sum of stages) of a cut, from the definition.
+fn score(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> (usize, f64, f64) {
+    let times: Vec<f64> = cut
+        .iter()
+        .map(|(worker, layers)| {
+            let tied = input.spec.head.matrix == HeadMatrix::Tied && layers.end == input.spec.layers.len();
+            let reads = |t: &&TensorSpec| input.spec.holds(layers, t.role) && (t.role != TensorRole::Embedding || tied);
+            let bytes: u64 = input.spec.tensors.iter().filter(reads).map(|t| t.bytes).sum();
+            bytes as f64 / f64::from(input.workers[*worker].threads)
+        })
+        .collect();
+    (input.workers.len() - cut.len(), times.iter().copied().fold(0.0, f64::max), times.iter().sum())
+}
+
+/// Every way to give layers from `placed` on to workers from `worker` on, under their limits.
+fn every_cut(
+    input: &PlanInput<'_>,
+    worker: usize,
+    placed: usize,
+    found: &mut Vec<Vec<(usize, Range<usize>)>>,
+    cut: &mut Vec<(usize, Range<usize>)>,
+) {
+    let layers = input.spec.layers.len();
+    if placed == layers {
+        found.push(cut.clone());
+        return;
+    }
+    if worker == input.workers.len() {
+        return;
+    }
+    every_cut(input, worker + 1, placed, found, cut);
+    let costs = Costs::new(input);
+    for end in placed + 1..=layers {
+        if costs.stage(&(placed..end)).memory_bytes() <= input.workers[worker].memory_bytes {
+            cut.push((worker, placed..end));
+            every_cut(input, worker + 1, end, found, cut);
+            cut.pop();
+        }
+    }
+}
+
+#[test]
+fn agrees_with_brute_force() {
+    let (mut solved, mut refused) = (0, 0);
+    for seed in 0..300 {
+        let random = &mut Random(seed);
+        let layer_bytes: Vec<u64> = (0..1 + random.below(6)).map(|_| 1000 * (1 + random.below(5))).collect();
+        let head = if random.below(2) == 0 { HeadMatrix::Tied } else { HeadMatrix::Own };
+        let spec = spec(&layer_bytes, 1000 * random.below(8), head);
+        let limit = |random: &mut Random| PROCESS_BYTES + 8_000 + 1000 * random.below(30);
+        let workers = (0..1 + random.below(4) as usize).map(|w| worker(w, limit(random), 1 + random.below(4) as u32));
+        let input = input(&spec, workers.collect());
+        let mut cuts = Vec::new();
+        every_cut(&input, 0, 0, &mut cuts, &mut Vec::new());
+        let best = cuts.iter().map(|cut| score(&input, cut)).min_by(|a, b| a.partial_cmp(b).unwrap());
+        assert_eq!(fits(&input), best.is_some(), "seed {seed}");
+        match (solve(&input), best) {
+            (Ok(plan), Some(best)) => {
+                let cut: Vec<_> = plan.stages.iter().map(|s| (s.worker, s.layers.clone())).collect();
+                assert!(cuts.contains(&cut), "seed {seed}: {cut:?} is no cut");
+                let score = score(&input, &cut);
+                // Times are rounded down to a 1024th of a byte in the planner.
+                assert!(
+                    score.0 == best.0 && score.1 <= best.1 + 0.01 && score.2 <= best.2 + 0.05,
+                    "seed {seed}: {score:?} {best:?}"
+                );
+                solved += 1;
+            }
+            (Err(PlanError::DoesNotFit(shortfall)), None) => {
+                check_advice(&input, &shortfall, seed);
+                refused += 1;
+            }
+            (plan, best) => panic!("seed {seed}: {plan:?}, brute force {best:?}"),
+        }
+    }
+    assert!(solved > 50 && refused > 50, "{solved} solved, {refused} refused");
+}
+
+/// What a shortfall promises holds, and one step less does not.
+fn check_advice(input: &PlanInput<'_>, shortfall: &Shortfall, seed: u64) {
+    let mut helped = input.clone();
+    helped.workers.push(worker(9, shortfall.extra_worker_bytes, 1));
+    assert!(fits(&helped), "seed {seed}: {shortfall:?}");
+    let with_positions = |positions| PlanInput { kv_positions: positions, context: positions, ..input.clone() };
+    let positions = shortfall.fitting_kv_positions;
+    assert!(positions == 0 || fits(&with_positions(positions)), "seed {seed}: {shortfall:?}");
+    assert!(!fits(&with_positions(positions + 1)), "seed {seed}: {shortfall:?}");
+}
+
+#[test]
+fn equal_workers_share_evenly_and_the_head_counts() {
+    let spec = spec(&[1000; 30], 4000, HeadMatrix::Tied);
+    let plan = solve(&input(&spec, (0..4).map(|w| worker(w, 1 << 30, 2)).collect())).unwrap();
+    let shares: Vec<_> = plan.stages.iter().map(|s| s.layers.len()).collect();
+    assert_eq!(shares, [8, 9, 9, 4], "the tied table is read like four layers");
+    assert_eq!(plan.stages[0].weight_bytes, 8000 + 4000, "and held by the first stage as well");
+    assert_eq!(plan.stages[0].kv_bytes, 8 * 2 * 2 * 8 * 100);
+    assert!(plan.stages.iter().all(|s| s.memory_bytes + s.headroom_bytes == 1 << 30) && plan.notes.is_empty());
+}
+
+#[test]
+fn workers_without_layers_are_named() {
+    let spec = spec(&[1000, 1000], 0, HeadMatrix::Tied);
+    let plan = solve(&input(&spec, (0..4).map(|w| worker(w, 1 << 30, 1)).collect())).unwrap();
+    assert_eq!(plan.stages.len(), 2);
+    assert_eq!(plan.notes.len(), 1);
+    assert!(plan.notes[0].starts_with("the model has only 2 layers: nothing to do for w"), "{:?}", plan.notes);
+    let small = solve(&input(&spec, vec![worker(0, 1 << 20, 1), worker(1, 1 << 30, 1)])).unwrap();
+    assert_eq!((small.stages.len(), small.stages[0].worker), (1, 1));
+    assert_eq!(small.notes, ["not every worker has room for a layer: nothing to do for w0"]);
+}
+
+#[test]
+fn explicit_cuts_are_taken_or_refused() {
+    let spec = spec(&[1000; 6], 1000, HeadMatrix::Own);
+    let with = |cut: &[usize], memory: u64| {
+        let workers = (0..3).map(|w| worker(w, memory, 1)).collect();
+        solve(&PlanInput { cut: Some(cut.to_vec()), ..input(&spec, workers) })
+    };
+    let plan = with(&[1, 5], 1 << 30).unwrap();
+    assert_eq!(plan.stages.iter().map(|s| s.layers.clone()).collect::<Vec<_>>(), [0..1, 1..5, 5..6]);
+    assert_eq!(with(&[2], 1 << 30).unwrap().notes, ["the cut has 2 stages: nothing to do for w2"]);
+    for cut in [&[0][..], &[6], &[3, 3], &[4, 2], &[7]] {
+        assert_eq!(with(cut, 1 << 30).unwrap_err(), PlanError::BadCut { cut: cut.to_vec(), layers: 6 });
+    }
+    assert_eq!(with(&[1, 2, 3], 1 << 30).unwrap_err(), PlanError::CutNeedsWorkers { stages: 4, workers: 3 });
+    let error = with(&[1, 5], 1 << 20).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the cut gives w0 layers 0..1, which need 16.8") && error.ends_with("it has 1.05 MB"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_shortfall_reads_well() {
+    let spec = spec(&[50_000_000; 4], 1000, HeadMatrix::Tied);
+    let workers = vec![worker(0, 140_000_000, 1), worker(1, 90_000_000, 1)];
+    let error = solve(&input(&spec, workers)).unwrap_err();
+    assert_eq!(error.to_string(), "toy with 100 KV positions needs 234 MB on 2 workers, which offer 230 MB");
+    assert_eq!(error.advice().unwrap(), "add a worker with at least 67.0 MB");
+    assert_eq!(solve(&input(&spec, Vec::new())).unwrap_err(), PlanError::NoWorkers);
+}

@@ -1,0 +1,165 @@
+//! What the mesh says of itself: `status`, and the tables after a run.
+
+use std::time::Duration;
+
+use super::{
+    count,
+    plan::layers,
+    table::{Align, pairs, table},
+};
+use crate::{
+    mesh::status::{MeshState, MeshStatus, StageStatus},
+    plan::Bytes,
+    text::TextEnd,
+};
+
+/// The stages with their layers and sizes, as soon as there is a plan.
+pub fn stages(status: &MeshStatus) -> String {
+    let columns = [
+        ("stage", Align::Right),
+        ("worker", Align::Left),
+        ("layers", Align::Left),
+        ("weights", Align::Right),
+        ("planned", Align::Right),
+    ];
+    table(&columns, status.stages.iter().map(stage_cells))
+}
+
+/// The stages after work: what they held, what was planned for them, and how long they computed and sent.
+pub fn stages_measured(status: &MeshStatus) -> String {
+    let columns = [
+        ("stage", Align::Right),
+        ("worker", Align::Left),
+        ("layers", Align::Left),
+        ("weights", Align::Right),
+        ("planned", Align::Right),
+        ("peak", Align::Right),
+        ("steps", Align::Right),
+        ("compute ms", Align::Right),
+        ("hop ms", Align::Right),
+    ];
+    let rows = status.stages.iter().map(|stage| {
+        let mut cells = stage_cells(stage);
+        cells.push(Bytes(stage.peak_bytes).to_string());
+        cells.push(stage.steps.to_string());
+        cells.push(format!("{:.2}", stage.compute_ms));
+        cells.push(format!("{:.2}", stage.hop_ms));
+        cells
+    });
+    table(&columns, rows)
+}
+
+/// One line about a generation: tokens in and out, their rates, and the time to the first token.
+pub fn rates(end: &TextEnd, first_token: Duration) -> String {
+    let prefill = rate(end.prompt_tokens, end.prefill);
+    let decode = rate(end.generated_tokens.saturating_sub(1), end.decode);
+    format!(
+        "{} ({prefill}) in, {} ({decode}) out, first token after {:.0} ms",
+        count(end.prompt_tokens, "token"),
+        count(end.generated_tokens, "token"),
+        first_token.as_secs_f64() * 1e3
+    )
+}
+
+/// A whole status, for `status`.
+pub fn status(status: &MeshStatus) -> String {
+    let summary = pairs([
+        ("model", status.model.clone()),
+        ("state", format!("{}: {}", state(status.state), status.text)),
+        ("plan", if status.epoch == 0 { "none yet".to_owned() } else { format!("epoch {}", status.epoch) }),
+        (
+            "room",
+            format!(
+                "{} of {} KV positions used, context {}",
+                status.kv_positions_used, status.kv_positions, status.context
+            ),
+        ),
+        ("requests", format!("{} running, {} waiting", status.running, status.waiting)),
+        ("tokens", format!("{} read, {} generated", status.prompt_tokens, status.generated_tokens)),
+        ("uptime", uptime(status.uptime_s)),
+        ("join", status.join.clone()),
+    ]);
+    let columns = [
+        ("worker", Align::Left),
+        ("address", Align::Left),
+        ("peer", Align::Left),
+        ("memory", Align::Right),
+        ("threads", Align::Right),
+        ("rtt ms", Align::Right),
+        ("stage", Align::Right),
+    ];
+    let workers = status.workers.iter().map(|worker| {
+        vec![
+            worker.name.clone(),
+            worker.address.clone(),
+            worker.peer.clone(),
+            Bytes(worker.memory_bytes).to_string(),
+            worker.threads.to_string(),
+            format!("{:.2}", worker.rtt_ms),
+            worker.stage.map_or_else(|| "-".to_owned(), |stage| stage.to_string()),
+        ]
+    });
+    let mut parts = vec![summary];
+    if !status.workers.is_empty() {
+        parts.push(table(&columns, workers));
+    }
+    if !status.stages.is_empty() {
+        parts.push(stages_measured(status));
+    }
+    parts.join("\n\n")
+}
+
+fn stage_cells(stage: &StageStatus) -> Vec<String> {
+    vec![
+        stage.stage.to_string(),
+        stage.worker.clone(),
+        layers(stage.first_layer, stage.end_layer),
+        Bytes(stage.weight_bytes).to_string(),
+        Bytes(stage.planned_bytes).to_string(),
+    ]
+}
+
+fn state(state: MeshState) -> &'static str {
+    match state {
+        MeshState::Waiting => "waiting",
+        MeshState::Loading => "loading",
+        MeshState::Ready => "ready",
+        MeshState::Failed => "failed",
+        MeshState::Stopping => "stopping",
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if tokens == 0 || seconds <= 0.0 { "-".to_owned() } else { format!("{:.1} tok/s", tokens as f64 / seconds) }
+}
+
+fn uptime(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min"),
+        _ => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::TextEndReason;
+
+    #[test]
+    fn rates_need_a_time() {
+        let end = TextEnd {
+            reason: TextEndReason::EndToken,
+            prompt_tokens: 30,
+            generated_tokens: 11,
+            prefill: Duration::from_millis(100),
+            decode: Duration::from_millis(500),
+        };
+        let line = rates(&end, Duration::from_millis(120));
+        assert_eq!(line, "30 tokens (300.0 tok/s) in, 11 tokens (20.0 tok/s) out, first token after 120 ms");
+        let one = TextEnd { generated_tokens: 1, decode: Duration::ZERO, ..end };
+        assert!(rates(&one, Duration::ZERO).contains("1 token (-) out"));
+    }
+}

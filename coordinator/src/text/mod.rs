@@ -1,0 +1,115 @@
+//! Text at the edge of the mesh: prompts become ids, generations become text. Nothing behind it knows of text.
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod stops;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::sync::Arc;
+
+use qmesh_models::{
+    chat::{ChatTemplate, Message, RenderOptions, TemplateError},
+    tokenizer::{Affixes, Specials, Tokenizer, TokenizerError},
+};
+use thiserror::Error;
+
+pub use self::{
+    stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
+    token::{Spelled, TokenText, Visibility},
+};
+use crate::generate::{GenerateError, GenerateRequest, MeshHandle};
+
+/// A model's text side. Immutable: share it by `Arc`.
+#[derive(Clone, Debug)]
+pub struct TextModel {
+    /// The name it is served by.
+    pub name: String,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text, or why there is no way.
+    pub template: Result<Arc<ChatTemplate>, String>,
+    /// The most positions a session may hold, prompt and answer together.
+    pub context: usize,
+    /// The ids that end a generation.
+    pub ends: Arc<[u32]>,
+}
+
+/// Why a prompt could not become ids.
+#[derive(Debug, Error)]
+pub enum TextError {
+    /// The model has no chat template, or one that we cannot use.
+    #[error("{name} cannot chat: {reason}; complete plain text instead")]
+    NoTemplate {
+        /// The model.
+        name: String,
+        /// What is wrong with its template.
+        reason: String,
+    },
+    /// The model's chat template knows no tools.
+    #[error("{name} knows no tools: leave 'tools' out")]
+    NoTools {
+        /// The model.
+        name: String,
+    },
+    /// The template refuses these messages, or costs too much.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The text could not be split.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Nothing is left to continue.
+    #[error("the prompt is empty, and {name} has no token that begins a text")]
+    Empty {
+        /// The model.
+        name: String,
+    },
+}
+
+impl TextModel {
+    /// The ids of a conversation.
+    ///
+    /// # Errors
+    /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
+    /// split.
+    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
+        let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
+        let template = self.template.as_ref().map_err(unusable)?;
+        let text = template.render(messages, options)?;
+        // A template that does not look at the tools would have them ignored in silence.
+        if !options.tools.is_empty()
+            && text == template.render(messages, &RenderOptions { tools: &[], ..options.clone() })?
+        {
+            return Err(TextError::NoTools { name: self.name.clone() });
+        }
+        self.raw_prompt(&text, Specials::Parse)
+    }
+
+    /// The ids of a text that is continued as it is; an empty one becomes the token that begins a text.
+    ///
+    /// # Errors
+    /// Text that cannot be split, or nothing at all.
+    pub fn raw_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+        let mut ids = self.tokenizer.encode(text, specials, Affixes::AsModel)?;
+        if ids.is_empty() {
+            ids.extend(self.tokenizer.bos().or(self.tokenizer.eos()));
+        }
+        if ids.is_empty() { Err(TextError::Empty { name: self.name.clone() }) } else { Ok(ids) }
+    }
+
+    /// Starts a generation as text.
+    ///
+    /// # Errors
+    /// As [`MeshHandle::submit`].
+    pub fn generate(
+        &self,
+        mesh: &MeshHandle,
+        request: GenerateRequest,
+        options: TextOptions,
+    ) -> Result<TextStream, GenerateError> {
+        let (prompt_tokens, ends) = (request.ids.len(), Arc::clone(&request.ends));
+        Ok(TextStream::new(mesh.submit(request)?, Arc::clone(&self.tokenizer), ends, prompt_tokens, options))
+    }
+}

@@ -1,0 +1,237 @@
+//! A generation as text: whole characters, stop strings, and what is known about each token.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use qmesh_models::tokenizer::{ControlTokens, Detokenizer, LeadingSpace, Tokenizer};
+use qmesh_net::Sampled;
+
+use super::{
+    stops::{Screened, Stops},
+    token::{TokenText, Visibility},
+};
+use crate::generate::{Finish, FinishReason, GenerateError, GenerateEvent, Generation};
+
+/// What a caller wants of the text.
+#[derive(Clone, Debug)]
+pub struct TextOptions {
+    /// Strings that end the text; they are not part of it.
+    pub stops: Vec<String>,
+    /// Whether deltas come with their tokens.
+    pub tokens: TokenDetail,
+    /// Whether the space that some tokenizers put before a text is text.
+    pub leading_space: LeadingSpace,
+}
+
+/// Whether deltas come with their tokens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TokenDetail {
+    /// Text only.
+    Off,
+    /// Every token with its bytes and log-probabilities.
+    On,
+}
+
+/// What happens to a text, in order.
+#[derive(Clone, Debug)]
+pub enum TextEvent {
+    /// The prompt's rows, with `PromptRows::All` only.
+    Prompt(Vec<Sampled>),
+    /// More text.
+    Delta(TextDelta),
+    /// The last event of a text that came to its end.
+    Finished(TextEnd),
+    /// The last event of one that did not.
+    Failed(GenerateError),
+}
+
+/// More text; never both parts empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TextDelta {
+    /// Whole characters that will not be taken back.
+    pub text: String,
+    /// The tokens whose text is out now, with `TokenDetail::On` only.
+    pub tokens: Vec<TokenText>,
+}
+
+/// How a text ended, and what it took.
+#[derive(Clone, Debug)]
+pub struct TextEnd {
+    /// Why.
+    pub reason: TextEndReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated: the one that ends a generation counts, as do those of a stop string.
+    pub generated_tokens: usize,
+    /// From admission to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TextEndReason {
+    /// The model ended it.
+    EndToken,
+    /// A stop string came.
+    StopString,
+    /// `max_tokens`, or the context was full.
+    Length,
+}
+
+/// A generation as text. Dropping it cancels the generation.
+#[derive(Debug)]
+pub struct TextStream {
+    /// Gone once the text has ended.
+    generation: Option<Generation>,
+    tokenizer: Arc<Tokenizer>,
+    ends: Arc<[u32]>,
+    detokenizer: Detokenizer,
+    stops: Stops,
+    detail: TokenDetail,
+    unsent: VecDeque<Unsent>,
+    /// Bytes and characters of text so far, a stop string's included.
+    decoded: usize,
+    decoded_chars: usize,
+    /// Bytes of it that went out.
+    sent: usize,
+    ready: VecDeque<TextEvent>,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    submitted: Instant,
+    first_token: Option<Instant>,
+}
+
+/// A token whose text is not out yet: the bytes of the text that it spans.
+#[derive(Debug)]
+struct Unsent {
+    start: usize,
+    end: usize,
+    token: TokenText,
+}
+
+/// Whether text goes on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Flow {
+    Open,
+    Ended,
+}
+
+impl TextStream {
+    pub(super) fn new(
+        generation: Generation,
+        tokenizer: Arc<Tokenizer>,
+        ends: Arc<[u32]>,
+        prompt_tokens: usize,
+        options: TextOptions,
+    ) -> Self {
+        Self {
+            generation: Some(generation),
+            detokenizer: Detokenizer::new(Arc::clone(&tokenizer), options.leading_space, ControlTokens::Hide),
+            tokenizer,
+            ends,
+            stops: Stops::new(options.stops),
+            detail: options.tokens,
+            unsent: VecDeque::new(),
+            decoded: 0,
+            decoded_chars: 0,
+            sent: 0,
+            ready: VecDeque::new(),
+            prompt_tokens,
+            generated_tokens: 0,
+            submitted: Instant::now(),
+            first_token: None,
+        }
+    }
+
+    /// The next event; `None` after `Finished` or `Failed`. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<TextEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            match self.generation.as_mut()?.next().await {
+                Some(GenerateEvent::Prompt(rows)) => self.ready.push_back(TextEvent::Prompt(rows)),
+                Some(GenerateEvent::Token(row)) => self.take_token(&row),
+                Some(GenerateEvent::Finished(finish)) => self.take_finish(&finish),
+                Some(GenerateEvent::Failed(error)) => self.end(TextEvent::Failed(error)),
+                None => self.end(TextEvent::Failed(GenerateError::Fault {
+                    text: "the generation was cut off: its reader stayed behind, or the mesh went down".to_owned(),
+                })),
+            }
+        }
+    }
+
+    fn take_token(&mut self, row: &Sampled) {
+        self.generated_tokens += 1;
+        self.first_token.get_or_insert_with(Instant::now);
+        // A token that ends generations need not be a control token, and is no text either.
+        let hidden = self.ends.contains(&row.token) || self.tokenizer.is_control(row.token);
+        let piece = if hidden { String::new() } else { self.detokenizer.push(row.token) };
+        if self.detail == TokenDetail::On {
+            let visibility = if hidden { Visibility::Hidden } else { Visibility::Shown };
+            let token = TokenText::generated(&self.tokenizer, row, self.decoded_chars, visibility);
+            self.unsent.push_back(Unsent { start: self.decoded, end: self.decoded + piece.len(), token });
+        }
+        self.send(&piece);
+    }
+
+    fn take_finish(&mut self, finish: &Finish) {
+        let rest = self.detokenizer.finish();
+        if self.send(&rest) == Flow::Ended {
+            return;
+        }
+        let held = self.stops.finish();
+        self.release(held, |_| true);
+        let reason = match finish.reason {
+            FinishReason::End => TextEndReason::EndToken,
+            FinishReason::Length => TextEndReason::Length,
+        };
+        self.end(TextEvent::Finished(self.finished(reason, finish.prefill, finish.decode)));
+    }
+
+    /// Decoded text goes through the stop strings and out.
+    fn send(&mut self, piece: &str) -> Flow {
+        self.decoded += piece.len();
+        self.decoded_chars += piece.chars().count();
+        match self.stops.push(piece) {
+            Screened::Open(text) => {
+                let out = self.sent + text.len();
+                self.release(text, |token| token.end <= out);
+                Flow::Open
+            }
+            Screened::Stopped(text) => {
+                let cut = self.sent + text.len();
+                self.release(text, |token| token.start < cut);
+                let (now, first) = (Instant::now(), self.first_token.unwrap_or(self.submitted));
+                let end = self.finished(TextEndReason::StopString, first - self.submitted, now - first);
+                self.end(TextEvent::Finished(end));
+                Flow::Ended
+            }
+        }
+    }
+
+    /// Sends text with the tokens at the front that belong to it.
+    fn release(&mut self, text: String, belongs: impl Fn(&Unsent) -> bool) {
+        self.sent += text.len();
+        let count = self.unsent.iter().take_while(|token| belongs(token)).count();
+        let tokens: Vec<_> = self.unsent.drain(..count).map(|unsent| unsent.token).collect();
+        if !text.is_empty() || !tokens.is_empty() {
+            self.ready.push_back(TextEvent::Delta(TextDelta { text, tokens }));
+        }
+    }
+
+    fn finished(&self, reason: TextEndReason, prefill: Duration, decode: Duration) -> TextEnd {
+        let Self { prompt_tokens, generated_tokens, .. } = *self;
+        TextEnd { reason, prompt_tokens, generated_tokens, prefill, decode }
+    }
+
+    fn end(&mut self, event: TextEvent) {
+        self.ready.push_back(event);
+        self.generation = None;
+    }
+}
