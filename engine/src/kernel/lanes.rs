@@ -1,0 +1,233 @@
+//! Sixteen lanes of f32 or u32: the one vector width that every kernel is written in, once, for all instruction sets.
+//!
+//! A kernel is safe code over a [`Lanes`] value; the value is the proof that the CPU has the instructions. All tiers
+//! give the same bits: each operation is exact or rounds once, to nearest even, as IEEE 754 says.
+
+#![allow(unsafe_code, reason = "vector instructions; each tier's value proves that the CPU has them")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use self::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::{avx2::Avx2, avx512::Avx512};
+use crate::error::EngineError;
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen lanes on one instruction set. Methods are safe: holding the value proves that its instructions exist.
+pub(crate) trait Lanes: Copy {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen u32; also sixteen i32 (two's complement) or 64 bytes, in memory order.
+    type U: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    /// Widens f16 bits.
+    fn load_half(self, from: &[u16; LANES]) -> Self::F;
+    /// Widens the f16 bits in the lower half of each lane.
+    fn widen_half(self, x: Self::U) -> Self::F;
+    fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a·b + c, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a > b ? a : b, so that a NaN in `b` stays.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a < b ? a : b, so that a NaN in `b` stays.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn to_bits(self, x: Self::F) -> Self::U;
+    fn of_bits(self, x: Self::U) -> Self::F;
+    /// The lanes as i32, converted.
+    fn to_float(self, x: Self::U) -> Self::F;
+
+    fn splat_bits(self, x: u32) -> Self::U;
+    fn load_bits(self, from: &[u8; 4 * LANES]) -> Self::U;
+    fn store_bits(self, x: Self::U, to: &mut [u8; 4 * LANES]);
+    fn and(self, a: Self::U, b: Self::U) -> Self::U;
+    fn or(self, a: Self::U, b: Self::U) -> Self::U;
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U;
+    /// Wrapping.
+    fn add_bits(self, a: Self::U, b: Self::U) -> Self::U;
+    /// Wrapping.
+    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U;
+    fn shl<const N: u32>(self, x: Self::U) -> Self::U;
+    fn shr<const N: u32>(self, x: Self::U) -> Self::U;
+
+    /// Transposes: 32-bit word j of piece i becomes lane i of result j.
+    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4];
+    /// Per lane, `sums` plus the four products of unsigned bytes `w` and signed bytes `a`. `WIDE` where `w` may exceed
+    /// 127, which the 16-bit steps of some tiers must know.
+    fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U;
+    /// Asks for the cache line at `from`, which need not be valid, to come into the L2 cache.
+    fn prefetch(self, from: *const u8);
+}
+
+/// Work that is compiled once per instruction set. `run` must be `#[inline(always)]`, and so must all that it calls with
+/// its lanes: only what is inlined into the tier's entry is compiled with its instructions.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+/// The instruction set that kernels run on, chosen once at run time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Simd {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    Scalar(Scalar),
+}
+
+impl Simd {
+    /// All that this CPU has, the fastest first.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut tiers = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        tiers.extend(Avx512::new().map(Self::Avx512).into_iter().chain(Avx2::new().map(Self::Avx2)));
+        tiers.push(Self::Scalar(Scalar));
+        tiers
+    }
+
+    /// The fastest, or the one that the environment variable `QMESH_SIMD` names.
+    pub(crate) fn choose() -> Result<Self, EngineError> {
+        Self::named(std::env::var_os("QMESH_SIMD").map(|v| v.to_string_lossy().into_owned()))
+    }
+
+    /// Its name in `QMESH_SIMD`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            Self::Scalar(_) => "scalar",
+        }
+    }
+
+    /// Runs the kernel compiled for this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(lanes) => lanes.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(lanes) => lanes.run(kernel),
+            Self::Scalar(lanes) => kernel.run(lanes),
+        }
+    }
+
+    fn named(name: Option<String>) -> Result<Self, EngineError> {
+        let tiers = Self::available();
+        let wanted = tiers.iter().find(|t| name.as_ref().is_none_or(|n| n == t.name()));
+        wanted.copied().ok_or_else(|| EngineError::Simd {
+            value: name.unwrap_or_default(),
+            known: tiers.iter().map(|t| t.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// The sum of the lanes, by the one tree that all reductions end in.
+#[inline(always)]
+pub(super) fn sum<L: Lanes>(l: L, x: L::F) -> f32 {
+    fold(l, x, |a, b| a + b)
+}
+
+/// The largest lane (a lane that is NaN may stay or not).
+#[inline(always)]
+pub(super) fn largest<L: Lanes>(l: L, x: L::F) -> f32 {
+    fold(l, x, |a, b| if a > b { a } else { b })
+}
+
+#[inline(always)]
+fn fold<L: Lanes>(l: L, x: L::F, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut s = [0.0; LANES];
+    l.store(x, &mut s);
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            s[i] = f(s[i], s[i + width]);
+        }
+    }
+    s[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation on fixed, awkward inputs; all lanes of all results as bits.
+    struct Everything;
+
+    impl Kernel for Everything {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) -> Vec<u32> {
+            let a: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7e3_f32.powi(i as i32 % 5 - 2));
+            let b: [f32; LANES] = std::array::from_fn(|i| 0.1 + i as f32 * 0.37 * if i % 3 == 0 { -1.0 } else { 1.0 });
+            let bytes: [u8; 64] = std::array::from_fn(|i| (i as u32 * 97 + 13) as u8);
+            let signed: [u8; 64] = std::array::from_fn(|i| (127 - (i as i32 * 53) % 255) as u8);
+            let halves: [u16; LANES] = std::array::from_fn(|i| [0x0001, 0x3c00, 0xbbff, 0x7bff][i % 4] + 3 * i as u16);
+            let pieces: [[u8; 16]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as u8));
+            let (x, y) = (l.load(&a), l.load(&b));
+            let (w, s) = (l.load_bits(&bytes), l.load_bits(&signed));
+            let narrow = l.and(w, l.splat_bits(0x3f3f_3f3f));
+            let start = l.splat_bits(-4096_i32 as u32);
+            let floats = [
+                l.add(x, y),
+                l.sub(x, y),
+                l.mul(x, y),
+                l.div(x, y),
+                l.fma(x, y, x),
+                l.max(x, y),
+                l.min(x, y),
+                l.load_half(&halves),
+                l.widen_half(l.and(w, l.splat_bits(0xffff_bbff))),
+                l.splat(sum(l, x)),
+                l.splat(largest(l, x)),
+                l.to_float(s),
+                l.of_bits(l.to_bits(x)),
+            ];
+            let words = [
+                l.or(w, s),
+                l.xor(w, s),
+                l.add_bits(w, s),
+                l.mul_bits(w, s),
+                l.shl::<5>(w),
+                l.shr::<7>(s),
+                l.dot::<true>(start, w, s),
+                l.dot::<false>(start, narrow, s),
+            ];
+            let mut out = Vec::new();
+            let transposed = l.interleave(std::array::from_fn(|i| &pieces[i]));
+            for word in words.into_iter().chain(transposed).chain(floats.map(|f| l.to_bits(f))) {
+                let mut bytes = [0; 64];
+                l.store_bits(word, &mut bytes);
+                out.extend(bytes.as_chunks().0.iter().map(|c| u32::from_le_bytes(*c)));
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_tier_gives_the_bits_of_the_scalar_one() {
+        let expected = Simd::Scalar(Scalar).run(Everything);
+        for simd in Simd::available() {
+            assert_eq!(simd.run(Everything), expected, "{}", simd.name());
+        }
+    }
+
+    #[test]
+    fn an_unknown_tier_is_refused_by_name() {
+        assert!(Simd::named(Some("scalar".into())).is_ok());
+        let error = Simd::named(Some("mmx".into())).unwrap_err().to_string();
+        assert!(error.contains("QMESH_SIMD=mmx") && error.contains("scalar"), "{error}");
+    }
+}

@@ -1,0 +1,237 @@
+//! AVX2 with FMA and F16C: two registers hold the sixteen lanes.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Lanes};
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// The proof, where the CPU has the instructions.
+    pub(crate) fn new() -> Option<Self> {
+        let present =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        present.then_some(Self(()))
+    }
+
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled<K: Kernel>(lanes: Avx2, kernel: K) -> K::Output {
+            kernel.run(lanes)
+        }
+        // SAFETY: `self` proves that the CPU has these features.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+/// Evaluates an intrinsic inside a method of [`Avx2`].
+macro_rules! proven {
+    ($e:expr) => {{
+        // SAFETY: `self` proves that the CPU has the instruction; loads and stores go through references to 16 lanes.
+        unsafe { $e }
+    }};
+}
+
+impl Lanes for Avx2 {
+    type F = [__m256; 2];
+    type U = [__m256i; 2];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [proven!(_mm256_set1_ps(x)); 2]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        proven!([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from[8..].as_ptr())])
+    }
+
+    #[inline(always)]
+    fn load_half(self, from: &[u16; LANES]) -> Self::F {
+        proven!([
+            _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from[8..].as_ptr().cast())),
+        ])
+    }
+
+    #[inline(always)]
+    fn widen_half(self, x: Self::U) -> Self::F {
+        let lower = proven!(_mm256_set1_epi32(0xffff));
+        let [a, b] = proven!([_mm256_and_si256(x[0], lower), _mm256_and_si256(x[1], lower)]);
+        // Packing works within 128-bit halves: the quarters come out as a0, b0, a1, b1.
+        let packed = proven!(_mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b)));
+        proven!([
+            _mm256_cvtph_ps(_mm256_castsi256_si128(packed)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(packed)),
+        ])
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        proven!({
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to[8..].as_mut_ptr(), x[1]);
+        })
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        proven!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        proven!([_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn to_bits(self, x: Self::F) -> Self::U {
+        proven!([_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])])
+    }
+
+    #[inline(always)]
+    fn of_bits(self, x: Self::U) -> Self::F {
+        proven!([_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])])
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::U) -> Self::F {
+        proven!([_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])])
+    }
+
+    #[inline(always)]
+    fn splat_bits(self, x: u32) -> Self::U {
+        [proven!(_mm256_set1_epi32(x.cast_signed())); 2]
+    }
+
+    #[inline(always)]
+    fn load_bits(self, from: &[u8; 4 * LANES]) -> Self::U {
+        proven!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[32..].as_ptr().cast())])
+    }
+
+    #[inline(always)]
+    fn store_bits(self, x: Self::U, to: &mut [u8; 4 * LANES]) {
+        proven!({
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(to[32..].as_mut_ptr().cast(), x[1]);
+        })
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::U) -> Self::U {
+        let count = proven!(_mm_cvtsi32_si128(N.cast_signed()));
+        proven!([_mm256_sll_epi32(x[0], count), _mm256_sll_epi32(x[1], count)])
+    }
+
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::U) -> Self::U {
+        let count = proven!(_mm_cvtsi32_si128(N.cast_signed()));
+        proven!([_mm256_srl_epi32(x[0], count), _mm256_srl_epi32(x[1], count)])
+    }
+
+    #[inline(always)]
+    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4] {
+        let (low, high) = (transpose(self, &pieces, 0), transpose(self, &pieces, 8));
+        [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U {
+        [dot::<WIDE>(self, sums[0], w[0], a[0]), dot::<WIDE>(self, sums[1], w[1], a[1])]
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(from.cast()))
+    }
+}
+
+/// Words 0 to 3 of eight pieces, each in the order of the pieces.
+#[inline(always)]
+fn transpose(l: Avx2, pieces: &[&[u8; LANES]; LANES], first: usize) -> [__m256i; 4] {
+    let pieces = &pieces[first..first + 8];
+    let (a, b) = (pair(l, pieces[0], pieces[4]), pair(l, pieces[1], pieces[5]));
+    let (c, d) = (pair(l, pieces[2], pieces[6]), pair(l, pieces[3], pieces[7]));
+    let (ab, cd) = proven!((_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)));
+    let (ab_high, cd_high) = proven!((_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)));
+    proven!([
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ])
+}
+
+/// Two pieces as the halves of a register.
+#[inline(always)]
+fn pair(_proof: Avx2, low: &[u8; LANES], high: &[u8; LANES]) -> __m256i {
+    proven!(_mm256_loadu2_m128i(high.as_ptr().cast(), low.as_ptr().cast()))
+}
+
+/// One register of [`Lanes::dot`]. Pairs are summed in 16 bits: 127·127·2 fits, 255·127·2 would saturate, so wide
+/// weights are split at their highest bit.
+#[inline(always)]
+fn dot<const WIDE: bool>(_proof: Avx2, sums: __m256i, w: __m256i, a: __m256i) -> __m256i {
+    let ones = proven!(_mm256_set1_epi16(1));
+    if WIDE {
+        let top = proven!(_mm256_set1_epi8(i8::MIN));
+        let (low, high) = proven!((_mm256_andnot_si256(top, w), _mm256_and_si256(top, w)));
+        let (low, high) = proven!((_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, a)));
+        let both = proven!(_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
+        proven!(_mm256_add_epi32(sums, both))
+    } else {
+        proven!(_mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones)))
+    }
+}

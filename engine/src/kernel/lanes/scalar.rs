@@ -1,0 +1,161 @@
+//! The portable tier: plain arrays, and the oracle of the others.
+
+use std::array::from_fn;
+
+use half::f16;
+
+use super::{LANES, Lanes};
+
+/// Needs nothing of the CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scalar;
+
+impl Lanes for Scalar {
+    type F = [f32; LANES];
+    type U = [u32; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+
+    #[inline(always)]
+    fn load_half(self, from: &[u16; LANES]) -> Self::F {
+        from_fn(|i| f16::from_bits(from[i]).to_f32())
+    }
+
+    #[inline(always)]
+    fn widen_half(self, x: Self::U) -> Self::F {
+        x.map(|v| f16::from_bits(v as u16).to_f32())
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, to: &mut [f32; LANES]) {
+        *to = x;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn to_bits(self, x: Self::F) -> Self::U {
+        x.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn of_bits(self, x: Self::U) -> Self::F {
+        x.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::U) -> Self::F {
+        x.map(|v| v.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn splat_bits(self, x: u32) -> Self::U {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load_bits(self, from: &[u8; 4 * LANES]) -> Self::U {
+        let words = from.as_chunks().0;
+        from_fn(|i| u32::from_le_bytes(words[i]))
+    }
+
+    #[inline(always)]
+    fn store_bits(self, x: Self::U, to: &mut [u8; 4 * LANES]) {
+        for (word, lane) in to.as_chunks_mut().0.iter_mut().zip(x) {
+            *word = lane.to_le_bytes();
+        }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i] ^ b[i])
+    }
+
+    #[inline(always)]
+    fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::U) -> Self::U {
+        x.map(|v| v << N)
+    }
+
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::U) -> Self::U {
+        x.map(|v| v >> N)
+    }
+
+    #[inline(always)]
+    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4] {
+        from_fn(|j| from_fn(|i| u32::from_le_bytes(pieces[i].as_chunks().0[j])))
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U {
+        from_fn(|i| {
+            let products = w[i].to_le_bytes().into_iter().zip(a[i].to_le_bytes());
+            let dot: i32 = products.map(|(w, a)| i32::from(w) * i32::from(a.cast_signed())).sum();
+            sums[i].wrapping_add_signed(dot)
+        })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+}

@@ -1,0 +1,17 @@
+//! The arithmetic of a shard, in one canonical order that fixes every bit of every result.
+//!
+//! Invariant: no result depends on how many rows are computed together, on threads, or on the instruction set. Products
+//! add their terms serially over K, one lane per output; true reductions use sixteen lanes and one tree; nothing comes
+//! from a maths library that differs between machines. `lanes` is the only place with `unsafe`.
+
+pub(crate) mod attend;
+mod float;
+mod format;
+pub(crate) mod lanes;
+pub(crate) mod math;
+pub(crate) mod matrix;
+pub(crate) mod norm;
+pub(crate) mod product;
+mod quantize;
+pub(crate) mod real;
+pub(crate) mod rope;

@@ -1,0 +1,15 @@
+//! How layers are computed: kernels, the shard with its KV cache, sampling, and the worker that serves a shard to a mesh.
+mod attention;
+mod block;
+mod cache;
+pub mod error;
+mod ffn;
+mod kernel;
+mod linear;
+mod load;
+mod noise;
+mod ops;
+pub mod sample;
+pub mod shard;
+pub mod step;
+pub mod worker;

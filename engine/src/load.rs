@@ -1,0 +1,325 @@
+//! From a spec and a source of tensors to the parts of a shard. The spec comes from outside: nothing in it is trusted.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use qmesh_models::spec::{
+    AttentionSpec, Bias, Ffn, HeadMatrix, LayerIndex, LayerSpec, LayerTensor, ModelSpec, NormPlacement, QkNorm, Rope,
+    RopeScaling, TensorRole, TensorSpec, Window,
+};
+
+use crate::{
+    attention::Attention,
+    block::Block,
+    error::EngineError,
+    ffn::GatedFfn,
+    kernel::{lanes::Simd, matrix::Matrix, rope::Frequencies},
+    linear::{Linear, Norm},
+    shard::TensorSource,
+};
+
+/// What a shard computes with.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The table that stage 0 embeds with.
+    pub(crate) embedding: Option<Arc<Linear>>,
+    pub(crate) blocks: Vec<Block>,
+    /// The kinds of RoPE that the blocks refer to.
+    pub(crate) ropes: Vec<Frequencies>,
+    /// Of the last stage.
+    pub(crate) head: Option<Head>,
+}
+
+/// From the last hidden state to logits.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) norm: Norm,
+    pub(crate) matrix: Arc<Linear>,
+}
+
+/// Reads and assembles the shard of `layers`.
+pub(crate) fn load(
+    simd: Simd,
+    spec: &ModelSpec,
+    layers: &Range<usize>,
+    source: &dyn TensorSource,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Parts, EngineError> {
+    check(spec, layers)?;
+    let mut weights = Weights::read(simd, spec, layers, source, progress)?;
+    let parts = weights.parts(spec, layers)?;
+    match weights.tensors.into_values().next() {
+        Some((tensor, _)) => Err(EngineError::LeftoverTensor { tensor }),
+        None => Ok(parts),
+    }
+}
+
+/// No dimension of a real model comes near this; products of two of them cannot overflow.
+const DIMENSION_MAX: usize = 1 << 24;
+
+fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
+    if layers.is_empty() || layers.end > spec.layers.len() {
+        return Err(EngineError::Layers { range: layers.clone(), count: spec.layers.len() });
+    }
+    dimension("hidden", spec.hidden)?;
+    dimension("vocab", spec.vocab)?;
+    positive("embedding_scale", spec.embedding_scale)?;
+    positive("head.norm_eps", spec.head.norm_eps)?;
+    for layer in &spec.layers[layers.clone()] {
+        check_attention(&layer.attention)?;
+        positive("norm_eps", layer.norm_eps)?;
+        let Ffn::Gated { inner, .. } = layer.ffn;
+        dimension("inner", inner)?;
+    }
+    Ok(())
+}
+
+fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
+    let AttentionSpec { heads, kv_heads, head_dim, scale, window, rope, .. } = attention;
+    dimension("heads", *heads)?;
+    dimension("kv_heads", *kv_heads)?;
+    dimension("head_dim", *head_dim)?;
+    dimension("heads * head_dim", heads * head_dim)?;
+    if heads % kv_heads != 0 {
+        return Err(wrong(format!("{heads} heads cannot share {kv_heads} kv_heads evenly")));
+    }
+    positive("attention.scale", *scale)?;
+    if *window == Window::Sliding(0) {
+        return Err(wrong("a sliding window of 0 positions".into()));
+    }
+    if rope.dims % 2 != 0 || rope.dims > *head_dim {
+        return Err(wrong(format!("rope.dims {} is odd or exceeds head_dim {head_dim}", rope.dims)));
+    }
+    positive("rope.base", rope.base)?;
+    match rope.scaling {
+        RopeScaling::Linear(factor) => positive("rope.scaling", factor),
+        RopeScaling::None | RopeScaling::Factors => Ok(()),
+    }
+}
+
+fn dimension(name: &str, value: usize) -> Result<(), EngineError> {
+    let fits = (1..=DIMENSION_MAX).contains(&value);
+    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not in 1..={DIMENSION_MAX}")))
+}
+
+fn positive(name: &str, value: f32) -> Result<(), EngineError> {
+    let fits = value.is_normal() && value > 0.0;
+    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not a positive number")))
+}
+
+fn wrong(what: String) -> EngineError {
+    EngineError::Spec { what }
+}
+
+/// The shard's tensors, until the parts have taken them.
+struct Weights {
+    simd: Simd,
+    tensors: BTreeMap<TensorRole, (String, Matrix)>,
+}
+
+impl Weights {
+    fn read(
+        simd: Simd,
+        spec: &ModelSpec,
+        layers: &Range<usize>,
+        source: &dyn TensorSource,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, EngineError> {
+        let mut tensors = BTreeMap::new();
+        let mut loaded = 0;
+        for tensor in spec.tensors.iter().filter(|t| spec.holds(layers, t.role)) {
+            let matrix = read_tensor(tensor, source)?;
+            loaded += tensor.bytes;
+            progress(loaded);
+            if tensors.insert(tensor.role, (tensor.name.clone(), matrix)).is_some() {
+                return Err(shape(&tensor.name, format!("{:?} is listed twice", tensor.role)));
+            }
+        }
+        Ok(Self { simd, tensors })
+    }
+
+    fn parts(&mut self, spec: &ModelSpec, layers: &Range<usize>) -> Result<Parts, EngineError> {
+        let (first, last) = (layers.start == 0, layers.end == spec.layers.len());
+        let tied = spec.head.matrix == HeadMatrix::Tied;
+        let table = (first || (last && tied))
+            .then(|| self.linear(TensorRole::Embedding, None, spec.vocab, spec.hidden).map(Arc::new))
+            .transpose()?;
+        let head = last.then(|| self.head(spec, table.clone().filter(|_| tied))).transpose()?;
+        let (ropes, uses) = self.ropes(&spec.layers[layers.clone()])?;
+        let blocks = layers.clone().zip(uses).enumerate();
+        let blocks = blocks.map(|(place, (layer, rope))| {
+            LayerWeights { weights: self, layer: LayerIndex(layer), hidden: spec.hidden }.block(
+                &spec.layers[layer],
+                place,
+                rope,
+            )
+        });
+        Ok(Parts { blocks: blocks.collect::<Result<_, _>>()?, embedding: table.filter(|_| first), ropes, head })
+    }
+
+    fn head(&mut self, spec: &ModelSpec, table: Option<Arc<Linear>>) -> Result<Head, EngineError> {
+        let norm = self.norm(TensorRole::OutputNorm, spec.hidden, spec.head.norm_eps)?;
+        let matrix = match table {
+            Some(table) => table,
+            None => Arc::new(self.linear(TensorRole::Output, None, spec.vocab, spec.hidden)?),
+        };
+        Ok(Head { norm, matrix })
+    }
+
+    /// The different kinds of RoPE, and which of them each layer uses.
+    fn ropes(&mut self, layers: &[LayerSpec]) -> Result<(Vec<Frequencies>, Vec<usize>), EngineError> {
+        let mut kinds: Vec<&Rope> = Vec::new();
+        let uses = layers.iter().map(|layer| {
+            let rope = &layer.attention.rope;
+            kinds.iter().position(|kind| *kind == rope).unwrap_or_else(|| {
+                kinds.push(rope);
+                kinds.len() - 1
+            })
+        });
+        let uses = uses.collect();
+        // Every shard is given the factors, whether or not its own layers use them.
+        let factors = self.tensors.remove(&TensorRole::RopeFactors);
+        let factors = factors.map(|(name, matrix)| (name, matrix.look_up(self.simd, &[0])));
+        let frequencies = kinds.into_iter().map(|rope| match (&rope.scaling, &factors) {
+            (RopeScaling::Factors, None) => Err(missing(TensorRole::RopeFactors)),
+            (RopeScaling::Factors, Some((_, factors))) if factors.len() == rope.dims / 2 => {
+                Ok(Frequencies::new(rope, factors))
+            }
+            (RopeScaling::Factors, Some((name, factors))) => {
+                Err(shape(name, format!("{} factors instead of {}", factors.len(), rope.dims / 2)))
+            }
+            (RopeScaling::None | RopeScaling::Linear(_), _) => Ok(Frequencies::new(rope, &[])),
+        });
+        Ok((frequencies.collect::<Result<_, _>>()?, uses))
+    }
+
+    fn linear(
+        &mut self,
+        role: TensorRole,
+        bias: Option<TensorRole>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear, EngineError> {
+        let bias = bias.map(|role| self.vector(role, rows)).transpose()?;
+        Ok(Linear { matrix: self.matrix(role, rows, cols)?, bias })
+    }
+
+    fn norm(&mut self, role: TensorRole, len: usize, eps: f32) -> Result<Norm, EngineError> {
+        Ok(Norm { gain: self.vector(role, len)?, eps })
+    }
+
+    fn vector(&mut self, role: TensorRole, len: usize) -> Result<Vec<f32>, EngineError> {
+        Ok(self.matrix(role, 1, len)?.look_up(self.simd, &[0]))
+    }
+
+    fn matrix(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
+        let (name, matrix) = self.tensors.remove(&role).ok_or_else(|| missing(role))?;
+        if (matrix.rows, matrix.cols) != (rows, cols) {
+            return Err(shape(&name, format!("{}x{} instead of {rows}x{cols}", matrix.rows, matrix.cols)));
+        }
+        Ok(matrix)
+    }
+}
+
+/// One layer's tensors.
+struct LayerWeights<'a> {
+    weights: &'a mut Weights,
+    layer: LayerIndex,
+    hidden: usize,
+}
+
+impl LayerWeights<'_> {
+    fn block(&mut self, spec: &LayerSpec, place: usize, rope: usize) -> Result<Block, EngineError> {
+        let attention = self.attention(spec, place, rope)?;
+        Ok(Block { attention, ffn: self.ffn(spec)? })
+    }
+
+    fn attention(&mut self, layer: &LayerSpec, place: usize, rope: usize) -> Result<Attention, EngineError> {
+        use LayerTensor::{AttnNorm, AttnOutput, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm, V, VBias};
+        let spec = layer.attention.clone();
+        let (hidden, eps) = (self.hidden, layer.norm_eps);
+        let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let bias = |tensor| match spec.qkv_bias {
+            Bias::None => None,
+            Bias::Present => Some(tensor),
+        };
+        let qk_norms = match spec.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some([self.norm(QNorm, spec.head_dim, eps)?, self.norm(KNorm, spec.head_dim, eps)?]),
+        };
+        Ok(Attention {
+            layer: place,
+            rope,
+            norm: self.norm(AttnNorm, hidden, eps)?,
+            q: self.linear(Q, bias(QBias), q_width, hidden)?,
+            k: self.linear(K, bias(KBias), k_width, hidden)?,
+            v: self.linear(V, bias(VBias), k_width, hidden)?,
+            qk_norms,
+            output: self.linear(AttnOutput, None, hidden, q_width)?,
+            post_norm: self.post_norm(layer, PostAttnNorm)?,
+            spec,
+        })
+    }
+
+    fn ffn(&mut self, layer: &LayerSpec) -> Result<GatedFfn, EngineError> {
+        use LayerTensor::{Down, FfnNorm, Gate, PostFfnNorm, Up};
+        let Ffn::Gated { inner, activation } = layer.ffn;
+        Ok(GatedFfn {
+            activation,
+            norm: self.norm(FfnNorm, self.hidden, layer.norm_eps)?,
+            gate: self.linear(Gate, None, inner, self.hidden)?,
+            up: self.linear(Up, None, inner, self.hidden)?,
+            down: self.linear(Down, None, self.hidden, inner)?,
+            post_norm: self.post_norm(layer, PostFfnNorm)?,
+        })
+    }
+
+    fn post_norm(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Option<Norm>, EngineError> {
+        match layer.norms {
+            NormPlacement::Pre => Ok(None),
+            NormPlacement::PreAndPost => self.norm(tensor, self.hidden, layer.norm_eps).map(Some),
+        }
+    }
+
+    fn norm(&mut self, tensor: LayerTensor, len: usize, eps: f32) -> Result<Norm, EngineError> {
+        self.weights.norm(TensorRole::Layer(self.layer, tensor), len, eps)
+    }
+
+    fn linear(
+        &mut self,
+        tensor: LayerTensor,
+        bias: Option<LayerTensor>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear, EngineError> {
+        let bias = bias.map(|bias| TensorRole::Layer(self.layer, bias));
+        self.weights.linear(TensorRole::Layer(self.layer, tensor), bias, rows, cols)
+    }
+}
+
+fn read_tensor(tensor: &TensorSpec, source: &dyn TensorSource) -> Result<Matrix, EngineError> {
+    let TensorSpec { ref name, rows, cols, dtype, bytes, .. } = *tensor;
+    let fits = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows)).filter(|len| *len as u64 == bytes);
+    let len = fits
+        .filter(|len| *len > 0)
+        .ok_or_else(|| shape(name, format!("{bytes} bytes cannot be {rows} rows of {cols} {dtype} elements")))?;
+    let mut buffer = Vec::new();
+    let reserved = buffer.try_reserve_exact(len);
+    reserved.map_err(|_| EngineError::OutOfMemory { needed: bytes, tensor: name.clone() })?;
+    buffer.resize(len, 0);
+    source.read(tensor, &mut buffer)?;
+    Ok(Matrix { dtype, rows, cols, bytes: buffer })
+}
+
+fn missing(role: TensorRole) -> EngineError {
+    let tensor = match role {
+        TensorRole::Layer(layer, tensor) => format!("{tensor:?} of layer {layer}"),
+        TensorRole::Embedding | TensorRole::OutputNorm | TensorRole::Output | TensorRole::RopeFactors => {
+            format!("{role:?}")
+        }
+    };
+    EngineError::MissingTensor { tensor }
+}
+
+fn shape(tensor: &str, what: String) -> EngineError {
+    EngineError::TensorShape { tensor: tensor.into(), what }
+}

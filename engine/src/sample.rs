@@ -1,0 +1,242 @@
+//! From a row of logits to a token.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use crate::{
+    error::EngineError,
+    kernel::{
+        lanes::Simd,
+        math::{Exponentials, LogSum, SumExponentials},
+        real,
+    },
+    noise::Noise,
+    step::SampledRow,
+};
+
+/// How a session's tokens are chosen, in this order: bias, penalties, top-k, top-p, min-p, temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParameters {
+    /// Divides the logits; 0 is greedy.
+    pub temperature: f32,
+    /// Keep the k largest logits; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of the most likely ids whose probabilities reach this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep ids at least this fraction as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of ids seen in the window; 1 is none.
+    pub repeat_penalty: f32,
+    /// Subtracted from a logit for each time the id is in the window; 0 is none.
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logit of an id in the window; 0 is none.
+    pub presence_penalty: f32,
+    /// How many of the session's last ids (prompt included) the penalties see.
+    pub penalty_window: usize,
+    /// Key of the noise, with `sequence`, the position and the id.
+    pub seed: u64,
+    /// Which of several samples of one request this is.
+    pub sequence: u64,
+    /// Added to the logits of single ids.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// How many of the most likely ids to report with each row.
+    pub top: usize,
+    /// Whether each row's logits are hashed.
+    pub digest: LogitsDigest,
+}
+
+/// Whether a row's raw logits are hashed, so that two runs can be compared bit by bit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogitsDigest {
+    /// No.
+    Skip,
+    /// Yes.
+    Compute,
+}
+
+impl Default for SamplingParameters {
+    /// Greedy, with nothing beside the token.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            penalty_window: 64,
+            seed: 0,
+            sequence: 0,
+            logit_bias: Vec::new(),
+            top: 0,
+            digest: LogitsDigest::Skip,
+        }
+    }
+}
+
+impl SamplingParameters {
+    /// Refuses values outside their ranges.
+    pub(crate) fn check(&self, vocab: usize) -> Result<(), EngineError> {
+        let finite = |name, x: f32| ensure(x.is_finite(), name, || format!("{x} is not finite"));
+        let within = |name, ok, x: f32, range: &str| ensure(ok, name, || format!("{x} is not {range}"));
+        finite("temperature", self.temperature)?;
+        within("temperature", self.temperature >= 0.0, self.temperature, "0 or more")?;
+        within("top_p", self.top_p > 0.0 && self.top_p <= 1.0, self.top_p, "in (0, 1]")?;
+        within("min_p", (0.0..=1.0).contains(&self.min_p), self.min_p, "in [0, 1]")?;
+        finite("repeat_penalty", self.repeat_penalty)?;
+        within("repeat_penalty", self.repeat_penalty > 0.0, self.repeat_penalty, "above 0")?;
+        finite("frequency_penalty", self.frequency_penalty)?;
+        finite("presence_penalty", self.presence_penalty)?;
+        ensure(self.top <= vocab, "top", || format!("{} is more than the vocabulary of {vocab}", self.top))?;
+        for (id, bias) in &self.logit_bias {
+            ensure((*id as usize) < vocab, "logit_bias", || format!("id {id} is outside the vocabulary of {vocab}"))?;
+            finite("logit_bias", *bias)?;
+        }
+        Ok(())
+    }
+
+    /// Samples after the row whose session's ids so far, its own included, are `history`; `target` is the id that
+    /// follows in the same step. `None` where the logits are not finite.
+    pub(crate) fn sample(
+        &self,
+        simd: Simd,
+        logits: &[f32],
+        history: &[u32],
+        target: Option<u32>,
+    ) -> Option<SampledRow> {
+        logits.iter().all(|x| x.is_finite()).then_some(())?;
+        let sum = simd.run(SumExponentials(logits));
+        let adjusted = self.adjust(logits, history);
+        let token = if self.temperature == 0.0 { most_likely(&adjusted) } else { self.draw(simd, &adjusted, history) };
+        Some(SampledRow {
+            token,
+            logprob: sum.log_probability(logits[token as usize]),
+            target_logprob: target.map_or(f32::NAN, |id| sum.log_probability(logits[id as usize])),
+            digest: match self.digest {
+                LogitsDigest::Skip => 0,
+                LogitsDigest::Compute => digest(logits),
+            },
+            top: largest(logits, self.top).into_iter().map(|(id, x)| (id, x, sum.log_probability(x))).collect(),
+        })
+    }
+
+    /// Adds the biases and subtracts the penalties.
+    fn adjust<'a>(&self, logits: &'a [f32], history: &[u32]) -> Cow<'a, [f32]> {
+        let penalised = self.repeat_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0;
+        let mut adjusted = Cow::Borrowed(logits);
+        for (id, bias) in &self.logit_bias {
+            adjusted.to_mut()[*id as usize] += bias;
+        }
+        if penalised {
+            let mut counts = BTreeMap::new();
+            for id in &history[history.len().saturating_sub(self.penalty_window)..] {
+                *counts.entry(*id).or_insert(0_u32) += 1;
+            }
+            for (id, count) in counts {
+                let x = &mut adjusted.to_mut()[id as usize];
+                *x = if *x > 0.0 { *x / self.repeat_penalty } else { *x * self.repeat_penalty };
+                *x -= count as f32 * self.frequency_penalty + self.presence_penalty;
+            }
+        }
+        adjusted
+    }
+
+    /// Filters, then takes the largest of logit / temperature + noise: a sample of the filtered softmax.
+    fn draw(&self, simd: Simd, logits: &[f32], history: &[u32]) -> u32 {
+        let noise = Noise { seed: self.seed, sequence: self.sequence, position: history.len() as u32 };
+        let mut candidates = self.most_likely_ids(simd, logits);
+        if self.min_p > 0.0 {
+            let largest = candidates.iter().fold(f32::NEG_INFINITY, |m, (_, x)| m.max(*x));
+            let least = largest + real::ln(f64::from(self.min_p)) as f32;
+            candidates.retain(|(_, x)| *x >= least);
+        }
+        let score = |(id, x): (u32, f32)| (id, f64::from(x) / f64::from(self.temperature) + noise.gumbel(id));
+        let scores = candidates.into_iter().map(score);
+        // Nearest to the front wins a tie of scores, which random bits make as good as impossible.
+        scores.reduce(|best, other| if other.1 > best.1 { other } else { best }).map_or(0, |(id, _)| id)
+    }
+
+    /// What top-k and top-p leave, best first; every id in order where neither is set.
+    fn most_likely_ids(&self, simd: Simd, logits: &[f32]) -> Vec<(u32, f32)> {
+        let kept = if self.top_k == 0 { logits.len() } else { self.top_k.min(logits.len()) };
+        if self.top_p >= 1.0 {
+            return if kept == logits.len() { numbered(logits) } else { largest(logits, kept) };
+        }
+        if kept < logits.len() {
+            let mut candidates = largest(logits, kept);
+            let all: Vec<f32> = candidates.iter().map(|(_, x)| *x).collect();
+            let sum = simd.run(SumExponentials(&all));
+            candidates.truncate(self.nucleus(simd, &candidates, sum).unwrap_or(kept));
+            return candidates;
+        }
+        // A few ids nearly always hold the mass that is asked for: sort more of them only where they do not.
+        let sum = simd.run(SumExponentials(logits));
+        let mut count = 256.min(logits.len());
+        loop {
+            let mut candidates = largest(logits, count);
+            if let Some(len) = self.nucleus(simd, &candidates, sum) {
+                candidates.truncate(len);
+                return candidates;
+            }
+            if count == logits.len() {
+                return candidates;
+            }
+            count = (8 * count).min(logits.len());
+        }
+    }
+
+    /// How many of the candidates, best first, reach top-p; `None` where all of them do not.
+    fn nucleus(&self, simd: Simd, candidates: &[(u32, f32)], sum: LogSum) -> Option<usize> {
+        let mut shares: Vec<f32> = candidates.iter().map(|(_, x)| *x).collect();
+        simd.run(Exponentials { x: &mut shares, largest: sum.largest });
+        let mut reached = 0.0;
+        let last = shares.iter().position(|share| {
+            reached += share;
+            reached >= self.top_p * sum.sum
+        });
+        last.map(|last| last + 1)
+    }
+}
+
+/// The largest logit's id; the lowest of equals.
+fn most_likely(logits: &[f32]) -> u32 {
+    let best = (1..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
+    best as u32
+}
+
+/// The `count` largest, best first, ties by lower id.
+fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    if count == 0 {
+        return Vec::new();
+    }
+    // Adding zero makes the two zeros equal.
+    let order = |a: &(u32, f32), b: &(u32, f32)| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0));
+    let mut all = numbered(logits);
+    if count < all.len() {
+        all.select_nth_unstable_by(count - 1, order);
+        all.truncate(count);
+    }
+    all.sort_unstable_by(order);
+    all
+}
+
+fn numbered(logits: &[f32]) -> Vec<(u32, f32)> {
+    (0..).zip(logits.iter().copied()).collect()
+}
+
+fn digest(logits: &[f32]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in logits.chunks(4096) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    let hash = hasher.finalize();
+    u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+}
+
+fn ensure(ok: bool, name: &'static str, what: impl Fn() -> String) -> Result<(), EngineError> {
+    ok.then_some(()).ok_or_else(|| EngineError::Sampling { name, what: what() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Filters on hand cases, the distribution of draws, and the row's other values.
+
+use super::*;
+
+fn greedy() -> SamplingParameters {
+    SamplingParameters::default()
+}
+
+fn sample(parameters: &SamplingParameters, logits: &[f32], history: &[u32]) -> SampledRow {
+    parameters.sample(Simd::available()[0], logits, history, None).unwrap()
+}
+
+/// The ids drawn at 20000 positions, counted.
+fn draws(parameters: &SamplingParameters, logits: &[f32]) -> Vec<usize> {
+    let mut counts = vec![0; logits.len()];
+    let history = vec![0; 20_000];
+    for position in 0..history.len() {
+        let ids = &history[..position];
+        counts[parameters.draw(Simd::available()[0], logits, ids) as usize] += 1;
+    }
+    counts
+}
+
+fn softmax(logits: &[f32], temperature: f32) -> Vec<f64> {
+    let exponentials: Vec<f64> = logits.iter().map(|x| f64::from(x / temperature).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    exponentials.iter().map(|e| e / sum).collect()
+}
+
+#[test]
+fn greedy_takes_the_largest_and_the_lowest_of_equals() {
+    let row = sample(&SamplingParameters { top: 3, ..greedy() }, &[1.0, 3.0, 2.0, 3.0, 0.0], &[]);
+    assert_eq!(row.token, 1);
+    assert_eq!(row.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 2]);
+    let expected = softmax(&[1.0, 3.0, 2.0, 3.0, 0.0], 1.0)[1].ln();
+    assert!((f64::from(row.logprob) - expected).abs() < 1e-6 && row.top[0].2 == row.logprob);
+    assert!(row.target_logprob.is_nan() && row.digest == 0);
+    let zeros = sample(&SamplingParameters { top: 2, ..greedy() }, &[-0.0, 0.0], &[]);
+    assert_eq!((zeros.token, zeros.top[0].0), (0, 0));
+}
+
+#[test]
+fn logits_that_are_not_finite_give_no_row() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(greedy().sample(Simd::available()[0], &[0.0, bad], &[], None), None);
+    }
+}
+
+#[test]
+fn the_target_and_the_digest_are_of_the_raw_logits() {
+    let parameters = SamplingParameters { logit_bias: vec![(0, 9.0)], digest: LogitsDigest::Compute, ..greedy() };
+    let row = parameters.sample(Simd::available()[0], &[0.0, 1.0], &[], Some(1)).unwrap();
+    assert_eq!(row.token, 0);
+    assert!((row.target_logprob + (1.0 + (-1.0_f32).exp()).ln()).abs() < 1e-6);
+    let bytes = [0.0_f32.to_le_bytes(), 1.0_f32.to_le_bytes()].concat();
+    assert_eq!(row.digest.to_le_bytes(), blake3::hash(&bytes).as_bytes()[..8]);
+}
+
+#[test]
+fn penalties_see_the_window_only() {
+    let logits = [2.0, -1.0, 1.0, 0.5];
+    let adjusted = |parameters: SamplingParameters| parameters.adjust(&logits, &[3, 0, 1, 0]).into_owned();
+    let repeat = SamplingParameters { repeat_penalty: 2.0, penalty_window: 3, ..greedy() };
+    assert_eq!(adjusted(repeat), [1.0, -2.0, 1.0, 0.5]);
+    let counted = SamplingParameters { frequency_penalty: 0.5, presence_penalty: 0.25, ..greedy() };
+    assert_eq!(adjusted(counted.clone()), [0.75, -1.75, 1.0, -0.25]);
+    assert_eq!(adjusted(SamplingParameters { penalty_window: 0, ..counted }), logits);
+    let biased = SamplingParameters { logit_bias: vec![(2, -3.0), (2, 1.0)], ..greedy() };
+    assert_eq!(adjusted(biased), [2.0, -1.0, -1.0, 0.5]);
+}
+
+#[test]
+fn filters_keep_what_their_definitions_say() {
+    // Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
+    let logits = [0.15_f32.ln(), 0.5_f32.ln(), 0.05_f32.ln(), 0.3_f32.ln()];
+    let kept = |parameters: SamplingParameters| {
+        let warm = SamplingParameters { temperature: 3.0, ..parameters };
+        let counts = draws(&warm, &logits);
+        (0..4).filter(|id| counts[*id] > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(SamplingParameters { top_k: 2, ..greedy() }), [1, 3]);
+    assert_eq!(kept(SamplingParameters { top_k: 9, ..greedy() }), [0, 1, 2, 3]);
+    assert_eq!(kept(SamplingParameters { top_p: 0.49, ..greedy() }), [1]);
+    assert_eq!(kept(SamplingParameters { top_p: 0.7, ..greedy() }), [1, 3]);
+    assert_eq!(kept(SamplingParameters { top_p: 0.9, ..greedy() }), [0, 1, 3]);
+    // Of the two that top-k leaves, the first alone has 0.625.
+    assert_eq!(kept(SamplingParameters { top_k: 2, top_p: 0.6, ..greedy() }), [1]);
+    assert_eq!(kept(SamplingParameters { min_p: 0.29, ..greedy() }), [0, 1, 3]);
+    assert_eq!(kept(SamplingParameters { min_p: 1.0, ..greedy() }), [1]);
+}
+
+#[test]
+fn top_p_finds_a_nucleus_of_thousands() {
+    let logits: Vec<f32> = (0..20_000).map(|i| ((i * 7919) % 20_000) as f32 * 1e-5).collect();
+    let parameters = SamplingParameters { temperature: 1.0, top_p: 0.5, ..greedy() };
+    let kept = parameters.most_likely_ids(Simd::available()[0], &logits);
+    let mut p = softmax(&logits, 1.0);
+    p.sort_by(|a, b| b.total_cmp(a));
+    let mut sum = 0.0;
+    let expected = p.iter().position(|p| {
+        sum += p;
+        sum >= 0.5
+    });
+    assert!(kept.len().abs_diff(expected.unwrap() + 1) <= 1, "{} for {expected:?}", kept.len());
+}
+
+#[test]
+fn draws_follow_the_softmax() {
+    let logits = [0.3, -1.0, 1.4, 0.0, 2.0, -0.4, 0.9, 1.1];
+    for temperature in [0.7, 1.0, 1.8] {
+        let parameters = SamplingParameters { temperature, seed: 11, ..greedy() };
+        let counts = draws(&parameters, &logits);
+        let total: usize = counts.iter().sum();
+        let chi_square: f64 = softmax(&logits, temperature)
+            .iter()
+            .zip(&counts)
+            .map(|(p, count)| (*count as f64 - p * total as f64).powi(2) / (p * total as f64))
+            .sum();
+        // Seven degrees of freedom: one run in a thousand exceeds 24.3.
+        assert!(chi_square < 24.3, "temperature {temperature}: {chi_square}, {counts:?}");
+    }
+}

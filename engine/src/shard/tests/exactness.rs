@@ -1,0 +1,116 @@
+//! The same bits for every cut, chunk, batch, thread count and instruction set.
+
+use qmesh_models::spec::Window;
+
+use super::*;
+use crate::kernel::matrix::tests::noise;
+
+/// How a model is run.
+#[derive(Clone, Copy, Debug)]
+struct Run<'a> {
+    cuts: &'a [usize],
+    chunk: usize,
+    threads: usize,
+    simd: Simd,
+}
+
+fn prompts(vocab: usize) -> Vec<Vec<u32>> {
+    let ids = |len: usize, seed| noise(len, seed).iter().map(|x| (x.abs() * 1e6) as u32 % vocab as u32).collect();
+    vec![ids(90, 1), ids(7, 2), ids(40, 3), ids(1, 4)]
+}
+
+/// Digests of the logits of every row of every prompt, each run alone in chunks.
+fn alone(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
+    let mut pipeline = Pipeline::new(model, run.cuts, run.threads, run.simd);
+    let digests = prompts(model.0.vocab).into_iter().map(|ids| {
+        pipeline.open(5, &with_digest());
+        let chunks = ids.chunks(run.chunk).enumerate();
+        let rows = chunks.flat_map(|(i, chunk)| pipeline.feed(5, i * run.chunk, chunk, Wants::All));
+        let digests = rows.map(|row| row.digest).collect();
+        pipeline.close(5);
+        digests
+    });
+    digests.collect()
+}
+
+/// The same, with all prompts in one step.
+fn together(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
+    let mut pipeline = Pipeline::new(model, run.cuts, run.threads, run.simd);
+    let prompts = prompts(model.0.vocab);
+    (0..4).for_each(|session| pipeline.open(session, &with_digest()));
+    let rows =
+        |(session, ids): (u64, &Vec<u32>)| SequenceRows { session, position: 0, rows: ids.len(), wants: Wants::All };
+    let sequences = (0..).zip(&prompts).map(rows).collect();
+    let mut rows = pipeline.step(Step { sequences, ids: prompts.concat(), hidden: None }).into_iter();
+    prompts.iter().map(|ids| rows.by_ref().take(ids.len()).map(|row| row.digest).collect()).collect()
+}
+
+#[test]
+fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
+    let simd = Simd::available()[0];
+    let quantised = ["quant-Q4_K", "quant-Q6_K", "quant-Q5_0"].map(str::to_owned);
+    for name in kinds().into_iter().chain(quantised) {
+        let model = open_model(&name);
+        let plain = Run { cuts: &[], chunk: 512, threads: 1, simd };
+        let expected = alone(&model, plain);
+        let distinct: HashSet<u64> = expected.iter().flatten().copied().collect();
+        assert!(distinct.len() > 90 && !distinct.contains(&0), "{name}: digests tell rows apart");
+        let mut runs = vec![Run { threads: 2, ..plain }];
+        runs.extend([1, 3, 7, 40].map(|chunk| Run { chunk, threads: 2, ..plain }));
+        runs.extend(Simd::available().into_iter().map(|simd| Run { simd, ..plain }));
+        if model.0.layers.len() > 2 {
+            runs.extend([Run { cuts: &[1], chunk: 7, ..plain }, Run { cuts: &[1, 2], threads: 2, ..plain }]);
+        }
+        for run in runs {
+            assert_eq!(alone(&model, run), expected, "{name} alone, {run:?}");
+        }
+        for threads in [1, 2] {
+            assert_eq!(together(&model, Run { threads, ..plain }), expected, "{name} together, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
+    let model = kind(|spec| spec.layers.iter().any(|l| l.attention.window != Window::Full));
+    let mut pipeline = Pipeline::new(&model, &[3], 1, Simd::available()[0]);
+    let ids = &prompts(model.0.vocab)[0];
+    let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
+    pipeline.open(1, &with_digest());
+    let straight = digests(pipeline.feed(1, 0, ids, Wants::All));
+    pipeline.feed(1, 60, &[9, 9, 9, 9, 9, 9, 9], Wants::None);
+    let again = digests(pipeline.feed(1, 60, &ids[60..], Wants::All));
+    assert_eq!(again, straight[60..]);
+    // A session in pages that another one has used finds nothing of it.
+    pipeline.close(1);
+    pipeline.open(2, &with_digest());
+    assert_eq!(digests(pipeline.feed(2, 0, &ids[..10], Wants::All)), straight[..10]);
+    assert_eq!(pipeline.feed(2, 10, &ids[10..12], Wants::None), []);
+    assert_eq!(digests(pipeline.feed(2, 12, &ids[12..15], Wants::Last)), straight[14..15]);
+}
+
+#[test]
+fn a_sampled_token_is_the_same_in_any_batch() {
+    let model = kind(|spec| spec.layers.len() > 2);
+    let sampling = SamplingParameters {
+        temperature: 1.3,
+        top_p: 0.95,
+        repeat_penalty: 1.2,
+        presence_penalty: 0.1,
+        seed: 42,
+        ..SamplingParameters::default()
+    };
+    let ids = &prompts(model.0.vocab)[2];
+    let mut pipeline = Pipeline::new(&model, &[2], 2, Simd::available()[0]);
+    pipeline.open(1, &sampling);
+    let expected: Vec<u32> = pipeline.feed(1, 0, ids, Wants::All).iter().map(|row| row.token).collect();
+    assert!(expected.iter().collect::<HashSet<_>>().len() > 10);
+    pipeline.open(2, &sampling);
+    pipeline.open(3, &SamplingParameters { sequence: 1, ..sampling });
+    for (position, id) in ids.iter().enumerate() {
+        let sequence = |session| SequenceRows { session, position, rows: 1, wants: Wants::Last };
+        let sequences = vec![sequence(3), sequence(2)];
+        let rows = pipeline.step(Step { sequences, ids: vec![*id, *id], hidden: None });
+        assert_eq!(rows[1].token, expected[position], "position {position}");
+    }
+}

@@ -1,0 +1,115 @@
+//! What a shard refuses, and that a refused step changes nothing.
+
+use qmesh_models::spec::{HeadMatrix, TensorRole, Window};
+
+use super::*;
+
+fn tiny() -> (ModelSpec, File) {
+    kind(|spec| spec.head.matrix == HeadMatrix::Own && spec.layers.len() > 2)
+}
+
+fn load_error(spec: &ModelSpec, file: &File, layers: Range<usize>) -> EngineError {
+    Shard::load_on(Simd::available()[0], spec, layers, 64, 1, file, &mut |_| {}).unwrap_err()
+}
+
+fn step(session: u64, position: usize, ids: &[u32]) -> Step {
+    let sequences = vec![SequenceRows { session, position, rows: ids.len(), wants: Wants::Last }];
+    Step { sequences, ids: ids.to_vec(), hidden: None }
+}
+
+#[test]
+fn a_refused_step_leaves_the_session_as_it_was() {
+    let model = tiny();
+    let mut pipeline = Pipeline::new(&model, &[], 1, Simd::available()[0]);
+    pipeline.open(1, &with_digest());
+    let expected = pipeline.feed(1, 0, &[5, 6, 7, 8], Wants::All)[3].digest;
+    let shard = &mut pipeline.0[0];
+    let vocab = model.0.vocab;
+    let gap = EngineError::Gap { session: 1, need: 4 };
+    assert_eq!(shard.step(&step(1, 5, &[1])).unwrap_err(), gap);
+    assert_eq!(shard.step(&step(9, 0, &[1])).unwrap_err(), EngineError::UnknownSession { session: 9 });
+    let outside = EngineError::OutsideVocabulary { session: 1, id: vocab as u32, vocab };
+    assert_eq!(shard.step(&step(1, 1, &[1, vocab as u32])).unwrap_err(), outside);
+    let beyond = EngineError::BeyondSession { session: 1, position: 513, max_positions: 512 };
+    assert_eq!(shard.step(&step(1, 4, &[0; 510])).unwrap_err(), beyond);
+    let mut twice = step(1, 0, &[1]);
+    twice.sequences.push(twice.sequences[0]);
+    let few = Step { ids: vec![1], ..step(1, 0, &[1, 2]) };
+    let hidden = Step { hidden: Some(vec![0.0; model.0.hidden]), ..step(1, 0, &[1]) };
+    for wrong in [twice, few, hidden, step(1, 0, &[]), Step::default()] {
+        assert!(matches!(shard.step(&wrong), Err(EngineError::Step { .. })), "{wrong:?}");
+    }
+    assert_eq!(pipeline.feed(1, 3, &[8], Wants::Last)[0].digest, expected);
+}
+
+#[test]
+fn a_later_stage_wants_an_activation_that_fits_and_is_finite() {
+    let model = tiny();
+    let mut pipeline = Pipeline::new(&model, &[1], 1, Simd::available()[0]);
+    pipeline.open(1, &with_digest());
+    pipeline.feed(1, 0, &[5, 6], Wants::Last);
+    let last = &mut pipeline.0[1];
+    for hidden in [None, Some(vec![0.0; 3])] {
+        let wrong = Step { hidden, ..step(1, 2, &[1]) };
+        assert!(matches!(last.step(&wrong), Err(EngineError::Step { .. })));
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+        let mut hidden = vec![0.5; model.0.hidden];
+        hidden[7] = bad;
+        let broken = Step { hidden: Some(hidden), ..step(1, 1, &[1]) };
+        let expected = EngineError::NonFinite { session: 1, position: 1 };
+        assert_eq!(last.step(&broken).unwrap_err(), expected, "{bad}");
+        assert_eq!(
+            last.step(&Step { hidden: Some(vec![0.5; model.0.hidden]), ..step(1, 2, &[1]) }),
+            Err(EngineError::Gap { session: 1, need: 1 })
+        );
+    }
+}
+
+#[test]
+fn sessions_share_the_budget() {
+    let model = tiny();
+    let mut shard = Pipeline::new(&model, &[], 1, Simd::available()[0]).0.remove(0);
+    shard.open(1, 4000, SamplingParameters::default()).unwrap();
+    assert_eq!(shard.kv_positions_used(), 4032);
+    assert_eq!(shard.open(1, 1, SamplingParameters::default()), Err(EngineError::SessionOpen { session: 1 }));
+    let full = EngineError::KvFull { session: 2, needed: 65, free: 64 };
+    assert_eq!(shard.open(2, 65, SamplingParameters::default()), Err(full));
+    shard.open(3, 64, SamplingParameters::default()).unwrap();
+    shard.close(1).unwrap();
+    assert_eq!(shard.close(1), Err(EngineError::UnknownSession { session: 1 }));
+    let hot = SamplingParameters { temperature: -1.0, ..SamplingParameters::default() };
+    assert!(matches!(shard.open(2, 1, hot), Err(EngineError::Sampling { name: "temperature", .. })));
+    assert!(shard.open(2, usize::MAX, SamplingParameters::default()).is_err());
+    assert_eq!(shard.kv_positions_used(), 64);
+}
+
+#[test]
+fn specs_that_do_not_add_up_are_refused_by_name() {
+    let (spec, file) = tiny();
+    let count = spec.layers.len();
+    assert_eq!(load_error(&spec, &file, 1..9), EngineError::Layers { range: 1..9, count });
+    assert!(matches!(load_error(&spec, &file, 1..1), EngineError::Layers { .. }));
+    let changed = |change: &dyn Fn(&mut ModelSpec)| {
+        let mut spec = spec.clone();
+        change(&mut spec);
+        load_error(&spec, &file, 0..count).to_string()
+    };
+    let index = |role| spec.tensors.iter().position(|t| t.role == role).unwrap();
+    let output = index(TensorRole::Output);
+    for (message, expected) in [
+        (changed(&|s| s.layers[0].attention.kv_heads = 0), "kv_heads = 0"),
+        (changed(&|s| s.layers[0].attention.heads = 3), "3 heads"),
+        (changed(&|s| s.layers[2].attention.rope.dims = 7), "rope.dims 7"),
+        (changed(&|s| s.layers[1].attention.window = Window::Sliding(0)), "window of 0"),
+        (changed(&|s| s.hidden = usize::MAX), "hidden = "),
+        (changed(&|s| s.tensors[output].bytes = u64::MAX), "bytes cannot be"),
+        (changed(&|s| s.tensors[output].rows = usize::MAX), "bytes cannot be"),
+        (changed(&|s| s.vocab -= 1), "instead of"),
+        (changed(&|s| drop(s.tensors.remove(output))), "Output is missing"),
+        (changed(&|s| s.head.matrix = HeadMatrix::Tied), "left over"),
+        (changed(&|s| s.tensors.push(s.tensors[output].clone())), "listed twice"),
+    ] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
+    }
+}

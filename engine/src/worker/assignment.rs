@@ -1,0 +1,161 @@
+//! A `LoadShard`, parsed: what this worker shall hold, checked so that nothing after it need doubt a number.
+
+use std::ops::Range;
+
+use blake3::Hash;
+use qmesh_models::spec::{ModelSpec, TensorSpec};
+use qmesh_net::{LoadShard, PlanEpoch, StageIndex, WireType, limits::FRAME_WIDTH};
+use thiserror::Error;
+
+use super::memory::ByteCount;
+
+/// The most elements along one side of anything in a spec; real models stay far below, and products of two fit u64.
+const SIDE_MAX: usize = 1 << 24;
+/// The most positions of a KV budget.
+const POSITIONS_MAX: usize = 1 << 28;
+
+/// One stage of one plan.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Assignment {
+    pub(super) epoch: PlanEpoch,
+    pub(super) stage: StageIndex,
+    pub(super) stages: u16,
+    pub(super) model_id: [u8; 32],
+    pub(super) model_name: String,
+    /// The model's shape with only this shard's tensors.
+    pub(super) spec: ModelSpec,
+    /// BLAKE3 of each of the spec's tensors.
+    pub(super) hashes: Vec<Hash>,
+    /// Not empty, inside the model.
+    pub(super) layers: Range<usize>,
+    pub(super) kv_positions: usize,
+    pub(super) context: usize,
+    pub(super) wire: WireType,
+}
+
+/// Why a `LoadShard` makes no sense.
+#[derive(Debug, Error)]
+pub(super) enum AssignmentError {
+    #[error("the spec does not parse: {0}")]
+    Spec(#[from] serde_json::Error),
+    #[error("layers {}-{} of a model with {of}", layers.start, layers.end)]
+    Layers { layers: Range<usize>, of: usize },
+    #[error("stage {stage} of {stages} cannot hold layers {}-{} of {of}", layers.start, layers.end)]
+    Stage { stage: StageIndex, stages: u16, layers: Range<usize>, of: usize },
+    #[error("{hashes} hashes for {tensors} tensors")]
+    Hashes { hashes: usize, tensors: usize },
+    #[error("tensor {name} has {bytes} bytes, which {rows} rows of {cols} {dtype} do not")]
+    Tensor { name: String, bytes: u64, rows: usize, cols: usize, dtype: qmesh_models::tensor::TensorType },
+    #[error("{what} {found} is out of range, the limit is {limit}")]
+    Range { what: &'static str, found: usize, limit: usize },
+}
+
+impl Assignment {
+    /// Whether the first stage computes it: frames bring token ids.
+    pub(super) fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether the last stage computes it: frames leave with samples.
+    pub(super) fn is_last(&self) -> bool {
+        self.layers.end == self.spec.layers.len()
+    }
+
+    /// Whether a shard loaded for `other` serves this one as well.
+    pub(super) fn is_same_shard(&self, other: &Self) -> bool {
+        let key = |a: &Self| (a.model_id, a.layers.clone(), a.kv_positions);
+        key(self) == key(other) && self.hashes == other.hashes && self.spec == other.spec
+    }
+
+    /// ByteCount of its tensors.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Memory it takes: weights, KV budget, and one tensor as it lies in the file while it is repacked.
+    pub(super) fn needed_bytes(&self) -> ByteCount {
+        let kv = self.spec.kv_bytes_per_position(&self.layers).saturating_mul(self.kv_positions as u64);
+        let largest = self.spec.tensors.iter().map(|tensor| tensor.bytes).max().unwrap_or(0);
+        ByteCount(self.weight_bytes().saturating_add(kv).saturating_add(largest))
+    }
+
+    /// `layers 0-9 of smollm2-135m`.
+    pub(super) fn title(&self) -> String {
+        format!("layers {}-{} of {}", self.layers.start, self.layers.end - 1, self.model_name)
+    }
+
+    fn check_place(&self) -> Result<(), AssignmentError> {
+        let (layers, of) = (self.layers.clone(), self.spec.layers.len());
+        if layers.is_empty() || layers.end > of {
+            return Err(AssignmentError::Layers { layers, of });
+        }
+        let first = self.stage.0 == 0;
+        let last = self.stage.0.checked_add(1) == Some(self.stages);
+        if first != self.is_first() || last != self.is_last() || self.stage.0 >= self.stages {
+            return Err(AssignmentError::Stage { stage: self.stage, stages: self.stages, layers, of });
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<(), AssignmentError> {
+        let within = |what, found, limit| match found {
+            1.. if found <= limit => Ok(()),
+            _ => Err(AssignmentError::Range { what, found, limit }),
+        };
+        within("hidden width", self.spec.hidden, FRAME_WIDTH)?;
+        within("vocabulary", self.spec.vocab, SIDE_MAX)?;
+        within("kv positions", self.kv_positions, POSITIONS_MAX)?;
+        within("context", self.context, POSITIONS_MAX)?;
+        for layer in &self.spec.layers {
+            within("heads", layer.attention.heads, FRAME_WIDTH)?;
+            within("kv heads", layer.attention.kv_heads, FRAME_WIDTH)?;
+            within("head width", layer.attention.head_dim, FRAME_WIDTH)?;
+        }
+        self.spec.tensors.iter().try_for_each(check_tensor)
+    }
+}
+
+impl TryFrom<LoadShard> for Assignment {
+    type Error = AssignmentError;
+
+    fn try_from(load: LoadShard) -> Result<Self, AssignmentError> {
+        let mut spec: ModelSpec = serde_json::from_slice(&load.spec_json)?;
+        let (hashes, tensors) = (load.tensor_hashes.len(), spec.tensors.len());
+        if hashes != tensors {
+            return Err(AssignmentError::Hashes { hashes, tensors });
+        }
+        let layers = load.layers.0 as usize..load.layers.1 as usize;
+        // A coordinator may send the whole model's list: what is not this shard's is neither fetched nor kept.
+        let all = std::mem::take(&mut spec.tensors).into_iter().zip(load.tensor_hashes);
+        let own: Vec<_> = all.filter(|(tensor, _)| spec.holds(&layers, tensor.role)).collect();
+        let (own, hashes) = own.into_iter().map(|(tensor, hash)| (tensor, Hash::from_bytes(hash))).unzip();
+        spec.tensors = own;
+        let assignment = Self {
+            epoch: load.epoch,
+            stage: load.stage,
+            stages: load.stages,
+            model_id: load.model_id,
+            model_name: load.model_name,
+            spec,
+            hashes,
+            layers,
+            kv_positions: load.kv_positions as usize,
+            context: load.context as usize,
+            wire: load.wire,
+        };
+        assignment.check_place()?;
+        assignment.check_sizes()?;
+        Ok(assignment)
+    }
+}
+
+/// A tensor's length follows from its shape, and neither can overflow a sum over a spec's tensors.
+fn check_tensor(tensor: &TensorSpec) -> Result<(), AssignmentError> {
+    let TensorSpec { name, rows, cols, dtype, bytes, .. } = tensor;
+    let fits = (1..=SIDE_MAX).contains(rows) && (1..=SIDE_MAX).contains(cols);
+    let row_bytes = dtype.row_bytes(*cols).filter(|_| fits);
+    if row_bytes.and_then(|row| row.checked_mul(*rows)).is_some_and(|product| product as u64 == *bytes) {
+        return Ok(());
+    }
+    Err(AssignmentError::Tensor { name: name.clone(), bytes: *bytes, rows: *rows, cols: *cols, dtype: *dtype })
+}

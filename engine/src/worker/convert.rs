@@ -1,0 +1,169 @@
+//! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
+
+use qmesh_net::{Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Segment, SessionId, Wants};
+
+use super::{assignment::Assignment, wire};
+use crate::{
+    error::EngineError,
+    sample::{LogitsDigest, SamplingParameters},
+    step::{self, SampledRow, SequenceRows, Step, StepOutput},
+};
+
+/// The step that a frame asks for.
+///
+/// # Errors
+/// In words, when the frame is not for this stage.
+pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, String> {
+    let expected = if assignment.is_first() { FrameKind::Tokens } else { FrameKind::Hidden };
+    if frame.kind != expected {
+        return Err(format!("stage {} takes {expected:?} frames, this one is {:?}", assignment.stage, frame.kind));
+    }
+    let rows: u64 = frame.segments.iter().map(|segment| u64::from(segment.rows)).sum();
+    if rows != frame.rows() as u64 {
+        return Err(format!("{rows} rows in segments, {} token ids", frame.rows()));
+    }
+    let hidden = match expected {
+        FrameKind::Hidden => {
+            let width = assignment.spec.hidden;
+            let bytes = frame.wire.row_bytes(frame.width).map(|row| row * rows);
+            if frame.width as usize != width || bytes != Some(frame.payload.len() as u64) {
+                return Err(format!(
+                    "{} bytes of rows {} wide, this model's are {width} wide",
+                    frame.payload.len(),
+                    frame.width
+                ));
+            }
+            Some(wire::decode(frame.wire, &frame.payload))
+        }
+        FrameKind::Tokens | FrameKind::Sampled | FrameKind::End => None,
+    };
+    let sequences = frame.segments.iter().map(|segment| SequenceRows {
+        session: segment.session.0,
+        position: segment.position as usize,
+        rows: segment.rows as usize,
+        wants: wants(segment.wants),
+    });
+    Ok(Step { sequences: sequences.collect(), ids: frame.ids.clone(), hidden })
+}
+
+/// Takes a session's rows of `width` values out of a step; `None` when it has none.
+pub(super) fn remove(step: &mut Step, session: SessionId, width: usize) -> Option<()> {
+    let index = step.sequences.iter().position(|sequence| sequence.session == session.0)?;
+    let start: usize = step.sequences[..index].iter().map(|sequence| sequence.rows).sum();
+    let end = start + step.sequences.remove(index).rows;
+    step.ids.drain(start..end);
+    if let Some(hidden) = &mut step.hidden {
+        hidden.drain(start * width..end * width);
+    }
+    Some(())
+}
+
+/// The frame that leaves the stage after `step`, which is what is left of `frame`.
+pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, output: StepOutput) -> Frame {
+    match output {
+        StepOutput::Hidden(rows) => {
+            let computed = |segment: &&Segment| has(&step, segment.session);
+            Frame {
+                kind: FrameKind::Hidden,
+                wire: assignment.wire,
+                width: u32::try_from(assignment.spec.hidden).expect("at most FRAME_WIDTH, checked when assigned"),
+                segments: frame.segments.iter().filter(computed).copied().collect(),
+                payload: wire::encode(assignment.wire, &rows),
+                ids: step.ids,
+                ..*frame
+            }
+        }
+        StepOutput::Sampled(rows) => sampled_frame(frame, &step, rows),
+    }
+}
+
+/// Which session suffers from an error, if it is one alone, and what kind of fault it is.
+pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
+    let one = |session: &u64, code| (Some(SessionId(*session)), code);
+    match error {
+        EngineError::Gap { session, need } => {
+            one(session, FaultCode::Gap { need: u32::try_from(*need).unwrap_or(u32::MAX) })
+        }
+        EngineError::UnknownSession { session } => one(session, FaultCode::UnknownSession),
+        EngineError::KvFull { session, .. } | EngineError::BeyondSession { session, .. } => {
+            one(session, FaultCode::Capacity)
+        }
+        EngineError::OutsideVocabulary { session, .. } => one(session, FaultCode::Frame),
+        EngineError::NonFinite { session, .. } => one(session, FaultCode::Numerics),
+        EngineError::OutOfMemory { .. } => (None, FaultCode::Memory),
+        EngineError::Step { .. } => (None, FaultCode::Frame),
+        EngineError::Spec { .. }
+        | EngineError::Layers { .. }
+        | EngineError::MissingTensor { .. }
+        | EngineError::LeftoverTensor { .. }
+        | EngineError::TensorShape { .. }
+        | EngineError::Read { .. }
+        | EngineError::Simd { .. }
+        | EngineError::Threads { .. }
+        | EngineError::SessionOpen { .. }
+        | EngineError::Sampling { .. }
+        | EngineError::Tensor(_) => (None, FaultCode::Internal),
+    }
+}
+
+/// Sampling as the engine knows it.
+pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
+    SamplingParameters {
+        temperature: sampling.temperature,
+        top_k: sampling.top_k as usize,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repeat_penalty: sampling.repeat_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        penalty_window: sampling.penalty_window as usize,
+        seed: sampling.seed,
+        sequence: sampling.sequence,
+        logit_bias: sampling.logit_bias,
+        top: usize::from(sampling.top),
+        digest: match sampling.digest {
+            Digest::Off => LogitsDigest::Skip,
+            Digest::On => LogitsDigest::Compute,
+        },
+    }
+}
+
+/// Every segment comes back, so that the coordinator sees the step's end; those without samples have no rows.
+fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<SampledRow>) -> Frame {
+    let mut ids = Vec::new();
+    let segments = frame.spans().map(|(segment, span)| {
+        let wanted = match segment.wants {
+            Wants::None => 0,
+            Wants::Last => 1,
+            Wants::All => segment.rows,
+        };
+        let rows = if has(step, segment.session) { wanted } else { 0 };
+        ids.extend_from_slice(&frame.ids[span.end - rows as usize..span.end]);
+        Segment { position: segment.position + (segment.rows - rows), rows, ..*segment }
+    });
+    let segments = segments.collect();
+    let rows: Vec<_> = rows.into_iter().map(sampled).collect();
+    let (width, payload) = Sampled::encode_rows(&rows);
+    Frame { kind: FrameKind::Sampled, width, segments, ids, payload, ..*frame }
+}
+
+fn has(step: &Step, session: SessionId) -> bool {
+    step.sequences.iter().any(|sequence| sequence.session == session.0)
+}
+
+fn wants(wants: Wants) -> step::Wants {
+    match wants {
+        Wants::None => step::Wants::None,
+        Wants::Last => step::Wants::Last,
+        Wants::All => step::Wants::All,
+    }
+}
+
+fn sampled(row: SampledRow) -> Sampled {
+    let SampledRow { token, logprob, target_logprob, digest, top } = row;
+    let top = top.into_iter().map(|(id, logit, logprob)| Candidate { id, logit, logprob }).collect();
+    Sampled { token, logprob, target_logprob, digest, top }
+}
+
+#[cfg(test)]
+mod tests;

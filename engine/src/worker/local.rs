@@ -1,0 +1,100 @@
+//! Tensors that the user already has: the model files of `--model-dir`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use blake3::Hash;
+use qmesh_models::{gguf::Gguf, spec::TensorSpec};
+
+use super::store::{Owner, Place};
+
+/// The headers of every readable model file in some folders.
+#[derive(Debug, Default)]
+pub(super) struct LocalModels(Vec<Gguf>);
+
+impl LocalModels {
+    /// Reads the headers of all `*.gguf` directly in `folders`; what cannot be read is logged and left out.
+    pub(super) fn scan(folders: &[PathBuf]) -> Self {
+        let mut paths: Vec<_> = folders.iter().flat_map(|folder| model_files(folder)).collect();
+        paths.sort_unstable();
+        let mut models: Vec<Gguf> = Vec::new();
+        for path in paths {
+            // A part of a split model opens all of them.
+            if models.iter().any(|gguf| gguf.parts().iter().any(|part| part.path == path)) {
+                continue;
+            }
+            match Gguf::open(&path) {
+                Ok(gguf) => models.push(gguf),
+                Err(error) => tracing::warn!(%error, "left a model file out"),
+            }
+        }
+        Self(models)
+    }
+
+    /// Where one of the files has exactly this tensor: name, type, shape and every byte.
+    pub(super) fn find(&self, tensor: &TensorSpec, hash: Hash) -> Option<Place> {
+        self.0.iter().find_map(|gguf| {
+            let entry = gguf.tensor(&tensor.name)?;
+            let (cols, rows) = entry.ne.split_first()?;
+            let same = entry.kind.0 == tensor.dtype.ggml_id()
+                && entry.bytes == Some(tensor.bytes)
+                && *cols == tensor.cols as u64
+                && rows.iter().product::<u64>() == tensor.rows as u64;
+            let path = gguf.parts().get(entry.part).filter(|_| same)?.path.clone();
+            let place = Place { path, offset: entry.offset, hash, owner: Owner::User };
+            place.holds(tensor.bytes).then_some(place)
+        })
+    }
+}
+
+fn model_files(folder: &Path) -> Vec<PathBuf> {
+    match fs::read_dir(folder) {
+        Ok(entries) => {
+            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            paths.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect()
+        }
+        Err(error) => {
+            tracing::warn!(folder = %folder.display(), %error, "cannot read the model folder");
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qmesh_models::{spec::TensorRole, tensor::TensorType};
+
+    use super::*;
+
+    const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
+
+    #[test]
+    fn only_the_very_same_tensor_counts() {
+        let folders = [PathBuf::from(TINY), PathBuf::from("/nowhere")];
+        let models = LocalModels::scan(&folders);
+        let gguf = Gguf::open(Path::new(TINY).join("llama.gguf")).unwrap();
+        let entry = gguf.tensor("output_norm.weight").unwrap();
+        let file = fs::read(&gguf.parts()[0].path).unwrap();
+        let start = usize::try_from(entry.offset).unwrap();
+        let bytes = entry.bytes.unwrap();
+        let hash = blake3::hash(&file[start..start + usize::try_from(bytes).unwrap()]);
+        let tensor = TensorSpec {
+            role: TensorRole::OutputNorm,
+            name: entry.name.clone(),
+            rows: 1,
+            cols: usize::try_from(entry.ne[0]).unwrap(),
+            dtype: TensorType::F32,
+            part: 0,
+            offset: 0,
+            bytes,
+        };
+        let place = models.find(&tensor, hash).unwrap();
+        assert!(place.holds(bytes) && place.owner == Owner::User);
+
+        assert_eq!(models.find(&tensor, blake3::hash(b"other bytes")), None);
+        assert_eq!(models.find(&TensorSpec { name: "no.such".into(), ..tensor.clone() }, hash), None);
+        assert_eq!(models.find(&TensorSpec { dtype: TensorType::F16, ..tensor }, hash), None);
+    }
+}

@@ -1,0 +1,81 @@
+//! A worker: a process (or, in tests, a task) that joins a mesh and serves one shard at a time.
+//!
+//! [`run`] is the whole of it. Inside, `state` decides (a state machine without IO), `membership` and `links` move
+//! messages and frames, `compute` owns the shard on a thread of its own, `fetch` and `store` have the tensors.
+
+mod assignment;
+mod compute;
+mod console;
+mod convert;
+mod event;
+mod fetch;
+mod links;
+mod local;
+mod membership;
+mod memory;
+mod run;
+mod state;
+mod store;
+mod wire;
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use qmesh_net::{RejectCode, Ticket};
+
+pub use self::{
+    console::Audience,
+    memory::{ByteCount, SizeError},
+    run::{WorkerError, run},
+};
+
+/// A worker's resolved settings.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Where its coordinator is, and the right to join.
+    pub ticket: Ticket,
+    /// The name it would like to have.
+    pub name: String,
+    /// The most memory it may use, in bytes; what the machine has free where `None`.
+    pub memory: Option<ByteCount>,
+    /// Compute threads.
+    pub threads: NonZeroUsize,
+    /// Folder of the tensor cache.
+    pub cache: PathBuf,
+    /// Folders whose model files it may read tensors from.
+    pub model_folders: Vec<PathBuf>,
+    /// What it does when its coordinator is gone.
+    pub stay: Stay,
+    /// Who reads what it says.
+    pub audience: Audience,
+}
+
+/// What a worker does when its coordinator is gone.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Stay {
+    /// It comes back as soon as it can.
+    #[default]
+    ForGood,
+    /// It ends.
+    Once,
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Exit {
+    /// The user wanted it to.
+    Asked,
+    /// The coordinator said goodbye.
+    Dismissed,
+    /// The coordinator could not be reached, or was lost.
+    Lost,
+    /// The coordinator does not let it in.
+    Rejected {
+        /// The kind of refusal.
+        code: RejectCode,
+        /// One line for a person.
+        text: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

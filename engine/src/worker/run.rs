@@ -1,0 +1,184 @@
+//! A worker's life: join, serve, and join again after a loss.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    env::consts::{ARCH, OS},
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    ops::ControlFlow,
+    pin::Pin,
+    time::Duration,
+};
+
+use qmesh_net::{
+    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
+};
+use thiserror::Error;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Exit, Stay, WorkerConfig, compute,
+    console::Console,
+    event::{Departure, Event},
+    membership::{self, Ending, Lasting},
+    memory::{Allowance, ByteCount},
+    state::{FRAMES_HELD, Machine},
+};
+
+/// Every kernel computes the bits of the scalar reference: the version decides, the machine does not.
+const NUMERICS: &str = concat!("qmesh ", env!("CARGO_PKG_VERSION"));
+/// The first wait after a loss, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// Why a worker could not even start, or go on.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The system gives no thread.
+    #[error("cannot start the compute thread: {0}")]
+    Thread(#[from] io::Error),
+    /// The endpoint cannot be used.
+    #[error(transparent)]
+    Net(NetError),
+}
+
+/// Serves the mesh of the ticket from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
+/// or (with [`Stay::Once`]) the first stay ends. The endpoint is the worker's from now on: it sets the admission, and
+/// closes the endpoint at the end.
+///
+/// # Errors
+/// Only what no retry can mend on this machine.
+pub async fn run(
+    config: WorkerConfig,
+    endpoint: Endpoint,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Exit, WorkerError> {
+    let (done_in, done) = mpsc::channel(2 * FRAMES_HELD);
+    let commands = compute::spawn(config.threads.get(), FRAMES_HELD, done_in)?;
+    let console = Console::new(config.audience);
+    let lasting = Lasting { machine: Machine::default(), commands, backlog: VecDeque::new(), done, console };
+    endpoint.admission().allow([]);
+    let ended = Worker { config, endpoint: endpoint.clone(), lasting }.run(std::pin::pin!(shutdown)).await;
+    endpoint.close(CloseCode::Shutdown, "the worker ends");
+    endpoint.closed().await;
+    ended
+}
+
+struct Worker {
+    config: WorkerConfig,
+    endpoint: Endpoint,
+    lasting: Lasting,
+}
+
+/// A place in the mesh.
+struct Joined {
+    connection: Connection,
+    welcome: Welcome,
+    control: (ControlSender, ControlReceiver),
+}
+
+impl Worker {
+    async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Exit, WorkerError> {
+        let mut wait = BACKOFF.0;
+        loop {
+            let joined = tokio::select! {
+                joined = join_mesh(&self.config, &self.endpoint, self.lasting.machine.held_bytes()) => joined,
+                never = settle(&mut self.lasting) => match never {},
+                () = &mut shutdown => return Ok(Exit::Asked),
+            };
+            let loss = match joined {
+                Ok(joined) => {
+                    wait = BACKOFF.0;
+                    match self.stay(joined, shutdown.as_mut()).await {
+                        ControlFlow::Break(exit) => return Ok(exit),
+                        ControlFlow::Continue(loss) => loss,
+                    }
+                }
+                Err(NetError::Rejected { code, text }) if is_final(code) => return Ok(Exit::Rejected { code, text }),
+                Err(error @ (NetError::WrongKey { .. } | NetError::Version { .. } | NetError::Setup { .. })) => {
+                    return Err(WorkerError::Net(error));
+                }
+                Err(error) => error.to_string(),
+            };
+            if self.config.stay == Stay::Once {
+                self.lasting.console.say(&loss);
+                return Ok(Exit::Lost);
+            }
+            self.lasting.console.say(&format!("{loss}, retrying in {} s", wait.as_secs_f64()));
+            tokio::select! {
+                () = sleep(with_jitter(wait)) => {}
+                () = &mut shutdown => return Ok(Exit::Asked),
+            }
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Serves until the stay ends, for good or with a reason to join again.
+    async fn stay(
+        &mut self,
+        joined: Joined,
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> ControlFlow<Exit, String> {
+        let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
+        let peer = self.endpoint.peer_id().short();
+        self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
+        let Self { config, endpoint, lasting } = self;
+        match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
+            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Exit::Asked),
+            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Exit::Dismissed),
+            (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
+                ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
+            }
+            (Ending::Lost(text), _) => {
+                tracing::debug!(text, "lost the coordinator");
+                ControlFlow::Continue("lost the coordinator".into())
+            }
+        }
+    }
+}
+
+/// Keeps the books on the compute thread while there is no coordinator.
+async fn settle(lasting: &mut Lasting) -> Infallible {
+    loop {
+        let done = lasting.next().await;
+        // There is nobody to tell, and no assignment to act for.
+        lasting.machine.handle(Instant::now().into_std(), Event::Done(done));
+    }
+}
+
+async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, held: ByteCount) -> Result<Joined, NetError> {
+    let connection = endpoint.dial(&config.ticket.addresses, config.ticket.coordinator).await?;
+    // What the shard holds can be had by dropping it.
+    let free = Allowance::measure(None).bytes.0.saturating_add(held.0);
+    let me = Introduction {
+        name: config.name.clone(),
+        os: format!("{OS} {ARCH}"),
+        numerics: NUMERICS.into(),
+        memory_bytes: config.memory.map_or(free, |limit| free.min(limit.0)),
+        threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
+        features: 0,
+    };
+    let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
+    Ok(Joined { connection, welcome, control: (sender, receiver) })
+}
+
+/// Whether a refusal stays one however often the worker asks.
+fn is_final(code: RejectCode) -> bool {
+    match code {
+        RejectCode::Version
+        | RejectCode::Secret
+        | RejectCode::Expired
+        | RejectCode::Malformed
+        | RejectCode::Revoked => true,
+        RejectCode::Full | RejectCode::Shutdown => false,
+    }
+}
+
+/// Up to a quarter more or less, so that the workers of a lost coordinator do not all come back at once.
+fn with_jitter(wait: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    wait.mul_f64(0.75 + 0.5 * (random as f64 / u64::MAX as f64))
+}

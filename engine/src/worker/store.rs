@@ -1,0 +1,341 @@
+//! Tensors on this machine: a cache in which a file's name is the BLAKE3 of its bytes, and where each tensor of a shard
+//! lies. Everything here blocks; the network thread calls it on other threads.
+//!
+//! Nothing in the cache is trusted for its name: [`Weights`] checks every byte that a shard loads.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use blake3::{Hash, Hasher};
+use qmesh_models::spec::TensorSpec;
+use tempfile::TempPath;
+use thiserror::Error;
+
+use super::memory::ByteCount;
+use crate::{error::EngineError, shard::TensorSource};
+
+/// Disk space that is left alone, in bytes.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// The content-addressed cache: `CACHE/blobs/ab/<hex>`.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+}
+
+/// A tensor on its way into the cache.
+#[derive(Debug)]
+pub(super) struct Part {
+    hash: Hash,
+    bytes: u64,
+    blob: PathBuf,
+    file: File,
+    path: PartPath,
+    hasher: Hasher,
+    have: u64,
+}
+
+/// Whether what was fetched is what was wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// It is in the cache now.
+    Kept,
+    /// It was something else, and is gone.
+    Wrong,
+}
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Place {
+    /// A blob of the cache, or a model file.
+    pub(super) path: PathBuf,
+    /// Of its first byte.
+    pub(super) offset: u64,
+    /// What its bytes must be.
+    pub(super) hash: Hash,
+    /// Whose file it is.
+    pub(super) owner: Owner,
+}
+
+/// Whose file a tensor lies in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Owner {
+    /// The cache's: damaged blobs are deleted.
+    Cache,
+    /// The user's: only ever read.
+    User,
+}
+
+/// Where each tensor of a shard lies, by name. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Weights(Arc<HashMap<String, Place>>);
+
+/// The cache cannot be used.
+#[derive(Debug, Error)]
+pub(super) enum StoreError {
+    #[error("cannot {what} {}: {source}; choose another folder with --cache", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "{needed} of tensors are missing, {} has {free} free: make room, or choose another folder with --cache",
+        path.display()
+    )]
+    Full { needed: ByteCount, free: ByteCount, path: PathBuf },
+}
+
+/// The name under which a part is written.
+#[derive(Debug)]
+enum PartPath {
+    /// Taken up by a later try; locked while it is written.
+    Shared(PathBuf),
+    /// Another process writes the shared one: this one is deleted if it does not succeed.
+    Own(TempPath),
+}
+
+impl Store {
+    /// The store in the folder `cache`, which is made where it is missing.
+    pub(super) fn open(cache: &Path) -> Result<Self, StoreError> {
+        let folder = cache.join("blobs");
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        Ok(Self { folder })
+    }
+
+    /// Where a tensor lies if the cache has it.
+    pub(super) fn find(&self, hash: Hash, bytes: u64) -> Option<Place> {
+        let path = self.blob(hash);
+        let there = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == bytes);
+        there.then_some(Place { path, offset: 0, hash, owner: Owner::Cache })
+    }
+
+    /// Checks that `needed` bytes fit on the disk.
+    #[allow(clippy::useless_conversion, reason = "systems count blocks in different types")]
+    pub(super) fn check_space(&self, needed: u64) -> Result<(), StoreError> {
+        let stats = nix::sys::statvfs::statvfs(&self.folder).map_err(io::Error::from);
+        let stats = stats.map_err(failed("measure", &self.folder))?;
+        let free = u64::from(stats.blocks_available()).saturating_mul(stats.fragment_size());
+        if free >= needed.saturating_add(SPARE_BYTES) {
+            return Ok(());
+        }
+        Err(StoreError::Full { needed: ByteCount(needed), free: ByteCount(free), path: self.folder.clone() })
+    }
+
+    /// Takes up what an earlier try for the tensor left, or begins anew.
+    pub(super) fn part(&self, hash: Hash, bytes: u64) -> Result<Part, StoreError> {
+        let blob = self.blob(hash);
+        let folder = blob.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(folder).map_err(failed("create", folder))?;
+        let shared = blob.with_extension("part");
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&shared);
+        let file = open.map_err(failed("open", &shared))?;
+        // Whoever held the lock before may have renamed the file that we have open: then the blob is there.
+        let (file, path) = match file.try_lock() {
+            Ok(()) if self.find(hash, bytes).is_none() => (file, PartPath::Shared(shared)),
+            Ok(()) | Err(TryLockError::WouldBlock) => {
+                let own = tempfile::Builder::new().suffix(".part").tempfile_in(folder);
+                let (file, path) = own.map_err(failed("write in", folder))?.into_parts();
+                (file, PartPath::Own(path))
+            }
+            Err(TryLockError::Error(source)) => return Err(failed("lock", &shared)(source)),
+        };
+        let mut part = Part { hash, bytes, blob, file, path, hasher: Hasher::new(), have: 0 };
+        part.take_up().map_err(failed("read", part.path()))?;
+        Ok(part)
+    }
+
+    fn blob(&self, hash: Hash) -> PathBuf {
+        let name = hash.to_hex();
+        self.folder.join(&name[..2]).join(name.as_str())
+    }
+}
+
+impl Part {
+    /// ByteCount that are there, from the first on.
+    pub(super) fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Adds bytes at the end; those beyond the tensor's length are refused.
+    pub(super) fn append(&mut self, block: &[u8]) -> Result<(), StoreError> {
+        let length = block.len() as u64;
+        if length > self.bytes - self.have {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "more bytes than the tensor has");
+            return Err(failed("write", self.path())(source));
+        }
+        self.file.write_all(block).map_err(failed("write", self.path()))?;
+        self.hasher.update(block);
+        self.have += length;
+        Ok(())
+    }
+
+    /// Gives the whole its name, or throws away what is not the tensor.
+    pub(super) fn finish(self) -> Result<Verdict, StoreError> {
+        let right = self.have == self.bytes && self.hasher.finalize() == self.hash;
+        if !right {
+            // Emptied, not deleted: another process may wait for the lock of this very file.
+            self.file.set_len(0).map_err(failed("empty", self.path()))?;
+            return Ok(Verdict::Wrong);
+        }
+        match self.path {
+            PartPath::Shared(path) => fs::rename(&path, &self.blob).map_err(failed("rename", &path))?,
+            PartPath::Own(path) => {
+                path.persist(&self.blob).map_err(|error| failed("rename", &error.path)(error.error))?
+            }
+        }
+        Ok(Verdict::Kept)
+    }
+
+    fn path(&self) -> &Path {
+        match &self.path {
+            PartPath::Shared(path) => path,
+            PartPath::Own(path) => path,
+        }
+    }
+
+    fn take_up(&mut self) -> io::Result<()> {
+        if self.file.metadata()?.len() > self.bytes {
+            self.file.set_len(0)?;
+        }
+        self.hasher.update_reader(Read::by_ref(&mut self.file))?;
+        self.have = self.file.seek(SeekFrom::End(0))?;
+        Ok(())
+    }
+}
+
+impl Place {
+    /// Whether the bytes there are the tensor's; what cannot be read is not.
+    pub(super) fn holds(&self, bytes: u64) -> bool {
+        let hash = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.offset))?;
+            let mut hasher = Hasher::new();
+            hasher.update_reader(file.take(bytes))?;
+            io::Result::Ok(hasher.finalize())
+        };
+        hash().is_ok_and(|found| found == self.hash)
+    }
+}
+
+impl FromIterator<(String, Place)> for Weights {
+    fn from_iter<I: IntoIterator<Item = (String, Place)>>(places: I) -> Self {
+        Self(Arc::new(places.into_iter().collect()))
+    }
+}
+
+impl TensorSource for Weights {
+    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
+        let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
+        let place = self.0.get(&tensor.name).ok_or_else(|| refused("it was not fetched".into()))?;
+        let read = File::open(&place.path).and_then(|file| file.read_exact_at(into, place.offset));
+        read.map_err(|error| refused(format!("{}: {error}", place.path.display())))?;
+        if blake3::hash(into) == place.hash {
+            return Ok(());
+        }
+        if place.owner == Owner::Cache {
+            // The next fetch gets it anew; where that cannot be, it fails here again.
+            let _ = fs::remove_file(&place.path);
+        }
+        Err(refused(format!("{} has changed", place.path.display())))
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use qmesh_models::{spec::TensorRole, tensor::TensorType};
+
+    use super::*;
+
+    const BODY: &[u8] = b"sixteen bytes...";
+
+    fn keep(store: &Store, body: &[u8]) -> Place {
+        let (hash, bytes) = (blake3::hash(body), body.len() as u64);
+        let mut part = store.part(hash, bytes).unwrap();
+        let have = usize::try_from(part.have()).unwrap();
+        part.append(&body[have..]).unwrap();
+        assert_eq!(part.finish().unwrap(), Verdict::Kept);
+        store.find(hash, bytes).unwrap()
+    }
+
+    fn files(folder: &Path) -> usize {
+        fs::read_dir(folder).unwrap().flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap()).count()
+    }
+
+    #[test]
+    fn a_part_is_taken_up_and_only_the_right_bytes_get_the_name() {
+        let cache = tempfile::tempdir().unwrap();
+        let store = Store::open(cache.path()).unwrap();
+        let (hash, bytes) = (blake3::hash(BODY), BODY.len() as u64);
+        store.part(hash, bytes).unwrap().append(&BODY[..5]).unwrap();
+        assert_eq!(store.part(hash, bytes).unwrap().have(), 5);
+        assert!(store.find(hash, bytes).is_none());
+        keep(&store, BODY);
+
+        let other = blake3::hash(b"something else..");
+        let mut part = store.part(other, bytes).unwrap();
+        part.append(BODY).unwrap();
+        assert!(matches!(part.append(b"x"), Err(StoreError::Io { .. })));
+        assert_eq!(part.finish().unwrap(), Verdict::Wrong);
+        assert!(store.find(other, bytes).is_none());
+        assert_eq!(store.part(other, bytes).unwrap().have(), 0);
+        let blob = store.find(hash, bytes).unwrap().path;
+        assert_eq!(
+            blob.strip_prefix(cache.path()).unwrap(),
+            Path::new("blobs").join(&hash.to_hex()[..2]).join(hash.to_hex().as_str())
+        );
+    }
+
+    #[test]
+    fn two_writers_of_one_tensor_do_not_meet() {
+        let cache = tempfile::tempdir().unwrap();
+        let store = Store::open(cache.path()).unwrap();
+        let (hash, bytes) = (blake3::hash(BODY), BODY.len() as u64);
+        let mut first = store.part(hash, bytes).unwrap();
+        first.append(&BODY[..3]).unwrap();
+        let mut second = store.part(hash, bytes).unwrap();
+        assert_eq!(second.have(), 0);
+        second.append(BODY).unwrap();
+        first.append(&BODY[3..]).unwrap();
+        assert_eq!((second.finish().unwrap(), first.finish().unwrap()), (Verdict::Kept, Verdict::Kept));
+        assert_eq!(files(&store.folder), 1);
+        assert!(store.find(hash, bytes).unwrap().holds(bytes));
+    }
+
+    #[test]
+    fn what_a_shard_reads_is_checked_and_damage_is_deleted() {
+        let cache = tempfile::tempdir().unwrap();
+        let store = Store::open(cache.path()).unwrap();
+        let place = keep(&store, BODY);
+        let tensor = TensorSpec {
+            role: TensorRole::OutputNorm,
+            name: "t".into(),
+            rows: 1,
+            cols: 4,
+            dtype: TensorType::F32,
+            part: 0,
+            offset: 0,
+            bytes: 16,
+        };
+        let weights = Weights::from_iter([("t".to_owned(), place.clone())]);
+        let mut into = [0; 16];
+        weights.read(&tensor, &mut into).unwrap();
+        assert_eq!(into, BODY);
+
+        fs::write(&place.path, b"sixteen bytes,,,").unwrap();
+        assert!(!place.holds(16));
+        let error = weights.read(&tensor, &mut into).unwrap_err();
+        assert!(matches!(&error, EngineError::Read { reason, .. } if reason.contains("has changed")), "{error}");
+        assert!(store.find(place.hash, 16).is_none());
+
+        assert!(matches!(store.check_space(u64::MAX), Err(StoreError::Full { .. })));
+        store.check_space(1).unwrap();
+    }
+}
