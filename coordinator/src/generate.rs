@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use qmesh_net::{Sampled, Sampling};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use crate::mesh::status::MeshStatus;
 
@@ -165,8 +168,8 @@ impl MeshHandle {
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let (events, receiver) = mpsc::channel(EVENTS_BUFFERED);
         self.submissions.try_send(Submission { request, events }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => GenerateError::QueueFull { waiting: SUBMISSIONS_WAITING },
-            mpsc::error::TrySendError::Closed(_) => GenerateError::ShuttingDown,
+            TrySendError::Full(_) => GenerateError::QueueFull { waiting: SUBMISSIONS_WAITING },
+            TrySendError::Closed(_) => GenerateError::ShuttingDown,
         })?;
         Ok(Generation::new(receiver))
     }

@@ -3,7 +3,12 @@
 //! A child holds the other end of a pipe as its standard input and leaves when that ends, so not even `kill -9` of the
 //! coordinator leaves one behind.
 
-use std::{ffi::OsString, path::{Path, PathBuf}, process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use qmesh_net::Ticket;
@@ -35,6 +40,10 @@ impl LocalWorkers {
                 .args(["--threads", &threads_each.to_string()])
                 .arg("--model-dir")
                 .arg(model_folder)
+                // What is set for this process, as `serve --listen`, is not meant for them.
+                .env_remove("QMESH_LISTEN")
+                .env_remove("QMESH_MEMORY")
+                .env_remove("QMESH_MODEL_DIR")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())

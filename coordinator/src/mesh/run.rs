@@ -8,7 +8,10 @@ use std::{
 
 use qmesh_net::{CloseCode, Endpoint, Fault, Frame, FrameKind, Gate, Message, PlanEpoch, Sampled, Sampling, SessionId};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     time::MissedTickBehavior,
 };
 
@@ -120,10 +123,12 @@ impl MeshTask {
     /// What the mesh says of itself.
     pub(crate) fn status(&self) -> MeshStatus {
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
-        let state = match self.roster.state() {
-            _ if self.stopping => MeshState::Stopping,
-            MeshState::Ready if self.probe != Probe::Passed => MeshState::Loading,
-            state => state,
+        let state = if self.stopping {
+            MeshState::Stopping
+        } else if self.roster.state() == MeshState::Ready && self.probe != Probe::Passed {
+            MeshState::Loading
+        } else {
+            self.roster.state()
         };
         MeshStatus {
             model: self.model.name.clone(),
@@ -366,9 +371,9 @@ impl MeshTask {
     }
 
     fn send(&mut self, worker: WorkerId, message: Message) {
-        let sent = self.links.get(&worker).map_or(Ok(()), |link| link.control.try_send(message));
+        let Some(link) = self.links.get(&worker) else { return };
         // A closed queue is a worker that has gone: `Left` is on its way.
-        if let Err(mpsc::error::TrySendError::Full(_)) = sent {
+        if let Err(TrySendError::Full(_)) = link.control.try_send(message) {
             self.hang_up(worker, "it does not read its control messages");
         }
     }

@@ -1,0 +1,129 @@
+//! Golden results through the whole product: `coordinator eval` against references that no engine rounded.
+
+use std::{path::Path, time::Duration};
+
+use qmesh_tests::{
+    all_models,
+    golden::{self, Results},
+    golden_file, process,
+};
+use tempfile::TempDir;
+
+#[test]
+fn tiny_families_match_their_f32_reference_at_every_cut() {
+    // The references of the last and the third are themselves that far from an f64 computation: docs/decisions.md.
+    let families = [
+        ("llama", 3, 5e-3),
+        ("llama3-rope", 3, 5e-3),
+        ("mistral-tied", 3, 1.5e-2),
+        ("qwen2", 3, 5e-3),
+        ("gemma3", 7, 5e-3),
+    ];
+    for (family, layers, logprob_bound) in families {
+        let reference = golden::read(&golden_file(&format!("tiny/{family}.json")));
+        let model = golden_file(&format!("tiny/{family}.gguf"));
+        let alone = tiny(&model, &[]);
+        let distance = golden::compare(&reference, &alone);
+        println!(
+            "{family}: largest Δlogprob {:.1e}, Δlogit {:.1e} of the range",
+            distance.largest, distance.logit_share
+        );
+        assert!(distance.largest < logprob_bound, "{family}: {distance:?}");
+        assert!(distance.logit_share < 2e-3, "{family}: {distance:?}");
+        assert_eq!(distance.overturned, 0.0, "{family}: greedy differs");
+        for cut in 1..layers {
+            assert_eq!(tiny(&model, &["--cut", &cut.to_string()]), alone, "{family}, cut at {cut}");
+        }
+        let every = (1..layers).map(|l| l.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(tiny(&model, &["--cut", &every]), alone, "{family}, one layer a stage");
+    }
+}
+
+#[test]
+fn tiny_quantised_models_are_about_as_far_as_llama_cpp() {
+    for (dtype, yardstick) in QUANT_YARDSTICKS {
+        let reference = golden::read(&golden_file(&format!("tiny/quant-{dtype}.json")));
+        let ours = tiny(&golden_file(&format!("tiny/quant-{dtype}.gguf")), &[]);
+        let distance = golden::compare(&reference, &ours);
+        println!("{dtype}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.4}", distance.mean, distance.largest);
+        assert!(distance.mean <= 1.25 * yardstick, "{dtype}: {distance:?}");
+    }
+}
+
+#[test]
+fn real_models_are_about_as_far_as_llama_cpp() {
+    for (name, yardstick) in MODEL_YARDSTICKS {
+        if name != DEFAULT && !all_models() {
+            continue;
+        }
+        let reference = golden::read(&golden_file(&format!("{name}.json")));
+        let ours = real(name, &["--workers", "1"]);
+        let distance = golden::compare(&reference, &ours);
+        println!(
+            "{name}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.3}, overturned {:.2}, {} greedy steps equal",
+            distance.mean, distance.largest, distance.overturned, distance.greedy_equal
+        );
+        assert!(distance.mean <= 1.25 * yardstick, "{name}: {distance:?}");
+        assert!(distance.overturned < 0.35, "{name}: {distance:?}");
+        let split = real(name, &["--workers", "3", "--parallel", "4"]);
+        assert_eq!(split, ours, "{name}: three workers, four prompts at once");
+    }
+}
+
+#[test]
+fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
+    let alone = real(DEFAULT, &["--workers", "1"]);
+    let ways: [&[&str]; 5] = [
+        &["--workers", "2"],
+        &["--workers", "3", "--chunk-rows", "7"],
+        &["--cut", "5,17", "--parallel", "4"],
+        &["--workers", "2", "--chunk-rows", "1", "--threads", "2"],
+        &["--workers", "1", "--chunk-rows", "64", "--parallel", "7"],
+    ];
+    for way in ways {
+        assert_eq!(real(DEFAULT, way), alone, "{way:?}");
+    }
+    let sampled = ["--temp", "0.8", "--top-k", "40", "--seed", "7"];
+    let seeded = real(DEFAULT, &[&sampled[..], &["--workers", "1"]].concat());
+    assert_ne!(seeded, alone, "a temperature changes the text");
+    let split = [&sampled[..], &["--workers", "3", "--parallel", "4", "--chunk-rows", "7"]].concat();
+    assert_eq!(real(DEFAULT, &split), seeded, "seeded, three workers, four at once");
+}
+
+fn tiny(model: &Path, more: &[&str]) -> Results {
+    let prompts = golden_file("tiny/prompts.jsonl");
+    eval(&model.to_string_lossy(), &prompts, &[&["--greedy", "8"], more].concat())
+}
+
+fn real(name: &str, more: &[&str]) -> Results {
+    eval(name, &golden_file("prompts.jsonl"), &[&["--greedy", "32"], more].concat())
+}
+
+fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("results.json");
+    let (prompts, output_text) = (prompts.to_string_lossy(), output.to_string_lossy());
+    let arguments = [&["eval", model, "--prompts", &prompts, "-o", &output_text, "--digests"], more].concat();
+    let ran = process::coordinator(&arguments, Duration::from_secs(600));
+    assert!(ran.status.success(), "{arguments:?}: {}", ran.stderr);
+    golden::read(&output)
+}
+
+const DEFAULT: &str = "smollm2-135m";
+
+/// The smaller of llama.cpp's two distances from the F32 reference: mean |Δ log-probability|.
+const MODEL_YARDSTICKS: [(&str, f64); 4] =
+    [("smollm2-135m", 0.0622), ("gemma3-270m", 0.0812), ("qwen2.5-coder-0.5b", 0.0389), ("qwen2.5-coder-1.5b", 0.1204)];
+
+const QUANT_YARDSTICKS: [(&str, f64); 10] = [
+    ("F16", 0.0004),
+    ("BF16", 0.0022),
+    ("Q8_0", 0.0065),
+    ("Q4_0", 0.0058),
+    ("Q4_1", 0.0080),
+    ("Q5_0", 0.0061),
+    ("Q5_1", 0.0071),
+    ("Q4_K", 0.0088),
+    ("Q5_K", 0.0104),
+    ("Q6_K", 0.0104),
+];

@@ -1,0 +1,85 @@
+//! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
+
+mod errors;
+mod memory;
+mod survival;
+mod terminals;
+
+use std::{path::Path, time::Duration};
+
+use qmesh_tests::{
+    http,
+    process::{self, Running},
+};
+use tempfile::TempDir;
+
+/// A coordinator that serves the default model, and a folder for everything it and its workers keep.
+struct Serving {
+    /// Killed when the test ends.
+    _coordinator: Running,
+    folder: TempDir,
+    /// Of the API.
+    url: String,
+    ticket: String,
+}
+
+impl Serving {
+    /// `coordinator serve` on free ports, with more arguments.
+    fn start(more: &[&str]) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut command = process::command("coordinator");
+        command.args(["serve", MODEL, "--port", "0", "--listen", "127.0.0.1:0", "--ctx-size", "1024"]).args(more);
+        command.env("XDG_DATA_HOME", folder.path());
+        let mut coordinator = Running::start(command);
+        let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
+            line.trim().strip_prefix("shard-worker join ").map(|t| t.trim().to_owned())
+        });
+        let url = coordinator.wait_for(STARTING, "the API's address", api_address);
+        Self { _coordinator: coordinator, folder, url, ticket }
+    }
+
+    /// A worker that joins, with a cache of its own.
+    fn join(&self, name: &str, more: &[&str]) -> Running {
+        worker(&self.ticket, name, self.folder.path(), more)
+    }
+
+    /// Waits until `/ready` says so, with this many stages.
+    fn wait_ready(&self, stages: usize) {
+        let until = std::time::Instant::now() + STARTING;
+        loop {
+            let status = http::get(&format!("{}/api/status", self.url)).body;
+            let formed = status["stages"].as_array().map_or(0, Vec::len) == stages;
+            if formed && http::get(&format!("{}/ready", self.url)).status == 200 {
+                return;
+            }
+            assert!(std::time::Instant::now() < until, "not ready with {stages} stages: {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+}
+
+fn worker(ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
+    let mut command = process::command("shard-worker");
+    command.args(["join", ticket, "--name", name, "--threads", "1"]).args(more);
+    command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name));
+    Running::start(command)
+}
+
+/// `http://…` on a line of the coordinator's, without the path.
+fn api_address(line: &str) -> Option<String> {
+    let start = line.find("http://")?;
+    let rest = &line[start + "http://".len()..];
+    let host: String = rest.chars().take_while(|c| c.is_ascii_digit() || ['.', ':'].contains(c)).collect();
+    Some(format!("http://{}", host.trim_end_matches([':', '.'])))
+}
+
+const MODEL: &str = "smollm2-135m";
+/// The default model knows the answer: Paris.
+const QUESTION: &str = "What is the capital of France, and what is it known for?";
+/// The first use downloads the model.
+const PULLING: Duration = Duration::from_secs(300);
+const STARTING: Duration = Duration::from_secs(60);
