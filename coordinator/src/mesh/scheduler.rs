@@ -285,7 +285,7 @@ impl Scheduler {
             }
             let (segment, ids) = sequence.next_segment(now, session, rows_left);
             decode_rows_left -= usize::from(decodes);
-            rows_left -= ids.len();
+            rows_left = rows_left.saturating_sub(ids.len());
             self.turn += 1;
             sequence.turn = self.turn;
             frame.segments.push(segment);

@@ -25,16 +25,18 @@ fn a_request_runs_from_prompt_to_finish() {
 
 #[test]
 fn every_row_of_a_scored_prompt_sees_its_next_id() {
-    let mut world = World::new(1, limits());
-    world.up();
-    let ids: Vec<u32> = (0..50).map(|i| i % 40).collect();
-    let session = world.submit(GenerateRequest { prompt_rows: PromptRows::All, ..request(ids.clone(), 0) });
-    world.drain();
-    let rows = &world.stories[&session].prompt;
-    assert_eq!(rows.len(), ids.len());
-    let targets: Vec<f32> = rows[..49].iter().map(|r| r.target_logprob).collect();
-    assert_eq!(targets, ids[1..].iter().map(|&id| id as f32).collect::<Vec<_>>());
-    assert!(rows[49].target_logprob.is_nan());
+    for chunk_rows in [1, 2, 16, 64] {
+        let mut world = World::new(1, Limits { chunk_rows, ..limits() });
+        world.up();
+        let ids: Vec<u32> = (0..50).map(|i| i % 40).collect();
+        let session = world.submit(GenerateRequest { prompt_rows: PromptRows::All, ..request(ids.clone(), 0) });
+        world.drain();
+        let rows = &world.stories[&session].prompt;
+        assert_eq!(rows.len(), ids.len(), "chunks of {chunk_rows}");
+        let targets: Vec<f32> = rows[..49].iter().map(|r| r.target_logprob).collect();
+        assert_eq!(targets, ids[1..].iter().map(|&id| id as f32).collect::<Vec<_>>());
+        assert!(rows[49].target_logprob.is_nan());
+    }
 }
 
 #[test]

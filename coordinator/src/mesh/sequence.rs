@@ -98,22 +98,24 @@ impl Sequence {
         self.phase == Phase::Running && self.unsent() <= 1
     }
 
-    /// The next at most `rows` ids as a segment.
+    /// The next at most `rows` ids as a segment; two, where they are scored and only one is left room for.
     pub(crate) fn next_segment(&mut self, now: Instant, session: SessionId, rows: usize) -> (Segment, Vec<u32>) {
         if self.sent == 0 && !self.prompt_done && self.prompt_rows.is_empty() {
             self.started = now;
         }
+        let scored = self.request.prompt_rows == PromptRows::All && !self.prompt_done;
+        // A chunk's last row has no next id to score, so the next chunk begins with that row again: it takes two to move.
+        let rows = if scored { rows.max(2) } else { rows };
         let end = self.ids.len().min(self.sent + rows);
         let last = end == self.ids.len();
-        let wants = match self.request.prompt_rows {
-            PromptRows::All if !self.prompt_done => Wants::All,
-            PromptRows::All | PromptRows::Last if last => Wants::Last,
-            PromptRows::All | PromptRows::Last => Wants::None,
+        let wants = match (scored, last) {
+            (true, _) => Wants::All,
+            (false, true) => Wants::Last,
+            (false, false) => Wants::None,
         };
         let position = self.sent;
         let ids = self.ids[position..end].to_vec();
-        // A chunk's last row has no next id to score, so the next chunk begins with that row again.
-        let again = usize::from(wants == Wants::All && !last && ids.len() > 1);
+        let again = usize::from(scored && !last);
         self.sent = end - again;
         self.in_flight += 1;
         let segment = Segment {
