@@ -42,6 +42,13 @@ fn a_rotated_ticket_lets_nobody_in() {
 }
 
 #[test]
+fn an_expired_ticket_lets_nobody_in() {
+    let serving = Serving::start(&["--min-workers", "1", "--ticket-expires", "1s"]);
+    std::thread::sleep(Duration::from_secs(2));
+    one_line(&join(&serving.ticket), 2, &["expired"]);
+}
+
+#[test]
 fn bad_models_are_named() {
     let folder = TempDir::new().unwrap();
     let write = |name: &str, bytes: &[u8]| {

@@ -21,7 +21,7 @@ Examples:
 
 The answer goes to standard output, everything else to standard error.")]
 pub struct RunArgs {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     pub model: ModelRef,
     /// What to answer, or with --raw to continue
     #[arg(short, long, env = "QMESH_PROMPT")]
@@ -52,7 +52,7 @@ Examples:
 
 Inside: /reset forgets the conversation, /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")]
 pub struct ChatArgs {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     pub model: ModelRef,
     /// System message at the start
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
@@ -87,7 +87,7 @@ Examples:
 Each line of the file is {\"id\": …, \"text\": …} or {\"id\": …, \"ids\": […]}; with \"special\": true, control tokens
 in the text are parsed as such.")]
 pub struct EvalArgs {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     pub model: ModelRef,
     /// The prompts, one JSON object a line
     #[arg(long, value_name = "FILE", env = "QMESH_PROMPTS")]

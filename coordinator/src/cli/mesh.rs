@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{ArgGroup, Args};
@@ -25,7 +26,7 @@ A cluster file lists the workers in pipeline order:
   memory = \"8GB\"
   threads = 8")]
 pub struct PlanArgs {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     pub model: ModelRef,
     /// Plan for N equal workers that share this machine
     #[arg(long, value_name = "N", env = "QMESH_WORKERS", value_parser = parse_count)]
@@ -110,6 +111,9 @@ pub struct ServeArgs {
     /// Make earlier join lines worthless
     #[arg(long, env = "QMESH_NEW_TICKET")]
     pub new_ticket: bool,
+    /// How long the join line lets new workers in: 90s, 30m, 12h, 7d [default: for good]
+    #[arg(long, value_name = "TIME", env = "QMESH_TICKET_EXPIRES", value_parser = parse_time)]
+    pub ticket_expires: Option<Duration>,
     /// Key that HTTP clients must send (Authorization: Bearer KEY)
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<String>,
@@ -131,6 +135,21 @@ pub struct StatusArgs {
 }
 
 /// A number of workers, threads, rows or the like.
+/// A number and its unit.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wanted = || "a time such as 90s, 30m, 12h or 7d is needed".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wanted)?);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return Err(wanted()),
+    };
+    let time = number.parse::<u32>().ok().filter(|&n| n > 0).ok_or_else(wanted)?;
+    Ok(Duration::from_secs(u64::from(time) * seconds))
+}
+
 pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count));
     count.ok_or_else(|| format!("a whole number from 1 to {COUNT_MAX} is needed"))

@@ -6,7 +6,7 @@ use qmesh_models::{catalog, pull::ModelRef};
 /// The model, where it may be left out.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArg {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     #[arg(value_name = "MODEL", env = "QMESH_MODEL", default_value = catalog::DEFAULT)]
     pub model: ModelRef,
 }
@@ -20,7 +20,7 @@ Examples:
 
 A pull that was interrupted goes on from where it stopped. HF_ENDPOINT and HF_TOKEN are honoured.")]
 pub struct PullArgs {
-    /// Catalog names, hf:org/repo[:QUANT] or URLs
+    /// Catalog names, `hf:org/repo[:QUANT]` or URLs
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<ModelRef>,
 }
@@ -43,7 +43,7 @@ Examples:
 
 A model that cannot be run is described as far as its header goes.")]
 pub struct InspectArgs {
-    /// A catalog name, a GGUF file, hf:org/repo[:QUANT] or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     pub model: ModelRef,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]

@@ -4,6 +4,7 @@ use std::{
     io::{Write, stdout},
     net::SocketAddr,
     sync::Arc,
+    time::SystemTime,
 };
 
 use tokio::{net::TcpListener, sync::oneshot};
@@ -84,6 +85,8 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         // The first of them would form a pipeline alone otherwise.
         (None, local) => Workers::AtLeast(local),
     };
+    let expires = args.ticket_expires.map(|time| SystemTime::now() + time);
+    let expires_unix = expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|d| d.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
     Ok(MeshConfig {
         model: Arc::clone(model),
@@ -93,7 +96,7 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         kv_positions: room.kv_positions,
         formation: Formation { workers, cut: None },
         chunk_rows: room.chunk_rows,
-        ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate },
+        ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
     })
 }
 

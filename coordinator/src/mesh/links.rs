@@ -1,11 +1,13 @@
 //! The tasks around one worker's connection: they move messages, frames and tensor bytes, and decide nothing.
 
+use std::{collections::HashSet, sync::Arc};
+
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameReceiver, Gate, Incoming, Message,
-    NetError, PlanEpoch, Welcome,
+    NetError, PeerId, PlanEpoch, Welcome,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -52,6 +54,8 @@ pub(crate) async fn accept(
     events: mpsc::Sender<Event>,
 ) {
     let mut arrivals = JoinSet::new();
+    // Who was let in once comes back without a ticket, for as long as this process lives.
+    let known = Arc::new(Mutex::new(HashSet::new()));
     let mut next = 1;
     while let Some(connection) = endpoint.accept().await {
         while arrivals.try_join_next().is_some() {}
@@ -61,7 +65,8 @@ pub(crate) async fn accept(
         }
         let worker = WorkerId(next);
         next += 1;
-        let guest = Guest { worker, connection, weights: weights.clone(), events: events.clone() };
+        let known = Arc::clone(&known);
+        let guest = Guest { worker, connection, weights: weights.clone(), events: events.clone(), known };
         arrivals.spawn(guest.serve(gate.clone(), mesh.clone()));
     }
 }
@@ -72,6 +77,7 @@ struct Guest {
     connection: Connection,
     weights: Weights,
     events: mpsc::Sender<Event>,
+    known: Arc<Mutex<HashSet<PeerId>>>,
 }
 
 impl Guest {
@@ -87,6 +93,7 @@ impl Guest {
     }
 
     async fn arrive(&self, gate: Gate, mesh: String) -> Result<(), NetError> {
+        let gate = Gate { known: self.known.lock().await.clone(), ..gate };
         let applicant = qmesh_net::welcome(&self.connection, &gate).await?;
         let hello = applicant.hello();
         let joined = Joined {
@@ -102,6 +109,7 @@ impl Guest {
         drop(self.events.send(Event::Arrived { worker: self.worker, joined, link, name }).await);
         // Without a name the mesh is going down.
         let Ok(assigned_name) = named.await else { return Ok(()) };
+        self.known.lock().await.insert(applicant.peer());
         let (_, sender, receiver) = applicant.admit(Welcome { mesh, assigned_name }).await?;
         tokio::select! {
             done = send_messages(sender, messages) => done,

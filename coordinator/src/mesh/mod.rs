@@ -78,6 +78,8 @@ pub enum TicketSource {
         directory: PathBuf,
         /// Whether to make earlier tickets worthless.
         rotate: Rotate,
+        /// When the ticket stops letting new workers in, in seconds since 1970.
+        expires_unix: Option<u64>,
     },
 }
 
@@ -141,6 +143,10 @@ impl Mesh {
         config: MeshConfig,
     ) -> Result<Self, MeshError> {
         check_sizes(&config)?;
+        let expires_unix = match config.ticket {
+            TicketSource::Fresh => None,
+            TicketSource::Kept { expires_unix, .. } => expires_unix,
+        };
         let model = Arc::clone(&config.model);
         let hashing =
             tokio::task::spawn_blocking(move || Ok((model.file.hashes(&model.spec.tensors)?, model.file.id()?)));
@@ -151,7 +157,7 @@ impl Mesh {
             addresses: addresses(&config, endpoint.local_addr()),
             coordinator: identity.peer_id(),
             secret: secret.clone(),
-            expires_unix: None,
+            expires_unix,
         };
         let planned = PlannedModel {
             name: config.model.name.clone(),
@@ -165,7 +171,7 @@ impl Mesh {
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
         let (stop, stopped) = oneshot::channel();
         let join = format!("shard-worker join {ticket}");
-        let gate = Gate { secret, expires_unix: None, known: HashSet::new() };
+        let gate = Gate { secret, expires_unix, known: HashSet::new() };
         let task = run::MeshTask::new(endpoint, gate, &config, planned, join);
         let (status, watched) = watch::channel(Arc::new(task.status()));
         let task = tokio::spawn(task.run(submitted, status, stopped));
@@ -219,7 +225,7 @@ fn check_sizes(config: &MeshConfig) -> Result<(), MeshError> {
 fn credentials(source: &TicketSource) -> Result<(Identity, JoinSecret), KeyFileError> {
     match source {
         TicketSource::Fresh => Ok((Identity::ephemeral(), JoinSecret::random())),
-        TicketSource::Kept { directory, rotate } => {
+        TicketSource::Kept { directory, rotate, .. } => {
             let identity = Identity::load_or_create(directory.join("coordinator.key"))?;
             let path = directory.join("join.secret");
             let secret = match rotate {
