@@ -62,11 +62,6 @@ impl LocalWorkers {
         Ok(Self { children })
     }
 
-    /// Process ids of those that run.
-    pub fn pids(&self) -> Vec<u32> {
-        self.children.iter().filter_map(Child::id).collect()
-    }
-
     /// The first of them that has ended by itself, with its exit status.
     pub fn ended(&mut self) -> Option<(usize, std::process::ExitStatus)> {
         let status = |child: &mut Child| child.try_wait().ok().flatten();

@@ -1,14 +1,17 @@
 //! The attention half of a block: norm, q, k and v, rotation, cache, attention, output product and residual.
 
+mod tasks;
+
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 use qmesh_models::spec::AttentionSpec;
-use rayon::prelude::*;
 
 use crate::{
     cache::{Cache, Pages},
     kernel::{
-        attend::{Attend, Query},
-        lanes::Simd,
+        Machine,
+        attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
         rope::RopeTable,
     },
     linear::{Linear, Norm, project, project_add},
@@ -36,7 +39,7 @@ pub(crate) struct Attention {
 /// The rows of a step as its layers see them.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
-    pub(crate) simd: Simd,
+    pub(crate) machine: Machine<'a>,
     pub(crate) cache: &'a Cache,
     /// One per kind of RoPE in the shard, with a row per row of the step.
     pub(crate) ropes: Vec<RopeTable>,
@@ -54,26 +57,35 @@ pub(crate) struct Slice {
     pub(crate) position: usize,
 }
 
-/// Queries of one KV head and slice that are computed together: rows `first..first + rows` of the slice.
-struct Task<'a> {
-    slice: &'a Slice,
-    head: usize,
-    first: usize,
-    rows: usize,
+/// Rows that go into one page.
+struct Append<'a> {
+    /// The first row, of the step.
+    row: usize,
+    positions: Range<usize>,
+    /// The layer's part of the page.
+    part: &'a mut [u16],
 }
 
-/// Queries that share the widening of a page; more would leave the L2 cache.
-const TASK_QUERIES: usize = 32;
+/// Rows from which on the team appends them.
+const APPEND_TOGETHER: usize = 32;
 
 impl Attention {
-    /// x (rows, hidden) → (rows, hidden); the rows' keys and values are in the cache afterwards.
-    pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let simd = batch.simd;
-        let qkv = project(simd, x, Some(&self.norm), &[&self.q, &self.k, &self.v])?; // (rows, heads + 2 kv_heads, head_dim)
-        ops::update("rotate", &qkv, |qkv| self.rotate(batch, qkv))?;
+    /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
+    /// afterwards.
+    pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
+        let qkv = project(batch.machine, x, Some(&self.norm), &[&self.q, &self.k, &self.v])?; // (rows, heads + 2 kv_heads, head_dim)
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
-        let attended = ops::map("attend", &qkv, |qkv| self.attend(batch, qkv))?; // (rows, heads, head_dim)
-        project_add(simd, &attended, &self.output, self.post_norm.as_ref(), x)
+        ops::map("attend", &qkv, |qkv| {
+            let (q_width, k_width) = self.widths();
+            let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * q_width];
+            tasks::attend(self, batch, qkv, &mut out);
+            out
+        })
+    }
+
+    /// x + norm(output(attended)): (rows, hidden).
+    pub(crate) fn output(&self, machine: Machine<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
+        project_add(machine, attended, &self.output, self.post_norm.as_ref(), x)
     }
 
     /// Elements of q, of k and of v in a row.
@@ -81,75 +93,55 @@ impl Attention {
         (self.spec.heads * self.spec.head_dim, self.spec.kv_heads * self.spec.head_dim)
     }
 
-    /// Normalises and rotates the heads of q and k.
-    fn rotate(&self, batch: &Batch<'_>, qkv: &mut [f32]) {
-        let (q_width, k_width) = self.widths();
-        let rows = qkv.par_chunks_mut(q_width + 2 * k_width).with_min_len(8).enumerate();
-        rows.for_each(|(row, qkv)| {
-            let (q, kv) = qkv.split_at_mut(q_width);
-            let k = &mut kv[..k_width];
-            if let Some([q_norm, k_norm]) = &self.qk_norms {
-                q_norm.apply(batch.simd, q);
-                k_norm.apply(batch.simd, k);
-            }
-            let heads = q.chunks_exact_mut(self.spec.head_dim).chain(k.chunks_exact_mut(self.spec.head_dim));
-            heads.for_each(|head| batch.ropes[self.rope].rotate(row, head));
-        });
+    /// Query heads that share a KV head.
+    fn group(&self) -> usize {
+        self.spec.heads / self.spec.kv_heads
     }
 
+    fn scoring(&self) -> Scoring {
+        Scoring { scale: self.spec.scale, window: self.spec.window }
+    }
+
+    /// Writes the rows' keys, normalised and rotated, and their values to the cache.
     fn append(&self, batch: &mut Batch<'_>, qkv: &[f32]) {
-        let (q_width, k_width) = self.widths();
-        let mut rows = qkv.chunks_exact(q_width + 2 * k_width);
-        for slice in &mut batch.slices {
-            for (position, row) in (slice.position..slice.position + slice.rows).zip(&mut rows) {
-                let (keys, values) = row[q_width..].split_at(k_width);
-                batch.cache.write(self.layer, &mut slice.pages, position, keys, values);
-            }
-        }
-    }
-
-    fn attend(&self, batch: &Batch<'_>, qkv: &[f32]) -> Vec<f32> {
-        let group = self.spec.heads / self.spec.kv_heads;
-        let tile = (TASK_QUERIES / group).max(1);
+        let Batch { machine, cache, ropes, slices } = batch;
+        let rows: usize = slices.iter().map(|s| s.rows).sum();
         let mut tasks = Vec::new();
-        for slice in &batch.slices {
-            for head in 0..self.spec.kv_heads {
-                let tiles = (0..slice.rows).step_by(tile);
-                tasks.extend(tiles.map(|first| Task { slice, head, first, rows: tile.min(slice.rows - first) }));
-            }
+        for Slice { pages, first, rows, position } in slices {
+            let parts = cache.parts_mut(self.layer, pages, *position..*position + *rows);
+            tasks.extend(parts.map(|(positions, part)| Append {
+                row: *first + positions.start - *position,
+                positions,
+                part,
+            }));
         }
-        let results = tasks.par_iter().with_max_len(1).map(|task| self.attend_task(batch, task, qkv));
-        let results: Vec<Vec<f32>> = results.collect();
-
-        let (width, part) = (self.widths().0, group * self.spec.head_dim);
-        let rows = batch.slices.iter().map(|s| s.rows).sum::<usize>();
-        let mut out = vec![0.0; rows * width];
-        for (task, result) in tasks.iter().zip(results) {
-            for (row, result) in (task.slice.first + task.first..).zip(result.chunks_exact(part)) {
-                out[row * width + task.head * part..][..part].copy_from_slice(result);
-            }
+        let rope = &ropes[self.rope];
+        let work = |task: Append<'_>| task.run(self, *machine, rope, qkv);
+        if rows < APPEND_TOGETHER {
+            tasks.into_iter().for_each(work);
+        } else {
+            machine.team.each(tasks, work);
         }
-        out
     }
+}
 
-    /// (rows of the task, heads of the KV head's group, head_dim)
-    fn attend_task(&self, batch: &Batch<'_>, task: &Task<'_>, qkv: &[f32]) -> Vec<f32> {
-        let (q_width, k_width) = self.widths();
-        let part = q_width / self.spec.kv_heads;
-        let mut queries = Vec::with_capacity(task.rows * part / self.spec.head_dim);
-        for row in task.first..task.first + task.rows {
-            let start = (task.slice.first + row) * (q_width + 2 * k_width) + task.head * part;
-            let heads = qkv[start..start + part].chunks_exact(self.spec.head_dim);
-            queries.extend(heads.map(|x| Query { x, position: task.slice.position + row }));
+impl Append<'_> {
+    fn run(self, attention: &Attention, machine: Machine<'_>, rope: &RopeTable, qkv: &[f32]) {
+        let ((q_width, k_width), head_dim) = (attention.widths(), attention.spec.head_dim);
+        let layout = HeadLayout { head_dim };
+        let mut keys = vec![0.0; k_width];
+        for (row, position) in (self.row..).zip(self.positions) {
+            let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
+            keys.copy_from_slice(k);
+            if let Some([_, norm]) = &attention.qk_norms {
+                norm.apply(machine, &mut keys);
+            }
+            rope.rotate(machine.simd, row, &mut keys, head_dim);
+            let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+            for (page, (key, value)) in self.part.chunks_exact_mut(layout.page_len()).zip(rows) {
+                machine.simd.run(Write { layout, page, slot: position % PAGE_POSITIONS, key, value });
+            }
         }
-        let end = task.slice.position + task.first + task.rows;
-        batch.simd.run(Attend {
-            layout: batch.cache.layout(self.layer),
-            pages: &batch.cache.head(self.layer, &task.slice.pages, task.head, end),
-            queries: &queries,
-            scale: self.spec.scale,
-            window: self.spec.window,
-        })
     }
 }
 
@@ -163,8 +155,10 @@ mod tests {
 
     use super::*;
     use crate::kernel::{
+        lanes::Simd,
         matrix::tests::{noise, random_matrix},
         rope::Frequencies,
+        team::Team,
     };
 
     const HEADS: usize = 4;
@@ -200,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_half_is_what_plain_framework_operations_make_of_it() -> Result<()> {
-        let (rows, simd) = (70, Simd::available()[0]);
+        let (rows, team) = (70, Team::new(2).unwrap());
+        let machine = Machine { simd: Simd::available()[0], team: &team };
         let linear = |outputs, inputs| {
             let (matrix, weight) = random_matrix(TensorType::F32, outputs, inputs);
             (Linear { matrix, bias: None }, weight.t().unwrap())
@@ -220,12 +215,13 @@ mod tests {
             let mut cache = Cache::new([&spec].into_iter(), rows);
             let mut pages = cache.reserve(rows).unwrap();
             cache.extend(&mut pages, rows).unwrap();
-            let ropes = vec![Frequencies::new(&spec.rope, &[]).table(&(0..rows).collect::<Vec<_>>())];
+            let ropes = vec![Frequencies::new(&spec.rope, &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
             let slices = vec![Slice { pages, first: 0, rows, position: 0 }];
-            let mut batch = Batch { simd, cache: &cache, ropes, slices };
+            let mut batch = Batch { machine, cache: &cache, ropes, slices };
             let norm = Norm { gain: vec![1.0; HIDDEN], eps: 1e-5 };
             let half = Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms: None, output, post_norm: None };
-            let ours = half.forward(&x, &mut batch)?;
+            let attended = half.attended(&x, &mut batch)?;
+            let ours = half.output(machine, &attended, &x)?;
 
             let q = heads(&normed.matmul(&q_t)?, 1, Some(&angles))?;
             let k = heads(&normed.matmul(&k_t)?, HEADS / KV_HEADS, Some(&angles))?;
@@ -241,6 +237,49 @@ mod tests {
             let largest: f32 = oracle.abs()?.max_all()?.to_scalar()?;
             // The cache is f16.
             assert!(error < 1e-3 * largest, "{window:?}: {error} of {largest}");
+        }
+        Ok(())
+    }
+
+    /// What comes out for `rows`, cut into steps of so many rows, on a team of `threads`.
+    fn attended(half: &Attention, x: &Tensor, steps: &[usize], threads: usize) -> Result<Vec<f32>> {
+        let (rows, team) = (steps.iter().sum(), Team::new(threads).unwrap());
+        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let mut cache = Cache::new([&half.spec].into_iter(), rows);
+        let mut pages = cache.reserve(rows).unwrap();
+        cache.extend(&mut pages, rows).unwrap();
+        let (mut out, mut position) = (Vec::new(), 0);
+        for rows in steps.iter().copied() {
+            let positions: Vec<usize> = (position..position + rows).collect();
+            let ropes = vec![Frequencies::new(&half.spec.rope, &[]).table(&team, &positions)];
+            let slices = vec![Slice { pages, first: 0, rows, position }];
+            let mut batch = Batch { machine, cache: &cache, ropes, slices };
+            out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
+            pages = batch.slices.remove(0).pages;
+            position += rows;
+        }
+        Ok(out)
+    }
+
+    #[test]
+    fn steps_and_threads_change_no_bit() -> Result<()> {
+        let linear = |outputs| Linear { matrix: random_matrix(TensorType::F32, outputs, HIDDEN).0, bias: None };
+        let norm = |width| Norm { gain: vec![1.0; width], eps: 1e-5 };
+        let (q, k, v) = (linear(HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM));
+        let qk_norms = Some([norm(HEAD_DIM), norm(HEAD_DIM)]);
+        let (spec, norm, output) = (spec(Window::Full), norm(HIDDEN), linear(HIDDEN));
+        let mut half = Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms, output, post_norm: None };
+        // Long enough for runs of pages to be tasks of their own.
+        let x = Tensor::from_vec(noise(3000 * HIDDEN, 1), (3000, HIDDEN), &Device::Cpu)?;
+        for window in [Window::Full, Window::Sliding(1100)] {
+            half.spec.window = window;
+            let whole = attended(&half, &x, &[3000], 1)?;
+            for (steps, threads) in [([3000].as_slice(), 3), (&[2300, 300, 7, 1, 391, 1], 3), (&[2995, 1, 2, 1, 1], 2)]
+            {
+                let cut = attended(&half, &x, steps, threads)?;
+                let same = whole.iter().map(|x| x.to_bits()).eq(cut.iter().map(|x| x.to_bits()));
+                assert!(same, "{window:?}: {steps:?} on {threads} threads");
+            }
         }
         Ok(())
     }

@@ -17,7 +17,20 @@ pub(crate) struct Block {
 impl Block {
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let x = self.attention.forward(x, batch)?;
-        self.ffn.forward(batch.simd, &x)
+        let attended = self.attention.attended(x, batch)?;
+        let x = self.attention.output(batch.machine, &attended, x)?;
+        self.ffn.forward(batch.machine, &x)
+    }
+
+    /// As [`Block::forward`], but only `rows`, in increasing order, come out: of the others only keys and values matter.
+    pub(crate) fn forward_rows(&self, x: &Tensor, batch: &mut Batch<'_>, rows: &[usize]) -> Result<Tensor> {
+        let attended = self.attention.attended(x, batch)?;
+        if rows.is_empty() {
+            return x.narrow(0, 0, 0);
+        }
+        let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
+        let (attended, x) = (attended.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
+        let x = self.attention.output(batch.machine, &attended, &x)?;
+        self.ffn.forward(batch.machine, &x)
     }
 }

@@ -3,6 +3,8 @@
 //! A page holds the same positions of every layer and head. Nothing beyond a session's length is ever read, so pages are
 //! neither cleared nor copied, and a session rolls back by forgetting its length.
 
+use std::ops::Range;
+
 use qmesh_models::spec::AttentionSpec;
 
 use crate::{
@@ -17,11 +19,21 @@ pub(crate) struct Cache {
     page_len: usize,
     budget: usize,
     reserved: usize,
-    unused: Vec<Vec<u16>>,
+    unused: Vec<Page>,
 }
 
-/// One layer's part of every page.
+/// The memory of a page, from the beginning of a cache line on.
 #[derive(Debug)]
+struct Page {
+    memory: Vec<u16>,
+    start: usize,
+}
+
+/// Elements in a cache line.
+const LINE: usize = 32;
+
+/// One layer's part of every page.
+#[derive(Clone, Copy, Debug)]
 struct LayerPart {
     start: usize,
     heads: usize,
@@ -34,7 +46,7 @@ pub(crate) struct Pages {
     /// Positions written and not rolled back.
     pub(crate) len: usize,
     reserved: usize,
-    held: Vec<Vec<u16>>,
+    held: Vec<Page>,
 }
 
 impl Cache {
@@ -90,20 +102,33 @@ impl Cache {
         Ok(())
     }
 
-    /// Writes the keys and values (heads · head_dim) of one position.
-    pub(crate) fn write(&self, layer: usize, pages: &mut Pages, position: usize, keys: &[f32], values: &[f32]) {
-        let LayerPart { heads, layout, .. } = self.layers[layer];
-        let rows = keys.chunks_exact(layout.head_dim).zip(values.chunks_exact(layout.head_dim));
-        let page = &mut pages.held[position / PAGE_POSITIONS];
-        for (head, (key, value)) in (0..heads).zip(rows) {
-            layout.write(&mut page[self.place(layer, head)], position % PAGE_POSITIONS, key, value);
-        }
+    /// The layer's part, head after head, of each page that holds some of `positions`, and which of them.
+    pub(crate) fn parts_mut<'a>(
+        &self,
+        layer: usize,
+        pages: &'a mut Pages,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &'a mut [u16])> {
+        let LayerPart { start, heads, layout } = self.layers[layer];
+        let place = start..start + heads * layout.page_len();
+        let numbers = positions.start / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS);
+        pages.held[numbers.clone()].iter_mut().zip(numbers).map(move |(page, number)| {
+            let (first, end) = (number * PAGE_POSITIONS, (number + 1) * PAGE_POSITIONS);
+            (positions.start.max(first)..positions.end.min(end), &mut page.elements_mut()[place.clone()])
+        })
     }
 
-    /// One head's part of the pages that hold positions below `end`.
-    pub(crate) fn head<'a>(&self, layer: usize, pages: &'a Pages, head: usize, end: usize) -> Vec<&'a [u16]> {
-        let place = self.place(layer, head);
-        pages.held[..end.div_ceil(PAGE_POSITIONS)].iter().map(|page| &page[place.clone()]).collect()
+    /// One head's part of the pages `numbers`.
+    pub(crate) fn head<'a>(
+        &self,
+        layer: usize,
+        pages: &'a Pages,
+        head: usize,
+        numbers: Range<usize>,
+    ) -> Vec<&'a [u16]> {
+        let LayerPart { start, layout, .. } = self.layers[layer];
+        let start = start + head * layout.page_len();
+        pages.held[numbers].iter().map(|page| &page.elements()[start..start + layout.page_len()]).collect()
     }
 
     /// How a layer's heads lie in their part of a page.
@@ -111,20 +136,27 @@ impl Cache {
         self.layers[layer].layout
     }
 
-    fn place(&self, layer: usize, head: usize) -> std::ops::Range<usize> {
-        let LayerPart { start, layout, .. } = self.layers[layer];
-        let start = start + head * layout.page_len();
-        start..start + layout.page_len()
-    }
-
-    fn allocate(&self) -> Result<Vec<u16>, EngineError> {
-        let mut page = Vec::new();
-        page.try_reserve_exact(self.page_len).map_err(|_| EngineError::OutOfMemory {
-            needed: 2 * self.page_len as u64,
+    fn allocate(&self) -> Result<Page, EngineError> {
+        let mut memory = Vec::new();
+        let len = self.page_len + LINE;
+        memory.try_reserve_exact(len).map_err(|_| EngineError::OutOfMemory {
+            needed: 2 * len as u64,
             tensor: "a page of the KV cache".into(),
         })?;
-        page.resize(self.page_len, 0);
-        Ok(page)
+        memory.resize(len, 0);
+        let start = memory.as_ptr().align_offset(2 * LINE).min(LINE);
+        Ok(Page { memory, start })
+    }
+}
+
+impl Page {
+    fn elements(&self) -> &[u16] {
+        &self.memory[self.start..][..self.memory.len() - LINE]
+    }
+
+    fn elements_mut(&mut self) -> &mut [u16] {
+        let len = self.memory.len() - LINE;
+        &mut self.memory[self.start..][..len]
     }
 }
 
@@ -159,10 +191,14 @@ mod tests {
         let mut pages = cache.reserve(1 << 30).unwrap();
         cache.extend(&mut pages, 65).unwrap();
         assert_eq!(pages.held.len(), 2);
-        assert_eq!(pages.held[0].len(), 64 * (16 + 16 + 2 * (40 + 48)));
-        cache.write(1, &mut pages, 64, &[1.0; 80], &[2.0; 80]);
-        let heads: Vec<_> = (0..2).map(|head| cache.head(1, &pages, head, 65)[1][0]).collect();
-        assert_eq!(heads, [0x3c00, 0x3c00]);
+        assert_eq!(pages.held[0].elements().len(), 64 * (16 + 16 + 2 * (40 + 48)));
+        let head_len = 64 * (40 + 48);
+        for (positions, part) in cache.parts_mut(1, &mut pages, 62..65) {
+            assert_eq!(part.len(), 2 * head_len);
+            part[head_len] = positions.start as u16;
+        }
+        let second: Vec<_> = cache.head(1, &pages, 1, 0..2).iter().map(|page| page[0]).collect();
+        assert_eq!(second, [62, 64]);
         cache.release(pages);
         let mut again = cache.reserve(64).unwrap();
         cache.extend(&mut again, 64).unwrap();

@@ -1,14 +1,23 @@
-//! Products with weights, with what belongs to them: the norm before, the bias, the norm and the residual after.
+//! Products with weights, with what belongs to them: the norm before, the bias, the gate, the norm and residual after.
+//!
+//! Each function is one fork and join of the team per product: a task takes some groups of outputs through the product
+//! and everything that follows it element by element, while the outputs are in its cache.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
+use qmesh_models::spec::Activation;
 
 use crate::{
     kernel::{
-        lanes::Simd,
+        Machine,
+        columns::Columns,
+        lanes::LANES,
+        math::Gate,
         matrix::Matrix,
         norm::RmsNorm,
-        product::{Inputs, Tiles},
+        product::{Inputs, Product},
+        quantize::{BLOCK, QuantBlock, Quantize, QuantizeTiles},
     },
     ops,
 };
@@ -29,78 +38,243 @@ pub(crate) struct Linear {
 
 impl Norm {
     /// Normalises rows in place; `rows` may also be heads.
-    pub(crate) fn apply(&self, simd: Simd, rows: &mut [f32]) {
-        simd.run(RmsNorm { x: rows, gain: &self.gain, eps: self.eps });
+    pub(crate) fn apply(&self, machine: Machine<'_>, rows: &mut [f32]) {
+        machine.simd.run(RmsNorm { x: rows, gain: &self.gain, eps: self.eps });
     }
 }
 
 /// The products of the (normalised) rows of `x` with each matrix, side by side: (rows, all outputs).
-pub(crate) fn project(simd: Simd, x: &Tensor, norm: Option<&Norm>, linears: &[&Linear]) -> Result<Tensor> {
+pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, linears: &[&Linear]) -> Result<Tensor> {
     ops::map("project", x, |x| {
-        let cols = linears[0].matrix.cols;
-        let mut normed = Vec::new();
-        let x = match norm {
-            Some(norm) => {
-                normed.extend_from_slice(x);
-                normed.par_chunks_mut(cols).with_min_len(4).for_each(|row| norm.apply(simd, row));
-                &normed
-            }
-            None => x,
-        };
-        let mut out = products(simd, x, linears);
-        if linears.iter().any(|l| l.bias.is_some()) {
-            let width = linears.iter().map(|l| l.matrix.rows).sum();
-            out.par_chunks_mut(width).with_min_len(16).for_each(|row| add_biases(linears, row));
-        }
-        out
+        let x = Activations::new(machine, x, norm, linears);
+        products(machine, x.inputs(), linears, |_, _, _| ())
     })
 }
 
 /// residual + norm(W·x): (rows, hidden).
 pub(crate) fn project_add(
-    simd: Simd,
+    machine: Machine<'_>,
     x: &Tensor,
     linear: &Linear,
     norm: Option<&Norm>,
     residual: &Tensor,
 ) -> Result<Tensor> {
     ops::map2("project_add", x, residual, |x, residual| {
-        let width = linear.matrix.rows;
-        let mut out = products(simd, x, &[linear]);
-        let rows = out.par_chunks_mut(width).zip(residual.par_chunks(width));
-        rows.with_min_len(16).for_each(|(row, residual)| {
-            add_biases(&[linear], row);
-            if let Some(norm) = norm {
-                norm.apply(simd, row);
-            }
-            row.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
-        });
-        out
+        add(machine, Activations::new(machine, x, None, &[linear]).inputs(), linear, norm, residual)
     })
 }
 
-fn products(simd: Simd, x: &[f32], linears: &[&Linear]) -> Vec<f32> {
-    let matrices: Vec<&Matrix> = linears.iter().map(|l| &l.matrix).collect();
-    Tiles::products(simd, &Inputs::new(simd, x, matrices[0].cols, &matrices), &matrices).into_rows()
+/// x + norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
+pub(crate) fn gated(
+    machine: Machine<'_>,
+    x: &Tensor,
+    before: &Norm,
+    [gate, up, down]: [&Linear; 3],
+    activation: Activation,
+    after: Option<&Norm>,
+) -> Result<Tensor> {
+    ops::map("gated", x, |x| {
+        let inputs = Activations::new(machine, x, Some(before), &[gate, up]);
+        let inner = gate_products(machine, inputs.inputs(), [gate, up], activation, down); // (rows, inner)
+        add(machine, inner.inputs(), down, after, x)
+    })
 }
 
-fn add_biases(linears: &[&Linear], mut row: &mut [f32]) {
-    for linear in linears {
-        let (own, others) = row.split_at_mut(linear.matrix.rows);
-        if let Some(bias) = &linear.bias {
-            own.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+/// Rows as products take them.
+struct Activations {
+    rows: usize,
+    cols: usize,
+    floats: Vec<f32>,
+    blocks: Vec<QuantBlock>,
+}
+
+/// Rows that a thread prepares at a time.
+const ROWS_TOGETHER: usize = 8;
+
+impl Activations {
+    /// The (normalised) rows of `x`, as `linears`, which all have as many columns, need them.
+    fn new(machine: Machine<'_>, x: &[f32], norm: Option<&Norm>, linears: &[&Linear]) -> Self {
+        let mut prepared = Self::zeros(x.len() / linears[0].matrix.cols, linears);
+        let Self { cols, floats, blocks, .. } = &mut prepared;
+        let cols = *cols;
+        let mut floats = floats.chunks_mut(ROWS_TOGETHER * cols);
+        let mut blocks = blocks.chunks_mut((ROWS_TOGETHER * cols / BLOCK).max(1));
+        let tasks = x.chunks(ROWS_TOGETHER * cols).map(|x| (x, floats.next(), blocks.next())).collect();
+        machine.team.each(tasks, |(x, floats, blocks): (&[f32], Option<&mut [f32]>, Option<&mut [QuantBlock]>)| {
+            let mut normed = Vec::new();
+            let x = match norm {
+                Some(norm) => {
+                    normed.extend_from_slice(x);
+                    norm.apply(machine, &mut normed);
+                    &normed
+                }
+                None => x,
+            };
+            if let Some(floats) = floats {
+                floats.copy_from_slice(x);
+            }
+            if let Some(blocks) = blocks {
+                machine.simd.run(Quantize { x, blocks });
+            }
+        });
+        prepared
+    }
+
+    fn zeros(rows: usize, linears: &[&Linear]) -> Self {
+        let cols = linears[0].matrix.cols;
+        let (quantized, plain): (Vec<&Linear>, Vec<&Linear>) =
+            linears.iter().partition(|l| l.matrix.dtype.block_len() > 1);
+        Self {
+            rows,
+            cols,
+            floats: vec![0.0; if plain.is_empty() { 0 } else { rows * cols }],
+            blocks: vec![QuantBlock::default(); if quantized.is_empty() { 0 } else { rows * cols / BLOCK }],
         }
-        row = others;
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { rows: self.rows, cols: self.cols, floats: &self.floats, blocks: &self.blocks }
     }
 }
 
+/// Some groups of outputs of one matrix.
+struct Share<'a> {
+    linear: &'a Linear,
+    groups: Range<usize>,
+}
+
+impl<'a> Share<'a> {
+    /// All groups of `linears` in shares of an even number of groups: enough of them that no thread waits long for
+    /// another, and few enough rows at a time that their outputs stay in the L2 cache.
+    fn of(machine: Machine<'_>, rows: usize, linears: &[&'a Linear]) -> Vec<Self> {
+        const CACHED: usize = 512 << 10;
+        let groups: usize = linears.iter().map(|l| l.matrix.groups()).sum();
+        let cached = CACHED / (rows * LANES * size_of::<f32>());
+        let share = groups.div_ceil(4 * machine.team.threads()).min(cached).next_multiple_of(2);
+        let shares = linears.iter().flat_map(|linear| {
+            let groups = linear.matrix.groups();
+            (0..groups).step_by(share).map(move |first| Share { linear, groups: first..groups.min(first + share) })
+        });
+        shares.collect()
+    }
+
+    /// Outputs, without what fills the last group up.
+    fn width(&self) -> usize {
+        self.outputs().len()
+    }
+
+    fn outputs(&self) -> Range<usize> {
+        self.groups.start * LANES..self.linear.matrix.rows.min(self.groups.end * LANES)
+    }
+
+    /// The outputs with their bias: (groups, rows, 16).
+    fn compute(&self, machine: Machine<'_>, x: Inputs<'_>) -> Vec<[f32; LANES]> {
+        let mut tiles = vec![[0.0; LANES]; self.groups.len() * x.rows];
+        let product = Product { matrix: &self.linear.matrix, groups: self.groups.clone(), x, out: &mut tiles };
+        machine.simd.run(product);
+        if let Some(bias) = &self.linear.bias {
+            for (bias, tiles) in bias[self.outputs()].chunks(LANES).zip(tiles.chunks_exact_mut(x.rows)) {
+                tiles.iter_mut().for_each(|tile| tile.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+            }
+        }
+        tiles
+    }
+}
+
+/// The products of all rows with each matrix, side by side: (rows, all outputs). `finish` is given each share's part of
+/// each row: the row, the first of the outputs, and their values.
+fn products(
+    machine: Machine<'_>,
+    x: Inputs<'_>,
+    linears: &[&Linear],
+    finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let shares = Share::of(machine, x.rows, linears);
+    let widths: Vec<usize> = shares.iter().map(Share::width).collect();
+    let mut out = vec![0.0; x.rows * widths.iter().sum::<usize>()];
+    let tasks = shares.into_iter().zip(Columns::split(&mut out, &widths)).collect();
+    machine.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
+        let tiles = share.compute(machine, x);
+        for row in 0..x.rows {
+            let to = columns.row(row);
+            copy_row(tiles[row..].iter().step_by(x.rows), to);
+            finish(row, share.groups.start * LANES, to);
+        }
+    });
+    out
+}
+
+/// Copies the tiles of one row; the last one may hold more than there is.
+fn copy_row<'a>(mut tiles: impl Iterator<Item = &'a [f32; LANES]>, to: &mut [f32]) {
+    let (whole, rest) = to.as_chunks_mut();
+    for (to, tile) in whole.iter_mut().zip(&mut tiles) {
+        *to = *tile;
+    }
+    if let Some(tile) = tiles.next() {
+        rest.copy_from_slice(&tile[..rest.len()]);
+    }
+}
+
+/// residual + norm(W·x): (rows, outputs).
+fn add(machine: Machine<'_>, x: Inputs<'_>, linear: &Linear, norm: Option<&Norm>, residual: &[f32]) -> Vec<f32> {
+    let width = linear.matrix.rows;
+    let add = |residual: &[f32], y: &mut [f32]| y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+    let Some(norm) = norm else {
+        return products(machine, x, &[linear], |row, first, y| add(&residual[row * width + first..], y));
+    };
+    let mut out = products(machine, x, &[linear], |_, _, _| ());
+    let rows = out.chunks_mut(ROWS_TOGETHER * width).zip(residual.chunks(ROWS_TOGETHER * width)).collect();
+    machine.team.each(rows, |(rows, residual): (&mut [f32], &[f32])| {
+        norm.apply(machine, rows);
+        add(residual, rows);
+    });
+    out
+}
+
+/// act(gate(x)) · up(x), as `down` needs it.
+fn gate_products(
+    machine: Machine<'_>,
+    x: Inputs<'_>,
+    [gate, up]: [&Linear; 2],
+    activation: Activation,
+    down: &Linear,
+) -> Activations {
+    let mut inner = Activations::zeros(x.rows, &[down]);
+    // Two matrices are computed at once, so that a share has half of the groups.
+    let shares = Share::of(machine, 2 * x.rows, &[gate]);
+    let widths: Vec<usize> = shares.iter().map(Share::width).collect();
+    let activate = |share: &Share<'_>| {
+        let mut gate = share.compute(machine, x);
+        let up = Share { linear: up, groups: share.groups.clone() }.compute(machine, x);
+        machine.simd.run(Gate { activation, gate: gate.as_flattened_mut(), up: up.as_flattened() });
+        gate
+    };
+    if inner.blocks.is_empty() {
+        let tasks = shares.into_iter().zip(Columns::split(&mut inner.floats, &widths)).collect();
+        machine.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
+            let tiles = activate(&share);
+            (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
+        });
+    } else {
+        let widths: Vec<usize> = widths.into_iter().map(|width| width / BLOCK).collect();
+        let tasks = shares.into_iter().zip(Columns::split(&mut inner.blocks, &widths)).collect();
+        machine.team.each(tasks, |(share, blocks): (Share<'_>, Columns<'_, QuantBlock>)| {
+            machine.simd.run(QuantizeTiles { tiles: &activate(&share), rows: x.rows, blocks });
+        });
+    }
+    inner
+}
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
     use qmesh_models::tensor::TensorType;
 
     use super::*;
-    use crate::kernel::matrix::tests::{noise, random_matrix};
+    use crate::kernel::{
+        lanes::Simd,
+        matrix::tests::{noise, random_matrix},
+        team::Team,
+    };
 
     fn assert_near(ours: &Tensor, oracle: &Tensor, tolerance: f32) {
         assert_eq!(ours.dims(), oracle.dims());
@@ -111,7 +285,8 @@ mod tests {
 
     #[test]
     fn projections_are_those_of_plain_framework_operations() {
-        let (rows, hidden, simd) = (5, 256, Simd::available()[0]);
+        let (rows, hidden, team) = (5, 256, Team::new(2).unwrap());
+        let machine = Machine { simd: Simd::available()[0], team: &team };
         let x = Tensor::from_vec(noise(rows * hidden, 1), (rows, hidden), &Device::Cpu).unwrap();
         let norm = Norm { gain: noise(hidden, 2), eps: 1e-6 };
         let gain = Tensor::from_slice(&norm.gain, hidden, &Device::Cpu).unwrap();
@@ -119,7 +294,7 @@ mod tests {
             let ((a, a_weight), (b, b_weight)) = (random_matrix(dtype, 24, hidden), random_matrix(dtype, 40, hidden));
             let a = Linear { matrix: a, bias: None };
             let b = Linear { matrix: b, bias: Some(noise(40, 3)) };
-            let ours = project(simd, &x, Some(&norm), &[&a, &b]).unwrap();
+            let ours = project(machine, &x, Some(&norm), &[&a, &b]).unwrap();
             let normed = candle_nn::ops::rms_norm(&x, &gain, 1e-6).unwrap();
             let bias = Tensor::from_slice(b.bias.as_ref().unwrap(), 40, &Device::Cpu).unwrap();
             let second = normed.matmul(&b_weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
@@ -127,7 +302,7 @@ mod tests {
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);
 
             let (down, down_weight) = random_matrix(dtype, hidden, hidden);
-            let ours = project_add(simd, &x, &Linear { matrix: down, bias: None }, Some(&norm), &x).unwrap();
+            let ours = project_add(machine, &x, &Linear { matrix: down, bias: None }, Some(&norm), &x).unwrap();
             let product = x.matmul(&down_weight.t().unwrap()).unwrap();
             let oracle = (candle_nn::ops::rms_norm(&product, &gain, 1e-6).unwrap() + &x).unwrap();
             assert_near(&ours, &oracle, tolerance);

@@ -12,7 +12,13 @@ use crate::{
     block::Block,
     error::EngineError,
     ffn::GatedFfn,
-    kernel::{lanes::Simd, matrix::Matrix, rope::Frequencies},
+    kernel::{
+        Machine,
+        buffer::{Buffer, Bytes},
+        lanes::LANES,
+        matrix::Matrix,
+        rope::Frequencies,
+    },
     linear::{Linear, Norm},
     shard::TensorSource,
 };
@@ -36,16 +42,16 @@ pub(crate) struct Head {
     pub(crate) matrix: Arc<Linear>,
 }
 
-/// Reads and assembles the shard of `layers`.
+/// Reads, packs and assembles the shard of `layers`.
 pub(crate) fn load(
-    simd: Simd,
+    machine: Machine<'_>,
     spec: &ModelSpec,
     layers: &Range<usize>,
     source: &dyn TensorSource,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Parts, EngineError> {
     check(spec, layers)?;
-    let mut weights = Weights::read(simd, spec, layers, source, progress)?;
+    let mut weights = Weights::read(machine, spec, layers, source, progress)?;
     let parts = weights.parts(spec, layers)?;
     match weights.tensors.into_values().next() {
         Some((tensor, _)) => Err(EngineError::LeftoverTensor { tensor }),
@@ -111,30 +117,50 @@ fn wrong(what: String) -> EngineError {
 }
 
 /// The shard's tensors, until the parts have taken them.
-struct Weights {
-    simd: Simd,
+struct Weights<'a> {
+    machine: Machine<'a>,
     tensors: BTreeMap<TensorRole, (String, Matrix)>,
 }
 
-impl Weights {
+impl<'a> Weights<'a> {
+    /// Reads the tensors into one buffer and packs each in its place.
     fn read(
-        simd: Simd,
+        machine: Machine<'a>,
         spec: &ModelSpec,
         layers: &Range<usize>,
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, EngineError> {
-        let mut tensors = BTreeMap::new();
+        let own = spec.tensors.iter().filter(|t| spec.holds(layers, t.role));
+        let (places, total) = places(own)?;
+        let mut buffer = buffer(total, "the shard")?;
         let mut loaded = 0;
-        for tensor in spec.tensors.iter().filter(|t| spec.holds(layers, t.role)) {
-            let matrix = read_tensor(tensor, source)?;
-            loaded += tensor.bytes;
-            progress(loaded);
+        for Place { tensor, packed, .. } in &places {
+            // A vector would take sixteen times its room, for good: it gets its own, which is soon freed.
+            if tensor.rows > 1 {
+                read_tensor(machine, tensor, source, &mut buffer.bytes_mut()[packed.clone()])?;
+                loaded += tensor.bytes;
+                progress(loaded);
+            }
+        }
+        let shared = Arc::new(buffer);
+        let mut tensors = BTreeMap::new();
+        for Place { tensor, packed } in places {
+            let bytes = if tensor.rows > 1 {
+                Bytes::new(Arc::clone(&shared), packed)
+            } else {
+                let mut own = self::buffer(packed.len(), &tensor.name)?;
+                read_tensor(machine, tensor, source, own.bytes_mut())?;
+                loaded += tensor.bytes;
+                progress(loaded);
+                Bytes::new(Arc::new(own), 0..packed.len())
+            };
+            let matrix = Matrix { dtype: tensor.dtype, rows: tensor.rows, cols: tensor.cols, bytes };
             if tensors.insert(tensor.role, (tensor.name.clone(), matrix)).is_some() {
                 return Err(shape(&tensor.name, format!("{:?} is listed twice", tensor.role)));
             }
         }
-        Ok(Self { simd, tensors })
+        Ok(Self { machine, tensors })
     }
 
     fn parts(&mut self, spec: &ModelSpec, layers: &Range<usize>) -> Result<Parts, EngineError> {
@@ -178,7 +204,7 @@ impl Weights {
         let uses = uses.collect();
         // Every shard is given the factors, whether or not its own layers use them.
         let factors = self.tensors.remove(&TensorRole::RopeFactors);
-        let factors = factors.map(|(name, matrix)| (name, matrix.look_up(self.simd, &[0])));
+        let factors = factors.map(|(name, matrix)| (name, matrix.vector(self.machine.simd)));
         let frequencies = kinds.into_iter().map(|rope| match (&rope.scaling, &factors) {
             (RopeScaling::Factors, None) => Err(missing(TensorRole::RopeFactors)),
             (RopeScaling::Factors, Some((_, factors))) if factors.len() == rope.dims / 2 => {
@@ -208,7 +234,7 @@ impl Weights {
     }
 
     fn vector(&mut self, role: TensorRole, len: usize) -> Result<Vec<f32>, EngineError> {
-        Ok(self.matrix(role, 1, len)?.look_up(self.simd, &[0]))
+        Ok(self.matrix(role, 1, len)?.vector(self.machine.simd))
     }
 
     fn matrix(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
@@ -221,13 +247,13 @@ impl Weights {
 }
 
 /// One layer's tensors.
-struct LayerWeights<'a> {
-    weights: &'a mut Weights,
+struct LayerWeights<'a, 'b> {
+    weights: &'a mut Weights<'b>,
     layer: LayerIndex,
     hidden: usize,
 }
 
-impl LayerWeights<'_> {
+impl LayerWeights<'_, '_> {
     fn block(&mut self, spec: &LayerSpec, place: usize, rope: usize) -> Result<Block, EngineError> {
         let attention = self.attention(spec, place, rope)?;
         Ok(Block { attention, ffn: self.ffn(spec)? })
@@ -296,18 +322,48 @@ impl LayerWeights<'_> {
     }
 }
 
-fn read_tensor(tensor: &TensorSpec, source: &dyn TensorSource) -> Result<Matrix, EngineError> {
-    let TensorSpec { ref name, rows, cols, dtype, bytes, .. } = *tensor;
-    let fits = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows)).filter(|len| *len as u64 == bytes);
-    let len = fits
-        .filter(|len| *len > 0)
-        .ok_or_else(|| shape(name, format!("{bytes} bytes cannot be {rows} rows of {cols} {dtype} elements")))?;
-    let mut buffer = Vec::new();
-    let reserved = buffer.try_reserve_exact(len);
-    reserved.map_err(|_| EngineError::OutOfMemory { needed: bytes, tensor: name.clone() })?;
-    buffer.resize(len, 0);
-    source.read(tensor, &mut buffer)?;
-    Ok(Matrix { dtype, rows, cols, bytes: buffer })
+/// Where a tensor lies in the shard's buffer; a vector's place is only a length.
+struct Place<'a> {
+    tensor: &'a TensorSpec,
+    packed: Range<usize>,
+}
+
+/// A place for each tensor, and the bytes that the matrices take together.
+fn places<'a>(tensors: impl Iterator<Item = &'a TensorSpec>) -> Result<(Vec<Place<'a>>, usize), EngineError> {
+    const LINE: usize = 64;
+    let mut total: usize = 0;
+    let mut places = Vec::new();
+    for tensor in tensors {
+        let TensorSpec { ref name, rows, cols, dtype, bytes, .. } = *tensor;
+        let row = dtype.row_bytes(cols).filter(|row| row.checked_mul(rows).is_some_and(|len| len as u64 == bytes));
+        let len = row.and_then(|row| Matrix::packed_len(dtype, rows, row)).filter(|len| *len > 0);
+        let start = if rows > 1 { total.next_multiple_of(LINE) } else { 0 };
+        let end = len.and_then(|len| start.checked_add(len)).ok_or_else(|| {
+            shape(name, format!("{bytes} bytes cannot be {rows} rows of {cols} {dtype} elements, or not be packed"))
+        })?;
+        if rows > 1 {
+            total = end;
+        }
+        places.push(Place { tensor, packed: start..end });
+    }
+    Ok((places, total))
+}
+
+fn buffer(len: usize, what: &str) -> Result<Buffer, EngineError> {
+    Buffer::new(len).ok_or_else(|| EngineError::OutOfMemory { needed: len as u64, tensor: what.into() })
+}
+
+/// Reads a tensor of checked size into its place and packs it there.
+fn read_tensor(
+    machine: Machine<'_>,
+    tensor: &TensorSpec,
+    source: &dyn TensorSource,
+    place: &mut [u8],
+) -> Result<(), EngineError> {
+    let row_bytes = place.len() / tensor.rows.next_multiple_of(LANES);
+    source.read(tensor, &mut place[..row_bytes * tensor.rows])?;
+    Matrix::pack(machine.team, tensor.dtype, row_bytes, &mut place[..row_bytes * tensor.rows.next_multiple_of(LANES)]);
+    Ok(())
 }
 
 fn missing(role: TensorRole) -> EngineError {

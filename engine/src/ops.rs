@@ -1,6 +1,6 @@
 //! Our fused operations as custom ops of the tensor framework: closures over the rows of f32 matrices.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// A new matrix from the elements of `x` (rows, cols): `f` returns the elements, with as many rows.
 pub(crate) fn map(name: &'static str, x: &Tensor, f: impl Fn(&[f32]) -> Vec<f32>) -> Result<Tensor> {
@@ -15,11 +15,6 @@ pub(crate) fn map2(
     f: impl Fn(&[f32], &[f32]) -> Vec<f32>,
 ) -> Result<Tensor> {
     x.apply_op2_no_bwd(y, &Map { name, f })
-}
-
-/// Changes the elements of `x` in place.
-pub(crate) fn update(name: &'static str, x: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
-    x.inplace_op1(&Map { name, f })
 }
 
 /// Reads the elements of `x` without copying them.
@@ -53,19 +48,6 @@ impl<F: Fn(&[f32], &[f32]) -> Vec<f32>> CustomOp2 for Map<F> {
 
     fn cpu_fwd(&self, x: &CpuStorage, x_at: &Layout, y: &CpuStorage, y_at: &Layout) -> Result<(CpuStorage, Shape)> {
         matrix((self.f)(elements(x, x_at)?, elements(y, y_at)?), x_at)
-    }
-}
-
-impl<F: Fn(&mut [f32])> InplaceOp1 for Map<F> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (start, end) = contiguous(layout)?;
-        let CpuStorage::F32(values) = storage else { candle_core::bail!("{}: the elements are not f32", self.name) };
-        (self.f)(&mut values[start..end]);
-        Ok(())
     }
 }
 

@@ -7,14 +7,13 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use qmesh_models::spec::{ModelSpec, TensorSpec};
-use rayon::prelude::*;
 
 pub use crate::kernel::attend::PAGE_POSITIONS;
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
-    kernel::lanes::Simd,
+    kernel::{Machine, lanes::Simd, team::Team},
     linear::project,
     load::{Head, Parts, load},
     ops,
@@ -32,7 +31,7 @@ pub trait TensorSource {
 #[derive(Debug)]
 pub struct Shard {
     simd: Simd,
-    team: rayon::ThreadPool,
+    team: Team,
     hidden: usize,
     vocab: usize,
     embedding_scale: f32,
@@ -123,7 +122,7 @@ impl Shard {
             }
         }
         let slices = self.begin(step);
-        let (outcome, slices) = self.team.install(|| self.compute(step, slices));
+        let (outcome, slices) = self.compute(step, slices);
         for (sequence, slice) in step.sequences.iter().zip(slices) {
             if let Some(session) = self.sessions.get_mut(&sequence.session) {
                 session.pages = slice.pages;
@@ -143,12 +142,8 @@ impl Shard {
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, EngineError> {
-        let parts = load(simd, spec, &layers, source, progress)?;
-        let team = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .thread_name(|i| format!("compute-{i}"))
-            .build()
-            .map_err(|e| EngineError::Threads { threads, reason: e.to_string() })?;
+        let team = Team::new(threads)?;
+        let parts = load(Machine { simd, team: &team }, spec, &layers, source, progress)?;
         let cache = Cache::new(spec.layers[layers].iter().map(|l| &l.attention), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
         Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, cache, sessions: HashMap::new() })
@@ -213,42 +208,68 @@ impl Shard {
 
     fn compute(&self, step: &Step, slices: Vec<Slice>) -> (Result<StepOutput, EngineError>, Vec<Slice>) {
         let positions: Vec<usize> = slices.iter().flat_map(|s| s.position..s.position + s.rows).collect();
-        let ropes = self.parts.ropes.iter().map(|frequencies| frequencies.table(&positions)).collect();
-        let mut batch = Batch { simd: self.simd, cache: &self.cache, ropes, slices };
-        let outcome = self.forward(step, &mut batch).map_err(EngineError::from).and_then(|x| match &self.parts.head {
-            Some(head) => self.sample(step, head, &x).map(StepOutput::Sampled),
-            None => Ok(StepOutput::Hidden(ops::read(&x, <[f32]>::to_vec)?)),
-        });
+        let ropes = self.parts.ropes.iter().map(|frequencies| frequencies.table(&self.team, &positions)).collect();
+        let mut batch = Batch { machine: self.machine(), cache: &self.cache, ropes, slices };
+        let outcome = match &self.parts.head {
+            Some(head) => self.compute_last(step, head, &mut batch).map(StepOutput::Sampled),
+            None => {
+                self.forward(step, &mut batch).and_then(|x| Ok(StepOutput::Hidden(ops::read(&x, <[f32]>::to_vec)?)))
+            }
+        };
         (outcome, batch.slices)
     }
 
-    /// The last hidden state: (rows, hidden).
-    fn forward(&self, step: &Step, batch: &mut Batch<'_>) -> candle_core::Result<Tensor> {
-        let rows = step.ids.len();
+    fn machine(&self) -> Machine<'_> {
+        Machine { simd: self.simd, team: &self.team }
+    }
+
+    /// The last hidden state of every row: (rows, hidden).
+    fn forward(&self, step: &Step, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
+        let x = self.embed(step)?;
+        Ok(self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?)
+    }
+
+    /// What the last stage samples: its last block and the head compute only the rows that are wanted.
+    fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Vec<SampledRow>, EngineError> {
+        let wanted = wanted(step);
+        let rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
+        let mut x = self.embed(step)?;
+        if let Some((last, blocks)) = self.parts.blocks.split_last() {
+            x = blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?;
+            x = last.forward_rows(&x, batch, &rows)?;
+        }
+        self.sample(&wanted, head, &x)
+    }
+
+    /// What goes into the first block: (rows, hidden).
+    fn embed(&self, step: &Step) -> candle_core::Result<Tensor> {
+        const TOGETHER: usize = 16;
         let hidden = match (&self.parts.embedding, &step.hidden) {
             (Some(table), _) => {
-                let mut rows = table.matrix.look_up(self.simd, &step.ids);
-                rows.iter_mut().for_each(|x| *x *= self.embedding_scale);
-                rows
+                let mut hidden = vec![0.0; step.ids.len() * self.hidden];
+                let tasks = step.ids.chunks(TOGETHER).zip(hidden.chunks_mut(TOGETHER * self.hidden)).collect();
+                self.team.each(tasks, |(ids, hidden): (&[u32], &mut [f32])| {
+                    table.matrix.look_up(self.simd, ids, hidden);
+                    hidden.iter_mut().for_each(|x| *x *= self.embedding_scale);
+                });
+                hidden
             }
             (None, hidden) => hidden.clone().unwrap_or_default(),
         };
-        let x = Tensor::from_vec(hidden, (rows, self.hidden), &Device::Cpu)?;
-        self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))
+        Tensor::from_vec(hidden, (step.ids.len(), self.hidden), &Device::Cpu)
     }
 
-    fn sample(&self, step: &Step, head: &Head, x: &Tensor) -> Result<Vec<SampledRow>, EngineError> {
-        let wanted = wanted(step);
+    /// Samples after the rows of `x`, which are those wanted.
+    fn sample(&self, wanted: &[Wanted], head: &Head, x: &Tensor) -> Result<Vec<SampledRow>, EngineError> {
         let mut sampled = Vec::with_capacity(wanted.len());
-        for wanted in wanted.chunks(LOGIT_ROWS) {
-            let rows: Vec<u32> = wanted.iter().map(|w| w.row as u32).collect();
-            let rows = x.index_select(&Tensor::from_vec(rows, wanted.len(), &Device::Cpu)?, 0)?;
-            let logits = project(self.simd, &rows, Some(&head.norm), &[&head.matrix])?; // (wanted, vocab)
-            let chunk: Result<Vec<_>, _> = ops::read(&logits, |logits| {
-                let rows = logits.par_chunks_exact(self.vocab).zip(wanted);
-                rows.map(|(logits, wanted)| self.sample_row(logits, wanted)).collect()
+        for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
+            let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
+            let logits = project(self.machine(), &rows, Some(&head.norm), &[&head.matrix])?; // (wanted, vocab)
+            let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
+                let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
+                self.team.map(rows, |(logits, wanted): (&[f32], &Wanted)| self.sample_row(logits, wanted))
             })?;
-            sampled.extend(chunk?);
+            sampled.extend(chunk.into_iter().collect::<Result<Vec<_>, _>>()?);
         }
         Ok(sampled)
     }

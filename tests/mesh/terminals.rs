@@ -80,24 +80,8 @@ fn run_demo_and_plan_do_what_they_say_and_leave_no_process() {
 }
 
 #[test]
-fn ctrl_c_ends_a_demo_and_its_workers() {
-    let mut command = process::command("coordinator");
-    command.args([
-        "serve",
-        MODEL,
-        "--port",
-        "0",
-        "--listen",
-        "127.0.0.1:0",
-        "--local-workers",
-        "2",
-        "--ctx-size",
-        "512",
-    ]);
-    let mut serving = process::Running::start(command);
-    let pid = serving.pid();
-    serving.wait_for(PULLING, "the API's address", super::api_address);
-    let children = wait_for_children(pid, 2);
+fn ctrl_c_ends_a_coordinator_and_its_workers() {
+    let (serving, children) = serve_with_two_children();
     serving.signal("INT");
     let ended = process::finish(serving, Duration::from_secs(20));
     assert!(matches!(ended.status.code(), Some(0 | 130)), "{ended:?}");
@@ -106,6 +90,13 @@ fn ctrl_c_ends_a_demo_and_its_workers() {
 
 #[test]
 fn workers_do_not_outlive_a_killed_coordinator() {
+    let (serving, children) = serve_with_two_children();
+    serving.signal("KILL");
+    assert_gone(&children);
+}
+
+/// A coordinator that serves, and the processes of its two workers.
+fn serve_with_two_children() -> (process::Running, Vec<u32>) {
     let mut command = process::command("coordinator");
     command.args([
         "serve",
@@ -122,8 +113,7 @@ fn workers_do_not_outlive_a_killed_coordinator() {
     let mut serving = process::Running::start(command);
     serving.wait_for(PULLING, "the API's address", super::api_address);
     let children = wait_for_children(serving.pid(), 2);
-    serving.signal("KILL");
-    assert_gone(&children);
+    (serving, children)
 }
 
 fn chat(question: &str) -> Value {

@@ -20,7 +20,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::{roster::PlannedModel, status::MeshStatus};
+use self::roster::PlannedModel;
 use crate::{
     generate::{MeshHandle, SUBMISSIONS_WAITING},
     model::Model,
@@ -202,11 +202,6 @@ impl Mesh {
         if tokio::time::timeout(STOPPING, &mut self.task).await.is_err() {
             self.task.abort();
         }
-    }
-
-    /// The latest status.
-    pub fn status(&self) -> Arc<MeshStatus> {
-        self.handle.status()
     }
 }
 

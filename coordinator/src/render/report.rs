@@ -13,31 +13,25 @@ use crate::{
     text::TextEnd,
 };
 
+/// What a stage is, and what was planned for it.
+const STAGE_COLUMNS: [(&str, Align); 5] = [
+    ("stage", Align::Right),
+    ("worker", Align::Left),
+    ("layers", Align::Left),
+    ("weights", Align::Right),
+    ("planned", Align::Right),
+];
+
 /// The stages with their layers and sizes, as soon as there is a plan.
 pub fn stages(status: &MeshStatus) -> String {
-    let columns = [
-        ("stage", Align::Right),
-        ("worker", Align::Left),
-        ("layers", Align::Left),
-        ("weights", Align::Right),
-        ("planned", Align::Right),
-    ];
-    table(&columns, status.stages.iter().map(stage_cells))
+    table(&STAGE_COLUMNS, status.stages.iter().map(stage_cells))
 }
 
 /// The stages after work: what they held, what was planned for them, and how long they computed and sent.
 pub fn stages_measured(status: &MeshStatus) -> String {
-    let columns = [
-        ("stage", Align::Right),
-        ("worker", Align::Left),
-        ("layers", Align::Left),
-        ("weights", Align::Right),
-        ("planned", Align::Right),
-        ("peak", Align::Right),
-        ("steps", Align::Right),
-        ("compute ms", Align::Right),
-        ("hop ms", Align::Right),
-    ];
+    let measured =
+        [("peak", Align::Right), ("steps", Align::Right), ("compute ms", Align::Right), ("hop ms", Align::Right)];
+    let columns = [&STAGE_COLUMNS[..], &measured].concat();
     let rows = status.stages.iter().map(|stage| {
         let mut cells = stage_cells(stage);
         cells.push(Bytes(stage.peak_bytes).to_string());

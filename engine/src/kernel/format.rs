@@ -1,30 +1,12 @@
-//! The quantised block formats of GGUF: how the blocks of sixteen rows become a panel of unsigned bytes and scales.
-
-use std::array::from_fn;
+//! The quantised block formats of GGUF: how sixteen packed rows become lines of unsigned bytes, and scales.
+//!
+//! A group's block holds, word by word of the file's block, that word of each of the sixteen rows: lane = row. Where the
+//! file's block has a lone f16 besides its words, the sixteen of them come last. `pack` makes it so.
 
 use super::lanes::{LANES, Lanes};
 
-/// Blocks of 32 that a panel holds: 256 values of K.
-pub(super) const PANEL_BLOCKS: usize = 8;
-
-/// Sixteen rows × up to 256 values of K, unpacked: lane = row. Lives in L1.
-#[repr(align(64))]
-pub(super) struct Panel {
-    /// Four K of sixteen rows each; eight lines a block of 32.
-    pub(super) lines: [[u8; 64]; 8 * PANEL_BLOCKS],
-    /// One line a scale, `Format::SCALES` a block.
-    pub(super) scales: [[f32; LANES]; 2 * PANEL_BLOCKS],
-    /// One line a block, of formats that have minima.
-    pub(super) minima: [[f32; LANES]; PANEL_BLOCKS],
-}
-
-impl Panel {
-    pub(super) fn new() -> Self {
-        Self { lines: [[0; 64]; _], scales: [[0.0; LANES]; _], minima: [[0.0; LANES]; _] }
-    }
-}
-
-/// A quantised format: weight = scale · (q − `OFFSET`) + minimum, with q in 0..=255.
+/// A quantised format: weight = scale · (q − `OFFSET`) + minimum, with q in 0..=255. `BYTES` is a block's size in the
+/// file.
 pub(super) trait Format<const BYTES: usize> {
     /// Elements per block of the file.
     const LEN: usize;
@@ -35,9 +17,34 @@ pub(super) trait Format<const BYTES: usize> {
     /// Whether there are minima.
     const MINIMA: bool = false;
 
-    /// Unpacks one block of each of sixteen rows as the panel's block of 32 number `at` (and those after it).
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; BYTES]; LANES], at: usize, panel: &mut Panel);
+    /// The scales of a group's block, and its minima if the format has any, in the order of their elements.
+    fn scales<L: Lanes>(l: L, group: &Group<BYTES>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]);
+
+    /// The 32 elements number `SUB` of a group's block: line i holds q of elements 4i to 4i + 3 of each row.
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<BYTES>) -> [L::U; 8];
 }
+
+/// As [`Format::lines`], for a number that is not known before.
+#[inline(always)]
+pub(super) fn lines<L: Lanes, F: Format<BYTES>, const BYTES: usize>(
+    l: L,
+    group: &Group<BYTES>,
+    sub: usize,
+) -> [L::U; 8] {
+    match sub {
+        0 => F::lines::<L, 0>(l, group),
+        1 => F::lines::<L, 1>(l, group),
+        2 => F::lines::<L, 2>(l, group),
+        3 => F::lines::<L, 3>(l, group),
+        4 => F::lines::<L, 4>(l, group),
+        5 => F::lines::<L, 5>(l, group),
+        6 => F::lines::<L, 6>(l, group),
+        _ => F::lines::<L, 7>(l, group),
+    }
+}
+
+/// One block of each of sixteen rows, packed.
+pub(super) type Group<const BYTES: usize> = [[u8; BYTES]; LANES];
 
 pub(super) struct Q4_0;
 pub(super) struct Q4_1;
@@ -53,10 +60,13 @@ impl Format<18> for Q4_0 {
     const OFFSET: i32 = 8;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 18]; LANES], at: usize, panel: &mut Panel) {
-        let [d, ..] = pieces(l, &blocks, 0);
-        l.store(l.widen_half(d), &mut panel.scales[at]);
-        nibbles(l, &blocks, 2, &mut panel.lines[8 * at..8 * at + 8]);
+    fn scales<L: Lanes>(l: L, group: &Group<18>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        l.store(last_halves(l, group), &mut scales[0]);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<18>) -> [L::U; 8] {
+        nibbles(l, group, 0)
     }
 }
 
@@ -65,11 +75,13 @@ impl Format<20> for Q4_1 {
     const MINIMA: bool = true;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 20]; LANES], at: usize, panel: &mut Panel) {
-        let [d_m, ..] = pieces(l, &blocks, 0);
-        l.store(l.widen_half(d_m), &mut panel.scales[at]);
-        l.store(l.widen_half(l.shr::<16>(d_m)), &mut panel.minima[at]);
-        nibbles(l, &blocks, 4, &mut panel.lines[8 * at..8 * at + 8]);
+    fn scales<L: Lanes>(l: L, group: &Group<20>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]) {
+        scale_and_minimum(l, group, scales, minima);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<20>) -> [L::U; 8] {
+        nibbles(l, group, 1)
     }
 }
 
@@ -78,12 +90,13 @@ impl Format<22> for Q5_0 {
     const OFFSET: i32 = 16;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 22]; LANES], at: usize, panel: &mut Panel) {
-        let [d_high, high, ..] = pieces(l, &blocks, 0);
-        l.store(l.widen_half(d_high), &mut panel.scales[at]);
-        let lines = &mut panel.lines[8 * at..8 * at + 8];
-        nibbles(l, &blocks, 6, lines);
-        fifth_bits(l, l.or(l.shr::<16>(d_high), l.shl::<16>(high)), lines);
+    fn scales<L: Lanes>(l: L, group: &Group<22>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        l.store(last_halves(l, group), &mut scales[0]);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<22>) -> [L::U; 8] {
+        with_fifth_bits(l, nibbles(l, group, 1), word(l, group, 0))
     }
 }
 
@@ -92,13 +105,13 @@ impl Format<24> for Q5_1 {
     const MINIMA: bool = true;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 24]; LANES], at: usize, panel: &mut Panel) {
-        let [d_m, high, ..] = pieces(l, &blocks, 0);
-        l.store(l.widen_half(d_m), &mut panel.scales[at]);
-        l.store(l.widen_half(l.shr::<16>(d_m)), &mut panel.minima[at]);
-        let lines = &mut panel.lines[8 * at..8 * at + 8];
-        nibbles(l, &blocks, 8, lines);
-        fifth_bits(l, high, lines);
+    fn scales<L: Lanes>(l: L, group: &Group<24>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]) {
+        scale_and_minimum(l, group, scales, minima);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<24>) -> [L::U; 8] {
+        with_fifth_bits(l, nibbles(l, group, 2), word(l, group, 1))
     }
 }
 
@@ -107,16 +120,17 @@ impl Format<34> for Q8_0 {
     const OFFSET: i32 = 128;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 34]; LANES], at: usize, panel: &mut Panel) {
-        let [d, ..] = pieces(l, &blocks, 0);
-        l.store(l.widen_half(d), &mut panel.scales[at]);
-        for half in 0..2 {
-            let lines = pieces(l, &blocks, 2 + 16 * half);
-            for (i, line) in lines.into_iter().enumerate() {
-                let unsigned = l.xor(line, l.splat_bits(0x8080_8080));
-                l.store_bits(unsigned, &mut panel.lines[8 * at + 4 * half + i]);
-            }
+    fn scales<L: Lanes>(l: L, group: &Group<34>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        l.store(last_halves(l, group), &mut scales[0]);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<34>) -> [L::U; 8] {
+        let mut lines = [l.splat_bits(0); 8];
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = word(l, group, i);
         }
+        lines
     }
 }
 
@@ -125,17 +139,13 @@ impl Format<144> for Q4K {
     const MINIMA: bool = true;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 144]; LANES], _at: usize, panel: &mut Panel) {
-        six_bit_scales(l, &blocks, panel);
-        for part in 0..8 {
-            // 32 bytes hold two blocks of 32: the low nibbles, then the high ones.
-            let first = 16 * (part / 2) + 4 * (part % 2);
-            let lines = pieces(l, &blocks, 16 + 16 * part);
-            for (i, line) in lines.into_iter().enumerate() {
-                l.store_bits(low_nibbles(l, line), &mut panel.lines[first + i]);
-                l.store_bits(high_nibbles(l, line), &mut panel.lines[first + i + 8]);
-            }
-        }
+    fn scales<L: Lanes>(l: L, group: &Group<144>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]) {
+        six_bit_scales(l, group, scales, minima);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<144>) -> [L::U; 8] {
+        pair_nibbles::<L, 144, SUB>(l, group, 4)
     }
 }
 
@@ -144,24 +154,19 @@ impl Format<176> for Q5K {
     const MINIMA: bool = true;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 176]; LANES], _at: usize, panel: &mut Panel) {
-        six_bit_scales(l, &blocks, panel);
-        let bit = l.splat_bits(0x1010_1010);
-        for half in 0..2 {
-            // Byte i of the high bits holds those of element i of all eight blocks of 32.
-            let mut high = pieces(l, &blocks, 16 + 16 * half);
-            for pair in 0..4 {
-                let lines = pieces(l, &blocks, 48 + 32 * pair + 16 * half);
-                let first = 16 * pair + 4 * half;
-                for (i, line) in lines.into_iter().enumerate() {
-                    let low = l.or(low_nibbles(l, line), l.and(l.shl::<4>(high[i]), bit));
-                    let top = l.or(high_nibbles(l, line), l.and(l.shl::<3>(high[i]), bit));
-                    l.store_bits(low, &mut panel.lines[first + i]);
-                    l.store_bits(top, &mut panel.lines[first + i + 8]);
-                    high[i] = l.shr::<2>(high[i]);
-                }
-            }
+    fn scales<L: Lanes>(l: L, group: &Group<176>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]) {
+        six_bit_scales(l, group, scales, minima);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<176>) -> [L::U; 8] {
+        let mut lines = pair_nibbles::<L, 176, SUB>(l, group, 12);
+        for (i, line) in lines.iter_mut().enumerate() {
+            // Bit SUB of byte k of the high bits belongs to element k.
+            let fifth = bit_to_fifth(l, word(l, group, 4 + i), SUB);
+            *line = l.or(*line, fifth);
         }
+        lines
     }
 }
 
@@ -171,54 +176,83 @@ impl Format<210> for Q6K {
     const OFFSET: i32 = 32;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, blocks: [&[u8; 210]; LANES], _at: usize, panel: &mut Panel) {
-        let [.., d] = pieces(l, &blocks, 194);
-        let d = l.widen_half(l.shr::<16>(d));
-        let scales = pieces(l, &blocks, 192);
-        for (i, mut scales) in scales.into_iter().enumerate() {
+    fn scales<L: Lanes>(l: L, group: &Group<210>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        let d = last_halves(l, group);
+        for i in 0..4 {
+            let mut four = word(l, group, 48 + i);
             for j in 0..4 {
                 // A signed byte: moved to the top, converted, and scaled back, which is exact.
-                let scale = l.mul(l.to_float(l.shl::<24>(scales)), l.splat(1.0 / (1 << 24) as f32));
-                l.store(l.mul(d, scale), &mut panel.scales[4 * i + j]);
-                scales = l.shr::<8>(scales);
+                let scale = l.mul(l.to_float(l.shl::<24>(four)), l.splat(1.0 / (1 << 24) as f32));
+                l.store(l.mul(d, scale), &mut scales[4 * i + j]);
+                four = l.shr::<8>(four);
             }
         }
-        let bits = l.splat_bits(0x3030_3030);
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<210>) -> [L::U; 8] {
         // Each half of 128: 64 bytes of low nibbles, 32 of high pairs; each byte of pairs serves four elements 32 apart.
-        for part in 0..4 {
-            let (half, quarter) = (part / 2, part % 2);
-            let low = pieces(l, &blocks, 64 * half + 16 * quarter);
-            let low_next = pieces(l, &blocks, 64 * half + 16 * quarter + 32);
-            let high = pieces(l, &blocks, 128 + 32 * half + 16 * quarter);
-            for i in 0..4 {
-                let elements = [
-                    l.or(low_nibbles(l, low[i]), l.and(l.shl::<4>(high[i]), bits)),
-                    l.or(low_nibbles(l, low_next[i]), l.and(l.shl::<2>(high[i]), bits)),
-                    l.or(high_nibbles(l, low[i]), l.and(high[i], bits)),
-                    l.or(high_nibbles(l, low_next[i]), l.and(l.shr::<2>(high[i]), bits)),
-                ];
-                for (block, line) in elements.into_iter().enumerate() {
-                    l.store_bits(line, &mut panel.lines[32 * half + 8 * block + 4 * quarter + i]);
-                }
-            }
+        let (half, quarter) = (SUB / 4, SUB % 4);
+        let pairs = l.splat_bits(0x3030_3030);
+        let mut lines = [l.splat_bits(0); 8];
+        for (i, line) in lines.iter_mut().enumerate() {
+            let (low, high) = (word(l, group, 16 * half + 8 * (quarter % 2) + i), word(l, group, 32 + 8 * half + i));
+            *line = match quarter {
+                0 => l.or(low_nibbles(l, low), l.and(l.shl::<4>(high), pairs)),
+                1 => l.or(low_nibbles(l, low), l.and(l.shl::<2>(high), pairs)),
+                2 => l.or(high_nibbles(l, low), l.and(high, pairs)),
+                _ => l.or(high_nibbles(l, low), l.and(l.shr::<2>(high), pairs)),
+            };
         }
+        lines
     }
 }
 
-/// The 16 bytes at `at` of each row, transposed: four lines.
+/// Word `i` of the block, of all sixteen rows.
 #[inline(always)]
-fn pieces<L: Lanes, const BYTES: usize>(l: L, blocks: &[&[u8; BYTES]; LANES], at: usize) -> [L::U; 4] {
-    l.interleave(from_fn(|i| blocks[i][at..].first_chunk().expect("the piece lies inside the block")))
+fn word<L: Lanes, const BYTES: usize>(l: L, group: &Group<BYTES>, i: usize) -> L::U {
+    l.load_bits(group.as_flattened()[64 * i..].first_chunk().expect("the word lies inside the block"))
 }
 
-/// Sixteen bytes at `at` hold elements 0 to 15 in their low and 16 to 31 in their high nibbles.
+/// The f16 after the words, of all sixteen rows.
 #[inline(always)]
-fn nibbles<L: Lanes, const BYTES: usize>(l: L, blocks: &[&[u8; BYTES]; LANES], at: usize, lines: &mut [[u8; 64]]) {
-    let packed = pieces(l, blocks, at);
-    for (i, line) in packed.into_iter().enumerate() {
-        l.store_bits(low_nibbles(l, line), &mut lines[i]);
-        l.store_bits(high_nibbles(l, line), &mut lines[i + 4]);
+fn last_halves<L: Lanes, const BYTES: usize>(l: L, group: &Group<BYTES>) -> L::F {
+    l.load_half_bytes(group.as_flattened().last_chunk().expect("blocks are longer than an f16"))
+}
+
+/// Word 0 holds the scale and the minimum as f16.
+#[inline(always)]
+fn scale_and_minimum<L: Lanes, const BYTES: usize>(
+    l: L,
+    group: &Group<BYTES>,
+    scales: &mut [[f32; LANES]],
+    minima: &mut [[f32; LANES]],
+) {
+    let both = word(l, group, 0);
+    l.store(l.widen_half(both), &mut scales[0]);
+    l.store(l.widen_half(l.shr::<16>(both)), &mut minima[0]);
+}
+
+/// The four words from `first` on hold elements 0 to 15 in their low and 16 to 31 in their high nibbles.
+#[inline(always)]
+fn nibbles<L: Lanes, const BYTES: usize>(l: L, group: &Group<BYTES>, first: usize) -> [L::U; 8] {
+    let mut lines = [l.splat_bits(0); 8];
+    for i in 0..4 {
+        let packed = word(l, group, first + i);
+        (lines[i], lines[i + 4]) = (low_nibbles(l, packed), high_nibbles(l, packed));
     }
+    lines
+}
+
+/// From word `first` on, eight words hold two times 32 elements: the low nibbles, then the high ones.
+#[inline(always)]
+fn pair_nibbles<L: Lanes, const BYTES: usize, const SUB: usize>(l: L, group: &Group<BYTES>, first: usize) -> [L::U; 8] {
+    let mut lines = [l.splat_bits(0); 8];
+    for (i, line) in lines.iter_mut().enumerate() {
+        let packed = word(l, group, first + 8 * (SUB / 2) + i);
+        *line = if SUB.is_multiple_of(2) { low_nibbles(l, packed) } else { high_nibbles(l, packed) };
+    }
+    lines
 }
 
 #[inline(always)]
@@ -231,22 +265,40 @@ fn high_nibbles<L: Lanes>(l: L, line: L::U) -> L::U {
     l.and(l.shr::<4>(line), l.splat_bits(0x0f0f_0f0f))
 }
 
-/// Adds bit k of each row's `high` word to element k as its fifth bit.
+/// Adds the fifth bits: bit i of byte k of `high` belongs to byte k of line i, as `pack` has turned them.
 #[inline(always)]
-fn fifth_bits<L: Lanes>(l: L, mut high: L::U, lines: &mut [[u8; 64]]) {
-    for line in lines {
-        // Four bits times 1 + 2^7 + 2^14 + 2^21: bit j lands, without a carry, at the bottom of byte j.
-        let spread = l.mul_bits(l.and(high, l.splat_bits(0xf)), l.splat_bits(0x0020_4081));
-        let fifth = l.shl::<4>(l.and(spread, l.splat_bits(0x0101_0101)));
-        l.store_bits(l.or(l.load_bits(line), fifth), line);
-        high = l.shr::<4>(high);
+fn with_fifth_bits<L: Lanes>(l: L, mut lines: [L::U; 8], high: L::U) -> [L::U; 8] {
+    for (i, line) in lines.iter_mut().enumerate() {
+        *line = l.or(*line, bit_to_fifth(l, high, i));
     }
+    lines
 }
 
-/// Q4_K and Q5_K: d and dmin, then eight 6-bit scales and eight 6-bit minima in twelve bytes.
+/// Bit `bit` of each byte, moved to where the fifth bit of a number is.
 #[inline(always)]
-fn six_bit_scales<L: Lanes, const BYTES: usize>(l: L, blocks: &[&[u8; BYTES]; LANES], panel: &mut Panel) {
-    let [d_dmin, a, b, c] = pieces(l, blocks, 0);
+fn bit_to_fifth<L: Lanes>(l: L, x: L::U, bit: usize) -> L::U {
+    let moved = match bit {
+        0 => l.shl::<4>(x),
+        1 => l.shl::<3>(x),
+        2 => l.shl::<2>(x),
+        3 => l.shl::<1>(x),
+        4 => x,
+        5 => l.shr::<1>(x),
+        6 => l.shr::<2>(x),
+        _ => l.shr::<3>(x),
+    };
+    l.and(moved, l.splat_bits(0x1010_1010))
+}
+
+/// Q4_K and Q5_K: d and dmin in word 0, then eight 6-bit scales and eight 6-bit minima in twelve bytes.
+#[inline(always)]
+fn six_bit_scales<L: Lanes, const BYTES: usize>(
+    l: L,
+    group: &Group<BYTES>,
+    all_scales: &mut [[f32; LANES]],
+    all_minima: &mut [[f32; LANES]],
+) {
+    let [d_dmin, a, b, c] = [word(l, group, 0), word(l, group, 1), word(l, group, 2), word(l, group, 3)];
     let d = l.widen_half(d_dmin);
     let dmin = l.sub(l.splat(0.0), l.widen_half(l.shr::<16>(d_dmin)));
     let (six, four, two) = (l.splat_bits(0x3f3f_3f3f), l.splat_bits(0x0f0f_0f0f), l.splat_bits(0x3030_3030));
@@ -257,8 +309,8 @@ fn six_bit_scales<L: Lanes, const BYTES: usize>(l: L, blocks: &[&[u8; BYTES]; LA
     for (i, (mut scales, mut minima)) in fields.into_iter().enumerate() {
         for j in 0..4 {
             let byte = l.splat_bits(0xff);
-            l.store(l.mul(d, l.to_float(l.and(scales, byte))), &mut panel.scales[4 * i + j]);
-            l.store(l.mul(dmin, l.to_float(l.and(minima, byte))), &mut panel.minima[4 * i + j]);
+            l.store(l.mul(d, l.to_float(l.and(scales, byte))), &mut all_scales[4 * i + j]);
+            l.store(l.mul(dmin, l.to_float(l.and(minima, byte))), &mut all_minima[4 * i + j]);
             (scales, minima) = (l.shr::<8>(scales), l.shr::<8>(minima));
         }
     }

@@ -21,6 +21,8 @@ pub(crate) const LANES: usize = 16;
 
 /// Sixteen lanes on one instruction set. Methods are safe: holding the value proves that its instructions exist.
 pub(crate) trait Lanes: Copy {
+    /// Whether there are registers enough for tiles of 6 rows by 32 outputs; elsewhere, of 2 by 16.
+    const LARGE_TILES: bool;
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen u32; also sixteen i32 (two's complement) or 64 bytes, in memory order.
@@ -30,9 +32,13 @@ pub(crate) trait Lanes: Copy {
     fn load(self, from: &[f32; LANES]) -> Self::F;
     /// Widens f16 bits.
     fn load_half(self, from: &[u16; LANES]) -> Self::F;
+    /// Widens f16 bits, little-endian.
+    fn load_half_bytes(self, from: &[u8; 2 * LANES]) -> Self::F;
     /// Widens the f16 bits in the lower half of each lane.
     fn widen_half(self, x: Self::U) -> Self::F;
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    /// Narrows to f16 bits, to nearest even.
+    fn store_half(self, x: Self::F, to: &mut [u16; LANES]);
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -53,16 +59,19 @@ pub(crate) trait Lanes: Copy {
     fn store_bits(self, x: Self::U, to: &mut [u8; 4 * LANES]);
     fn and(self, a: Self::U, b: Self::U) -> Self::U;
     fn or(self, a: Self::U, b: Self::U) -> Self::U;
-    fn xor(self, a: Self::U, b: Self::U) -> Self::U;
     /// Wrapping.
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U;
-    /// Wrapping.
-    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U;
+    /// The larger one of each lane.
+    fn max_bits(self, a: Self::U, b: Self::U) -> Self::U;
+    /// The largest lane.
+    fn largest_word(self, x: Self::U) -> u32;
+    /// The sum of all lanes, wrapping.
+    fn sum_words(self, x: Self::U) -> u32;
+    /// The lowest byte of each lane.
+    fn low_bytes(self, x: Self::U) -> [u8; LANES];
     fn shl<const N: u32>(self, x: Self::U) -> Self::U;
     fn shr<const N: u32>(self, x: Self::U) -> Self::U;
 
-    /// Transposes: 32-bit word j of piece i becomes lane i of result j.
-    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4];
     /// Per lane, `sums` plus the four products of unsigned bytes `w` and signed bytes `a`. `WIDE` where `w` may exceed
     /// 127, which the 16-bit steps of some tiers must know.
     fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U;
@@ -150,12 +159,10 @@ pub(super) fn largest<L: Lanes>(l: L, x: L::F) -> f32 {
 fn fold<L: Lanes>(l: L, x: L::F, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut s = [0.0; LANES];
     l.store(x, &mut s);
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            s[i] = f(s[i], s[i + width]);
-        }
-    }
-    s[0]
+    // Sizes that the compiler knows make these vector operations.
+    let eight: [f32; 8] = std::array::from_fn(|i| f(s[i], s[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| f(eight[i], eight[i + 4]));
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 #[cfg(test)]
@@ -175,7 +182,6 @@ mod tests {
             let bytes: [u8; 64] = std::array::from_fn(|i| (i as u32 * 97 + 13) as u8);
             let signed: [u8; 64] = std::array::from_fn(|i| (127 - (i as i32 * 53) % 255) as u8);
             let halves: [u16; LANES] = std::array::from_fn(|i| [0x0001, 0x3c00, 0xbbff, 0x7bff][i % 4] + 3 * i as u16);
-            let pieces: [[u8; 16]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as u8));
             let (x, y) = (l.load(&a), l.load(&b));
             let (w, s) = (l.load_bits(&bytes), l.load_bits(&signed));
             let narrow = l.and(w, l.splat_bits(0x3f3f_3f3f));
@@ -189,6 +195,7 @@ mod tests {
                 l.max(x, y),
                 l.min(x, y),
                 l.load_half(&halves),
+                l.load_half_bytes(halves.map(u16::to_le_bytes).as_flattened().first_chunk().unwrap()),
                 l.widen_half(l.and(w, l.splat_bits(0xffff_bbff))),
                 l.splat(sum(l, x)),
                 l.splat(largest(l, x)),
@@ -197,17 +204,28 @@ mod tests {
             ];
             let words = [
                 l.or(w, s),
-                l.xor(w, s),
                 l.add_bits(w, s),
-                l.mul_bits(w, s),
+                l.max_bits(w, s),
+                l.splat_bits(l.largest_word(w)),
+                l.splat_bits(l.sum_words(s)),
+                l.load_bits(
+                    [l.low_bytes(w), l.low_bytes(s), l.low_bytes(start), l.low_bytes(w)]
+                        .as_flattened()
+                        .first_chunk()
+                        .unwrap(),
+                ),
                 l.shl::<5>(w),
                 l.shr::<7>(s),
                 l.dot::<true>(start, w, s),
                 l.dot::<false>(start, narrow, s),
             ];
             let mut out = Vec::new();
-            let transposed = l.interleave(std::array::from_fn(|i| &pieces[i]));
-            for word in words.into_iter().chain(transposed).chain(floats.map(|f| l.to_bits(f))) {
+            for x in [x, l.mul(y, l.splat(1e-6)), l.splat(f32::INFINITY)] {
+                let mut halves = [0; LANES];
+                l.store_half(x, &mut halves);
+                out.extend(halves.map(u32::from));
+            }
+            for word in words.into_iter().chain(floats.map(|f| l.to_bits(f))) {
                 let mut bytes = [0; 64];
                 l.store_bits(word, &mut bytes);
                 out.extend(bytes.as_chunks().0.iter().map(|c| u32::from_le_bytes(*c)));

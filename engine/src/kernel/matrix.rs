@@ -1,56 +1,88 @@
-//! A weight matrix as the bytes of the file, and the rows of it that look-ups take.
-
-use std::array::from_fn;
+//! A weight matrix, packed, and the rows of it that look-ups take.
 
 use qmesh_models::tensor::TensorType;
 
 use super::{
-    float::{BF16, F16, F32, Float, FloatPanel},
-    format::{Format, Panel, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
+    buffer::Bytes,
+    float::{BF16, F16, F32, Float},
+    format::{Format, Group, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
     lanes::{Kernel, LANES, Lanes, Simd},
+    pack::{pack, unit_bytes},
     quantize::BLOCK,
+    team::Team,
 };
 
-/// A matrix of `rows` outputs over `cols` inputs, row after row, as it is in the file.
+/// A matrix of `rows` outputs over `cols` inputs, in groups of sixteen rows, each packed as `pack` says; rows of zeros
+/// fill the last group up.
+#[derive(Clone)]
 pub(crate) struct Matrix {
     pub(crate) dtype: TensorType,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// `rows` times the bytes of a row.
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Bytes,
 }
 
 impl Matrix {
+    /// Bytes of a matrix whose rows take `row_bytes` in the file; `None` where a row is no whole number of units, or the
+    /// size overflows.
+    pub(crate) fn packed_len(dtype: TensorType, rows: usize, row_bytes: usize) -> Option<usize> {
+        let whole = row_bytes > 0 && row_bytes.is_multiple_of(unit_bytes(dtype));
+        whole.then(|| rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(row_bytes))?
+    }
+
+    /// Packs in place: `bytes` is [`Matrix::packed_len`] long and begins with the matrix as it is in the file.
+    pub(crate) fn pack(team: &Team, dtype: TensorType, row_bytes: usize, bytes: &mut [u8]) {
+        let shares = bytes.chunks_mut(row_bytes * LANES * PACKED_TOGETHER).collect();
+        team.each(shares, |share: &mut [u8]| {
+            let mut rows = Vec::new();
+            share.chunks_exact_mut(row_bytes * LANES).for_each(|group| pack(dtype, group, &mut rows));
+        });
+    }
+
     /// Sixteen-row groups, the last one perhaps in part.
     pub(crate) fn groups(&self) -> usize {
         self.rows.div_ceil(LANES)
     }
 
-    /// The rows `ids`, each less than `rows`, widened: (ids, cols).
-    pub(crate) fn look_up(&self, simd: Simd, ids: &[u32]) -> Vec<f32> {
-        let mut out = vec![0.0; ids.len() * self.cols];
-        simd.run(LookUp { matrix: self, ids, out: &mut out });
-        out
+    /// Bytes of a group.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.bytes.len() / self.groups()
     }
 
-    /// The bytes of row `row`; the last row stands in for those beyond it.
-    #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> &[u8] {
-        let bytes = self.bytes.len() / self.rows;
-        &self.bytes[bytes * row.min(self.rows - 1)..][..bytes]
+    /// Writes the rows `ids`, each less than `rows`, widened: (ids, cols).
+    pub(crate) fn look_up(&self, simd: Simd, ids: &[u32], out: &mut [f32]) {
+        simd.run(LookUp { matrix: self, ids, out });
     }
 
-    /// Asks for the part of the sixteen rows from `row` on that comes when columns `start..end` of the sixteen before
-    /// are computed: the rows lie one behind another, so the bytes are asked for in their order.
+    /// The first row, of a vector the only one.
+    pub(crate) fn vector(&self, simd: Simd) -> Vec<f32> {
+        let mut vector = vec![0.0; self.cols];
+        self.look_up(simd, &[0], &mut vector);
+        vector
+    }
+
+    /// One group's bytes.
     #[inline(always)]
-    pub(super) fn prefetch<L: Lanes>(&self, l: L, row: usize, start: usize, end: usize) {
-        let bytes = self.bytes.len() / self.rows * LANES;
-        let group = self.bytes.as_ptr().wrapping_add(row / LANES * bytes);
-        for at in (bytes * start / self.cols..bytes * end / self.cols).step_by(64) {
-            l.prefetch(group.wrapping_add(at));
-        }
+    pub(super) fn group(&self, group: usize) -> &[u8] {
+        let len = self.group_bytes();
+        &self.bytes[len * group..][..len]
+    }
+
+    /// One group's blocks, of a quantised type.
+    #[inline(always)]
+    pub(super) fn blocks<const BYTES: usize>(&self, group: usize) -> &[Group<BYTES>] {
+        self.group(group).as_chunks::<BYTES>().0.as_chunks::<LANES>().0
+    }
+
+    /// One group's words, of a float type: 64-byte lines, lane = row.
+    #[inline(always)]
+    pub(super) fn words(&self, group: usize) -> &[[u8; 64]] {
+        self.group(group).as_chunks().0
     }
 }
+
+/// Groups that a thread packs at a time.
+const PACKED_TOGETHER: usize = 8;
 
 impl std::fmt::Debug for Matrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -69,50 +101,55 @@ impl Kernel for LookUp<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        for (ids, out) in self.ids.chunks(LANES).zip(self.out.chunks_mut(LANES * self.matrix.cols)) {
-            let rows = from_fn(|i| self.matrix.row(ids[i.min(ids.len() - 1)] as usize));
-            match self.matrix.dtype {
-                TensorType::F32 => floats::<L, F32>(l, rows, self.matrix.cols, out),
-                TensorType::F16 => floats::<L, F16>(l, rows, self.matrix.cols, out),
-                TensorType::BF16 => floats::<L, BF16>(l, rows, self.matrix.cols, out),
-                TensorType::Q4_0 => integers::<L, Q4_0, 18>(l, rows, self.matrix.cols, out),
-                TensorType::Q4_1 => integers::<L, Q4_1, 20>(l, rows, self.matrix.cols, out),
-                TensorType::Q5_0 => integers::<L, Q5_0, 22>(l, rows, self.matrix.cols, out),
-                TensorType::Q5_1 => integers::<L, Q5_1, 24>(l, rows, self.matrix.cols, out),
-                TensorType::Q8_0 => integers::<L, Q8_0, 34>(l, rows, self.matrix.cols, out),
-                TensorType::Q4K => integers::<L, Q4K, 144>(l, rows, self.matrix.cols, out),
-                TensorType::Q5K => integers::<L, Q5K, 176>(l, rows, self.matrix.cols, out),
-                TensorType::Q6K => integers::<L, Q6K, 210>(l, rows, self.matrix.cols, out),
+        for (id, out) in self.ids.iter().zip(self.out.chunks_exact_mut(self.matrix.cols)) {
+            let (matrix, row) = (self.matrix, *id as usize);
+            match matrix.dtype {
+                TensorType::F32 => floats::<L, F32>(l, matrix, row, out),
+                TensorType::F16 => floats::<L, F16>(l, matrix, row, out),
+                TensorType::BF16 => floats::<L, BF16>(l, matrix, row, out),
+                TensorType::Q4_0 => integers::<L, Q4_0, 18>(l, matrix, row, out),
+                TensorType::Q4_1 => integers::<L, Q4_1, 20>(l, matrix, row, out),
+                TensorType::Q5_0 => integers::<L, Q5_0, 22>(l, matrix, row, out),
+                TensorType::Q5_1 => integers::<L, Q5_1, 24>(l, matrix, row, out),
+                TensorType::Q8_0 => integers::<L, Q8_0, 34>(l, matrix, row, out),
+                TensorType::Q4K => integers::<L, Q4K, 144>(l, matrix, row, out),
+                TensorType::Q5K => integers::<L, Q5K, 176>(l, matrix, row, out),
+                TensorType::Q6K => integers::<L, Q6K, 210>(l, matrix, row, out),
             }
         }
     }
 }
 
 #[inline(always)]
-fn floats<L: Lanes, F: Float>(l: L, rows: [&[u8]; LANES], cols: usize, out: &mut [f32]) {
-    let mut panel = FloatPanel::new();
-    for start in (0..cols).step_by(FloatPanel::LEN) {
-        let len = FloatPanel::LEN.min(cols - start);
-        panel.fill::<L, F>(l, rows, start, len);
-        for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-            for (out, column) in out[start..start + len].iter_mut().zip(&panel.columns) {
-                *out = column[row];
-            }
+fn floats<L: Lanes, F: Float>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]) {
+    let mut widened = [0.0; LANES];
+    for (word, out) in matrix.words(row / LANES).iter().zip(out.chunks_mut(F::PER_WORD)) {
+        for (i, out) in out.iter_mut().enumerate() {
+            l.store(
+                if i == 0 { F::first(l, l.load_bits(word)) } else { F::second(l, l.load_bits(word)) },
+                &mut widened,
+            );
+            *out = widened[row % LANES];
         }
     }
 }
 
 #[inline(always)]
-fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, rows: [&[u8]; LANES], cols: usize, out: &mut [f32]) {
-    let mut panel = Panel::new();
-    for block in 0..cols / F::LEN {
-        F::unpack(l, rows.map(|r| &r.as_chunks().0[block]), 0, &mut panel);
-        for k in 0..F::LEN {
-            let (scales, minima) = (&panel.scales[k * F::SCALES / BLOCK], &panel.minima[k / BLOCK]);
-            for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-                let q = f32::from(panel.lines[k / 4][4 * row + k % 4]) - F::OFFSET as f32;
-                let minimum = if F::MINIMA { minima[row] } else { 0.0 };
-                out[block * F::LEN + k] = scales[row].mul_add(q, minimum);
+fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]) {
+    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 8]);
+    let lane = row % LANES;
+    for (group, out) in matrix.blocks::<B>(row / LANES).iter().zip(out.chunks_exact_mut(F::LEN)) {
+        F::scales(l, group, &mut scales, &mut minima);
+        for (sub, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let lines = lines::<L, F, B>(l, group, sub);
+            for (i, (line, out)) in lines.into_iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
+                let mut bytes = [0; 64];
+                l.store_bits(line, &mut bytes);
+                let scale = scales[(8 * sub + i) * F::SCALES / 8][lane];
+                let minimum = if F::MINIMA { minima[sub][lane] } else { 0.0 };
+                for (out, q) in out.iter_mut().zip(&bytes[4 * lane..]) {
+                    *out = scale.mul_add(f32::from(*q) - F::OFFSET as f32, minimum);
+                }
             }
         }
     }
@@ -120,12 +157,15 @@ fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, rows: [&[u8]; LANES], 
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use candle_core::{
         Device, Tensor,
         quantized::{GgmlDType, QTensor},
     };
 
     use super::*;
+    use crate::kernel::buffer::Buffer;
 
     /// Reproducible values in about -1..1, most of them small.
     pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -137,8 +177,17 @@ pub(crate) mod tests {
         (0..len).map(|_| 4.0 * next() * next()).collect()
     }
 
-    /// A random matrix, and the same one dequantised by the tensor framework.
-    pub(crate) fn random_matrix(dtype: TensorType, rows: usize, cols: usize) -> (Matrix, Tensor) {
+    /// The matrix that these bytes of a file are.
+    pub(crate) fn packed(dtype: TensorType, rows: usize, cols: usize, file: &[u8]) -> Matrix {
+        let len = Matrix::packed_len(dtype, rows, file.len() / rows).unwrap();
+        let mut buffer = Buffer::new(len).unwrap();
+        buffer.bytes_mut()[..file.len()].copy_from_slice(file);
+        Matrix::pack(&Team::new(1).unwrap(), dtype, file.len() / rows, &mut buffer.bytes_mut()[..len]);
+        Matrix { dtype, rows, cols, bytes: Bytes::new(Arc::new(buffer), 0..len) }
+    }
+
+    /// A random matrix as bytes of a file, and dequantised by the tensor framework.
+    pub(crate) fn random_file(dtype: TensorType, rows: usize, cols: usize) -> (Vec<u8>, Tensor) {
         let tensor = Tensor::from_vec(noise(rows * cols, rows as u64), (rows, cols), &Device::Cpu).unwrap();
         let ggml = match dtype {
             TensorType::F32 => GgmlDType::F32,
@@ -154,19 +203,25 @@ pub(crate) mod tests {
             TensorType::Q6K => GgmlDType::Q6K,
         };
         let quantized = QTensor::quantize(&tensor, ggml).unwrap();
-        let bytes = quantized.data().unwrap().into_owned();
-        (Matrix { dtype, rows, cols, bytes }, quantized.dequantize(&Device::Cpu).unwrap())
+        (quantized.data().unwrap().into_owned(), quantized.dequantize(&Device::Cpu).unwrap())
+    }
+
+    /// A random matrix, and the same one dequantised by the tensor framework.
+    pub(crate) fn random_matrix(dtype: TensorType, rows: usize, cols: usize) -> (Matrix, Tensor) {
+        let (file, tensor) = random_file(dtype, rows, cols);
+        (packed(dtype, rows, cols, &file), tensor)
     }
 
     #[test]
     fn looked_up_rows_are_those_of_the_framework() {
         for dtype in TensorType::ALL {
-            let cols = 3 * dtype.block_len().max(32) + if dtype.block_len() == 1 { 7 } else { 0 };
+            let cols = 3 * dtype.block_len().max(32) + if dtype.block_len() == 1 { 6 } else { 0 };
             let (matrix, expected) = random_matrix(dtype, 19, cols);
             let expected: Vec<Vec<f32>> = expected.to_vec2().unwrap();
             let ids: Vec<u32> = (0..19).chain([4, 4, 0]).collect();
             for simd in Simd::available() {
-                let rows = matrix.look_up(simd, &ids);
+                let mut rows = vec![0.0; ids.len() * cols];
+                matrix.look_up(simd, &ids, &mut rows);
                 for (row, id) in rows.chunks(cols).zip(&ids) {
                     for (x, y) in row.iter().zip(&expected[*id as usize]) {
                         assert!((x - y).abs() <= 1e-6, "{dtype} {} row {id}: {x} for {y}", simd.name());
@@ -174,5 +229,12 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_packed_are_refused() {
+        assert_eq!(Matrix::packed_len(TensorType::Q4_0, 17, 36), Some(32 * 36));
+        assert_eq!(Matrix::packed_len(TensorType::F16, 1, 6), None);
+        assert_eq!(Matrix::packed_len(TensorType::F32, usize::MAX / 2, 8), None);
     }
 }

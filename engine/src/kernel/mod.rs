@@ -5,13 +5,24 @@
 //! from a maths library that differs between machines. `lanes` is the only place with `unsafe`.
 
 pub(crate) mod attend;
+pub(crate) mod buffer;
+pub(crate) mod columns;
 mod float;
 mod format;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod norm;
+mod pack;
 pub(crate) mod product;
-mod quantize;
+pub(crate) mod quantize;
 pub(crate) mod real;
 pub(crate) mod rope;
+pub(crate) mod team;
+
+/// What computes: an instruction set, and threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) simd: lanes::Simd,
+    pub(crate) team: &'a team::Team,
+}

@@ -1,99 +1,38 @@
 //! Products y = W·x: each output adds its terms serially over K, in one f32 accumulator; sixteen outputs side by side.
+//!
+//! A few rows take their weights straight from the packed bytes, which stream by; more rows share weights unpacked into
+//! a panel that stays in the L1 cache. Both add the same terms in the same order.
 
-use std::array::{from_fn, from_mut};
+use std::{array::from_fn, ops::Range};
 
 use qmesh_models::tensor::TensorType;
-use rayon::prelude::*;
 
 use super::{
-    float::{BF16, F16, F32, Float, FloatPanel},
-    format::{Format, PANEL_BLOCKS, Panel, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
-    lanes::{Kernel, LANES, Lanes, Simd},
+    float::{BF16, F16, F32, Float},
+    format::{Format, Group, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
+    lanes::{Kernel, LANES, Lanes},
     matrix::Matrix,
-    quantize::{BLOCK, QuantBlock, Quantize},
+    quantize::{BLOCK, QuantBlock},
 };
 
-/// The right-hand side of products: rows of activations, as they are and quantised.
+/// The right-hand side of products: rows of `cols` activations, as they are or quantised, as the matrix needs them.
+#[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
-    rows: usize,
-    cols: usize,
-    floats: &'a [f32],
-    /// Empty where no matrix is quantised.
-    blocks: Vec<QuantBlock>,
-}
-
-impl<'a> Inputs<'a> {
-    /// Prepares `floats` (rows, cols) for products with `matrices`, which all have `cols` columns.
-    pub(crate) fn new(simd: Simd, floats: &'a [f32], cols: usize, matrices: &[&Matrix]) -> Self {
-        let mut blocks = Vec::new();
-        if matrices.iter().any(|m| m.dtype.block_len() > 1) {
-            blocks.resize(floats.len() / BLOCK, QuantBlock::default());
-            let rows = floats.par_chunks(cols).zip(blocks.par_chunks_mut(cols / BLOCK));
-            rows.with_min_len(4).for_each(|(x, blocks)| simd.run(Quantize { x, blocks }));
-        }
-        Self { rows: floats.len() / cols, cols, floats, blocks }
-    }
-}
-
-/// The outputs of products, in tiles of sixteen: matrix, group of outputs, row, output.
-pub(crate) struct Tiles {
-    rows: usize,
-    widths: Vec<usize>,
-    values: Vec<f32>,
-}
-
-impl Tiles {
-    /// Multiplies each matrix with each row.
-    pub(crate) fn products(simd: Simd, x: &Inputs<'_>, matrices: &[&Matrix]) -> Self {
-        let tile = x.rows * LANES;
-        let groups: usize = matrices.iter().map(|m| m.groups()).sum();
-        let mut values = vec![0.0; groups * tile];
-        let share = groups.div_ceil(4 * rayon::current_num_threads());
-        let mut tasks = Vec::with_capacity(groups / share + matrices.len());
-        let mut rest = values.as_mut_slice();
-        for matrix in matrices {
-            let (own, others) = rest.split_at_mut(matrix.groups() * tile);
-            rest = others;
-            let shares = own.chunks_mut(share * tile).enumerate();
-            tasks.extend(shares.map(|(i, out)| Product { matrix, first: i * share, x, out }));
-        }
-        tasks.into_par_iter().with_max_len(1).for_each(|task| simd.run(task));
-        Self { rows: x.rows, widths: matrices.iter().map(|m| m.rows).collect(), values }
-    }
-
-    /// The outputs as rows: (rows, outputs of all matrices in order).
-    pub(crate) fn into_rows(self) -> Vec<f32> {
-        if self.rows == 1 && self.widths.iter().all(|w| w.is_multiple_of(LANES)) {
-            return self.values;
-        }
-        let width: usize = self.widths.iter().sum();
-        let mut out = vec![0.0; self.rows * width];
-        let rows = out.par_chunks_mut(width).enumerate();
-        rows.with_min_len(16).for_each(|(row, out)| self.copy_row(row, out));
-        out
-    }
-
-    fn copy_row(&self, row: usize, mut out: &mut [f32]) {
-        let mut tiles = self.values.as_chunks::<LANES>().0;
-        for width in &self.widths {
-            let (own, others) = out.split_at_mut(*width);
-            for (out, tile) in own.chunks_mut(LANES).zip(tiles[row..].iter().step_by(self.rows)) {
-                out.copy_from_slice(&tile[..out.len()]);
-            }
-            out = others;
-            tiles = &tiles[width.div_ceil(LANES) * self.rows..];
-        }
-    }
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// (rows, cols); may be empty where no matrix is of floats.
+    pub(crate) floats: &'a [f32],
+    /// (rows, cols / 32); may be empty where no matrix is quantised.
+    pub(crate) blocks: &'a [QuantBlock],
 }
 
 /// Some groups of one matrix times all rows.
-struct Product<'a> {
-    matrix: &'a Matrix,
-    /// First group.
-    first: usize,
-    x: &'a Inputs<'a>,
-    /// (groups, rows, 16), zeros
-    out: &'a mut [f32],
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) groups: Range<usize>,
+    pub(crate) x: Inputs<'a>,
+    /// (groups, rows, 16), zeros; the results are added to it.
+    pub(crate) out: &'a mut [[f32; LANES]],
 }
 
 impl Kernel for Product<'_> {
@@ -117,70 +56,81 @@ impl Kernel for Product<'_> {
     }
 }
 
+/// Rows that are computed without a panel.
+const FEW_ROWS: usize = 4;
+
 impl Product<'_> {
     #[inline(always)]
     fn integers<L: Lanes, F: Format<B>, const B: usize>(self, l: L) {
-        let mut panel = Panel::new();
+        match self.x.rows {
+            1 => self.few::<L, F, B, 1>(l),
+            2 => self.few::<L, F, B, 2>(l),
+            3 => self.few::<L, F, B, 3>(l),
+            FEW_ROWS => self.few::<L, F, B, FEW_ROWS>(l),
+            _ => self.many::<L, F, B>(l),
+        }
+    }
+
+    #[inline(always)]
+    fn few<L: Lanes, F: Format<B>, const B: usize, const R: usize>(self, l: L) {
         let blocks = self.x.cols / BLOCK;
-        let x_rows: Vec<&[QuantBlock]> = self.x.blocks.chunks_exact(blocks).collect();
-        let (x_fours, x_rest) = x_rows.as_chunks::<4>();
-        for (group, out) in self.out.chunks_exact_mut(self.x.rows * LANES).enumerate() {
-            let first = (self.first + group) * LANES;
-            let rows: [&[[u8; B]]; LANES] = from_fn(|i| self.matrix.row(first + i).as_chunks().0);
-            let (out_fours, out_rest) = fours(out);
-            for start in (0..blocks).step_by(PANEL_BLOCKS) {
-                let end = blocks.min(start + PANEL_BLOCKS);
-                self.matrix.prefetch(l, first + LANES, start * BLOCK, end * BLOCK);
-                for at in (start..end).step_by(F::LEN / BLOCK) {
-                    let block = at * BLOCK / F::LEN;
-                    F::unpack(l, from_fn(|i| &rows[i][block]), at - start, &mut panel);
-                }
-                for (x, out) in x_fours.iter().zip(&mut *out_fours) {
-                    add_integers::<L, F, B, 4>(l, &panel, x.map(|x| &x[start..end]), out);
-                }
-                for (x, out) in x_rest.iter().zip(&mut *out_rest) {
-                    add_integers::<L, F, B, 1>(l, &panel, [&x[start..end]], from_mut(out));
-                }
+        let x: [&[QuantBlock]; R] = from_fn(|r| &self.x.blocks[r * blocks..][..blocks]);
+        for (group, out) in self.groups.clone().zip(self.out.as_chunks_mut::<R>().0) {
+            add_packed::<L, F, B, R>(l, self.matrix.blocks(group), x, out);
+        }
+    }
+
+    #[inline(always)]
+    fn many<L: Lanes, F: Format<B>, const B: usize>(self, l: L) {
+        let Self { matrix, groups, x, out } = self;
+        let blocks = x.cols / BLOCK;
+        let x_rows: Vec<&[QuantBlock]> = x.blocks.chunks_exact(blocks).collect();
+        let mut panels = [Panel::new(), Panel::new()];
+        let pieces = pieces(groups.clone(), blocks, F::LEN / BLOCK, x.rows);
+        let packed = |group: usize, part: &Range<usize>| {
+            &matrix.blocks::<B>(group)[part.start * BLOCK / F::LEN..part.end * BLOCK / F::LEN]
+        };
+        for (i, Piece { pair, part }) in pieces.iter().enumerate() {
+            for (group, panel) in pair.clone().zip(&mut panels) {
+                panel.unpack::<L, F, B>(l, packed(group, part));
+            }
+            let next = pieces.get(i + 1).into_iter().flat_map(|next| next.pair.clone().map(|g| packed(g, &next.part)));
+            next.for_each(|bytes| prefetch(l, bytes.as_ptr_range().start.cast(), bytes.as_ptr_range().end.cast()));
+            let first = (pair.start - groups.start) * x.rows;
+            if pair.len() == 2 {
+                let (low, high) = out[first..][..2 * x.rows].split_at_mut(x.rows);
+                rows_by::<L, F, B, 2>(l, [&panels[0], &panels[1]], &x_rows, part, [low, high]);
+            } else {
+                rows_by::<L, F, B, 1>(l, [&panels[0]], &x_rows, part, [&mut out[first..][..x.rows]]);
             }
         }
     }
 
     #[inline(always)]
     fn floats<L: Lanes, F: Float>(self, l: L) {
-        let mut panel = FloatPanel::new();
-        let cols = self.x.cols;
-        let x_rows: Vec<&[f32]> = self.x.floats.chunks_exact(cols).collect();
-        let (x_fours, x_rest) = x_rows.as_chunks::<4>();
-        for (group, out) in self.out.chunks_exact_mut(self.x.rows * LANES).enumerate() {
-            let first = (self.first + group) * LANES;
-            let rows = from_fn(|i| self.matrix.row(first + i));
-            let (out_fours, out_rest) = fours(out);
-            for start in (0..cols).step_by(FloatPanel::LEN) {
-                let end = cols.min(start + FloatPanel::LEN);
-                self.matrix.prefetch(l, first + LANES, start, end);
-                panel.fill::<L, F>(l, rows, start, end - start);
-                let columns = &panel.columns[..end - start];
-                for (x, out) in x_fours.iter().zip(&mut *out_fours) {
-                    add_floats::<L, 4>(l, columns, x.map(|x| &x[start..end]), out);
-                }
-                for (x, out) in x_rest.iter().zip(&mut *out_rest) {
-                    add_floats::<L, 1>(l, columns, [&x[start..end]], from_mut(out));
-                }
+        let rows: Vec<&[f32]> = self.x.floats.chunks_exact(self.x.cols).collect();
+        let (fours, rest) = rows.as_chunks::<4>();
+        for (group, out) in self.groups.clone().zip(self.out.chunks_exact_mut(rows.len())) {
+            let words = self.matrix.words(group);
+            let (out_fours, out_rest) = out.as_chunks_mut::<4>();
+            for (x, out) in fours.iter().zip(out_fours) {
+                add_floats::<L, F, 4>(l, words, *x, out);
+            }
+            for (x, out) in rest.iter().zip(out_rest) {
+                add_floats::<L, F, 1>(l, words, [x], std::array::from_mut(out));
             }
         }
     }
 }
 
-/// The rows of a group's outputs, four at a time, and the rest.
-fn fours(out: &mut [f32]) -> (&mut [[[f32; LANES]; 4]], &mut [[f32; LANES]]) {
-    out.as_chunks_mut().0.as_chunks_mut()
-}
+/// How far ahead of their use bytes are asked for: far enough for memory, near enough to stay in the L2 cache.
+const AHEAD: usize = 8192;
 
-/// Adds the panel's terms for `R` rows to `out`.
+/// Adds the terms of one group for `R` rows to `out`.
 #[inline(always)]
-fn add_integers<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
+fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     l: L,
-    panel: &Panel,
+    groups: &[Group<B>],
     x: [&[QuantBlock]; R],
     out: &mut [[f32; LANES]; R],
 ) {
@@ -188,59 +138,244 @@ fn add_integers<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     for r in 0..R {
         sums[r] = l.load(&out[r]);
     }
-    let lines = 8 / F::SCALES;
-    for block in 0..x[0].len() {
-        let x = x.map(|row| &row[block]);
+    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 8]);
+    let subs = F::LEN / BLOCK;
+    for (at, group) in groups.iter().enumerate() {
+        let ahead = group.as_ptr().cast::<u8>().wrapping_add(AHEAD);
+        prefetch(l, ahead, ahead.wrapping_add(LANES * B));
+        F::scales(l, group, &mut scales, &mut minima);
+        let x: [&[QuantBlock]; R] = x.map(|x| &x[at * subs..][..subs]);
+        macro_rules! sub {
+            ($($sub:literal)*) => { $(if $sub < subs {
+                let lines = F::lines::<L, $sub>(l, group);
+                let scales = &scales[$sub * F::SCALES..][..F::SCALES];
+                let minimum = &minima[$sub];
+                for r in 0..R {
+                    sums[r] = add_block::<L, F, B>(l, lines, scales, minimum, &x[r][$sub], sums[r]);
+                }
+            })* };
+        }
+        sub!(0 1 2 3 4 5 6 7);
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        l.store(sum, out);
+    }
+}
+
+/// One row's terms of 32 elements.
+#[inline(always)]
+fn add_block<L: Lanes, F: Format<B>, const B: usize>(
+    l: L,
+    lines: [L::U; 8],
+    scales: &[[f32; LANES]],
+    minimum: &[f32; LANES],
+    x: &QuantBlock,
+    mut sum: L::F,
+) -> L::F {
+    let count = 8 / F::SCALES;
+    for (part, scale) in scales.iter().enumerate() {
+        let mut dots = [l.splat_bits(x.offset::<F, B>(part)), l.splat_bits(0)];
+        for i in count * part..count * (part + 1) {
+            dots[i % 2] = dot::<L, F, B>(l, dots[i % 2], lines[i], l.splat_bits(u32::from_le_bytes(x.words[i])));
+        }
+        let dot = l.to_float(l.add_bits(dots[0], dots[1]));
+        sum = l.fma(l.mul(l.load(scale), l.splat(x.scale)), dot, sum);
+    }
+    if F::MINIMA { l.fma(l.load(minimum), l.splat(x.scaled_sum), sum) } else { sum }
+}
+
+#[inline(always)]
+fn dot<L: Lanes, F: Format<B>, const B: usize>(l: L, sums: L::U, w: L::U, a: L::U) -> L::U {
+    // Only bytes that are offset by 128 use their highest bit.
+    if F::OFFSET == 128 { l.dot::<true>(sums, w, a) } else { l.dot::<false>(sums, w, a) }
+}
+
+/// Blocks of 32 that a panel holds: two panels of 768 values of K fill three quarters of the L1 cache.
+const PANEL_BLOCKS: usize = 24;
+
+/// Sixteen rows of weights, unpacked: lane = row.
+#[repr(align(64))]
+struct Panel {
+    /// Four K of sixteen rows each; eight lines a block of 32.
+    lines: [[[u8; 64]; 8]; PANEL_BLOCKS],
+    /// One line a scale, `Format::SCALES` a block.
+    scales: [[f32; LANES]; 2 * PANEL_BLOCKS],
+    /// One line a block, of formats that have minima.
+    minima: [[f32; LANES]; PANEL_BLOCKS],
+}
+
+impl Panel {
+    fn new() -> Self {
+        Self { lines: [[[0; 64]; 8]; _], scales: [[0.0; LANES]; _], minima: [[0.0; LANES]; _] }
+    }
+
+    #[inline(always)]
+    fn unpack<L: Lanes, F: Format<B>, const B: usize>(&mut self, l: L, groups: &[Group<B>]) {
+        let subs = F::LEN / BLOCK;
+        for (at, group) in groups.iter().enumerate() {
+            let first = at * subs;
+            F::scales(l, group, &mut self.scales[first * F::SCALES..], &mut self.minima[first..]);
+            for sub in 0..subs {
+                for (line, to) in lines::<L, F, B>(l, group, sub).into_iter().zip(&mut self.lines[first + sub]) {
+                    l.store_bits(line, to);
+                }
+            }
+        }
+    }
+}
+
+/// What is unpacked at a time: up to two groups, and some of their blocks of 32.
+struct Piece {
+    pair: Range<usize>,
+    part: Range<usize>,
+}
+
+/// The pieces of `groups`, in the order of their bytes where few rows wait for them; with many rows, which would not
+/// stay in the cache whole, the same columns of all groups one after the other. Parts are about equal, and whole
+/// multiples of `unit` blocks.
+fn pieces(groups: Range<usize>, blocks: usize, unit: usize, rows: usize) -> Vec<Piece> {
+    const MANY: usize = 64;
+    let part = blocks.div_ceil(blocks.div_ceil(PANEL_BLOCKS)).next_multiple_of(unit);
+    let pairs = groups.clone().step_by(2).map(|first| first..groups.end.min(first + 2));
+    let parts = (0..blocks).step_by(part).map(|first| first..blocks.min(first + part));
+    if rows < MANY {
+        let pieces = pairs.flat_map(|pair| parts.clone().map(move |part| Piece { pair: pair.clone(), part }));
+        pieces.collect()
+    } else {
+        let pieces = parts.flat_map(|part| pairs.clone().map(move |pair| Piece { pair, part: part.clone() }));
+        pieces.collect()
+    }
+}
+
+/// Adds the panels' terms to all rows of `G` groups.
+#[inline(always)]
+fn rows_by<L: Lanes, F: Format<B>, const B: usize, const G: usize>(
+    l: L,
+    panels: [&Panel; G],
+    x: &[&[QuantBlock]],
+    part: &Range<usize>,
+    mut out: [&mut [[f32; LANES]]; G],
+) {
+    let (sixes, rest) = if L::LARGE_TILES { x.as_chunks::<6>() } else { (&[][..], x) };
+    let (pairs, rest) = rest.as_chunks::<2>();
+    let mut row = 0;
+    for x in sixes {
+        add_tile::<L, F, B, 6, G>(l, panels, x, part, &mut out, row);
+        row += 6;
+    }
+    for x in pairs {
+        add_tile::<L, F, B, 2, G>(l, panels, x, part, &mut out, row);
+        row += 2;
+    }
+    for x in rest {
+        add_tile::<L, F, B, 1, G>(l, panels, &[x], part, &mut out, row);
+        row += 1;
+    }
+}
+
+/// Adds the panels' terms for `R` rows of `G` groups.
+#[allow(clippy::needless_range_loop, reason = "a block is one of the rows' and one of the panels'")]
+#[inline(always)]
+fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize, const G: usize>(
+    l: L,
+    panels: [&Panel; G],
+    x: &[&[QuantBlock]; R],
+    part: &Range<usize>,
+    out: &mut [&mut [[f32; LANES]]; G],
+    row: usize,
+) {
+    let x: [&[QuantBlock]; R] = from_fn(|r| &x[r][part.clone()]);
+    let mut sums = [[l.splat(0.0); G]; R];
+    for r in 0..R {
+        for g in 0..G {
+            sums[r][g] = l.load(&out[g][row + r]);
+        }
+    }
+    let count = 8 / F::SCALES;
+    for block in 0..part.len() {
         for part in 0..F::SCALES {
-            let mut dots = [l.splat_bits(0); R];
-            if F::OFFSET != 0 {
-                for r in 0..R {
-                    let sums = x[r].sums;
-                    let sum = if F::SCALES == 1 { sums[0] + sums[1] } else { sums[part] };
-                    dots[r] = l.splat_bits((-F::OFFSET * sum).cast_unsigned());
-                }
-            }
-            for i in lines * part..lines * (part + 1) {
-                let w = l.load_bits(&panel.lines[8 * block + i]);
-                for r in 0..R {
-                    let a = l.splat_bits(u32::from_le_bytes(x[r].words[i]));
-                    // Only the bytes that are offset by 128 use their highest bit.
-                    dots[r] =
-                        if F::OFFSET == 128 { l.dot::<true>(dots[r], w, a) } else { l.dot::<false>(dots[r], w, a) };
-                }
-            }
-            let scale = l.load(&panel.scales[F::SCALES * block + part]);
+            let mut dots = [[l.splat_bits(0); G]; R];
             for r in 0..R {
-                sums[r] = l.fma(l.mul(scale, l.splat(x[r].scale)), l.to_float(dots[r]), sums[r]);
+                dots[r] = [l.splat_bits(x[r][block].offset::<F, B>(part)); G];
+            }
+            for i in count * part..count * (part + 1) {
+                let mut w = [l.splat_bits(0); G];
+                for g in 0..G {
+                    w[g] = l.load_bits(&panels[g].lines[block][i]);
+                }
+                for r in 0..R {
+                    let a = l.splat_bits(u32::from_le_bytes(x[r][block].words[i]));
+                    for g in 0..G {
+                        dots[r][g] = dot::<L, F, B>(l, dots[r][g], w[g], a);
+                    }
+                }
+            }
+            for g in 0..G {
+                let scale = l.load(&panels[g].scales[F::SCALES * block + part]);
+                for r in 0..R {
+                    let factor = l.mul(scale, l.splat(x[r][block].scale));
+                    sums[r][g] = l.fma(factor, l.to_float(dots[r][g]), sums[r][g]);
+                }
             }
         }
         if F::MINIMA {
-            let minimum = l.load(&panel.minima[block]);
-            for r in 0..R {
-                sums[r] = l.fma(minimum, l.splat(x[r].scaled_sum), sums[r]);
+            for g in 0..G {
+                let minimum = l.load(&panels[g].minima[block]);
+                for r in 0..R {
+                    sums[r][g] = l.fma(minimum, l.splat(x[r][block].scaled_sum), sums[r][g]);
+                }
             }
         }
     }
     for r in 0..R {
-        l.store(sums[r], &mut out[r]);
+        for g in 0..G {
+            l.store(sums[r][g], &mut out[g][row + r]);
+        }
     }
 }
 
-/// Adds the panel's terms for `R` rows to `out`.
+/// Adds the terms of one group of floats for `R` rows to `out`.
 #[inline(always)]
-fn add_floats<L: Lanes, const R: usize>(l: L, columns: &[[f32; LANES]], x: [&[f32]; R], out: &mut [[f32; LANES]; R]) {
+fn add_floats<L: Lanes, F: Float, const R: usize>(
+    l: L,
+    words: &[[u8; 64]],
+    x: [&[f32]; R],
+    out: &mut [[f32; LANES]; R],
+) {
     let mut sums = [l.splat(0.0); R];
     for r in 0..R {
         sums[r] = l.load(&out[r]);
     }
-    for (k, column) in columns.iter().enumerate() {
-        let w = l.load(column);
-        for r in 0..R {
-            sums[r] = l.fma(w, l.splat(x[r][k]), sums[r]);
+    for (i, word) in words.iter().enumerate() {
+        l.prefetch(word.as_ptr().wrapping_add(AHEAD));
+        let word = l.load_bits(word);
+        for part in 0..F::PER_WORD {
+            let w = if part == 0 { F::first(l, word) } else { F::second(l, word) };
+            for r in 0..R {
+                sums[r] = l.fma(w, l.splat(x[r][F::PER_WORD * i + part]), sums[r]);
+            }
         }
     }
-    for r in 0..R {
-        l.store(sums[r], &mut out[r]);
+    for (out, sum) in out.iter_mut().zip(sums) {
+        l.store(sum, out);
+    }
+}
+
+#[inline(always)]
+fn prefetch<L: Lanes>(l: L, from: *const u8, to: *const u8) {
+    let mut at = from;
+    while at < to {
+        l.prefetch(at);
+        at = at.wrapping_add(64);
+    }
+}
+
+impl QuantBlock {
+    /// What an integer dot product of part `part` starts with, so that it comes out as if the offset were subtracted.
+    #[inline(always)]
+    fn offset<F: Format<B>, const B: usize>(&self, part: usize) -> u32 {
+        let sum = if F::SCALES == 1 { self.sums[0] + self.sums[1] } else { self.sums[part] };
+        (-F::OFFSET * sum).cast_unsigned()
     }
 }
 
@@ -249,10 +384,30 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::kernel::matrix::tests::{noise, random_matrix};
+    use crate::kernel::{
+        lanes::Simd,
+        matrix::tests::{noise, packed, random_file, random_matrix},
+        quantize::Quantize,
+    };
 
-    fn product(simd: Simd, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
-        Tiles::products(simd, &Inputs::new(simd, x, matrix.cols, &[matrix]), &[matrix]).into_rows()
+    fn quantized(simd: Simd, x: &[f32]) -> Vec<QuantBlock> {
+        let mut blocks = vec![QuantBlock::default(); x.len() / BLOCK];
+        simd.run(Quantize { x, blocks: &mut blocks });
+        blocks
+    }
+
+    /// (rows, outputs), in shares of `share` groups as threads would compute them.
+    fn product(simd: Simd, matrix: &Matrix, x: &[f32], share: usize) -> Vec<f32> {
+        let (rows, cols) = (x.len() / matrix.cols, matrix.cols);
+        let blocks = if matrix.dtype.block_len() > 1 { quantized(simd, x) } else { Vec::new() };
+        let x = Inputs { rows, cols, floats: x, blocks: &blocks };
+        let mut tiles = vec![[0.0; LANES]; matrix.groups() * rows];
+        for (i, out) in tiles.chunks_mut(share * rows).enumerate() {
+            let groups = share * i..share * i + out.len() / rows;
+            simd.run(Product { matrix, groups, x, out });
+        }
+        let at = |row: usize, output: usize| tiles[output / LANES * rows + row][output % LANES];
+        (0..rows).flat_map(|row| (0..matrix.rows).map(move |output| at(row, output))).collect()
     }
 
     /// Relative to the largest output; int8 activations are good for about half a per cent.
@@ -272,16 +427,17 @@ mod tests {
     fn every_type_and_tier_gives_the_scalar_bits_for_any_number_of_rows() {
         for dtype in TensorType::ALL {
             let unit = dtype.block_len().max(32);
-            for (outputs, cols) in [(1, unit), (37, 3 * unit), (16, 11 * unit)] {
-                let cols = if dtype.block_len() == 1 { cols + 5 } else { cols };
+            for (outputs, cols) in [(1, unit), (37, 3 * unit), (48, 576_usize.next_multiple_of(unit)), (16, 11 * unit)]
+            {
+                let cols = if dtype.block_len() == 1 { cols + 6 } else { cols };
                 let (matrix, dequantized) = random_matrix(dtype, outputs, cols);
-                let x = noise(37 * cols, 7);
+                let x = noise(70 * cols, 7);
                 let tiers = Simd::available();
-                let expected = product(tiers[tiers.len() - 1], &matrix, &x);
+                let expected = product(tiers[tiers.len() - 1], &matrix, &x, 1);
                 assert_close(&matrix, &dequantized, &x, &expected);
                 for simd in tiers {
-                    for rows in [1, 2, 5, 8, 37] {
-                        let y = product(simd, &matrix, &x[..rows * cols]);
+                    for (rows, share) in [(1, 3), (2, 1), (3, 2), (4, 3), (5, 3), (8, 1), (17, 2), (70, 3)] {
+                        let y = product(simd, &matrix, &x[..rows * cols], share);
                         assert_eq!(y, expected[..rows * outputs], "{matrix:?} {} {rows} rows", simd.name());
                     }
                 }
@@ -289,18 +445,33 @@ mod tests {
         }
     }
 
-    /// The order of §"exactness" written out for one type, from the bytes of the file.
+    /// The widths of real models, which end panels in different places, and up to 300 rows.
+    #[test]
+    fn wide_matrices_and_many_rows_give_the_bits_of_one_row() {
+        let simd = Simd::available()[0];
+        for (dtype, cols) in
+            [(TensorType::Q5_0, 640), (TensorType::Q8_0, 896), (TensorType::Q4K, 8960), (TensorType::Q6K, 2048)]
+        {
+            let (matrix, _) = random_matrix(dtype, 35, cols);
+            let x = noise(300 * cols, 9);
+            let alone: Vec<f32> = x.chunks(cols).flat_map(|x| product(simd, &matrix, x, 3)).collect();
+            for rows in [6, 63, 64, 300] {
+                assert_eq!(product(simd, &matrix, &x[..rows * cols], 3), alone[..rows * 35], "{matrix:?} {rows} rows");
+            }
+        }
+    }
+
+    /// The order of docs/ARCHITECTURE.md written out for one type, from the bytes of the file.
     #[test]
     fn the_canonical_order_is_the_one_written_down() {
-        let (matrix, _) = random_matrix(TensorType::Q4_1, 3, 96);
+        let (file, _) = random_file(TensorType::Q4_1, 3, 96);
         let x = noise(96, 3);
-        let mut blocks = [QuantBlock::default(); 3];
-        Simd::available()[0].run(Quantize { x: &x, blocks: &mut blocks });
+        let blocks = quantized(Simd::available()[0], &x);
         let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-        let expected: Vec<f32> = (0..3)
+        let expected: Vec<f32> = file
+            .chunks(60)
             .map(|row| {
-                let weights = matrix.row(row).as_chunks::<20>().0;
-                weights.iter().zip(&blocks).fold(0.0, |sum: f32, (w, a)| {
+                row.chunks(20).zip(&blocks).fold(0.0, |sum: f32, (w, a)| {
                     let q = |k: usize| if k < 16 { w[4 + k] & 15 } else { w[4 + k - 16] >> 4 };
                     let a_q = |k: usize| i32::from(a.words[k / 4][k % 4].cast_signed());
                     let dot: i32 = (0..32).map(|k| i32::from(q(k)) * a_q(k)).sum();
@@ -309,6 +480,6 @@ mod tests {
                 })
             })
             .collect();
-        assert_eq!(product(Simd::available()[0], &matrix, &x), expected);
+        assert_eq!(product(Simd::available()[0], &packed(TensorType::Q4_1, 3, 96, &file), &x, 1), expected);
     }
 }

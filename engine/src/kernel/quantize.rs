@@ -1,6 +1,9 @@
 //! Activations as int8 in blocks of 32: one format for all weight types, each row and block on its own.
 
-use super::lanes::{Kernel, Lanes};
+use super::{
+    columns::Columns,
+    lanes::{Kernel, LANES, Lanes, sum},
+};
 
 /// Elements per block.
 pub(crate) const BLOCK: usize = 32;
@@ -11,7 +14,7 @@ pub(crate) const BLOCK: usize = 32;
 pub(crate) struct QuantBlock {
     /// q in [-127, 127] as bytes, four to a word.
     pub(crate) words: [[u8; 4]; BLOCK / 4],
-    /// largest |x| / 127.
+    /// Largest |x| / 127, or / 126.
     pub(crate) scale: f32,
     /// `scale` · Σq, rounded once.
     pub(crate) scaled_sum: f32,
@@ -29,35 +32,85 @@ impl Kernel for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) {
-        for (x, block) in self.x.as_chunks().0.iter().zip(self.blocks) {
-            *block = quantize(x);
+    fn run<L: Lanes>(self, l: L) {
+        for (x, block) in self.x.as_chunks().0.as_chunks().0.iter().zip(self.blocks) {
+            let [low, high] = x;
+            *block = quantize(l, [l.load(low), l.load(high)]);
         }
     }
 }
 
-#[inline(always)]
-fn quantize(x: &[f32; BLOCK]) -> QuantBlock {
-    // Bits without the sign order as the magnitudes do, and a NaN is the largest: it cannot be lost.
-    let largest = f32::from_bits(x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
-    let mut scale = largest / 127.0;
-    let mut inverse = 1.0 / scale;
-    if !inverse.is_finite() && scale.is_finite() {
-        (scale, inverse) = (0.0, 0.0);
+/// Quantises outputs of products: `tiles` (groups, rows, 16) become `blocks` (rows, groups / 2).
+pub(crate) struct QuantizeTiles<'a> {
+    pub(crate) tiles: &'a [[f32; LANES]],
+    pub(crate) rows: usize,
+    pub(crate) blocks: Columns<'a, QuantBlock>,
+}
+
+impl Kernel for QuantizeTiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, l: L) {
+        for row in 0..self.rows {
+            for (pair, block) in self.tiles.chunks_exact(2 * self.rows).zip(self.blocks.row(row)) {
+                *block = quantize(l, [l.load(&pair[row]), l.load(&pair[self.rows + row])]);
+            }
+        }
     }
+}
+
+/// A block rounded with one scale.
+struct Rounded<L: Lanes> {
+    scale: f32,
+    /// The integers in the low bits of [`MAGIC`]'s.
+    q: [L::U; 2],
+    /// Σ (x − scale · q)².
+    error: f32,
+}
+
+/// Adding 1.5·2^23 rounds to an integer, ties to even, and leaves it in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+/// With 127 or with 126 steps to the largest magnitude, whichever is nearer: both have the largest one right, and the
+/// others fall to either side by chance.
+#[inline(always)]
+fn quantize<L: Lanes>(l: L, x: [L::F; 2]) -> QuantBlock {
+    // Bits without the sign order as the magnitudes do, and a NaN is the largest: it cannot be lost.
+    let magnitude = l.splat_bits(0x7fff_ffff);
+    let largest = l.max_bits(l.and(l.to_bits(x[0]), magnitude), l.and(l.to_bits(x[1]), magnitude));
+    let largest = f32::from_bits(l.largest_word(largest));
+    let scale = largest / 127.0;
+    if !scale.is_finite() {
+        return QuantBlock { scale, scaled_sum: scale, ..QuantBlock::default() };
+    }
+    if !(1.0 / scale).is_finite() {
+        return QuantBlock::default();
+    }
+    let (fine, coarse) = (rounded(l, x, scale), rounded(l, x, largest / 126.0));
+    let Rounded { scale, q, .. } = if coarse.error < fine.error { coarse } else { fine };
     let mut block = QuantBlock { scale, ..QuantBlock::default() };
-    if scale.is_finite() {
-        let mut q = [0_i32; BLOCK];
-        for (q, x) in q.iter_mut().zip(x) {
-            *q = (x * inverse).round_ties_even() as i32;
-        }
-        block.sums = [q[..16].iter().sum(), q[16..].iter().sum()];
-        for (word, q) in block.words.iter_mut().zip(q.as_chunks::<4>().0) {
-            *word = q.map(|q| (q as i8).cast_unsigned());
-        }
+    let zero = l.sum_words(l.splat_bits(MAGIC.to_bits()));
+    let halves = block.words.as_chunks_mut::<4>().0;
+    for ((q, words), sum) in q.into_iter().zip(halves).zip(&mut block.sums) {
+        *words = *l.low_bytes(q).as_chunks().0.first_chunk().expect("sixteen bytes are four words");
+        *sum = l.sum_words(q).wrapping_sub(zero).cast_signed();
     }
     block.scaled_sum = scale * (block.sums[0] + block.sums[1]) as f32;
     block
+}
+
+#[inline(always)]
+fn rounded<L: Lanes>(l: L, x: [L::F; 2], scale: f32) -> Rounded<L> {
+    let (inverse, minus) = (l.splat(1.0 / scale), l.splat(-scale));
+    let (mut q, mut squares) = ([l.splat_bits(0); 2], l.splat(0.0));
+    for i in 0..2 {
+        let shifted = l.add(l.mul(x[i], inverse), l.splat(MAGIC));
+        let error = l.fma(minus, l.sub(shifted, l.splat(MAGIC)), x[i]);
+        squares = l.fma(error, error, squares);
+        q[i] = l.to_bits(shifted);
+    }
+    Rounded { scale, q, error: sum(l, squares) }
 }
 
 #[cfg(test)]
@@ -80,11 +133,22 @@ mod tests {
     fn rounds_ties_to_even_and_sums_halves() {
         let mut x = [0.0; 32];
         (x[0], x[1], x[2], x[20]) = (-254.0, 3.0, 5.0, 7.0);
+        x[24..].fill(10.0);
         let block = quantized(&x);
         assert_eq!(block.scale, 2.0);
         assert_eq!(block.words[0].map(u8::cast_signed), [-127, 2, 2, 0]);
-        assert_eq!(block.sums, [-123, 4]);
-        assert_eq!(block.scaled_sum, -238.0);
+        assert_eq!(block.sums, [-123, 4 + 40]);
+        assert_eq!(block.scaled_sum, -158.0);
+    }
+
+    #[test]
+    fn the_nearer_one_of_two_scales_is_taken() {
+        let mut x = [0.0; 32];
+        x[0] = 126.0;
+        x[1..20].fill(7.0);
+        assert_eq!(quantized(&x).scale, 1.0);
+        x[0] = 127.0;
+        assert_eq!(quantized(&x).scale, 1.0);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use qmesh_models::spec::{Rope, RopePairing, RopeScaling};
 
-use super::real;
+use super::{
+    lanes::{Kernel, Lanes, Simd},
+    real,
+    team::Team,
+};
 
 /// The angles per position of one kind of RoPE, in radians.
 #[derive(Debug)]
@@ -27,38 +31,74 @@ impl Frequencies {
     }
 
     /// The rotations of rows at `positions`.
-    pub(crate) fn table(&self, positions: &[usize]) -> RopeTable {
-        let rotation = |position: usize, angle: f64| {
-            let (sin, cos) = real::sin_cos(position as f64 * angle);
-            (cos as f32, sin as f32)
-        };
-        let rows = positions.iter().flat_map(|p| self.angles.iter().map(|a| rotation(*p, *a)));
-        RopeTable { pairing: self.pairing, pairs: self.angles.len(), rotations: rows.collect() }
+    pub(crate) fn table(&self, team: &Team, positions: &[usize]) -> RopeTable {
+        let pairs = self.angles.len();
+        let [mut cos, mut sin] = [(); 2].map(|()| vec![0.0; positions.len() * pairs]);
+        let together = (ROWS_TOGETHER * pairs).max(1);
+        let parts = cos.chunks_mut(together).zip(sin.chunks_mut(together));
+        let tasks = positions.chunks(ROWS_TOGETHER).zip(parts).collect();
+        team.each(tasks, |(positions, (cos, sin)): (&[usize], Parts<'_>)| {
+            let angles = positions.iter().flat_map(|position| self.angles.iter().map(|angle| *position as f64 * angle));
+            for ((cos, sin), angle) in cos.iter_mut().zip(sin).zip(angles) {
+                let (s, c) = real::sin_cos(angle);
+                (*cos, *sin) = (c as f32, s as f32);
+            }
+        });
+        RopeTable { pairing: self.pairing, pairs, cos, sin }
     }
 }
 
-/// (cosine, sine) of every rotated pair of some rows.
+/// Rows whose rotations one thread computes.
+const ROWS_TOGETHER: usize = 16;
+
+/// Their cosines and sines.
+type Parts<'a> = (&'a mut [f32], &'a mut [f32]);
+
+/// Cosine and sine of every rotated pair of some rows.
 #[derive(Debug)]
 pub(crate) struct RopeTable {
     pairing: RopePairing,
     pairs: usize,
-    rotations: Vec<(f32, f32)>,
+    /// (rows, pairs)
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl RopeTable {
-    /// Rotates the first elements of `head`, which belongs to row `row`.
-    pub(crate) fn rotate(&self, row: usize, head: &mut [f32]) {
-        let rotations = &self.rotations[row * self.pairs..][..self.pairs];
-        match self.pairing {
-            RopePairing::Interleaved => {
-                for ([x, y], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(rotations) {
-                    (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+    /// Rotates the first elements of each of `heads` (heads, head_dim), which belong to row `row`.
+    pub(crate) fn rotate(&self, simd: Simd, row: usize, heads: &mut [f32], head_dim: usize) {
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| &table[row * self.pairs..][..self.pairs]);
+        simd.run(Rotate { pairing: self.pairing, cos, sin, heads, head_dim });
+    }
+}
+
+struct Rotate<'a> {
+    pairing: RopePairing,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    heads: &'a mut [f32],
+    head_dim: usize,
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    /// Two products and one sum for each element: the compiler makes vectors of them, and changes no bit.
+    #[inline(always)]
+    fn run<L: Lanes>(self, _lanes: L) {
+        let rotations = self.cos.iter().zip(self.sin);
+        for head in self.heads.chunks_exact_mut(self.head_dim) {
+            match self.pairing {
+                RopePairing::Interleaved => {
+                    for ([x, y], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(rotations.clone()) {
+                        (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                    }
                 }
-            }
-            RopePairing::Halves => {
-                let (low, high) = head.split_at_mut(self.pairs);
-                for ((x, y), (cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
-                    (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                RopePairing::Halves => {
+                    let (low, high) = head.split_at_mut(self.cos.len());
+                    for ((x, y), (cos, sin)) in low.iter_mut().zip(high).zip(rotations.clone()) {
+                        (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                    }
                 }
             }
         }
@@ -77,12 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn both_pairings_rotate_as_the_framework_does() {
-        let (rows, dims) = (5, 32);
+    fn both_pairings_rotate_as_the_framework_does_on_every_tier() {
+        let (rows, dims) = (35, 40);
         let positions: Vec<usize> = (0..rows).map(|r| 100 * r + 3).collect();
         for pairing in [RopePairing::Interleaved, RopePairing::Halves] {
             let frequencies = Frequencies::new(&rope(pairing, dims, RopeScaling::None), &[]);
-            let table = frequencies.table(&positions);
+            let table = frequencies.table(&Team::new(3).unwrap(), &positions);
+            let alone = frequencies.table(&Team::new(1).unwrap(), &positions[7..8]);
+            assert_eq!((&alone.cos[..], &alone.sin[..]), (&table.cos[140..160], &table.sin[140..160]));
             let x = noise(rows * dims, 4);
             let angles = |f: fn(f64) -> f64| {
                 let values = positions.iter().flat_map(|p| {
@@ -97,9 +139,17 @@ mod tests {
                 RopePairing::Halves => candle_nn::rotary_emb::rope(&tensor, &cos, &sin),
             };
             let expected: Vec<f32> = expected.unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            let mut y = x;
-            y.chunks_mut(dims).enumerate().for_each(|(row, head)| table.rotate(row, head));
-            assert!(y.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{pairing:?}");
+            let tiers: Vec<Vec<f32>> = Simd::available()
+                .into_iter()
+                .map(|simd| {
+                    let mut y = x.clone();
+                    let rows = y.chunks_mut(dims).enumerate();
+                    rows.for_each(|(row, head)| table.rotate(simd, row, head, dims));
+                    y
+                })
+                .collect();
+            assert!(tiers.iter().all(|y| *y == tiers[0]), "{pairing:?}");
+            assert!(tiers[0].iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{pairing:?}");
         }
     }
 
@@ -109,9 +159,9 @@ mod tests {
         let factored = Frequencies::new(&rope(RopePairing::Halves, 4, RopeScaling::Factors), &[1.0, 8.0]);
         assert!((halved.angles[1] - 0.005).abs() < 1e-15 && (factored.angles[1] - 0.00125).abs() < 1e-15);
         assert_eq!((halved.angles[0], factored.angles[0]), (0.5, 1.0));
-        let mut head = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        halved.table(&[9]).rotate(0, &mut head);
-        assert_eq!(head[4..], [5.0, 6.0]);
-        assert_ne!(head[..4], [1.0, 2.0, 3.0, 4.0]);
+        let mut heads = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].repeat(2);
+        halved.table(&Team::new(1).unwrap(), &[9]).rotate(Simd::available()[0], 0, &mut heads, 6);
+        assert_eq!((heads[4..6].to_vec(), &heads[..6]), (vec![5.0, 6.0], &heads[6..]));
+        assert_ne!(heads[..4], [1.0, 2.0, 3.0, 4.0]);
     }
 }

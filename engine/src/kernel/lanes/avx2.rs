@@ -37,6 +37,7 @@ macro_rules! proven {
 impl Lanes for Avx2 {
     type F = [__m256; 2];
     type U = [__m256i; 2];
+    const LARGE_TILES: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -57,6 +58,14 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn load_half_bytes(self, from: &[u8; 2 * LANES]) -> Self::F {
+        proven!([
+            _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from[16..].as_ptr().cast())),
+        ])
+    }
+
+    #[inline(always)]
     fn widen_half(self, x: Self::U) -> Self::F {
         let lower = proven!(_mm256_set1_epi32(0xffff));
         let [a, b] = proven!([_mm256_and_si256(x[0], lower), _mm256_and_si256(x[1], lower)]);
@@ -73,6 +82,14 @@ impl Lanes for Avx2 {
         proven!({
             _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
             _mm256_storeu_ps(to[8..].as_mut_ptr(), x[1]);
+        })
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, to: &mut [u16; LANES]) {
+        proven!({
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+            _mm_storeu_si128(to[8..].as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
         })
     }
 
@@ -155,18 +172,34 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
-        proven!([_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])])
-    }
-
-    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         proven!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }
 
     #[inline(always)]
-    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U {
-        proven!([_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])])
+    fn max_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!([_mm256_max_epu32(a[0], b[0]), _mm256_max_epu32(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn largest_word(self, x: Self::U) -> u32 {
+        words(self, proven!(_mm256_max_epu32(x[0], x[1]))).into_iter().fold(0, u32::max)
+    }
+
+    #[inline(always)]
+    fn sum_words(self, x: Self::U) -> u32 {
+        words(self, proven!(_mm256_add_epi32(x[0], x[1]))).into_iter().fold(0, u32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, x: Self::U) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        for (half, to) in x.into_iter().zip(bytes.chunks_exact_mut(8)) {
+            for (word, to) in words(self, half).into_iter().zip(to) {
+                *to = word as u8;
+            }
+        }
+        bytes
     }
 
     #[inline(always)]
@@ -182,12 +215,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4] {
-        let (low, high) = (transpose(self, &pieces, 0), transpose(self, &pieces, 8));
-        [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
-    }
-
-    #[inline(always)]
     fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U {
         [dot::<WIDE>(self, sums[0], w[0], a[0]), dot::<WIDE>(self, sums[1], w[1], a[1])]
     }
@@ -198,26 +225,12 @@ impl Lanes for Avx2 {
     }
 }
 
-/// Words 0 to 3 of eight pieces, each in the order of the pieces.
+/// The words of one register.
 #[inline(always)]
-fn transpose(l: Avx2, pieces: &[&[u8; LANES]; LANES], first: usize) -> [__m256i; 4] {
-    let pieces = &pieces[first..first + 8];
-    let (a, b) = (pair(l, pieces[0], pieces[4]), pair(l, pieces[1], pieces[5]));
-    let (c, d) = (pair(l, pieces[2], pieces[6]), pair(l, pieces[3], pieces[7]));
-    let (ab, cd) = proven!((_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)));
-    let (ab_high, cd_high) = proven!((_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)));
-    proven!([
-        _mm256_unpacklo_epi64(ab, cd),
-        _mm256_unpackhi_epi64(ab, cd),
-        _mm256_unpacklo_epi64(ab_high, cd_high),
-        _mm256_unpackhi_epi64(ab_high, cd_high),
-    ])
-}
-
-/// Two pieces as the halves of a register.
-#[inline(always)]
-fn pair(_proof: Avx2, low: &[u8; LANES], high: &[u8; LANES]) -> __m256i {
-    proven!(_mm256_loadu2_m128i(high.as_ptr().cast(), low.as_ptr().cast()))
+fn words(_proof: Avx2, x: __m256i) -> [u32; 8] {
+    let mut words = [0; 8];
+    proven!(_mm256_storeu_si256(words.as_mut_ptr().cast(), x));
+    words
 }
 
 /// One register of [`Lanes::dot`]. Pairs are summed in 16 bits: 127·127·2 fits, 255·127·2 would saturate, so wide

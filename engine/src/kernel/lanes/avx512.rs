@@ -43,6 +43,7 @@ macro_rules! proven {
 impl Lanes for Avx512 {
     type F = __m512;
     type U = __m512i;
+    const LARGE_TILES: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -60,6 +61,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn load_half_bytes(self, from: &[u8; 2 * LANES]) -> Self::F {
+        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
     fn widen_half(self, x: Self::U) -> Self::F {
         proven!(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)))
     }
@@ -67,6 +73,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn store(self, x: Self::F, to: &mut [f32; LANES]) {
         proven!(_mm512_storeu_ps(to.as_mut_ptr(), x))
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, to: &mut [u16; LANES]) {
+        proven!(_mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)))
     }
 
     #[inline(always)]
@@ -145,18 +156,30 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
-        proven!(_mm512_xor_si512(a, b))
-    }
-
-    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         proven!(_mm512_add_epi32(a, b))
     }
 
     #[inline(always)]
-    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U {
-        proven!(_mm512_mullo_epi32(a, b))
+    fn max_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!(_mm512_max_epu32(a, b))
+    }
+
+    #[inline(always)]
+    fn largest_word(self, x: Self::U) -> u32 {
+        proven!(_mm512_reduce_max_epu32(x))
+    }
+
+    #[inline(always)]
+    fn sum_words(self, x: Self::U) -> u32 {
+        proven!(_mm512_reduce_add_epi32(x)).cast_unsigned()
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, x: Self::U) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        proven!(_mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)));
+        bytes
     }
 
     #[inline(always)]
@@ -170,20 +193,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4] {
-        let (a, b, c, d) =
-            (quad(self, &pieces, 0), quad(self, &pieces, 1), quad(self, &pieces, 2), quad(self, &pieces, 3));
-        let (ab, cd) = proven!((_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d)));
-        let (ab_high, cd_high) = proven!((_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d)));
-        proven!([
-            _mm512_unpacklo_epi64(ab, cd),
-            _mm512_unpackhi_epi64(ab, cd),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
-        ])
-    }
-
-    #[inline(always)]
     fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U {
         proven!(_mm512_dpbusd_epi32(sums, w, a))
     }
@@ -192,15 +201,4 @@ impl Lanes for Avx512 {
     fn prefetch(self, from: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T1>(from.cast()))
     }
-}
-
-/// Rows j, j+4, j+8 and j+12 as the quarters of a register: transposing each quarter then leaves the rows in order.
-#[inline(always)]
-fn quad(_proof: Avx512, pieces: &[&[u8; LANES]; LANES], j: usize) -> __m512i {
-    proven!({
-        let first = _mm512_castsi128_si512(_mm_loadu_si128(pieces[j].as_ptr().cast()));
-        let second = _mm512_inserti32x4::<1>(first, _mm_loadu_si128(pieces[j + 4].as_ptr().cast()));
-        let third = _mm512_inserti32x4::<2>(second, _mm_loadu_si128(pieces[j + 8].as_ptr().cast()));
-        _mm512_inserti32x4::<3>(third, _mm_loadu_si128(pieces[j + 12].as_ptr().cast()))
-    })
 }

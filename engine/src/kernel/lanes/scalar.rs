@@ -13,6 +13,7 @@ pub(crate) struct Scalar;
 impl Lanes for Scalar {
     type F = [f32; LANES];
     type U = [u32; LANES];
+    const LARGE_TILES: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -30,6 +31,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn load_half_bytes(self, from: &[u8; 2 * LANES]) -> Self::F {
+        from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
+    }
+
+    #[inline(always)]
     fn widen_half(self, x: Self::U) -> Self::F {
         x.map(|v| f16::from_bits(v as u16).to_f32())
     }
@@ -37,6 +43,11 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn store(self, x: Self::F, to: &mut [f32; LANES]) {
         *to = x;
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, to: &mut [u16; LANES]) {
+        *to = x.map(|x| f16::from_f32(x).to_bits());
     }
 
     #[inline(always)]
@@ -118,18 +129,28 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
-        from_fn(|i| a[i] ^ b[i])
-    }
-
-    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         from_fn(|i| a[i].wrapping_add(b[i]))
     }
 
     #[inline(always)]
-    fn mul_bits(self, a: Self::U, b: Self::U) -> Self::U {
-        from_fn(|i| a[i].wrapping_mul(b[i]))
+    fn max_bits(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i].max(b[i]))
+    }
+
+    #[inline(always)]
+    fn largest_word(self, x: Self::U) -> u32 {
+        x.into_iter().fold(0, u32::max)
+    }
+
+    #[inline(always)]
+    fn sum_words(self, x: Self::U) -> u32 {
+        x.into_iter().fold(0, u32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, x: Self::U) -> [u8; LANES] {
+        x.map(|word| word as u8)
     }
 
     #[inline(always)]
@@ -140,11 +161,6 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn shr<const N: u32>(self, x: Self::U) -> Self::U {
         x.map(|v| v >> N)
-    }
-
-    #[inline(always)]
-    fn interleave(self, pieces: [&[u8; LANES]; LANES]) -> [Self::U; 4] {
-        from_fn(|j| from_fn(|i| u32::from_le_bytes(pieces[i].as_chunks().0[j])))
     }
 
     #[inline(always)]

@@ -1,0 +1,143 @@
+//! `qmesh-bench prefill`: time of a prompt, ours and llama.cpp's.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use qmesh_engine::shard::Shard;
+
+use crate::{
+    compare::{Comparison, interleave, means, peer_headings},
+    machine::peak_memory_mib,
+    model::{self, Cost, Model},
+    options::{ModelOptions, PeerOptions, RunOptions, positive},
+    peer::{Peer, Test},
+    report::{Cell, Report, Table},
+};
+
+/// Options of `prefill`.
+#[derive(Args, Debug)]
+pub struct PrefillOptions {
+    #[command(flatten)]
+    pub(super) run: RunOptions,
+    #[command(flatten)]
+    pub(super) models: ModelOptions,
+    #[command(flatten)]
+    peers: PeerOptions,
+    /// Tokens of the prompt.
+    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = positive)]
+    prompt: Vec<usize>,
+    /// Rows of a step; by default the whole prompt.
+    #[arg(long, value_parser = positive)]
+    chunk: Option<usize>,
+}
+
+pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
+    let models = options.models.open()?;
+    let mut peers = options.peers.find()?;
+    let (mut measured, mut notes) = (Vec::new(), Vec::new());
+    let positions = options.prompt.iter().copied().max().unwrap_or(1);
+    for model in &models {
+        for &threads in &options.run.threads {
+            let (mut shard, load_s) = model.load(1, positions, threads)?;
+            let (name, tier) = (&model.name, shard.simd());
+            notes.push(format!("{name} -t {threads}: loaded in {load_s:.2} s, kernels {tier}"));
+            for &prompt in &options.prompt {
+                eprintln!("{name} -t {threads}, prompt of {prompt}");
+                measured.push(measure(options, model, &mut shard, threads, prompt, &mut peers)?);
+            }
+        }
+    }
+    notes.extend(peak_memory_mib().map(|mib| format!("peak memory of this process {mib:.0} MiB")));
+    notes.push("GMAC/s counts the products with weights, the head's for one row, and no attention".into());
+    let samples = measured.iter().map(|m| m.times.json(&peers)).collect();
+    Ok(Report { tables: vec![table(options, &measured, &peers)], notes, samples, peers })
+}
+
+/// What was measured of one model with one number of threads and one prompt.
+#[derive(Debug)]
+struct Measured {
+    model: String,
+    threads: usize,
+    prompt: usize,
+    chunk: usize,
+    macs: u64,
+    /// Seconds per token.
+    times: Comparison,
+}
+
+fn measure(
+    options: &PrefillOptions,
+    model: &Model,
+    shard: &mut Shard,
+    threads: usize,
+    prompt: usize,
+    peers: &mut [Peer],
+) -> Result<Measured> {
+    let chunk = options.chunk.unwrap_or(prompt);
+    let ids = model.prompt(0, prompt);
+    let test = Test::Prefill { rows: prompt };
+    // Warms up, and is what the others must sample too.
+    let token = model::prefill(shard, 0, 0, &ids, chunk)?;
+    let mut samples = interleave(1 + peers.len(), options.run.repeat, |lane| {
+        if lane > 0 {
+            return peers[lane - 1].sample(&model.path, threads, test);
+        }
+        let started = Instant::now();
+        let sampled = model::prefill(shard, 0, 0, &ids, chunk)?;
+        let seconds = started.elapsed().as_secs_f64();
+        ensure!(sampled == token, "{}: two runs of the prompt gave different tokens", model.name);
+        Ok(seconds / prompt as f64)
+    })?;
+    let ours = samples.remove(0);
+    let Cost { layer_macs, head_macs, .. } = Cost::of(model.spec());
+    let macs = layer_macs * prompt as u64 + head_macs;
+    Ok(Measured { model: model.name.clone(), threads, prompt, chunk, macs, times: Comparison { ours, peers: samples } })
+}
+
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+    let headings = ["model", "threads", "prompt", "chunk", "ms", "min", "max", "tok/s"].map(String::from);
+    let ends = ["ratio", "GMAC/s"].map(String::from);
+    let columns = headings.into_iter().chain(peer_headings(peers, "tok/s")).chain(ends);
+    let mut table = Table::new(format!("Prefill; medians of {}", options.run.repeat), columns);
+    for m in measured {
+        let (ours, tokens) = (&m.times.ours, m.prompt as f64);
+        let seconds = ours.median() * tokens;
+        let mut row = vec![m.model.as_str().into()];
+        row.extend([m.threads, m.prompt, m.chunk].map(Cell::count));
+        row.extend([seconds, ours.min() * tokens, ours.max() * tokens].map(|s| Cell::number(s * 1e3, 1)));
+        row.push(Cell::number(tokens / seconds, 1));
+        row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend([Cell::maybe(m.times.ratio(), 2), Cell::number(m.macs as f64 / seconds / 1e9, 1)]);
+        table.rows.push(row);
+    }
+    for ((threads, prompt, chunk), mean) in
+        means(measured.iter().map(|m| ((m.threads, m.prompt, m.chunk), m.times.ratio())))
+    {
+        let known = [("threads", threads), ("prompt", prompt), ("chunk", chunk)].map(|(h, n)| (h, Cell::count(n)));
+        table.push_mean(known, mean);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: PrefillOptions,
+    }
+
+    #[test]
+    fn a_prompt_is_computed_in_chunks() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/quant-Q8_0.gguf");
+        let arguments = ["prefill", "-m", path, "--prompt", "20,5", "--chunk", "7", "--repeat", "2", "-t", "1"];
+        let report = run(&Cli::parse_from(arguments).options).unwrap();
+        let table = &report.tables[0];
+        assert!(table.rows.len() == 2 && table.rows.iter().all(|row| row.len() == table.columns.len()));
+    }
+}

@@ -1,0 +1,86 @@
+//! Options that several commands take.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{model::Model, peer::Peer, report::Format};
+
+/// How to run and what to do with the result.
+#[derive(Args, Clone, Debug)]
+pub struct RunOptions {
+    /// Threads to compute with; several numbers are measured one after the other.
+    #[arg(short, long, value_delimiter = ',', default_values_t = default_threads(), value_parser = positive)]
+    pub threads: Vec<usize>,
+    /// Samples of everything; medians are shown.
+    #[arg(long, default_value_t = 5, value_parser = positive)]
+    pub repeat: usize,
+    /// How the report is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Md)]
+    pub output: Format,
+    /// A folder for a receipt: the report as JSON, with machine, load average, commit, command, models and peers.
+    #[arg(long, value_name = "DIR")]
+    pub receipt: Option<PathBuf>,
+    /// CPUs to run on, llama.cpp too.
+    #[arg(long, value_name = "CPU", value_delimiter = ',')]
+    pub pin: Vec<usize>,
+}
+
+/// What to run.
+#[derive(Args, Clone, Debug)]
+pub struct ModelOptions {
+    /// GGUF files.
+    #[arg(short, long = "model", value_name = "PATH", required = true, num_args = 1..)]
+    pub models: Vec<PathBuf>,
+}
+
+/// Whom to run beside.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PeerOptions {
+    /// A folder with llama.cpp's `llama-bench`; of several builds, the better one counts in each figure.
+    #[arg(long, value_name = "DIR")]
+    pub llama_bin: Vec<PathBuf>,
+}
+
+impl ModelOptions {
+    /// Opens all of them, so that a wrong path is refused before anything is measured.
+    ///
+    /// # Errors
+    /// Names the file that is no model.
+    pub fn open(&self) -> Result<Vec<Model>> {
+        self.models.iter().map(|path| Model::open(path).context("--model")).collect()
+    }
+}
+
+impl PeerOptions {
+    /// Finds all of them.
+    ///
+    /// # Errors
+    /// Names the folder that has no `llama-bench`.
+    pub fn find(&self) -> Result<Vec<Peer>> {
+        let peers = self.llama_bin.iter().map(|folder| Peer::find(folder).context("--llama-bin"));
+        let mut peers = peers.collect::<Result<Vec<_>>>()?;
+        // Columns are told apart by their label.
+        for i in 1..peers.len() {
+            if peers[..i].iter().any(|p| p.label == peers[i].label) {
+                peers[i].label = format!("{} #{}", peers[i].label, i + 1);
+            }
+        }
+        Ok(peers)
+    }
+}
+
+/// A number from 1 on.
+///
+/// # Errors
+/// Says so.
+pub fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a number from 1 on".into())
+}
+
+/// One thread, and all physical cores.
+fn default_threads() -> Vec<usize> {
+    let cores = sysinfo::System::physical_core_count().unwrap_or(1);
+    if cores > 1 { vec![1, cores] } else { vec![1] }
+}

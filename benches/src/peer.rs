@@ -1,0 +1,181 @@
+//! llama.cpp's `llama-bench`, run beside.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::Deserialize;
+
+/// One build of llama.cpp.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The name of the build's folder.
+    pub label: String,
+    /// Its `llama-bench`.
+    pub program: PathBuf,
+    /// Commit and number, as it says itself; known after the first run.
+    pub build: Option<String>,
+}
+
+/// What a peer is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Test {
+    /// Tokens one by one, after a prompt.
+    Decode {
+        /// Tokens of the prompt, which are not timed.
+        prompt: usize,
+        /// Tokens to time.
+        tokens: usize,
+    },
+    /// A prompt.
+    Prefill {
+        /// Its tokens.
+        rows: usize,
+    },
+}
+
+/// What we read of the report; it has one entry per test.
+#[derive(Debug, Deserialize)]
+struct Entry {
+    build_commit: String,
+    build_number: u64,
+    n_threads: usize,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    avg_ns: f64,
+}
+
+/// The slowest test we know of takes a minute.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+impl Peer {
+    /// The build whose programs are in `folder`.
+    ///
+    /// # Errors
+    /// There is no `llama-bench` in it.
+    pub fn find(folder: &Path) -> Result<Self> {
+        let program = folder.join("llama-bench");
+        ensure!(program.is_file(), "{}: no llama-bench there; see benches/peers.md", folder.display());
+        // The folder itself is called `bin` in every build.
+        let path = folder.canonicalize().with_context(|| format!("{}: cannot read", folder.display()))?;
+        let name = path.iter().rev().find(|name| *name != "bin").unwrap_or_default();
+        Ok(Self { label: name.to_string_lossy().into_owned(), program, build: None })
+    }
+
+    /// Seconds per token of one sample of `test`.
+    ///
+    /// # Errors
+    /// It fails, says something else than asked, or takes longer than any test should.
+    pub fn sample(&mut self, model: &Path, threads: usize, test: Test) -> Result<f64> {
+        let (prompt, tokens, depth) = test.counts();
+        let mut command = Command::new(&self.program);
+        command.arg("-m").arg(model).args(["-r", "1", "-o", "json"]);
+        for (flag, value) in [("-t", threads), ("-p", prompt), ("-n", tokens), ("-d", depth)] {
+            command.arg(flag).arg(value.to_string());
+        }
+        let output = run(&mut command).with_context(|| self.program.display().to_string())?;
+        let entry = parse(&output, threads, test).with_context(|| self.program.display().to_string())?;
+        self.build = Some(format!("{} ({})", entry.build_commit, entry.build_number));
+        Ok(entry.avg_ns / 1e9 / (prompt + tokens) as f64)
+    }
+}
+
+impl Test {
+    /// Tokens of prompt and of output that are timed, and the positions before them.
+    fn counts(self) -> (usize, usize, usize) {
+        match self {
+            Self::Decode { prompt, tokens } => (0, tokens, prompt),
+            Self::Prefill { rows } => (rows, 0, 0),
+        }
+    }
+}
+
+/// Runs to the end, or to the deadline.
+fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start")?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    let (done, ended) = mpsc::channel();
+    thread::spawn(move || done.send(child.wait_with_output()));
+    let Ok(output) = ended.recv_timeout(DEADLINE) else {
+        kill(pid, Signal::SIGKILL)?;
+        bail!("killed after {} s", DEADLINE.as_secs());
+    };
+    let Output { status, stdout, stderr } = output?;
+    let said = String::from_utf8_lossy(&stderr);
+    ensure!(status.success(), "{status}: {}", said.lines().last().unwrap_or("it said nothing"));
+    Ok(stdout)
+}
+
+fn parse(output: &[u8], threads: usize, test: Test) -> Result<Entry> {
+    let entries: Vec<Entry> =
+        serde_json::from_slice(output).context("this llama-bench reports otherwise than we read")?;
+    let [entry] = <[Entry; 1]>::try_from(entries).ok().context("a report of not exactly one test")?;
+    let counts = (entry.n_prompt, entry.n_gen, entry.n_depth);
+    ensure!(counts == test.counts() && entry.n_threads == threads, "it ran another test than asked for: {entry:?}");
+    ensure!(entry.avg_ns > 0.0, "a test that took no time");
+    Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `llama-bench -p 0 -n 16 -d 32 -t 2 -r 1 -o json` printed, shortened by fields that we do not read.
+    const REPORT: &str = r#"[
+      {
+        "build_commit": "unknown",
+        "build_number": 0,
+        "cpu_info": "Intel(R) Xeon(R) Processor",
+        "backends": "CPU",
+        "model_filename": "models/smollm2-135m.gguf",
+        "model_size": 96576768,
+        "n_threads": 2,
+        "cpu_mask": "0x0",
+        "tensor_buft_overrides": "none",
+        "n_prompt": 0,
+        "n_gen": 16,
+        "n_depth": 32,
+        "test_time": "2026-11-22T13:54:47Z",
+        "avg_ns": 252753511,
+        "stddev_ns": 0,
+        "avg_ts": 63.302780,
+        "samples_ns": [ 252753511 ],
+        "samples_ts": [ 63.3028 ]
+      }
+    ]"#;
+
+    #[test]
+    fn reports_are_read_and_checked() {
+        let test = Test::Decode { prompt: 32, tokens: 16 };
+        let entry = parse(REPORT.as_bytes(), 2, test).unwrap();
+        assert_eq!((entry.avg_ns, entry.build_commit.as_str()), (252_753_511.0, "unknown"));
+        assert!(parse(REPORT.as_bytes(), 1, test).is_err(), "other threads");
+        assert!(parse(REPORT.as_bytes(), 2, Test::Prefill { rows: 16 }).is_err(), "another test");
+        assert!(parse(b"[]", 2, test).is_err());
+        assert!(parse(b"| model |", 2, test).is_err());
+    }
+
+    #[test]
+    fn a_folder_without_it_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Peer::find(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no llama-bench") && error.contains(&*folder.path().to_string_lossy()), "{error}");
+    }
+
+    #[test]
+    fn failures_say_what_the_program_said() {
+        let error = run(Command::new("sh").args(["-c", "echo no such model >&2; exit 3"])).unwrap_err();
+        assert!(error.to_string().contains("no such model"), "{error}");
+    }
+}

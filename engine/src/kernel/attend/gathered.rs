@@ -1,0 +1,151 @@
+//! What queries have gathered from some pages, and the one formula that merges it.
+
+use super::{
+    super::{
+        lanes::{Kernel, LANES, Lanes},
+        math::exp,
+    },
+    HeadLayout, Vector,
+};
+
+/// For some queries, in one or more parts: the largest score, the sum of exponentials, the weighted values.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    queries: usize,
+    vectors: usize,
+    /// (parts, queries filled up to whole lanes)
+    largest: Vec<[f32; LANES]>,
+    /// As `largest`; zero where a query attends to nothing of the part.
+    sums: Vec<[f32; LANES]>,
+    /// (parts, queries, vectors)
+    values: Vec<Vector>,
+}
+
+/// One part of [`Gathered`].
+pub(super) struct Part<'a> {
+    pub(super) largest: &'a mut [[f32; LANES]],
+    pub(super) sums: &'a mut [[f32; LANES]],
+    pub(super) values: &'a mut [Vector],
+}
+
+impl Gathered {
+    /// Nothing yet.
+    pub(crate) fn new(layout: HeadLayout, queries: usize, parts: usize) -> Self {
+        let (vectors, groups) = (layout.vectors(), queries.div_ceil(LANES));
+        Self {
+            queries,
+            vectors,
+            largest: vec![[f32::NEG_INFINITY; LANES]; parts * groups],
+            sums: vec![[0.0; LANES]; parts * groups],
+            values: vec![Vector([0.0; LANES]); parts * queries * vectors],
+        }
+    }
+
+    pub(super) fn part(&mut self, index: usize) -> Part<'_> {
+        let (groups, len) = (self.queries.div_ceil(LANES), self.queries * self.vectors);
+        Part {
+            largest: &mut self.largest[index * groups..][..groups],
+            sums: &mut self.sums[index * groups..][..groups],
+            values: &mut self.values[index * len..][..len],
+        }
+    }
+
+    fn parts(&self) -> usize {
+        self.sums.len() / self.queries.div_ceil(LANES)
+    }
+}
+
+/// Merges parts, in their order, into the first part of what was gathered before them.
+pub(crate) struct Merge<'a> {
+    pub(crate) into: &'a mut Gathered,
+    pub(crate) later: &'a mut Gathered,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let vectors = self.into.vectors;
+        let into = self.into.part(0);
+        let [mut old, mut new] = [(); 2].map(|()| vec![[0.0; LANES]; into.sums.len()]);
+        for index in 0..self.later.parts() {
+            let part = self.later.part(index);
+            merge_sums(l, into.largest, into.sums, part.largest, part.sums, [&mut old, &mut new]);
+            let factors = old.as_flattened().iter().zip(new.as_flattened()).zip(part.sums.as_flattened());
+            let rows = into.values.chunks_exact_mut(vectors).zip(part.values.chunks_exact(vectors));
+            for ((into, values), ((old, new), sum)) in rows.zip(factors) {
+                if *sum == 0.0 {
+                    continue;
+                }
+                for (into, values) in into.iter_mut().zip(values) {
+                    l.store(merged(l, l.load(&into.0), *old, l.load(&values.0), *new), &mut into.0);
+                }
+            }
+        }
+    }
+}
+
+/// Divides the first part's values by their sums.
+pub(crate) struct Finish<'a, 'b> {
+    pub(crate) gathered: &'a Gathered,
+    /// Per row (heads that share the KV head, head_dim).
+    pub(crate) out: &'a mut [&'b mut [f32]],
+    pub(crate) head_dim: usize,
+}
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Gathered { vectors, sums, values, .. } = self.gathered;
+        let outs = self.out.iter_mut().flat_map(|row| row.chunks_exact_mut(self.head_dim));
+        for ((out, values), sum) in outs.zip(values.chunks_exact(*vectors)).zip(sums.as_flattened()) {
+            let (whole, rest) = out.as_chunks_mut();
+            for (out, value) in whole.iter_mut().zip(values) {
+                l.store(l.div(l.load(&value.0), l.splat(*sum)), out);
+            }
+            if let Some(value) = values.get(whole.len()) {
+                let mut quotients = [0.0; LANES];
+                l.store(l.div(l.load(&value.0), l.splat(*sum)), &mut quotients);
+                rest.copy_from_slice(&quotients[..rest.len()]);
+            }
+        }
+    }
+}
+
+/// Merges a part's largest scores and sums into those before, and leaves the factors on the values of both.
+#[inline(always)]
+pub(super) fn merge_sums<L: Lanes>(
+    l: L,
+    into_largest: &mut [[f32; LANES]],
+    into_sums: &mut [[f32; LANES]],
+    largest: &[[f32; LANES]],
+    sums: &[[f32; LANES]],
+    [old, new]: [&mut [[f32; LANES]]; 2],
+) {
+    let into = into_largest.iter_mut().zip(into_sums);
+    let factors = old.iter_mut().zip(new);
+    for (((into_largest, into_sum), (largest, sum)), (old, new)) in into.zip(largest.iter().zip(sums)).zip(factors) {
+        let (before, top) = (l.load(into_largest), l.load(largest));
+        let both = l.max(before, top);
+        let (a, b) = (exp(l, l.sub(before, both)), exp(l, l.sub(top, both)));
+        l.store(a, old);
+        l.store(b, new);
+        let (mut tops, mut totals) = ([0.0; LANES], [0.0; LANES]);
+        l.store(both, &mut tops);
+        l.store(l.fma(l.load(into_sum), a, l.mul(l.load(sum), b)), &mut totals);
+        for i in 0..LANES {
+            if sum[i] != 0.0 {
+                (into_largest[i], into_sum[i]) = (tops[i], totals[i]);
+            }
+        }
+    }
+}
+
+/// old · before + new · values.
+#[inline(always)]
+pub(super) fn merged<L: Lanes>(l: L, before: L::F, old: f32, values: L::F, new: f32) -> L::F {
+    l.fma(before, l.splat(old), l.mul(values, l.splat(new)))
+}

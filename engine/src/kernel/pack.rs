@@ -1,0 +1,89 @@
+//! From the bytes of the file to the layout of the kernels: a permutation inside groups of sixteen rows, in place.
+
+use qmesh_models::tensor::TensorType;
+
+use super::lanes::LANES;
+
+/// Packs a group in place. `group` holds sixteen rows as they are in the file, one behind another, each a whole number of
+/// blocks; `rows` is scratch memory.
+pub(super) fn pack(dtype: TensorType, group: &mut [u8], rows: &mut Vec<u8>) {
+    rows.clear();
+    rows.extend_from_slice(group);
+    let same = |_, word| word;
+    match dtype {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => words::<4>(rows, group, None, same),
+        TensorType::Q4_0 => words::<18>(rows, group, Some(0), same),
+        TensorType::Q4_1 => words::<20>(rows, group, None, same),
+        TensorType::Q5_0 => words::<22>(rows, group, Some(0), |i, word| if i == 0 { by_byte(word) } else { word }),
+        TensorType::Q5_1 => words::<24>(rows, group, None, |i, word| if i == 1 { by_byte(word) } else { word }),
+        TensorType::Q8_0 => words::<34>(rows, group, Some(0), |_, word| word ^ 0x8080_8080),
+        TensorType::Q4K => words::<144>(rows, group, None, same),
+        TensorType::Q5K => words::<176>(rows, group, None, same),
+        TensorType::Q6K => words::<210>(rows, group, Some(208), same),
+    }
+}
+
+/// The unit that is packed, in bytes of a row: a block, or a word of floats.
+pub(super) fn unit_bytes(dtype: TensorType) -> usize {
+    match dtype {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => 4,
+        TensorType::Q4_0 => 18,
+        TensorType::Q4_1 => 20,
+        TensorType::Q5_0 => 22,
+        TensorType::Q5_1 => 24,
+        TensorType::Q8_0 => 34,
+        TensorType::Q4K => 144,
+        TensorType::Q5K => 176,
+        TensorType::Q6K => 210,
+    }
+}
+
+/// Word i of a block of row r becomes lane r of line i; the f16 at `half`, where the words leave one over, comes last.
+/// `change` may turn the bits of word i.
+fn words<const BYTES: usize>(rows: &[u8], group: &mut [u8], half: Option<usize>, change: impl Fn(usize, u32) -> u32) {
+    let first_word = if half == Some(0) { 2 } else { 0 };
+    let count = BYTES / 4;
+    let blocks = rows.len() / LANES / BYTES;
+    for (at, block) in group.as_chunks_mut::<BYTES>().0.chunks_exact_mut(LANES).enumerate() {
+        let packed = block.as_flattened_mut();
+        for row in 0..LANES {
+            let block = &rows.as_chunks::<BYTES>().0[row * blocks + at];
+            let words = block[first_word..].as_chunks::<4>().0;
+            for (i, word) in words[..count].iter().enumerate() {
+                let word = change(i, u32::from_le_bytes(*word));
+                packed[64 * i + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+            }
+            if let Some(half) = half {
+                packed[64 * count + 2 * row..][..2].copy_from_slice(&block[half..half + 2]);
+            }
+        }
+    }
+}
+
+/// Bit 4j + b becomes bit j of byte b: where the fifth bits of four neighbours lie in different bytes, one shift serves all.
+fn by_byte(word: u32) -> u32 {
+    // Four bits times 1 + 2^7 + 2^14 + 2^21: bit b lands, without a carry, at the bottom of byte b.
+    (0..8).fold(0, |turned, j| turned | (((word >> (4 * j) & 0xf) * 0x0020_4081) & 0x0101_0101) << j)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_go_to_lanes_and_the_lone_half_goes_last() {
+        // Two blocks of Q4_0 a row; each byte says where it comes from.
+        let byte = |row: usize, at: usize| (row * 36 + at) as u8;
+        let mut group: Vec<u8> = (0..16).flat_map(|row| (0..36).map(move |at| byte(row, at))).collect();
+        pack(TensorType::Q4_0, &mut group, &mut Vec::new());
+        assert_eq!(group[288 + 64 * 2 + 4 * 5..][..4], [0, 1, 2, 3].map(|i| byte(5, 18 + 2 + 8 + i)));
+        assert_eq!(group[288 + 256 + 2 * 7..][..2], [byte(7, 18), byte(7, 19)]);
+    }
+
+    #[test]
+    fn fifth_bits_are_turned() {
+        for k in 0..32 {
+            assert_eq!(by_byte(1 << k), 1 << (8 * (k % 4) + k / 4));
+        }
+    }
+}
