@@ -65,18 +65,21 @@ impl Product<'_> {
         match self.x.rows {
             1 => self.few::<L, F, B, 1>(l),
             2 => self.few::<L, F, B, 2>(l),
-            3 => self.few::<L, F, B, 3>(l),
-            FEW_ROWS => self.few::<L, F, B, FEW_ROWS>(l),
+            ..=FEW_ROWS => self.few::<L, F, B, FEW_ROWS>(l),
             _ => self.many::<L, F, B>(l),
         }
     }
 
+    /// For up to `R` rows; the last one stands in for those beyond it.
     #[inline(always)]
     fn few<L: Lanes, F: Format<B>, const B: usize, const R: usize>(self, l: L) {
-        let blocks = self.x.cols / BLOCK;
-        let x: [&[QuantBlock]; R] = from_fn(|r| &self.x.blocks[r * blocks..][..blocks]);
-        for (group, out) in self.groups.clone().zip(self.out.as_chunks_mut::<R>().0) {
-            add_packed::<L, F, B, R>(l, self.matrix.blocks(group), x, out);
+        let (rows, blocks) = (self.x.rows, self.x.cols / BLOCK);
+        let x: [&[QuantBlock]; R] = from_fn(|r| &self.x.blocks[r.min(rows - 1) * blocks..][..blocks]);
+        for (group, out) in self.groups.clone().zip(self.out.chunks_exact_mut(rows)) {
+            let mut sums = [[0.0; LANES]; R];
+            sums[..rows].copy_from_slice(out);
+            add_packed::<L, F, B, R>(l, self.matrix.blocks(group), x, &mut sums);
+            out.copy_from_slice(&sums[..rows]);
         }
     }
 
@@ -86,6 +89,7 @@ impl Product<'_> {
         let blocks = x.cols / BLOCK;
         let x_rows: Vec<&[QuantBlock]> = x.blocks.chunks_exact(blocks).collect();
         let mut panels = [Panel::new(), Panel::new()];
+        let mut spare = vec![[0.0; LANES]; if groups.len().is_multiple_of(2) { 0 } else { x.rows }];
         let pieces = pieces(groups.clone(), blocks, F::LEN / BLOCK, x.rows);
         let packed = |group: usize, part: &Range<usize>| {
             &matrix.blocks::<B>(group)[part.start * BLOCK / F::LEN..part.end * BLOCK / F::LEN]
@@ -96,13 +100,10 @@ impl Product<'_> {
             }
             let next = pieces.get(i + 1).into_iter().flat_map(|next| next.pair.clone().map(|g| packed(g, &next.part)));
             next.for_each(|bytes| prefetch(l, bytes.as_ptr_range().start.cast(), bytes.as_ptr_range().end.cast()));
-            let first = (pair.start - groups.start) * x.rows;
-            if pair.len() == 2 {
-                let (low, high) = out[first..][..2 * x.rows].split_at_mut(x.rows);
-                rows_by::<L, F, B, 2>(l, [&panels[0], &panels[1]], &x_rows, part, [low, high]);
-            } else {
-                rows_by::<L, F, B, 1>(l, [&panels[0]], &x_rows, part, [&mut out[first..][..x.rows]]);
-            }
+            let (low, rest) = out[(pair.start - groups.start) * x.rows..].split_at_mut(x.rows);
+            // Where a group is left alone, the other panel's terms go nowhere.
+            let high = if pair.len() == 2 { &mut rest[..x.rows] } else { &mut spare[..] };
+            add_panels::<L, F, B>(l, &panels, &x_rows, part, &mut [low, high]);
         }
     }
 
@@ -247,70 +248,63 @@ fn pieces(groups: Range<usize>, blocks: usize, unit: usize, rows: usize) -> Vec<
     }
 }
 
-/// Adds the panels' terms to all rows of `G` groups.
+/// Adds the panels' terms to all rows of two groups.
 #[inline(always)]
-fn rows_by<L: Lanes, F: Format<B>, const B: usize, const G: usize>(
+fn add_panels<L: Lanes, F: Format<B>, const B: usize>(
     l: L,
-    panels: [&Panel; G],
+    panels: &[Panel; 2],
     x: &[&[QuantBlock]],
     part: &Range<usize>,
-    mut out: [&mut [[f32; LANES]]; G],
+    out: &mut [&mut [[f32; LANES]]; 2],
 ) {
     let (sixes, rest) = if L::LARGE_TILES { x.as_chunks::<6>() } else { (&[][..], x) };
     let (pairs, rest) = rest.as_chunks::<2>();
     let mut row = 0;
     for x in sixes {
-        add_tile::<L, F, B, 6, G>(l, panels, x, part, &mut out, row);
+        add_tile::<L, F, B, 6>(l, panels, x, part, out, row);
         row += 6;
     }
     for x in pairs {
-        add_tile::<L, F, B, 2, G>(l, panels, x, part, &mut out, row);
+        add_tile::<L, F, B, 2>(l, panels, x, part, out, row);
         row += 2;
     }
     for x in rest {
-        add_tile::<L, F, B, 1, G>(l, panels, &[x], part, &mut out, row);
+        add_tile::<L, F, B, 1>(l, panels, &[x], part, out, row);
         row += 1;
     }
 }
 
-/// Adds the panels' terms for `R` rows of `G` groups.
+/// Adds the panels' terms for `R` rows of two groups.
 #[allow(clippy::needless_range_loop, reason = "a block is one of the rows' and one of the panels'")]
 #[inline(always)]
-fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize, const G: usize>(
+fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     l: L,
-    panels: [&Panel; G],
+    panels: &[Panel; 2],
     x: &[&[QuantBlock]; R],
     part: &Range<usize>,
-    out: &mut [&mut [[f32; LANES]]; G],
+    out: &mut [&mut [[f32; LANES]]; 2],
     row: usize,
 ) {
     let x: [&[QuantBlock]; R] = from_fn(|r| &x[r][part.clone()]);
-    let mut sums = [[l.splat(0.0); G]; R];
+    let mut sums = [[l.splat(0.0); 2]; R];
     for r in 0..R {
-        for g in 0..G {
-            sums[r][g] = l.load(&out[g][row + r]);
-        }
+        sums[r] = [l.load(&out[0][row + r]), l.load(&out[1][row + r])];
     }
     let count = 8 / F::SCALES;
     for block in 0..part.len() {
         for part in 0..F::SCALES {
-            let mut dots = [[l.splat_bits(0); G]; R];
+            let mut dots = [[l.splat_bits(0); 2]; R];
             for r in 0..R {
-                dots[r] = [l.splat_bits(x[r][block].offset::<F, B>(part)); G];
+                dots[r] = [l.splat_bits(x[r][block].offset::<F, B>(part)); 2];
             }
             for i in count * part..count * (part + 1) {
-                let mut w = [l.splat_bits(0); G];
-                for g in 0..G {
-                    w[g] = l.load_bits(&panels[g].lines[block][i]);
-                }
+                let w = [l.load_bits(&panels[0].lines[block][i]), l.load_bits(&panels[1].lines[block][i])];
                 for r in 0..R {
                     let a = l.splat_bits(u32::from_le_bytes(x[r][block].words[i]));
-                    for g in 0..G {
-                        dots[r][g] = dot::<L, F, B>(l, dots[r][g], w[g], a);
-                    }
+                    dots[r] = [dot::<L, F, B>(l, dots[r][0], w[0], a), dot::<L, F, B>(l, dots[r][1], w[1], a)];
                 }
             }
-            for g in 0..G {
+            for g in 0..2 {
                 let scale = l.load(&panels[g].scales[F::SCALES * block + part]);
                 for r in 0..R {
                     let factor = l.mul(scale, l.splat(x[r][block].scale));
@@ -319,7 +313,7 @@ fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize, const G: usi
             }
         }
         if F::MINIMA {
-            for g in 0..G {
+            for g in 0..2 {
                 let minimum = l.load(&panels[g].minima[block]);
                 for r in 0..R {
                     sums[r][g] = l.fma(minimum, l.splat(x[r][block].scaled_sum), sums[r][g]);
@@ -328,7 +322,7 @@ fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize, const G: usi
         }
     }
     for r in 0..R {
-        for g in 0..G {
+        for g in 0..2 {
             l.store(sums[r][g], &mut out[g][row + r]);
         }
     }

@@ -133,12 +133,12 @@ mod tests {
     fn rounds_ties_to_even_and_sums_halves() {
         let mut x = [0.0; 32];
         (x[0], x[1], x[2], x[20]) = (-254.0, 3.0, 5.0, 7.0);
-        x[24..].fill(10.0);
+        x[24..].fill(40.0);
         let block = quantized(&x);
         assert_eq!(block.scale, 2.0);
         assert_eq!(block.words[0].map(u8::cast_signed), [-127, 2, 2, 0]);
-        assert_eq!(block.sums, [-123, 4 + 40]);
-        assert_eq!(block.scaled_sum, -158.0);
+        assert_eq!(block.sums, [-123, 4 + 160]);
+        assert_eq!(block.scaled_sum, 82.0);
     }
 
     #[test]
