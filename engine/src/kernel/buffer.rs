@@ -3,16 +3,18 @@
 #![allow(unsafe_code, reason = "aligned memory, and advice to the system about it")]
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
+    alloc::{Layout, alloc, dealloc},
     ops::{Deref, Range},
     ptr::NonNull,
     sync::Arc,
 };
 
-/// The size of a huge page, to which the memory is aligned.
+/// The size of a huge page, to which memory of at least one is aligned.
 const HUGE_PAGE: usize = 2 << 20;
+/// What less memory is aligned to.
+const LINE: usize = 64;
 
-/// Zeroed bytes that begin at a multiple of [`HUGE_PAGE`].
+/// Zeroed bytes that begin at a cache line, or at a huge page.
 pub(crate) struct Buffer {
     start: NonNull<u8>,
     layout: Layout,
@@ -26,10 +28,16 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// `len` zeroed bytes, or nothing where the system has no room for them.
     pub(crate) fn new(len: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(len.max(1), HUGE_PAGE).ok()?;
+        let align = if len < HUGE_PAGE { LINE } else { HUGE_PAGE };
+        let layout = Layout::from_size_align(len.max(1), align).ok()?;
         // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        advise_huge_pages(start, layout.size());
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        if align == HUGE_PAGE {
+            // Before the first touch, which decides how a page is backed.
+            advise_huge_pages(start, layout.size());
+        }
+        // SAFETY: the allocation is as long as its layout.
+        unsafe { start.write_bytes(0, layout.size()) };
         Some(Self { start, layout })
     }
 

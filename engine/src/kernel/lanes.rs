@@ -9,8 +9,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use self::neon::Neon;
 use self::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::{avx2::Avx2, avx512::Avx512};
@@ -93,6 +97,8 @@ pub(crate) enum Simd {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     Scalar(Scalar),
 }
 
@@ -102,6 +108,8 @@ impl Simd {
         let mut tiers = Vec::new();
         #[cfg(target_arch = "x86_64")]
         tiers.extend(Avx512::new().map(Self::Avx512).into_iter().chain(Avx2::new().map(Self::Avx2)));
+        #[cfg(target_arch = "aarch64")]
+        tiers.extend(Neon::new().map(Self::Neon));
         tiers.push(Self::Scalar(Scalar));
         tiers
     }
@@ -118,6 +126,8 @@ impl Simd {
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
             Self::Scalar(_) => "scalar",
         }
     }
@@ -129,6 +139,8 @@ impl Simd {
             Self::Avx512(lanes) => lanes.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(lanes) => lanes.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(lanes) => lanes.run(kernel),
             Self::Scalar(lanes) => kernel.run(lanes),
         }
     }
