@@ -4,8 +4,9 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    machine::peak_memory_mib,
     peer::Peer,
-    report::Cell,
+    report::{Cell, Report, Table},
     statistics::{Samples, geometric_mean},
 };
 
@@ -40,6 +41,17 @@ impl Comparison {
 /// Headings of the columns that `Comparison::peer_rates` fills.
 pub fn peer_headings(peers: &[Peer], unit: &str) -> Vec<String> {
     peers.iter().map(|peer| format!("{} {unit}", peer.label)).collect()
+}
+
+/// The report of `times` in `table`, with this process's peak memory after the other notes.
+pub fn report<'a>(
+    table: Table,
+    times: impl IntoIterator<Item = &'a Comparison>,
+    mut notes: Vec<String>,
+    peers: Vec<Peer>,
+) -> Report {
+    notes.extend(peak_memory_mib().map(|mib| format!("peak memory of this process {mib:.0} MiB")));
+    Report { tables: vec![table], notes, samples: times.into_iter().map(|times| times.json(&peers)).collect(), peers }
 }
 
 /// Asks each of `lanes` contenders for one sample in seconds, in turn, `repeat` times.

@@ -55,11 +55,11 @@ impl Model {
         self.file.spec()
     }
 
-    /// The whole model as one shard with sessions 0..`sessions` of `positions` each, and the seconds it took to load.
+    /// The whole model as one shard with sessions 0..`sessions` of `positions` each, and a note on how it was loaded.
     ///
     /// # Errors
     /// The model cannot be loaded, or sessions of that length do not fit.
-    pub fn load(&self, sessions: u64, positions: usize, threads: usize) -> Result<(Shard, f64)> {
+    pub fn load(&self, sessions: u64, positions: usize, threads: usize) -> Result<(Shard, String)> {
         let spec = self.spec();
         let budget = usize::try_from(sessions)?.saturating_mul(positions.next_multiple_of(PAGE_POSITIONS));
         let started = Instant::now();
@@ -69,7 +69,8 @@ impl Model {
         for session in 0..sessions {
             shard.open(session, positions, SamplingParameters::default())?;
         }
-        Ok((shard, seconds))
+        let note = format!("{} -t {threads}: loaded in {seconds:.2} s, kernels {}", self.name, shard.simd());
+        Ok((shard, note))
     }
 
     /// `count` ids that stand for session `session`'s prompt: speed does not depend on which they are.

@@ -27,6 +27,20 @@ pub struct RunOptions {
     pub pin: Vec<usize>,
 }
 
+/// Options of a command that measures models beside llama.cpp.
+#[derive(Args, Clone, Debug)]
+pub struct ComparisonOptions {
+    /// How to run.
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// On what.
+    #[command(flatten)]
+    pub models: ModelOptions,
+    /// Beside whom.
+    #[command(flatten)]
+    pub peers: PeerOptions,
+}
+
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOptions {

@@ -5,10 +5,11 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Command as Process,
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
+use qmesh_models::chat::date::strftime;
 use serde_json::{Value, json};
 
 use crate::{
@@ -46,8 +47,7 @@ impl LoadAverage {
 /// # Errors
 /// Names the file that cannot be read or written.
 pub fn write(folder: &Path, command: &Command, report: &Report, load: LoadAverage) -> Result<PathBuf> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let date = date(seconds);
+    let date = strftime("%Y-%m-%dT%H:%M:%SZ", SystemTime::now()).expect("the format is a good one");
     let receipt = json!({
         "date": date,
         "command": std::env::args().collect::<Vec<_>>(),
@@ -84,35 +84,9 @@ fn commit() -> Option<String> {
     git.status.success().then(|| String::from_utf8_lossy(&git.stdout).trim().to_owned())
 }
 
-/// Seconds since 1970 as `2026-01-31T23:59:59Z`.
-fn date(seconds: u64) -> String {
-    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
-    let mut year = 1970;
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", month + 1, days + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_utc() {
-        assert_eq!(date(0), "1970-01-01T00:00:00Z");
-        assert_eq!(date(951_827_696), "2000-02-29T12:34:56Z");
-        assert_eq!(date(1_798_761_599), "2026-12-31T23:59:59Z");
-    }
 
     #[test]
     fn a_busy_machine_is_said_so() {

@@ -6,7 +6,7 @@ use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, ModelSpec,
-        NormPlacement, QkNorm, Rope, RopePairing, RopeScaling, TensorRole, TensorSpec, Window,
+        NormPlacement, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -39,6 +39,8 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
         kv_heads: 1,
         head_dim: HEAD_DIM,
         scale: 0.125,
+        soft_cap: None,
+        sinks: Sinks::None,
         window: Window::Full,
         rope,
         qk_norm: QkNorm::None,
@@ -54,7 +56,7 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
         context: 4096,
         embedding_scale: 1.0,
         layers: vec![layer; layers + 2],
-        head: HeadSpec { norm_eps: 1e-5, matrix: HeadMatrix::Own },
+        head: HeadSpec { norm_eps: 1e-5, matrix: HeadMatrix::Own, soft_cap: None },
         tensors,
     })
 }

@@ -18,8 +18,7 @@ impl Block {
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
         let attended = self.attention.attended(x, batch)?;
-        let x = self.attention.output(batch.machine, &attended, x)?;
-        self.ffn.forward(batch.machine, &x)
+        self.finish(batch, &attended, x)
     }
 
     /// As [`Block::forward`], but only `rows`, in increasing order, come out: of the others only keys and values matter.
@@ -30,7 +29,12 @@ impl Block {
         }
         let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
         let (attended, x) = (attended.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
-        let x = self.attention.output(batch.machine, &attended, &x)?;
+        self.finish(batch, &attended, &x)
+    }
+
+    /// What follows the attention: nothing of it knows other rows.
+    fn finish(&self, batch: &Batch<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let x = self.attention.output(batch.machine, attended, x)?;
         self.ffn.forward(batch.machine, &x)
     }
 }

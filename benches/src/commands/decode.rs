@@ -8,10 +8,9 @@ use qmesh_engine::shard::Shard;
 
 use crate::{
     bandwidth::Bandwidths,
-    compare::{Comparison, interleave, means, peer_headings},
-    machine::peak_memory_mib,
+    compare::{Comparison, interleave, means, peer_headings, report},
     model::{self, Cost, Model},
-    options::{ModelOptions, PeerOptions, RunOptions, positive},
+    options::{ComparisonOptions, positive},
     peer::{Peer, Test},
     report::{Cell, Report, Table},
 };
@@ -20,11 +19,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub struct DecodeOptions {
     #[command(flatten)]
-    pub(super) run: RunOptions,
-    #[command(flatten)]
-    pub(super) models: ModelOptions,
-    #[command(flatten)]
-    peers: PeerOptions,
+    pub(super) comparison: ComparisonOptions,
     /// Tokens of a sample.
     #[arg(long, default_value_t = 64, value_parser = positive)]
     tokens: usize,
@@ -40,8 +35,8 @@ pub struct DecodeOptions {
 const PROMPT_CHUNK: usize = 256;
 
 pub(super) fn run(options: &DecodeOptions) -> Result<Report> {
-    let models = options.models.open()?;
-    let mut peers = options.peers.find()?;
+    let ComparisonOptions { run, models, peers } = &options.comparison;
+    let (models, mut peers) = (models.open()?, peers.find()?);
     let mut bandwidths = Bandwidths::default();
     let (mut measured, mut notes) = (Vec::new(), Vec::new());
     for model in &models {
@@ -50,20 +45,17 @@ pub(super) fn run(options: &DecodeOptions) -> Result<Report> {
             "{}: {mb:.1} MB of weights read a step, a table that is only looked up in left out",
             model.name
         ));
-        for &threads in &options.run.threads {
-            let mut bench = Bench::load(options, model, threads, &mut bandwidths)?;
-            let (name, load_s, tier) = (&model.name, bench.load_s, bench.shard.simd());
-            notes.push(format!("{name} -t {threads}: loaded in {load_s:.2} s, kernels {tier}"));
+        for &threads in &run.threads {
+            let (mut bench, note) = Bench::load(options, model, threads, &mut bandwidths)?;
+            notes.push(note);
             for &prompt in &options.prompt {
-                eprintln!("{name} -t {threads}, prompt of {prompt}");
+                eprintln!("{} -t {threads}, prompt of {prompt}", model.name);
                 measured.extend(bench.measure(options, prompt, &mut peers)?);
             }
         }
     }
-    notes.extend(peak_memory_mib().map(|mib| format!("peak memory of this process {mib:.0} MiB")));
     notes.push("ours includes sampling, llama-bench does not sample; read GB/s: plain loads over as many bytes".into());
-    let samples = measured.iter().map(|m| m.times.json(&peers)).collect();
-    Ok(Report { tables: vec![table(options, &measured, &peers)], notes, samples, peers })
+    Ok(report(table(options, &measured, &peers), measured.iter().map(|m| &m.times), notes, peers))
 }
 
 /// What was measured of one model with one number of threads, one prompt and one number of rows.
@@ -86,16 +78,21 @@ struct Bench<'a> {
     model: &'a Model,
     shard: Shard,
     threads: usize,
-    load_s: f64,
     read_gbps: f64,
 }
 
 impl<'a> Bench<'a> {
-    fn load(options: &DecodeOptions, model: &'a Model, threads: usize, bandwidths: &mut Bandwidths) -> Result<Self> {
+    /// With a note on how it was loaded.
+    fn load(
+        options: &DecodeOptions,
+        model: &'a Model,
+        threads: usize,
+        bandwidths: &mut Bandwidths,
+    ) -> Result<(Self, String)> {
         let read_gbps = bandwidths.read(usize::try_from(Cost::of(model.spec()).weight_bytes)?, threads);
         let positions = most(&options.prompt) + options.tokens;
-        let (shard, load_s) = model.load(most(&options.rows) as u64, positions, threads)?;
-        Ok(Self { model, shard, threads, load_s, read_gbps })
+        let (shard, note) = model.load(most(&options.rows) as u64, positions, threads)?;
+        Ok((Self { model, shard, threads, read_gbps }, note))
     }
 
     /// One entry per number of rows.
@@ -109,7 +106,7 @@ impl<'a> Bench<'a> {
         });
         let first = prompts.collect::<Result<Vec<u32>>>()?;
         let mut digests = vec![None; lanes.len()];
-        let mut samples = interleave(lanes.len() + peers.len(), options.run.repeat, |lane| {
+        let mut samples = interleave(lanes.len() + peers.len(), options.comparison.run.repeat, |lane| {
             let Some(&rows) = lanes.get(lane) else {
                 return peers[lane - lanes.len()].sample(&self.model.path, self.threads, test);
             };
@@ -153,7 +150,7 @@ fn most(numbers: &[usize]) -> usize {
 }
 
 fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> Table {
-    let title = format!("Decode of {} tokens a sample; medians of {}", options.tokens, options.run.repeat);
+    let title = format!("Decode of {} tokens a sample; medians of {}", options.tokens, options.comparison.run.repeat);
     let headings = ["model", "threads", "prompt", "rows", "ms/step", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GB/s", "read GB/s", "× one row", "× first prompt", "output"].map(String::from);
     let mut table = Table::new(title, headings.into_iter().chain(peer_headings(peers, "tok/s")).chain(ends));

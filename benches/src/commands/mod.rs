@@ -48,8 +48,8 @@ impl Command {
     pub fn options(&self) -> &RunOptions {
         match self {
             Self::Kernels(options) => &options.run,
-            Self::Decode(options) => &options.run,
-            Self::Prefill(options) => &options.run,
+            Self::Decode(options) => &options.comparison.run,
+            Self::Prefill(options) => &options.comparison.run,
         }
     }
 
@@ -57,8 +57,8 @@ impl Command {
     pub fn models(&self) -> &[PathBuf] {
         match self {
             Self::Kernels(_) => &[],
-            Self::Decode(options) => &options.models.models,
-            Self::Prefill(options) => &options.models.models,
+            Self::Decode(options) => &options.comparison.models.models,
+            Self::Prefill(options) => &options.comparison.models.models,
         }
     }
 }

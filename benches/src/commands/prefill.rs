@@ -7,10 +7,9 @@ use clap::Args;
 use qmesh_engine::shard::Shard;
 
 use crate::{
-    compare::{Comparison, interleave, means, peer_headings},
-    machine::peak_memory_mib,
+    compare::{Comparison, interleave, means, peer_headings, report},
     model::{self, Cost, Model},
-    options::{ModelOptions, PeerOptions, RunOptions, positive},
+    options::{ComparisonOptions, positive},
     peer::{Peer, Test},
     report::{Cell, Report, Table},
 };
@@ -19,11 +18,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub struct PrefillOptions {
     #[command(flatten)]
-    pub(super) run: RunOptions,
-    #[command(flatten)]
-    pub(super) models: ModelOptions,
-    #[command(flatten)]
-    peers: PeerOptions,
+    pub(super) comparison: ComparisonOptions,
     /// Tokens of the prompt.
     #[arg(long, value_delimiter = ',', default_value = "512", value_parser = positive)]
     prompt: Vec<usize>,
@@ -33,25 +28,22 @@ pub struct PrefillOptions {
 }
 
 pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
-    let models = options.models.open()?;
-    let mut peers = options.peers.find()?;
+    let ComparisonOptions { run, models, peers } = &options.comparison;
+    let (models, mut peers) = (models.open()?, peers.find()?);
     let (mut measured, mut notes) = (Vec::new(), Vec::new());
     let positions = options.prompt.iter().copied().max().unwrap_or(1);
     for model in &models {
-        for &threads in &options.run.threads {
-            let (mut shard, load_s) = model.load(1, positions, threads)?;
-            let (name, tier) = (&model.name, shard.simd());
-            notes.push(format!("{name} -t {threads}: loaded in {load_s:.2} s, kernels {tier}"));
+        for &threads in &run.threads {
+            let (mut shard, load_note) = model.load(1, positions, threads)?;
+            notes.push(load_note);
             for &prompt in &options.prompt {
-                eprintln!("{name} -t {threads}, prompt of {prompt}");
+                eprintln!("{} -t {threads}, prompt of {prompt}", model.name);
                 measured.push(measure(options, model, &mut shard, threads, prompt, &mut peers)?);
             }
         }
     }
-    notes.extend(peak_memory_mib().map(|mib| format!("peak memory of this process {mib:.0} MiB")));
     notes.push("GMAC/s counts the products with weights, the head's for one row, and no attention".into());
-    let samples = measured.iter().map(|m| m.times.json(&peers)).collect();
-    Ok(Report { tables: vec![table(options, &measured, &peers)], notes, samples, peers })
+    Ok(report(table(options, &measured, &peers), measured.iter().map(|m| &m.times), notes, peers))
 }
 
 /// What was measured of one model with one number of threads and one prompt.
@@ -79,7 +71,7 @@ fn measure(
     let test = Test::Prefill { rows: prompt };
     // Warms up, and is what the others must sample too.
     let token = model::prefill(shard, 0, 0, &ids, chunk)?;
-    let mut samples = interleave(1 + peers.len(), options.run.repeat, |lane| {
+    let mut samples = interleave(1 + peers.len(), options.comparison.run.repeat, |lane| {
         if lane > 0 {
             return peers[lane - 1].sample(&model.path, threads, test);
         }
@@ -99,7 +91,7 @@ fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Tab
     let headings = ["model", "threads", "prompt", "chunk", "ms", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GMAC/s"].map(String::from);
     let columns = headings.into_iter().chain(peer_headings(peers, "tok/s")).chain(ends);
-    let mut table = Table::new(format!("Prefill; medians of {}", options.run.repeat), columns);
+    let mut table = Table::new(format!("Prefill; medians of {}", options.comparison.run.repeat), columns);
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let seconds = ours.median() * tokens;

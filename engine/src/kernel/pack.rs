@@ -25,17 +25,7 @@ pub(super) fn pack(dtype: TensorType, group: &mut [u8], rows: &mut Vec<u8>) {
 
 /// The unit that is packed, in bytes of a row: a block, or a word of floats.
 pub(super) fn unit_bytes(dtype: TensorType) -> usize {
-    match dtype {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => 4,
-        TensorType::Q4_0 => 18,
-        TensorType::Q4_1 => 20,
-        TensorType::Q5_0 => 22,
-        TensorType::Q5_1 => 24,
-        TensorType::Q8_0 => 34,
-        TensorType::Q4K => 144,
-        TensorType::Q5K => 176,
-        TensorType::Q6K => 210,
-    }
+    if dtype.block_len() == 1 { 4 } else { dtype.block_bytes() }
 }
 
 /// Word i of a block of row r becomes lane r of line i; the f16 at `half`, where the words leave one over, comes last.

@@ -21,8 +21,11 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// `now` in UTC, written as `format` says; the error names a directive that is not known.
-pub(super) fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
+/// `now` in UTC, written as `format` says.
+///
+/// # Errors
+/// Names a directive that is not known.
+pub fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute) = (second / 3600, second / 60 % 60);

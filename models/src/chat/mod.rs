@@ -2,7 +2,7 @@
 
 mod budget;
 mod builtins;
-mod date;
+pub mod date;
 mod guard;
 mod json;
 mod sandbox;
