@@ -11,12 +11,13 @@ use tempfile::TempDir;
 
 #[test]
 fn tiny_families_match_their_f32_reference_at_every_cut() {
-    // The references of the last and the third are themselves that far from an f64 computation: docs/decisions.md.
+    // The references of mistral-tied and gemma3 are themselves that far from an f64 computation: docs/decisions.md.
     let families = [
         ("llama", 3, 5e-3),
         ("llama3-rope", 3, 5e-3),
         ("mistral-tied", 3, 1.5e-2),
         ("qwen2", 3, 5e-3),
+        ("gemma2", 3, 5e-3),
         ("gemma3", 7, 7.5e-3),
     ];
     for (family, layers, logprob_bound) in families {
@@ -40,18 +41,18 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
 }
 
 #[test]
-fn tiny_quantised_models_are_about_as_far_as_llama_cpp() {
+fn tiny_quantised_models_are_no_farther_than_llama_cpp() {
     for (dtype, yardstick) in QUANT_YARDSTICKS {
         let reference = golden::read(&golden_file(&format!("tiny/quant-{dtype}.json")));
         let ours = tiny(&golden_file(&format!("tiny/quant-{dtype}.gguf")), &[]);
         let distance = golden::compare(&reference, &ours);
         println!("{dtype}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.4}", distance.mean, distance.largest);
-        assert!(distance.mean <= 1.25 * yardstick, "{dtype}: {distance:?}");
+        assert!(distance.mean <= yardstick, "{dtype}: {distance:?}");
     }
 }
 
 #[test]
-fn real_models_are_about_as_far_as_llama_cpp() {
+fn real_models_are_no_farther_than_llama_cpp() {
     for (name, yardstick) in MODEL_YARDSTICKS {
         if name != DEFAULT && !all_models() {
             continue;
@@ -63,7 +64,7 @@ fn real_models_are_about_as_far_as_llama_cpp() {
             "{name}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.3}, overturned {:.2}, {} greedy steps equal",
             distance.mean, distance.largest, distance.overturned, distance.greedy_equal
         );
-        assert!(distance.mean <= 1.25 * yardstick, "{name}: {distance:?}");
+        assert!(distance.mean <= yardstick, "{name}: {distance:?}");
         assert!(distance.overturned < 0.35, "{name}: {distance:?}");
         let split = real(name, &["--workers", "3", "--parallel", "4"]);
         assert_eq!(split, ours, "{name}: three workers, four prompts at once");

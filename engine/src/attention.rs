@@ -32,6 +32,8 @@ pub(crate) struct Attention {
     pub(crate) v: Linear,
     /// On each head of q, and of k.
     pub(crate) qk_norms: Option<[Norm; 2]>,
+    /// A score per query head that belongs to no position, or nothing.
+    pub(crate) sinks: Vec<f32>,
     pub(crate) output: Linear,
     pub(crate) post_norm: Option<Norm>,
 }
@@ -98,8 +100,13 @@ impl Attention {
         self.spec.heads / self.spec.kv_heads
     }
 
+    /// Sinks of the query heads that share a KV head.
+    fn sinks(&self, kv_head: usize) -> &[f32] {
+        self.sinks.chunks(self.group()).nth(kv_head).unwrap_or_default()
+    }
+
     fn scoring(&self) -> Scoring {
-        Scoring { scale: self.spec.scale, window: self.spec.window }
+        Scoring { scale: self.spec.scale, soft_cap: self.spec.soft_cap, window: self.spec.window }
     }
 
     /// Writes the rows' keys, normalised and rotated, and their values to the cache.
@@ -149,7 +156,7 @@ impl Append<'_> {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, QkNorm, Rope, RopePairing, RopeScaling, Window},
+        spec::{Bias, QkNorm, Rope, RopePairing, RopeScaling, Sinks, Window},
         tensor::TensorType,
     };
 
@@ -174,6 +181,8 @@ mod tests {
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
             scale: 0.25,
+            soft_cap: None,
+            sinks: Sinks::None,
             window,
             rope,
             qk_norm,
@@ -219,7 +228,19 @@ mod tests {
             let slices = vec![Slice { pages, first: 0, rows, position: 0 }];
             let mut batch = Batch { machine, cache: &cache, ropes, slices };
             let norm = Norm { gain: vec![1.0; HIDDEN], eps: 1e-5 };
-            let half = Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms: None, output, post_norm: None };
+            let half = Attention {
+                spec,
+                layer: 0,
+                rope: 0,
+                norm,
+                q,
+                k,
+                v,
+                qk_norms: None,
+                sinks: vec![],
+                output,
+                post_norm: None,
+            };
             let attended = half.attended(&x, &mut batch)?;
             let ours = half.output(machine, &attended, &x)?;
 
@@ -268,7 +289,8 @@ mod tests {
         let (q, k, v) = (linear(HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM));
         let qk_norms = Some([norm(HEAD_DIM), norm(HEAD_DIM)]);
         let (spec, norm, output) = (spec(Window::Full), norm(HIDDEN), linear(HIDDEN));
-        let mut half = Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms, output, post_norm: None };
+        let mut half =
+            Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms, sinks: vec![], output, post_norm: None };
         // Long enough for runs of pages to be tasks of their own.
         let x = Tensor::from_vec(noise(3000 * HIDDEN, 1), (3000, HIDDEN), &Device::Cpu)?;
         for window in [Window::Full, Window::Sliding(1100)] {

@@ -17,7 +17,7 @@ use crate::{
         matrix::Matrix,
         norm::RmsNorm,
         product::{Inputs, Product},
-        quantize::{BLOCK, QuantBlock, Quantize, QuantizeTiles},
+        quantize::{BLOCK, QuantBlock, Quantize, QuantizeTiles, QuantizeTwice},
     },
     ops,
 };
@@ -47,7 +47,16 @@ impl Norm {
 pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, linears: &[&Linear]) -> Result<Tensor> {
     ops::map("project", x, |x| {
         let x = Activations::new(machine, x, norm, linears);
-        products(machine, x.inputs(), linears, |_, _, _| ())
+        products(machine, &x, linears, |_, _, _| ())
+    })
+}
+
+/// The products of the normalised rows of `x` with the head's matrix: (rows, vocab). What rounding these activations costs
+/// goes straight into the logits, and their rows are few: they are taken as the sum of two int8 terms, a row each.
+pub(crate) fn logits(machine: Machine<'_>, x: &Tensor, norm: &Norm, head: &Linear) -> Result<Tensor> {
+    ops::map("logits", x, |x| {
+        let x = Activations::in_two_terms(machine, x, norm, head);
+        products(machine, &x, &[head], |_, _, _| ())
     })
 }
 
@@ -60,7 +69,7 @@ pub(crate) fn project_add(
     residual: &Tensor,
 ) -> Result<Tensor> {
     ops::map2("project_add", x, residual, |x, residual| {
-        add(machine, Activations::new(machine, x, None, &[linear]).inputs(), linear, norm, residual)
+        add(machine, &Activations::new(machine, x, None, &[linear]), linear, norm, residual)
     })
 }
 
@@ -75,14 +84,16 @@ pub(crate) fn gated(
 ) -> Result<Tensor> {
     ops::map("gated", x, |x| {
         let inputs = Activations::new(machine, x, Some(before), &[gate, up]);
-        let inner = gate_products(machine, inputs.inputs(), [gate, up], activation, down); // (rows, inner)
-        add(machine, inner.inputs(), down, after, x)
+        let inner = gate_products(machine, &inputs, [gate, up], activation, down); // (rows, inner)
+        add(machine, &inner, down, after, x)
     })
 }
 
 /// Rows as products take them.
 struct Activations {
     rows: usize,
+    /// Whose sum a row is; (terms, rows, cols).
+    terms: usize,
     cols: usize,
     floats: Vec<f32>,
     blocks: Vec<QuantBlock>,
@@ -120,12 +131,28 @@ impl Activations {
         prepared
     }
 
+    /// The normalised rows of `x`, each as a sum of two where `linear` takes int8.
+    fn in_two_terms(machine: Machine<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
+        let rows = x.len() / linear.matrix.cols;
+        let twice = Self::zeros(2 * rows, &[linear]);
+        if twice.blocks.is_empty() {
+            return Self::new(machine, x, Some(norm), &[linear]);
+        }
+        let mut prepared = Self { rows, terms: 2, ..twice };
+        let mut normed = x.to_vec();
+        norm.apply(machine, &mut normed);
+        let (first, second) = prepared.blocks.split_at_mut(rows * linear.matrix.cols / BLOCK);
+        machine.simd.run(QuantizeTwice { x: &normed, first, second });
+        prepared
+    }
+
     fn zeros(rows: usize, linears: &[&Linear]) -> Self {
         let cols = linears[0].matrix.cols;
         let (quantized, plain): (Vec<&Linear>, Vec<&Linear>) =
             linears.iter().partition(|l| l.matrix.dtype.block_len() > 1);
         Self {
             rows,
+            terms: 1,
             cols,
             floats: vec![0.0; if plain.is_empty() { 0 } else { rows * cols }],
             blocks: vec![QuantBlock::default(); if quantized.is_empty() { 0 } else { rows * cols / BLOCK }],
@@ -133,7 +160,7 @@ impl Activations {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { rows: self.rows, cols: self.cols, floats: &self.floats, blocks: &self.blocks }
+        Inputs { rows: self.terms * self.rows, cols: self.cols, floats: &self.floats, blocks: &self.blocks }
     }
 }
 
@@ -150,7 +177,7 @@ impl<'a> Share<'a> {
         const CACHED: usize = 512 << 10;
         let groups: usize = linears.iter().map(|l| l.matrix.groups()).sum();
         let cached = CACHED / (rows * LANES * size_of::<f32>());
-        let share = groups.div_ceil(4 * machine.team.threads()).min(cached).next_multiple_of(2);
+        let share = groups.div_ceil(4 * machine.team.threads()).min(cached).max(1).next_multiple_of(2);
         let shares = linears.iter().flat_map(|linear| {
             let groups = linear.matrix.groups();
             (0..groups).step_by(share).map(move |first| Share { linear, groups: first..groups.min(first + share) })
@@ -167,14 +194,24 @@ impl<'a> Share<'a> {
         self.groups.start * LANES..self.linear.matrix.rows.min(self.groups.end * LANES)
     }
 
-    /// The outputs with their bias: (groups, rows, 16).
-    fn compute(&self, machine: Machine<'_>, x: Inputs<'_>) -> Vec<[f32; LANES]> {
-        let mut tiles = vec![[0.0; LANES]; self.groups.len() * x.rows];
-        let product = Product { matrix: &self.linear.matrix, groups: self.groups.clone(), x, out: &mut tiles };
-        machine.simd.run(product);
+    /// The outputs with their bias: (groups, terms, rows, 16), of which the first of the terms is their sum.
+    fn compute(&self, machine: Machine<'_>, x: &Activations) -> Vec<[f32; LANES]> {
+        let mut tiles = vec![[0.0; LANES]; self.groups.len() * x.terms * x.rows];
+        let (matrix, groups) = (&self.linear.matrix, self.groups.clone());
+        machine.simd.run(Product { matrix, groups, x: x.inputs(), out: &mut tiles });
+        if x.terms > 1 {
+            for tiles in tiles.chunks_exact_mut(x.terms * x.rows) {
+                let (sums, terms) = tiles.split_at_mut(x.rows);
+                for terms in terms.chunks_exact(x.rows) {
+                    let terms = terms.as_flattened().iter();
+                    sums.as_flattened_mut().iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+                }
+            }
+        }
         if let Some(bias) = &self.linear.bias {
-            for (bias, tiles) in bias[self.outputs()].chunks(LANES).zip(tiles.chunks_exact_mut(x.rows)) {
-                tiles.iter_mut().for_each(|tile| tile.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+            for (bias, tiles) in bias[self.outputs()].chunks(LANES).zip(tiles.chunks_exact_mut(x.terms * x.rows)) {
+                let sums = &mut tiles[..x.rows];
+                sums.iter_mut().for_each(|tile| tile.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
             }
         }
         tiles
@@ -185,11 +222,11 @@ impl<'a> Share<'a> {
 /// each row: the row, the first of the outputs, and their values.
 fn products(
     machine: Machine<'_>,
-    x: Inputs<'_>,
+    x: &Activations,
     linears: &[&Linear],
     finish: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let shares = Share::of(machine, x.rows, linears);
+    let shares = Share::of(machine, x.terms * x.rows, linears);
     let widths: Vec<usize> = shares.iter().map(Share::width).collect();
     let mut out = vec![0.0; x.rows * widths.iter().sum::<usize>()];
     let tasks = shares.into_iter().zip(Columns::split(&mut out, &widths)).collect();
@@ -197,7 +234,7 @@ fn products(
         let tiles = share.compute(machine, x);
         for row in 0..x.rows {
             let to = columns.row(row);
-            copy_row(tiles[row..].iter().step_by(x.rows), to);
+            copy_row(tiles[row..].iter().step_by(x.terms * x.rows), to);
             finish(row, share.groups.start * LANES, to);
         }
     });
@@ -216,7 +253,7 @@ fn copy_row<'a>(mut tiles: impl Iterator<Item = &'a [f32; LANES]>, to: &mut [f32
 }
 
 /// residual + norm(W·x): (rows, outputs).
-fn add(machine: Machine<'_>, x: Inputs<'_>, linear: &Linear, norm: Option<&Norm>, residual: &[f32]) -> Vec<f32> {
+fn add(machine: Machine<'_>, x: &Activations, linear: &Linear, norm: Option<&Norm>, residual: &[f32]) -> Vec<f32> {
     let width = linear.matrix.rows;
     let add = |residual: &[f32], y: &mut [f32]| y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
     let Some(norm) = norm else {
@@ -234,7 +271,7 @@ fn add(machine: Machine<'_>, x: Inputs<'_>, linear: &Linear, norm: Option<&Norm>
 /// act(gate(x)) · up(x), as `down` needs it.
 fn gate_products(
     machine: Machine<'_>,
-    x: Inputs<'_>,
+    x: &Activations,
     [gate, up]: [&Linear; 2],
     activation: Activation,
     down: &Linear,
@@ -264,6 +301,7 @@ fn gate_products(
     }
     inner
 }
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -301,11 +339,25 @@ mod tests {
             let first = normed.matmul(&a_weight.t().unwrap()).unwrap();
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);
 
+            let ours = logits(machine, &x, &norm, &a).unwrap();
+            assert_near(&ours, &normed.matmul(&a_weight.t().unwrap()).unwrap(), 1e-4);
+
             let (down, down_weight) = random_matrix(dtype, hidden, hidden);
             let ours = project_add(machine, &x, &Linear { matrix: down, bias: None }, Some(&norm), &x).unwrap();
             let product = x.matmul(&down_weight.t().unwrap()).unwrap();
             let oracle = (candle_nn::ops::rms_norm(&product, &gain, 1e-6).unwrap() + &x).unwrap();
             assert_near(&ours, &oracle, tolerance);
+        }
+    }
+    #[test]
+    fn rows_beyond_the_cache_leave_shares_that_have_groups() {
+        let team = Team::new(2).unwrap();
+        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let linear = Linear { matrix: random_matrix(TensorType::F32, 100, 4).0, bias: None };
+        for rows in [1, 300, 1 << 14, 1 << 20] {
+            let shares = Share::of(machine, rows, &[&linear, &linear]);
+            assert!(shares.iter().all(|share| !share.groups.is_empty()));
+            assert_eq!(shares.iter().map(Share::width).sum::<usize>(), 200);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use qmesh_models::spec::{
     AttentionSpec, Bias, Ffn, HeadMatrix, LayerIndex, LayerSpec, LayerTensor, ModelSpec, NormPlacement, QkNorm, Rope,
-    RopeScaling, TensorRole, TensorSpec, Window,
+    RopeScaling, Sinks, TensorRole, TensorSpec, Window,
 };
 
 use crate::{
@@ -40,6 +40,8 @@ pub(crate) struct Parts {
 pub(crate) struct Head {
     pub(crate) norm: Norm,
     pub(crate) matrix: Arc<Linear>,
+    /// Logits x become cap · tanh(x / cap).
+    pub(crate) soft_cap: Option<f32>,
 }
 
 /// Reads, packs and assembles the shard of `layers`.
@@ -70,6 +72,7 @@ fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
     dimension("vocab", spec.vocab)?;
     positive("embedding_scale", spec.embedding_scale)?;
     positive("head.norm_eps", spec.head.norm_eps)?;
+    positive("head.soft_cap", spec.head.soft_cap.unwrap_or(1.0))?;
     for layer in &spec.layers[layers.clone()] {
         check_attention(&layer.attention)?;
         positive("norm_eps", layer.norm_eps)?;
@@ -80,7 +83,7 @@ fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
 }
 
 fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
-    let AttentionSpec { heads, kv_heads, head_dim, scale, window, rope, .. } = attention;
+    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, .. } = attention;
     dimension("heads", *heads)?;
     dimension("kv_heads", *kv_heads)?;
     dimension("head_dim", *head_dim)?;
@@ -89,6 +92,7 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
         return Err(wrong(format!("{heads} heads cannot share {kv_heads} kv_heads evenly")));
     }
     positive("attention.scale", *scale)?;
+    positive("attention.soft_cap", soft_cap.unwrap_or(1.0))?;
     if *window == Window::Sliding(0) {
         return Err(wrong("a sliding window of 0 positions".into()));
     }
@@ -133,31 +137,28 @@ impl<'a> Weights<'a> {
     ) -> Result<Self, EngineError> {
         let own = spec.tensors.iter().filter(|t| spec.holds(layers, t.role));
         let (places, total) = places(own)?;
-        let mut buffer = buffer(total, "the shard")?;
-        let mut loaded = 0;
-        for Place { tensor, packed, .. } in &places {
-            // A vector would take sixteen times its room, for good: it gets its own, which is soon freed.
+        let mut shared = buffer(total, "the shard")?;
+        let (mut vectors, mut loaded) = (BTreeMap::new(), 0);
+        for Place { tensor, packed } in &places {
             if tensor.rows > 1 {
-                read_tensor(machine, tensor, source, &mut buffer.bytes_mut()[packed.clone()])?;
-                loaded += tensor.bytes;
-                progress(loaded);
+                read_tensor(machine, tensor, source, &mut shared.bytes_mut()[packed.clone()])?;
+            } else {
+                // A vector would take sixteen times its room, for good: it gets its own, which is soon freed.
+                let mut own = buffer(packed.len(), &tensor.name)?;
+                read_tensor(machine, tensor, source, own.bytes_mut())?;
+                vectors.insert(tensor.role, own);
             }
+            loaded += tensor.bytes;
+            progress(loaded);
         }
-        let shared = Arc::new(buffer);
+        let shared = Arc::new(shared);
         let mut tensors = BTreeMap::new();
         for Place { tensor, packed } in places {
-            let bytes = if tensor.rows > 1 {
-                Bytes::new(Arc::clone(&shared), packed)
-            } else {
-                let mut own = self::buffer(packed.len(), &tensor.name)?;
-                read_tensor(machine, tensor, source, own.bytes_mut())?;
-                loaded += tensor.bytes;
-                progress(loaded);
-                Bytes::new(Arc::new(own), 0..packed.len())
-            };
-            let matrix = Matrix { dtype: tensor.dtype, rows: tensor.rows, cols: tensor.cols, bytes };
-            if tensors.insert(tensor.role, (tensor.name.clone(), matrix)).is_some() {
-                return Err(shape(&tensor.name, format!("{:?} is listed twice", tensor.role)));
+            let buffer = vectors.remove(&tensor.role).map_or_else(|| Arc::clone(&shared), Arc::new);
+            let TensorSpec { ref name, role, rows, cols, dtype, .. } = *tensor;
+            let matrix = Matrix { dtype, rows, cols, bytes: Bytes::new(buffer, packed) };
+            if tensors.insert(role, (name.clone(), matrix)).is_some() {
+                return Err(shape(name, format!("{role:?} is listed twice")));
             }
         }
         Ok(Self { machine, tensors })
@@ -188,7 +189,7 @@ impl<'a> Weights<'a> {
             Some(table) => table,
             None => Arc::new(self.linear(TensorRole::Output, None, spec.vocab, spec.hidden)?),
         };
-        Ok(Head { norm, matrix })
+        Ok(Head { norm, matrix, soft_cap: spec.head.soft_cap })
     }
 
     /// The different kinds of RoPE, and which of them each layer uses.
@@ -260,7 +261,9 @@ impl LayerWeights<'_, '_> {
     }
 
     fn attention(&mut self, layer: &LayerSpec, place: usize, rope: usize) -> Result<Attention, EngineError> {
-        use LayerTensor::{AttnNorm, AttnOutput, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm, V, VBias};
+        use LayerTensor::{
+            AttnNorm, AttnOutput, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm, Sinks as SinkScores, V, VBias,
+        };
         let spec = layer.attention.clone();
         let (hidden, eps) = (self.hidden, layer.norm_eps);
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -272,6 +275,10 @@ impl LayerWeights<'_, '_> {
             QkNorm::None => None,
             QkNorm::PerHead => Some([self.norm(QNorm, spec.head_dim, eps)?, self.norm(KNorm, spec.head_dim, eps)?]),
         };
+        let sinks = match spec.sinks {
+            Sinks::None => vec![],
+            Sinks::PerHead => self.vector(SinkScores, spec.heads)?,
+        };
         Ok(Attention {
             layer: place,
             rope,
@@ -280,6 +287,7 @@ impl LayerWeights<'_, '_> {
             k: self.linear(K, bias(KBias), k_width, hidden)?,
             v: self.linear(V, bias(VBias), k_width, hidden)?,
             qk_norms,
+            sinks,
             output: self.linear(AttnOutput, None, hidden, q_width)?,
             post_norm: self.post_norm(layer, PostAttnNorm)?,
             spec,
@@ -304,6 +312,10 @@ impl LayerWeights<'_, '_> {
             NormPlacement::Pre => Ok(None),
             NormPlacement::PreAndPost => self.norm(tensor, self.hidden, layer.norm_eps).map(Some),
         }
+    }
+
+    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Vec<f32>, EngineError> {
+        self.weights.vector(TensorRole::Layer(self.layer, tensor), len)
     }
 
     fn norm(&mut self, tensor: LayerTensor, len: usize, eps: f32) -> Result<Norm, EngineError> {

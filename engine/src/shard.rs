@@ -13,8 +13,8 @@ use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
-    kernel::{Machine, lanes::Simd, team::Team},
-    linear::project,
+    kernel::{Machine, lanes::Simd, math::SoftCap, team::Team},
+    linear::logits,
     load::{Head, Parts, load},
     ops,
     sample::SamplingParameters,
@@ -264,7 +264,11 @@ impl Shard {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
-            let logits = project(self.machine(), &rows, Some(&head.norm), &[&head.matrix])?; // (wanted, vocab)
+            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix)?; // (wanted, vocab)
+            let logits = match head.soft_cap {
+                Some(cap) => self.capped(&logits, cap)?,
+                None => logits,
+            };
             let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
                 self.team.map(rows, |(logits, wanted): (&[f32], &Wanted)| self.sample_row(logits, wanted))
@@ -272,6 +276,14 @@ impl Shard {
             sampled.extend(chunk.into_iter().collect::<Result<Vec<_>, _>>()?);
         }
         Ok(sampled)
+    }
+
+    fn capped(&self, logits: &Tensor, cap: f32) -> candle_core::Result<Tensor> {
+        ops::map("soft_cap", logits, |logits| {
+            let mut capped = logits.to_vec();
+            self.simd.run(SoftCap { x: &mut capped, cap });
+            capped
+        })
     }
 
     fn sample_row(&self, logits: &[f32], wanted: &Wanted) -> Result<SampledRow, EngineError> {

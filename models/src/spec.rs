@@ -56,6 +56,10 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
+    /// Scores s become cap · tanh(s / cap).
+    pub soft_cap: Option<f32>,
+    /// Scores that belong to no position.
+    pub sinks: Sinks,
     /// How far back a query attends.
     pub window: Window,
     /// Rotary position embedding.
@@ -73,6 +77,15 @@ pub enum Window {
     Full,
     /// Its own position and the `n - 1` before it.
     Sliding(usize),
+}
+
+/// Scores that belong to no position: they take their share of a softmax and have no value.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Sinks {
+    /// None.
+    None,
+    /// One per query head (`Sinks` tensor).
+    PerHead,
 }
 
 /// Rotary position embedding of the first `dims` elements of each head.
@@ -163,6 +176,8 @@ pub struct HeadSpec {
     pub norm_eps: f32,
     /// Which matrix makes the logits.
     pub matrix: HeadMatrix,
+    /// Logits x become cap · tanh(x / cap).
+    pub soft_cap: Option<f32>,
 }
 
 /// Which matrix makes the logits.
@@ -223,6 +238,7 @@ pub enum LayerTensor {
     VBias,
     QNorm,
     KNorm,
+    Sinks,
     AttnOutput,
     PostAttnNorm,
     FfnNorm,

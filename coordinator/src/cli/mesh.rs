@@ -134,7 +134,6 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// A number of workers, threads, rows or the like.
 /// A number and its unit.
 fn parse_time(text: &str) -> Result<Duration, String> {
     let wanted = || "a time such as 90s, 30m, 12h or 7d is needed".to_owned();
@@ -150,6 +149,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(u64::from(time) * seconds))
 }
 
+/// A number of workers, threads, rows or the like.
 pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count));
     count.ok_or_else(|| format!("a whole number from 1 to {COUNT_MAX} is needed"))

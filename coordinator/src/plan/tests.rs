@@ -3,7 +3,7 @@
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, NormPlacement,
-        QkNorm, Rope, RopePairing, RopeScaling, TensorRole, TensorSpec, Window,
+        QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -40,6 +40,8 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             kv_heads: 1,
             head_dim: 8,
             scale: 1.0,
+            soft_cap: None,
+            sinks: Sinks::None,
             window: Window::Full,
             rope: Rope { pairing: RopePairing::Halves, dims: 8, base: 1e4, scaling: RopeScaling::None },
             qk_norm: QkNorm::None,
@@ -64,7 +66,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
         context: 1000,
         embedding_scale: 1.0,
         layers: vec![layer; layer_bytes.len()],
-        head: HeadSpec { norm_eps: 1e-6, matrix: head },
+        head: HeadSpec { norm_eps: 1e-6, matrix: head, soft_cap: None },
         tensors,
     }
 }

@@ -336,7 +336,7 @@ mod tests {
             assert!(text.lines().any(|shown| words(shown) == line), "{line:?} is missing from\n{text}");
         }
         let unsupported = text.lines().find(|line| line.starts_with("unsupported")).unwrap();
-        assert!(unsupported.contains("\"lorem\" is not supported; supported: gemma3"), "{unsupported}");
+        assert!(unsupported.contains("\"lorem\" is not supported; supported: gemma2"), "{unsupported}");
     }
 
     #[test]

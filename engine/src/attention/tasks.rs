@@ -99,7 +99,10 @@ impl Job<'_> {
         let x = self.queries(attention, batch, qkv);
         let count = x.len() / layout.head_dim;
         // The first run has nothing to wait for: it merges its pages as they come.
-        let mut gathered = Gathered::new(layout, count, if run == 0 { 1 } else { pages.len() });
+        let mut gathered = match run {
+            0 => Gathered::start(layout, count, attention.sinks(self.head)),
+            _ => Gathered::new(layout, count, pages.len()),
+        };
         Attend {
             layout,
             scoring: attention.scoring(),

@@ -79,6 +79,8 @@ impl Kernel for Write<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scoring {
     pub(crate) scale: f32,
+    /// Scaled scores s become cap · tanh(s / cap).
+    pub(crate) soft_cap: Option<f32>,
     pub(crate) window: Window,
 }
 
@@ -244,7 +246,7 @@ impl Gather<'_, '_> {
         slots.clear();
         slots.extend(seen.flat_map(|slots| std::iter::repeat_n(slots, queries.heads)));
         let (keys, values) = elements.split_at(PAGE_POSITIONS / LANES * layout.head_dim);
-        let page = Page { keys, values, x: queries.x, slots, scale: scoring.scale, layout, next: next.cast() };
+        let page = Page { keys, values, x: queries.x, slots, scoring, layout, next: next.cast() };
         match &mut self.attend.into {
             Target::Merged(gathered) => {
                 let part = gathered.part(0);

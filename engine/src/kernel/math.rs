@@ -25,6 +25,33 @@ pub(super) fn exp<L: Lanes>(l: L, x: L::F) -> L::F {
     l.mul(l.add(l.fma(series, l.mul(r, r), r), one), l.of_bits(power))
 }
 
+/// cap · tanh(x / cap), by tanh y = 1 − 2 / (e^2y + 1); its error is an ulp of `cap`. NaN stays NaN.
+#[inline(always)]
+pub(super) fn soft_cap<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
+    let one = l.splat(1.0);
+    let square = exp(l, l.mul(x, l.splat(2.0 / cap)));
+    l.mul(l.splat(cap), l.sub(one, l.div(l.splat(2.0), l.add(square, one))))
+}
+
+/// x ← cap · tanh(x / cap), for each element.
+pub(crate) struct SoftCap<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) cap: f32,
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        for x in self.x.chunks_mut(LANES) {
+            let mut capped = [0.0; LANES];
+            l.store(soft_cap(l, l.load(&padded(x, 0.0)), self.cap), &mut capped);
+            x.copy_from_slice(&capped[..x.len()]);
+        }
+    }
+}
+
 /// gate ← activation(gate) · up.
 pub(crate) struct Gate<'a> {
     pub(crate) activation: Activation,
@@ -159,6 +186,23 @@ mod tests {
         }
         let edge = exponentials(&[0.0, f32::NAN, f32::NEG_INFINITY, f32::INFINITY]);
         assert!(edge[0] == 1.0 && edge[1].is_nan() && edge[2] < 2e-38 && edge[3] > 1e38);
+    }
+
+    #[test]
+    fn soft_caps_are_hyperbolic_tangents() {
+        let x: Vec<f32> = (0..2003).map(|i| i as f32 * 0.3 - 300.0).collect();
+        let words = on_all_tiers(|simd| {
+            let mut x = x.clone();
+            simd.run(SoftCap { x: &mut x, cap: 30.0 });
+            bits(&x)
+        });
+        for (x, y) in x.iter().zip(words) {
+            let exact = 30.0 * (f64::from(*x) / 30.0).tanh();
+            assert!((f64::from(f32::from_bits(y)) - exact).abs() < 4e-6, "{x}");
+        }
+        let mut nan = [f32::NAN];
+        Simd::available()[0].run(SoftCap { x: &mut nan, cap: 30.0 });
+        assert!(nan[0].is_nan());
     }
 
     #[test]

@@ -35,7 +35,28 @@ impl Kernel for Quantize<'_> {
     fn run<L: Lanes>(self, l: L) {
         for (x, block) in self.x.as_chunks().0.as_chunks().0.iter().zip(self.blocks) {
             let [low, high] = x;
-            *block = quantize(l, [l.load(low), l.load(high)]);
+            (*block, _) = quantize(l, [l.load(low), l.load(high)]);
+        }
+    }
+}
+
+/// Quantises rows in two terms: what `first` leaves of `x` goes to `second`, and both together hold some 15 bits.
+pub(crate) struct QuantizeTwice<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) first: &'a mut [QuantBlock],
+    pub(crate) second: &'a mut [QuantBlock],
+}
+
+impl Kernel for QuantizeTwice<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let blocks = self.first.iter_mut().zip(self.second);
+        for ([low, high], (first, second)) in self.x.as_chunks().0.as_chunks().0.iter().zip(blocks) {
+            let (block, rest) = quantize(l, [l.load(low), l.load(high)]);
+            *first = block;
+            (*second, _) = quantize(l, rest);
         }
     }
 }
@@ -54,7 +75,7 @@ impl Kernel for QuantizeTiles<'_> {
     fn run<L: Lanes>(mut self, l: L) {
         for row in 0..self.rows {
             for (pair, block) in self.tiles.chunks_exact(2 * self.rows).zip(self.blocks.row(row)) {
-                *block = quantize(l, [l.load(&pair[row]), l.load(&pair[self.rows + row])]);
+                (*block, _) = quantize(l, [l.load(&pair[row]), l.load(&pair[self.rows + row])]);
             }
         }
     }
@@ -65,7 +86,9 @@ struct Rounded<L: Lanes> {
     scale: f32,
     /// The integers in the low bits of [`MAGIC`]'s.
     q: [L::U; 2],
-    /// Σ (x − scale · q)².
+    /// x − scale · q.
+    rest: [L::F; 2],
+    /// Σ rest².
     error: f32,
 }
 
@@ -73,22 +96,22 @@ struct Rounded<L: Lanes> {
 const MAGIC: f32 = 12_582_912.0;
 
 /// With 127 or with 126 steps to the largest magnitude, whichever is nearer: both have the largest one right, and the
-/// others fall to either side by chance.
+/// others fall to either side by chance. Beside the block, what it leaves of x.
 #[inline(always)]
-fn quantize<L: Lanes>(l: L, x: [L::F; 2]) -> QuantBlock {
+fn quantize<L: Lanes>(l: L, x: [L::F; 2]) -> (QuantBlock, [L::F; 2]) {
     // Bits without the sign order as the magnitudes do, and a NaN is the largest: it cannot be lost.
     let magnitude = l.splat_bits(0x7fff_ffff);
     let largest = l.max_bits(l.and(l.to_bits(x[0]), magnitude), l.and(l.to_bits(x[1]), magnitude));
     let largest = f32::from_bits(l.largest_word(largest));
     let scale = largest / 127.0;
     if !scale.is_finite() {
-        return QuantBlock { scale, scaled_sum: scale, ..QuantBlock::default() };
+        return (QuantBlock { scale, scaled_sum: scale, ..QuantBlock::default() }, [l.splat(0.0); 2]);
     }
     if !(1.0 / scale).is_finite() {
-        return QuantBlock::default();
+        return (QuantBlock::default(), [l.splat(0.0); 2]);
     }
     let (fine, coarse) = (rounded(l, x, scale), rounded(l, x, largest / 126.0));
-    let Rounded { scale, q, .. } = if coarse.error < fine.error { coarse } else { fine };
+    let Rounded { scale, q, rest, .. } = if coarse.error < fine.error { coarse } else { fine };
     let mut block = QuantBlock { scale, ..QuantBlock::default() };
     let zero = l.sum_words(l.splat_bits(MAGIC.to_bits()));
     let halves = block.words.as_chunks_mut::<4>().0;
@@ -97,20 +120,20 @@ fn quantize<L: Lanes>(l: L, x: [L::F; 2]) -> QuantBlock {
         *sum = l.sum_words(q).wrapping_sub(zero).cast_signed();
     }
     block.scaled_sum = scale * (block.sums[0] + block.sums[1]) as f32;
-    block
+    (block, rest)
 }
 
 #[inline(always)]
 fn rounded<L: Lanes>(l: L, x: [L::F; 2], scale: f32) -> Rounded<L> {
     let (inverse, minus) = (l.splat(1.0 / scale), l.splat(-scale));
-    let (mut q, mut squares) = ([l.splat_bits(0); 2], l.splat(0.0));
+    let (mut q, mut rest, mut squares) = ([l.splat_bits(0); 2], x, l.splat(0.0));
     for i in 0..2 {
         let shifted = l.add(l.mul(x[i], inverse), l.splat(MAGIC));
-        let error = l.fma(minus, l.sub(shifted, l.splat(MAGIC)), x[i]);
-        squares = l.fma(error, error, squares);
+        rest[i] = l.fma(minus, l.sub(shifted, l.splat(MAGIC)), x[i]);
+        squares = l.fma(rest[i], rest[i], squares);
         q[i] = l.to_bits(shifted);
     }
-    Rounded { scale, q, error: sum(l, squares) }
+    Rounded { scale, q, rest, error: sum(l, squares) }
 }
 
 #[cfg(test)]
@@ -155,6 +178,26 @@ mod tests {
     fn zeros_and_blocks_too_small_to_invert_become_zero() {
         assert_eq!(quantized(&[0.0; 32]), QuantBlock::default());
         assert_eq!(quantized(&[1e-40; 32]), QuantBlock::default());
+    }
+
+    #[test]
+    fn two_terms_leave_little() {
+        let x: [f32; 32] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * (1 + i % 5) as f32);
+        let mut results = Vec::new();
+        for simd in Simd::available() {
+            let [mut first, mut second] = [[QuantBlock::default()]; 2];
+            simd.run(QuantizeTwice { x: &x, first: &mut first, second: &mut second });
+            assert_eq!(first[0], quantized(&x));
+            results.push([first[0], second[0]]);
+        }
+        assert!(results.iter().all(|result| *result == results[0]));
+        let value = |block: &QuantBlock, i: usize| {
+            f64::from(block.scale) * f64::from(block.words.as_flattened()[i].cast_signed())
+        };
+        for (i, x) in x.into_iter().enumerate() {
+            let sum: f64 = results[0].iter().map(|block| value(block, i)).sum();
+            assert!((sum - f64::from(x)).abs() <= f64::from(results[0][1].scale) * 0.501, "{x}: {sum}");
+        }
     }
 
     #[test]

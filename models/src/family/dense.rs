@@ -6,7 +6,9 @@ use super::{
     ModelError,
     metadata::{HEADS_MAX, Metadata, ROPE_BASE, WIDTH_MAX},
 };
-use crate::spec::{Activation, AttentionSpec, Bias, Ffn, LayerSpec, NormPlacement, QkNorm, Rope, RopePairing, Window};
+use crate::spec::{
+    Activation, AttentionSpec, Bias, Ffn, LayerSpec, NormPlacement, QkNorm, Rope, RopePairing, Sinks, Window,
+};
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
 
@@ -51,6 +53,8 @@ fn attention(m: &Metadata<'_>, plain: &Plain, heads: usize, kv_heads: usize) -> 
         kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        soft_cap: None,
+        sinks: Sinks::None,
         window: Window::Full,
         rope: Rope { pairing: plain.pairing, dims, base, scaling: m.rope_scaling()? },
         qk_norm: QkNorm::None,

@@ -31,5 +31,5 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         }
         layer.norms = NormPlacement::PreAndPost;
     }
-    Ok(Decoder { embedding_scale: (hidden as f32).sqrt(), norm_eps: dense::norm_eps(m)?, layers })
+    Ok(Decoder { embedding_scale: (hidden as f32).sqrt(), norm_eps: dense::norm_eps(m)?, logit_cap: None, layers })
 }

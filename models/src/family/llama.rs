@@ -26,5 +26,5 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
             layer.attention.rope.scaling = RopeScaling::Factors;
         }
     }
-    Ok(Decoder { embedding_scale: 1.0, norm_eps: dense::norm_eps(m)?, layers })
+    Ok(Decoder { embedding_scale: 1.0, norm_eps: dense::norm_eps(m)?, logit_cap: None, layers })
 }

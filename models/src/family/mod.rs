@@ -2,6 +2,7 @@
 
 mod dense;
 mod error;
+mod gemma2;
 mod gemma3;
 mod llama;
 mod metadata;
@@ -36,7 +37,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         known: known().collect::<Vec<_>>().join(", "),
     })?;
     let metadata = Metadata::new(gguf, family);
-    let Decoder { embedding_scale, norm_eps, layers } = decoder(&metadata)?;
+    let Decoder { embedding_scale, norm_eps, logit_cap, layers } = decoder(&metadata)?;
     metadata.check_unread()?;
     let hidden = metadata.hidden()?;
     let vocab = tensors::vocab(&metadata)?;
@@ -50,7 +51,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         context: metadata.context()?,
         embedding_scale,
         layers,
-        head: HeadSpec { norm_eps, matrix },
+        head: HeadSpec { norm_eps, matrix, soft_cap: logit_cap },
         tensors,
     })
 }
@@ -60,7 +61,7 @@ type MakeDecoder = fn(&Metadata<'_>) -> Result<Decoder, ModelError>;
 
 /// Each architecture that we know, by its name in `general.architecture`, sorted.
 const FAMILIES: &[(&str, MakeDecoder)] =
-    &[("gemma3", gemma3::decoder), ("llama", llama::decoder), ("qwen2", qwen2::decoder)];
+    &[("gemma2", gemma2::decoder), ("gemma3", gemma3::decoder), ("llama", llama::decoder), ("qwen2", qwen2::decoder)];
 
 /// What a family decides; all else follows from it and from the file.
 struct Decoder {
@@ -68,6 +69,8 @@ struct Decoder {
     embedding_scale: f32,
     /// ε of the norm before the head.
     norm_eps: f32,
+    /// Soft cap on the logits.
+    logit_cap: Option<f32>,
     /// One entry per layer.
     layers: Vec<LayerSpec>,
 }

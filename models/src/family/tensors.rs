@@ -7,7 +7,7 @@ use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
         AttentionSpec, Bias, Ffn, HeadMatrix, LayerIndex, LayerSpec, LayerTensor, NormPlacement, QkNorm, RopeScaling,
-        TensorRole, TensorSpec,
+        Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -146,6 +146,10 @@ impl Block<'_> {
                 self.tensor("attn_q_norm.weight", LayerTensor::QNorm, 1, a.head_dim);
                 self.tensor("attn_k_norm.weight", LayerTensor::KNorm, 1, a.head_dim);
             }
+        }
+        match a.sinks {
+            Sinks::None => {}
+            Sinks::PerHead => self.tensor("attn_sinks.weight", LayerTensor::Sinks, 1, a.heads),
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
     }

@@ -61,6 +61,24 @@ fn qwen2_has_biases() {
 }
 
 #[test]
+fn gemma2_caps_scores_and_logits_and_alternates_windows() {
+    let model = golden("gemma2");
+    assert_eq!((model.embedding_scale, model.head.soft_cap, model.layers.len()), (8.0, Some(30.0), 3));
+    for (i, layer) in model.layers.iter().enumerate() {
+        let attention = &layer.attention;
+        let expected = if i == 1 { Window::Full } else { Window::Sliding(16) };
+        assert_eq!((attention.window, attention.rope.base), (expected, 10_000.0), "layer {i}");
+        assert_eq!((attention.soft_cap, attention.scale), (Some(50.0), 0.25));
+        assert_eq!((attention.qk_norm, layer.norms), (QkNorm::None, NormPlacement::PreAndPost));
+    }
+    let huge = parse(&Published { layers: 46, ..GEMMA2_2B }.header()).unwrap();
+    assert_eq!(
+        (huge.layers[0].attention.window, huge.layers[0].attention.scale),
+        (Window::Sliding(4096), 1.0 / 288_f32.sqrt())
+    );
+}
+
+#[test]
 fn gemma3_alternates_windows() {
     let model = golden("gemma3");
     assert_eq!((model.embedding_scale, model.head.matrix, model.layers.len()), (8.0, HeadMatrix::Tied, 7));
@@ -120,6 +138,16 @@ const QWEN_HALF_B: Published = Published {
     head_dim: 64,
     inner: 4864,
     vocab: 151_936,
+};
+const GEMMA2_2B: Published = Published {
+    family: "gemma2",
+    layers: 26,
+    hidden: 2304,
+    heads: 8,
+    kv_heads: 4,
+    head_dim: 256,
+    inner: 9216,
+    vocab: 256_000,
 };
 const GEMMA_1B: Published = Published {
     family: "gemma3",
@@ -184,6 +212,9 @@ impl Published {
             "qwen2" => {
                 of_layer.extend([("attn_q.bias", vec![q]), ("attn_k.bias", vec![kv]), ("attn_v.bias", vec![kv])])
             }
+            "gemma2" => {
+                of_layer.extend([("post_attention_norm.weight", vec![hidden]), ("post_ffw_norm.weight", vec![hidden])])
+            }
             "gemma3" => of_layer.extend([
                 ("attn_q_norm.weight", vec![head_dim]),
                 ("attn_k_norm.weight", vec![head_dim]),
@@ -202,7 +233,9 @@ impl Published {
 
 #[test]
 fn parameters_are_as_many_as_published() {
-    for (model, parameters) in [(LLAMA_1B, 1_235_814_400), (QWEN_HALF_B, 494_032_768), (GEMMA_1B, 999_885_952)] {
+    for (model, parameters) in
+        [(LLAMA_1B, 1_235_814_400), (QWEN_HALF_B, 494_032_768), (GEMMA2_2B, 2_614_341_888), (GEMMA_1B, 999_885_952)]
+    {
         let spec = parse(&model.header()).unwrap();
         assert_eq!(spec.tensors.iter().map(|t| t.rows * t.cols).sum::<usize>(), parameters, "{}", model.family);
         assert_eq!(spec.shard_bytes(&(0..spec.layers.len())), 4 * parameters as u64);
@@ -269,7 +302,7 @@ fn keys_out_of_range_are_refused() {
 fn what_would_run_wrongly_is_refused_by_name() {
     refused(
         &Published { family: "mamba", ..SMALL }.header(),
-        "architecture \"mamba\" is not supported; supported: gemma3, llama, qwen2",
+        "architecture \"mamba\" is not supported; supported: gemma2, gemma3, llama, qwen2",
     );
     refused(&GgufWriter::new("llama"), "only a vocabulary");
     refused(

@@ -41,6 +41,17 @@ impl Gathered {
         }
     }
 
+    /// One part, with nothing in it but the sinks of the heads that take turns in the queries, where there are any.
+    pub(crate) fn start(layout: HeadLayout, queries: usize, sinks: &[f32]) -> Self {
+        let mut gathered = Self::new(layout, queries, 1);
+        let sums = gathered.sums.as_flattened_mut()[..queries].iter_mut();
+        let scores = gathered.largest.as_flattened_mut()[..queries].iter_mut();
+        for ((largest, sum), sink) in scores.zip(sums).zip(sinks.iter().cycle()) {
+            (*largest, *sum) = (*sink, 1.0);
+        }
+        gathered
+    }
+
     pub(super) fn part(&mut self, index: usize) -> Part<'_> {
         let (groups, len) = (self.queries.div_ceil(LANES), self.queries * self.vectors);
         Part {

@@ -5,9 +5,9 @@ use std::{array::from_fn, ops::Range};
 use super::{
     super::{
         lanes::{LANES, Lanes, largest, sum},
-        math::exp,
+        math::{exp, soft_cap},
     },
-    HeadLayout, PAGE_POSITIONS, Scores, Vector,
+    HeadLayout, PAGE_POSITIONS, Scores, Scoring, Vector,
     gathered::merged,
 };
 
@@ -50,7 +50,7 @@ pub(super) struct Page<'a, E> {
     pub(super) x: &'a [f32],
     /// What each query attends to.
     pub(super) slots: &'a [Range<usize>],
-    pub(super) scale: f32,
+    pub(super) scoring: Scoring,
     pub(super) layout: HeadLayout,
     /// Where the next page begins, for prefetching only.
     pub(super) next: *const u8,
@@ -70,6 +70,9 @@ impl<E: Element> Page<'_, E> {
         for first in (0..scores.len()).step_by(R) {
             self.score_some::<L, R, W>(l, first, scores);
             for query in first..scores.len().min(first + R) {
+                if let Some(cap) = self.scoring.soft_cap {
+                    cap_scores(l, &mut scores[query].0, cap);
+                }
                 (largest[query], sums[query]) = exponentials(l, &mut scores[query].0, self.slots[query].clone());
             }
         }
@@ -146,7 +149,7 @@ impl<E: Element> Page<'_, E> {
         for r in 0..R {
             let blocks = &mut scores[queries[r]].0.as_chunks_mut().0[block..];
             for (sum, block) in sums[r].into_iter().zip(blocks) {
-                l.store(l.mul(sum, l.splat(self.scale)), block);
+                l.store(l.mul(sum, l.splat(self.scoring.scale)), block);
             }
         }
     }
@@ -233,6 +236,13 @@ fn add<L: Lanes, const C: usize>(l: L, sums: &mut [L::F; C], p: &[f32; PAGE_POSI
     let p = l.splat(p[slot]);
     for c in 0..C {
         sums[c] = l.fma(p, value[c], sums[c]);
+    }
+}
+
+#[inline(always)]
+fn cap_scores<L: Lanes>(l: L, scores: &mut [f32; PAGE_POSITIONS], cap: f32) {
+    for block in scores.as_chunks_mut().0 {
+        l.store(soft_cap(l, l.load(block), cap), block);
     }
 }
 

@@ -8,6 +8,13 @@ use crate::kernel::{lanes::Simd, matrix::tests::noise};
 const POSITIONS: usize = 200;
 const HEADS: usize = 3;
 
+/// What only some families have.
+#[derive(Clone, Default)]
+struct Extras {
+    soft_cap: Option<f32>,
+    sinks: Vec<f32>,
+}
+
 struct Case {
     layout: HeadLayout,
     scoring: Scoring,
@@ -16,10 +23,12 @@ struct Case {
     pages: Vec<Vec<u16>>,
     /// (positions, heads, head_dim)
     queries: Vec<f32>,
+    /// Of the heads, or nothing.
+    sinks: Vec<f32>,
 }
 
 impl Case {
-    fn new(head_dim: usize, window: Window, simd: Simd) -> Self {
+    fn new(head_dim: usize, window: Window, extras: &Extras, simd: Simd) -> Self {
         let layout = HeadLayout { head_dim };
         let (keys, values) = (noise(POSITIONS * head_dim, 1), noise(POSITIONS * head_dim, 2));
         // What was never written is NaN, as a stale page might be.
@@ -29,8 +38,9 @@ impl Case {
             let page = &mut pages[position / PAGE_POSITIONS];
             simd.run(Write { layout, page, slot: position % PAGE_POSITIONS, key, value });
         }
-        let scoring = Scoring { scale: 0.7, window };
-        Self { layout, scoring, keys, values, pages, queries: noise(POSITIONS * HEADS * head_dim, 3) }
+        let Extras { soft_cap, sinks } = extras.clone();
+        let scoring = Scoring { scale: 0.7, soft_cap, window };
+        Self { layout, scoring, keys, values, pages, queries: noise(POSITIONS * HEADS * head_dim, 3), sinks }
     }
 
     /// Of the rows at `positions`, their pages gathered in runs that end before each page of `cuts`.
@@ -42,8 +52,11 @@ impl Case {
         let ends = cuts.clone().chain([pages.end]);
         let mut first = None;
         for (start, end) in [pages.start].into_iter().chain(cuts).zip(ends) {
-            let parts = if first.is_none() { 1 } else { end - start };
-            let mut gathered = Gathered::new(self.layout, x.len() / self.layout.head_dim, parts);
+            let count = x.len() / self.layout.head_dim;
+            let mut gathered = match first {
+                None => Gathered::start(self.layout, count, &self.sinks),
+                Some(_) => Gathered::new(self.layout, count, end - start),
+            };
             let queries = Queries { x, heads: HEADS, position: positions.start };
             let into = if first.is_none() { Target::Merged(&mut gathered) } else { Target::Apart(&mut gathered) };
             let run: Vec<&[u16]> = self.pages[start..end].iter().map(Vec::as_slice).collect();
@@ -68,8 +81,10 @@ impl Case {
         let attended = self.scoring.first(position)..position + 1;
         let key = |at: usize| &self.keys[at * head_dim..][..head_dim];
         let dot = |at: usize| key(at).iter().zip(query).map(|(k, q)| round(*k) * f64::from(*q)).sum::<f64>();
-        let p: Vec<f64> = attended.clone().map(|at| (dot(at) * f64::from(self.scoring.scale)).exp()).collect();
-        let total: f64 = p.iter().sum();
+        let cap = |s: f64| self.scoring.soft_cap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh());
+        let p: Vec<f64> = attended.clone().map(|at| cap(dot(at) * f64::from(self.scoring.scale)).exp()).collect();
+        let sink = self.sinks.get(head).map_or(0.0, |sink| f64::from(*sink).exp());
+        let total = p.iter().sum::<f64>() + sink;
         let value = |at: usize, i: usize| round(self.values[at * head_dim + i]);
         (0..head_dim).map(|i| attended.clone().zip(&p).map(|(at, p)| value(at, i) * p).sum::<f64>() / total).collect()
     }
@@ -81,19 +96,25 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_tier_grouping_and_cut_gives_the_same_bits_close_to_f64() {
-    for (head_dim, window) in [
-        (16, Window::Full),
-        (40, Window::Sliding(70)),
-        (64, Window::Full),
-        (80, Window::Sliding(130)),
-        (96, Window::Full),
-        (128, Window::Sliding(9)),
+    let plain = Extras::default();
+    let capped = Extras { soft_cap: Some(2.0), ..Extras::default() };
+    // One head's sink is far above its scores, one's far below.
+    let sinking = Extras { sinks: vec![9.0, -0.5, -40.0], ..Extras::default() };
+    for (head_dim, window, extras) in [
+        (16, Window::Full, &plain),
+        (16, Window::Full, &capped),
+        (40, Window::Sliding(70), &plain),
+        (64, Window::Full, &plain),
+        (64, Window::Sliding(20), &sinking),
+        (80, Window::Sliding(130), &plain),
+        (96, Window::Full, &plain),
+        (128, Window::Sliding(9), &plain),
     ] {
         let width = HEADS * head_dim;
-        let case = Case::new(head_dim, window, Simd::available()[0]);
+        let case = Case::new(head_dim, window, extras, Simd::available()[0]);
         let together = case.attend(Simd::available()[0], 0..POSITIONS, &[]);
         for simd in Simd::available() {
-            assert_eq!(Case::new(head_dim, window, simd).pages, case.pages, "{}", simd.name());
+            assert_eq!(Case::new(head_dim, window, extras, simd).pages, case.pages, "{}", simd.name());
             for (positions, cuts) in [
                 (0..POSITIONS, &[][..]),
                 (0..POSITIONS, &[1, 3]),
