@@ -1,9 +1,10 @@
 //! The KV cache: pages of f16 keys and values for all layers of the shard, handed to sessions from one budget.
 //!
 //! A page holds the same positions of every layer and head. Nothing beyond a session's length is ever read, so pages are
-//! neither cleared nor copied, and a session rolls back by forgetting its length.
+//! neither cleared nor copied, and a session rolls back by forgetting its length. Sessions with a common beginning share
+//! its pages, which nobody writes any more; they count once.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use qmesh_models::spec::AttentionSpec;
 
@@ -45,8 +46,10 @@ struct LayerPart {
 pub(crate) struct Pages {
     /// Positions written and not rolled back.
     pub(crate) len: usize,
+    /// Pages at the beginning that other sessions may hold too.
+    shared: usize,
     reserved: usize,
-    held: Vec<Page>,
+    held: Vec<Arc<Page>>,
 }
 
 impl Cache {
@@ -76,7 +79,33 @@ impl Cache {
         let reserved = positions.div_ceil(PAGE_POSITIONS);
         (reserved <= self.budget - self.reserved).then_some(())?;
         self.reserved += reserved;
-        Some(Pages { len: 0, reserved, held: Vec::new() })
+        Some(Pages { len: 0, shared: 0, reserved, held: Vec::new() })
+    }
+
+    /// Sets pages for `positions` aside, of which the first `shared`, whole pages that `source` has written, are the
+    /// source's; `None` where the budget has no room.
+    pub(crate) fn fork(&mut self, source: &mut Pages, shared: usize, positions: usize) -> Option<Pages> {
+        let (len, shared, reserved) = (shared, shared / PAGE_POSITIONS, positions.div_ceil(PAGE_POSITIONS));
+        let own = reserved - shared;
+        (own <= self.budget - self.reserved).then_some(())?;
+        self.reserved += own;
+        source.shared = source.shared.max(shared);
+        Some(Pages { len, shared, reserved, held: source.held[..shared].to_vec() })
+    }
+
+    /// Takes back what a session has beyond its first `positions`.
+    pub(crate) fn shorten(&mut self, pages: &mut Pages, positions: usize) {
+        pages.len = pages.len.min(positions);
+        let kept = pages.len.div_ceil(PAGE_POSITIONS);
+        self.reserved -= pages.reserved - pages.held.len();
+        pages.reserved = kept;
+        for page in pages.held.drain(kept..) {
+            // Whoever holds a shared page last takes it off the books.
+            if let Some(page) = Arc::into_inner(page) {
+                self.unused.push(page);
+                self.reserved -= 1;
+            }
+        }
     }
 
     /// Positions that can still be reserved.
@@ -85,9 +114,8 @@ impl Cache {
     }
 
     /// Takes a session's pages back.
-    pub(crate) fn release(&mut self, pages: Pages) {
-        self.reserved -= pages.reserved;
-        self.unused.extend(pages.held);
+    pub(crate) fn release(&mut self, mut pages: Pages) {
+        self.shorten(&mut pages, 0);
     }
 
     /// Makes sure that `pages` has memory for positions below `end`, which lies within its reservation.
@@ -97,7 +125,7 @@ impl Cache {
                 Some(page) => page,
                 None => self.allocate()?,
             };
-            pages.held.push(page);
+            pages.held.push(Arc::new(page));
         }
         Ok(())
     }
@@ -114,6 +142,7 @@ impl Cache {
         let numbers = positions.start / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS);
         pages.held[numbers.clone()].iter_mut().zip(numbers).map(move |(page, number)| {
             let (first, end) = (number * PAGE_POSITIONS, (number + 1) * PAGE_POSITIONS);
+            let page = Arc::get_mut(page).expect("only what lies before Pages::fixed is shared, and it is not written");
             (positions.start.max(first)..positions.end.min(end), &mut page.elements_mut()[place.clone()])
         })
     }
@@ -146,6 +175,13 @@ impl Cache {
         memory.resize(len, 0);
         let start = memory.as_ptr().align_offset(2 * LINE).min(LINE);
         Ok(Page { memory, start })
+    }
+}
+
+impl Pages {
+    /// Positions that are not written any more, as other sessions may share them.
+    pub(crate) fn fixed(&self) -> usize {
+        self.shared * PAGE_POSITIONS
     }
 }
 
@@ -194,6 +230,28 @@ mod tests {
         cache.release(first);
         cache.release(second);
         assert_eq!((cache.reserved_positions(), cache.free_positions()), (0, 256));
+    }
+
+    #[test]
+    fn shared_pages_count_once_and_go_with_their_last_holder() {
+        let mut cache = Cache::new([attention(1, 16)].iter(), 640);
+        let mut first = cache.reserve(300).unwrap();
+        cache.extend(&mut first, 200).unwrap();
+        first.len = 200;
+        cache.shorten(&mut first, 200);
+        assert_eq!((cache.reserved_positions(), first.held.len(), first.reserved), (256, 4, 4));
+        let mut second = cache.fork(&mut first, 128, 320).unwrap();
+        assert_eq!((second.len, second.fixed(), first.fixed(), cache.reserved_positions()), (128, 128, 128, 448));
+        assert!(cache.fork(&mut first, 128, 400).is_none());
+        cache.extend(&mut second, 200).unwrap();
+        assert_eq!(cache.parts_mut(0, &mut second, 128..200).count(), 2);
+        cache.release(first);
+        assert_eq!((cache.reserved_positions(), cache.unused.len()), (320, 2));
+        cache.release(second);
+        assert_eq!((cache.reserved_positions(), cache.unused.len()), (0, 6));
+        let mut unwritten = cache.reserve(640).unwrap();
+        cache.shorten(&mut unwritten, 100);
+        assert_eq!((cache.reserved_positions(), unwritten.reserved), (0, 0));
     }
 
     #[test]

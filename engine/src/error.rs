@@ -93,6 +93,18 @@ pub enum EngineError {
         /// The session.
         session: u64,
     },
+    /// A session cannot begin as another one does.
+    #[error("session {session} cannot begin with {positions} of the {held} positions of session {source_session}")]
+    Prefix {
+        /// The session.
+        session: u64,
+        /// The other one.
+        source_session: u64,
+        /// Positions asked for: whole pages, fewer than the session may have.
+        positions: usize,
+        /// Positions that the other one holds.
+        held: usize,
+    },
     /// A sampling parameter is outside its range.
     #[error("sampling parameter {name}: {what}")]
     Sampling {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, builder::FalseyValueParser};
-use qmesh_engine::worker::{self, Audience, ByteCount, Exit, Stay, WorkerConfig};
+use qmesh_engine::worker::{self, Audience, ByteCount, Compute, Exit, Stay, WorkerConfig};
 use qmesh_models::directories::Directories;
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -138,6 +138,7 @@ fn join(args: JoinArgs) -> Result<Exit> {
         model_folders: args.model_dir,
         stay: if args.once { Stay::Once } else { Stay::ForGood },
         audience: Audience::People,
+        compute: Compute::Real,
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the network")?;

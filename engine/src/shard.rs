@@ -49,6 +49,15 @@ struct Session {
     ids: Vec<u32>,
 }
 
+/// The first positions of an open session, for another one to begin with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Prefix {
+    /// Whose.
+    pub session: u64,
+    /// How many, a multiple of [`PAGE_POSITIONS`].
+    pub positions: usize,
+}
+
 /// A row that the last stage samples after.
 struct Wanted {
     row: usize,
@@ -91,6 +100,44 @@ impl Shard {
             free: self.cache.free_positions(),
         })?;
         self.sessions.insert(session, Session { pages, max_positions, sampling, ids: Vec::new() });
+        Ok(())
+    }
+
+    /// Opens a session as [`Shard::open`] does, which begins with `prefix`: it shares that session's pages.
+    pub fn fork(
+        &mut self,
+        session: u64,
+        max_positions: usize,
+        sampling: SamplingParameters,
+        prefix: Prefix,
+    ) -> Result<(), EngineError> {
+        let Prefix { session: source, positions } = prefix;
+        if self.sessions.contains_key(&session) {
+            return Err(EngineError::SessionOpen { session });
+        }
+        sampling.check(self.vocab)?;
+        let held = self.sessions.get_mut(&source).ok_or(EngineError::UnknownSession { session: source })?;
+        if positions > held.pages.len || !positions.is_multiple_of(PAGE_POSITIONS) || positions >= max_positions {
+            return Err(EngineError::Prefix { session, source_session: source, positions, held: held.pages.len });
+        }
+        let pages = u32::try_from(max_positions).ok();
+        let pages = pages.and_then(|_| self.cache.fork(&mut held.pages, positions, max_positions));
+        let ids = held.ids.get(..positions).unwrap_or_default().to_vec();
+        let pages = pages.ok_or_else(|| EngineError::KvFull {
+            session,
+            needed: max_positions - positions,
+            free: self.cache.free_positions(),
+        })?;
+        self.sessions.insert(session, Session { pages, max_positions, sampling, ids });
+        Ok(())
+    }
+
+    /// Leaves a session its first `positions` only, and frees what it has beyond their pages.
+    pub fn keep(&mut self, session: u64, positions: usize) -> Result<(), EngineError> {
+        let held = self.sessions.get_mut(&session).ok_or(EngineError::UnknownSession { session })?;
+        self.cache.shorten(&mut held.pages, positions);
+        held.max_positions = held.max_positions.min(positions);
+        held.ids.truncate(positions);
         Ok(())
     }
 
@@ -163,6 +210,9 @@ impl Shard {
             }
             if position > held.pages.len {
                 return Err(EngineError::Gap { session, need: held.pages.len });
+            }
+            if position < held.pages.fixed() {
+                return wrong(format!("session {session} shares its first {} positions", held.pages.fixed()));
             }
             let max_positions = held.max_positions;
             if rows > max_positions - position {

@@ -3,6 +3,7 @@
 use std::{
     iter,
     ops::{BitOr, Range},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -65,6 +66,17 @@ pub struct Segment {
     pub flags: SegmentFlags,
 }
 
+/// Where the time of a step went, so far, in microseconds; each stage adds its own.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct StepTimes {
+    /// Computing, over all stages.
+    pub compute_us: u32,
+    /// Computing, on the stage that took longest.
+    pub slowest_us: u32,
+    /// Waiting for a stage to have finished what came before.
+    pub queued_us: u32,
+}
+
 /// One micro-batch on a link.
 ///
 /// `ids` has one token id per row. In a `Sampled` frame rows, positions and ids are those of the sampled rows only, and
@@ -81,6 +93,8 @@ pub struct Frame {
     pub step: StepId,
     /// Values per `Hidden` row, candidates per `Sampled` row.
     pub width: u32,
+    /// Where its time went.
+    pub times: StepTimes,
     /// The sequences, in the order of their rows.
     pub segments: Vec<Segment>,
     /// The token id of each row.
@@ -195,11 +209,26 @@ impl BitOr for SegmentFlags {
     }
 }
 
+impl StepTimes {
+    /// These times and another stage's.
+    #[must_use]
+    pub fn and_stage(self, compute: Duration, queued: Duration) -> Self {
+        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let compute_us = micros(compute);
+        Self {
+            compute_us: self.compute_us.saturating_add(compute_us),
+            slowest_us: self.slowest_us.max(compute_us),
+            queued_us: self.queued_us.saturating_add(micros(queued)),
+        }
+    }
+}
+
 impl Frame {
     /// The frame that ends a link.
     pub fn end(epoch: PlanEpoch, step: StepId) -> Self {
         let (segments, ids, payload) = (Vec::new(), Vec::new(), Bytes::new());
-        Self { kind: FrameKind::End, wire: WireType::F32, epoch, step, width: 0, segments, ids, payload }
+        let times = StepTimes::default();
+        Self { kind: FrameKind::End, wire: WireType::F32, epoch, step, width: 0, times, segments, ids, payload }
     }
 
     /// Rows over all segments.

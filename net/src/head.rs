@@ -15,17 +15,20 @@
 //! | 20 | 4 | rows over all segments |
 //! | 24 | 4 | bytes of the payload |
 //! | 28 | 4 | CRC-32C of all bytes before the payload, these four as zero |
-//! | 32 | 24 each | segment: session u64, position u32, rows u32, flags u32, zero u32 |
+//! | 32 | 12 | step times, microseconds: compute u32, slowest stage's compute u32, queued u32 |
+//! | 44 | 4 | zero |
+//! | 48 | 24 each | segment: session u64, position u32, rows u32, flags u32, zero u32 |
 //! | … | 4 each | token id of each row |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::{
-    frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, WireType},
+    frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, WireType},
     ids::{PlanEpoch, SessionId, StepId},
     limits::{
-        CANDIDATES, FIXED_HEAD_BYTES, FRAME_PAYLOAD_BYTES, FRAME_ROWS, FRAME_SEGMENTS, FRAME_WIDTH, SEGMENT_BYTES,
+        CANDIDATES, FIXED_HEAD_BYTES, FRAME_PAYLOAD_BYTES, FRAME_ROWS, FRAME_SEGMENTS, FRAME_WIDTH, HEAD_ALIGNMENT,
+        SEGMENT_BYTES,
     },
     sampled,
 };
@@ -119,6 +122,7 @@ pub(crate) struct FixedHead {
     width: u32,
     rows: usize,
     payload_bytes: usize,
+    times: StepTimes,
     crc: u32,
 }
 
@@ -148,14 +152,14 @@ impl FrameHead {
     /// Joins the head with the bytes after it: the payload and its sum, if the head announces one.
     pub(crate) fn into_frame(self, mut tail: Bytes) -> Result<Frame, FrameError> {
         let Self { fixed, segments, ids } = self;
-        let FixedHead { kind, wire, epoch, step, width, .. } = fixed;
+        let FixedHead { kind, wire, epoch, step, width, times, .. } = fixed;
         equal("bytes after the head", tail.len() as u64, (fixed.payload_bytes + fixed.sum_bytes()) as u64)?;
         let payload = tail.split_to(fixed.payload_bytes);
         match fixed.sum {
             PayloadSum::Off => {}
             PayloadSum::On => equal("sum of the payload", tail.get_u64_le(), payload_sum(&payload))?,
         }
-        Ok(Frame { kind, wire, epoch, step, width, segments, ids, payload })
+        Ok(Frame { kind, wire, epoch, step, width, times, segments, ids, payload })
     }
 }
 
@@ -180,7 +184,10 @@ impl FixedHead {
         equal("bytes of the payload", stated.into(), payload_bytes as u64)?;
         let sum = if flags & FLAG_SUM == 0 { PayloadSum::Off } else { PayloadSum::On };
         let crc = bytes.get_u32_le();
-        Ok(Self { kind, wire, sum, segments, step, epoch, width, rows: rows as usize, payload_bytes, crc })
+        let (compute_us, slowest_us, queued_us) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
+        let times = StepTimes { compute_us, slowest_us, queued_us };
+        equal("reserved field of the head", 0, bytes.get_u32_le().into())?;
+        Ok(Self { kind, wire, sum, segments, step, epoch, width, rows: rows as usize, payload_bytes, times, crc })
     }
 
     /// Bytes before the payload.
@@ -223,7 +230,8 @@ impl Frame {
         out.put_u32_le(self.width);
         out.put_u32_le(self.rows() as u32);
         out.put_u32_le(payload_bytes as u32);
-        out.put_u32_le(0);
+        let StepTimes { compute_us, slowest_us, queued_us } = self.times;
+        [0, compute_us, slowest_us, queued_us, 0].into_iter().for_each(|word| out.put_u32_le(word));
         for segment in &self.segments {
             check_segment(segment, self.kind)?;
             out.put_u64_le(segment.session.0);
@@ -234,7 +242,7 @@ impl Frame {
         }
         self.ids.iter().for_each(|id| out.put_u32_le(*id));
         let crc = checksum(&head);
-        head[CRC_OFFSET..FIXED_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
+        head[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
         Ok(head.freeze())
     }
 }
@@ -287,13 +295,13 @@ fn check_segment(segment: &Segment, kind: FrameKind) -> Result<(), FrameError> {
 }
 
 const fn head_bytes(segments: usize, rows: usize) -> usize {
-    (FIXED_HEAD_BYTES + segments * SEGMENT_BYTES + rows * 4).next_multiple_of(FIXED_HEAD_BYTES)
+    (FIXED_HEAD_BYTES + segments * SEGMENT_BYTES + rows * 4).next_multiple_of(HEAD_ALIGNMENT)
 }
 
 fn checksum(head: &[u8]) -> u32 {
     let crc = crc32c::crc32c(&head[..CRC_OFFSET]);
-    let crc = crc32c::crc32c_append(crc, &[0; FIXED_HEAD_BYTES - CRC_OFFSET]);
-    crc32c::crc32c_append(crc, &head[FIXED_HEAD_BYTES..])
+    let crc = crc32c::crc32c_append(crc, &[0; 4]);
+    crc32c::crc32c_append(crc, &head[CRC_OFFSET + 4..])
 }
 
 fn equal(what: &'static str, stated: u64, computed: u64) -> Result<(), FrameError> {

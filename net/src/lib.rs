@@ -39,7 +39,7 @@ pub use connection::{Connection, Incoming};
 pub use control::{ControlReceiver, ControlSender};
 pub use endpoint::Endpoint;
 pub use error::NetError;
-pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, Wants, WireType};
+pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, Wants, WireType};
 pub use head::{FrameError, FrameHead};
 pub use identity::Identity;
 pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
@@ -47,8 +47,8 @@ pub use join::{Applicant, Gate, Introduction, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
 pub use message::{
-    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Message, OpenSession, RangeReply, RangeRequest, RejectCode,
-    Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
+    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Message, OpenSession, Prefix, RangeReply, RangeRequest,
+    RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
 };
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};

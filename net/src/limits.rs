@@ -16,12 +16,15 @@ pub const FRAME_ROWS: usize = 16 << 10;
 pub const FRAME_WIDTH: usize = 64 << 10;
 /// Most candidates reported for a sampled row.
 pub const CANDIDATES: usize = 64;
-/// Bytes of a frame's fixed head; the whole head is padded to a multiple of it.
-pub const FIXED_HEAD_BYTES: usize = 32;
+/// Bytes of a frame's fixed head.
+pub const FIXED_HEAD_BYTES: usize = 48;
+/// The whole head is padded to a multiple of this.
+pub const HEAD_ALIGNMENT: usize = 32;
 /// Bytes of one segment in a frame's head.
 pub const SEGMENT_BYTES: usize = 24;
 /// Most bytes of a frame's whole head.
-pub const HEAD_BYTES: usize = FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS;
+pub const HEAD_BYTES: usize =
+    (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS).next_multiple_of(HEAD_ALIGNMENT);
 /// Most bytes of each text in a `Hello`.
 pub const HELLO_TEXT_BYTES: usize = 256;
 /// Most addresses in a ticket.
@@ -62,7 +65,6 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const _: () = {
     assert!(UDP_PAYLOAD_BYTES as usize * 10 < 65_507);
     assert!(FRAME_PAYLOAD_BYTES + HEAD_BYTES <= u32::MAX as usize);
-    assert!(HEAD_BYTES.is_multiple_of(FIXED_HEAD_BYTES));
     assert!(FRAME_SEGMENTS <= FRAME_ROWS);
     assert!(FRAME_SEGMENTS <= u16::MAX as usize);
     assert!(FRAME_WIDTH * 4 <= FRAME_PAYLOAD_BYTES);

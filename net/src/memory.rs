@@ -37,6 +37,8 @@ pub struct Faults {
     pub jitter: Duration,
     /// Share of the packets that is lost, 0 to 1.
     pub loss: f64,
+    /// Bytes a second that pass from one endpoint to another; 0 is no limit.
+    pub rate: u64,
 }
 
 /// How many packets there were so far.
@@ -58,6 +60,8 @@ struct State {
     cuts: BTreeSet<(SocketAddr, SocketAddr)>,
     dead: BTreeSet<SocketAddr>,
     inboxes: HashMap<SocketAddr, Inbox>,
+    /// When the link from one to the other has sent what it was given.
+    free: HashMap<(SocketAddr, SocketAddr), Instant>,
     packets: Packets,
     endpoints: u16,
 }
@@ -87,6 +91,7 @@ impl Network {
             cuts: BTreeSet::new(),
             dead: BTreeSet::new(),
             inboxes: HashMap::new(),
+            free: HashMap::new(),
             packets: Packets::default(),
             endpoints: 0,
         })))
@@ -159,10 +164,22 @@ impl State {
         (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// When a packet of `len` bytes, given to the link now, has left it.
+    fn sent(&mut self, from: SocketAddr, to: SocketAddr, len: usize) -> Instant {
+        let now = Instant::now();
+        if self.faults.rate == 0 {
+            return now;
+        }
+        let free = self.free.entry((from, to)).or_insert(now);
+        *free = now.max(*free) + Duration::from_secs_f64(len as f64 / self.faults.rate as f64);
+        *free
+    }
+
     fn send(&mut self, from: SocketAddr, to: SocketAddr, congested: bool, bytes: &[u8]) {
         let (lucky, jitter) = (self.chance() >= self.faults.loss, self.chance());
         let cut = self.cuts.contains(&(from, to)) || self.dead.contains(&from) || self.dead.contains(&to);
-        let due = Instant::now() + self.faults.delay + self.faults.jitter.mul_f64(jitter);
+        let sent = self.sent(from, to, bytes.len());
+        let due = sent + self.faults.delay + self.faults.jitter.mul_f64(jitter);
         let number = self.packets.sent;
         self.packets.sent += 1;
         match self.inboxes.get_mut(&to) {

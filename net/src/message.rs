@@ -85,6 +85,15 @@ pub enum Message {
         /// Why, in one line.
         text: String,
     },
+    /// Coordinator to worker: the session ended; keep its first positions for others to share, and free the rest.
+    Keep {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
+        /// The session.
+        session: SessionId,
+        /// How many positions.
+        positions: u32,
+    },
 }
 
 /// A worker introduces itself. The layout is frozen.
@@ -244,6 +253,17 @@ pub struct OpenSession {
     pub max_positions: u32,
     /// How its tokens are chosen.
     pub sampling: Sampling,
+    /// What it begins with.
+    pub prefix: Option<Prefix>,
+}
+
+/// The first positions of a session that is open, for another one to begin with: their keys and values are shared.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Prefix {
+    /// Whose.
+    pub session: SessionId,
+    /// How many: whole pages of the KV cache.
+    pub positions: u32,
 }
 
 /// How tokens are chosen from logits. The default is greedy without penalties.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     Admission, CloseCode, Connection, Endpoint, Frame, FrameKind, FrameReceiver, Gate, Hello, Identity, Incoming,
     Introduction, JoinSecret, Message, NetError, PayloadSum, PlanEpoch, RangeRequest, RejectCode, Segment,
-    SegmentFlags, SessionId, StepId, Wants, Welcome, WireType, join,
+    SegmentFlags, SessionId, StepId, StepTimes, Wants, Welcome, WireType, join,
     limits::PROTOCOL,
     memory::{Faults, Network, Packets},
     welcome,
@@ -73,6 +73,7 @@ fn frame(step: u32, rows: u32) -> Frame {
         epoch: PlanEpoch(1),
         step: StepId(step),
         width: 512,
+        times: StepTimes::default(),
         segments: vec![Segment { session: SessionId(1), position: step, rows, wants, flags }],
         ids: vec![step; rows as usize],
         payload: (0..rows * 2048).map(|i| (i + step) as u8).collect::<Vec<_>>().into(),
@@ -210,7 +211,7 @@ fn nobody_at_an_address_is_told_from_others() {
 /// 200 frames there and back; virtual time, packets, and a hash of what came back.
 async fn echo(seed: u64) -> (Duration, Packets, blake3::Hash) {
     let network = Network::new(seed);
-    network.faults(Faults { delay: Duration::from_millis(20), jitter: Duration::ZERO, loss: 0.02 });
+    network.faults(Faults { delay: Duration::from_millis(20), loss: 0.02, ..Faults::default() });
     let (coordinator, worker) = pair(&network);
     let start = Instant::now();
     let (near, far) = connect(&coordinator, &worker).await;

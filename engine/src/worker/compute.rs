@@ -13,10 +13,16 @@ use std::{
 use qmesh_net::{Fault, FaultCode, Frame, FrameKind, OpenSession, SessionId, limits::CANDIDATES};
 use tokio::sync::mpsc;
 
-use super::{assignment::Assignment, convert, event::Turn, store::Weights};
+use super::{
+    assignment::Assignment,
+    convert,
+    emulation::{Compute, Computer},
+    event::Turn,
+    store::Weights,
+};
 use crate::{
     error::EngineError,
-    shard::Shard,
+    shard::{Prefix, Shard},
     step::{Step, StepOutput},
 };
 
@@ -33,11 +39,13 @@ pub(super) enum Command {
     Open { turn: Turn, open: OpenSession },
     /// Free a session, if it is there.
     Close { turn: Turn, session: SessionId },
-    /// Compute a frame.
-    Step { turn: Turn, frame: Frame },
+    /// Free a session, if it is there, but for its first positions.
+    Keep { turn: Turn, session: SessionId, positions: usize },
+    /// Compute a frame, which has waited since it `arrived`.
+    Step { turn: Turn, frame: Frame, arrived: Instant },
 }
 
-/// What came of a command. `Close` is not answered.
+/// What came of a command. `Close` and `Keep` are not answered.
 #[derive(Debug)]
 pub(super) enum Done {
     /// So many bytes of the weights are loaded.
@@ -96,10 +104,15 @@ pub(super) enum Failure {
 }
 
 /// Starts the thread, which lives as long as the sender; `done` is told what comes of each command.
-pub(super) fn spawn(threads: usize, depth: usize, done: mpsc::Sender<Done>) -> io::Result<mpsc::Sender<Command>> {
+pub(super) fn spawn(
+    threads: usize,
+    compute: Compute,
+    depth: usize,
+    done: mpsc::Sender<Done>,
+) -> io::Result<mpsc::Sender<Command>> {
     let (sender, mut commands) = mpsc::channel(depth);
     thread::Builder::new().name("qmesh-compute".into()).spawn(move || {
-        let mut desk = Desk { threads, done, seat: None, waited: Duration::ZERO };
+        let mut desk = Desk { threads, compute, done, seat: None, waited: Duration::ZERO };
         loop {
             let since = Instant::now();
             let Some(command) = commands.blocking_recv() else { return };
@@ -116,6 +129,7 @@ pub(super) fn spawn(threads: usize, depth: usize, done: mpsc::Sender<Done>) -> i
 /// The thread's belongings.
 struct Desk {
     threads: usize,
+    compute: Compute,
     done: mpsc::Sender<Done>,
     seat: Option<Seat>,
     waited: Duration,
@@ -125,7 +139,7 @@ struct Desk {
 struct Seat {
     turn: Turn,
     assignment: Arc<Assignment>,
-    shard: Shard,
+    shard: Computer,
     sessions: BTreeSet<SessionId>,
 }
 
@@ -143,7 +157,11 @@ impl Desk {
                 self.seat.as_mut().filter(|seat| seat.turn == turn)?.close(session);
                 None
             }
-            Command::Step { turn, frame } => Some(Done::Stepped(Box::new(self.step(turn, frame)))),
+            Command::Keep { turn, session, positions } => {
+                self.seat.as_mut().filter(|seat| seat.turn == turn)?.keep(session, positions);
+                None
+            }
+            Command::Step { turn, frame, arrived } => Some(Done::Stepped(Box::new(self.step(turn, frame, arrived)))),
         }
     }
 
@@ -152,7 +170,13 @@ impl Desk {
         let Assignment { spec, layers, kv_positions, .. } = &*assignment;
         // Progress is told best-effort: nobody waits for it, and the answer says how it ended.
         let mut told = |bytes_done| drop(self.done.blocking_send(Done::Loading { turn, bytes_done, bytes_total }));
-        let load = || Shard::load(spec, layers.clone(), *kv_positions, self.threads, weights, &mut told);
+        let load = || match self.compute {
+            Compute::Real => {
+                let shard = Shard::load(spec, layers.clone(), *kv_positions, self.threads, weights, &mut told)?;
+                Ok(Computer::Shard(Box::new(shard)))
+            }
+            Compute::Emulated(emulation) => Ok(Computer::Emulated(emulation.stage(spec, layers))),
+        };
         match guarded(load) {
             Ok(shard) => {
                 self.seat = Some(Seat { turn, assignment, shard, sessions: BTreeSet::new() });
@@ -186,8 +210,9 @@ impl Desk {
             let text = format!("{} candidates a row are more than {CANDIDATES}", open.sampling.top);
             return Done::Refused { turn, session, text };
         }
-        let sampling = convert::sampling(open.sampling);
-        match guarded(|| seat.shard.open(session.0, open.max_positions as usize, sampling)) {
+        let (sampling, most) = (convert::sampling(open.sampling), open.max_positions as usize);
+        let prefix = open.prefix.map(|p| Prefix { session: p.session.0, positions: p.positions as usize });
+        match guarded(|| seat.shard.open(session.0, most, sampling, prefix)) {
             Ok(()) => {
                 seat.sessions.insert(session);
                 Done::Opened { turn, session, kv_positions_used: kv_positions_used(&seat.shard) }
@@ -196,7 +221,7 @@ impl Desk {
         }
     }
 
-    fn step(&mut self, turn: Turn, frame: Frame) -> Stepped {
+    fn step(&mut self, turn: Turn, frame: Frame, arrived: Instant) -> Stepped {
         let since = Instant::now();
         let waited = std::mem::take(&mut self.waited);
         let nothing = Stepped {
@@ -214,7 +239,10 @@ impl Desk {
         match guarded(|| Ok(seat.step(&frame))) {
             Ok((frame, rows, faults)) => {
                 let kv_positions_used = kv_positions_used(&seat.shard);
-                Stepped { frame, rows, faults, compute: since.elapsed(), kv_positions_used, ..nothing }
+                let compute = since.elapsed();
+                let queued = since.saturating_duration_since(arrived);
+                let frame = frame.map(|frame| Frame { times: frame.times.and_stage(compute, queued), ..frame });
+                Stepped { frame, rows, faults, compute, kv_positions_used, ..nothing }
             }
             Err(failure) => {
                 let (epoch, code, text) = (seat.assignment.epoch, FaultCode::Internal, failure.to_string());
@@ -264,6 +292,15 @@ impl Seat {
         }
     }
 
+    fn keep(&mut self, session: SessionId, positions: usize) {
+        if !self.sessions.contains(&session) {
+            return;
+        }
+        if let Err(failure) = guarded(|| self.shard.keep(session.0, positions)) {
+            tracing::error!(%session, %failure, "an open session cannot be shortened");
+        }
+    }
+
     fn compute(&mut self, step: &Step) -> Result<StepOutput, EngineError> {
         match (step.sequences.is_empty(), self.assignment.is_last()) {
             (true, true) => Ok(StepOutput::Sampled(Vec::new())),
@@ -286,6 +323,6 @@ fn words(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".into())
 }
 
-fn kv_positions_used(shard: &Shard) -> u32 {
+fn kv_positions_used(shard: &Computer) -> u32 {
     u32::try_from(shard.kv_positions_used()).unwrap_or(u32::MAX)
 }

@@ -101,6 +101,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         | EngineError::Simd { .. }
         | EngineError::Threads { .. }
         | EngineError::SessionOpen { .. }
+        | EngineError::Prefix { .. }
         | EngineError::Sampling { .. }
         | EngineError::Tensor(_) => (None, FaultCode::Internal),
     }

@@ -251,8 +251,11 @@ impl<'a> Membership<'a> {
             Action::Refuse(link) => drop(self.waiting.remove(&link)),
             Action::Send(frame) => {
                 // The state machine never has more frames on their way than the channel holds.
-                let sent = self.outgoing.as_ref().map(|outgoing| outgoing.try_send((Instant::now(), frame)));
-                debug_assert!(!matches!(sent, Some(Err(mpsc::error::TrySendError::Full(_)))));
+                let full = self.outgoing.as_ref().is_some_and(|outgoing| {
+                    let sent = outgoing.try_send((Instant::now(), frame));
+                    matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
+                });
+                debug_assert!(!full);
             }
             Action::Say(line) => self.lasting.console.say(&line),
             Action::Leave(departure) => self.ending = Some(Ending::Departed(departure)),

@@ -7,6 +7,7 @@ mod assignment;
 mod compute;
 mod console;
 mod convert;
+mod emulation;
 mod event;
 mod fetch;
 mod links;
@@ -24,6 +25,7 @@ use qmesh_net::{RejectCode, Ticket};
 
 pub use self::{
     console::Audience,
+    emulation::{Compute, Emulation},
     memory::{ByteCount, SizeError},
     run::{WorkerError, run},
 };
@@ -47,6 +49,8 @@ pub struct WorkerConfig {
     pub stay: Stay,
     /// Who reads what it says.
     pub audience: Audience,
+    /// How it computes.
+    pub compute: Compute,
 }
 
 /// What a worker does when its coordinator is gone.

@@ -57,7 +57,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Exit, WorkerError> {
     let (done_in, done) = mpsc::channel(2 * FRAMES_HELD);
-    let commands = compute::spawn(config.threads.get(), FRAMES_HELD, done_in)?;
+    let commands = compute::spawn(config.threads.get(), config.compute, FRAMES_HELD, done_in)?;
     let console = Console::new(config.audience);
     let lasting = Lasting { machine: Machine::default(), commands, backlog: VecDeque::new(), done, console };
     endpoint.admission().allow([]);

@@ -13,8 +13,8 @@ use std::{
 };
 
 use qmesh_net::{
-    Fault, FaultCode, Frame, FrameKind, LoadShard, Message, OpenSession, PeerId, PlanEpoch, Route, SessionId,
-    ShardPhase, ShardStatus, Upstream,
+    Fault, FaultCode, Frame, FrameKind, LoadShard, Message, OpenSession, PeerId, PlanEpoch, Route, ShardPhase,
+    ShardStatus, Upstream,
 };
 
 use self::stage::{Outgoing, Phase, Refetch, Stage, failed};
@@ -66,7 +66,7 @@ impl Machine {
             Event::NotFetched { turn, text } => self.fail(turn, text),
             Event::Done(done) => self.done(now, done),
             Event::Arrived { link, peer, epoch } => self.arrived(link, peer, epoch),
-            Event::Frame { link, frame } => self.frame(link, frame),
+            Event::Frame { link, frame } => self.frame(now, link, frame),
             Event::Broken { link, text } => self.incoming_broken(link, &text),
             Event::Outgoing { turn } => self.outgoing(turn),
             Event::Sent { turn, bytes, took } => self.sent(turn, bytes, took),
@@ -93,7 +93,10 @@ impl Machine {
             Message::Load(load) => self.load(load),
             Message::Route(route) => self.route(route),
             Message::Open(open) => self.open(open),
-            Message::Close { epoch, session } => self.close(epoch, session),
+            Message::Close { epoch, session } => self.of_session(epoch, |turn| Command::Close { turn, session }),
+            Message::Keep { epoch, session, positions } => {
+                self.of_session(epoch, |turn| Command::Keep { turn, session, positions: positions as usize });
+            }
             Message::Unload { epoch } => self.unload(epoch),
             Message::Ping { stamp } => self.tell(Message::Pong { stamp }),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
@@ -266,10 +269,10 @@ impl Machine {
         }
     }
 
-    fn close(&mut self, epoch: PlanEpoch, session: SessionId) {
+    fn of_session(&mut self, epoch: PlanEpoch, command: impl FnOnce(Turn) -> Command) {
         let turn = self.turn;
         if self.current(epoch).is_some_and(|stage| stage.phase == Phase::Ready) {
-            self.act(Action::Compute(Command::Close { turn, session }));
+            self.act(Action::Compute(command(turn)));
         }
     }
 
@@ -337,7 +340,7 @@ impl Machine {
         }
     }
 
-    fn frame(&mut self, link: LinkId, frame: Frame) {
+    fn frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
         let turn = self.turn;
         let Some(stage) = self.stage.as_mut().filter(|stage| stage.incoming == Some(link)) else { return };
         let current = stage.assignment.epoch;
@@ -358,7 +361,7 @@ impl Machine {
         }
         stage.last_step = Some(frame.step);
         self.computing += 1;
-        self.act(Action::Compute(Command::Step { turn, frame }));
+        self.act(Action::Compute(Command::Step { turn, frame, arrived: now }));
     }
 
     fn stepped(&mut self, stepped: Stepped) {

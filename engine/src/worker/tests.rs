@@ -13,7 +13,7 @@ use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
     PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Segment, SegmentFlags, SessionId, ShardPhase, StageIndex,
-    StepId, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
+    StepId, StepTimes, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
@@ -94,6 +94,7 @@ impl Stagecraft {
             model_folders: Vec::new(),
             stay: Stay::Once,
             audience: Audience::Nobody,
+            compute: Compute::Real,
         };
         change(&mut config);
         let endpoint = self.network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();
@@ -179,7 +180,7 @@ impl Played {
     async fn open(&mut self, epoch: u32, session: u64, max_positions: u32) -> Result<(), String> {
         let (epoch, session) = (PlanEpoch(epoch), SessionId(session));
         let sampling = Sampling { top: 2, ..Sampling::default() };
-        self.tell(Message::Open(OpenSession { epoch, session, max_positions, sampling })).await;
+        self.tell(Message::Open(OpenSession { epoch, session, max_positions, sampling, prefix: None })).await;
         self.hear(|message| {
             if let Message::Refused { text, .. } = message {
                 return Some(Err(text));
@@ -233,6 +234,7 @@ fn tokens(epoch: u32, step: u32, parts: &[(u64, u32, &[u32])]) -> Frame {
         epoch: PlanEpoch(epoch),
         step: StepId(step),
         width: 0,
+        times: StepTimes::default(),
         segments: segments.collect(),
         ids: parts.iter().flat_map(|part| part.2).copied().collect(),
         payload: Bytes::new(),

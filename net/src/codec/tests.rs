@@ -46,7 +46,13 @@ fn every_message() -> Vec<Message> {
         Message::ShardStatus(status),
         Message::Route(Route { epoch, stage: StageIndex(1), upstream: Upstream::Worker(peer), downstream }),
         Message::Linked { epoch },
-        Message::Open(OpenSession { epoch, session, max_positions: 100, sampling }),
+        Message::Open(OpenSession {
+            epoch,
+            session,
+            max_positions: 100,
+            sampling,
+            prefix: Some(Prefix { session, positions: 64 }),
+        }),
         Message::Opened { epoch, session },
         Message::Refused { epoch, session, text: "full".into() },
         Message::Close { epoch, session },
@@ -57,6 +63,7 @@ fn every_message() -> Vec<Message> {
         Message::Pong { stamp: 2 },
         Message::Drain,
         Message::Bye { text: "later".into() },
+        Message::Keep { epoch, session, positions: 64 },
     ]
 }
 

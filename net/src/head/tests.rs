@@ -12,6 +12,7 @@ fn hidden() -> Frame {
         epoch: PlanEpoch(0x0102_0304),
         step: StepId(5),
         width: 2,
+        times: StepTimes { compute_us: 0x0a, slowest_us: 0x0b, queued_us: 0x0c },
         segments: vec![
             segment(6, 7, 1, Wants::Last, SegmentFlags::default()),
             segment(8, 0, 2, Wants::All, SegmentFlags::PREFILL | SegmentFlags::LAST),
@@ -44,9 +45,11 @@ fn the_layout_is_this() {
     let (head, _) = whole(&hidden(), PayloadSum::Off);
     let mut expected = vec![0x4d, 0x51, 1, 0, 0, 0, 2, 0, 5, 0, 0, 0, 4, 3, 2, 1, 2, 0, 0, 0, 3, 0, 0, 0, 24, 0, 0, 0];
     expected.extend(&head[28..32]);
+    expected.extend([0x0a, 0, 0, 0, 0x0b, 0, 0, 0, 0x0c, 0, 0, 0, 0, 0, 0, 0]);
     expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2 | 4 | 16, 0, 0, 0, 0, 0, 0, 0]);
-    expected.extend([10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0]);
+    expected.resize(128, 0);
     assert_eq!(head, expected);
     let mut zeroed = expected.clone();
     zeroed[28..32].fill(0);
@@ -117,12 +120,13 @@ fn forged_heads_are_refused_by_name() {
         (16, &[0xff; 4], "width of"),
         (20, &[0xff; 4], "rows of"),
         (24, &[0xff; 4], "bytes of the payload"),
-        (44, &[2], "rows"),
-        (40, &[0xff; 4], "end of a segment"),
-        (48, &[3], "segment flags 3"),
-        (48, &[32], "segment flags 32"),
-        (52, &[1], "reserved"),
-        (94, &[1], "padding"),
+        (44, &[1], "reserved"),
+        (60, &[2], "rows"),
+        (56, &[0xff; 4], "end of a segment"),
+        (64, &[3], "segment flags 3"),
+        (64, &[32], "segment flags 32"),
+        (68, &[1], "reserved"),
+        (110, &[1], "padding"),
     ] {
         let error = forged(offset, bytes).to_string();
         assert!(error.contains(what), "{offset}: {error}");
@@ -132,7 +136,7 @@ fn forged_heads_are_refused_by_name() {
 #[test]
 fn optional_flags_are_ignored() {
     let mut head = hidden().head_bytes(PayloadSum::Off).unwrap().to_vec();
-    (head[5], head[51]) = (0x80, 0x80);
+    (head[5], head[67]) = (0x80, 0x80);
     let crc = checksum(&head);
     head[28..32].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(FrameHead::parse(&head).unwrap().into_frame(hidden().payload), Ok(hidden()));

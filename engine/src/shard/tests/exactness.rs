@@ -72,7 +72,7 @@ fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
 
 #[test]
 fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
-    let model = kind(|spec| spec.layers.iter().any(|l| l.attention.window != Window::Full));
+    let model = kind(|spec| spec.layers.len() > 3 && spec.layers.iter().any(|l| l.attention.window != Window::Full));
     let mut pipeline = Pipeline::new(&model, &[3], 1, Simd::available()[0]);
     let ids = &prompts(model.0.vocab)[0];
     let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
@@ -87,6 +87,37 @@ fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
     assert_eq!(digests(pipeline.feed(2, 0, &ids[..10], Wants::All)), straight[..10]);
     assert_eq!(pipeline.feed(2, 10, &ids[10..12], Wants::None), []);
     assert_eq!(digests(pipeline.feed(2, 12, &ids[12..15], Wants::Last)), straight[14..15]);
+}
+
+#[test]
+fn a_shared_beginning_changes_no_bit() {
+    let model = kind(|spec| spec.layers.len() > 3 && spec.layers.iter().any(|l| l.attention.window != Window::Full));
+    let mut pipeline = Pipeline::new(&model, &[3], 2, Simd::available()[0]);
+    let ids = &prompts(model.0.vocab)[0];
+    let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
+    pipeline.open(1, &with_digest());
+    let straight = digests(pipeline.feed(1, 0, ids, Wants::All));
+    let fork = |pipeline: &mut Pipeline, session, source| {
+        let prefix = Prefix { session: source, positions: PAGE_POSITIONS };
+        pipeline.0.iter_mut().for_each(|shard| shard.fork(session, 512, with_digest(), prefix).unwrap());
+    };
+    fork(&mut pipeline, 2, 1);
+    // Both go on, each its own way, and neither meets the other's rows.
+    pipeline.feed(1, 80, &[5; 20], Wants::None);
+    assert_eq!(digests(pipeline.feed(2, 64, &ids[64..], Wants::All)), straight[64..]);
+    // What is kept outlives whoever made it, and can be begun with again.
+    pipeline.0.iter_mut().for_each(|shard| shard.keep(1, 70).unwrap());
+    pipeline.close(2);
+    fork(&mut pipeline, 3, 1);
+    pipeline.close(1);
+    assert_eq!(digests(pipeline.feed(3, 64, &ids[64..], Wants::All)), straight[64..]);
+    let shard = &mut pipeline.0[0];
+    assert_eq!(shard.kv_positions_used(), 512);
+    let beyond = Prefix { session: 3, positions: 128 };
+    assert!(matches!(shard.fork(4, 512, with_digest(), beyond), Err(EngineError::Prefix { held: 90, .. })));
+    let shared = SequenceRows { session: 3, position: 63, rows: 1, wants: Wants::None };
+    let step = Step { sequences: vec![shared], ids: vec![1], hidden: None };
+    assert!(matches!(shard.step(&step), Err(EngineError::Step { .. })));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use qmesh_net::{PlanEpoch, SegmentFlags, StepId, WireType};
+use qmesh_net::{PlanEpoch, SegmentFlags, StepId, StepTimes, WireType};
 
 use super::*;
 use crate::worker::tests::load_shard;
@@ -22,7 +22,17 @@ fn frame(kind: FrameKind, width: u32) -> Frame {
     let rows = (0..6).flat_map(|row| vec![row as f32; width as usize]).collect::<Vec<_>>();
     let payload = if kind == FrameKind::Hidden { wire::encode(WireType::F32, &rows) } else { Bytes::new() };
     let (epoch, step) = (PlanEpoch(1), StepId(3));
-    Frame { kind, wire: WireType::F32, epoch, step, width, segments, ids: (100..106).collect(), payload }
+    Frame {
+        kind,
+        wire: WireType::F32,
+        epoch,
+        step,
+        width,
+        times: StepTimes::default(),
+        segments,
+        ids: (100..106).collect(),
+        payload,
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Sequences of events, and the actions that must follow.
 
 use bytes::Bytes;
-use qmesh_net::{Downstream, OpenSession, Sampling, StageIndex, StepId, WireType};
+use qmesh_net::{Downstream, OpenSession, Sampling, SessionId, StageIndex, StepId, StepTimes, WireType};
 
 use super::*;
 use crate::worker::tests::load_shard;
@@ -73,6 +73,7 @@ fn brief(action: &Action) -> Option<String> {
         Action::Compute(Command::Unload { turn }) => format!("unload for {}", turn.0),
         Action::Compute(Command::Open { open, .. }) => format!("open {}", open.session),
         Action::Compute(Command::Close { session, .. }) => format!("close {session}"),
+        Action::Compute(Command::Keep { session, positions, .. }) => format!("keep {positions} of {session}"),
         Action::Compute(Command::Step { frame, .. }) => format!("compute {}", frame.step),
         Action::Link { epoch, upstream, .. } => format!("link {epoch} from {upstream:?}"),
         Action::Read(link) => format!("read {}", link.0),
@@ -92,13 +93,23 @@ fn route(epoch: u32, upstream: Upstream) -> Message {
 
 fn open(epoch: u32) -> Message {
     let (epoch, session) = (PlanEpoch(epoch), SessionId(5));
-    Message::Open(OpenSession { epoch, session, max_positions: 8, sampling: Sampling::default() })
+    Message::Open(OpenSession { epoch, session, max_positions: 8, sampling: Sampling::default(), prefix: None })
 }
 
 fn frame(epoch: u32, step: u32) -> Frame {
     let (kind, wire, payload) = (FrameKind::Tokens, WireType::F32, Bytes::new());
     let (epoch, step) = (PlanEpoch(epoch), StepId(step));
-    Frame { kind, wire, epoch, step, width: 0, segments: Vec::new(), ids: Vec::new(), payload }
+    Frame {
+        kind,
+        wire,
+        epoch,
+        step,
+        width: 0,
+        times: StepTimes::default(),
+        segments: Vec::new(),
+        ids: Vec::new(),
+        payload,
+    }
 }
 
 fn stepped(epoch: u32, turn: u64, step: u32) -> Done {
@@ -137,7 +148,9 @@ fn a_stage_comes_up_serves_and_reports() {
     assert!(rig.on(sent).is_empty());
     let report = rig.machine.stage.as_ref().unwrap().report;
     assert_eq!((report.rows, report.compute_us, report.hop_us, report.bytes_sent), (3, 2000, 30, 100));
-    assert_eq!(rig.message(Message::Close { epoch: PlanEpoch(4), session: SessionId(5) }), ["close 5"]);
+    let (epoch, session) = (PlanEpoch(4), SessionId(5));
+    assert_eq!(rig.message(Message::Keep { epoch, session, positions: 64 }), ["keep 64 of 5"]);
+    assert_eq!(rig.message(Message::Close { epoch, session }), ["close 5"]);
     assert_eq!(rig.message(Message::Unload { epoch: PlanEpoch(4) }), ["stop fetching", "unlink", "unload for 2"]);
 }
 
