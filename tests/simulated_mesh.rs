@@ -10,10 +10,10 @@ use std::{
 
 use qmesh_coordinator::{
     generate::{ClientId, GenerateEvent, GenerateRequest, MeshHandle, PromptRows},
-    mesh::{Formation, Mesh, MeshConfig, TicketSource, Workers, status::MeshState},
+    mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState},
     model::Model,
 };
-use qmesh_engine::worker::{self, Audience, Stay, WorkerConfig};
+use qmesh_engine::worker::{self, Audience, Compute, Stay, WorkerConfig};
 use qmesh_net::{
     Admission, Digest, Identity, JoinSecret, Sampling, Ticket,
     memory::{Faults, Network},
@@ -29,7 +29,7 @@ async fn delay_and_loss_change_no_bit() {
     calm.stop().await;
     assert_ne!(reference, seeded);
     for seed in 2..6 {
-        let faults = Faults { delay: Duration::from_millis(3), jitter: Duration::from_millis(2), loss: 0.02 };
+        let faults = Faults { delay: Duration::from_millis(3), jitter: Duration::from_millis(2), loss: 0.02, rate: 0 };
         let rough = Simulation::start(seed, faults, 3).await;
         assert_eq!(rough.generate(sampling(0.0)).await, reference, "seed {seed}, greedy");
         assert_eq!(rough.generate(sampling(0.9)).await, seeded, "seed {seed}, seeded");
@@ -52,7 +52,7 @@ async fn a_worker_that_dies_changes_no_bit() {
             match event {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Finished(_) => break,
-                GenerateEvent::Prompt(_) => {}
+                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
                 GenerateEvent::Failed(error) => panic!("seed {seed}: {error}"),
             }
             if rows.len() == 5 {
@@ -104,7 +104,7 @@ impl Simulation {
             match event {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Failed(error) => panic!("{error}"),
-                GenerateEvent::Prompt(_) | GenerateEvent::Finished(_) => {}
+                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } | GenerateEvent::Finished(_) => {}
             }
         }
         rows
@@ -133,6 +133,8 @@ fn config(workers: usize) -> MeshConfig {
         formation: Formation { workers: Workers::Exactly(workers), cut: None },
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
+        prefix_reuse: PrefixReuse::On,
+        speculation: Speculation::On,
     }
 }
 
@@ -146,6 +148,7 @@ fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig 
         model_folders: vec![],
         stay: Stay::Once,
         audience: Audience::Nobody,
+        compute: Compute::Real,
     }
 }
 

@@ -45,6 +45,11 @@ pub struct ClientId(pub u64);
 pub enum GenerateEvent {
     /// The rows of the prompt, one per id and in order, with `PromptRows::All` only.
     Prompt(Vec<Sampled>),
+    /// The prompt is computed.
+    Prefilled {
+        /// Its tokens that an earlier request had left behind.
+        cached_tokens: usize,
+    },
     /// The next token.
     Token(Sampled),
     /// The last event of a generation that came to its end.

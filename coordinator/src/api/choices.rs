@@ -55,6 +55,8 @@ pub(crate) struct Choices {
     count: usize,
     prompt_tokens: usize,
     generated_tokens: usize,
+    /// Of each prompt, what was there before this request: the least that one of its choices found.
+    cached_tokens: Vec<Option<usize>>,
 }
 
 /// One choice, complete.
@@ -101,6 +103,7 @@ impl Choices {
             count,
             prompt_tokens: job.prompts.iter().map(Vec::len).sum(),
             generated_tokens: 0,
+            cached_tokens: vec![None; job.prompts.len()],
         })
     }
 
@@ -138,6 +141,10 @@ impl Choices {
             TextEvent::Delta(delta) => ChoiceEvent::Delta(delta),
             TextEvent::Finished(end) => {
                 self.generated_tokens += end.generated_tokens;
+                let of_prompt = self.count / self.cached_tokens.len().max(1);
+                if let Some(cached) = self.cached_tokens.get_mut(index / of_prompt.max(1)) {
+                    *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
+                }
                 ChoiceEvent::End(end.reason)
             }
             TextEvent::Failed(error) => return Err(error.into()),
@@ -172,7 +179,7 @@ impl Choices {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.generated_tokens,
             "total_tokens": self.prompt_tokens + self.generated_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens.iter().flatten().sum::<usize>()},
         })
     }
 }

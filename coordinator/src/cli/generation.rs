@@ -8,7 +8,7 @@ use qmesh_net::Sampling;
 
 use super::{
     ModelArg,
-    mesh::{RoomArgs, parse_count},
+    mesh::{PipelineArgs, RoomArgs, parse_count},
 };
 
 /// Arguments of `run`.
@@ -127,6 +127,9 @@ pub struct SplitArgs {
     /// How much text fits.
     #[command(flatten)]
     pub room: RoomArgs,
+    /// What makes it quicker.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
 }
 
 impl SplitArgs {

@@ -10,7 +10,10 @@ use clap::{ArgGroup, Args};
 use qmesh_models::pull::ModelRef;
 
 use super::ModelArg;
-use crate::plan::Bytes;
+use crate::{
+    mesh::{PrefixReuse, Speculation},
+    plan::Bytes,
+};
 
 /// Arguments of `plan`.
 #[derive(Args, Debug)]
@@ -65,6 +68,29 @@ pub struct RoomArgs {
     pub chunk_rows: usize,
 }
 
+/// What the pipeline does to be quicker. None of it changes a token.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PipelineArgs {
+    /// Compute every prompt whole, instead of beginning with what earlier ones have left in the KV cache
+    #[arg(long, env = "QMESH_NO_PREFIX_REUSE")]
+    pub no_prefix_reuse: bool,
+    /// Compute one token a step, instead of verifying drafts from the text so far where that pays
+    #[arg(long, env = "QMESH_NO_SPECULATION")]
+    pub no_speculation: bool,
+}
+
+impl PipelineArgs {
+    /// Whether prompts begin with what earlier ones have left.
+    pub fn prefix_reuse(self) -> PrefixReuse {
+        if self.no_prefix_reuse { PrefixReuse::Off } else { PrefixReuse::On }
+    }
+
+    /// Whether tokens are drafted.
+    pub fn speculation(self) -> Speculation {
+        if self.no_speculation { Speculation::Off } else { Speculation::On }
+    }
+}
+
 /// Arguments of `serve`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -108,6 +134,9 @@ pub struct ServeArgs {
     /// How much text fits.
     #[command(flatten)]
     pub room: RoomArgs,
+    /// What makes it quicker.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
     /// Make earlier join lines worthless
     #[arg(long, env = "QMESH_NEW_TICKET")]
     pub new_ticket: bool,

@@ -28,11 +28,6 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Tokens generated, the one that ended it included.
-    pub(super) fn generated_tokens(&self) -> usize {
-        self.end.generated_tokens
-    }
-
     /// One line of measures.
     pub(super) fn rates(&self) -> String {
         report::rates(&self.end, self.first_token)

@@ -7,14 +7,14 @@ use super::{
     local_mesh::{self, LocalMesh},
 };
 use crate::{
-    cli::{DemoArgs, Failure, RoomArgs, SplitArgs},
+    cli::{DemoArgs, Failure, PipelineArgs, RoomArgs, SplitArgs},
     render::{count, note, report},
 };
 
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let model = local_mesh::open(&args.model.model)?;
     let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
-    let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room };
+    let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, pipeline: PipelineArgs::default() };
     let text = local_mesh::text(&model, room)?;
     let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
     block_on(async {
@@ -29,7 +29,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
         let request = answer::request(&text, ids, MAX_TOKENS, Default::default());
         let answer = answer::stream(&text, &local.handle(), request, LeadingSpace::Strip).await?;
         note(format_args!("\n{}", answer.rates()));
-        let status = local.measured(&answer).await;
+        let status = local.measured().await;
         note(report::stages_measured(&status));
         local.stop().await;
         Ok(())

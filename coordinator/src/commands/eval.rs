@@ -124,6 +124,7 @@ async fn rows(handle: &MeshHandle, request: &GenerateRequest, id: &str) -> Resul
     loop {
         match generation.next().await {
             Some(GenerateEvent::Prompt(prompt)) => rows.prompt = prompt,
+            Some(GenerateEvent::Prefilled { .. }) => {}
             Some(GenerateEvent::Token(row)) => rows.generated.push(row),
             Some(GenerateEvent::Finished(finish)) => {
                 rows.ended = finish.reason == FinishReason::End;

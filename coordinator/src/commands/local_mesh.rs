@@ -12,7 +12,7 @@ use qmesh_models::{
 };
 use tokio::time::timeout;
 
-use super::{answer::Answer, fetch, room::Room};
+use super::{fetch, room::Room};
 use crate::{
     cli::{Failure, RoomArgs, SplitArgs},
     generate::MeshHandle,
@@ -79,13 +79,14 @@ impl LocalMesh {
         self.mesh.handle()
     }
 
-    /// The status once the workers' counters of `answer`'s steps are in: they come about once a second.
-    pub(super) async fn measured(&self, answer: &Answer) -> Arc<MeshStatus> {
+    /// The status once the workers' counters of all steps so far are in: they come about once a second.
+    pub(super) async fn measured(&self) -> Arc<MeshStatus> {
         let handle = self.mesh.handle();
         let mut status = handle.watch();
-        // Every token took a step.
-        let steps = answer.generated_tokens() as u64;
-        let counted = |status: &Arc<MeshStatus>| status.stages.iter().all(|stage| stage.steps >= steps);
+        // Published several times a second: the next one knows of all steps that came back.
+        let published = status.changed().await.is_ok();
+        let steps = status.borrow().steps.count;
+        let counted = |status: &Arc<MeshStatus>| published && status.stages.iter().all(|stage| stage.steps >= steps);
         match timeout(COUNTERS, status.wait_for(counted)).await {
             Ok(Ok(status)) => Arc::clone(&status),
             // Older counters are better than none.
@@ -120,6 +121,8 @@ impl LocalMesh {
             formation,
             chunk_rows,
             ticket: TicketSource::Fresh,
+            prefix_reuse: split.pipeline.prefix_reuse(),
+            speculation: split.pipeline.speculation(),
         });
         let mesh = mesh.await.map_err(|e| Failure::failed(e.to_string()))?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);

@@ -31,7 +31,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         let request = answer::request(&text, ids, args.length.max_tokens, sampling);
         let answer = answer::stream(&text, &local.handle(), request, leading_space).await?;
         note(format_args!("\n{}, seed {seed}", answer.rates()));
-        let status = local.measured(&answer).await;
+        let status = local.measured().await;
         note(report::stages_measured(&status));
         local.stop().await;
         Ok(())

@@ -97,6 +97,8 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         formation: Formation { workers, cut: None },
         chunk_rows: room.chunk_rows,
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
+        prefix_reuse: args.pipeline.prefix_reuse(),
+        speculation: args.pipeline.speculation(),
     })
 }
 

@@ -3,7 +3,10 @@
 //! `roster` and `scheduler` decide, as state machines; `run` is the task that feeds them and carries out what they say;
 //! `links` and `weights` move messages, frames and tensor bytes.
 
+mod draft;
 mod links;
+mod pace;
+mod pages;
 mod roster;
 mod run;
 mod scheduler;
@@ -45,6 +48,30 @@ pub struct MeshConfig {
     pub chunk_rows: usize,
     /// Whether the ticket outlives the process.
     pub ticket: TicketSource,
+    /// Whether prompts begin with what earlier ones have left on the stages.
+    pub prefix_reuse: PrefixReuse,
+    /// Whether tokens are drafted from the text so far.
+    pub speculation: Speculation,
+}
+
+/// Whether prompts begin with what earlier ones have left on the stages. It changes no bit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PrefixReuse {
+    /// Ended sessions leave their beginning behind, as long as nobody needs the room.
+    #[default]
+    On,
+    /// Every prompt is computed whole.
+    Off,
+}
+
+/// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Speculation {
+    /// Where it pays, by the times measured.
+    #[default]
+    On,
+    /// A step, a token.
+    Off,
 }
 
 /// When workers become a pipeline, and with what cut.

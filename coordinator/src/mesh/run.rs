@@ -68,6 +68,8 @@ impl MeshTask {
             vocab: planned.spec.vocab,
             waiting: SUBMISSIONS_WAITING,
             resume: RESUME,
+            prefix_reuse: config.prefix_reuse,
+            speculation: config.speculation,
         };
         let model = Arc::new(planned);
         Self {
@@ -130,6 +132,7 @@ impl MeshTask {
         } else {
             self.roster.state()
         };
+        let totals = self.scheduler.totals;
         MeshStatus {
             model: self.model.name.clone(),
             state,
@@ -143,8 +146,12 @@ impl MeshTask {
             workers: self.roster.worker_status(rtt_ms),
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),
-            prompt_tokens: self.scheduler.prompt_tokens,
-            generated_tokens: self.scheduler.generated_tokens,
+            prompt_tokens: totals.prompt_tokens,
+            cached_tokens: totals.cached_tokens,
+            generated_tokens: totals.generated_tokens,
+            drafted_tokens: totals.drafted_tokens,
+            accepted_tokens: totals.accepted_tokens,
+            steps: self.scheduler.step_totals.into(),
             uptime_s: self.started.elapsed().as_secs(),
         }
     }
@@ -196,6 +203,7 @@ impl MeshTask {
             | Message::Route(_)
             | Message::Open(_)
             | Message::Close { .. }
+            | Message::Keep { .. }
             | Message::Unload { .. } => self.hang_up(worker, "a message that only a coordinator sends"),
         }
     }
@@ -301,6 +309,11 @@ impl MeshTask {
                     self.listeners.remove(&session);
                     self.send_to_stages(&Message::Close { epoch: self.roster.epoch(), session });
                 }
+                scheduler::Action::Keep(session, positions) => {
+                    self.listeners.remove(&session);
+                    let positions = u32::try_from(positions).unwrap_or(u32::MAX);
+                    self.send_to_stages(&Message::Keep { epoch: self.roster.epoch(), session, positions });
+                }
                 scheduler::Action::Frame(frame) => self.send_frame(now, frame),
                 scheduler::Action::Deliver(session, event) => self.deliver(now, session, event),
             }
@@ -351,7 +364,7 @@ impl MeshTask {
                 let actions = self.roster.broken(now, format!("the probe token failed: {error}"));
                 self.roster_actions(now, actions);
             }
-            GenerateEvent::Token(_) | GenerateEvent::Prompt(_) => {}
+            GenerateEvent::Token(_) | GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
         }
     }
 

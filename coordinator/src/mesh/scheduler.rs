@@ -4,8 +4,10 @@
 //! `sent` and the end of `ids` is ready to go, one token in decode and a chunk in prefill. A lost plan sets `sent` back to
 //! zero, and the ids are computed again under the next one: the stream goes on with the same text.
 //!
-//! Books: a sequence's reserved positions are counted from `open` to `close`; every step in flight is in `steps`; both are
-//! empty when nothing runs (`Scheduler::is_idle`).
+//! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
+//! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
+
+mod admission;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,10 +16,17 @@ use std::{
 
 use bytes::Bytes;
 use qmesh_net::{
-    Frame, FrameKind, OpenSession, PlanEpoch, Sampled, Segment, SessionId, StepId, WireType, limits::FRAME_SEGMENTS,
+    Frame, FrameKind, OpenSession, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, WireType,
+    limits::FRAME_SEGMENTS,
 };
 
-use super::sequence::{Phase, Sequence};
+use self::admission::Kept;
+use super::{
+    PrefixReuse, Speculation,
+    pace::Pace,
+    pages::Pages,
+    sequence::{Phase, Sequence, Taken},
+};
 use crate::generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest};
 
 /// Bounds that do not change while the mesh runs.
@@ -35,6 +44,10 @@ pub(crate) struct Limits {
     pub(crate) waiting: usize,
     /// How long sequences wait for a lost pipeline to return.
     pub(crate) resume: Duration,
+    /// Whether sequences begin with what earlier ones have left.
+    pub(crate) prefix_reuse: PrefixReuse,
+    /// Whether tokens are drafted.
+    pub(crate) speculation: Speculation,
 }
 
 /// What the scheduler wants done.
@@ -44,6 +57,8 @@ pub(crate) enum Action {
     Open(OpenSession),
     /// To every stage.
     Close(SessionId),
+    /// To every stage: the session has ended, but its first positions stay.
+    Keep(SessionId, usize),
     /// To stage 0.
     Frame(Frame),
     /// To whoever submitted the sequence.
@@ -57,6 +72,41 @@ struct Pipeline {
     stages: usize,
 }
 
+/// A step in flight.
+#[derive(Debug)]
+struct StepUnderWay {
+    sessions: Vec<SessionId>,
+    rows: usize,
+    /// Whether tokens come of it, and not only more of a prompt.
+    decodes: bool,
+    sent: Instant,
+}
+
+/// What was done since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    /// Of prompts that are done.
+    pub(crate) prompt_tokens: u64,
+    /// Of those, what was there already.
+    pub(crate) cached_tokens: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) drafted_tokens: u64,
+    /// Of those drafted, the right ones.
+    pub(crate) accepted_tokens: u64,
+}
+
+/// The steps of the present pipeline, all times summed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepTotals {
+    pub(crate) steps: u64,
+    /// Computing, over all stages.
+    pub(crate) compute: Duration,
+    /// Computing, on the slowest stage.
+    pub(crate) slowest: Duration,
+    /// Neither computing nor waiting for a stage.
+    pub(crate) hops: Duration,
+}
+
 /// Sequences, and the steps that carry them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -64,13 +114,18 @@ pub(crate) struct Scheduler {
     pipeline: Option<Pipeline>,
     sequences: BTreeMap<SessionId, Sequence>,
     queue: VecDeque<SessionId>,
-    steps: BTreeMap<StepId, Vec<SessionId>>,
+    steps: BTreeMap<StepId, StepUnderWay>,
+    pages: Pages,
+    pace: Pace,
+    /// Beginnings that ended sequences have left on the stages.
+    kept: BTreeMap<SessionId, Kept>,
+    /// Rows computed for each client that has sequences here.
+    served: BTreeMap<ClientId, u64>,
     next_session: u64,
     next_step: u32,
     turn: u64,
-    /// Tokens of prompts computed and tokens generated, since the start.
-    pub(crate) prompt_tokens: u64,
-    pub(crate) generated_tokens: u64,
+    pub(crate) totals: Totals,
+    pub(crate) step_totals: StepTotals,
 }
 
 impl Scheduler {
@@ -81,11 +136,15 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             queue: VecDeque::new(),
             steps: BTreeMap::new(),
+            pages: Pages::new(limits.kv_positions),
+            pace: Pace::default(),
+            kept: BTreeMap::new(),
+            served: BTreeMap::new(),
             next_session: 1,
             next_step: 0,
             turn: 0,
-            prompt_tokens: 0,
-            generated_tokens: 0,
+            totals: Totals::default(),
+            step_totals: StepTotals::default(),
         }
     }
 
@@ -97,6 +156,7 @@ impl Scheduler {
         self.check(&request)?;
         let session = SessionId(self.next_session);
         self.next_session += 1;
+        self.welcome(request.client);
         self.sequences.insert(session, Sequence::new(now, request, self.limits.context));
         self.queue.push_back(session);
         Ok(session)
@@ -110,6 +170,8 @@ impl Scheduler {
     /// A pipeline stands: sequences that lost theirs start over, with all the ids they have.
     pub(crate) fn pipeline_up(&mut self, epoch: PlanEpoch, stages: usize) {
         self.pipeline = Some(Pipeline { epoch, stages });
+        self.pace = Pace::new(stages);
+        self.step_totals = StepTotals::default();
     }
 
     /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, but for those
@@ -118,6 +180,8 @@ impl Scheduler {
         self.pipeline = None;
         self.steps.clear();
         self.queue.clear();
+        self.kept.clear();
+        self.pages.clear();
         self.sequences.retain(|_, s| s.phase != Phase::Ending);
         for (&session, sequence) in &mut self.sequences {
             sequence.restart(now);
@@ -143,12 +207,13 @@ impl Scheduler {
         if !self.is_current(epoch) {
             return Vec::new();
         }
-        self.steps.retain(|_, sessions| {
-            sessions.retain(|&s| s != session);
-            !sessions.is_empty()
+        self.steps.retain(|_, step| {
+            step.sessions.retain(|&s| s != session);
+            !step.sessions.is_empty()
         });
         if let Some(sequence) = self.sequences.get_mut(&session) {
             sequence.in_flight = 0;
+            sequence.spoiled = true;
         }
         self.end(session, Some(GenerateEvent::Failed(GenerateError::Fault { text: text.to_owned() })))
     }
@@ -158,7 +223,10 @@ impl Scheduler {
         if !self.is_current(frame.epoch) {
             return Vec::new();
         }
-        let Some(sessions) = self.steps.remove(&frame.step) else { return Vec::new() };
+        let Some(StepUnderWay { sessions, rows: sent_rows, sent, .. }) = self.steps.remove(&frame.step) else {
+            return Vec::new();
+        };
+        self.learn(sent_rows, frame.times, now.saturating_duration_since(sent));
         for session in &sessions {
             if let Some(sequence) = self.sequences.get_mut(session) {
                 sequence.in_flight -= 1;
@@ -192,8 +260,7 @@ impl Scheduler {
     pub(crate) fn pump(&mut self, now: Instant) -> Vec<Action> {
         let Some(pipeline) = self.pipeline else { return Vec::new() };
         let mut actions = self.admit(pipeline);
-        while self.steps.len() < CREDITS_PER_STAGE * pipeline.stages {
-            let Some(frame) = self.fill_step(now, pipeline) else { break };
+        while let Some(frame) = self.fill_step(now, pipeline) {
             actions.push(Action::Frame(frame));
         }
         actions
@@ -209,9 +276,9 @@ impl Scheduler {
         self.queue.len()
     }
 
-    /// Positions promised to sequences on the stages.
+    /// Positions set aside on the stages, for sequences and for what is kept.
     pub(crate) fn positions_reserved(&self) -> usize {
-        self.sequences.values().filter(|s| s.phase != Phase::Waiting).map(|s| pages(s.max_positions)).sum()
+        self.pages.used_positions()
     }
 
     /// Nothing runs and nothing waits.
@@ -241,62 +308,105 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Opens waiting sequences while their reservations fit; the client with the fewest running goes first.
-    fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while let Some(place) = self.next_in_queue() {
-            let session = self.queue[place];
-            let free = self.limits.kv_positions.saturating_sub(self.positions_reserved());
-            let Some(sequence) = self.sequences.get_mut(&session) else { break };
-            if pages(sequence.max_positions) > free {
-                break;
-            }
-            self.queue.remove(place);
-            sequence.phase = Phase::Opening { missing: pipeline.stages };
-            let max_positions = u32::try_from(sequence.max_positions).unwrap_or(u32::MAX);
-            let sampling = sequence.request.sampling.clone();
-            actions.push(Action::Open(OpenSession { epoch: pipeline.epoch, session, max_positions, sampling }));
-        }
-        actions
-    }
-
-    fn next_in_queue(&self) -> Option<usize> {
-        let running = |client: ClientId| {
-            self.sequences.values().filter(|s| s.request.client == client && s.phase != Phase::Waiting).count()
-        };
-        (0..self.queue.len()).min_by_key(|&i| self.sequences.get(&self.queue[i]).map(|s| running(s.request.client)))
-    }
-
-    /// One frame with what is ready: decode rows first, then prefill chunks in the rows that are left.
+    /// One frame with what is ready and may go: a group of those that decode, and prompt rows in the time that is left.
     fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
-        let mut ready: Vec<SessionId> =
-            self.sequences.iter().filter(|(_, s)| s.is_ready()).map(|(&session, _)| session).collect();
-        ready.sort_by_key(|s| self.sequences.get(s).map(|s| (s.unsent() > 1, s.turn)));
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
-        // One group per stage, so that no stage waits for the whole crowd to come round.
-        let mut decode_rows_left = decoding.div_ceil(pipeline.stages).max(1);
-        let mut rows_left = self.limits.chunk_rows;
-        let mut frame = self.empty_frame(pipeline);
-        for session in ready {
-            let Some(sequence) = self.sequences.get_mut(&session) else { continue };
-            let decodes = sequence.unsent() == 1;
-            if rows_left == 0 || frame.segments.len() == FRAME_SEGMENTS || (decodes && decode_rows_left == 0) {
-                continue;
-            }
-            let (segment, ids) = sequence.next_segment(now, session, rows_left);
-            decode_rows_left -= usize::from(decodes);
-            rows_left = rows_left.saturating_sub(ids.len());
-            self.turn += 1;
-            sequence.turn = self.turn;
-            frame.segments.push(segment);
-            frame.ids.extend(ids);
+        let groups = self.pace.groups(decoding);
+        let group_rows = decoding.div_ceil(groups);
+        if self.steps.len() >= self.pace.steps_most(groups, group_rows.max(1)) {
+            return None;
         }
+        let mut frame = self.empty_frame(pipeline);
+        if self.steps.values().filter(|step| step.decodes).count() < groups {
+            self.add_group(&mut frame, decoding, group_rows);
+        }
+        let decodes = !frame.ids.is_empty();
+        let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+        let rows = match (decoding, decodes) {
+            (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
+            // A step of its own would come between two tokens of everybody.
+            (_, false) => 0,
+            (_, true) => {
+                let prompts = self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
+                let waiting = prompts.count() as f64 / decoding as f64;
+                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if waiting > 0.0 { room } else { 0 })
+            }
+        };
+        self.add_prompts(now, &mut frame, rows);
         if frame.segments.is_empty() {
             return None;
         }
-        self.steps.insert(frame.step, frame.segments.iter().map(|s| s.session).collect());
+        let sessions = frame.segments.iter().map(|s| s.session).collect();
+        self.steps.insert(frame.step, StepUnderWay { sessions, rows: frame.ids.len(), decodes, sent: now });
         self.next_step = self.next_step.wrapping_add(1);
         Some(frame)
+    }
+
+    /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay.
+    fn add_group(&mut self, frame: &mut Frame, decoding: usize, count: usize) {
+        let drafts_most = match self.limits.speculation {
+            Speculation::Off => 0,
+            Speculation::On => DRAFTS_MOST,
+        };
+        for session in self.ready(|s| s.unsent() == 1).into_iter().take(count.min(FRAME_SEGMENTS)) {
+            let Some(sequence) = self.sequences.get_mut(&session) else { continue };
+            let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+            if room == 0 {
+                return;
+            }
+            let drafts = self.pace.draft_rows(decoding, sequence.acceptance(), drafts_most.min(room - 1));
+            let (segment, ids) = sequence.drafted_segment(session, drafts);
+            self.add(frame, segment, ids);
+        }
+    }
+
+    /// Adds up to `rows` rows of prompts.
+    fn add_prompts(&mut self, now: Instant, frame: &mut Frame, rows: usize) {
+        let mut left = rows;
+        for session in self.ready(|s| s.unsent() > 1) {
+            let Some(sequence) = self.sequences.get_mut(&session) else { continue };
+            if left == 0 || frame.segments.len() == FRAME_SEGMENTS {
+                return;
+            }
+            let (segment, ids) = sequence.next_segment(now, session, left);
+            left = left.saturating_sub(ids.len());
+            self.add(frame, segment, ids);
+        }
+    }
+
+    fn add(&mut self, frame: &mut Frame, segment: Segment, ids: Vec<u32>) {
+        self.turn += 1;
+        if let Some(sequence) = self.sequences.get_mut(&segment.session) {
+            sequence.turn = self.turn;
+            *self.served.entry(sequence.request.client).or_default() += ids.len() as u64;
+        }
+        frame.segments.push(segment);
+        frame.ids.extend(ids);
+    }
+
+    /// Sequences that may send and are as wanted: those of the client that was served least go first, then those that
+    /// have waited longest.
+    fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
+        let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
+        let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();
+        let mut ready: Vec<_> = ready.map(|(&session, s)| (served(s), s.turn, session)).collect();
+        ready.sort_unstable();
+        ready.into_iter().map(|(.., session)| session).collect()
+    }
+
+    /// Of all prompts that are being computed.
+    fn prompt_rows(&self) -> usize {
+        self.sequences.values().filter(|s| s.is_ready()).map(|s| s.ids.len()).sum()
+    }
+
+    fn learn(&mut self, rows: usize, times: StepTimes, whole: Duration) {
+        self.pace.learn(rows, times, whole);
+        let micros = |us: u32| Duration::from_micros(us.into());
+        let totals = &mut self.step_totals;
+        totals.steps += 1;
+        totals.compute += micros(times.compute_us);
+        totals.slowest += micros(times.slowest_us);
+        totals.hops += whole.saturating_sub(micros(times.compute_us) + micros(times.queued_us));
     }
 
     fn empty_frame(&self, pipeline: Pipeline) -> Frame {
@@ -306,6 +416,7 @@ impl Scheduler {
             epoch: pipeline.epoch,
             step: StepId(self.next_step),
             width: 0,
+            times: StepTimes::default(),
             segments: Vec::new(),
             ids: Vec::new(),
             payload: Bytes::new(),
@@ -317,9 +428,12 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.phase == Phase::Running) else {
             return Vec::new();
         };
-        let (events, prompt_tokens, generated) = sequence.take_rows(now, segment, rows);
-        self.prompt_tokens += prompt_tokens;
-        self.generated_tokens += generated;
+        let Taken { events, prompt_tokens, cached, generated, drafted, right } = sequence.take_rows(now, segment, rows);
+        self.totals.prompt_tokens += prompt_tokens;
+        self.totals.cached_tokens += cached;
+        self.totals.generated_tokens += generated;
+        self.totals.drafted_tokens += drafted;
+        self.totals.accepted_tokens += right;
         events.into_iter().map(|event| Action::Deliver(session, event)).collect()
     }
 
@@ -329,8 +443,10 @@ impl Scheduler {
         let told = last.filter(|_| sequence.phase != Phase::Ending).map(|event| Action::Deliver(session, event));
         let mut actions: Vec<_> = told.into_iter().collect();
         if sequence.phase == Phase::Waiting {
+            let client = sequence.request.client;
             self.sequences.remove(&session);
             self.queue.retain(|&s| s != session);
+            self.forget_if_gone(client);
         } else {
             sequence.phase = Phase::Ending;
             actions.extend(self.close_if_over(session));
@@ -339,27 +455,17 @@ impl Scheduler {
     }
 
     /// Closes an ended sequence once its last step is back, so that no stage meets a row of a closed session.
-    fn close_if_over(&mut self, session: SessionId) -> Option<Action> {
+    fn close_if_over(&mut self, session: SessionId) -> Vec<Action> {
         let over = self.sequences.get(&session).is_some_and(|s| s.phase == Phase::Ending && s.in_flight == 0);
-        over.then(|| {
-            self.sequences.remove(&session);
-            Action::Close(session)
-        })
+        let sequence = if over { self.sequences.remove(&session) } else { None };
+        sequence.map(|sequence| self.leave(session, sequence)).unwrap_or_default()
     }
 }
 
-/// Positions as the pages of the KV cache count them.
-fn pages(positions: usize) -> usize {
-    positions.next_multiple_of(PAGE_POSITIONS)
-}
-
-/// Positions of a KV page: what a stage reserves at a time.
-const PAGE_POSITIONS: usize = 64;
-/// Steps in flight per stage: one computes, one waits.
-const CREDITS_PER_STAGE: usize = 2;
+/// Tokens drafted for a sequence at a time.
+const DRAFTS_MOST: usize = 15;
 /// Pipelines that a sequence may lose between two of its tokens.
 const RESTARTS_MOST: usize = 3;
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

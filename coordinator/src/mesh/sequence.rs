@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use qmesh_net::{Sampled, Segment, SegmentFlags, SessionId, Wants};
 
+use super::{draft::Drafter, pages::PAGE_POSITIONS};
 use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, PromptRows};
 
 /// Where a sequence stands.
@@ -38,12 +39,36 @@ pub(crate) struct Sequence {
     /// Since when it waits for a pipeline that it had lost.
     pub(crate) waiting_since: Option<Instant>,
     /// Prompt, then generated.
-    ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     sent: usize,
+    /// Of those sent, what every stage has computed: no rollback touches it any more.
+    pub(crate) computed: usize,
+    /// Whether a stage has failed it: nothing of it can be relied on.
+    pub(crate) spoiled: bool,
+    /// What was drafted behind the ids that are sent.
+    drafted: Vec<u32>,
+    drafter: Drafter,
+    /// Positions of the prompt that it shares with an earlier sequence, as first admitted.
+    cached: Option<usize>,
     prompt_rows: Vec<Sampled>,
     prompt_done: bool,
     started: Instant,
     first_token: Option<Instant>,
+}
+
+/// What came of a segment.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// For whoever asked.
+    pub(crate) events: Vec<GenerateEvent>,
+    /// Of the prompt, now that it is done.
+    pub(crate) prompt_tokens: u64,
+    /// Of the prompt, what was there already.
+    pub(crate) cached: u64,
+    pub(crate) generated: u64,
+    pub(crate) drafted: u64,
+    /// Of those drafted.
+    pub(crate) right: u64,
 }
 
 impl Sequence {
@@ -58,6 +83,11 @@ impl Sequence {
             waiting_since: None,
             ids: request.ids.clone(),
             sent: 0,
+            computed: 0,
+            spoiled: false,
+            drafted: Vec::new(),
+            drafter: Drafter::default(),
+            cached: None,
             prompt_rows: Vec::new(),
             prompt_done: false,
             started: now,
@@ -70,12 +100,31 @@ impl Sequence {
     pub(crate) fn restart(&mut self, now: Instant) {
         self.restarts += usize::from(self.in_flight > 0);
         self.phase = Phase::Waiting;
-        self.sent = 0;
+        (self.sent, self.computed) = (0, 0);
+        self.drafted.clear();
         self.in_flight = 0;
         self.waiting_since.get_or_insert(now);
         if !self.prompt_done {
             self.prompt_rows.clear();
         }
+    }
+
+    /// How many of the first `held` positions of a session with `ids` this one can begin with, in whole pages.
+    pub(crate) fn shareable(&self, ids: &[u32], held: usize) -> usize {
+        // A scored prompt needs all its rows, any other one the last.
+        let wanted = match self.request.prompt_rows {
+            PromptRows::All if !self.prompt_done => 0,
+            PromptRows::All | PromptRows::Last => self.ids.len() - 1,
+        };
+        let same = self.ids.iter().zip(ids).take(held.min(wanted)).take_while(|(a, b)| a == b).count();
+        same / PAGE_POSITIONS * PAGE_POSITIONS
+    }
+
+    /// On its way to the stages, where its first `shared` positions already are.
+    pub(crate) fn opening(&mut self, stages: usize, shared: usize) {
+        self.phase = Phase::Opening { missing: stages };
+        (self.sent, self.computed) = (shared, shared);
+        self.cached.get_or_insert(shared);
     }
 
     pub(crate) fn stage_opened(&mut self) {
@@ -96,6 +145,25 @@ impl Sequence {
 
     pub(crate) fn is_decoding(&self) -> bool {
         self.phase == Phase::Running && self.unsent() <= 1
+    }
+
+    /// How likely a draft is right.
+    pub(crate) fn acceptance(&self) -> f64 {
+        self.drafter.acceptance()
+    }
+
+    /// The last id, which is all that is unsent, and what may follow it, at most `most` ids of it.
+    pub(crate) fn drafted_segment(&mut self, session: SessionId, most: usize) -> (Segment, Vec<u32>) {
+        // The token after the last draft is drawn too, and is the last that there is room for.
+        let room = self.max_positions.saturating_sub(self.ids.len() + 1);
+        self.drafted = self.drafter.draft(&self.ids, most.min(room));
+        let position = self.sent;
+        self.sent += 1;
+        self.in_flight += 1;
+        let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
+        let wants = if ids.len() > 1 { Wants::All } else { Wants::Last };
+        let flags = SegmentFlags::default();
+        (Segment { session, position: count(position), rows: count(ids.len()), wants, flags }, ids)
     }
 
     /// The next at most `rows` ids as a segment; two, where they are scored and only one is left room for.
@@ -128,52 +196,69 @@ impl Sequence {
         (segment, ids)
     }
 
-    /// Takes a segment's rows back: events for whoever asked, prompt tokens done and tokens generated.
-    pub(crate) fn take_rows(
-        &mut self,
-        now: Instant,
-        segment: &Segment,
-        mut rows: Vec<Sampled>,
-    ) -> (Vec<GenerateEvent>, u64, u64) {
+    /// Takes a segment's rows back.
+    pub(crate) fn take_rows(&mut self, now: Instant, segment: &Segment, mut rows: Vec<Sampled>) -> Taken {
         let end = segment.position as usize + segment.rows as usize;
-        let mut events = Vec::new();
-        let mut prompt_tokens = 0;
+        let mut taken = Taken::default();
         if segment.wants == Wants::All && !self.prompt_done {
             self.prompt_rows.truncate(segment.position as usize);
             self.prompt_rows.append(&mut rows.clone());
         }
+        self.computed = self.computed.max(end.min(self.sent));
         if end < self.ids.len() {
-            return (events, 0, 0);
+            return taken;
         }
         if !self.prompt_done {
             self.prompt_done = true;
-            prompt_tokens = self.request.ids.len() as u64;
+            taken.prompt_tokens = self.request.ids.len() as u64;
+            let cached_tokens = self.cached.unwrap_or(0);
+            taken.cached = cached_tokens as u64;
+            taken.events.push(GenerateEvent::Prefilled { cached_tokens });
             if self.request.prompt_rows == PromptRows::All {
-                events.push(GenerateEvent::Prompt(std::mem::take(&mut self.prompt_rows)));
+                taken.events.push(GenerateEvent::Prompt(std::mem::take(&mut self.prompt_rows)));
             }
         }
-        let Some(row) = rows.pop() else { return (events, prompt_tokens, 0) };
-        let generated = self.take_token(now, row, &mut events);
-        (events, prompt_tokens, generated)
+        let drafted = std::mem::take(&mut self.drafted);
+        if drafted.is_empty() {
+            // Of a scored prompt's rows only the last one continues it.
+            rows.drain(..rows.len().saturating_sub(1));
+        }
+        self.take_tokens(now, rows, &drafted, &mut taken);
+        taken
     }
 
-    fn take_token(&mut self, now: Instant, row: Sampled, events: &mut Vec<GenerateEvent>) -> u64 {
-        let mut generated = 0;
+    /// Takes the first row's token, and those after drafts that were right.
+    fn take_tokens(&mut self, now: Instant, rows: Vec<Sampled>, drafted: &[u32], taken: &mut Taken) {
+        let mut right = 0;
+        for (row, draft) in rows.into_iter().zip(drafted.iter().map(Some).chain([None])) {
+            let token = row.token;
+            self.take_token(now, row, taken);
+            if self.phase == Phase::Ending || Some(&token) != draft {
+                break;
+            }
+            right += 1;
+        }
+        self.sent += right;
+        self.computed = self.computed.max(self.sent);
+        self.drafter.verified(drafted.len(), right);
+        (taken.drafted, taken.right) = (drafted.len() as u64, right as u64);
+    }
+
+    fn take_token(&mut self, now: Instant, row: Sampled, taken: &mut Taken) {
         let mut ended = false;
         if self.request.max_tokens > 0 {
-            generated = 1;
+            taken.generated += 1;
             self.first_token.get_or_insert(now);
             ended = self.request.ends.contains(&row.token);
             self.ids.push(row.token);
-            events.push(GenerateEvent::Token(row));
+            taken.events.push(GenerateEvent::Token(row));
         }
         let full = self.ids.len() >= self.max_positions;
         if ended || full {
             let reason = if ended { FinishReason::End } else { FinishReason::Length };
-            events.push(GenerateEvent::Finished(self.finish(now, reason)));
+            taken.events.push(GenerateEvent::Finished(self.finish(now, reason)));
             self.phase = Phase::Ending;
         }
-        generated
     }
 
     fn finish(&self, now: Instant, reason: FinishReason) -> Finish {

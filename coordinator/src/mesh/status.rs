@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scheduler::StepTotals;
+
 /// A snapshot of the mesh.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MeshStatus {
@@ -29,12 +31,33 @@ pub struct MeshStatus {
     pub running: usize,
     /// Requests that wait for room.
     pub waiting: usize,
-    /// Since the start.
+    /// Tokens of prompts, since the start.
     pub prompt_tokens: u64,
-    /// Since the start.
+    /// Of those, what earlier prompts had left on the stages.
+    pub cached_tokens: u64,
+    /// Tokens generated, since the start.
     pub generated_tokens: u64,
+    /// Tokens drafted, since the start.
+    pub drafted_tokens: u64,
+    /// Of those, the right ones.
+    pub accepted_tokens: u64,
+    /// The steps of this epoch.
+    pub steps: StepsStatus,
     /// Seconds since the start.
     pub uptime_s: u64,
+}
+
+/// The steps that came back in this epoch, and their times summed: two snapshots tell how it went in between.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct StepsStatus {
+    /// How many.
+    pub count: u64,
+    /// Computing, over all stages.
+    pub compute_ms: f64,
+    /// Computing, on the slowest stage of each step.
+    pub slowest_ms: f64,
+    /// Neither computing nor waiting for a stage: links and coordinator.
+    pub hops_ms: f64,
 }
 
 /// Whether tokens can flow.
@@ -101,4 +124,12 @@ pub struct WorkerStatus {
     pub rtt_ms: f64,
     /// Its stage, if it has one.
     pub stage: Option<usize>,
+}
+
+impl From<StepTotals> for StepsStatus {
+    fn from(totals: StepTotals) -> Self {
+        let StepTotals { steps, compute, slowest, hops } = totals;
+        let [compute_ms, slowest_ms, hops_ms] = [compute, slowest, hops].map(|time| time.as_secs_f64() * 1e3);
+        Self { count: steps, compute_ms, slowest_ms, hops_ms }
+    }
 }

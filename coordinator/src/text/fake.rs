@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::TextModel;
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, MeshHandle, Submission},
-    mesh::status::{MeshState, MeshStatus},
+    mesh::status::{MeshState, MeshStatus, StepsStatus},
 };
 
 /// Positions that the made-up model holds.
@@ -158,7 +158,11 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         running: 0,
         waiting: 0,
         prompt_tokens: 0,
+        cached_tokens: 0,
         generated_tokens: 0,
+        drafted_tokens: 0,
+        accepted_tokens: 0,
+        steps: StepsStatus::default(),
         uptime_s: 0,
     }
 }

@@ -66,6 +66,8 @@ pub struct TextEnd {
     pub prompt_tokens: usize,
     /// Tokens generated: the one that ends a generation counts, as do those of a stop string.
     pub generated_tokens: usize,
+    /// Tokens of the prompt that an earlier request had left behind.
+    pub cached_tokens: usize,
     /// From admission to the first token.
     pub prefill: Duration,
     /// From the first token to the last.
@@ -102,6 +104,7 @@ pub struct TextStream {
     ready: VecDeque<TextEvent>,
     prompt_tokens: usize,
     generated_tokens: usize,
+    cached_tokens: usize,
     submitted: Instant,
     first_token: Option<Instant>,
 }
@@ -143,6 +146,7 @@ impl TextStream {
             ready: VecDeque::new(),
             prompt_tokens,
             generated_tokens: 0,
+            cached_tokens: 0,
             submitted: Instant::now(),
             first_token: None,
         }
@@ -156,6 +160,7 @@ impl TextStream {
             }
             match self.generation.as_mut()?.next().await {
                 Some(GenerateEvent::Prompt(rows)) => self.ready.push_back(TextEvent::Prompt(rows)),
+                Some(GenerateEvent::Prefilled { cached_tokens }) => self.cached_tokens = cached_tokens,
                 Some(GenerateEvent::Token(row)) => self.take_token(&row),
                 Some(GenerateEvent::Finished(finish)) => self.take_finish(&finish),
                 Some(GenerateEvent::Failed(error)) => self.end(TextEvent::Failed(error)),
@@ -226,8 +231,8 @@ impl TextStream {
     }
 
     fn finished(&self, reason: TextEndReason, prefill: Duration, decode: Duration) -> TextEnd {
-        let Self { prompt_tokens, generated_tokens, .. } = *self;
-        TextEnd { reason, prompt_tokens, generated_tokens, prefill, decode }
+        let Self { prompt_tokens, generated_tokens, cached_tokens, .. } = *self;
+        TextEnd { reason, prompt_tokens, generated_tokens, cached_tokens, prefill, decode }
     }
 
     fn end(&mut self, event: TextEvent) {

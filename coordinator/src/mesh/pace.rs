@@ -1,0 +1,265 @@
+//! How long steps take, learnt from those that came back, and what follows for the next ones: how many groups decode in
+//! turn, how many steps are under way, how many prompt rows ride along, how long a draft pays.
+//!
+//! Formulas: with n sequences in G groups of B rows, t(B) the slowest stage's time, T(B) the sum over all stages and H the
+//! time on links, a token takes max(G·t(B), T(B) + H), and M = (T + H) / t groups fill the pipeline.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use qmesh_net::StepTimes;
+
+/// What is known of the pipeline's times.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    stages: usize,
+    /// Steps learnt from.
+    learnt: u64,
+    /// By rows.
+    steps: BTreeMap<usize, Known>,
+    /// Time of a step that is neither computing nor waiting for a stage, in seconds.
+    hops: Option<f64>,
+    /// Seconds that prompts may take from those who decode.
+    spare: f64,
+}
+
+/// The time of steps with so many rows.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// The slowest stage's time, and the sum over stages, in seconds.
+    times: [f64; 2],
+    /// When it was last measured.
+    learnt: u64,
+}
+
+/// Steps after which a time counts no more: what went badly once shall be tried again.
+const STALE: u64 = 64;
+/// How much a new time counts.
+const FRESH: f64 = 0.2;
+/// Row counts from which on times of neighbours count as one.
+const EXACT_ROWS: usize = 16;
+/// A step of m rows takes as long as one of one row times a + b·m, where nothing was measured.
+const SHAPE: (f64, f64) = (0.6, 0.4);
+/// More groups than fill the pipeline, so that uneven times leave no stage idle.
+const SLACK: f64 = 1.25;
+/// What is lost to uneven times with no more groups than fill it.
+const UNEVEN: f64 = 0.04;
+/// How much longer a token may take while somebody's prompt is computed, as a share of its time.
+const PATIENCE: f64 = 0.2;
+/// What prompts have not used of it can be used at once later, up to so many tokens' time.
+const SAVED_MOST: f64 = 1.0;
+/// Rows whose time a step costs however few it has: what makes short chunks dear.
+const CHUNK_COST_ROWS: f64 = 16.0;
+/// Shortest chunk of a prompt that has the pipeline to itself.
+const CHUNK_LEAST: usize = 32;
+
+impl Pace {
+    /// Nothing is known of a new pipeline.
+    pub(crate) fn new(stages: usize) -> Self {
+        Self { stages: stages.max(1), ..Self::default() }
+    }
+
+    /// Learns from a step of `rows` rows that took `whole`.
+    pub(crate) fn learn(&mut self, rows: usize, times: StepTimes, whole: Duration) {
+        let seconds = |us: u32| f64::from(us) / 1e6;
+        let (compute, queued) = (seconds(times.compute_us), seconds(times.queued_us));
+        let new = [seconds(times.slowest_us), compute];
+        self.learnt += 1;
+        let learnt = self.learnt;
+        self.steps.retain(|_, known| learnt - known.learnt < STALE);
+        let known = self.steps.entry(bucket(rows)).or_insert(Known { times: new, learnt });
+        known.learnt = learnt;
+        for (known, new) in known.times.iter_mut().zip(new) {
+            *known += FRESH * (new - *known);
+        }
+        let hops = (whole.as_secs_f64() - compute - queued).max(0.0);
+        let known = self.hops.get_or_insert(hops);
+        *known += FRESH * (hops - *known);
+    }
+
+    /// Groups in which so many sequences decode: as many as give the most tokens.
+    pub(crate) fn groups(&self, decoding: usize) -> usize {
+        let Some(rate) = (1..=decoding).map(|groups| (groups, self.rate(decoding, groups))).reduce(|best, next| {
+            let better = next.1 > best.1 * 1.001;
+            if better { next } else { best }
+        }) else {
+            return 1;
+        };
+        if self.steps.is_empty() { decoding.min(self.stages) } else { rate.0 }
+    }
+
+    /// Steps under way at a time.
+    pub(crate) fn steps_most(&self, groups: usize, rows: usize) -> usize {
+        let fill = self.time(rows).map_or(self.stages as f64, |[slowest, sum]| (sum + self.hops()) / slowest);
+        groups.max((SLACK * fill).ceil().clamp(1.0, STEPS_MOST) as usize + 1)
+    }
+
+    /// Prompt rows that ride along with `decode_rows`, so that tokens take little longer than without them: the more
+    /// prompts wait for each sequence that decodes, the longer.
+    pub(crate) fn prompt_rows(&mut self, decode_rows: usize, groups: usize, waiting: f64, most: usize) -> usize {
+        let Some(alone) = self.token_time(decode_rows, groups) else { return most.min(1) };
+        let share = PATIENCE * waiting.max(1.0);
+        self.spare = (self.spare + share * alone).min(share.max(SAVED_MOST) * alone);
+        let extra = |rows: usize| self.token_time(decode_rows + rows, groups).map_or(f64::INFINITY, |t| t - alone);
+        // Time grows with rows, so that the first that do not fit end the search.
+        let rows = (1..=most).take_while(|rows| extra(*rows) <= self.spare).last().unwrap_or(1).min(most);
+        self.spare -= if rows > 0 { extra(rows) } else { 0.0 };
+        rows
+    }
+
+    /// Rows of a chunk when only prompts are computed, together P = `prompts` rows: C = √(P·a / ((S − 1)·b)).
+    pub(crate) fn chunk_rows(&self, prompts: usize, most: usize) -> usize {
+        if self.stages == 1 {
+            return most;
+        }
+        let best = (prompts as f64 * CHUNK_COST_ROWS / (self.stages - 1) as f64).sqrt() as usize;
+        best.next_multiple_of(CHUNK_LEAST).min(most)
+    }
+
+    /// Drafted tokens that pay, up to `most`, for one of `decoding` sequences: most tokens per time, where each is right
+    /// with the probability `acceptance` if those before it were.
+    pub(crate) fn draft_rows(&self, decoding: usize, acceptance: f64, most: usize) -> usize {
+        let groups = self.groups(decoding);
+        let rows = decoding.div_ceil(groups.max(1));
+        let rate = |drafts: usize| {
+            let expected = (1.0 - acceptance.powi(drafts as i32 + 1)) / (1.0 - acceptance).max(1e-9);
+            self.token_time(rows * (1 + drafts), groups).map_or(0.0, |time| expected / time)
+        };
+        let best = (0..=most).max_by(|&a, &b| rate(a).total_cmp(&rate(b)).then(b.cmp(&a)));
+        best.unwrap_or(0)
+    }
+
+    /// Seconds of links in a step.
+    pub(crate) fn hops(&self) -> f64 {
+        self.hops.unwrap_or(0.0)
+    }
+
+    /// Tokens a second of so many sequences in so many groups.
+    fn rate(&self, decoding: usize, groups: usize) -> f64 {
+        let rows = decoding.div_ceil(groups);
+        let [slowest, sum] = self.time(rows).unwrap_or_default();
+        let fill = groups as f64 * slowest / (sum + self.hops()).max(1e-9);
+        // Far below stages wait anyway, far above there is always a group that waits for a stage.
+        let even = 1.0 - UNEVEN * (1.0 - (fill - 1.0).abs() / (SLACK - 1.0)).max(0.0);
+        decoding as f64 * even / self.token_time(rows, groups).unwrap_or(f64::INFINITY)
+    }
+
+    /// Seconds from one token of a sequence to its next.
+    fn token_time(&self, rows: usize, groups: usize) -> Option<f64> {
+        self.time(rows).map(|[slowest, sum]| (groups as f64 * slowest).max(sum + self.hops()))
+    }
+
+    /// The slowest stage's time and the sum over stages: measured, on the line through the two nearest that were, or of
+    /// the usual shape where there is but one.
+    fn time(&self, rows: usize) -> Option<[f64; 2]> {
+        let rows = rows.max(1);
+        let mut below = self.steps.range(..=rows).rev();
+        let mut above = self.steps.range(rows + 1..);
+        let (nearest, other) = match (below.next(), above.next()) {
+            (Some(low), Some(high)) => (low, Some(high)),
+            (Some(low), None) => (low, below.next()),
+            (None, Some(high)) => (high, above.next()),
+            (None, None) => return None,
+        };
+        let (known, x) = (*nearest.0 as f64, rows as f64);
+        let Some((other, u)) = other else {
+            let shape = |rows: f64| SHAPE.0 + SHAPE.1 * rows;
+            return Some(nearest.1.times.map(|t| t * shape(x) / shape(known)));
+        };
+        let slope = |t: f64, u: f64| (u - t) / (*other as f64 - known);
+        // Times neither fall with more rows, nor grow faster than they do.
+        let line =
+            |t: f64, u: f64| (t + slope(t, u) * (x - known)).clamp(t * (x / known).min(1.0), t * (x / known).max(1.0));
+        Some([0, 1].map(|i| line(nearest.1.times[i], u.times[i])))
+    }
+}
+
+/// Far more than any pipeline needs.
+const STEPS_MOST: f64 = 200.0;
+
+/// Exact for few rows; above, a sixteenth is not told apart.
+fn bucket(rows: usize) -> usize {
+    if rows <= EXACT_ROWS { rows.max(1) } else { rows.next_multiple_of((rows.next_power_of_two() / 16).max(1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipeline whose stages take `base` + `row` · m ms each, with `hops` ms on links.
+    fn learnt(stages: usize, base: f64, row: f64, hops: f64) -> Pace {
+        let mut pace = Pace::new(stages);
+        for rows in [1, 2, 4, 8, 16, 64, 256] {
+            let slowest = base + row * f64::from(rows);
+            let micros = |ms: f64| (ms * 1e3) as u32;
+            let sum = slowest * stages as f64;
+            let times = StepTimes { compute_us: micros(sum), slowest_us: micros(slowest), queued_us: 500 };
+            pace.learn(rows as usize, times, Duration::from_micros(u64::from(micros(sum + hops + 0.5))));
+        }
+        pace
+    }
+
+    #[test]
+    fn groups_fill_the_pipeline_and_no_more() {
+        // Steps whose time hardly depends on their rows: one stage takes all at once, two take half each.
+        assert_eq!(learnt(1, 50.0, 5.0, 0.3).groups(8), 1);
+        assert_eq!(learnt(2, 25.0, 2.5, 0.3).groups(8), 2);
+        // Links of 50 ms each way: groups of two rows take (4·20 + 200) / 20 = 14 turns, groups of one (4·15 + 200) / 15.
+        let far = learnt(4, 10.0, 5.0, 200.0);
+        assert!((10..=17).contains(&far.groups(32)), "{}", far.groups(32));
+        assert_eq!(far.groups(1), 1);
+        assert_eq!((Pace::new(3).groups(8), Pace::new(3).groups(2), Pace::new(3).groups(0)), (3, 2, 1));
+    }
+
+    #[test]
+    fn prompts_take_what_time_others_can_spare() {
+        let steady = |mut pace: Pace, waiting: f64| {
+            pace.prompt_rows(1, 1, waiting, 256);
+            (0..8).map(|_| pace.prompt_rows(1, 1, waiting, 256)).sum::<usize>()
+        };
+        // Two stages need 5 ms a row, and a fifth of 55.5 ms is to spare: 2.2 rows.
+        let rows = steady(learnt(2, 25.0, 2.5, 0.5), 1.0);
+        assert!((17..=18).contains(&rows), "{rows} rows in 8 steps");
+        assert!(steady(learnt(2, 25.0, 2.5, 100.0), 1.0) > rows, "links leave time");
+        assert!(steady(learnt(2, 25.0, 2.5, 0.5), 4.0) > 3 * rows, "four wait for one");
+        // What was not used for a while lets a short prompt in at once.
+        let mut pace = learnt(2, 25.0, 2.5, 0.5);
+        (0..9).for_each(|_| assert_eq!(pace.prompt_rows(1, 1, 1.0, 0), 0));
+        assert_eq!((pace.prompt_rows(1, 1, 1.0, 256), pace.prompt_rows(1, 1, 1.0, 256)), (11, 2));
+        assert_eq!(Pace::new(2).prompt_rows(1, 1, 1.0, 256), 1);
+        assert_eq!(pace.chunk_rows(2048, 256), 192);
+        assert_eq!((Pace::new(1).chunk_rows(2048, 256), pace.chunk_rows(3, 256)), (256, 32));
+    }
+
+    #[test]
+    fn steps_under_way_fill_stages_and_links() {
+        assert_eq!(learnt(2, 25.0, 2.5, 0.0).steps_most(1, 256), 4);
+        assert_eq!(learnt(4, 10.0, 0.0, 200.0).steps_most(8, 1), 31);
+        assert_eq!(Pace::new(3).steps_most(1, 1), 5);
+    }
+
+    #[test]
+    fn drafts_are_as_long_as_they_pay() {
+        // Rows that cost as much as steps: no draft pays.
+        assert_eq!(learnt(1, 0.0, 10.0, 0.0).draft_rows(1, 0.9, 16), 0);
+        // Cheap rows or slow links: the likelier, the longer.
+        let cheap = learnt(2, 25.0, 2.5, 0.5);
+        assert!(cheap.draft_rows(1, 0.3, 16) < cheap.draft_rows(1, 0.9, 16));
+        assert!(cheap.draft_rows(1, 0.9, 16) < learnt(2, 25.0, 2.5, 100.0).draft_rows(1, 0.9, 16));
+        assert_eq!(cheap.draft_rows(1, 0.05, 16), 0);
+        // A full pipeline has no rows to spare.
+        assert!(learnt(2, 5.0, 5.0, 0.5).draft_rows(16, 0.6, 16) == 0);
+        assert_eq!(Pace::new(2).draft_rows(1, 0.9, 16), 0);
+    }
+
+    #[test]
+    fn times_between_are_read_off() {
+        let pace = learnt(2, 10.0, 1.0, 0.0);
+        let slowest = |rows| pace.time(rows).unwrap()[0] * 1e3;
+        assert!((slowest(3) - 13.0).abs() < 0.01 && (slowest(40) - 50.0).abs() < 0.01);
+        assert!((slowest(512) - 522.0).abs() < 0.1, "on the line beyond");
+        let mut known = Pace::new(1);
+        known.learn(4, StepTimes { compute_us: 2200, slowest_us: 2200, queued_us: 0 }, Duration::from_millis(3));
+        assert!((known.time(1).unwrap()[0] * 1e3 - 1.0).abs() < 0.01, "of the usual shape");
+        assert_eq!((bucket(0), bucket(7), bucket(17), bucket(100), bucket(250)), (1, 7, 18, 104, 256));
+    }
+}

@@ -1,0 +1,144 @@
+//! Who comes onto the stages, with which beginning, and what stays there of those that leave.
+
+use qmesh_net::{OpenSession, Prefix, SessionId};
+
+use super::{Action, Pipeline, Scheduler};
+use crate::{
+    generate::ClientId,
+    mesh::{
+        PrefixReuse,
+        pages::PAGE_POSITIONS,
+        sequence::{Phase, Sequence},
+    },
+};
+
+/// The beginning of a sequence that has ended, for others to begin with.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// One per position: whole pages.
+    ids: Vec<u32>,
+    /// When it was last of use; the least recent goes first.
+    turn: u64,
+}
+
+/// Beginnings that are kept at a time.
+const KEPT_MOST: usize = 256;
+
+impl Scheduler {
+    /// Opens waiting sequences while their reservations fit on every stage.
+    pub(super) fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(place) = self.next_in_queue() {
+            let session = self.queue[place];
+            let Some(positions) = self.sequences.get(&session).map(|s| s.max_positions) else { break };
+            let prefix = self.longest_prefix(session);
+            let Some(prefix) = self.make_room(positions, prefix, &mut actions) else { break };
+            self.queue.remove(place);
+            self.pages.open(session, positions, prefix.map(|p| (p.session, p.positions as usize)));
+            self.turn += 1;
+            if let Some(kept) = prefix.and_then(|p| self.kept.get_mut(&p.session)) {
+                kept.turn = self.turn;
+            }
+            let Some(sequence) = self.sequences.get_mut(&session) else { break };
+            sequence.opening(pipeline.stages, prefix.map_or(0, |p| p.positions as usize));
+            let max_positions = u32::try_from(positions).unwrap_or(u32::MAX);
+            let sampling = sequence.request.sampling.clone();
+            actions.push(Action::Open(OpenSession { epoch: pipeline.epoch, session, max_positions, sampling, prefix }));
+        }
+        actions
+    }
+
+    /// What becomes of a sequence's pages: its beginning is kept, where that is of use, and the rest is freed.
+    pub(super) fn leave(&mut self, session: SessionId, sequence: Sequence) -> Vec<Action> {
+        self.forget_if_gone(sequence.request.client);
+        let mut ids = sequence.ids;
+        let kept = match self.limits.prefix_reuse {
+            PrefixReuse::On if !sequence.spoiled => sequence.computed / PAGE_POSITIONS * PAGE_POSITIONS,
+            PrefixReuse::On | PrefixReuse::Off => 0,
+        };
+        ids.truncate(kept);
+        // One that begins with all of it is as good, and one that is all its beginning has become useless.
+        if kept == 0 || self.kept.values().any(|other| other.ids.starts_with(&ids)) {
+            self.pages.keep(session, 0);
+            return vec![Action::Close(session)];
+        }
+        let shorter: Vec<_> = self.kept.iter().filter(|(_, k)| ids.starts_with(&k.ids)).map(|(&s, _)| s).collect();
+        self.pages.keep(session, kept);
+        self.turn += 1;
+        self.kept.insert(session, Kept { ids, turn: self.turn });
+        let mut actions = vec![Action::Keep(session, kept)];
+        actions.extend(shorter.into_iter().map(|session| self.drop_kept(session)));
+        if self.kept.len() > KEPT_MOST {
+            actions.extend(self.oldest_kept(None).map(|session| self.drop_kept(session)));
+        }
+        actions
+    }
+
+    /// A client that comes has been served as much as the least served one that is here, and no less.
+    pub(super) fn welcome(&mut self, client: ClientId) {
+        let least = self.served.values().min().copied().unwrap_or_default();
+        self.served.entry(client).or_insert(least);
+    }
+
+    pub(super) fn forget_if_gone(&mut self, client: ClientId) {
+        if self.sequences.values().all(|s| s.request.client != client) {
+            self.served.remove(&client);
+        }
+    }
+
+    /// The longest waiting one of the client that was served least.
+    fn next_in_queue(&self) -> Option<usize> {
+        let served = |i: &usize| {
+            let sequence = self.sequences.get(&self.queue[*i]);
+            sequence.and_then(|s| self.served.get(&s.request.client)).copied().unwrap_or_default()
+        };
+        (0..self.queue.len()).min_by_key(served)
+    }
+
+    /// The longest beginning, in whole pages, that is on the stages already.
+    fn longest_prefix(&self, session: SessionId) -> Option<Prefix> {
+        let sequence = self.sequences.get(&session)?;
+        if self.limits.prefix_reuse == PrefixReuse::Off {
+            return None;
+        }
+        let kept = self.kept.iter().map(|(&session, k)| (session, sequence.shareable(&k.ids, k.ids.len())));
+        let running = self.sequences.iter().filter(|(_, s)| s.phase == Phase::Running && !s.spoiled);
+        let running = running.map(|(&session, s)| (session, sequence.shareable(&s.ids, s.computed)));
+        let (session, shared) = kept.chain(running).max_by_key(|(_, shared)| *shared)?;
+        let positions = u32::try_from(shared).ok().filter(|positions| *positions > 0)?;
+        Some(Prefix { session, positions })
+    }
+
+    /// Gives up what is kept, the least recently used first, until `positions` fit: with the prefix if that can be, else
+    /// without; `None` where they do not fit at all.
+    fn make_room(
+        &mut self,
+        positions: usize,
+        prefix: Option<Prefix>,
+        actions: &mut Vec<Action>,
+    ) -> Option<Option<Prefix>> {
+        let shared = |prefix: Option<Prefix>| prefix.map_or(0, |p| p.positions as usize);
+        loop {
+            if self.pages.fit(positions, shared(prefix)) {
+                return Some(prefix);
+            }
+            let Some(oldest) = self.oldest_kept(prefix.map(|p| p.session)) else { break };
+            actions.push(self.drop_kept(oldest));
+        }
+        // Only the prefix itself may still be in the way of the rest.
+        let source = prefix.map(|p| p.session).filter(|session| self.kept.contains_key(session))?;
+        actions.push(self.drop_kept(source));
+        self.pages.fit(positions, 0).then_some(None)
+    }
+
+    fn oldest_kept(&self, but: Option<SessionId>) -> Option<SessionId> {
+        let others = self.kept.iter().filter(|(session, _)| Some(**session) != but);
+        others.min_by_key(|(_, kept)| kept.turn).map(|(&session, _)| session)
+    }
+
+    fn drop_kept(&mut self, session: SessionId) -> Action {
+        self.kept.remove(&session);
+        self.pages.keep(session, 0);
+        Action::Close(session)
+    }
+}
