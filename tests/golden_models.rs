@@ -74,8 +74,9 @@ fn real_models_are_no_farther_than_llama_cpp() {
 #[test]
 fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
     let alone = real(DEFAULT, &["--workers", "1"]);
-    let ways: [&[&str]; 5] = [
+    let ways: [&[&str]; 6] = [
         &["--workers", "2"],
+        &["--workers", "2", "--no-speculation", "--no-prefix-reuse"],
         &["--workers", "3", "--chunk-rows", "7"],
         &["--cut", "5,17", "--parallel", "4"],
         &["--workers", "2", "--chunk-rows", "1", "--threads", "2"],

@@ -51,7 +51,8 @@ pub fn report<'a>(
     peers: Vec<Peer>,
 ) -> Report {
     notes.extend(peak_memory_mib().map(|mib| format!("peak memory of this process {mib:.0} MiB")));
-    Report { tables: vec![table], notes, samples: times.into_iter().map(|times| times.json(&peers)).collect(), peers }
+    let samples = times.into_iter().map(|times| times.json(&peers)).collect();
+    Report { tables: vec![table], notes, samples, peers, ..Report::default() }
 }
 
 /// Asks each of `lanes` contenders for one sample in seconds, in turn, `repeat` times.

@@ -1,13 +1,21 @@
 //! The benchmark harness: what `qmesh-bench` measures and how it says it. One file per command in `commands`.
 
 pub mod bandwidth;
+pub mod children;
+pub mod clients;
 pub mod commands;
 pub mod compare;
+pub mod ideal;
 pub mod machine;
 pub mod model;
 pub mod options;
 pub mod peer;
+pub mod pipeline;
+pub mod plot;
 pub mod receipt;
+pub mod record;
 pub mod report;
+pub mod rpc;
 pub mod statistics;
+pub mod step_bench;
 pub mod synthetic;

@@ -2,6 +2,7 @@
 
 use std::{io::Write, process::ExitCode};
 
+use anyhow::Context;
 use clap::Parser;
 use qmesh_benches::{
     commands::Command,
@@ -33,11 +34,23 @@ fn run(command: &Command) -> anyhow::Result<()> {
     let before = machine::load_average();
     let mut report = command.run()?;
     let load = LoadAverage { before, after: machine::load_average() };
-    report.notes.push(load.note(options.threads.iter().copied().max().unwrap_or(1)));
+    report.notes.push(load.note(command.threads()));
+    let cpus = machine::cpus().len();
+    if cpus > 0 && command.threads() > cpus + 1 {
+        report
+            .notes
+            .push(format!("WARNING: {} threads on {cpus} CPUs: stages waited for each other", command.threads()));
+    }
     if cfg!(debug_assertions) {
         report.notes.push("WARNING: a development build; measure with `cargo build --release`".into());
     }
     std::io::stdout().lock().write_all(report.render(options.output).as_bytes())?;
+    if let Some(folder) = &options.plot {
+        std::fs::create_dir_all(folder).with_context(|| format!("--plot {}", folder.display()))?;
+        for plot in &report.plots {
+            eprintln!("plot: {}", plot.write(folder)?.display());
+        }
+    }
     if let Some(folder) = &options.receipt {
         let path = receipt::write(folder, command, &report, load)?;
         eprintln!("receipt: {}", path.display());

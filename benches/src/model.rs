@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -101,15 +102,26 @@ impl TensorSource for Model {
 impl Cost {
     /// Of the tensors that `spec` lists.
     pub fn of(spec: &ModelSpec) -> Self {
+        Self::of_stage(spec, 0..spec.layers.len())
+    }
+
+    /// Of the stage of these layers; the last one has the head as well.
+    pub fn of_stage(spec: &ModelSpec, layers: Range<usize>) -> Self {
+        let last = layers.end == spec.layers.len();
         let mut cost = Self { weight_bytes: 0, layer_macs: 0, head_macs: 0 };
         for tensor in &spec.tensors {
             // A vector has one row and is not multiplied with.
             let macs = if tensor.rows > 1 { tensor.rows as u64 * tensor.cols as u64 } else { 0 };
             match tensor.role {
                 TensorRole::Embedding if spec.head.matrix == HeadMatrix::Own => continue,
-                TensorRole::Embedding | TensorRole::Output => cost.head_macs += macs,
-                TensorRole::Layer(..) => cost.layer_macs += macs,
-                TensorRole::OutputNorm | TensorRole::RopeFactors => {}
+                TensorRole::Embedding | TensorRole::Output if last => cost.head_macs += macs,
+                TensorRole::Layer(layer, _) if layers.contains(&layer.0) => cost.layer_macs += macs,
+                TensorRole::OutputNorm | TensorRole::RopeFactors if last => {}
+                TensorRole::Embedding
+                | TensorRole::Output
+                | TensorRole::Layer(..)
+                | TensorRole::OutputNorm
+                | TensorRole::RopeFactors => continue,
             }
             cost.weight_bytes += tensor.bytes;
         }
@@ -183,6 +195,9 @@ mod tests {
             let cost = Cost::of(spec);
             assert_eq!(cost.weight_bytes, all - unread, "{name}");
             assert_eq!(cost.head_macs, (spec.vocab * spec.hidden) as u64, "{name}");
+            let parts = [0..1, 1..spec.layers.len()].map(|layers| Cost::of_stage(spec, layers));
+            assert_eq!(parts[0].weight_bytes + parts[1].weight_bytes, cost.weight_bytes, "{name}");
+            assert_eq!((parts[0].head_macs, parts[1].head_macs), (0, cost.head_macs), "{name}");
         }
     }
 }

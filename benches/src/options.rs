@@ -10,9 +10,10 @@ use crate::{model::Model, peer::Peer, report::Format};
 /// How to run and what to do with the result.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
-    /// Threads to compute with; several numbers are measured one after the other.
-    #[arg(short, long, value_delimiter = ',', default_values_t = default_threads(), value_parser = positive)]
-    pub threads: Vec<usize>,
+    /// Threads to compute with; several numbers are measured one after the other. By default one and all physical cores,
+    /// in pipelines one a worker.
+    #[arg(short, long, value_delimiter = ',', value_parser = positive)]
+    threads: Vec<usize>,
     /// Samples of everything; medians are shown.
     #[arg(long, default_value_t = 5, value_parser = positive)]
     pub repeat: usize,
@@ -25,6 +26,9 @@ pub struct RunOptions {
     /// CPUs to run on, llama.cpp too.
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub pin: Vec<usize>,
+    /// A folder for plots, SVG files; not every command has some.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
 }
 
 /// Options of a command that measures models beside llama.cpp.
@@ -41,6 +45,17 @@ pub struct ComparisonOptions {
     pub peers: PeerOptions,
 }
 
+/// Options of a command that measures pipelines in this process.
+#[derive(Args, Clone, Debug)]
+pub struct PipelineOptions {
+    /// How to run.
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// On what.
+    #[command(flatten)]
+    pub models: ModelOptions,
+}
+
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOptions {
@@ -55,6 +70,22 @@ pub struct PeerOptions {
     /// A folder with llama.cpp's `llama-bench`; of several builds, the better one counts in each figure.
     #[arg(long, value_name = "DIR")]
     pub llama_bin: Vec<PathBuf>,
+}
+
+impl RunOptions {
+    /// Threads of a whole model in one process.
+    pub fn threads(&self) -> Vec<usize> {
+        if !self.threads.is_empty() {
+            return self.threads.clone();
+        }
+        let cores = sysinfo::System::physical_core_count().unwrap_or(1);
+        if cores > 1 { vec![1, cores] } else { vec![1] }
+    }
+
+    /// Threads of each worker of a pipeline.
+    pub fn threads_each(&self) -> Vec<usize> {
+        if self.threads.is_empty() { vec![1] } else { self.threads.clone() }
+    }
 }
 
 impl ModelOptions {
@@ -85,16 +116,15 @@ impl PeerOptions {
     }
 }
 
+/// The largest of them, 1 of none.
+pub fn most(numbers: &[usize]) -> usize {
+    numbers.iter().copied().max().unwrap_or(1)
+}
+
 /// A number from 1 on.
 ///
 /// # Errors
 /// Says so.
 pub fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a number from 1 on".into())
-}
-
-/// One thread, and all physical cores.
-fn default_threads() -> Vec<usize> {
-    let cores = sysinfo::System::physical_core_count().unwrap_or(1);
-    if cores > 1 { vec![1, cores] } else { vec![1] }
 }

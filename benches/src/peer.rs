@@ -1,4 +1,4 @@
-//! llama.cpp's `llama-bench`, run beside.
+//! llama.cpp's `llama-bench` and `llama-batched-bench`, run beside.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,6 +14,8 @@ use nix::{
     unistd::Pid,
 };
 use serde::Deserialize;
+
+use crate::{clients::Load, rpc::RpcServers};
 
 /// One build of llama.cpp.
 #[derive(Clone, Debug)]
@@ -55,8 +57,19 @@ struct Entry {
     avg_ns: f64,
 }
 
+/// What we read of a line of `llama-batched-bench`.
+#[derive(Debug, Deserialize)]
+struct BatchedEntry {
+    pp: usize,
+    tg: usize,
+    pl: usize,
+    t_tg: f64,
+}
+
 /// The slowest test we know of takes a minute.
 const DEADLINE: Duration = Duration::from_secs(900);
+/// Rows of a micro-batch, llama.cpp's default.
+const UBATCH: usize = 512;
 
 impl Peer {
     /// The build whose programs are in `folder`.
@@ -72,14 +85,59 @@ impl Peer {
         Ok(Self { label: name.to_string_lossy().into_owned(), program, build: None })
     }
 
-    /// Seconds per token of one sample of `test`.
+    /// Its `ggml-rpc-server`, where it was built.
+    pub fn rpc_server(&self) -> Option<PathBuf> {
+        Some(self.program.with_file_name("ggml-rpc-server")).filter(|program| program.is_file())
+    }
+
+    /// Seconds per token of one sample of `test` in one process.
     ///
     /// # Errors
     /// It fails, says something else than asked, or takes longer than any test should.
     pub fn sample(&mut self, model: &Path, threads: usize, test: Test) -> Result<f64> {
+        self.bench(model, threads, test, &[])
+    }
+
+    /// Seconds per token of one sample of `test` with all layers on `servers`, prompts in micro-batches of `ubatch` rows.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_split(
+        &mut self,
+        servers: &RpcServers,
+        model: &Path,
+        threads: usize,
+        test: Test,
+        ubatch: usize,
+    ) -> Result<f64> {
+        let (addresses, ubatch) = (servers.addresses(), ubatch.to_string());
+        self.bench(model, threads, test, &["--rpc", &addresses, "-ngl", "99", "-ub", &ubatch])
+    }
+
+    /// Seconds per token of all clients together, decoding with all layers on `servers`.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_clients(&mut self, servers: &RpcServers, model: &Path, threads: usize, load: Load) -> Result<f64> {
+        let Load { clients, prompt, tokens } = load;
+        if clients == 1 {
+            return self.sample_split(servers, model, threads, Test::Decode { prompt, tokens }, UBATCH);
+        }
+        let program = self.program.with_file_name("llama-batched-bench");
+        let mut command = Command::new(&program);
+        command.arg("-m").arg(model).args(["--rpc", &servers.addresses(), "-ngl", "99", "--output-format", "jsonl"]);
+        let numbers = [("-npp", prompt), ("-ntg", tokens), ("-npl", clients), ("-c", clients * (prompt + tokens))];
+        for (flag, value) in numbers.into_iter().chain([("-t", threads), ("-ub", UBATCH)]) {
+            command.arg(flag).arg(value.to_string());
+        }
+        let seconds = run(&mut command).and_then(|output| parse_batched(&output, load));
+        Ok(seconds.with_context(|| program.display().to_string())? / (clients * tokens) as f64)
+    }
+
+    fn bench(&mut self, model: &Path, threads: usize, test: Test, more: &[&str]) -> Result<f64> {
         let (prompt, tokens, depth) = test.counts();
         let mut command = Command::new(&self.program);
-        command.arg("-m").arg(model).args(["-r", "1", "-o", "json"]);
+        command.arg("-m").arg(model).args(["-r", "1", "-o", "json"]).args(more);
         for (flag, value) in [("-t", threads), ("-p", prompt), ("-n", tokens), ("-d", depth)] {
             command.arg(flag).arg(value.to_string());
         }
@@ -127,9 +185,27 @@ fn parse(output: &[u8], threads: usize, test: Test) -> Result<Entry> {
     Ok(entry)
 }
 
+/// Seconds in which the clients of `load` decoded.
+fn parse_batched(output: &[u8], load: Load) -> Result<f64> {
+    let text = String::from_utf8_lossy(output);
+    let line = text.lines().find(|line| line.starts_with('{')).context("a report without a line of JSON")?;
+    let entry: BatchedEntry =
+        serde_json::from_str(line).context("this llama-batched-bench reports otherwise than we read")?;
+    let counts = (entry.pl, entry.pp, entry.tg);
+    ensure!(counts == (load.clients, load.prompt, load.tokens), "it ran another test than asked for: {entry:?}");
+    ensure!(entry.t_tg > 0.0, "a test that took no time");
+    Ok(entry.t_tg)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What `llama-batched-bench -npp 8 -ntg 8 -npl 4 --output-format jsonl` printed, shortened.
+    const BATCHED: &str = r#"
+{"n_kv_max": 1024, "n_threads": 1, "pp": 8, "tg": 8, "pl": 4, "n_kv": 64, "t_pp": 0.381320, "t_tg": 0.490905, "t": 0.872225}
+
+"#;
 
     /// What `llama-bench -p 0 -n 16 -d 32 -t 2 -r 1 -o json` printed, shortened by fields that we do not read.
     const REPORT: &str = r#"[
@@ -164,6 +240,14 @@ mod tests {
         assert!(parse(REPORT.as_bytes(), 2, Test::Prefill { rows: 16 }).is_err(), "another test");
         assert!(parse(b"[]", 2, test).is_err());
         assert!(parse(b"| model |", 2, test).is_err());
+    }
+
+    #[test]
+    fn reports_of_clients_are_read_and_checked() {
+        let load = Load { clients: 4, prompt: 8, tokens: 8 };
+        assert_eq!(parse_batched(BATCHED.as_bytes(), load).unwrap(), 0.490905);
+        assert!(parse_batched(BATCHED.as_bytes(), Load { clients: 2, ..load }).is_err(), "another test");
+        assert!(parse_batched(b"\n", load).is_err());
     }
 
     #[test]

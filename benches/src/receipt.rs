@@ -74,7 +74,9 @@ fn model(path: &Path) -> Result<Value> {
 }
 
 fn peer(peer: &Peer) -> Result<Value> {
-    Ok(json!({ "label": peer.label, "build": peer.build, "blake3": hash(&peer.program)? }))
+    let rpc_server = peer.rpc_server().map(|program| hash(&program)).transpose()?;
+    let blake3 = hash(&peer.program)?;
+    Ok(json!({ "label": peer.label, "build": peer.build, "blake3": blake3, "rpc_server_blake3": rpc_server }))
 }
 
 /// The commit of the checkout we are in, with `-dirty` where it was changed; null outside of one.

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-use crate::peer::Peer;
+use crate::{peer::Peer, plot::Plot};
 
 /// What a command measured.
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub struct Report {
     pub samples: Vec<Value>,
     /// The builds that were measured beside, for the receipt.
     pub peers: Vec<Peer>,
+    /// For `--plot`.
+    pub plots: Vec<Plot>,
 }
 
 /// One table.

@@ -17,13 +17,18 @@ impl Samples {
 
     /// The middle one, or the mean of the two in the middle; NaN of none.
     pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// What the share `q` of them lies below, between the two nearest ones; NaN of none.
+    pub fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-        }
+        let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+        let at = q.clamp(0.0, 1.0) * last as f64;
+        // Both lie within 0..=last.
+        let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+        low + (high - low) * at.fract()
     }
 
     /// The shortest.
@@ -34,6 +39,12 @@ impl Samples {
     /// The longest.
     pub fn max(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::max)
+    }
+}
+
+impl Extend<f64> for Samples {
+    fn extend<I: IntoIterator<Item = f64>>(&mut self, seconds: I) {
+        self.0.extend(seconds);
     }
 }
 
@@ -59,6 +70,10 @@ mod tests {
         assert_eq!(samples(&[3.0, 1.0, 10.0]).median(), 3.0);
         assert_eq!(samples(&[4.0, 1.0, 2.0, 10.0]).median(), 3.0);
         assert!(samples(&[]).median().is_nan());
+        let hundred: Samples = (0..=100).rev().map(f64::from).collect();
+        assert!((hundred.quantile(0.99) - 99.0).abs() < 1e-9);
+        assert!((samples(&[1.0, 2.0]).quantile(0.99) - 1.99).abs() < 1e-9);
+        assert_eq!((hundred.quantile(0.0), hundred.quantile(1.0)), (0.0, 100.0));
         assert_eq!((samples(&[2.0, 1.0, 3.0]).min(), samples(&[2.0, 1.0, 3.0]).max()), (1.0, 3.0));
     }
 

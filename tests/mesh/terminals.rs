@@ -48,6 +48,27 @@ fn several_clients_at_once_get_what_each_gets_alone() {
 }
 
 #[test]
+fn a_conversation_goes_on_from_what_it_left() {
+    let story = "The tide came in and the boats went out, and the gulls went with the boats. ".repeat(8);
+    let complete = |serving: &Serving, prompt: &str| {
+        let body = json!({"model": MODEL, "prompt": prompt, "max_tokens": 40, "temperature": 0});
+        let answer = http::post(&serving.path("/v1/completions"), &body).body;
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+        (answer["choices"][0]["text"].as_str().expect("a text").to_owned(), cached)
+    };
+    let fresh = Serving::start(&["--local-workers", "1", "--no-prefix-reuse", "--no-speculation"]);
+    fresh.wait_ready(1);
+    let serving = Serving::start(&["--local-workers", "2", "--min-workers", "2"]);
+    serving.wait_ready(2);
+    let (first, cached) = complete(&serving, &story);
+    assert_eq!((&first, cached), (&complete(&fresh, &story).0, 0));
+    let next = format!("{story}{first} And then");
+    let (second, cached) = complete(&serving, &next);
+    assert_eq!((second, 0), complete(&fresh, &next), "drafts and shared pages change no text");
+    assert!(cached >= 128 && cached % 64 == 0, "{cached} tokens were there");
+}
+
+#[test]
 fn a_client_that_goes_away_frees_its_place() {
     let serving = Serving::start(&["--local-workers", "1", "--parallel", "1"]);
     serving.wait_ready(1);

@@ -10,7 +10,7 @@ use crate::{
     bandwidth::Bandwidths,
     compare::{Comparison, interleave, means, peer_headings, report},
     model::{self, Cost, Model},
-    options::{ComparisonOptions, positive},
+    options::{ComparisonOptions, most, positive},
     peer::{Peer, Test},
     report::{Cell, Report, Table},
 };
@@ -45,7 +45,7 @@ pub(super) fn run(options: &DecodeOptions) -> Result<Report> {
             "{}: {mb:.1} MB of weights read a step, a table that is only looked up in left out",
             model.name
         ));
-        for &threads in &run.threads {
+        for threads in run.threads() {
             let (mut bench, note) = Bench::load(options, model, threads, &mut bandwidths)?;
             notes.push(note);
             for &prompt in &options.prompt {
@@ -143,10 +143,6 @@ impl<'a> Bench<'a> {
         let seconds = started.elapsed().as_secs_f64() / tokens as f64;
         Ok((seconds, hasher.finalize().to_hex()[..8].to_owned()))
     }
-}
-
-fn most(numbers: &[usize]) -> usize {
-    numbers.iter().copied().max().unwrap_or(1)
 }
 
 fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> Table {

@@ -44,7 +44,8 @@ pub struct KernelsOptions {
 
 pub(super) fn run(options: &KernelsOptions) -> Result<Report> {
     let mut bandwidths = Bandwidths::default();
-    let machine = machine(&options.run.threads, &mut bandwidths);
+    let counts = options.run.threads();
+    let machine = machine(&counts, &mut bandwidths);
     let rates = options.rows.iter().map(|&rows| if rows == 1 { "GB/s @1".into() } else { format!("GMAC/s @{rows}") });
     let headings = ["type", "KxN", "threads", "MiB"].map(String::from).into_iter().chain(rates);
     let mut table = Table::new(
@@ -54,7 +55,7 @@ pub(super) fn run(options: &KernelsOptions) -> Result<Report> {
     );
     let mut tier = "";
     for (&dtype, &shape) in options.types.iter().flat_map(|t| options.shapes.iter().map(move |s| (t, s))) {
-        for &threads in &options.run.threads {
+        for &threads in &counts {
             eprintln!("{dtype} {shape} -t {threads}");
             let Some(bench) = Bench::load(options, dtype, shape, threads)? else { continue };
             tier = bench.shard.simd();

@@ -1,5 +1,7 @@
 //! `qmesh-bench prefill`: time of a prompt, ours and llama.cpp's.
 
+mod stages;
+
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -25,15 +27,21 @@ pub struct PrefillOptions {
     /// Rows of a step; by default the whole prompt.
     #[arg(long, value_parser = positive)]
     chunk: Option<usize>,
+    /// Through pipelines of so many workers on QUIC loopback instead; llama.cpp over as many ggml-rpc-servers.
+    #[arg(long, value_delimiter = ',', conflicts_with = "chunk", value_parser = positive)]
+    pub(super) stages: Vec<usize>,
 }
 
 pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
+    if !options.stages.is_empty() {
+        return stages::run(options);
+    }
     let ComparisonOptions { run, models, peers } = &options.comparison;
     let (models, mut peers) = (models.open()?, peers.find()?);
     let (mut measured, mut notes) = (Vec::new(), Vec::new());
     let positions = options.prompt.iter().copied().max().unwrap_or(1);
     for model in &models {
-        for &threads in &run.threads {
+        for threads in run.threads() {
             let (mut shard, load_note) = model.load(1, positions, threads)?;
             notes.push(load_note);
             for &prompt in &options.prompt {

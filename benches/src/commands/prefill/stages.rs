@@ -1,0 +1,174 @@
+//! `qmesh-bench prefill --stages`: time to the first token of a prompt through pipelines of real workers.
+
+use anyhow::Result;
+use qmesh_coordinator::mesh::Speculation;
+
+use super::PrefillOptions;
+use crate::{
+    clients::{Load, firsts},
+    commands::streams::{lanes, servers, split_peers},
+    compare::{Comparison, interleave, peer_headings, report},
+    model::Model,
+    options::{ComparisonOptions, most},
+    peer::{Peer, Test},
+    pipeline::{Layout, Pipeline},
+    record::{Record, same_tokens},
+    report::{Cell, Report, Table},
+    rpc::RpcServers,
+    statistics::Samples,
+};
+
+pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
+    let ComparisonOptions { run, models, peers } = &options.comparison;
+    let models = models.open()?;
+    let (mut peers, mut notes) = split_peers(peers.find()?);
+    let mut measured = Vec::new();
+    for model in &models {
+        for threads in run.threads_each() {
+            eprintln!("{} -t {threads} a worker", model.name);
+            measured.extend(measure(options, model, threads, &mut peers)?);
+        }
+    }
+    notes.push(NOTE.into());
+    Ok(report(table(options, &measured, &peers), measured.iter().map(|m| &m.times), notes, peers))
+}
+
+const NOTE: &str = "ms to the first token; bound: one stage's time × the largest stage's share of the weights, what chunks of \
+                    one row would reach if they cost no more; llama.cpp: llama-bench over ggml-rpc-server processes on the \
+                    same CPUs, the best of -ub 128, 256, 512";
+
+/// Micro-batches that llama.cpp is tried with.
+const UBATCHES: [usize; 3] = [128, 256, 512];
+
+/// What was measured of one model with one number of threads and stages and one prompt.
+#[derive(Debug)]
+struct Measured {
+    model: String,
+    threads: usize,
+    stages: usize,
+    prompt: usize,
+    largest_share: f64,
+    /// Seconds per token; of each peer with its best micro-batch.
+    times: Comparison,
+    /// Each peer's best micro-batch.
+    ubatches: Vec<usize>,
+}
+
+fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
+    let (stages, prompts) = (&options.stages, &options.prompt);
+    let pipelines = stages.iter().map(|&stages| {
+        let (context, speculation) = (most(prompts) + 1, Speculation::Off);
+        Pipeline::processes(&Layout { model, stages, threads, context, sessions: 1, speculation })
+    });
+    let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
+    let servers: Vec<Vec<RpcServers>> =
+        peers.iter().map(|peer| servers(peer, stages, threads)).collect::<Result<_>>()?;
+    let lanes = lanes(stages, prompts);
+    let load = |prompt| Load { clients: 1, prompt, tokens: 1 };
+    // The coordinator learns what steps take.
+    for pipeline in &pipelines {
+        pipeline.load(model, load(most(prompts)))?;
+    }
+    let mut records = vec![Record::default(); lanes.len()];
+    let contenders = 1 + peers.len() * UBATCHES.len();
+    let mut samples = interleave(lanes.len() * contenders, options.comparison.run.repeat, |lane| {
+        let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
+        let (at, prompt) = lanes[lane];
+        let Some(other) = contender.checked_sub(1) else {
+            let run = pipelines[at].load(model, load(prompt))?;
+            records[lane].push(&run)?;
+            return Ok(firsts(&run.streams).median() / prompt as f64);
+        };
+        let (peer, ubatch) = (other / UBATCHES.len(), UBATCHES[other % UBATCHES.len()]);
+        let test = Test::Prefill { rows: prompt };
+        peers[peer].sample_split(&servers[peer][at], &model.path, threads, test, ubatch)
+    })?;
+    for &prompt in prompts {
+        let same = lanes.iter().zip(&records).filter(|((_, p), _)| *p == prompt).map(|(_, record)| record);
+        same_tokens(&format!("{}, prompt of {prompt}", model.name), same)?;
+    }
+    let beside = samples.split_off(lanes.len());
+    let measured = lanes.iter().zip(samples).enumerate().map(|(lane, (&(at, prompt), ours))| {
+        let own: Vec<Samples> = beside.iter().skip(lane).step_by(lanes.len()).cloned().collect();
+        let (peers, ubatches) = own.chunks(UBATCHES.len()).map(best).unzip();
+        Measured {
+            model: model.name.clone(),
+            threads,
+            stages: stages[at],
+            prompt,
+            largest_share: pipelines[at].shares(model).into_iter().fold(0.0, f64::max),
+            times: Comparison { ours, peers },
+            ubatches,
+        }
+    });
+    let measured = measured.collect();
+    pipelines.into_iter().for_each(Pipeline::stop);
+    Ok(measured)
+}
+
+/// The fastest of one peer's, and its micro-batch.
+fn best(samples: &[Samples]) -> (Samples, usize) {
+    let all = samples.iter().zip(UBATCHES).map(|(samples, ubatch)| (samples.clone(), ubatch));
+    all.min_by(|a, b| a.0.median().total_cmp(&b.0.median())).unwrap_or_default()
+}
+
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+    let title = format!("Prefill through workers on QUIC loopback; medians of {}", options.comparison.run.repeat);
+    let headings =
+        ["model", "threads", "stages", "prompt", "ms", "min", "max", "tok/s", "× one stage", "bound ms", "of bound"];
+    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-ub"));
+    let mut table = Table::new(title, headings.map(String::from).into_iter().chain(beside).chain(["ratio".into()]));
+    for m in measured {
+        let (ours, tokens) = (&m.times.ours, m.prompt as f64);
+        let same = |o: &&Measured| o.model == m.model && (o.threads, o.stages, o.prompt) == (m.threads, 1, m.prompt);
+        let one = measured.iter().find(same).filter(|_| m.stages > 1).map(|one| one.times.ours.median());
+        let bound = one.map(|one| one * m.largest_share);
+        let mut row = vec![m.model.as_str().into()];
+        row.extend([m.threads, m.stages, m.prompt].map(Cell::count));
+        row.extend([ours.median(), ours.min(), ours.max()].map(|s| Cell::number(s * tokens * 1e3, 1)));
+        row.extend([Cell::number(1.0 / ours.median(), 1), Cell::maybe(one.map(|one| one / ours.median()), 2)]);
+        row.push(Cell::maybe(bound.map(|bound| bound * tokens * 1e3), 1));
+        row.push(Cell::maybe(bound.map(|bound| bound / ours.median()), 2));
+        row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend(m.ubatches.iter().map(|ubatch| Cell::count(*ubatch)));
+        row.push(Cell::maybe(m.times.ratio(), 2));
+        table.rows.push(row);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_micro_batch_counts() {
+        let samples = [3.0, 1.0, 2.0].map(|seconds| Samples::from_iter([seconds]));
+        assert_eq!(best(&samples), (Samples::from_iter([1.0]), 256));
+    }
+
+    #[test]
+    fn stages_are_held_against_one() {
+        let options = clap::Parser::parse_from(["prefill", "-m", "a.gguf", "--stages", "1,2"]);
+        let Cli { options } = options;
+        let measured = |stages, seconds: f64| Measured {
+            model: "a".into(),
+            threads: 1,
+            stages,
+            prompt: 1000,
+            largest_share: if stages == 1 { 1.0 } else { 0.6 },
+            times: Comparison { ours: Samples::from_iter([seconds]), peers: Vec::new() },
+            ubatches: Vec::new(),
+        };
+        let table = table(&options, &[measured(1, 0.01), measured(2, 0.008)], &[]);
+        let at = |heading: &str| table.rows[1][table.columns.iter().position(|c| c == heading).unwrap()].clone();
+        assert_eq!((at("ms"), at("× one stage")), (Cell::number(8000.0, 1), Cell::number(1.25, 2)));
+        assert_eq!((at("bound ms"), at("of bound")), (Cell::number(6000.0, 1), Cell::number(0.75, 2)));
+    }
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: PrefillOptions,
+    }
+}

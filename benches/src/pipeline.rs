@@ -1,0 +1,373 @@
+//! A mesh of so many workers under the harness's hand: the coordinator in this process, workers as processes pinned to
+//! CPUs and joined over loopback, or as tasks in this process on a network in memory.
+
+use std::{
+    ffi::OsString,
+    future::{Future, pending},
+    net::Ipv4Addr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use qmesh_coordinator::{
+    generate::MeshHandle,
+    mesh::{
+        Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers,
+        status::{MeshState, MeshStatus},
+    },
+    model::Model as ServedModel,
+};
+use qmesh_engine::{
+    shard::PAGE_POSITIONS,
+    worker::{self, Audience, Compute, Exit, Stay, WorkerConfig, WorkerError},
+};
+use qmesh_net::{
+    Admission, Identity, JoinSecret, Ticket,
+    memory::{Faults, Network},
+};
+use tempfile::TempDir;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    children::Children,
+    clients::{Load, Running, Stream},
+    machine::{cpus, cpus_of_worker},
+    model::{Cost, Model},
+};
+
+/// What a pipeline is made of, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout<'a> {
+    /// What it computes.
+    pub model: &'a Model,
+    /// Workers, a stage each.
+    pub stages: usize,
+    /// Compute threads of each.
+    pub threads: usize,
+    /// Positions of a session.
+    pub context: usize,
+    /// Sessions at once.
+    pub sessions: usize,
+    /// Whether tokens are drafted.
+    pub speculation: Speculation,
+}
+
+/// A mesh that is ready; dropping it ends its workers.
+#[derive(Debug)]
+pub struct Pipeline {
+    mesh: Mesh,
+    crew: Crew,
+    // Last, so that what runs on it goes before.
+    runtime: Runtime,
+    /// Of the workers that are processes: where they keep what they keep, and of the others.
+    _folder: TempDir,
+}
+
+/// What came of a load.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// One per client.
+    pub streams: Vec<Stream>,
+    /// The steps meanwhile.
+    pub steps: Steps,
+}
+
+/// Steps of some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Steps {
+    /// Mean time of a step computing, over all stages.
+    pub compute_ms: f64,
+    /// Mean time computing on the slowest stage.
+    pub slowest_ms: f64,
+    /// Mean time neither computing nor waiting for a stage.
+    pub hops_ms: f64,
+    /// Tokens drafted.
+    pub drafted: u64,
+    /// Of those, the right ones.
+    pub accepted: u64,
+}
+
+#[derive(Debug)]
+enum Crew {
+    Processes(Children),
+    Tasks { network: Network, tasks: JoinSet<Result<Exit, WorkerError>> },
+}
+
+impl Pipeline {
+    /// Starts `shard-worker` processes, each on CPUs of its own, and waits until they are ready.
+    ///
+    /// # Errors
+    /// A worker cannot be started or ends, or no plan is possible.
+    pub fn processes(layout: &Layout<'_>) -> Result<Self> {
+        let (runtime, folder) = (runtime()?, TempDir::new()?);
+        let (model, config) = layout.config()?;
+        let mesh = runtime.block_on(Mesh::start(config))?;
+        let mut children = Children::default();
+        for number in 0..layout.stages {
+            let mut command = worker_command(layout, mesh.ticket(), number, model.folder(), folder.path());
+            children.spawn(&mut command, &cpus_of_worker(&cpus(), number, layout.threads))?;
+        }
+        Self { mesh, crew: Crew::Processes(children), runtime, _folder: folder }.ready(layout)
+    }
+
+    /// Starts workers as tasks in this process, joined by a network in memory without faults so far.
+    ///
+    /// # Errors
+    /// No plan is possible, or the system gives no thread.
+    pub fn tasks(layout: &Layout<'_>, compute: Compute) -> Result<Self> {
+        let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::new(SEED));
+        let (model, config) = layout.config()?;
+        let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
+        let mut tasks = JoinSet::new();
+        let mesh = runtime.block_on(async {
+            let (identity, secret) = (Identity::ephemeral(), JoinSecret::random());
+            let endpoint = network.endpoint(&identity, Admission::anyone())?;
+            let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
+            for number in 0..layout.stages {
+                let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
+                let config = WorkerConfig {
+                    ticket: mesh.ticket().clone(),
+                    name: worker_name(number),
+                    memory: None,
+                    threads,
+                    cache: folder.path().join(worker_name(number)),
+                    model_folders: vec![model.folder().to_owned()],
+                    stay: Stay::Once,
+                    audience: Audience::Nobody,
+                    compute,
+                };
+                tasks.spawn(worker::run(config, endpoint, pending()));
+            }
+            anyhow::Ok(mesh)
+        })?;
+        Self { mesh, crew: Crew::Tasks { network, tasks }, runtime, _folder: folder }.ready(layout)
+    }
+
+    /// What happens to packets from now on, between workers that are tasks.
+    pub fn faults(&self, faults: Faults) {
+        match &self.crew {
+            Crew::Processes(_) => {}
+            Crew::Tasks { network, .. } => network.faults(faults),
+        }
+    }
+
+    /// The way in for requests.
+    pub fn handle(&self) -> MeshHandle {
+        self.mesh.handle()
+    }
+
+    /// Each stage's share of the weights that a step of `model` reads, in order: what it takes of a step's time.
+    pub fn shares(&self, model: &Model) -> Vec<f64> {
+        let all = Cost::of(model.spec()).weight_bytes as f64;
+        let status = self.handle().status();
+        let stages = status.stages.iter().map(|s| Cost::of_stage(model.spec(), s.first_layer..s.end_layer));
+        stages.map(|cost| cost.weight_bytes as f64 / all).collect()
+    }
+
+    /// The clients of `load` at once, each with a prompt of its own, to the last token.
+    ///
+    /// # Errors
+    /// A request fails, or stops short of its tokens.
+    pub fn load(&self, model: &Model, load: Load) -> Result<Run> {
+        let prompts = (0..load.clients as u64).map(|client| model.prompt(client, load.prompt)).collect();
+        let run = self.run(prompts, load.tokens, &Arc::from([]))?;
+        let short = run.streams.iter().find(|s| s.ids.len() != load.tokens);
+        ensure!(short.is_none(), "a stream ended short of {} tokens", load.tokens);
+        Ok(run)
+    }
+
+    /// A client for each of `prompts`, up to `tokens` tokens or one of `ends`.
+    ///
+    /// # Errors
+    /// A request fails.
+    pub fn run(&self, prompts: Vec<Vec<u32>>, tokens: usize, ends: &Arc<[u32]>) -> Result<Run> {
+        let handle = self.handle();
+        self.block_on(async {
+            let before = handle.status();
+            let clients = (0..).zip(prompts).map(|(client, prompt)| {
+                let running = Running::submit(&handle, client, prompt, tokens, Arc::clone(ends))?;
+                Ok(tokio::spawn(running.finish()))
+            });
+            let clients = clients.collect::<Result<Vec<_>>>()?;
+            let mut streams = Vec::with_capacity(clients.len());
+            for client in clients {
+                streams.push(client.await??);
+            }
+            let generated: usize = streams.iter().map(|s| s.ids.len()).sum();
+            let after = counted(&handle, before.generated_tokens + generated as u64).await;
+            Ok(Run { streams, steps: Steps::between(&before, &after) })
+        })
+    }
+
+    /// Runs what `future` does on this pipeline's runtime.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Says goodbye to the workers and waits a little for them to leave.
+    pub fn stop(self) {
+        let Self { mesh, crew, runtime, _folder } = self;
+        runtime.block_on(mesh.stop());
+        match crew {
+            Crew::Processes(children) => children.stop(),
+            Crew::Tasks { mut tasks, .. } => {
+                let all = async { while tasks.join_next().await.is_some() {} };
+                // Whoever stays goes with the runtime.
+                let _stayed = runtime.block_on(async { timeout(LEAVING, all).await });
+            }
+        }
+    }
+
+    /// Waits until a token went through.
+    fn ready(mut self, layout: &Layout<'_>) -> Result<Self> {
+        let until = Instant::now() + STARTING;
+        loop {
+            let status = self.handle().status();
+            match status.state {
+                MeshState::Ready => {
+                    let (stages, wanted) = (status.stages.len(), layout.stages);
+                    ensure!(stages == wanted, "{} has {stages} stages, not {wanted}", layout.model.name);
+                    return Ok(self);
+                }
+                MeshState::Failed | MeshState::Stopping => bail!("{}", status.text),
+                MeshState::Waiting | MeshState::Loading => {}
+            }
+            match &mut self.crew {
+                Crew::Processes(children) => children.check()?,
+                Crew::Tasks { tasks, .. } => {
+                    ensure!(tasks.try_join_next().is_none(), "a worker ended: {}", status.text)
+                }
+            }
+            ensure!(Instant::now() < until, "not ready after {} s: {}", STARTING.as_secs(), status.text);
+            thread::sleep(POLL);
+        }
+    }
+}
+
+impl Layout<'_> {
+    fn config(&self) -> Result<(Arc<ServedModel>, MeshConfig)> {
+        let model = Arc::new(ServedModel::open(&self.model.path)?);
+        let session = self.context.next_multiple_of(PAGE_POSITIONS);
+        let config = MeshConfig {
+            model: Arc::clone(&model),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: Vec::new(),
+            context: self.context,
+            // One more than there are clients, for the probe.
+            kv_positions: session.saturating_mul(self.sessions + 1),
+            formation: Formation { workers: Workers::Exactly(self.stages), cut: None },
+            chunk_rows: CHUNK_ROWS,
+            ticket: TicketSource::Fresh,
+            prefix_reuse: PrefixReuse::Off,
+            speculation: self.speculation,
+        };
+        Ok((model, config))
+    }
+}
+
+impl Steps {
+    fn between(before: &MeshStatus, after: &MeshStatus) -> Self {
+        let (from, to) = (before.steps, after.steps);
+        let count = to.count.saturating_sub(from.count) as f64;
+        let mean = |from: f64, to: f64| if count > 0.0 { (to - from) / count } else { f64::NAN };
+        Self {
+            compute_ms: mean(from.compute_ms, to.compute_ms),
+            slowest_ms: mean(from.slowest_ms, to.slowest_ms),
+            hops_ms: mean(from.hops_ms, to.hops_ms),
+            drafted: after.drafted_tokens.saturating_sub(before.drafted_tokens),
+            accepted: after.accepted_tokens.saturating_sub(before.accepted_tokens),
+        }
+    }
+}
+
+/// The status once `tokens` tokens are counted in it, or the last one after a while.
+async fn counted(handle: &MeshHandle, tokens: u64) -> Arc<MeshStatus> {
+    let mut status = handle.watch();
+    let waited = timeout(COUNTERS, status.wait_for(|status| status.generated_tokens >= tokens)).await;
+    match waited {
+        Ok(Ok(status)) => Arc::clone(&status),
+        Ok(Err(_)) | Err(_) => handle.status(),
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build().context("cannot start a runtime")
+}
+
+fn worker_command(layout: &Layout<'_>, ticket: &Ticket, number: usize, models: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(worker_program());
+    command.arg("join").arg(ticket.to_string()).args(["--once", "--exit-with-parent"]);
+    command.args(["--name", &worker_name(number), "--threads", &layout.threads.to_string()]);
+    command.arg("--model-dir").arg(models).arg("--cache").arg(folder.join(worker_name(number)));
+    // What is set for a coordinator on this machine is not meant for them.
+    for variable in ["QMESH_LISTEN", "QMESH_MEMORY", "QMESH_MODEL_DIR"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+fn worker_name(number: usize) -> String {
+    format!("bench-{}", number + 1)
+}
+
+/// `shard-worker` beside this program, as a build leaves it; else whichever is on the path.
+fn worker_program() -> PathBuf {
+    let mut name = OsString::from("shard-worker");
+    name.push(std::env::consts::EXE_SUFFIX);
+    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(&name));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// Of chances that no bench takes: nothing is lost or late by chance.
+const SEED: u64 = 1;
+/// The coordinator's default.
+const CHUNK_ROWS: usize = 256;
+/// The coordinator, the network and the clients.
+const RUNTIME_THREADS: usize = 2;
+/// Workers load gigabytes, and the coordinator hashes them.
+const STARTING: Duration = Duration::from_secs(300);
+const LEAVING: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
+/// Counters come at least once a second.
+const COUNTERS: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clients::digest;
+
+    fn model() -> Model {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama.gguf");
+        Model::open(Path::new(path)).unwrap()
+    }
+
+    fn layout(model: &Model, stages: usize) -> Layout<'_> {
+        Layout { model, stages, threads: 1, context: 40, sessions: 3, speculation: Speculation::Off }
+    }
+
+    #[test]
+    fn the_same_tokens_come_over_two_workers_and_slow_links() {
+        let model = model();
+        let load = Load { clients: 3, prompt: 20, tokens: 6 };
+        let digests = [1, 2].map(|stages| {
+            let pipeline = Pipeline::tasks(&layout(&model, stages), Compute::Real).unwrap();
+            let shares = pipeline.shares(&model);
+            assert!(shares.len() == stages && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{shares:?}");
+            pipeline.faults(Faults { delay: Duration::from_millis(2), ..Faults::default() });
+            let run = pipeline.load(&model, load).unwrap();
+            assert!(run.steps.hops_ms > 2.0 && run.steps.compute_ms > 0.0, "{:?}", run.steps);
+            pipeline.stop();
+            digest(&run.streams)
+        });
+        assert_eq!(digests[0], digests[1]);
+    }
+}
