@@ -1,4 +1,4 @@
-//! What a stage costs: memory, and the bytes that it reads per token, which is what decoding waits for.
+//! What a stage costs: memory, and its share of the work.
 
 use std::ops::Range;
 
@@ -16,8 +16,9 @@ pub(super) struct StageCost {
     pub(super) weight_bytes: u64,
     pub(super) kv_bytes: u64,
     pub(super) other_bytes: u64,
-    /// Weights that every token reads: the embedding is a look-up and counts only where it is the head as well.
-    pub(super) read_bytes: u64,
+    /// Bytes of weights, as often as tokens pass them: generated ones pass all but the embedding, which is a look-up where
+    /// it is not the head as well; those of prompts, several times as many, pass the layers only.
+    pub(super) work_bytes: u64,
 }
 
 impl StageCost {
@@ -33,6 +34,8 @@ pub(super) struct Costs<'a> {
     /// `weights[start][end - start - 1]`: what a shard holds is the spec's business, so it is asked once per range.
     weights: Vec<Vec<u64>>,
     embedding_bytes: u64,
+    /// Of the tensors in the layers before each one.
+    layer_bytes_before: Vec<u64>,
     kv_positions: usize,
     chunk_rows: usize,
 }
@@ -41,12 +44,19 @@ impl<'a> Costs<'a> {
     pub(super) fn new(input: &PlanInput<'a>) -> Self {
         let spec = input.spec;
         let layers = spec.layers.len();
+        let mut layer_bytes_before = vec![0; layers + 1];
+        for tensor in &spec.tensors {
+            if let TensorRole::Layer(layer, _) = tensor.role {
+                layer_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += tensor.bytes);
+            }
+        }
         Self {
             spec,
             weights: (0..layers)
                 .map(|start| (start + 1..=layers).map(|end| spec.shard_bytes(&(start..end))).collect())
                 .collect(),
             embedding_bytes: spec.tensors.iter().filter(|t| t.role == TensorRole::Embedding).map(|t| t.bytes).sum(),
+            layer_bytes_before,
             kv_positions: input.kv_positions,
             chunk_rows: input.chunk_rows,
         }
@@ -70,8 +80,12 @@ impl<'a> Costs<'a> {
             weight_bytes,
             kv_bytes: self.spec.kv_bytes_per_position(layers).saturating_mul(self.kv_positions as u64),
             other_bytes: PROCESS_BYTES.saturating_add(self.activation_bytes(layers, is_last)),
-            read_bytes: weight_bytes - looked_up,
+            work_bytes: (weight_bytes - looked_up).saturating_add(PROMPT_WORK * self.layer_bytes(layers)),
         }
+    }
+
+    fn layer_bytes(&self, layers: &Range<usize>) -> u64 {
+        self.layer_bytes_before[layers.end] - self.layer_bytes_before[layers.start]
     }
 
     /// Buffers of one step at f32: the widest layer's, the frames that wait on either side, and the head's logits.
@@ -94,6 +108,9 @@ fn row_elements(hidden: usize, layer: &LayerSpec) -> usize {
     3 * hidden + attention.max(3 * inner)
 }
 
+/// Tokens of prompts for each one generated, in time: a prompt's take less of it, and one stream alone does not mind how
+/// the work is cut.
+const PROMPT_WORK: u64 = 3;
 /// Two frames may wait to be computed and two to be sent.
 const FRAMES_WAITING: usize = 4;
 /// Rows whose logits a worker holds at the same time.

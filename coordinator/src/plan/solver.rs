@@ -71,7 +71,7 @@ impl Table {
             (start + 1..=layers)
                 .map(|end| costs.stage(&(start..end)))
                 .take_while(|stage| stage.memory_bytes() <= worker.memory_bytes)
-                .map(|stage| u128::from(stage.read_bytes) * TIME_SCALE / u128::from(worker.threads.max(1)))
+                .map(|stage| u128::from(stage.work_bytes) * TIME_SCALE / u128::from(worker.threads.max(1)))
                 .collect()
         };
         let times = workers.iter().map(|w| (0..layers).map(|start| fitting(w, start)).collect()).collect();

@@ -86,7 +86,8 @@ fn score(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> (usize, f64, f
         .map(|(worker, layers)| {
             let tied = input.spec.head.matrix == HeadMatrix::Tied && layers.end == input.spec.layers.len();
             let reads = |t: &&TensorSpec| input.spec.holds(layers, t.role) && (t.role != TensorRole::Embedding || tied);
-            let bytes: u64 = input.spec.tensors.iter().filter(reads).map(|t| t.bytes).sum();
+            let passes = |t: &TensorSpec| if matches!(t.role, TensorRole::Layer(..)) { 4 } else { 1 };
+            let bytes: u64 = input.spec.tensors.iter().filter(reads).map(|t| t.bytes * passes(t)).sum();
             bytes as f64 / f64::from(input.workers[*worker].threads)
         })
         .collect();
@@ -170,11 +171,11 @@ fn check_advice(input: &PlanInput<'_>, shortfall: &Shortfall, seed: u64) {
 
 #[test]
 fn equal_workers_share_evenly_and_the_head_counts() {
-    let spec = spec(&[1000; 30], 4000, HeadMatrix::Tied);
+    let spec = spec(&[1000; 30], 8000, HeadMatrix::Tied);
     let plan = solve(&input(&spec, (0..4).map(|w| worker(w, 1 << 30, 2)).collect())).unwrap();
     let shares: Vec<_> = plan.stages.iter().map(|s| s.layers.len()).collect();
-    assert_eq!(shares, [8, 9, 9, 4], "the tied table is read like four layers");
-    assert_eq!(plan.stages[0].weight_bytes, 8000 + 4000, "and held by the first stage as well");
+    assert_eq!(shares, [8, 8, 8, 6], "the tied table is as much work as two layers");
+    assert_eq!(plan.stages[0].weight_bytes, 8000 + 8000, "and held by the first stage as well");
     assert_eq!(plan.stages[0].kv_bytes, 8 * 2 * 2 * 8 * 100);
     assert!(plan.stages.iter().all(|s| s.memory_bytes + s.headroom_bytes == 1 << 30) && plan.notes.is_empty());
 }
