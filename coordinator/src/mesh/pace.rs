@@ -43,8 +43,9 @@ const SHAPE: (f64, f64) = (0.6, 0.4);
 const SLACK: f64 = 1.25;
 /// What is lost to uneven times with no more groups than fill it.
 const UNEVEN: f64 = 0.04;
-/// How much longer a token may take while somebody's prompt is computed, as a share of its time.
-const PATIENCE: f64 = 0.2;
+/// How much longer a token may take for each long prompt that waits beside each sequence that decodes, as a share of its
+/// time; and for each short one, which is over soon.
+const PATIENCE: (f64, f64) = (0.2, 1.0);
 /// What prompts have not used of it can be used at once later, up to so many tokens' time.
 const SAVED_MOST: f64 = 1.0;
 /// Rows whose time a step costs however few it has: what makes short chunks dear.
@@ -94,10 +95,17 @@ impl Pace {
     }
 
     /// Prompt rows that ride along with `decode_rows`, so that tokens take little longer than without them: the more
-    /// prompts wait for each sequence that decodes, the longer.
-    pub(crate) fn prompt_rows(&mut self, decode_rows: usize, groups: usize, waiting: f64, most: usize) -> usize {
+    /// prompts, `long` and `short` ones, wait for each sequence that decodes, the longer.
+    pub(crate) fn prompt_rows(
+        &mut self,
+        decode_rows: usize,
+        groups: usize,
+        [long, short]: [f64; 2],
+        most: usize,
+    ) -> usize {
         let Some(alone) = self.token_time(decode_rows, groups) else { return most.min(1) };
-        let share = PATIENCE * waiting.max(1.0);
+        let least = if short > 0.0 { PATIENCE.1 } else { PATIENCE.0 };
+        let share = least.max(PATIENCE.0 * long + PATIENCE.1 * short);
         self.spare = (self.spare + share * alone).min(share.max(SAVED_MOST) * alone);
         let extra = |rows: usize| self.token_time(decode_rows + rows, groups).map_or(f64::INFINITY, |t| t - alone);
         // Time grows with rows, so that the first that do not fit end the search.
@@ -212,20 +220,22 @@ mod tests {
 
     #[test]
     fn prompts_take_what_time_others_can_spare() {
-        let steady = |mut pace: Pace, waiting: f64| {
+        let steady = |mut pace: Pace, waiting: [f64; 2]| {
             pace.prompt_rows(1, 1, waiting, 256);
             (0..8).map(|_| pace.prompt_rows(1, 1, waiting, 256)).sum::<usize>()
         };
         // Two stages need 5 ms a row, and a fifth of 55.5 ms is to spare: 2.2 rows.
-        let rows = steady(learnt(2, 25.0, 2.5, 0.5), 1.0);
+        let rows = steady(learnt(2, 25.0, 2.5, 0.5), [1.0, 0.0]);
         assert!((17..=18).contains(&rows), "{rows} rows in 8 steps");
-        assert!(steady(learnt(2, 25.0, 2.5, 100.0), 1.0) > rows, "links leave time");
-        assert!(steady(learnt(2, 25.0, 2.5, 0.5), 4.0) > 3 * rows, "four wait for one");
+        assert!(steady(learnt(2, 25.0, 2.5, 100.0), [1.0, 0.0]) > rows, "links leave time");
+        assert!(steady(learnt(2, 25.0, 2.5, 0.5), [4.0, 0.0]) > 3 * rows, "four wait for one");
+        assert!(steady(learnt(2, 25.0, 2.5, 0.5), [0.0, 0.1]) > 4 * rows, "a short one is over soon");
         // What was not used for a while lets a short prompt in at once.
         let mut pace = learnt(2, 25.0, 2.5, 0.5);
-        (0..9).for_each(|_| assert_eq!(pace.prompt_rows(1, 1, 1.0, 0), 0));
-        assert_eq!((pace.prompt_rows(1, 1, 1.0, 256), pace.prompt_rows(1, 1, 1.0, 256)), (11, 2));
-        assert_eq!(Pace::new(2).prompt_rows(1, 1, 1.0, 256), 1);
+        let mut take = |most| pace.prompt_rows(1, 1, [1.0, 0.0], most);
+        (0..9).for_each(|_| assert_eq!(take(0), 0));
+        assert_eq!((take(256), take(256)), (11, 2));
+        assert_eq!(Pace::new(2).prompt_rows(1, 1, [1.0, 0.0], 256), 1);
         assert_eq!(pace.chunk_rows(2048, 256), 192);
         assert_eq!((Pace::new(1).chunk_rows(2048, 256), pace.chunk_rows(3, 256)), (256, 32));
     }

@@ -327,9 +327,11 @@ impl Scheduler {
             // A step of its own would come between two tokens of everybody.
             (_, false) => 0,
             (_, true) => {
-                let prompts = self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
-                let waiting = prompts.count() as f64 / decoding as f64;
-                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if waiting > 0.0 { room } else { 0 })
+                let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
+                let short = prompts().filter(|s| s.is_short()).count();
+                let long = prompts().count() - short;
+                let waiting = [long, short].map(|count| count as f64 / decoding as f64);
+                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if long + short > 0 { room } else { 0 })
             }
         };
         self.add_prompts(now, &mut frame, rows);
@@ -384,12 +386,12 @@ impl Scheduler {
         frame.ids.extend(ids);
     }
 
-    /// Sequences that may send and are as wanted: those of the client that was served least go first, then those that
-    /// have waited longest.
+    /// Sequences that may send and are as wanted: short prompts before long ones, then those of the client that was served
+    /// least, then those that have waited longest.
     fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
         let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
         let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();
-        let mut ready: Vec<_> = ready.map(|(&session, s)| (served(s), s.turn, session)).collect();
+        let mut ready: Vec<_> = ready.map(|(&session, s)| (!s.is_short(), served(s), s.turn, session)).collect();
         ready.sort_unstable();
         ready.into_iter().map(|(.., session)| session).collect()
     }

@@ -139,6 +139,11 @@ impl Sequence {
         self.ids.len() - self.sent
     }
 
+    /// Whether so few rows make its prompt that those who decode can wait for them.
+    pub(crate) fn is_short(&self) -> bool {
+        self.prompt_done || self.request.ids.len() - self.cached.unwrap_or(0) <= SHORT_ROWS
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.phase == Phase::Running && self.unsent() > 0
     }
@@ -273,6 +278,9 @@ impl Sequence {
         }
     }
 }
+
+/// Rows of a prompt that is over soon.
+const SHORT_ROWS: usize = 128;
 
 /// Positions and rows fit: a context is bounded far below 2³².
 fn count(n: usize) -> u32 {

@@ -114,6 +114,21 @@ fn a_long_prompt_holds_up_no_stream() {
 }
 
 #[test]
+fn a_crowd_is_let_in_at_once() {
+    let pace = WorldPace { base: millis(100.0), row: millis(12.0), hop: millis(0.3), uneven: 0.0 };
+    let mut world = pipeline(1, pace);
+    let since = world.now;
+    let crowd: Vec<_> = (0..8)
+        .map(|i| world.submit(GenerateRequest { client: ClientId(i), ..request(vec![i as u32; 32], 200) }))
+        .collect();
+    while crowd.iter().any(|session| world.stories[session].tokens.is_empty()) {
+        world.step();
+    }
+    let (took, alone) = (world.now - since, pace.base + pace.row * (8 * 32));
+    assert!(took < 2 * alone, "{took:?}, and {alone:?} for the prompts alone");
+}
+
+#[test]
 fn a_client_with_many_requests_starves_nobody() {
     let mut world = World::new(2, Limits { kv_positions: 1024, ..large() });
     world.up();
