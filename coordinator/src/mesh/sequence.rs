@@ -112,10 +112,7 @@ impl Sequence {
     /// How many of the first `held` positions of a session with `ids` this one can begin with, in whole pages.
     pub(crate) fn shareable(&self, ids: &[u32], held: usize) -> usize {
         // A scored prompt needs all its rows, any other one the last.
-        let wanted = match self.request.prompt_rows {
-            PromptRows::All if !self.prompt_done => 0,
-            PromptRows::All | PromptRows::Last => self.ids.len() - 1,
-        };
+        let wanted = if self.is_scored() { 0 } else { self.ids.len() - 1 };
         let same = self.ids.iter().zip(ids).take(held.min(wanted)).take_while(|(a, b)| a == b).count();
         same / PAGE_POSITIONS * PAGE_POSITIONS
     }
@@ -166,7 +163,7 @@ impl Sequence {
         self.sent += 1;
         self.in_flight += 1;
         let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
-        let wants = if ids.len() > 1 { Wants::All } else { Wants::Last };
+        let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
         let flags = SegmentFlags::default();
         (Segment { session, position: count(position), rows: count(ids.len()), wants, flags }, ids)
     }
@@ -176,7 +173,7 @@ impl Sequence {
         if self.sent == 0 && !self.prompt_done && self.prompt_rows.is_empty() {
             self.started = now;
         }
-        let scored = self.request.prompt_rows == PromptRows::All && !self.prompt_done;
+        let scored = self.is_scored();
         // A chunk's last row has no next id to score, so the next chunk begins with that row again: it takes two to move.
         let rows = if scored { rows.max(2) } else { rows };
         let end = self.ids.len().min(self.sent + rows);
@@ -199,6 +196,11 @@ impl Sequence {
             flags: SegmentFlags::default(),
         };
         (segment, ids)
+    }
+
+    /// Whether the rows of its prompt are still wanted.
+    fn is_scored(&self) -> bool {
+        self.request.prompt_rows == PromptRows::All && !self.prompt_done
     }
 
     /// Takes a segment's rows back.

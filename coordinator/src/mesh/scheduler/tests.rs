@@ -37,6 +37,9 @@ fn every_row_of_a_scored_prompt_sees_its_next_id() {
         let targets: Vec<f32> = rows[..49].iter().map(|r| r.target_logprob).collect();
         assert_eq!(targets, ids[1..].iter().map(|&id| id as f32).collect::<Vec<_>>());
         assert!(rows[49].target_logprob.is_nan());
+        let session = world.submit(GenerateRequest { prompt_rows: PromptRows::All, ..request(vec![7], 3) });
+        world.drain();
+        assert_eq!((world.stories[&session].prompt.len(), world.stories[&session].tokens.len()), (1, 3));
     }
 }
 
