@@ -2,12 +2,9 @@
 //! CPUs and joined over loopback, or as tasks in this process on a network in memory.
 
 use std::{
-    ffi::OsString,
     future::{Future, pending},
     net::Ipv4Addr,
     num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -16,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
     generate::MeshHandle,
+    local::worker_command,
     mesh::{
         Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
@@ -27,7 +25,7 @@ use qmesh_engine::{
     worker::{self, Audience, Compute, Exit, Stay, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
-    Admission, Identity, JoinSecret, Ticket,
+    Admission, Identity, JoinSecret,
     memory::{Faults, Network},
 };
 use tempfile::TempDir;
@@ -113,7 +111,9 @@ impl Pipeline {
         let mesh = runtime.block_on(Mesh::start(config))?;
         let mut children = Children::default();
         for number in 0..layout.stages {
-            let mut command = worker_command(layout, mesh.ticket(), number, model.folder(), folder.path());
+            let name = worker_name(number);
+            let mut command = worker_command(mesh.ticket(), &name, layout.threads, model.folder());
+            command.arg("--cache").arg(folder.path().join(&name));
             children.spawn(&mut command, &cpus_of_worker(&cpus(), number, layout.threads))?;
         }
         Self { mesh, crew: Crew::Processes(children), runtime, _folder: folder }.ready(layout)
@@ -303,28 +303,8 @@ fn runtime() -> Result<Runtime> {
     Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build().context("cannot start a runtime")
 }
 
-fn worker_command(layout: &Layout<'_>, ticket: &Ticket, number: usize, models: &Path, folder: &Path) -> Command {
-    let mut command = Command::new(worker_program());
-    command.arg("join").arg(ticket.to_string()).args(["--once", "--exit-with-parent"]);
-    command.args(["--name", &worker_name(number), "--threads", &layout.threads.to_string()]);
-    command.arg("--model-dir").arg(models).arg("--cache").arg(folder.join(worker_name(number)));
-    // What is set for a coordinator on this machine is not meant for them.
-    for variable in ["QMESH_LISTEN", "QMESH_MEMORY", "QMESH_MODEL_DIR"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
 fn worker_name(number: usize) -> String {
     format!("bench-{}", number + 1)
-}
-
-/// `shard-worker` beside this program, as a build leaves it; else whichever is on the path.
-fn worker_program() -> PathBuf {
-    let mut name = OsString::from("shard-worker");
-    name.push(std::env::consts::EXE_SUFFIX);
-    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(&name));
-    beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// Of chances that no bench takes: nothing is lost or late by chance.
@@ -342,6 +322,8 @@ const COUNTERS: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::clients::digest;
 

@@ -30,20 +30,11 @@ impl LocalWorkers {
     /// # Errors
     /// When `shard-worker` is neither beside this program nor on the path, or cannot be started.
     pub fn spawn(ticket: &Ticket, count: usize, threads_each: usize, model_folder: &Path) -> Result<Self> {
-        let program = worker_program();
         let mut children = Vec::with_capacity(count);
         for number in 1..=count {
-            let mut child = Command::new(&program)
-                .arg("join")
-                .arg(ticket.to_string())
-                .args(["--once", "--exit-with-parent", "--name", &format!("local-{number}")])
-                .args(["--threads", &threads_each.to_string()])
-                .arg("--model-dir")
-                .arg(model_folder)
-                // What is set for this process, as `serve --listen`, is not meant for them.
-                .env_remove("QMESH_LISTEN")
-                .env_remove("QMESH_MEMORY")
-                .env_remove("QMESH_MODEL_DIR")
+            let command = worker_command(ticket, &format!("local-{number}"), threads_each, model_folder);
+            let program = PathBuf::from(command.get_program());
+            let mut child = Command::from(command)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
@@ -79,6 +70,19 @@ impl LocalWorkers {
             }
         }
     }
+}
+
+/// The command that starts a worker which leaves with its parent, and reads its tensors from the model in `model_folder`:
+/// `shard-worker` beside this program, or else on the path.
+pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(worker_program());
+    command.arg("join").arg(ticket.to_string()).args(["--once", "--exit-with-parent", "--name", name]);
+    command.args(["--threads", &threads.to_string()]).arg("--model-dir").arg(model_folder);
+    // What is set for this process, as `serve --listen`, is not meant for a worker.
+    for variable in ["QMESH_LISTEN", "QMESH_MEMORY", "QMESH_MODEL_DIR"] {
+        command.env_remove(variable);
+    }
+    command
 }
 
 async fn log_lines(number: usize, stderr: ChildStderr) {

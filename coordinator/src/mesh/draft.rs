@@ -31,6 +31,10 @@ const PRIOR: (f64, f64) = (1.2, 2.0);
 impl Drafter {
     /// What may follow `ids`, at most `most` of it; nothing where they end as never before.
     pub(crate) fn draft(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
+        // What is not looked up need not be indexed yet.
+        if most == 0 {
+            return Vec::new();
+        }
         self.index(ids);
         let Some(follows) = self.longest_match(ids) else { return Vec::new() };
         // A match may run into what is being drafted: then it repeats with that period.

@@ -79,13 +79,12 @@ impl Pace {
 
     /// Groups in which so many sequences decode: as many as give the most tokens.
     pub(crate) fn groups(&self, decoding: usize) -> usize {
-        let Some(rate) = (1..=decoding).map(|groups| (groups, self.rate(decoding, groups))).reduce(|best, next| {
-            let better = next.1 > best.1 * 1.001;
-            if better { next } else { best }
-        }) else {
-            return 1;
-        };
-        if self.steps.is_empty() { decoding.min(self.stages) } else { rate.0 }
+        if self.steps.is_empty() {
+            return decoding.min(self.stages).max(1);
+        }
+        let rates = (1..=decoding).map(|groups| (groups, self.rate(decoding, groups)));
+        let best = rates.reduce(|best, next| if next.1 > best.1 * 1.001 { next } else { best });
+        best.map_or(1, |(groups, _)| groups)
     }
 
     /// Steps under way at a time.
@@ -123,11 +122,9 @@ impl Pace {
         best.next_multiple_of(CHUNK_LEAST).min(most)
     }
 
-    /// Drafted tokens that pay, up to `most`, for one of `decoding` sequences: most tokens per time, where each is right
-    /// with the probability `acceptance` if those before it were.
-    pub(crate) fn draft_rows(&self, decoding: usize, acceptance: f64, most: usize) -> usize {
-        let groups = self.groups(decoding);
-        let rows = decoding.div_ceil(groups.max(1));
+    /// Drafted tokens that pay, up to `most`, for each of a group's `rows` sequences: most tokens per time, where each is
+    /// right with the probability `acceptance` if those before it were.
+    pub(crate) fn draft_rows(&self, rows: usize, groups: usize, acceptance: f64, most: usize) -> usize {
         let rate = |drafts: usize| {
             let expected = (1.0 - acceptance.powi(drafts as i32 + 1)) / (1.0 - acceptance).max(1e-9);
             self.token_time(rows * (1 + drafts), groups).map_or(0.0, |time| expected / time)
@@ -137,7 +134,7 @@ impl Pace {
     }
 
     /// Seconds of links in a step.
-    pub(crate) fn hops(&self) -> f64 {
+    fn hops(&self) -> f64 {
         self.hops.unwrap_or(0.0)
     }
 
@@ -249,16 +246,20 @@ mod tests {
 
     #[test]
     fn drafts_are_as_long_as_they_pay() {
+        let drafts = |pace: &Pace, decoding: usize, acceptance| {
+            let groups = pace.groups(decoding);
+            pace.draft_rows(decoding.div_ceil(groups), groups, acceptance, 16)
+        };
         // Rows that cost as much as steps: no draft pays.
-        assert_eq!(learnt(1, 0.0, 10.0, 0.0).draft_rows(1, 0.9, 16), 0);
+        assert_eq!(drafts(&learnt(1, 0.0, 10.0, 0.0), 1, 0.9), 0);
         // Cheap rows or slow links: the likelier, the longer.
         let cheap = learnt(2, 25.0, 2.5, 0.5);
-        assert!(cheap.draft_rows(1, 0.3, 16) < cheap.draft_rows(1, 0.9, 16));
-        assert!(cheap.draft_rows(1, 0.9, 16) < learnt(2, 25.0, 2.5, 100.0).draft_rows(1, 0.9, 16));
-        assert_eq!(cheap.draft_rows(1, 0.05, 16), 0);
+        assert!(drafts(&cheap, 1, 0.3) < drafts(&cheap, 1, 0.9));
+        assert!(drafts(&cheap, 1, 0.9) < drafts(&learnt(2, 25.0, 2.5, 100.0), 1, 0.9));
+        assert_eq!(drafts(&cheap, 1, 0.05), 0);
         // A full pipeline has no rows to spare.
-        assert!(learnt(2, 5.0, 5.0, 0.5).draft_rows(16, 0.6, 16) == 0);
-        assert_eq!(Pace::new(2).draft_rows(1, 0.9, 16), 0);
+        assert!(drafts(&learnt(2, 5.0, 5.0, 0.5), 16, 0.6) == 0);
+        assert_eq!(drafts(&Pace::new(2), 1, 0.9), 0);
     }
 
     #[test]

@@ -318,7 +318,7 @@ impl Scheduler {
         }
         let mut frame = self.empty_frame(pipeline);
         if self.steps.values().filter(|step| step.decodes).count() < groups {
-            self.add_group(&mut frame, decoding, group_rows);
+            self.add_group(&mut frame, groups, group_rows);
         }
         let decodes = !frame.ids.is_empty();
         let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
@@ -345,7 +345,7 @@ impl Scheduler {
     }
 
     /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay.
-    fn add_group(&mut self, frame: &mut Frame, decoding: usize, count: usize) {
+    fn add_group(&mut self, frame: &mut Frame, groups: usize, count: usize) {
         let drafts_most = match self.limits.speculation {
             Speculation::Off => 0,
             Speculation::On => DRAFTS_MOST,
@@ -356,7 +356,7 @@ impl Scheduler {
             if room == 0 {
                 return;
             }
-            let drafts = self.pace.draft_rows(decoding, sequence.acceptance(), drafts_most.min(room - 1));
+            let drafts = self.pace.draft_rows(count, groups, sequence.acceptance(), drafts_most.min(room - 1));
             let (segment, ids) = sequence.drafted_segment(session, drafts);
             self.add(frame, segment, ids);
         }
