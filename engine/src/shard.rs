@@ -59,10 +59,10 @@ pub struct Prefix {
 }
 
 /// A row that the last stage samples after.
-struct Wanted {
-    row: usize,
+pub(crate) struct Wanted {
+    pub(crate) row: usize,
     session: u64,
-    position: usize,
+    pub(crate) position: usize,
     target: Option<u32>,
 }
 
@@ -347,7 +347,8 @@ impl Shard {
 /// Rows of logits that are in memory at once: a row of a large vocabulary is a megabyte.
 const LOGIT_ROWS: usize = 32;
 
-fn wanted(step: &Step) -> Vec<Wanted> {
+/// The rows of a step that are wanted, in order.
+pub(crate) fn wanted(step: &Step) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     let mut start = 0;
     for &SequenceRows { session, position, rows, wants } in &step.sequences {

@@ -7,8 +7,8 @@ use qmesh_models::spec::ModelSpec;
 use crate::{
     error::EngineError,
     sample::SamplingParameters,
-    shard::{PAGE_POSITIONS, Prefix, Shard},
-    step::{SampledRow, SequenceRows, Step, StepOutput, Wants},
+    shard::{PAGE_POSITIONS, Prefix, Shard, wanted},
+    step::{SampledRow, Step, StepOutput},
 };
 
 /// How a worker computes.
@@ -124,19 +124,7 @@ impl EmulatedShard {
         if !self.is_last {
             return StepOutput::Hidden(vec![0.0; step.ids.len() * self.hidden]);
         }
-        let mut rows = Vec::new();
-        let mut ids = step.ids.as_slice();
-        for &SequenceRows { position, rows: count, wants, .. } in &step.sequences {
-            let (own, rest) = ids.split_at(count);
-            ids = rest;
-            let wanted = match wants {
-                Wants::None => count..count,
-                Wants::Last => count - 1..count,
-                Wants::All => 0..count,
-            };
-            rows.extend(wanted.map(|row| self.token(position + row, own[row])));
-        }
-        StepOutput::Sampled(rows)
+        StepOutput::Sampled(wanted(step).iter().map(|row| self.token(row.position, step.ids[row.row])).collect())
     }
 
     /// Depends on position and id alone, so that every cut and batch has the same text.
