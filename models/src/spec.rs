@@ -41,8 +41,28 @@ pub struct LayerSpec {
     pub ffn: Ffn,
     /// Where the norms stand.
     pub norms: NormPlacement,
-    /// ε of every RMS norm in the layer.
-    pub norm_eps: f32,
+    /// What they are; those on q and k are always RMS norms.
+    pub norm: NormSpec,
+    /// Factor on what each half adds to the hidden state, 1.0 for none.
+    pub residual_scale: f32,
+}
+
+/// What a norm computes.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NormSpec {
+    /// Its kind.
+    pub kind: NormKind,
+    /// ε under the root.
+    pub eps: f32,
+}
+
+/// The kinds of norms.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum NormKind {
+    /// x / √(mean x² + ε) · gain.
+    Rms,
+    /// (x − mean x) / √(variance of x + ε) · gain + bias.
+    Layer,
 }
 
 /// Grouped-query attention: `heads` query heads share `kv_heads` key/value heads.
@@ -62,12 +82,14 @@ pub struct AttentionSpec {
     pub sinks: Sinks,
     /// How far back a query attends.
     pub window: Window,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// RMS norm on each head of q and k before RoPE (`QNorm`, `KNorm` tensors).
+    /// Rotary position embedding; `None` for a layer that knows no positions.
+    pub rope: Option<Rope>,
+    /// RMS norm on q and k before RoPE (`QNorm`, `KNorm` tensors).
     pub qk_norm: QkNorm,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
+    /// Whether the product after attention has one.
+    pub output_bias: Bias,
 }
 
 /// How far back a query attends.
@@ -99,6 +121,8 @@ pub struct Rope {
     pub base: f32,
     /// How the frequencies are changed for longer contexts.
     pub scaling: RopeScaling,
+    /// Factor on cosines and sines, 1.0 for none.
+    pub magnitude: f32,
 }
 
 /// Which elements form a rotated pair.
@@ -119,15 +143,35 @@ pub enum RopeScaling {
     Linear(f32),
     /// Each frequency divided by its factor in the `RopeFactors` tensor (Llama 3).
     Factors,
+    /// Each frequency divided by its factor in the `RopeFactorsLong` tensor where the model's `context` exceeds `original`
+    /// positions, and in `RopeFactorsShort` where it does not (Phi 3).
+    LongRope {
+        /// The context before it was extended.
+        original: usize,
+    },
+    /// YaRN (Peng et al., 2023): frequencies that turn more than `beta_fast` times in the original context stay, those that
+    /// turn less than `beta_slow` times are divided by `factor`, and those between go over from one to the other.
+    Yarn {
+        /// By what slow frequencies are divided.
+        factor: f32,
+        /// The context before it was extended.
+        original: usize,
+        /// Turns above which a frequency stays.
+        beta_fast: f32,
+        /// Turns below which it is divided.
+        beta_slow: f32,
+    },
 }
 
-/// Whether q and k are normalised per head.
+/// Whether q and k are normalised, and over what.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum QkNorm {
     /// No.
     None,
     /// RMS norm over each head's elements.
     PerHead,
+    /// RMS norm over all heads' elements together (OLMo 2).
+    AllHeads,
 }
 
 /// Whether a product has a bias.
@@ -148,16 +192,61 @@ pub enum Ffn {
         inner: usize,
         /// On the gate.
         activation: Activation,
+        /// Of all three products.
+        bias: Bias,
     },
+    /// down(act(up(x))).
+    Plain {
+        /// Width between the products.
+        inner: usize,
+        /// Between the products.
+        activation: Activation,
+        /// Of both products.
+        bias: Bias,
+    },
+    /// A mixture of experts.
+    Experts(ExpertsSpec),
 }
 
-/// A gate's activation.
+/// A mixture of experts: Σ weight · expert(x) over the experts that the router gives the highest scores.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ExpertsSpec {
+    /// Experts, each a gated FFN.
+    pub count: usize,
+    /// Experts that a token goes through; at most `count`.
+    pub used: usize,
+    /// Width between an expert's products.
+    pub inner: usize,
+    /// On an expert's gate.
+    pub activation: Activation,
+    /// Of the router and of the experts' products.
+    pub bias: Bias,
+    /// How scores become weights.
+    pub weighting: Weighting,
+    /// Factor on the weights, 1.0 for none.
+    pub weight_scale: f32,
+    /// Width of the expert that every token goes through, weighed by σ(`SharedRouter` · x).
+    pub shared: Option<usize>,
+}
+
+/// How a router's scores become weights.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Weighting {
+    /// Softmax over the scores of all experts.
+    OfAll,
+    /// Softmax over the scores of the experts used: their weights sum to 1.
+    OfUsed,
+}
+
+/// An activation; on a gate, its result is multiplied by `up`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Activation {
     /// x·σ(x).
     Silu,
     /// GELU in its tanh form.
     GeluTanh,
+    /// x·σ(1.702·x) of x held to at most 7, and `up` held to ±7, plus 1 (gpt-oss).
+    SiluClamped,
 }
 
 /// Where a layer's norms stand.
@@ -167,17 +256,21 @@ pub enum NormPlacement {
     Pre,
     /// Before each half, and once more on its output before the residual is added (Gemma 2 and 3).
     PreAndPost,
+    /// On each half's output only, before the residual is added (OLMo 2).
+    Post,
 }
 
 /// From the last hidden state to logits.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct HeadSpec {
-    /// ε of the output norm.
-    pub norm_eps: f32,
+    /// The norm before the matrix.
+    pub norm: NormSpec,
     /// Which matrix makes the logits.
     pub matrix: HeadMatrix,
     /// Logits x become cap · tanh(x / cap).
     pub soft_cap: Option<f32>,
+    /// Factor on the logits, 1.0 for none.
+    pub logit_scale: f32,
 }
 
 /// Which matrix makes the logits.
@@ -189,7 +282,8 @@ pub enum HeadMatrix {
     Own,
 }
 
-/// One tensor: a matrix of `rows` rows of `cols` elements (a vector has one row), where its bytes lie, and what it is for.
+/// One tensor: a matrix of `rows` rows of `cols` elements (a vector has one row; experts' matrices lie one below the other),
+/// where its bytes lie, and what it is for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TensorSpec {
     /// What it is for.
@@ -217,10 +311,16 @@ pub enum TensorRole {
     Embedding,
     /// Gain of the norm before the head.
     OutputNorm,
+    /// Its bias.
+    OutputNormBias,
     /// The head's matrix.
     Output,
     /// Factors of `RopeScaling::Factors`; every shard holds them.
     RopeFactors,
+    /// Factors of `RopeScaling::LongRope` for long contexts; every shard holds them.
+    RopeFactorsLong,
+    /// And for short ones.
+    RopeFactorsShort,
     /// Part of one layer.
     Layer(LayerIndex, LayerTensor),
 }
@@ -230,6 +330,7 @@ pub enum TensorRole {
 #[allow(missing_docs, reason = "the names are the field's own")]
 pub enum LayerTensor {
     AttnNorm,
+    AttnNormBias,
     Q,
     K,
     V,
@@ -240,12 +341,36 @@ pub enum LayerTensor {
     KNorm,
     Sinks,
     AttnOutput,
+    AttnOutputBias,
     PostAttnNorm,
     FfnNorm,
+    FfnNormBias,
     Gate,
     Up,
     Down,
+    GateBias,
+    UpBias,
+    DownBias,
+    Router,
+    RouterBias,
+    ExpertGates,
+    ExpertUps,
+    ExpertDowns,
+    ExpertGateBiases,
+    ExpertUpBiases,
+    ExpertDownBiases,
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedDown,
     PostFfnNorm,
+}
+
+impl LayerTensor {
+    /// Whether it holds all experts' matrices, of which a token needs some only.
+    pub fn is_routed(self) -> bool {
+        matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns)
+    }
 }
 
 /// A layer's place in the model, from 0.
@@ -272,8 +397,8 @@ impl ModelSpec {
         let last = layers.end == self.layers.len();
         match role {
             TensorRole::Embedding => first || (last && self.head.matrix == HeadMatrix::Tied),
-            TensorRole::OutputNorm | TensorRole::Output => last,
-            TensorRole::RopeFactors => true,
+            TensorRole::OutputNorm | TensorRole::OutputNormBias | TensorRole::Output => last,
+            TensorRole::RopeFactors | TensorRole::RopeFactorsLong | TensorRole::RopeFactorsShort => true,
             TensorRole::Layer(layer, _) => layers.contains(&layer.0),
         }
     }
@@ -281,6 +406,17 @@ impl ModelSpec {
     /// Bytes in the file of the tensors that the shard of `layers` holds.
     pub fn shard_bytes(&self, layers: &Range<usize>) -> u64 {
         self.tensors.iter().filter(|t| self.holds(layers, t.role)).map(|t| t.bytes).sum()
+    }
+
+    /// Bytes of `tensor` that one token's computation reads: of experts' matrices, those of the experts it goes through.
+    pub fn bytes_per_token(&self, tensor: &TensorSpec) -> u64 {
+        let TensorRole::Layer(layer, part) = tensor.role else { return tensor.bytes };
+        match self.layers.get(layer.0).map(|layer| &layer.ffn) {
+            Some(Ffn::Experts(experts)) if part.is_routed() => {
+                tensor.bytes / experts.count.max(1) as u64 * experts.used as u64
+            }
+            Some(Ffn::Experts(_) | Ffn::Gated { .. } | Ffn::Plain { .. }) | None => tensor.bytes,
+        }
     }
 
     /// Bytes of KV cache that one position costs in the shard of `layers`, at f16.

@@ -1,16 +1,19 @@
-//! The plain decoder that most families vary: grouped-query attention, then a gated FFN, each after an RMS norm.
+//! The plain decoder that most families vary: grouped-query attention, then a feed-forward half, each after a norm.
 
 use std::ops::RangeInclusive;
 
 use super::{
     ModelError,
-    metadata::{HEADS_MAX, Metadata, ROPE_BASE, WIDTH_MAX},
+    metadata::{CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, Metadata, ROPE_BASE, WIDTH_MAX},
+    rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, Ffn, LayerSpec, NormPlacement, QkNorm, Rope, RopePairing, Sinks, Window,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, NormKind, NormPlacement, NormSpec, QkNorm, Rope,
+    RopePairing, Sinks, Weighting, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
+const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
 
 /// Where plain decoders differ without a key of their own.
 pub(super) struct Plain {
@@ -20,34 +23,119 @@ pub(super) struct Plain {
     pub(super) activation: Activation,
 }
 
-/// ε of all norms.
-pub(super) fn norm_eps(m: &Metadata<'_>) -> Result<f32, ModelError> {
-    m.float("attention.layer_norm_rms_epsilon", EPS)
+/// RMS norm.
+pub(super) fn rms_norm(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::Rms, eps: m.float("attention.layer_norm_rms_epsilon", EPS)? })
 }
 
-/// The layers, for the family to change what it does differently.
+/// Layer norm.
+pub(super) fn layer_norm(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::Layer, eps: m.float("attention.layer_norm_epsilon", EPS)? })
+}
+
+/// The layers, with a gated FFN each, for the family to change what it does differently.
 pub(super) fn layers(m: &Metadata<'_>, plain: &Plain) -> Result<Vec<LayerSpec>, ModelError> {
+    let inner = inner(m)?;
+    layers_with(m, plain, rms_norm(m)?, |layer| {
+        let bias = bias(m, layer, "ffn_down.bias");
+        Ffn::Gated { inner: inner[layer], activation: plain.activation, bias }
+    })
+}
+
+/// The layers, each with the FFN that `ffn` makes for it.
+pub(super) fn layers_with(
+    m: &Metadata<'_>,
+    plain: &Plain,
+    norm: NormSpec,
+    ffn: impl Fn(usize) -> Ffn,
+) -> Result<Vec<LayerSpec>, ModelError> {
     let count = m.layer_count()?;
-    let inner = m.counts("feed_forward_length", count, 1..=WIDTH_MAX)?;
     let heads = m.counts("attention.head_count", count, 1..=HEADS_MAX)?;
     let kv_heads = kv_heads(m, &heads)?;
-    let norm_eps = norm_eps(m)?;
     (0..count)
-        .map(|i| {
-            let attention = attention(m, plain, heads[i], kv_heads[i])?;
-            let ffn = Ffn::Gated { inner: inner[i], activation: plain.activation };
-            Ok(LayerSpec { attention, ffn, norms: NormPlacement::Pre, norm_eps })
+        .map(|layer| {
+            let attention = attention(m, plain, layer, heads[layer], kv_heads[layer])?;
+            Ok(LayerSpec { attention, ffn: ffn(layer), norms: NormPlacement::Pre, norm, residual_scale: 1.0 })
         })
         .collect()
 }
 
-fn attention(m: &Metadata<'_>, plain: &Plain, heads: usize, kv_heads: usize) -> Result<AttentionSpec, ModelError> {
+/// Width of each layer's FFN.
+pub(super) fn inner(m: &Metadata<'_>) -> Result<Vec<usize>, ModelError> {
+    m.counts("feed_forward_length", m.layer_count()?, 1..=WIDTH_MAX)
+}
+
+/// Experts of width `inner`, without biases or a shared one.
+pub(super) fn experts(
+    m: &Metadata<'_>,
+    inner: usize,
+    activation: Activation,
+    weighting: Weighting,
+) -> Result<ExpertsSpec, ModelError> {
+    let count = m.count("expert_count", 1..=HEADS_MAX)?;
+    let used = m.count("expert_used_count", 1..=count)?;
+    // ggml takes a scale of 0 for none.
+    let scale = m.float_or("expert_weights_scale", 1.0, WEIGHT_SCALE)?;
+    let weight_scale = if scale == 0.0 { 1.0 } else { scale };
+    Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, weighting, weight_scale, shared: None })
+}
+
+/// Width of an expert: where the file does not say, the experts used share the FFN's.
+pub(super) fn expert_width(m: &Metadata<'_>) -> Result<usize, ModelError> {
+    const KEY: &str = "expert_feed_forward_length";
+    if m.has(KEY) {
+        return m.count(KEY, 1..=WIDTH_MAX);
+    }
+    let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
+    Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
+}
+
+/// Whether a bias is there, by the tensor `suffix` of the layer.
+pub(super) fn bias(m: &Metadata<'_>, layer: usize, suffix: &str) -> Bias {
+    if m.has_tensor(&format!("blk.{layer}.{suffix}")) { Bias::Present } else { Bias::None }
+}
+
+/// Gives a window of `attention.sliding_window` positions to all layers but every `period`-th, where the file does not say
+/// otherwise, and tells which have one.
+pub(super) fn windows(
+    m: &Metadata<'_>,
+    layers: &mut [LayerSpec],
+    default_width: Option<usize>,
+    default_period: usize,
+) -> Result<Vec<bool>, ModelError> {
+    const WIDTH: &str = "attention.sliding_window";
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let width = match default_width {
+        Some(width) => m.count_or(WIDTH, width, 1..=CONTEXT_MAX)?,
+        None => m.count(WIDTH, 1..=CONTEXT_MAX)?,
+    };
+    let windowed = match m.flags(PATTERN, layers.len())? {
+        Some(flags) => flags,
+        None => {
+            let period = m.count_or(PATTERN, default_period, 1..=LAYERS_MAX)?;
+            (1..=layers.len()).map(|nth| !nth.is_multiple_of(period)).collect()
+        }
+    };
+    for (layer, _) in layers.iter_mut().zip(&windowed).filter(|(_, windowed)| **windowed) {
+        layer.attention.window = Window::Sliding(width);
+    }
+    Ok(windowed)
+}
+
+fn attention(
+    m: &Metadata<'_>,
+    plain: &Plain,
+    layer: usize,
+    heads: usize,
+    kv_heads: usize,
+) -> Result<AttentionSpec, ModelError> {
     let head_dim = head_dim(m, heads)?;
     let dims = m.count_or("rope.dimension_count", head_dim, 2..=head_dim)?;
     if !dims.is_multiple_of(2) {
         return Err(m.out_of_range("rope.dimension_count", dims, "an even number".to_owned()));
     }
     let base = m.float_or("rope.freq_base", plain.rope_base, ROPE_BASE)?;
+    let (scaling, magnitude) = rope::scaling(m)?;
     Ok(AttentionSpec {
         heads,
         kv_heads,
@@ -56,9 +144,10 @@ fn attention(m: &Metadata<'_>, plain: &Plain, heads: usize, kv_heads: usize) -> 
         soft_cap: None,
         sinks: Sinks::None,
         window: Window::Full,
-        rope: Rope { pairing: plain.pairing, dims, base, scaling: m.rope_scaling()? },
+        rope: Some(Rope { pairing: plain.pairing, dims, base, scaling, magnitude }),
         qk_norm: QkNorm::None,
-        qkv_bias: Bias::None,
+        qkv_bias: bias(m, layer, "attn_q.bias"),
+        output_bias: bias(m, layer, "attn_output.bias"),
     })
 }
 

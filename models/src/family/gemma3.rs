@@ -3,9 +3,9 @@
 use super::{
     Decoder, ModelError,
     dense::{self, Plain},
-    metadata::{CONTEXT_MAX, LAYERS_MAX, Metadata, ROPE_BASE},
+    metadata::{Metadata, ROPE_BASE},
 };
-use crate::spec::{Activation, NormPlacement, QkNorm, RopePairing, RopeScaling, Window};
+use crate::spec::{Activation, NormPlacement, QkNorm, RopePairing, RopeScaling};
 
 /// The 27B is told by its depth: it alone scales q·k by the hidden width per head.
 const LAYERS_27B: usize = 62;
@@ -13,23 +13,20 @@ const LAYERS_27B: usize = 62;
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 1e6, activation: Activation::GeluTanh };
     let mut layers = dense::layers(m, &plain)?;
-    let hidden = m.hidden()?;
-    let window = Window::Sliding(m.count("attention.sliding_window", 1..=CONTEXT_MAX)?);
-    let period = m.count_or("attention.sliding_window_pattern", 6, 1..=LAYERS_MAX)?;
+    let windowed = dense::windows(m, &mut layers, None, 6)?;
+    let hidden = m.hidden()? as f32;
     let local_base = m.float_or("rope.freq_base_swa", 10_000.0, ROPE_BASE)?;
     let count = layers.len();
-    for (i, layer) in layers.iter_mut().enumerate() {
+    for (layer, windowed) in layers.iter_mut().zip(windowed) {
         let attention = &mut layer.attention;
         attention.qk_norm = QkNorm::PerHead;
         if count == LAYERS_27B {
-            attention.scale = 1.0 / (hidden as f32 / attention.heads as f32).sqrt();
+            attention.scale = 1.0 / (hidden / attention.heads as f32).sqrt();
         }
-        if !(i + 1).is_multiple_of(period) {
-            attention.window = window;
-            attention.rope.base = local_base;
-            attention.rope.scaling = RopeScaling::None;
+        if let Some(rope) = attention.rope.as_mut().filter(|_| windowed) {
+            (rope.base, rope.scaling) = (local_base, RopeScaling::None);
         }
         layer.norms = NormPlacement::PreAndPost;
     }
-    Ok(Decoder { embedding_scale: (hidden as f32).sqrt(), norm_eps: dense::norm_eps(m)?, logit_cap: None, layers })
+    Ok(Decoder { embedding_scale: hidden.sqrt(), ..Decoder::plain(dense::rms_norm(m)?, layers) })
 }

@@ -3,10 +3,7 @@
 use std::{cell::RefCell, collections::HashSet, fmt::Debug, ops::RangeInclusive};
 
 use super::ModelError;
-use crate::{
-    gguf::{Gguf, OptionalKey, Value},
-    spec::RopeScaling,
-};
+use crate::gguf::{Gguf, Value};
 
 /// Deepest model; the deepest published ones have under 130 layers.
 pub(super) const LAYERS_MAX: usize = 1024;
@@ -18,7 +15,6 @@ pub(super) const HEADS_MAX: usize = 4096;
 pub(super) const CONTEXT_MAX: usize = 1 << 30;
 /// RoPE bases: 10,000 in the paper, up to some 10^9 in long-context models.
 pub(super) const ROPE_BASE: RangeInclusive<f32> = 1.0..=1e12;
-const SCALING_FACTOR: RangeInclusive<f32> = 1e-3..=1e6;
 
 /// Keys that change what a model computes, with the value that changes nothing. A family that does not read one of them
 /// would run the model wrongly, so it is refused.
@@ -31,10 +27,16 @@ const DECISIVE: &[(&str, f64)] = &[
     ("attn_logit_softcapping", 0.0),
     ("embedding_scale", 1.0),
     ("expert_count", 0.0),
+    ("expert_gating_func", 1.0),
     ("final_logit_softcapping", 0.0),
     ("logit_scale", 1.0),
+    ("nextn_predict_layers", 0.0),
     ("residual_scale", 1.0),
+    ("rope.dimension_sections", 0.0),
     ("rope.scaling.attn_factor", 1.0),
+    ("rope.scaling.yarn_attn_factor", 1.0),
+    ("rope.scaling.yarn_ext_factor", 1.0),
+    ("rope.scaling.yarn_log_multiplier", 0.0),
     ("use_parallel_residual", 0.0),
 ];
 
@@ -103,14 +105,7 @@ impl<'a> Metadata<'a> {
             return Ok(vec![self.count(key, allowed)?; layers]);
         }
         let found = self.gguf.unsigneds(&full)?;
-        if found.len() != layers {
-            let found = format!("an array of {}", found.len());
-            return Err(ModelError::Range {
-                key: full,
-                found,
-                allowed: format!("one value for each of {layers} layers"),
-            });
-        }
+        self.one_each(key, found.len(), layers)?;
         let checked = |count: u32| self.in_range(key, usize::try_from(count).unwrap_or(usize::MAX), allowed.clone());
         found.into_iter().map(checked).collect()
     }
@@ -129,21 +124,23 @@ impl<'a> Metadata<'a> {
         if self.has(key) { self.float(key, allowed) } else { Ok(default) }
     }
 
-    /// Linear scaling or none; every other kind is refused by name.
-    pub(super) fn rope_scaling(&self) -> Result<RopeScaling, ModelError> {
-        let kind = self.gguf.text(&self.full("rope.scaling.type")).optional()?;
-        let factor = if self.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
-        // ggml takes a factor of 0 for none.
-        let unset = matches!(self.gguf.float(&self.full(factor)).optional()?, None | Some(0.0));
-        match kind {
-            Some("none") => Ok(RopeScaling::None),
-            None | Some("linear") if unset => Ok(RopeScaling::None),
-            None | Some("linear") => match self.float(factor, SCALING_FACTOR)? {
-                1.0 => Ok(RopeScaling::None),
-                factor => Ok(RopeScaling::Linear(factor)),
-            },
-            Some(other) => Err(self.unsupported("rope.scaling.type", format!("{other:?}"), "\"none\", \"linear\"")),
+    pub(super) fn text_or(&self, key: &'static str, default: &'a str) -> Result<&'a str, ModelError> {
+        if self.has(key) { Ok(self.gguf.text(&self.full(key))?) } else { Ok(default) }
+    }
+
+    pub(super) fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ModelError> {
+        if self.has(key) { Ok(self.gguf.boolean(&self.full(key))?) } else { Ok(default) }
+    }
+
+    /// A flag for each of `layers` layers, where `key` holds an array.
+    pub(super) fn flags(&self, key: &'static str, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+        let full = self.full(key);
+        if !matches!(self.gguf.value(&full), Some(Value::Array(_))) {
+            return Ok(None);
         }
+        let found = self.gguf.booleans(&full)?;
+        self.one_each(key, found.len(), layers)?;
+        Ok(Some(found))
     }
 
     /// Refuses what the family did not read although it would change the result.
@@ -173,6 +170,14 @@ impl<'a> Metadata<'a> {
     fn full(&self, key: &'static str) -> String {
         self.read.borrow_mut().insert(key);
         format!("{}.{key}", self.architecture)
+    }
+
+    fn one_each(&self, key: &'static str, found: usize, layers: usize) -> Result<(), ModelError> {
+        if found == layers {
+            return Ok(());
+        }
+        let (found, allowed) = (format!("an array of {found}"), format!("one value for each of {layers} layers"));
+        Err(ModelError::Range { key: self.full(key), found, allowed })
     }
 
     fn in_range<T: Debug + PartialOrd>(

@@ -4,9 +4,20 @@ mod dense;
 mod error;
 mod gemma2;
 mod gemma3;
+mod glm4;
+mod gpt_oss;
+mod granite;
 mod llama;
 mod metadata;
+mod olmo2;
+mod phi3;
 mod qwen2;
+mod qwen2moe;
+mod qwen3;
+mod qwen3moe;
+mod rope;
+mod smollm3;
+mod starcoder2;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -15,7 +26,7 @@ pub use self::error::ModelError;
 use self::metadata::Metadata;
 use crate::{
     gguf::{Gguf, OptionalKey},
-    spec::{HeadMatrix, HeadSpec, LayerSpec, ModelSpec},
+    spec::{HeadMatrix, HeadSpec, LayerSpec, ModelSpec, NormSpec},
 };
 
 /// The names of the architectures that `spec` knows, sorted.
@@ -37,12 +48,13 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         known: known().collect::<Vec<_>>().join(", "),
     })?;
     let metadata = Metadata::new(gguf, family);
-    let Decoder { embedding_scale, norm_eps, logit_cap, layers } = decoder(&metadata)?;
+    let Decoder { embedding_scale, logit_scale, logit_cap, norm, layers } = decoder(&metadata)?;
     metadata.check_unread()?;
     let hidden = metadata.hidden()?;
     let vocab = tensors::vocab(&metadata)?;
     let matrix = if metadata.has_tensor(tensors::OUTPUT) { HeadMatrix::Own } else { HeadMatrix::Tied };
-    let tensors = tensors::list(gguf, hidden, vocab, &layers, matrix)?;
+    let head = HeadSpec { norm, matrix, soft_cap: logit_cap, logit_scale };
+    let tensors = tensors::list(gguf, hidden, vocab, &layers, &head)?;
     Ok(ModelSpec {
         name: name(gguf)?,
         family: family.to_owned(),
@@ -51,7 +63,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         context: metadata.context()?,
         embedding_scale,
         layers,
-        head: HeadSpec { norm_eps, matrix, soft_cap: logit_cap },
+        head,
         tensors,
     })
 }
@@ -60,19 +72,42 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
 type MakeDecoder = fn(&Metadata<'_>) -> Result<Decoder, ModelError>;
 
 /// Each architecture that we know, by its name in `general.architecture`, sorted.
-const FAMILIES: &[(&str, MakeDecoder)] =
-    &[("gemma2", gemma2::decoder), ("gemma3", gemma3::decoder), ("llama", llama::decoder), ("qwen2", qwen2::decoder)];
+const FAMILIES: &[(&str, MakeDecoder)] = &[
+    ("gemma2", gemma2::decoder),
+    ("gemma3", gemma3::decoder),
+    ("glm4", glm4::decoder),
+    ("gpt-oss", gpt_oss::decoder),
+    ("granite", granite::decoder),
+    ("llama", llama::decoder),
+    ("olmo2", olmo2::decoder),
+    ("phi3", phi3::decoder),
+    ("qwen2", qwen2::decoder),
+    ("qwen2moe", qwen2moe::decoder),
+    ("qwen3", qwen3::decoder),
+    ("qwen3moe", qwen3moe::decoder),
+    ("smollm3", smollm3::decoder),
+    ("starcoder2", starcoder2::decoder),
+];
 
 /// What a family decides; all else follows from it and from the file.
 struct Decoder {
     /// Factor on the embedding row, 1.0 for none.
     embedding_scale: f32,
-    /// ε of the norm before the head.
-    norm_eps: f32,
+    /// Factor on the logits, 1.0 for none.
+    logit_scale: f32,
     /// Soft cap on the logits.
     logit_cap: Option<f32>,
+    /// The norm before the head.
+    norm: NormSpec,
     /// One entry per layer.
     layers: Vec<LayerSpec>,
+}
+
+impl Decoder {
+    /// Without scales or caps.
+    fn plain(norm: NormSpec, layers: Vec<LayerSpec>) -> Self {
+        Self { embedding_scale: 1.0, logit_scale: 1.0, logit_cap: None, norm, layers }
+    }
 }
 
 fn name(gguf: &Gguf) -> Result<String, ModelError> {

@@ -11,5 +11,5 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
     let mut layers = dense::layers(m, &plain)?;
     layers.iter_mut().for_each(|layer| layer.attention.qkv_bias = Bias::Present);
-    Ok(Decoder { embedding_scale: 1.0, norm_eps: dense::norm_eps(m)?, logit_cap: None, layers })
+    Ok(Decoder::plain(dense::rms_norm(m)?, layers))
 }

@@ -6,8 +6,8 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, Ffn, HeadMatrix, LayerIndex, LayerSpec, LayerTensor, NormPlacement, QkNorm, RopeScaling,
-        Sinks, TensorRole, TensorSpec,
+        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, NormKind,
+        NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -15,6 +15,8 @@ use crate::{
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
+pub(super) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
 
 /// Rows of the embedding, which the vocabulary must agree with.
 pub(super) fn vocab(m: &Metadata<'_>) -> Result<usize, ModelError> {
@@ -34,17 +36,21 @@ pub(super) fn list(
     hidden: usize,
     vocab: usize,
     layers: &[LayerSpec],
-    matrix: HeadMatrix,
+    head: &HeadSpec,
 ) -> Result<Vec<TensorSpec>, ModelError> {
     let mut expected = vec![
         Expected::one(EMBEDDING, TensorRole::Embedding, vocab, hidden),
         Expected::one("output_norm.weight", TensorRole::OutputNorm, 1, hidden),
     ];
-    if matrix == HeadMatrix::Own {
+    if head.norm.kind == NormKind::Layer {
+        expected.push(Expected::one("output_norm.bias", TensorRole::OutputNormBias, 1, hidden));
+    }
+    if head.matrix == HeadMatrix::Own {
         expected.push(Expected::one(OUTPUT, TensorRole::Output, vocab, hidden));
     }
-    if let Some(layer) = layers.iter().find(|l| l.attention.rope.scaling == RopeScaling::Factors) {
-        expected.push(Expected::one(ROPE_FACTORS, TensorRole::RopeFactors, 1, layer.attention.rope.dims / 2));
+    let mut ropes = layers.iter().filter_map(|layer| layer.attention.rope.as_ref());
+    if let Some((rope, tensors)) = ropes.find_map(|rope| Some((rope, factors(&rope.scaling)?))) {
+        expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, rope.dims / 2)));
     }
     for (index, layer) in layers.iter().enumerate() {
         Block { gguf, hidden, index, expected: &mut expected }.layer(layer);
@@ -52,16 +58,30 @@ pub(super) fn list(
     resolve(gguf, &expected)
 }
 
+/// The tensors that a scaling comes with.
+fn factors(scaling: &RopeScaling) -> Option<&'static [(&'static str, TensorRole)]> {
+    match scaling {
+        RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Yarn { .. } => None,
+        RopeScaling::Factors => Some(&[(ROPE_FACTORS, TensorRole::RopeFactors)]),
+        RopeScaling::LongRope { .. } => Some(&[
+            (ROPE_FACTORS_LONG, TensorRole::RopeFactorsLong),
+            (ROPE_FACTORS_SHORT, TensorRole::RopeFactorsShort),
+        ]),
+    }
+}
+
 /// A tensor that the model needs: its rows, all of `cols` elements, serve one role or, where it is fused, several.
 struct Expected {
     name: String,
     cols: usize,
     pieces: Vec<(TensorRole, usize)>,
+    /// Matrices that the rows are, one below the other.
+    stacked: usize,
 }
 
 impl Expected {
     fn one(name: impl Into<String>, role: TensorRole, rows: usize, cols: usize) -> Self {
-        Self { name: name.into(), cols, pieces: vec![(role, rows)] }
+        Self { name: name.into(), cols, pieces: vec![(role, rows)], stacked: 1 }
     }
 
     fn rows(&self) -> usize {
@@ -70,10 +90,10 @@ impl Expected {
 
     /// One spec per piece, where the file's tensor is as it should be.
     fn specs(&self, entry: &TensorEntry) -> Result<Vec<TensorSpec>, ModelError> {
-        let shape = [self.cols as u64, self.rows() as u64];
-        let expected = if shape[1] == 1 { vec![shape[0]] } else { shape.to_vec() };
-        let axes = entry.ne.iter().rposition(|&n| n != 1).map_or(1, |last| last + 1);
-        if entry.ne[..axes] != expected {
+        let axes = |ne: &[u64]| ne.iter().rposition(|&n| n != 1).map_or(1, |last| last + 1);
+        let mut expected = vec![self.cols as u64, (self.rows() / self.stacked) as u64, self.stacked as u64];
+        expected.truncate(axes(&expected));
+        if entry.ne[..axes(&entry.ne)] != expected {
             return Err(ModelError::Shape { tensor: self.name.clone(), expected, found: entry.ne.clone() });
         }
         let unsupported = || ModelError::TensorType {
@@ -113,18 +133,36 @@ struct Block<'a> {
 
 impl Block<'_> {
     fn layer(&mut self, layer: &LayerSpec) {
-        self.tensor("attn_norm.weight", LayerTensor::AttnNorm, 1, self.hidden);
-        self.attention(&layer.attention);
-        self.tensor("ffn_norm.weight", LayerTensor::FfnNorm, 1, self.hidden);
-        match layer.ffn {
-            Ffn::Gated { inner, .. } => self.gated(inner),
+        use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
+        let (before, after) = match layer.norms {
+            NormPlacement::Pre => (true, false),
+            NormPlacement::PreAndPost => (true, true),
+            NormPlacement::Post => (false, true),
+        };
+        if before {
+            self.norm(["attn_norm.weight", "attn_norm.bias"], [AttnNorm, AttnNormBias], layer.norm.kind);
         }
-        match layer.norms {
-            NormPlacement::Pre => {}
-            NormPlacement::PreAndPost => {
-                self.tensor("post_attention_norm.weight", LayerTensor::PostAttnNorm, 1, self.hidden);
-                self.tensor("post_ffw_norm.weight", LayerTensor::PostFfnNorm, 1, self.hidden);
-            }
+        self.attention(&layer.attention);
+        if after {
+            self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
+        }
+        if before {
+            // Where no norm follows the attention, its name may mean the one before the FFN (gpt-oss).
+            let by_attention = !after && self.gguf.tensor(&self.name("ffn_norm.weight")).is_none();
+            let name = if by_attention { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+            self.norm([name, "ffn_norm.bias"], [FfnNorm, FfnNormBias], layer.norm.kind);
+        }
+        self.ffn(&layer.ffn);
+        if after {
+            self.vector("post_ffw_norm.weight", PostFfnNorm, self.hidden);
+        }
+    }
+
+    fn norm(&mut self, [weight, bias]: [&str; 2], [gain, gain_bias]: [LayerTensor; 2], kind: NormKind) {
+        self.vector(weight, gain, self.hidden);
+        match kind {
+            NormKind::Rms => {}
+            NormKind::Layer => self.vector(bias, gain_bias, self.hidden),
         }
     }
 
@@ -135,35 +173,77 @@ impl Block<'_> {
         match a.qkv_bias {
             Bias::None => {}
             Bias::Present => {
-                self.tensor("attn_q.bias", LayerTensor::QBias, 1, q);
-                self.tensor("attn_k.bias", LayerTensor::KBias, 1, kv);
-                self.tensor("attn_v.bias", LayerTensor::VBias, 1, kv);
+                self.vector("attn_q.bias", LayerTensor::QBias, q);
+                self.vector("attn_k.bias", LayerTensor::KBias, kv);
+                self.vector("attn_v.bias", LayerTensor::VBias, kv);
             }
         }
-        match a.qk_norm {
-            QkNorm::None => {}
-            QkNorm::PerHead => {
-                self.tensor("attn_q_norm.weight", LayerTensor::QNorm, 1, a.head_dim);
-                self.tensor("attn_k_norm.weight", LayerTensor::KNorm, 1, a.head_dim);
-            }
+        let normed = match a.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some((a.head_dim, a.head_dim)),
+            QkNorm::AllHeads => Some((q, kv)),
+        };
+        if let Some((q, k)) = normed {
+            self.vector("attn_q_norm.weight", LayerTensor::QNorm, q);
+            self.vector("attn_k_norm.weight", LayerTensor::KNorm, k);
         }
         match a.sinks {
             Sinks::None => {}
-            Sinks::PerHead => self.tensor("attn_sinks.weight", LayerTensor::Sinks, 1, a.heads),
+            Sinks::PerHead => self.vector("attn_sinks.weight", LayerTensor::Sinks, a.heads),
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
+        self.bias("attn_output.bias", LayerTensor::AttnOutputBias, self.hidden, a.output_bias);
     }
 
-    fn gated(&mut self, inner: usize) {
-        let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
-        self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
-        self.tensor("ffn_down.weight", LayerTensor::Down, self.hidden, inner);
+    fn ffn(&mut self, ffn: &Ffn) {
+        let hidden = self.hidden;
+        match *ffn {
+            Ffn::Gated { inner, bias, .. } => {
+                let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
+                self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
+                self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
+                self.bias("ffn_gate.bias", LayerTensor::GateBias, inner, bias);
+                self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
+                self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
+            }
+            Ffn::Plain { inner, bias, .. } => {
+                self.tensor("ffn_up.weight", LayerTensor::Up, inner, hidden);
+                self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
+                self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
+                self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
+            }
+            Ffn::Experts(ref experts) => self.experts(experts),
+        }
+    }
+
+    fn experts(&mut self, e: &ExpertsSpec) {
+        use LayerTensor as Part;
+        let (hidden, inner, count) = (self.hidden, e.inner, e.count);
+        self.tensor("ffn_gate_inp.weight", Part::Router, count, hidden);
+        self.stacked("ffn_gate_exps.weight", Part::ExpertGates, [count, inner, hidden]);
+        self.stacked("ffn_up_exps.weight", Part::ExpertUps, [count, inner, hidden]);
+        self.stacked("ffn_down_exps.weight", Part::ExpertDowns, [count, hidden, inner]);
+        match e.bias {
+            Bias::None => {}
+            Bias::Present => {
+                self.vector("ffn_gate_inp.bias", Part::RouterBias, count);
+                self.tensor("ffn_gate_exps.bias", Part::ExpertGateBiases, count, inner);
+                self.tensor("ffn_up_exps.bias", Part::ExpertUpBiases, count, inner);
+                self.tensor("ffn_down_exps.bias", Part::ExpertDownBiases, count, hidden);
+            }
+        }
+        if let Some(inner) = e.shared {
+            self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden);
+            self.tensor("ffn_gate_shexp.weight", Part::SharedGate, inner, hidden);
+            self.tensor("ffn_up_shexp.weight", Part::SharedUp, inner, hidden);
+            self.tensor("ffn_down_shexp.weight", Part::SharedDown, hidden, inner);
+        }
     }
 
     /// Matrices that the file may hold as one, rows after rows; told by its shape, as its name may be one of theirs.
     fn fusible<const N: usize>(&mut self, fused: &str, single: [&str; N], weights: [(LayerTensor, usize); N]) {
         let pieces = weights.map(|(tensor, rows)| (self.role(tensor), rows)).to_vec();
-        let fused = Expected { name: self.name(fused), cols: self.hidden, pieces };
+        let fused = Expected { name: self.name(fused), cols: self.hidden, pieces, stacked: 1 };
         if self.gguf.tensor(&fused.name).is_some_and(|entry| entry.ne == [fused.cols as u64, fused.rows() as u64]) {
             self.expected.push(fused);
             return;
@@ -175,6 +255,22 @@ impl Block<'_> {
 
     fn tensor(&mut self, suffix: &str, tensor: LayerTensor, rows: usize, cols: usize) {
         self.expected.push(Expected::one(self.name(suffix), self.role(tensor), rows, cols));
+    }
+
+    fn vector(&mut self, suffix: &str, tensor: LayerTensor, len: usize) {
+        self.tensor(suffix, tensor, 1, len);
+    }
+
+    fn bias(&mut self, suffix: &str, tensor: LayerTensor, len: usize, bias: Bias) {
+        match bias {
+            Bias::None => {}
+            Bias::Present => self.vector(suffix, tensor, len),
+        }
+    }
+
+    fn stacked(&mut self, suffix: &str, tensor: LayerTensor, [stacked, rows, cols]: [usize; 3]) {
+        let all = Expected::one(self.name(suffix), self.role(tensor), stacked * rows, cols);
+        self.expected.push(Expected { stacked, ..all });
     }
 
     fn name(&self, suffix: &str) -> String {

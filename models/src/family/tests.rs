@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, Bias, Ffn, LayerIndex, LayerTensor, NormPlacement, QkNorm, RopePairing, RopeScaling, TensorRole,
-        Window,
+        Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm, Rope, RopePairing,
+        RopeScaling, Sinks, TensorRole, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -19,6 +19,12 @@ fn parse(writer: &GgufWriter) -> Result<ModelSpec, ModelError> {
     spec(&Gguf::parse(&writer.header(), writer.file_bytes()).unwrap())
 }
 
+fn rope(layer: &LayerSpec) -> &Rope {
+    layer.attention.rope.as_ref().unwrap()
+}
+
+const NO_BIAS: Bias = Bias::None;
+
 #[test]
 fn llama_is_plain() {
     let model = golden("llama");
@@ -29,11 +35,11 @@ fn llama_is_plain() {
     let attention = &layer.attention;
     assert_eq!((attention.heads, attention.kv_heads, attention.head_dim, attention.scale), (4, 2, 16, 0.25));
     assert_eq!((attention.qk_norm, attention.qkv_bias, attention.window), (QkNorm::None, Bias::None, Window::Full));
-    let rope = &attention.rope;
+    let rope = rope(layer);
     assert_eq!((rope.pairing, rope.dims, rope.base), (RopePairing::Interleaved, 16, 10_000.0));
     assert_eq!(rope.scaling, RopeScaling::None);
-    assert_eq!(layer.ffn, Ffn::Gated { inner: 128, activation: Activation::Silu });
-    assert_eq!((layer.norms, layer.norm_eps), (NormPlacement::Pre, 1e-5));
+    assert_eq!(layer.ffn, Ffn::Gated { inner: 128, activation: Activation::Silu, bias: NO_BIAS });
+    assert_eq!((layer.norms, layer.norm), (NormPlacement::Pre, NormSpec { kind: NormKind::Rms, eps: 1e-5 }));
     let offsets: Vec<_> = model.tensors.iter().map(|t| t.offset).collect();
     assert!(offsets.is_sorted(), "the list is in file order");
     let k = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::K)).unwrap();
@@ -43,8 +49,8 @@ fn llama_is_plain() {
 #[test]
 fn llama_3_has_rope_factors_and_mistral_may_be_tied() {
     let model = golden("llama3-rope");
-    assert!(model.layers.iter().all(|l| l.attention.rope.scaling == RopeScaling::Factors));
-    assert_eq!(model.layers[0].attention.rope.base, 500_000.0);
+    assert!(model.layers.iter().all(|l| rope(l).scaling == RopeScaling::Factors));
+    assert_eq!(rope(&model.layers[0]).base, 500_000.0);
     let factors = model.tensors.iter().find(|t| t.role == TensorRole::RopeFactors).unwrap();
     assert_eq!((factors.rows, factors.cols), (1, 8));
     let model = golden("mistral-tied");
@@ -56,7 +62,7 @@ fn llama_3_has_rope_factors_and_mistral_may_be_tied() {
 fn qwen2_has_biases() {
     let model = golden("qwen2");
     let attention = &model.layers[1].attention;
-    assert_eq!((attention.qkv_bias, attention.rope.pairing), (Bias::Present, RopePairing::Halves));
+    assert_eq!((attention.qkv_bias, rope(&model.layers[1]).pairing), (Bias::Present, RopePairing::Halves));
     assert_eq!(model.tensors.len(), 3 + 3 * 12);
 }
 
@@ -67,7 +73,7 @@ fn gemma2_caps_scores_and_logits_and_alternates_windows() {
     for (i, layer) in model.layers.iter().enumerate() {
         let attention = &layer.attention;
         let expected = if i == 1 { Window::Full } else { Window::Sliding(16) };
-        assert_eq!((attention.window, attention.rope.base), (expected, 10_000.0), "layer {i}");
+        assert_eq!((attention.window, rope(layer).base), (expected, 10_000.0), "layer {i}");
         assert_eq!((attention.soft_cap, attention.scale), (Some(50.0), 0.25));
         assert_eq!((attention.qk_norm, layer.norms), (QkNorm::None, NormPlacement::PreAndPost));
     }
@@ -85,10 +91,10 @@ fn gemma3_alternates_windows() {
     for (i, layer) in model.layers.iter().enumerate() {
         let attention = &layer.attention;
         let expected = if i == 5 { (Window::Full, 1e6) } else { (Window::Sliding(16), 10_000.0) };
-        assert_eq!((attention.window, attention.rope.base), expected, "layer {i}");
+        assert_eq!((attention.window, rope(layer).base), expected, "layer {i}");
         assert_eq!((attention.qk_norm, layer.norms), (QkNorm::PerHead, NormPlacement::PreAndPost));
-        assert_eq!(layer.ffn, Ffn::Gated { inner: 128, activation: Activation::GeluTanh });
-        assert_eq!((attention.rope.pairing, attention.scale), (RopePairing::Halves, 0.25));
+        assert_eq!(layer.ffn, Ffn::Gated { inner: 128, activation: Activation::GeluTanh, bias: NO_BIAS });
+        assert_eq!((rope(layer).pairing, attention.scale), (RopePairing::Halves, 0.25));
     }
 }
 
@@ -96,13 +102,13 @@ fn gemma3_alternates_windows() {
 fn gemma3_scales_only_full_layers_and_the_27b_its_own_way() {
     let scaled = GEMMA_1B.header().set("gemma3.rope.scaling.type", "linear").set("gemma3.rope.scaling.factor", 8.0f32);
     let model = parse(&scaled).unwrap();
-    assert_eq!(model.layers[5].attention.rope.scaling, RopeScaling::Linear(8.0));
-    assert_eq!(model.layers[4].attention.rope.scaling, RopeScaling::None);
+    assert_eq!(rope(&model.layers[5]).scaling, RopeScaling::Linear(8.0));
+    assert_eq!(rope(&model.layers[4]).scaling, RopeScaling::None);
     assert_eq!(model.layers[4].attention.scale, 1.0 / 16.0);
     let of_27b = Published { layers: 62, hidden: 5376, heads: 32, kv_heads: 16, head_dim: 128, ..GEMMA_1B };
     assert_eq!(parse(&of_27b.header()).unwrap().layers[0].attention.scale, 1.0 / 168f32.sqrt());
     let bases = GEMMA_1B.header().set("gemma3.rope.freq_base_swa", 5000.0f32);
-    let bases = parse(&bases).unwrap().layers[4..6].iter().map(|l| l.attention.rope.base).collect::<Vec<_>>();
+    let bases = parse(&bases).unwrap().layers[4..6].iter().map(|l| rope(l).base).collect::<Vec<_>>();
     assert_eq!(bases, [5000.0, 1e6]);
 }
 
@@ -302,26 +308,26 @@ fn keys_out_of_range_are_refused() {
 fn what_would_run_wrongly_is_refused_by_name() {
     refused(
         &Published { family: "mamba", ..SMALL }.header(),
-        "architecture \"mamba\" is not supported; supported: gemma2, gemma3, llama, qwen2",
+        "architecture \"mamba\" is not supported; supported: gemma2, gemma3, glm4, gpt-oss",
     );
     refused(&GgufWriter::new("llama"), "only a vocabulary");
     refused(
-        &SMALL.header().set("llama.rope.scaling.type", "yarn"),
-        "is \"yarn\", which is not supported; supported: \"none\", \"linear\"",
+        &SMALL.header().set("llama.rope.scaling.type", "su"),
+        "is \"su\", which is not supported; supported: \"none\", \"linear\"",
     );
     refused(
-        &SMALL.header().set("llama.expert_count", 8u32),
-        "key \"llama.expert_count\" is the integer 8, which is not supported",
+        &Published { family: "qwen2", ..SMALL }.header().set("qwen2.expert_count", 8u32),
+        "key \"qwen2.expert_count\" is the integer 8, which is not supported",
     );
     refused(&SMALL.header().set("llama.attention.causal", false), "\"llama.attention.causal\" is the boolean false");
     refused(&SMALL.header().set("llama.logit_scale", 8.0f32), "\"llama.logit_scale\" is the float 8.0");
     let neutral = SMALL.header().set("llama.expert_count", 0u32).set("llama.attention.causal", true);
     assert!(parse(&neutral.set("llama.rope.scaling.type", "none").set("llama.rope.scaling.factor", 4.0f32)).is_ok());
     let linear = SMALL.header().set("llama.rope.scaling.factor", 4.0f32);
-    assert_eq!(parse(&linear).unwrap().layers[1].attention.rope.scaling, RopeScaling::Linear(4.0));
+    assert_eq!(rope(&parse(&linear).unwrap().layers[1]).scaling, RopeScaling::Linear(4.0));
     refused(
         &linear.tensor("rope_freqs.weight", &[8], TensorType::F32),
-        "supported: 1 beside tensor \"rope_freqs.weight\"",
+        "supported: 1 beside factors as a tensor",
     );
     let mut header =
         SMALL.header_without("blk.1.ffn_up.weight").tensor("blk.1.ffn_up.weight", &[64, 128], TensorType::F32).header();

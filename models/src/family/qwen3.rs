@@ -1,0 +1,15 @@
+//! Qwen 3: norms on each head of q and k.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    metadata::Metadata,
+};
+use crate::spec::{Activation, QkNorm, RopePairing};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
+    let mut layers = dense::layers(m, &plain)?;
+    layers.iter_mut().for_each(|layer| layer.attention.qk_norm = QkNorm::PerHead);
+    Ok(Decoder::plain(dense::rms_norm(m)?, layers))
+}

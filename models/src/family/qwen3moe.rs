@@ -1,0 +1,18 @@
+//! Qwen 3 with experts: norms on each head of q and k.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    metadata::Metadata,
+};
+use crate::spec::{Activation, Ffn, QkNorm, RopePairing, Weighting};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let activation = Activation::Silu;
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation };
+    let experts = dense::experts(m, dense::expert_width(m)?, activation, Weighting::OfUsed)?;
+    let norm = dense::rms_norm(m)?;
+    let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
+    layers.iter_mut().for_each(|layer| layer.attention.qk_norm = QkNorm::PerHead);
+    Ok(Decoder::plain(norm, layers))
+}

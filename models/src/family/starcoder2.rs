@@ -1,0 +1,20 @@
+//! StarCoder 2: layer norms, a plain FFN with GELU, biases everywhere.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    metadata::Metadata,
+};
+use crate::spec::{Activation, Bias, Ffn, RopePairing};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let activation = Activation::GeluTanh;
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation };
+    let (norm, inner) = (dense::layer_norm(m)?, dense::inner(m)?);
+    let ffn = |layer: usize| Ffn::Plain { inner: inner[layer], activation, bias: Bias::Present };
+    let mut layers = dense::layers_with(m, &plain, norm, ffn)?;
+    for layer in &mut layers {
+        (layer.attention.qkv_bias, layer.attention.output_bias) = (Bias::Present, Bias::Present);
+    }
+    Ok(Decoder::plain(norm, layers))
+}
