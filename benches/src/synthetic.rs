@@ -6,7 +6,8 @@ use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, ModelSpec,
-        NormPlacement, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec, Window,
+        NormKind, NormPlacement, NormSpec, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec,
+        Window,
     },
     tensor::TensorType,
 };
@@ -33,7 +34,8 @@ const HEAD_DIM: usize = 64;
 /// neither embeds nor samples. `None` where rows of that width cannot be of that type.
 pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec> {
     let tensors = (1..=layers).map(|layer| tensors(layer, dtype, shape)).collect::<Option<Vec<_>>>()?.concat();
-    let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 10_000.0, scaling: RopeScaling::None };
+    let scaling = RopeScaling::None;
+    let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 10_000.0, scaling, magnitude: 1.0 };
     let attention = AttentionSpec {
         heads: HEADS,
         kv_heads: 1,
@@ -42,12 +44,14 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
         soft_cap: None,
         sinks: Sinks::None,
         window: Window::Full,
-        rope,
+        rope: Some(rope),
         qk_norm: QkNorm::None,
         qkv_bias: Bias::None,
+        output_bias: Bias::None,
     };
-    let ffn = Ffn::Gated { inner: shape.inner, activation: Activation::Silu };
-    let layer = LayerSpec { attention, ffn, norms: NormPlacement::Pre, norm_eps: 1e-5 };
+    let ffn = Ffn::Gated { inner: shape.inner, activation: Activation::Silu, bias: Bias::None };
+    let norm = NormSpec { kind: NormKind::Rms, eps: 1e-5 };
+    let layer = LayerSpec { attention, ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
     Some(ModelSpec {
         name: format!("{dtype} {shape}"),
         family: "synthetic".into(),
@@ -56,7 +60,7 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
         context: 4096,
         embedding_scale: 1.0,
         layers: vec![layer; layers + 2],
-        head: HeadSpec { norm_eps: 1e-5, matrix: HeadMatrix::Own, soft_cap: None },
+        head: HeadSpec { norm, matrix: HeadMatrix::Own, soft_cap: None, logit_scale: 1.0 },
         tensors,
     })
 }

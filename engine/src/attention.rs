@@ -5,7 +5,7 @@ mod tasks;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::AttentionSpec;
+use qmesh_models::spec::{AttentionSpec, QkNorm};
 
 use crate::{
     cache::{Cache, Pages},
@@ -14,7 +14,7 @@ use crate::{
         attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
         rope::RopeTable,
     },
-    linear::{Linear, Norm, project, project_add},
+    linear::{Linear, Norm, Residual, project, project_add},
     ops,
 };
 
@@ -24,18 +24,18 @@ pub(crate) struct Attention {
     pub(crate) spec: AttentionSpec,
     /// Which of the shard's layers this is: its place in the cache.
     pub(crate) layer: usize,
-    /// Which of the shard's RoPE tables it uses.
-    pub(crate) rope: usize,
-    pub(crate) norm: Norm,
+    /// Which of the shard's RoPE tables it uses, if any.
+    pub(crate) rope: Option<usize>,
+    pub(crate) norm: Option<Norm>,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
-    /// On each head of q, and of k.
+    /// Of q and of k: on each head, or on all of a row together.
     pub(crate) qk_norms: Option<[Norm; 2]>,
     /// A score per query head that belongs to no position, or nothing.
     pub(crate) sinks: Vec<f32>,
     pub(crate) output: Linear,
-    pub(crate) post_norm: Option<Norm>,
+    pub(crate) residual: Residual,
 }
 
 /// The rows of a step as its layers see them.
@@ -75,7 +75,11 @@ impl Attention {
     /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let qkv = project(batch.machine, x, Some(&self.norm), &[&self.q, &self.k, &self.v])?; // (rows, heads + 2 kv_heads, head_dim)
+        let linears = [&self.q, &self.k, &self.v];
+        let mut qkv = project(batch.machine, x, self.norm.as_ref(), &linears)?; // (rows, heads + 2 kv_heads, head_dim)
+        if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
+            qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.machine, qkv, norms))?;
+        }
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
         ops::map("attend", &qkv, |qkv| {
             let (q_width, k_width) = self.widths();
@@ -85,9 +89,34 @@ impl Attention {
         })
     }
 
-    /// x + norm(output(attended)): (rows, hidden).
+    /// x + scale · norm(output(attended)): (rows, hidden).
     pub(crate) fn output(&self, machine: Machine<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
-        project_add(machine, attended, &self.output, self.post_norm.as_ref(), x)
+        project_add(machine, attended, &self.output, &self.residual, x)
+    }
+
+    /// Normalises each row's q and its k, all heads together.
+    fn normed(&self, machine: Machine<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
+        let (q_width, k_width) = self.widths();
+        let mut normed = qkv.to_vec();
+        for row in normed.chunks_exact_mut(q_width + 2 * k_width) {
+            q_norm.apply(machine, &mut row[..q_width]);
+            k_norm.apply(machine, &mut row[q_width..q_width + k_width]);
+        }
+        normed
+    }
+
+    /// Normalises heads of q (0) or k (1), where each is normalised on its own.
+    fn normalize_heads(&self, machine: Machine<'_>, which: usize, heads: &mut [f32]) {
+        if let (QkNorm::PerHead, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
+            norms[which].apply(machine, heads);
+        }
+    }
+
+    /// Rotates heads of row `row` of the step.
+    fn rotate(&self, machine: Machine<'_>, ropes: &[RopeTable], row: usize, heads: &mut [f32]) {
+        if let Some(rope) = self.rope {
+            ropes[rope].rotate(machine.simd, row, heads, self.spec.head_dim);
+        }
     }
 
     /// Elements of q, of k and of v in a row.
@@ -122,8 +151,7 @@ impl Attention {
                 part,
             }));
         }
-        let rope = &ropes[self.rope];
-        let work = |task: Append<'_>| task.run(self, *machine, rope, qkv);
+        let work = |task: Append<'_>| task.run(self, *machine, ropes, qkv);
         if rows < APPEND_TOGETHER {
             tasks.into_iter().for_each(work);
         } else {
@@ -133,17 +161,15 @@ impl Attention {
 }
 
 impl Append<'_> {
-    fn run(self, attention: &Attention, machine: Machine<'_>, rope: &RopeTable, qkv: &[f32]) {
+    fn run(self, attention: &Attention, machine: Machine<'_>, ropes: &[RopeTable], qkv: &[f32]) {
         let ((q_width, k_width), head_dim) = (attention.widths(), attention.spec.head_dim);
         let layout = HeadLayout { head_dim };
         let mut keys = vec![0.0; k_width];
         for (row, position) in (self.row..).zip(self.positions) {
             let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
             keys.copy_from_slice(k);
-            if let Some([_, norm]) = &attention.qk_norms {
-                norm.apply(machine, &mut keys);
-            }
-            rope.rotate(machine.simd, row, &mut keys, head_dim);
+            attention.normalize_heads(machine, 1, &mut keys);
+            attention.rotate(machine, ropes, row, &mut keys);
             let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (page, (key, value)) in self.part.chunks_exact_mut(layout.page_len()).zip(rows) {
                 machine.simd.run(Write { layout, page, slot: position % PAGE_POSITIONS, key, value });
@@ -156,7 +182,7 @@ impl Append<'_> {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, QkNorm, Rope, RopePairing, RopeScaling, Sinks, Window},
+        spec::{Bias, Rope, RopePairing, RopeScaling, Sinks, Window},
         tensor::TensorType,
     };
 
@@ -174,8 +200,8 @@ mod tests {
     const HIDDEN: usize = 64;
 
     fn spec(window: Window) -> AttentionSpec {
-        let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 1e4, scaling: RopeScaling::None };
-        let (qk_norm, qkv_bias) = (QkNorm::None, Bias::None);
+        let scaling = RopeScaling::None;
+        let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 1e4, scaling, magnitude: 1.0 };
         AttentionSpec {
             heads: HEADS,
             kv_heads: KV_HEADS,
@@ -184,10 +210,15 @@ mod tests {
             soft_cap: None,
             sinks: Sinks::None,
             window,
-            rope,
-            qk_norm,
-            qkv_bias,
+            rope: Some(rope),
+            qk_norm: QkNorm::None,
+            qkv_bias: Bias::None,
+            output_bias: Bias::None,
         }
+    }
+
+    fn norm(width: usize) -> Norm {
+        Norm { gain: vec![1.0; width], bias: None, eps: 1e-5 }
     }
 
     /// (rows, heads · head_dim) → (1, heads, rows, head_dim), each KV head repeated, and rotated where asked.
@@ -224,22 +255,22 @@ mod tests {
             let mut cache = Cache::new([&spec].into_iter(), rows);
             let mut pages = cache.reserve(rows).unwrap();
             cache.extend(&mut pages, rows).unwrap();
-            let ropes = vec![Frequencies::new(&spec.rope, &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
+            let ropes =
+                vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
             let slices = vec![Slice { pages, first: 0, rows, position: 0 }];
             let mut batch = Batch { machine, cache: &cache, ropes, slices };
-            let norm = Norm { gain: vec![1.0; HIDDEN], eps: 1e-5 };
             let half = Attention {
                 spec,
                 layer: 0,
-                rope: 0,
-                norm,
+                rope: Some(0),
+                norm: Some(norm(HIDDEN)),
                 q,
                 k,
                 v,
                 qk_norms: None,
                 sinks: vec![],
                 output,
-                post_norm: None,
+                residual: Residual { norm: None, scale: 1.0 },
             };
             let attended = half.attended(&x, &mut batch)?;
             let ours = half.output(machine, &attended, &x)?;
@@ -272,7 +303,7 @@ mod tests {
         let (mut out, mut position) = (Vec::new(), 0);
         for rows in steps.iter().copied() {
             let positions: Vec<usize> = (position..position + rows).collect();
-            let ropes = vec![Frequencies::new(&half.spec.rope, &[]).table(&team, &positions)];
+            let ropes = vec![Frequencies::new(half.spec.rope.as_ref().unwrap(), &[]).table(&team, &positions)];
             let slices = vec![Slice { pages, first: 0, rows, position }];
             let mut batch = Batch { machine, cache: &cache, ropes, slices };
             out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
@@ -285,12 +316,12 @@ mod tests {
     #[test]
     fn steps_and_threads_change_no_bit() -> Result<()> {
         let linear = |outputs| Linear { matrix: random_matrix(TensorType::F32, outputs, HIDDEN).0, bias: None };
-        let norm = |width| Norm { gain: vec![1.0; width], eps: 1e-5 };
         let (q, k, v) = (linear(HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM));
         let qk_norms = Some([norm(HEAD_DIM), norm(HEAD_DIM)]);
-        let (spec, norm, output) = (spec(Window::Full), norm(HIDDEN), linear(HIDDEN));
+        let spec = AttentionSpec { qk_norm: QkNorm::PerHead, ..spec(Window::Full) };
+        let (norm, output, residual) = (Some(norm(HIDDEN)), linear(HIDDEN), Residual { norm: None, scale: 1.0 });
         let mut half =
-            Attention { spec, layer: 0, rope: 0, norm, q, k, v, qk_norms, sinks: vec![], output, post_norm: None };
+            Attention { spec, layer: 0, rope: Some(0), norm, q, k, v, qk_norms, sinks: vec![], output, residual };
         // Long enough for runs of pages to be tasks of their own.
         let x = Tensor::from_vec(noise(3000 * HIDDEN, 1), (3000, HIDDEN), &Device::Cpu)?;
         for window in [Window::Full, Window::Sliding(1100)] {

@@ -4,14 +4,14 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     attention::{Attention, Batch},
-    ffn::GatedFfn,
+    ffn::FeedForward,
 };
 
 /// The code and weights that compute one layer.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) attention: Attention,
-    pub(crate) ffn: GatedFfn,
+    pub(crate) ffn: FeedForward,
 }
 
 impl Block {

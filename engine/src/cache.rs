@@ -198,13 +198,11 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::spec::{Bias, QkNorm, Rope, RopePairing, RopeScaling, Sinks, Window};
+    use qmesh_models::spec::{Bias, QkNorm, Sinks, Window};
 
     use super::*;
 
     fn attention(kv_heads: usize, head_dim: usize) -> AttentionSpec {
-        let rope = Rope { pairing: RopePairing::Halves, dims: head_dim, base: 1e4, scaling: RopeScaling::None };
-        let (window, qk_norm, qkv_bias) = (Window::Full, QkNorm::None, Bias::None);
         AttentionSpec {
             heads: kv_heads,
             kv_heads,
@@ -212,10 +210,11 @@ mod tests {
             scale: 1.0,
             soft_cap: None,
             sinks: Sinks::None,
-            window,
-            rope,
-            qk_norm,
-            qkv_bias,
+            window: Window::Full,
+            rope: None,
+            qk_norm: QkNorm::None,
+            qkv_bias: Bias::None,
+            output_bias: Bias::None,
         }
     }
 

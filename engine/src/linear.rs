@@ -3,11 +3,15 @@
 //! Each function is one fork and join of the team per product: a task takes some groups of outputs through the product
 //! and everything that follows it element by element, while the outputs are in its cache.
 
+mod activations;
+pub(crate) mod experts;
+
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use qmesh_models::spec::Activation;
 
+use self::activations::Activations;
 use crate::{
     kernel::{
         Machine,
@@ -15,17 +19,18 @@ use crate::{
         lanes::LANES,
         math::Gate,
         matrix::Matrix,
-        norm::RmsNorm,
-        product::{Inputs, Product},
-        quantize::{BLOCK, QuantBlock, Quantize, QuantizeTiles, QuantizeTwice},
+        norm::{LayerNorm, RmsNorm},
+        product::Product,
+        quantize::{BLOCK, QuantBlock, QuantizeTiles},
     },
     ops,
 };
 
-/// An RMS norm.
+/// A norm: a layer norm where it has a bias, an RMS norm where it has none.
 #[derive(Debug)]
 pub(crate) struct Norm {
     pub(crate) gain: Vec<f32>,
+    pub(crate) bias: Option<Vec<f32>>,
     pub(crate) eps: f32,
 }
 
@@ -36,10 +41,33 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
+/// down(act(gate(x)) · up(x)), or down(act(gate(x))) where there is no `up`.
+#[derive(Debug)]
+pub(crate) struct Gated {
+    pub(crate) activation: Activation,
+    pub(crate) gate: Linear,
+    pub(crate) up: Option<Linear>,
+    pub(crate) down: Linear,
+}
+
+/// Rows that a thread takes at a time.
+const ROWS_TOGETHER: usize = 8;
+
+/// How a half's output is added to the hidden state: hidden + scale · norm(output).
+#[derive(Debug)]
+pub(crate) struct Residual {
+    pub(crate) norm: Option<Norm>,
+    pub(crate) scale: f32,
+}
+
 impl Norm {
     /// Normalises rows in place; `rows` may also be heads.
     pub(crate) fn apply(&self, machine: Machine<'_>, rows: &mut [f32]) {
-        machine.simd.run(RmsNorm { x: rows, gain: &self.gain, eps: self.eps });
+        let Self { gain, bias, eps } = self;
+        match bias {
+            None => machine.simd.run(RmsNorm { x: rows, gain, eps: *eps }),
+            Some(bias) => machine.simd.run(LayerNorm { x: rows, gain, bias, eps: *eps }),
+        }
     }
 }
 
@@ -51,116 +79,48 @@ pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, lin
     })
 }
 
-/// The products of the normalised rows of `x` with the head's matrix: (rows, vocab). What rounding these activations costs
-/// goes straight into the logits, and their rows are few: they are taken as the sum of two int8 terms, a row each.
-pub(crate) fn logits(machine: Machine<'_>, x: &Tensor, norm: &Norm, head: &Linear) -> Result<Tensor> {
+/// `scale` times the products of the normalised rows of `x` with the head's matrix: (rows, vocab). What rounding these
+/// activations costs goes straight into the logits, and their rows are few: they are taken as the sum of two int8 terms, a
+/// row each.
+pub(crate) fn logits(machine: Machine<'_>, x: &Tensor, norm: &Norm, head: &Linear, scale: f32) -> Result<Tensor> {
     ops::map("logits", x, |x| {
         let x = Activations::in_two_terms(machine, x, norm, head);
-        products(machine, &x, &[head], |_, _, _| ())
+        products(machine, &x, &[head], |_, _, logits| logits.iter_mut().for_each(|x| *x *= scale))
     })
 }
 
-/// residual + norm(W·x): (rows, hidden).
+/// hidden + scale · norm(W·x): (rows, hidden).
 pub(crate) fn project_add(
     machine: Machine<'_>,
     x: &Tensor,
     linear: &Linear,
-    norm: Option<&Norm>,
-    residual: &Tensor,
+    residual: &Residual,
+    hidden: &Tensor,
 ) -> Result<Tensor> {
-    ops::map2("project_add", x, residual, |x, residual| {
-        add(machine, &Activations::new(machine, x, None, &[linear]), linear, norm, residual)
+    ops::map2("project_add", x, hidden, |x, hidden| {
+        add(machine, &Activations::new(machine, x, None, &[linear]), linear, residual, hidden)
     })
 }
 
-/// x + norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
+/// x + scale · norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
 pub(crate) fn gated(
     machine: Machine<'_>,
     x: &Tensor,
-    before: &Norm,
-    [gate, up, down]: [&Linear; 3],
-    activation: Activation,
-    after: Option<&Norm>,
+    before: Option<&Norm>,
+    gated: &Gated,
+    residual: &Residual,
 ) -> Result<Tensor> {
     ops::map("gated", x, |x| {
-        let inputs = Activations::new(machine, x, Some(before), &[gate, up]);
-        let inner = gate_products(machine, &inputs, [gate, up], activation, down); // (rows, inner)
-        add(machine, &inner, down, after, x)
+        let inputs = Activations::new(machine, x, before, &gated.inputs());
+        let inner = inner_products(machine, &[(gated, inputs)]); // (rows, inner)
+        add(machine, &inner[0], &gated.down, residual, x)
     })
 }
 
-/// Rows as products take them.
-struct Activations {
-    rows: usize,
-    /// Whose sum a row is; (terms, rows, cols).
-    terms: usize,
-    cols: usize,
-    floats: Vec<f32>,
-    blocks: Vec<QuantBlock>,
-}
-
-/// Rows that a thread prepares at a time.
-const ROWS_TOGETHER: usize = 8;
-
-impl Activations {
-    /// The (normalised) rows of `x`, as `linears`, which all have as many columns, need them.
-    fn new(machine: Machine<'_>, x: &[f32], norm: Option<&Norm>, linears: &[&Linear]) -> Self {
-        let mut prepared = Self::zeros(x.len() / linears[0].matrix.cols, linears);
-        let Self { cols, floats, blocks, .. } = &mut prepared;
-        let cols = *cols;
-        let mut floats = floats.chunks_mut(ROWS_TOGETHER * cols);
-        let mut blocks = blocks.chunks_mut((ROWS_TOGETHER * cols / BLOCK).max(1));
-        let tasks = x.chunks(ROWS_TOGETHER * cols).map(|x| (x, floats.next(), blocks.next())).collect();
-        machine.team.each(tasks, |(x, floats, blocks): (&[f32], Option<&mut [f32]>, Option<&mut [QuantBlock]>)| {
-            let mut normed = Vec::new();
-            let x = match norm {
-                Some(norm) => {
-                    normed.extend_from_slice(x);
-                    norm.apply(machine, &mut normed);
-                    &normed
-                }
-                None => x,
-            };
-            if let Some(floats) = floats {
-                floats.copy_from_slice(x);
-            }
-            if let Some(blocks) = blocks {
-                machine.simd.run(Quantize { x, blocks });
-            }
-        });
-        prepared
-    }
-
-    /// The normalised rows of `x`, each as a sum of two where `linear` takes int8.
-    fn in_two_terms(machine: Machine<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
-        let rows = x.len() / linear.matrix.cols;
-        let twice = Self::zeros(2 * rows, &[linear]);
-        if twice.blocks.is_empty() {
-            return Self::new(machine, x, Some(norm), &[linear]);
-        }
-        let mut prepared = Self { rows, terms: 2, ..twice };
-        let mut normed = x.to_vec();
-        norm.apply(machine, &mut normed);
-        let (first, second) = prepared.blocks.split_at_mut(rows * linear.matrix.cols / BLOCK);
-        machine.simd.run(QuantizeTwice { x: &normed, first, second });
-        prepared
-    }
-
-    fn zeros(rows: usize, linears: &[&Linear]) -> Self {
-        let cols = linears[0].matrix.cols;
-        let (quantized, plain): (Vec<&Linear>, Vec<&Linear>) =
-            linears.iter().partition(|l| l.matrix.dtype.block_len() > 1);
-        Self {
-            rows,
-            terms: 1,
-            cols,
-            floats: vec![0.0; if plain.is_empty() { 0 } else { rows * cols }],
-            blocks: vec![QuantBlock::default(); if quantized.is_empty() { 0 } else { rows * cols / BLOCK }],
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs { rows: self.terms * self.rows, cols: self.cols, floats: &self.floats, blocks: &self.blocks }
+impl Gated {
+    /// The matrices that take the half's input.
+    fn inputs(&self) -> Vec<&Linear> {
+        std::iter::once(&self.gate).chain(&self.up).collect()
     }
 }
 
@@ -171,18 +131,23 @@ struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    /// All groups of `linears` in shares of an even number of groups: enough of them that no thread waits long for
-    /// another, and few enough rows at a time that their outputs stay in the L2 cache.
+    /// All groups of `linears` in shares of an even number of groups.
     fn of(machine: Machine<'_>, rows: usize, linears: &[&'a Linear]) -> Vec<Self> {
+        let len = Self::len(machine, rows, linears.iter().map(|l| l.matrix.groups()).sum());
+        linears.iter().flat_map(|linear| Self::cut(linear, len)).collect()
+    }
+
+    /// Groups to a share: enough shares that no thread waits long for another, and few enough rows at a time that their
+    /// outputs stay in the L2 cache.
+    fn len(machine: Machine<'_>, rows: usize, groups: usize) -> usize {
         const CACHED: usize = 512 << 10;
-        let groups: usize = linears.iter().map(|l| l.matrix.groups()).sum();
         let cached = CACHED / (rows * LANES * size_of::<f32>());
-        let share = groups.div_ceil(4 * machine.team.threads()).min(cached).max(1).next_multiple_of(2);
-        let shares = linears.iter().flat_map(|linear| {
-            let groups = linear.matrix.groups();
-            (0..groups).step_by(share).map(move |first| Share { linear, groups: first..groups.min(first + share) })
-        });
-        shares.collect()
+        groups.div_ceil(4 * machine.team.threads()).min(cached).max(1).next_multiple_of(2)
+    }
+
+    fn cut(linear: &'a Linear, len: usize) -> impl Iterator<Item = Self> {
+        let groups = linear.matrix.groups();
+        (0..groups).step_by(len).map(move |first| Share { linear, groups: first..groups.min(first + len) })
     }
 
     /// Outputs, without what fills the last group up.
@@ -252,54 +217,82 @@ fn copy_row<'a>(mut tiles: impl Iterator<Item = &'a [f32; LANES]>, to: &mut [f32
     }
 }
 
-/// residual + norm(W·x): (rows, outputs).
-fn add(machine: Machine<'_>, x: &Activations, linear: &Linear, norm: Option<&Norm>, residual: &[f32]) -> Vec<f32> {
+/// hidden + scale · norm(W·x): (rows, outputs).
+fn add(machine: Machine<'_>, x: &Activations, linear: &Linear, residual: &Residual, hidden: &[f32]) -> Vec<f32> {
     let width = linear.matrix.rows;
-    let add = |residual: &[f32], y: &mut [f32]| y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
-    let Some(norm) = norm else {
-        return products(machine, x, &[linear], |row, first, y| add(&residual[row * width + first..], y));
-    };
+    if residual.norm.is_none() {
+        return products(machine, x, &[linear], |row, first, y| {
+            residual.add(&hidden[row * width + first..], y);
+        });
+    }
     let mut out = products(machine, x, &[linear], |_, _, _| ());
-    let rows = out.chunks_mut(ROWS_TOGETHER * width).zip(residual.chunks(ROWS_TOGETHER * width)).collect();
-    machine.team.each(rows, |(rows, residual): (&mut [f32], &[f32])| {
-        norm.apply(machine, rows);
-        add(residual, rows);
-    });
+    residual.apply(machine, &mut out, hidden, width);
     out
 }
 
-/// act(gate(x)) · up(x), as `down` needs it.
-fn gate_products(
-    machine: Machine<'_>,
-    x: &Activations,
-    [gate, up]: [&Linear; 2],
-    activation: Activation,
-    down: &Linear,
-) -> Activations {
-    let mut inner = Activations::zeros(x.rows, &[down]);
-    // Two matrices are computed at once, so that a share has half of the groups.
-    let shares = Share::of(machine, 2 * x.rows, &[gate]);
-    let widths: Vec<usize> = shares.iter().map(Share::width).collect();
-    let activate = |share: &Share<'_>| {
-        let mut gate = share.compute(machine, x);
-        let up = Share { linear: up, groups: share.groups.clone() }.compute(machine, x);
-        machine.simd.run(Gate { activation, gate: gate.as_flattened_mut(), up: up.as_flattened() });
-        gate
-    };
-    if inner.blocks.is_empty() {
-        let tasks = shares.into_iter().zip(Columns::split(&mut inner.floats, &widths)).collect();
-        machine.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
-            let tiles = activate(&share);
-            (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
-        });
-    } else {
-        let widths: Vec<usize> = widths.into_iter().map(|width| width / BLOCK).collect();
-        let tasks = shares.into_iter().zip(Columns::split(&mut inner.blocks, &widths)).collect();
-        machine.team.each(tasks, |(share, blocks): (Share<'_>, Columns<'_, QuantBlock>)| {
-            machine.simd.run(QuantizeTiles { tiles: &activate(&share), rows: x.rows, blocks });
+impl Residual {
+    /// out ← hidden + scale · norm(out), rows of `width`.
+    fn apply(&self, machine: Machine<'_>, out: &mut [f32], hidden: &[f32], width: usize) {
+        let rows = out.chunks_mut(ROWS_TOGETHER * width).zip(hidden.chunks(ROWS_TOGETHER * width)).collect();
+        machine.team.each(rows, |(rows, hidden): (&mut [f32], &[f32])| {
+            if let Some(norm) = &self.norm {
+                norm.apply(machine, rows);
+            }
+            self.add(hidden, rows);
         });
     }
+
+    fn add(&self, hidden: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(hidden).for_each(|(y, h)| *y = self.scale * *y + h);
+    }
+}
+
+/// Where a share's activated outputs go.
+enum Target<'a> {
+    Floats(Columns<'a, f32>),
+    Blocks(Columns<'a, QuantBlock>),
+}
+
+/// act(gate(x)) · up(x) of each, as its `down` needs it.
+fn inner_products(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec<Activations> {
+    let mut inner: Vec<_> = halves.iter().map(|(half, x)| Activations::zeros(x.rows, &[&half.down])).collect();
+    // Two matrices are computed at once, so that a share has half of the groups.
+    let rows = halves.iter().map(|(_, x)| 2 * x.rows).max().unwrap_or(1);
+    let len = Share::len(machine, rows, halves.iter().map(|(half, _)| half.gate.matrix.groups()).sum());
+    let mut tasks = Vec::new();
+    for ((half, x), inner) in halves.iter().zip(&mut inner) {
+        let shares: Vec<_> = Share::cut(&half.gate, len).collect();
+        let widths = shares.iter().map(Share::width);
+        let targets: Vec<_> = if inner.blocks.is_empty() {
+            let widths: Vec<_> = widths.collect();
+            Columns::split(&mut inner.floats, &widths).into_iter().map(Target::Floats).collect()
+        } else {
+            let widths: Vec<_> = widths.map(|width| width / BLOCK).collect();
+            Columns::split(&mut inner.blocks, &widths).into_iter().map(Target::Blocks).collect()
+        };
+        tasks.extend(shares.into_iter().zip(targets).map(|(share, target)| (*half, x, share, target)));
+    }
+    machine.team.each(tasks, |(half, x, share, target): (&Gated, &Activations, Share<'_>, Target<'_>)| {
+        let tiles = half.activated(machine, x, &share);
+        match target {
+            Target::Floats(mut columns) => {
+                (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
+            }
+            Target::Blocks(blocks) => machine.simd.run(QuantizeTiles { tiles: &tiles, rows: x.rows, blocks }),
+        }
+    });
     inner
+}
+
+impl Gated {
+    /// One share of act(gate(x)) · up(x): (groups, rows, 16).
+    fn activated(&self, machine: Machine<'_>, x: &Activations, share: &Share<'_>) -> Vec<[f32; LANES]> {
+        let mut gate = share.compute(machine, x);
+        let up = self.up.as_ref().map(|linear| Share { linear, groups: share.groups.clone() }.compute(machine, x));
+        let (activation, up) = (self.activation, up.as_ref().map(|up| up.as_flattened()));
+        machine.simd.run(Gate { activation, gate: gate.as_flattened_mut(), up });
+        gate
+    }
 }
 
 #[cfg(test)]
@@ -326,7 +319,8 @@ mod tests {
         let (rows, hidden, team) = (5, 256, Team::new(2).unwrap());
         let machine = Machine { simd: Simd::available()[0], team: &team };
         let x = Tensor::from_vec(noise(rows * hidden, 1), (rows, hidden), &Device::Cpu).unwrap();
-        let norm = Norm { gain: noise(hidden, 2), eps: 1e-6 };
+        let norm = || Norm { gain: noise(hidden, 2), bias: None, eps: 1e-6 };
+        let (norm, residual) = (norm(), Residual { norm: Some(norm()), scale: 0.5 });
         let gain = Tensor::from_slice(&norm.gain, hidden, &Device::Cpu).unwrap();
         for (dtype, tolerance) in [(TensorType::F16, 1e-5), (TensorType::Q4K, 2e-2), (TensorType::Q8_0, 2e-2)] {
             let ((a, a_weight), (b, b_weight)) = (random_matrix(dtype, 24, hidden), random_matrix(dtype, 40, hidden));
@@ -339,13 +333,15 @@ mod tests {
             let first = normed.matmul(&a_weight.t().unwrap()).unwrap();
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);
 
-            let ours = logits(machine, &x, &norm, &a).unwrap();
-            assert_near(&ours, &normed.matmul(&a_weight.t().unwrap()).unwrap(), 1e-4);
+            let ours = logits(machine, &x, &norm, &a, 0.25).unwrap();
+            let logits = (normed.matmul(&a_weight.t().unwrap()).unwrap() * 0.25).unwrap();
+            assert_near(&ours, &logits, 1e-4);
 
             let (down, down_weight) = random_matrix(dtype, hidden, hidden);
-            let ours = project_add(machine, &x, &Linear { matrix: down, bias: None }, Some(&norm), &x).unwrap();
+            let down = Linear { matrix: down, bias: None };
+            let ours = project_add(machine, &x, &down, &residual, &x).unwrap();
             let product = x.matmul(&down_weight.t().unwrap()).unwrap();
-            let oracle = (candle_nn::ops::rms_norm(&product, &gain, 1e-6).unwrap() + &x).unwrap();
+            let oracle = (candle_nn::ops::rms_norm(&product, &gain, 1e-6).unwrap() * 0.5 + &x).unwrap();
             assert_near(&ours, &oracle, tolerance);
         }
     }

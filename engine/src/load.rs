@@ -1,17 +1,18 @@
 //! From a spec and a source of tensors to the parts of a shard. The spec comes from outside: nothing in it is trusted.
 
+mod check;
+mod layer;
+
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use qmesh_models::spec::{
-    AttentionSpec, Bias, Ffn, HeadMatrix, LayerIndex, LayerSpec, LayerTensor, ModelSpec, NormPlacement, QkNorm, Rope,
-    RopeScaling, Sinks, TensorRole, TensorSpec, Window,
+    HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole, TensorSpec,
 };
 
+use self::layer::LayerWeights;
 use crate::{
-    attention::Attention,
     block::Block,
     error::EngineError,
-    ffn::GatedFfn,
     kernel::{
         Machine,
         buffer::{Buffer, Bytes},
@@ -42,6 +43,8 @@ pub(crate) struct Head {
     pub(crate) matrix: Arc<Linear>,
     /// Logits x become cap · tanh(x / cap).
     pub(crate) soft_cap: Option<f32>,
+    /// Factor on the logits.
+    pub(crate) scale: f32,
 }
 
 /// Reads, packs and assembles the shard of `layers`.
@@ -52,72 +55,13 @@ pub(crate) fn load(
     source: &dyn TensorSource,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Parts, EngineError> {
-    check(spec, layers)?;
+    check::check(spec, layers)?;
     let mut weights = Weights::read(machine, spec, layers, source, progress)?;
     let parts = weights.parts(spec, layers)?;
     match weights.tensors.into_values().next() {
         Some((tensor, _)) => Err(EngineError::LeftoverTensor { tensor }),
         None => Ok(parts),
     }
-}
-
-/// No dimension of a real model comes near this; products of two of them cannot overflow.
-const DIMENSION_MAX: usize = 1 << 24;
-
-fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
-    if layers.is_empty() || layers.end > spec.layers.len() {
-        return Err(EngineError::Layers { range: layers.clone(), count: spec.layers.len() });
-    }
-    dimension("hidden", spec.hidden)?;
-    dimension("vocab", spec.vocab)?;
-    positive("embedding_scale", spec.embedding_scale)?;
-    positive("head.norm_eps", spec.head.norm_eps)?;
-    positive("head.soft_cap", spec.head.soft_cap.unwrap_or(1.0))?;
-    for layer in &spec.layers[layers.clone()] {
-        check_attention(&layer.attention)?;
-        positive("norm_eps", layer.norm_eps)?;
-        let Ffn::Gated { inner, .. } = layer.ffn;
-        dimension("inner", inner)?;
-    }
-    Ok(())
-}
-
-fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
-    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, .. } = attention;
-    dimension("heads", *heads)?;
-    dimension("kv_heads", *kv_heads)?;
-    dimension("head_dim", *head_dim)?;
-    dimension("heads * head_dim", heads * head_dim)?;
-    if heads % kv_heads != 0 {
-        return Err(wrong(format!("{heads} heads cannot share {kv_heads} kv_heads evenly")));
-    }
-    positive("attention.scale", *scale)?;
-    positive("attention.soft_cap", soft_cap.unwrap_or(1.0))?;
-    if *window == Window::Sliding(0) {
-        return Err(wrong("a sliding window of 0 positions".into()));
-    }
-    if rope.dims % 2 != 0 || rope.dims > *head_dim {
-        return Err(wrong(format!("rope.dims {} is odd or exceeds head_dim {head_dim}", rope.dims)));
-    }
-    positive("rope.base", rope.base)?;
-    match rope.scaling {
-        RopeScaling::Linear(factor) => positive("rope.scaling", factor),
-        RopeScaling::None | RopeScaling::Factors => Ok(()),
-    }
-}
-
-fn dimension(name: &str, value: usize) -> Result<(), EngineError> {
-    let fits = (1..=DIMENSION_MAX).contains(&value);
-    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not in 1..={DIMENSION_MAX}")))
-}
-
-fn positive(name: &str, value: f32) -> Result<(), EngineError> {
-    let fits = value.is_normal() && value > 0.0;
-    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not a positive number")))
-}
-
-fn wrong(what: String) -> EngineError {
-    EngineError::Spec { what }
 }
 
 /// The shard's tensors, until the parts have taken them.
@@ -171,7 +115,7 @@ impl<'a> Weights<'a> {
             .then(|| self.linear(TensorRole::Embedding, None, spec.vocab, spec.hidden).map(Arc::new))
             .transpose()?;
         let head = last.then(|| self.head(spec, table.clone().filter(|_| tied))).transpose()?;
-        let (ropes, uses) = self.ropes(&spec.layers[layers.clone()])?;
+        let (ropes, uses) = self.ropes(&spec.layers[layers.clone()], spec.context)?;
         let blocks = layers.clone().zip(uses).enumerate();
         let blocks = blocks.map(|(place, (layer, rope))| {
             LayerWeights { weights: self, layer: LayerIndex(layer), hidden: spec.hidden }.block(
@@ -184,37 +128,46 @@ impl<'a> Weights<'a> {
     }
 
     fn head(&mut self, spec: &ModelSpec, table: Option<Arc<Linear>>) -> Result<Head, EngineError> {
-        let norm = self.norm(TensorRole::OutputNorm, spec.hidden, spec.head.norm_eps)?;
+        let roles = [TensorRole::OutputNorm, TensorRole::OutputNormBias];
+        let norm = self.norm(roles, spec.hidden, spec.head.norm)?;
         let matrix = match table {
             Some(table) => table,
             None => Arc::new(self.linear(TensorRole::Output, None, spec.vocab, spec.hidden)?),
         };
-        Ok(Head { norm, matrix, soft_cap: spec.head.soft_cap })
+        Ok(Head { norm, matrix, soft_cap: spec.head.soft_cap, scale: spec.head.logit_scale })
     }
 
     /// The different kinds of RoPE, and which of them each layer uses.
-    fn ropes(&mut self, layers: &[LayerSpec]) -> Result<(Vec<Frequencies>, Vec<usize>), EngineError> {
+    fn ropes(
+        &mut self,
+        layers: &[LayerSpec],
+        context: usize,
+    ) -> Result<(Vec<Frequencies>, Vec<Option<usize>>), EngineError> {
         let mut kinds: Vec<&Rope> = Vec::new();
-        let uses = layers.iter().map(|layer| {
-            let rope = &layer.attention.rope;
+        let mut place = |rope| {
             kinds.iter().position(|kind| *kind == rope).unwrap_or_else(|| {
                 kinds.push(rope);
                 kinds.len() - 1
             })
-        });
-        let uses = uses.collect();
+        };
+        let uses = layers.iter().map(|layer| layer.attention.rope.as_ref().map(&mut place)).collect();
         // Every shard is given the factors, whether or not its own layers use them.
-        let factors = self.tensors.remove(&TensorRole::RopeFactors);
-        let factors = factors.map(|(name, matrix)| (name, matrix.vector(self.machine.simd)));
-        let frequencies = kinds.into_iter().map(|rope| match (&rope.scaling, &factors) {
-            (RopeScaling::Factors, None) => Err(missing(TensorRole::RopeFactors)),
-            (RopeScaling::Factors, Some((_, factors))) if factors.len() == rope.dims / 2 => {
-                Ok(Frequencies::new(rope, factors))
+        let all = [TensorRole::RopeFactors, TensorRole::RopeFactorsLong, TensorRole::RopeFactorsShort];
+        let all = all.map(|role| (role, self.tensors.remove(&role)));
+        let factors = |rope: &Rope, role: TensorRole| {
+            let found = all.iter().find_map(|(known, tensor)| tensor.as_ref().filter(|_| *known == role));
+            let (name, matrix) = found.ok_or_else(|| missing(role))?;
+            let factors = matrix.vector(self.machine.simd);
+            if factors.len() != rope.dims / 2 {
+                return Err(shape(name, format!("{} factors instead of {}", factors.len(), rope.dims / 2)));
             }
-            (RopeScaling::Factors, Some((name, factors))) => {
-                Err(shape(name, format!("{} factors instead of {}", factors.len(), rope.dims / 2)))
-            }
-            (RopeScaling::None | RopeScaling::Linear(_), _) => Ok(Frequencies::new(rope, &[])),
+            Ok(Frequencies::new(rope, &factors))
+        };
+        let frequencies = kinds.into_iter().map(|rope| match rope.scaling {
+            RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Yarn { .. } => Ok(Frequencies::new(rope, &[])),
+            RopeScaling::Factors => factors(rope, TensorRole::RopeFactors),
+            RopeScaling::LongRope { original } if context > original => factors(rope, TensorRole::RopeFactorsLong),
+            RopeScaling::LongRope { .. } => factors(rope, TensorRole::RopeFactorsShort),
         });
         Ok((frequencies.collect::<Result<_, _>>()?, uses))
     }
@@ -230,12 +183,25 @@ impl<'a> Weights<'a> {
         Ok(Linear { matrix: self.matrix(role, rows, cols)?, bias })
     }
 
-    fn norm(&mut self, role: TensorRole, len: usize, eps: f32) -> Result<Norm, EngineError> {
-        Ok(Norm { gain: self.vector(role, len)?, eps })
+    fn norm(&mut self, [gain, bias]: [TensorRole; 2], len: usize, spec: NormSpec) -> Result<Norm, EngineError> {
+        let bias = match spec.kind {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(self.vector(bias, len)?),
+        };
+        Ok(Norm { gain: self.vector(gain, len)?, bias, eps: spec.eps })
     }
 
     fn vector(&mut self, role: TensorRole, len: usize) -> Result<Vec<f32>, EngineError> {
-        Ok(self.matrix(role, 1, len)?.vector(self.machine.simd))
+        self.rows(role, 1, len)
+    }
+
+    /// All elements of a small matrix.
+    fn rows(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Vec<f32>, EngineError> {
+        let (matrix, mut elements) = (self.matrix(role, rows, cols)?, vec![0.0; rows * cols]);
+        // Dimensions are held far below 2^32.
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        matrix.look_up(self.machine.simd, &ids, &mut elements);
+        Ok(elements)
     }
 
     fn matrix(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
@@ -244,93 +210,6 @@ impl<'a> Weights<'a> {
             return Err(shape(&name, format!("{}x{} instead of {rows}x{cols}", matrix.rows, matrix.cols)));
         }
         Ok(matrix)
-    }
-}
-
-/// One layer's tensors.
-struct LayerWeights<'a, 'b> {
-    weights: &'a mut Weights<'b>,
-    layer: LayerIndex,
-    hidden: usize,
-}
-
-impl LayerWeights<'_, '_> {
-    fn block(&mut self, spec: &LayerSpec, place: usize, rope: usize) -> Result<Block, EngineError> {
-        let attention = self.attention(spec, place, rope)?;
-        Ok(Block { attention, ffn: self.ffn(spec)? })
-    }
-
-    fn attention(&mut self, layer: &LayerSpec, place: usize, rope: usize) -> Result<Attention, EngineError> {
-        use LayerTensor::{
-            AttnNorm, AttnOutput, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm, Sinks as SinkScores, V, VBias,
-        };
-        let spec = layer.attention.clone();
-        let (hidden, eps) = (self.hidden, layer.norm_eps);
-        let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let bias = |tensor| match spec.qkv_bias {
-            Bias::None => None,
-            Bias::Present => Some(tensor),
-        };
-        let qk_norms = match spec.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => Some([self.norm(QNorm, spec.head_dim, eps)?, self.norm(KNorm, spec.head_dim, eps)?]),
-        };
-        let sinks = match spec.sinks {
-            Sinks::None => vec![],
-            Sinks::PerHead => self.vector(SinkScores, spec.heads)?,
-        };
-        Ok(Attention {
-            layer: place,
-            rope,
-            norm: self.norm(AttnNorm, hidden, eps)?,
-            q: self.linear(Q, bias(QBias), q_width, hidden)?,
-            k: self.linear(K, bias(KBias), k_width, hidden)?,
-            v: self.linear(V, bias(VBias), k_width, hidden)?,
-            qk_norms,
-            sinks,
-            output: self.linear(AttnOutput, None, hidden, q_width)?,
-            post_norm: self.post_norm(layer, PostAttnNorm)?,
-            spec,
-        })
-    }
-
-    fn ffn(&mut self, layer: &LayerSpec) -> Result<GatedFfn, EngineError> {
-        use LayerTensor::{Down, FfnNorm, Gate, PostFfnNorm, Up};
-        let Ffn::Gated { inner, activation } = layer.ffn;
-        Ok(GatedFfn {
-            activation,
-            norm: self.norm(FfnNorm, self.hidden, layer.norm_eps)?,
-            gate: self.linear(Gate, None, inner, self.hidden)?,
-            up: self.linear(Up, None, inner, self.hidden)?,
-            down: self.linear(Down, None, self.hidden, inner)?,
-            post_norm: self.post_norm(layer, PostFfnNorm)?,
-        })
-    }
-
-    fn post_norm(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Option<Norm>, EngineError> {
-        match layer.norms {
-            NormPlacement::Pre => Ok(None),
-            NormPlacement::PreAndPost => self.norm(tensor, self.hidden, layer.norm_eps).map(Some),
-        }
-    }
-
-    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Vec<f32>, EngineError> {
-        self.weights.vector(TensorRole::Layer(self.layer, tensor), len)
-    }
-
-    fn norm(&mut self, tensor: LayerTensor, len: usize, eps: f32) -> Result<Norm, EngineError> {
-        self.weights.norm(TensorRole::Layer(self.layer, tensor), len, eps)
-    }
-
-    fn linear(
-        &mut self,
-        tensor: LayerTensor,
-        bias: Option<LayerTensor>,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Linear, EngineError> {
-        let bias = bias.map(|bias| TensorRole::Layer(self.layer, bias));
-        self.weights.linear(TensorRole::Layer(self.layer, tensor), bias, rows, cols)
     }
 }
 
@@ -381,9 +260,13 @@ fn read_tensor(
 fn missing(role: TensorRole) -> EngineError {
     let tensor = match role {
         TensorRole::Layer(layer, tensor) => format!("{tensor:?} of layer {layer}"),
-        TensorRole::Embedding | TensorRole::OutputNorm | TensorRole::Output | TensorRole::RopeFactors => {
-            format!("{role:?}")
-        }
+        TensorRole::Embedding
+        | TensorRole::OutputNorm
+        | TensorRole::OutputNormBias
+        | TensorRole::Output
+        | TensorRole::RopeFactors
+        | TensorRole::RopeFactorsLong
+        | TensorRole::RopeFactorsShort => format!("{role:?}"),
     };
     EngineError::MissingTensor { tensor }
 }

@@ -314,7 +314,7 @@ impl Shard {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
-            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix)?; // (wanted, vocab)
+            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix, head.scale)?; // (wanted, vocab)
             let logits = match head.soft_cap {
                 Some(cap) => self.capped(&logits, cap)?,
                 None => logits,

@@ -16,7 +16,7 @@ mod weights;
 
 use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use qmesh_models::weights::WeightsError;
+use qmesh_models::{spec::ModelSpec, weights::WeightsError};
 use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinSecret, KeyFileError, NetError, Ticket};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -189,7 +189,8 @@ impl Mesh {
         let planned = PlannedModel {
             name: config.model.name.clone(),
             id: id.0,
-            spec: config.model.spec.clone(),
+            // Sessions hold no more: what depends on a model's context depends on this.
+            spec: ModelSpec { context: config.context, ..config.model.spec.clone() },
             hashes,
             context: config.context,
             kv_positions: config.kv_positions,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qmesh_models::spec::{AttentionSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, TensorRole};
+use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, TensorRole};
 
 use super::PlanInput;
 
@@ -17,7 +17,7 @@ pub(super) struct StageCost {
     pub(super) kv_bytes: u64,
     pub(super) other_bytes: u64,
     /// Bytes of weights, as often as tokens pass them: generated ones pass all but the embedding, which is a look-up where
-    /// it is not the head as well; those of prompts, several times as many, pass the layers only.
+    /// it is not the head as well, and of experts those that they go through; those of prompts, several times as many, pass the layers only.
     pub(super) work_bytes: u64,
 }
 
@@ -34,8 +34,10 @@ pub(super) struct Costs<'a> {
     /// `weights[start][end - start - 1]`: what a shard holds is the spec's business, so it is asked once per range.
     weights: Vec<Vec<u64>>,
     embedding_bytes: u64,
-    /// Of the tensors in the layers before each one.
-    layer_bytes_before: Vec<u64>,
+    /// Of the tensors in the layers before each one, what a token reads of them.
+    token_bytes_before: Vec<u64>,
+    /// The same, what it does not: experts that it does not go through.
+    idle_bytes_before: Vec<u64>,
     kv_positions: usize,
     chunk_rows: usize,
 }
@@ -44,10 +46,12 @@ impl<'a> Costs<'a> {
     pub(super) fn new(input: &PlanInput<'a>) -> Self {
         let spec = input.spec;
         let layers = spec.layers.len();
-        let mut layer_bytes_before = vec![0; layers + 1];
+        let [mut token_bytes_before, mut idle_bytes_before] = [(); 2].map(|()| vec![0; layers + 1]);
         for tensor in &spec.tensors {
             if let TensorRole::Layer(layer, _) = tensor.role {
-                layer_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += tensor.bytes);
+                let read = spec.bytes_per_token(tensor);
+                token_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += read);
+                idle_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += tensor.bytes - read);
             }
         }
         Self {
@@ -56,7 +60,8 @@ impl<'a> Costs<'a> {
                 .map(|start| (start + 1..=layers).map(|end| spec.shard_bytes(&(start..end))).collect())
                 .collect(),
             embedding_bytes: spec.tensors.iter().filter(|t| t.role == TensorRole::Embedding).map(|t| t.bytes).sum(),
-            layer_bytes_before,
+            token_bytes_before,
+            idle_bytes_before,
             kv_positions: input.kv_positions,
             chunk_rows: input.chunk_rows,
         }
@@ -80,12 +85,9 @@ impl<'a> Costs<'a> {
             weight_bytes,
             kv_bytes: self.spec.kv_bytes_per_position(layers).saturating_mul(self.kv_positions as u64),
             other_bytes: PROCESS_BYTES.saturating_add(self.activation_bytes(layers, is_last)),
-            work_bytes: (weight_bytes - looked_up).saturating_add(PROMPT_WORK * self.layer_bytes(layers)),
+            work_bytes: (weight_bytes - looked_up - between(&self.idle_bytes_before, layers))
+                .saturating_add(PROMPT_WORK * between(&self.token_bytes_before, layers)),
         }
-    }
-
-    fn layer_bytes(&self, layers: &Range<usize>) -> u64 {
-        self.layer_bytes_before[layers.end] - self.layer_bytes_before[layers.start]
     }
 
     /// Buffers of one step at f32: the widest layer's, the frames that wait on either side, and the head's logits.
@@ -99,13 +101,25 @@ impl<'a> Costs<'a> {
     }
 }
 
+/// What lies in `layers`, of what lies before each.
+fn between(before: &[u64], layers: &Range<usize>) -> u64 {
+    before[layers.end] - before[layers.start]
+}
+
 /// Elements that a row takes in a layer: the residual before and after and the normed row; q, k, v and their result, or
-/// gate, up and their product. Attention itself works page by page and takes next to nothing.
+/// gate, up and their product, and of each expert its input and its output beside. Attention itself works page by page and
+/// takes next to nothing.
 fn row_elements(hidden: usize, layer: &LayerSpec) -> usize {
     let AttentionSpec { heads, kv_heads, head_dim, .. } = layer.attention;
-    let Ffn::Gated { inner, .. } = layer.ffn;
     let attention = (2 * heads + 2 * kv_heads) * head_dim;
-    3 * hidden + attention.max(3 * inner)
+    let ffn = match layer.ffn {
+        Ffn::Gated { inner, .. } => 3 * inner,
+        Ffn::Plain { inner, .. } => 2 * inner,
+        Ffn::Experts(ExpertsSpec { used, inner, shared, .. }) => {
+            used * (3 * inner + 2 * hidden) + shared.map_or(0, |inner| 3 * inner + 2 * hidden)
+        }
+    };
+    3 * hidden + attention.max(ffn)
 }
 
 /// Tokens of prompts for each one generated, in time: a prompt's take less of it, and one stream alone does not mind how

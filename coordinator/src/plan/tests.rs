@@ -2,8 +2,8 @@
 
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, NormPlacement,
-        QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec, Window,
+        Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
+        NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -34,6 +34,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
         offset: 0,
         bytes,
     };
+    let norm = NormSpec { kind: NormKind::Rms, eps: 1e-6 };
     let layer = LayerSpec {
         attention: AttentionSpec {
             heads: 2,
@@ -43,13 +44,15 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             soft_cap: None,
             sinks: Sinks::None,
             window: Window::Full,
-            rope: Rope { pairing: RopePairing::Halves, dims: 8, base: 1e4, scaling: RopeScaling::None },
+            rope: None,
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
+            output_bias: Bias::None,
         },
-        ffn: Ffn::Gated { inner: 32, activation: Activation::Silu },
+        ffn: Ffn::Gated { inner: 32, activation: Activation::Silu, bias: Bias::None },
         norms: NormPlacement::Pre,
-        norm_eps: 1e-6,
+        norm,
+        residual_scale: 1.0,
     };
     let mut tensors = vec![tensor(TensorRole::Embedding, embedding_bytes), tensor(TensorRole::OutputNorm, 64)];
     if head == HeadMatrix::Own {
@@ -66,7 +69,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
         context: 1000,
         embedding_scale: 1.0,
         layers: vec![layer; layer_bytes.len()],
-        head: HeadSpec { norm_eps: 1e-6, matrix: head, soft_cap: None },
+        head: HeadSpec { norm, matrix: head, soft_cap: None, logit_scale: 1.0 },
         tensors,
     }
 }
@@ -221,4 +224,30 @@ fn a_shortfall_reads_well() {
     assert_eq!(error.to_string(), "toy with 100 KV positions needs 234 MB on 2 workers, which offer 230 MB");
     assert_eq!(error.advice().unwrap(), "add a worker with at least 67.0 MB");
     assert_eq!(solve(&input(&spec, Vec::new())).unwrap_err(), PlanError::NoWorkers);
+}
+
+#[test]
+fn experts_that_a_token_does_not_pass_weigh_in_memory_and_not_in_work() {
+    let mut spec = spec(&[8000; 6], 0, HeadMatrix::Tied);
+    let experts = ExpertsSpec {
+        count: 8,
+        used: 1,
+        inner: 16,
+        activation: Activation::Silu,
+        bias: Bias::None,
+        weighting: Weighting::OfUsed,
+        weight_scale: 1.0,
+        shared: None,
+    };
+    // The last three layers are mixtures: as many bytes, an eighth of the work.
+    for layer in 3..6 {
+        spec.layers[layer].ffn = Ffn::Experts(experts.clone());
+        let tensor =
+            spec.tensors.iter_mut().find(|t| matches!(t.role, TensorRole::Layer(LayerIndex(i), _) if i == layer));
+        tensor.unwrap().role = TensorRole::Layer(LayerIndex(layer), LayerTensor::ExpertUps);
+    }
+    let plan = solve(&input(&spec, vec![worker(0, 1 << 30, 1), worker(1, 1 << 30, 1)])).unwrap();
+    let layers: Vec<_> = plan.stages.iter().map(|stage| stage.layers.clone()).collect();
+    assert_eq!(layers, [0..2, 2..6], "16000 bytes of work against 11000");
+    assert_eq!(plan.stages[1].weight_bytes, 4 * 8000 + 64, "all experts are held");
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use qmesh_models::{
     family,
     gguf::{Gguf, TensorEntry},
-    spec::{Activation, Ffn, HeadMatrix, LayerSpec, ModelSpec, RopePairing, RopeScaling, Window},
+    spec::{Activation, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, RopePairing, RopeScaling, Window},
 };
 use serde::Serialize;
 
@@ -178,10 +178,7 @@ impl Shape {
                 Window::Sliding(width) => format!("sliding {width}"),
             })),
             rope: kinds(layers().map(rope)),
-            ffn: kinds(layers().map(|l| match l.ffn {
-                Ffn::Gated { inner, activation: Activation::Silu } => format!("gated {inner}, SiLU"),
-                Ffn::Gated { inner, activation: Activation::GeluTanh } => format!("gated {inner}, GELU"),
-            })),
+            ffn: kinds(layers().map(|l| ffn(&l.ffn))),
             head: match spec.head.matrix {
                 HeadMatrix::Tied => "tied to the embedding",
                 HeadMatrix::Own => "its own matrix",
@@ -214,7 +211,7 @@ impl Tensor {
 }
 
 fn rope(layer: &LayerSpec) -> String {
-    let rope = &layer.attention.rope;
+    let Some(rope) = &layer.attention.rope else { return "none".to_owned() };
     let pairing = match rope.pairing {
         RopePairing::Interleaved => "interleaved",
         RopePairing::Halves => "halves",
@@ -223,8 +220,31 @@ fn rope(layer: &LayerSpec) -> String {
         RopeScaling::None => String::new(),
         RopeScaling::Linear(factor) => format!(", positions / {factor}"),
         RopeScaling::Factors => ", scaled by factors".to_owned(),
+        RopeScaling::LongRope { original } => {
+            format!(", scaled by other factors beyond {original} positions (LongRoPE)")
+        }
+        RopeScaling::Yarn { factor, original, .. } => format!(", {factor} times {original} positions (YaRN)"),
     };
     format!("base {}, {} dimensions in {pairing}{scaling}", rope.base, rope.dims)
+}
+
+fn ffn(ffn: &Ffn) -> String {
+    match *ffn {
+        Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
+        Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
+        Ffn::Experts(ExpertsSpec { count, used, inner, activation, shared, .. }) => {
+            let shared = shared.map(|inner| format!(", and a shared one of {inner}")).unwrap_or_default();
+            format!("{used} of {count} experts of {inner}, {}{shared}", name(activation))
+        }
+    }
+}
+
+fn name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "SiLU",
+        Activation::GeluTanh => "GELU",
+        Activation::SiluClamped => "clamped SiLU",
+    }
 }
 
 /// What the layers have, in the order of first use; with counts where they differ.

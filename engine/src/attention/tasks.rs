@@ -128,11 +128,9 @@ impl Job<'_> {
         for row in rows.clone() {
             queries.extend_from_slice(&qkv[row * (q_width + 2 * k_width) + self.head * part..][..part]);
         }
-        if let Some([norm, _]) = &attention.qk_norms {
-            norm.apply(batch.machine, &mut queries);
-        }
+        attention.normalize_heads(batch.machine, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
-            batch.ropes[attention.rope].rotate(batch.machine.simd, row, heads, attention.spec.head_dim);
+            attention.rotate(batch.machine, &batch.ropes, row, heads);
         }
         queries
     }

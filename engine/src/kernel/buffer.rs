@@ -77,6 +77,12 @@ impl Bytes {
         assert!(range.start <= range.end && range.end <= buffer.len(), "a part lies inside its buffer");
         Self { buffer, range }
     }
+
+    /// A part of them, inside which `range` lies.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.range.len(), "a part lies inside its whole");
+        Self::new(Arc::clone(&self.buffer), self.range.start + range.start..self.range.start + range.end)
+    }
 }
 
 impl Deref for Bytes {

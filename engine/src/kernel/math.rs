@@ -52,11 +52,11 @@ impl Kernel for SoftCap<'_> {
     }
 }
 
-/// gate ← activation(gate) · up.
+/// gate ← activation(gate) · up, or activation(gate) where there is no `up`.
 pub(crate) struct Gate<'a> {
     pub(crate) activation: Activation,
     pub(crate) gate: &'a mut [f32],
-    pub(crate) up: &'a [f32],
+    pub(crate) up: Option<&'a [f32]>,
 }
 
 impl Kernel for Gate<'_> {
@@ -64,19 +64,27 @@ impl Kernel for Gate<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        for (gate, up) in self.gate.chunks_mut(LANES).zip(self.up.chunks(LANES)) {
-            let x = l.load(&padded(gate, 0.0));
-            // Both are x·σ(z): z = x, or z = 2·√(2/π)·(x + 0.044715·x³).
-            let z = match self.activation {
-                Activation::Silu => x,
+        let Self { activation, gate, up } = self;
+        let ones = [1.0; LANES];
+        for (i, gate) in gate.chunks_mut(LANES).enumerate() {
+            let up = up.map_or(&ones[..gate.len()], |up| &up[i * LANES..][..gate.len()]);
+            let (x, up) = (l.load(&padded(gate, 0.0)), l.load(&padded(up, 0.0)));
+            // All are x·σ(z): z = x, or 1.702·x, or 2·√(2/π)·(x + 0.044715·x³).
+            let (x, z, up) = match activation {
+                Activation::Silu => (x, x, up),
                 Activation::GeluTanh => {
                     let cubic = l.fma(l.mul(l.mul(x, x), x), l.splat(0.044_715), x);
-                    l.mul(l.splat(1.595_769_2), cubic)
+                    (x, l.mul(l.splat(1.595_769_2), cubic), up)
+                }
+                Activation::SiluClamped => {
+                    let x = l.min(l.splat(7.0), x);
+                    let up = l.min(l.splat(7.0), l.max(l.splat(-7.0), up));
+                    (x, l.mul(l.splat(1.702), x), l.add(up, l.splat(1.0)))
                 }
             };
             let sigmoid = l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), z)));
             let mut values = [0.0; LANES];
-            l.store(l.mul(l.div(x, sigmoid), l.load(&padded(up, 0.0))), &mut values);
+            l.store(l.mul(l.div(x, sigmoid), up), &mut values);
             gate.copy_from_slice(&values[..gate.len()]);
         }
     }
@@ -208,18 +216,27 @@ mod tests {
     #[test]
     fn gates_are_those_of_the_framework() {
         let x: Vec<f32> = (0..1003).map(|i| i as f32 * 0.03 - 15.0).collect();
-        let up = vec![1.0; x.len()];
+        let up: Vec<f32> = (0..1003).map(|i| ((i * 7) % 23) as f32 - 11.0).collect();
         let tensor = candle_core::Tensor::new(x.as_slice(), &candle_core::Device::Cpu).unwrap();
-        for (activation, expected) in
-            [(Activation::Silu, tensor.silu().unwrap()), (Activation::GeluTanh, tensor.gelu().unwrap())]
-        {
-            let out = on_all_tiers(|simd| {
-                let mut out = x.clone();
-                simd.run(Gate { activation, gate: &mut out, up: &up });
-                bits(&out)
-            });
-            for (y, e) in out.into_iter().map(f32::from_bits).zip(expected.to_vec1::<f32>().unwrap()) {
-                assert!((y - e).abs() <= 2e-6 * e.abs().max(1.0), "{activation:?}: {y} for {e}");
+        let clamped = tensor.clamp(f32::NEG_INFINITY, 7.0).unwrap();
+        let sigmoid = candle_nn::ops::sigmoid(&(&clamped * 1.702).unwrap()).unwrap();
+        let identity = |up: f32| up;
+        let oracles: [(Activation, candle_core::Tensor, fn(f32) -> f32); 3] = [
+            (Activation::Silu, tensor.silu().unwrap(), identity),
+            (Activation::GeluTanh, tensor.gelu().unwrap(), identity),
+            (Activation::SiluClamped, (clamped * sigmoid).unwrap(), |up| up.clamp(-7.0, 7.0) + 1.0),
+        ];
+        for (activation, expected, factor) in oracles {
+            for up in [Some(&up), None] {
+                let out = on_all_tiers(|simd| {
+                    let mut out = x.clone();
+                    simd.run(Gate { activation, gate: &mut out, up: up.map(Vec::as_slice) });
+                    bits(&out)
+                });
+                for (i, (y, e)) in out.into_iter().zip(expected.to_vec1::<f32>().unwrap()).enumerate() {
+                    let (y, e) = (f32::from_bits(y), e * factor(up.map_or(1.0, |up| up[i])));
+                    assert!((y - e).abs() <= 2e-6 * e.abs().max(10.0), "{activation:?}: {y} for {e}");
+                }
             }
         }
     }

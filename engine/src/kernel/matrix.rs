@@ -49,6 +49,15 @@ impl Matrix {
         self.bytes.len() / self.groups()
     }
 
+    /// The `count` matrices that lie one below the other in it; `None` where one of them is no whole number of groups.
+    pub(crate) fn stacked(&self, count: usize) -> Option<Vec<Self>> {
+        let rows = self.rows / count;
+        let whole = self.rows.is_multiple_of(count) && rows.is_multiple_of(LANES);
+        let len = self.bytes.len() / count;
+        let part = |i: usize| Self { rows, bytes: self.bytes.part(i * len..(i + 1) * len), ..*self };
+        whole.then(|| (0..count).map(part).collect())
+    }
+
     /// Writes the rows `ids`, each less than `rows`, widened: (ids, cols).
     pub(crate) fn look_up(&self, simd: Simd, ids: &[u32], out: &mut [f32]) {
         simd.run(LookUp { matrix: self, ids, out });
@@ -229,6 +238,18 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn stacked_matrices_are_parted() {
+        let (all, expected) = random_matrix(TensorType::Q8_0, 96, 64);
+        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+        for (i, part) in all.stacked(3).unwrap().iter().enumerate() {
+            let mut rows = vec![0.0; 32 * 64];
+            part.look_up(Simd::available()[0], &(0..32).collect::<Vec<_>>(), &mut rows);
+            assert_eq!(rows, expected[i * 32 * 64..][..32 * 64], "part {i}");
+        }
+        assert!(all.stacked(4).is_none() && all.stacked(5).is_none(), "24 rows, and 19.2");
     }
 
     #[test]

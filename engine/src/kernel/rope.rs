@@ -13,10 +13,12 @@ use super::{
 pub(crate) struct Frequencies {
     pairing: RopePairing,
     angles: Vec<f64>,
+    /// Factor on cosines and sines.
+    magnitude: f64,
 }
 
 impl Frequencies {
-    /// `factors` (dims / 2) is used by `RopeScaling::Factors` only.
+    /// `factors` (dims / 2) is used by the scalings that come with factors only.
     pub(crate) fn new(rope: &Rope, factors: &[f32]) -> Self {
         let log_base = real::ln(f64::from(rope.base));
         let frequency = |i: usize| {
@@ -24,10 +26,22 @@ impl Frequencies {
             match rope.scaling {
                 RopeScaling::None => plain,
                 RopeScaling::Linear(factor) => plain / f64::from(factor),
-                RopeScaling::Factors => plain / f64::from(factors[i]),
+                RopeScaling::Factors | RopeScaling::LongRope { .. } => plain / f64::from(factors[i]),
+                RopeScaling::Yarn { factor, original, beta_fast, beta_slow } => {
+                    // The pair that turns so often in the original context; whole ones, as ggml takes them.
+                    let pair = |turns: f32| {
+                        let context = original as f64 / (f64::from(turns) * std::f64::consts::TAU);
+                        rope.dims as f64 * real::ln(context) / (2.0 * log_base)
+                    };
+                    let first = pair(beta_fast).floor().max(0.0);
+                    let last = pair(beta_slow).ceil().min(rope.dims as f64 - 1.0);
+                    let divided = ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+                    plain * (1.0 - divided) + plain / f64::from(factor) * divided
+                }
             }
         };
-        Self { pairing: rope.pairing, angles: (0..rope.dims / 2).map(frequency).collect() }
+        let angles = (0..rope.dims / 2).map(frequency).collect();
+        Self { pairing: rope.pairing, angles, magnitude: f64::from(rope.magnitude) }
     }
 
     /// The rotations of rows at `positions`.
@@ -41,7 +55,7 @@ impl Frequencies {
             let angles = positions.iter().flat_map(|position| self.angles.iter().map(|angle| *position as f64 * angle));
             for ((cos, sin), angle) in cos.iter_mut().zip(sin).zip(angles) {
                 let (s, c) = real::sin_cos(angle);
-                (*cos, *sin) = (c as f32, s as f32);
+                (*cos, *sin) = ((c * self.magnitude) as f32, (s * self.magnitude) as f32);
             }
         });
         RopeTable { pairing: self.pairing, pairs, cos, sin }
@@ -113,7 +127,7 @@ mod tests {
     use crate::kernel::matrix::tests::noise;
 
     fn rope(pairing: RopePairing, dims: usize, scaling: RopeScaling) -> Rope {
-        Rope { pairing, dims, base: 10_000.0, scaling }
+        Rope { pairing, dims, base: 10_000.0, scaling, magnitude: 1.0 }
     }
 
     #[test]
@@ -151,6 +165,21 @@ mod tests {
             assert!(tiers.iter().all(|y| *y == tiers[0]), "{pairing:?}");
             assert!(tiers[0].iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{pairing:?}");
         }
+    }
+
+    #[test]
+    fn yarn_divides_slow_frequencies_only() {
+        let scaling = RopeScaling::Yarn { factor: 4.0, original: 512, beta_fast: 32.0, beta_slow: 1.0 };
+        let scaled = Rope { magnitude: 1.5, ..rope(RopePairing::Halves, 64, scaling) };
+        let plain = Frequencies::new(&rope(RopePairing::Halves, 64, RopeScaling::None), &[]);
+        let yarn = Frequencies::new(&scaled, &[]);
+        let ratio = |i: usize| plain.angles[i] / yarn.angles[i];
+        // 32 turns in 512 positions: pair 64·ln(512 / 64π) / (2·ln 10000) = 3.2; one turn: pair 15.3.
+        assert_eq!((ratio(3), ratio(16), ratio(31)), (1.0, 4.0, 4.0));
+        assert!((1.0..4.0).contains(&ratio(4)) && ratio(4) < ratio(5) && ratio(15) < 4.0);
+        let table = yarn.table(&Team::new(1).unwrap(), &[0, 7]);
+        assert_eq!((table.cos[0], table.sin[0]), (1.5, 0.0));
+        assert!((table.cos[32].hypot(table.sin[32]) - 1.5).abs() < 1e-6);
     }
 
     #[test]

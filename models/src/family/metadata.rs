@@ -34,9 +34,6 @@ const DECISIVE: &[(&str, f64)] = &[
     ("residual_scale", 1.0),
     ("rope.dimension_sections", 0.0),
     ("rope.scaling.attn_factor", 1.0),
-    ("rope.scaling.yarn_attn_factor", 1.0),
-    ("rope.scaling.yarn_ext_factor", 1.0),
-    ("rope.scaling.yarn_log_multiplier", 0.0),
     ("use_parallel_residual", 0.0),
 ];
 

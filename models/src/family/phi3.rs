@@ -5,15 +5,12 @@ use super::{
     dense::{self, Plain},
     metadata::{CONTEXT_MAX, Metadata},
 };
-use crate::spec::{Activation, RopePairing, Window};
+use crate::spec::{Activation, RopePairing};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let mut layers = dense::layers(m, &plain)?;
-    // Phi 4 says 0 for none.
-    let width = m.count_or("attention.sliding_window", 0, 0..=CONTEXT_MAX)?;
-    if width > 0 {
-        layers.iter_mut().for_each(|layer| layer.attention.window = Window::Sliding(width));
-    }
+    let layers = dense::layers(m, &plain)?;
+    // Read, not obeyed: what files say of it is not to be relied on, and llama.cpp, which they are made for, ignores it.
+    m.count_or("attention.sliding_window", 0, 0..=CONTEXT_MAX)?;
     Ok(Decoder::plain(dense::rms_norm(m)?, layers))
 }

@@ -11,7 +11,6 @@ use crate::spec::RopeScaling;
 
 const FACTOR: RangeInclusive<f32> = 1e-3..=1e6;
 const MAGNITUDE: RangeInclusive<f32> = 1e-3..=1e3;
-const TURNS: RangeInclusive<f32> = 1e-3..=1e6;
 
 /// How frequencies are changed, and the factor on cosines and sines.
 pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError> {
@@ -55,10 +54,9 @@ fn original(m: &Metadata<'_>) -> Result<usize, ModelError> {
     m.count_or("rope.scaling.original_context_length", m.context()?, 1..=CONTEXT_MAX)
 }
 
+/// With the paper's bounds: the file's `yarn_beta_*` are not obeyed, as llama.cpp, which files are made for, ignores them.
 fn yarn(m: &Metadata<'_>, factor: f32) -> Result<RopeScaling, ModelError> {
-    let beta_fast = m.float_or("rope.scaling.yarn_beta_fast", 32.0, TURNS)?;
-    let beta_slow = m.float_or("rope.scaling.yarn_beta_slow", 1.0, TURNS)?;
-    Ok(RopeScaling::Yarn { factor, original: original(m)?, beta_fast, beta_slow })
+    Ok(RopeScaling::Yarn { factor, original: original(m)?, beta_fast: 32.0, beta_slow: 1.0 })
 }
 
 /// 0.1 ln(factor) + 1 (Peng et al., 2023, §3.4).

@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm, Rope, RopePairing,
-        RopeScaling, Sinks, TensorRole, Weighting, Window,
+        Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm, Rope,
+        RopePairing, RopeScaling, Sinks, TensorRole, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -325,10 +325,7 @@ fn what_would_run_wrongly_is_refused_by_name() {
     assert!(parse(&neutral.set("llama.rope.scaling.type", "none").set("llama.rope.scaling.factor", 4.0f32)).is_ok());
     let linear = SMALL.header().set("llama.rope.scaling.factor", 4.0f32);
     assert_eq!(rope(&parse(&linear).unwrap().layers[1]).scaling, RopeScaling::Linear(4.0));
-    refused(
-        &linear.tensor("rope_freqs.weight", &[8], TensorType::F32),
-        "supported: 1 beside factors as a tensor",
-    );
+    refused(&linear.tensor("rope_freqs.weight", &[8], TensorType::F32), "supported: 1 beside factors as a tensor");
     let mut header =
         SMALL.header_without("blk.1.ffn_up.weight").tensor("blk.1.ffn_up.weight", &[64, 128], TensorType::F32).header();
     let up = header.windows(19).position(|window| window == b"blk.1.ffn_up.weight").unwrap() + 19 + 4 + 16;

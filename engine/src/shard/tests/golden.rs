@@ -71,7 +71,7 @@ fn measure(name: &str, margin: f64) -> Distance {
 #[test]
 fn every_kind_of_block_in_f32_is_the_reference() {
     for name in kinds() {
-        let distance = measure(&name, 0.0);
+        let distance = measure(&name, 1e-3);
         println!("{name}: largest logprob {:.6}, logit {:.6}", distance.largest(), distance.logit);
         assert!(distance.logit <= 2e-3, "{name}: {distance:?}");
         // The reference rounds queries and shares to f16: where log-probabilities reach -70, that alone is worth 0.01

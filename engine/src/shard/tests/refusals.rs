@@ -100,7 +100,7 @@ fn specs_that_do_not_add_up_are_refused_by_name() {
     for (message, expected) in [
         (changed(&|s| s.layers[0].attention.kv_heads = 0), "kv_heads = 0"),
         (changed(&|s| s.layers[0].attention.heads = 3), "3 heads"),
-        (changed(&|s| s.layers[2].attention.rope.dims = 7), "rope.dims 7"),
+        (changed(&|s| s.layers[2].attention.rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
         (changed(&|s| s.layers[1].attention.window = Window::Sliding(0)), "window of 0"),
         (changed(&|s| s.hidden = usize::MAX), "hidden = "),
         (changed(&|s| s.tensors[output].bytes = u64::MAX), "bytes cannot be"),

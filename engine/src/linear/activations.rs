@@ -1,0 +1,99 @@
+//! Activations as products take them: as they are, quantised, or both.
+
+use super::{Linear, Norm, ROWS_TOGETHER};
+use crate::kernel::{
+    Machine,
+    product::Inputs,
+    quantize::{BLOCK, QuantBlock, Quantize, QuantizeTwice},
+};
+
+/// Rows as products take them.
+pub(super) struct Activations {
+    pub(super) rows: usize,
+    /// Whose sum a row is; (terms, rows, cols).
+    pub(super) terms: usize,
+    cols: usize,
+    pub(super) floats: Vec<f32>,
+    pub(super) blocks: Vec<QuantBlock>,
+}
+
+impl Activations {
+    /// The (normalised) rows of `x`, as `linears`, which all have as many columns, need them.
+    pub(super) fn new(machine: Machine<'_>, x: &[f32], norm: Option<&Norm>, linears: &[&Linear]) -> Self {
+        let mut prepared = Self::zeros(x.len() / linears[0].matrix.cols, linears);
+        let Self { cols, floats, blocks, .. } = &mut prepared;
+        let cols = *cols;
+        let mut floats = floats.chunks_mut(ROWS_TOGETHER * cols);
+        let mut blocks = blocks.chunks_mut((ROWS_TOGETHER * cols / BLOCK).max(1));
+        let tasks = x.chunks(ROWS_TOGETHER * cols).map(|x| (x, floats.next(), blocks.next())).collect();
+        machine.team.each(tasks, |(x, floats, blocks): (&[f32], Option<&mut [f32]>, Option<&mut [QuantBlock]>)| {
+            let mut normed = Vec::new();
+            let x = match norm {
+                Some(norm) => {
+                    normed.extend_from_slice(x);
+                    norm.apply(machine, &mut normed);
+                    &normed
+                }
+                None => x,
+            };
+            if let Some(floats) = floats {
+                floats.copy_from_slice(x);
+            }
+            if let Some(blocks) = blocks {
+                machine.simd.run(Quantize { x, blocks });
+            }
+        });
+        prepared
+    }
+
+    /// Only `rows` of them, as often as they are listed.
+    pub(super) fn gather(&self, rows: &[usize]) -> Self {
+        fn gathered<T: Copy>(all: &[T], width: usize, rows: &[usize]) -> Vec<T> {
+            if all.is_empty() {
+                vec![]
+            } else {
+                rows.iter().flat_map(|row| &all[row * width..][..width]).copied().collect()
+            }
+        }
+        Self {
+            rows: rows.len(),
+            terms: 1,
+            cols: self.cols,
+            floats: gathered(&self.floats, self.cols, rows),
+            blocks: gathered(&self.blocks, self.cols / BLOCK, rows),
+        }
+    }
+
+    /// The normalised rows of `x`, each as a sum of two where `linear` takes int8.
+    pub(super) fn in_two_terms(machine: Machine<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
+        let rows = x.len() / linear.matrix.cols;
+        let twice = Self::zeros(2 * rows, &[linear]);
+        if twice.blocks.is_empty() {
+            return Self::new(machine, x, Some(norm), &[linear]);
+        }
+        let mut prepared = Self { rows, terms: 2, ..twice };
+        let mut normed = x.to_vec();
+        norm.apply(machine, &mut normed);
+        let (first, second) = prepared.blocks.split_at_mut(rows * linear.matrix.cols / BLOCK);
+        machine.simd.run(QuantizeTwice { x: &normed, first, second });
+        prepared
+    }
+
+    /// Room for rows that `linears`, which all have as many columns, will take.
+    pub(super) fn zeros(rows: usize, linears: &[&Linear]) -> Self {
+        let cols = linears[0].matrix.cols;
+        let (quantized, plain): (Vec<&Linear>, Vec<&Linear>) =
+            linears.iter().partition(|l| l.matrix.dtype.block_len() > 1);
+        Self {
+            rows,
+            terms: 1,
+            cols,
+            floats: vec![0.0; if plain.is_empty() { 0 } else { rows * cols }],
+            blocks: vec![QuantBlock::default(); if quantized.is_empty() { 0 } else { rows * cols / BLOCK }],
+        }
+    }
+
+    pub(super) fn inputs(&self) -> Inputs<'_> {
+        Inputs { rows: self.terms * self.rows, cols: self.cols, floats: &self.floats, blocks: &self.blocks }
+    }
+}

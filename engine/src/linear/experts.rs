@@ -1,0 +1,163 @@
+//! A mixture of experts: each is computed for the rows that are routed to it, all of them in one fork and join.
+//!
+//! What a row gets does not depend on the rows beside it: its experts' outputs are added in the order of their scores.
+
+use candle_core::{Result, Tensor};
+use qmesh_models::spec::Weighting;
+
+use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
+use crate::{
+    kernel::{
+        Machine,
+        columns::Columns,
+        lanes::Simd,
+        math::{Exponentials, SumExponentials},
+    },
+    ops,
+};
+
+/// The experts of a layer and what chooses between them.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    pub(crate) router: Linear,
+    pub(crate) experts: Vec<Gated>,
+    /// Experts that a row goes through.
+    pub(crate) used: usize,
+    pub(crate) weighting: Weighting,
+    /// Factor on the weights.
+    pub(crate) weight_scale: f32,
+    pub(crate) shared: Option<Shared>,
+}
+
+/// The expert that every row goes through, weighed by σ(router · x).
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) router: Linear,
+    pub(crate) expert: Gated,
+}
+
+/// x + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
+pub(crate) fn routed(
+    machine: Machine<'_>,
+    x: &Tensor,
+    before: Option<&Norm>,
+    experts: &Experts,
+    residual: &Residual,
+) -> Result<Tensor> {
+    ops::map("routed", x, |x| {
+        let inputs = Activations::new(machine, x, before, &experts.inputs());
+        let mut out = experts.mix(machine, &inputs);
+        residual.apply(machine, &mut out, x, x.len() / inputs.rows);
+        out
+    })
+}
+
+/// One row's part in an expert's output.
+struct Term {
+    /// Which of the experts that have rows, in the order in which they are computed.
+    expert: usize,
+    /// Row of that expert's output.
+    at: usize,
+    weight: f32,
+}
+
+impl Experts {
+    /// The matrices that take the half's input; those of one expert stand for all.
+    fn inputs(&self) -> Vec<&Linear> {
+        let shared =
+            self.shared.iter().flat_map(|shared| std::iter::once(&shared.router).chain(shared.expert.inputs()));
+        let experts = self.experts.iter().take(1).flat_map(Gated::inputs);
+        std::iter::once(&self.router).chain(experts).chain(shared).collect()
+    }
+
+    /// Σ weight · expert(x): (rows, hidden).
+    fn mix(&self, machine: Machine<'_>, x: &Activations) -> Vec<f32> {
+        let (mut rows, mut terms) = (vec![Vec::new(); self.experts.len()], Vec::with_capacity(x.rows));
+        let scores = products(machine, x, &[&self.router], |_, _, _| ()); // (rows, experts)
+        for (row, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
+            let mut of_row = Vec::with_capacity(self.used + 1);
+            for (expert, weight) in self.route(machine.simd, scores) {
+                of_row.push(Term { expert, at: rows[expert].len(), weight });
+                rows[expert].push(row);
+            }
+            terms.push(of_row);
+        }
+        let mut halves = Vec::new();
+        let mut place = vec![0; self.experts.len()];
+        for ((expert, rows), place) in
+            self.experts.iter().zip(&rows).zip(&mut place).filter(|((_, r), _)| !r.is_empty())
+        {
+            *place = halves.len();
+            halves.push((expert, x.gather(rows)));
+        }
+        terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
+        if let Some(shared) = &self.shared {
+            let weights = shared.weights(machine, x);
+            for (row, (terms, weight)) in terms.iter_mut().zip(weights).enumerate() {
+                terms.push(Term { expert: halves.len(), at: row, weight });
+            }
+            halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
+        }
+        sums(machine, &outputs(machine, &halves), &terms, halves[0].0.down.matrix.rows)
+    }
+
+    /// The experts with the highest scores, from the highest down, and their weights; of equal ones the first.
+    fn route(&self, simd: Simd, scores: &[f32]) -> Vec<(usize, f32)> {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        order.truncate(self.used);
+        let mut weights: Vec<f32> = order.iter().map(|expert| scores[*expert]).collect();
+        let sum = simd.run(SumExponentials(match self.weighting {
+            Weighting::OfAll => scores,
+            Weighting::OfUsed => &weights,
+        }));
+        simd.run(Exponentials { x: &mut weights, largest: sum.largest });
+        order.into_iter().zip(weights.into_iter().map(|e| e / sum.sum * self.weight_scale)).collect()
+    }
+}
+
+impl Shared {
+    /// σ(router · x) of each row.
+    fn weights(&self, machine: Machine<'_>, x: &Activations) -> Vec<f32> {
+        let mut scores = products(machine, x, &[&self.router], |_, _, _| ());
+        scores.iter_mut().for_each(|x| *x = -*x);
+        machine.simd.run(Exponentials { x: &mut scores, largest: 0.0 });
+        scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + *x));
+        scores
+    }
+}
+
+/// down(act(gate(x)) · up(x)) of each expert: (its rows, hidden).
+fn outputs(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
+    let inner = inner_products(machine, halves);
+    let rows = inner.iter().map(|x| x.rows).max().unwrap_or(1);
+    let len = Share::len(machine, rows, halves.iter().map(|(half, _)| half.down.matrix.groups()).sum());
+    let mut outputs: Vec<_> = halves.iter().map(|(half, x)| vec![0.0; x.rows * half.down.matrix.rows]).collect();
+    let mut tasks = Vec::new();
+    for (((half, _), x), out) in halves.iter().zip(&inner).zip(&mut outputs) {
+        let shares: Vec<_> = Share::cut(&half.down, len).collect();
+        let widths: Vec<_> = shares.iter().map(Share::width).collect();
+        let columns = Columns::split(out, &widths);
+        tasks.extend(shares.into_iter().zip(columns).map(|(share, columns)| (x, share, columns)));
+    }
+    machine.team.each(tasks, |(x, share, mut columns): (&Activations, Share<'_>, Columns<'_, f32>)| {
+        let tiles = share.compute(machine, x);
+        (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
+    });
+    outputs
+}
+
+/// Σ weight · output of each row's terms, in their order: (rows, width).
+fn sums(machine: Machine<'_>, outputs: &[Vec<f32>], terms: &[Vec<Term>], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; terms.len() * width];
+    let tasks = terms.chunks(ROWS_TOGETHER).zip(sums.chunks_mut(ROWS_TOGETHER * width)).collect();
+    machine.team.each(tasks, |(terms, sums): (&[Vec<Term>], &mut [f32])| {
+        for (terms, sum) in terms.iter().zip(sums.chunks_exact_mut(width)) {
+            for Term { expert, at, weight } in terms {
+                let output = &outputs[*expert][at * width..][..width];
+                sum.iter_mut().zip(output).for_each(|(sum, y)| *sum += weight * y);
+            }
+        }
+    });
+    sums
+}

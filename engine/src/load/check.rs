@@ -1,0 +1,94 @@
+//! Whether a spec, which comes from outside, can be computed at all.
+
+use std::ops::Range;
+
+use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, ModelSpec, Rope, RopeScaling, Window};
+
+use crate::error::EngineError;
+
+/// No dimension of a real model comes near this; products of two of them cannot overflow.
+const DIMENSION_MAX: usize = 1 << 24;
+
+pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
+    if layers.is_empty() || layers.end > spec.layers.len() {
+        return Err(EngineError::Layers { range: layers.clone(), count: spec.layers.len() });
+    }
+    dimension("hidden", spec.hidden)?;
+    dimension("vocab", spec.vocab)?;
+    positive("embedding_scale", spec.embedding_scale)?;
+    positive("head.norm.eps", spec.head.norm.eps)?;
+    positive("head.soft_cap", spec.head.soft_cap.unwrap_or(1.0))?;
+    positive("head.logit_scale", spec.head.logit_scale)?;
+    for layer in &spec.layers[layers.clone()] {
+        check_attention(&layer.attention)?;
+        positive("norm.eps", layer.norm.eps)?;
+        positive("residual_scale", layer.residual_scale)?;
+        match layer.ffn {
+            Ffn::Gated { inner, .. } | Ffn::Plain { inner, .. } => dimension("inner", inner)?,
+            Ffn::Experts(ref experts) => check_experts(experts, spec.hidden)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError> {
+    let ExpertsSpec { count, used, inner, weight_scale, shared, .. } = *experts;
+    dimension("experts.count", count)?;
+    dimension("experts.inner", inner)?;
+    dimension("experts.count * experts.inner", count.saturating_mul(inner.max(hidden)))?;
+    dimension("experts.shared", shared.unwrap_or(1))?;
+    if !(1..=count).contains(&used) {
+        return Err(wrong(format!("experts.used = {used} is not in 1..={count}")));
+    }
+    positive("experts.weight_scale", weight_scale)
+}
+
+fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
+    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, .. } = attention;
+    dimension("heads", *heads)?;
+    dimension("kv_heads", *kv_heads)?;
+    dimension("head_dim", *head_dim)?;
+    dimension("heads * head_dim", heads * head_dim)?;
+    if heads % kv_heads != 0 {
+        return Err(wrong(format!("{heads} heads cannot share {kv_heads} kv_heads evenly")));
+    }
+    positive("attention.scale", *scale)?;
+    positive("attention.soft_cap", soft_cap.unwrap_or(1.0))?;
+    if *window == Window::Sliding(0) {
+        return Err(wrong("a sliding window of 0 positions".into()));
+    }
+    rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, *head_dim))
+}
+
+fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {
+    if rope.dims % 2 != 0 || rope.dims > head_dim {
+        return Err(wrong(format!("rope.dims {} is odd or exceeds head_dim {head_dim}", rope.dims)));
+    }
+    positive("rope.base", rope.base)?;
+    positive("rope.magnitude", rope.magnitude)?;
+    match rope.scaling {
+        RopeScaling::None | RopeScaling::Factors => Ok(()),
+        RopeScaling::Linear(factor) => positive("rope.scaling", factor),
+        RopeScaling::LongRope { original } => positive("rope.scaling.original", original as f32),
+        RopeScaling::Yarn { factor, original, beta_fast, beta_slow } => {
+            positive("rope.scaling.factor", factor)?;
+            positive("rope.scaling.original", original as f32)?;
+            positive("rope.scaling.beta_fast", beta_fast)?;
+            positive("rope.scaling.beta_slow", beta_slow)
+        }
+    }
+}
+
+fn dimension(name: &str, value: usize) -> Result<(), EngineError> {
+    let fits = (1..=DIMENSION_MAX).contains(&value);
+    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not in 1..={DIMENSION_MAX}")))
+}
+
+fn positive(name: &str, value: f32) -> Result<(), EngineError> {
+    let fits = value.is_normal() && value > 0.0;
+    fits.then_some(()).ok_or_else(|| wrong(format!("{name} = {value} is not a positive number")))
+}
+
+fn wrong(what: String) -> EngineError {
+    EngineError::Spec { what }
+}
