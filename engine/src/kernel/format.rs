@@ -1,14 +1,18 @@
 //! The quantised block formats of GGUF: how sixteen packed rows become lines of unsigned bytes, and scales.
 //!
 //! A group's block holds, word by word of the file's block, that word of each of the sixteen rows: lane = row. Where the
-//! file's block has a lone f16 besides its words, the sixteen of them come last. `pack` makes it so.
+//! file's block has a lone f16 or byte besides its words, the sixteen of them come last. `pack` makes it so.
 
 mod k;
 mod plain;
+mod table;
 
+#[cfg(test)]
+pub(super) use self::table::tests::random_blocks;
 pub(super) use self::{
-    k::{Q4K, Q5K, Q6K},
+    k::{Q2K, Q3K, Q4K, Q5K, Q6K},
     plain::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
+    table::{IQ4NL, IQ4XS, MXFP4},
 };
 use super::lanes::{LANES, Lanes};
 
@@ -17,7 +21,7 @@ use super::lanes::{LANES, Lanes};
 pub(super) trait Format<const BYTES: usize> {
     /// Elements per block of the file.
     const LEN: usize;
-    /// Scales per 32 elements.
+    /// Scales per 32 elements, and minima where there are any.
     const SCALES: usize = 1;
     /// What is subtracted from q.
     const OFFSET: i32 = 0;
@@ -86,18 +90,21 @@ fn high_nibbles<L: Lanes>(l: L, line: L::U) -> L::U {
     l.and(l.shr::<4>(line), l.splat_bits(0x0f0f_0f0f))
 }
 
-/// Bit `bit` of each byte, moved to where the fifth bit of a number is.
+/// The bits `left` places further to the left (to the right where it is negative), of which each byte keeps `mask`.
 #[inline(always)]
-fn bit_to_fifth<L: Lanes>(l: L, x: L::U, bit: usize) -> L::U {
-    let moved = match bit {
-        0 => l.shl::<4>(x),
-        1 => l.shl::<3>(x),
+fn moved<L: Lanes>(l: L, x: L::U, left: isize, mask: u8) -> L::U {
+    let moved = match left {
+        4 => l.shl::<4>(x),
+        3 => l.shl::<3>(x),
         2 => l.shl::<2>(x),
-        3 => l.shl::<1>(x),
-        4 => x,
-        5 => l.shr::<1>(x),
-        6 => l.shr::<2>(x),
-        _ => l.shr::<3>(x),
+        1 => l.shl::<1>(x),
+        0 => x,
+        -1 => l.shr::<1>(x),
+        -2 => l.shr::<2>(x),
+        -3 => l.shr::<3>(x),
+        -4 => l.shr::<4>(x),
+        -5 => l.shr::<5>(x),
+        _ => l.shr::<6>(x),
     };
-    l.and(moved, l.splat_bits(0x1010_1010))
+    l.and(moved, l.splat_bits(u32::from_ne_bytes([mask; 4])))
 }

@@ -1,11 +1,73 @@
 //! Super-blocks of 256, whose parts have small integers as scales and minima, and one f16 for all of these.
 
-use super::{Format, Group, bit_to_fifth, high_nibbles, last_halves, low_nibbles, word};
+use super::{Format, Group, high_nibbles, last_halves, low_nibbles, moved, word};
 use crate::kernel::lanes::{LANES, Lanes};
 
+pub(in crate::kernel) struct Q2K;
+pub(in crate::kernel) struct Q3K;
 pub(in crate::kernel) struct Q4K;
 pub(in crate::kernel) struct Q5K;
 pub(in crate::kernel) struct Q6K;
+
+impl Format<84> for Q2K {
+    const LEN: usize = 256;
+    const SCALES: usize = 2;
+    const MINIMA: bool = true;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(l: L, group: &Group<84>, scales: &mut [[f32; LANES]], minima: &mut [[f32; LANES]]) {
+        // Of each of the first sixteen bytes, the low nibble is a scale and the high one a minimum.
+        let d_dmin = word(l, group, 20);
+        let d = l.widen_half(d_dmin);
+        let dmin = l.sub(l.splat(0.0), l.widen_half(l.shr::<16>(d_dmin)));
+        let nibble = l.splat_bits(0xf);
+        for i in 0..4 {
+            let mut four = word(l, group, i);
+            for j in 0..4 {
+                l.store(l.mul(d, l.to_float(l.and(four, nibble))), &mut scales[4 * i + j]);
+                l.store(l.mul(dmin, l.to_float(l.and(l.shr::<4>(four), nibble))), &mut minima[4 * i + j]);
+                four = l.shr::<8>(four);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<84>) -> [L::U; 8] {
+        pairs::<L, 84, SUB>(l, group, 4)
+    }
+}
+
+impl Format<110> for Q3K {
+    const LEN: usize = 256;
+    const SCALES: usize = 2;
+    const OFFSET: i32 = 4;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(l: L, group: &Group<110>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        // Sixteen times six bits: the low four as nibbles of two words, the high two as pairs of a third.
+        let d = last_halves(l, group);
+        let (low, high) = ([word(l, group, 24), word(l, group, 25)], word(l, group, 26));
+        for i in 0..4 {
+            let nibbles = if i < 2 { low_nibbles(l, low[i]) } else { high_nibbles(l, low[i - 2]) };
+            let mut four = l.or(nibbles, moved(l, high, 4 - 2 * i.cast_signed(), 0x30));
+            for j in 0..4 {
+                let scale = l.sub(l.to_float(l.and(four, l.splat_bits(0xff))), l.splat(32.0));
+                l.store(l.mul(d, scale), &mut scales[4 * i + j]);
+                four = l.shr::<8>(four);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<110>) -> [L::U; 8] {
+        let mut lines = pairs::<L, 110, SUB>(l, group, 8);
+        for (i, line) in lines.iter_mut().enumerate() {
+            // Bit SUB of byte k of the high bits belongs to element k.
+            *line = l.or(*line, moved(l, word(l, group, i), 2 - SUB.cast_signed(), 0x04));
+        }
+        lines
+    }
+}
 
 impl Format<144> for Q4K {
     const LEN: usize = 256;
@@ -36,8 +98,7 @@ impl Format<176> for Q5K {
         let mut lines = pair_nibbles::<L, 176, SUB>(l, group, 12);
         for (i, line) in lines.iter_mut().enumerate() {
             // Bit SUB of byte k of the high bits belongs to element k.
-            let fifth = bit_to_fifth(l, word(l, group, 4 + i), SUB);
-            *line = l.or(*line, fifth);
+            *line = l.or(*line, moved(l, word(l, group, 4 + i), 4 - SUB.cast_signed(), 0x10));
         }
         lines
     }
@@ -88,6 +149,16 @@ fn pair_nibbles<L: Lanes, const BYTES: usize, const SUB: usize>(l: L, group: &Gr
     for (i, line) in lines.iter_mut().enumerate() {
         let packed = word(l, group, first + 8 * (SUB / 2) + i);
         *line = if SUB.is_multiple_of(2) { low_nibbles(l, packed) } else { high_nibbles(l, packed) };
+    }
+    lines
+}
+
+/// From word `first` on, eight words hold four times 32 elements of two bits each, and eight more the other half.
+#[inline(always)]
+fn pairs<L: Lanes, const BYTES: usize, const SUB: usize>(l: L, group: &Group<BYTES>, first: usize) -> [L::U; 8] {
+    let mut lines = [l.splat_bits(0); 8];
+    for (i, line) in lines.iter_mut().enumerate() {
+        *line = moved(l, word(l, group, first + 8 * (SUB / 4) + i), -2 * (SUB % 4).cast_signed(), 0x03);
     }
     lines
 }

@@ -1,6 +1,6 @@
 //! Blocks of 32 with a scale, and perhaps a minimum, as f16.
 
-use super::{Format, Group, bit_to_fifth, last_halves, nibbles, word};
+use super::{Format, Group, last_halves, moved, nibbles, word};
 use crate::kernel::lanes::{LANES, Lanes};
 
 pub(in crate::kernel) struct Q4_0;
@@ -105,7 +105,7 @@ fn scale_and_minimum<L: Lanes, const BYTES: usize>(
 #[inline(always)]
 fn with_fifth_bits<L: Lanes>(l: L, mut lines: [L::U; 8], high: L::U) -> [L::U; 8] {
     for (i, line) in lines.iter_mut().enumerate() {
-        *line = l.or(*line, bit_to_fifth(l, high, i));
+        *line = l.or(*line, moved(l, high, 4 - i.cast_signed(), 0x10));
     }
     lines
 }
