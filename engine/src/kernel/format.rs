@@ -90,7 +90,7 @@ fn high_nibbles<L: Lanes>(l: L, line: L::U) -> L::U {
     l.and(l.shr::<4>(line), l.splat_bits(0x0f0f_0f0f))
 }
 
-/// The bits `left` places further to the left (to the right where it is negative), of which each byte keeps `mask`.
+/// `x` shifted left by `left` bits (right where that is negative), of which each byte keeps those of `mask`.
 #[inline(always)]
 fn moved<L: Lanes>(l: L, x: L::U, left: isize, mask: u8) -> L::U {
     let moved = match left {

@@ -94,7 +94,10 @@ pub(in crate::kernel) mod tests {
     use qmesh_models::tensor::TensorType;
 
     use super::*;
-    use crate::kernel::matrix::tests::noise;
+    use crate::kernel::{
+        lanes::Simd,
+        matrix::tests::{noise, packed},
+    };
 
     /// Random blocks of this file's formats as bytes of a file, with scales among them that are zero or too small to be
     /// normal, and their values as the formats' descriptions have them.
@@ -117,19 +120,18 @@ pub(in crate::kernel) mod tests {
 
     /// Element `k` of a block of the file.
     fn value(dtype: TensorType, block: &[u8], k: usize) -> f64 {
-        let d = f16::from_le_bytes([block[0], block[1]]).to_f64();
         let nibble = |bytes: &[u8]| usize::from(if k % 32 < 16 { bytes[k % 16] & 15 } else { bytes[k % 16] >> 4 });
         let iq4 = |bytes: &[u8]| f64::from(IQ4[nibble(bytes)]) - 128.0;
-        match dtype {
-            TensorType::IQ4NL => d * iq4(&block[2..]),
-            TensorType::IQ4XS => {
-                let sub = k / 32;
-                let low = block[4 + sub / 2] >> (4 * (sub % 2)) & 15;
-                let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * sub) & 3;
-                d * (f64::from(low) + 16.0 * f64::from(high) - 32.0) * iq4(&block[8 + 16 * sub..])
-            }
-            TensorType::MXFP4 => 2f64.powi(i32::from(block[0]) - 127) * e2m1(nibble(&block[1..])),
-            other => panic!("{other} has no table"),
+        let d = f16::from_le_bytes([block[0], block[1]]).to_f64();
+        if dtype == TensorType::MXFP4 {
+            2f64.powi(i32::from(block[0]) - 127) * e2m1(nibble(&block[1..]))
+        } else if dtype == TensorType::IQ4NL {
+            d * iq4(&block[2..])
+        } else {
+            let sub = k / 32;
+            let low = block[4 + sub / 2] >> (4 * (sub % 2)) & 15;
+            let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * sub) & 3;
+            d * (f64::from(low) + 16.0 * f64::from(high) - 32.0) * iq4(&block[8 + 16 * sub..])
         }
     }
 
@@ -138,5 +140,19 @@ pub(in crate::kernel) mod tests {
         let (sign, exponent, mantissa) = (bits >> 3, bits >> 1 & 3, (bits & 1) as f64 / 2.0);
         let magnitude = if exponent == 0 { mantissa } else { (1.0 + mantissa) * f64::from(1 << (exponent - 1)) };
         if sign == 1 { -magnitude } else { magnitude }
+    }
+
+    #[test]
+    fn looked_up_values_are_exact() {
+        for dtype in [TensorType::IQ4NL, TensorType::IQ4XS, TensorType::MXFP4] {
+            let (file, values) = random_blocks(dtype, 19 * 3);
+            let matrix = packed(dtype, 19, 3 * dtype.block_len(), &file);
+            let ids: Vec<u32> = (0..19).collect();
+            for simd in Simd::available() {
+                let mut rows = vec![0.0; values.len()];
+                matrix.look_up(simd, &ids, &mut rows);
+                assert_eq!(rows, values, "{dtype} {}", simd.name());
+            }
+        }
     }
 }
