@@ -36,7 +36,8 @@ fn models() -> Vec<PathBuf> {
         return vec![path.into()];
     }
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny");
-    let types = ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"];
+    let types =
+        ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"];
     types.map(|t| folder.join(format!("quant-{t}.gguf"))).into()
 }
 

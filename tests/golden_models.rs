@@ -144,7 +144,7 @@ const FAMILIES: [(&str, &[&str], f64); 21] = [
 const MODEL_YARDSTICKS: [(&str, f64); 4] =
     [("smollm2-135m", 0.0622), ("gemma3-270m", 0.0812), ("qwen2.5-coder-0.5b", 0.0389), ("qwen2.5-coder-1.5b", 0.1204)];
 
-const QUANT_YARDSTICKS: [(&str, f64); 10] = [
+const QUANT_YARDSTICKS: [(&str, f64); 14] = [
     ("F16", 0.0004),
     ("BF16", 0.0022),
     ("Q8_0", 0.0065),
@@ -152,7 +152,11 @@ const QUANT_YARDSTICKS: [(&str, f64); 10] = [
     ("Q4_1", 0.0080),
     ("Q5_0", 0.0061),
     ("Q5_1", 0.0071),
+    ("Q2_K", 0.0092),
+    ("Q3_K", 0.0092),
     ("Q4_K", 0.0088),
     ("Q5_K", 0.0104),
     ("Q6_K", 0.0104),
+    ("IQ4_NL", 0.0066),
+    ("IQ4_XS", 0.0075),
 ];

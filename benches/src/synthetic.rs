@@ -112,8 +112,12 @@ fn fill(dtype: TensorType, into: &mut [u8]) {
         TensorType::F32 => (&[2], Exponent::Float),
         TensorType::BF16 => (&[0], Exponent::Float),
         TensorType::F16 => (&[0], Exponent::Half),
+        TensorType::MXFP4 => (&[0], Exponent::Byte),
         TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => (&[0], Exponent::Half),
+        TensorType::IQ4NL | TensorType::IQ4XS => (&[0], Exponent::Half),
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K => (&[0, 2], Exponent::Half),
+        TensorType::Q2K => (&[80, 82], Exponent::Half),
+        TensorType::Q3K => (&[108], Exponent::Half),
         TensorType::Q6K => (&[208], Exponent::Half),
     };
     for block in into.chunks_exact_mut(dtype.block_bytes()) {
@@ -124,13 +128,15 @@ fn fill(dtype: TensorType, into: &mut [u8]) {
     }
 }
 
-/// How many bits of a float's upper half are its exponent.
+/// Where the exponent is in the two bytes of a float, or in its upper two.
 #[derive(Clone, Copy)]
 enum Exponent {
-    /// 8: BF16, and the upper half of F32.
+    /// Eight bits behind the sign: BF16, and the upper half of F32.
     Float,
-    /// 5.
+    /// Five bits behind the sign.
     Half,
+    /// The first byte, which is all of the float.
+    Byte,
 }
 
 impl Exponent {
@@ -139,6 +145,7 @@ impl Exponent {
         match self {
             Self::Float => bits & 0x807F | (127 - 9) << 7,
             Self::Half => bits & 0x83FF | (15 - 9) << 10,
+            Self::Byte => bits & 0xFF00 | (127 - 9),
         }
     }
 }

@@ -322,7 +322,13 @@ mod tests {
         let norm = || Norm { gain: noise(hidden, 2), bias: None, eps: 1e-6 };
         let (norm, residual) = (norm(), Residual { norm: Some(norm()), scale: 0.5 });
         let gain = Tensor::from_slice(&norm.gain, hidden, &Device::Cpu).unwrap();
-        for (dtype, tolerance) in [(TensorType::F16, 1e-5), (TensorType::Q4K, 2e-2), (TensorType::Q8_0, 2e-2)] {
+        for (dtype, tolerance) in [
+            (TensorType::F16, 1e-5),
+            (TensorType::Q2K, 2e-2),
+            (TensorType::Q4K, 2e-2),
+            (TensorType::Q8_0, 2e-2),
+            (TensorType::MXFP4, 2e-2),
+        ] {
             let ((a, a_weight), (b, b_weight)) = (random_matrix(dtype, 24, hidden), random_matrix(dtype, 40, hidden));
             let a = Linear { matrix: a, bias: None };
             let b = Linear { matrix: b, bias: Some(noise(40, 3)) };

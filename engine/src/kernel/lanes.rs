@@ -73,6 +73,10 @@ pub(crate) trait Lanes: Copy {
     fn sum_words(self, x: Self::U) -> u32;
     /// The lowest byte of each lane.
     fn low_bytes(self, x: Self::U) -> [u8; LANES];
+    /// One byte to each lane.
+    fn widen_bytes(self, from: &[u8; LANES]) -> Self::U;
+    /// Each byte of `x`, which must be below 16, becomes that byte of `table`.
+    fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U;
     fn shl<const N: u32>(self, x: Self::U) -> Self::U;
     fn shr<const N: u32>(self, x: Self::U) -> Self::U;
 
@@ -226,6 +230,8 @@ mod tests {
                         .first_chunk()
                         .unwrap(),
                 ),
+                l.widen_bytes(&l.low_bytes(w)),
+                l.translate(bytes.first_chunk().unwrap(), l.and(s, l.splat_bits(0x0f0f_0f0f))),
                 l.shl::<5>(w),
                 l.shr::<7>(s),
                 l.dot::<true>(start, w, s),

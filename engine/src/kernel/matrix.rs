@@ -5,7 +5,7 @@ use qmesh_models::tensor::TensorType;
 use super::{
     buffer::Bytes,
     float::{BF16, F16, F32, Float},
-    format::{Format, Group, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
+    format::{Format, Group, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
     lanes::{Kernel, LANES, Lanes, Simd},
     pack::{pack, unit_bytes},
     quantize::BLOCK,
@@ -121,9 +121,14 @@ impl Kernel for LookUp<'_> {
                 TensorType::Q5_0 => integers::<L, Q5_0, 22>(l, matrix, row, out),
                 TensorType::Q5_1 => integers::<L, Q5_1, 24>(l, matrix, row, out),
                 TensorType::Q8_0 => integers::<L, Q8_0, 34>(l, matrix, row, out),
+                TensorType::Q2K => integers::<L, Q2K, 84>(l, matrix, row, out),
+                TensorType::Q3K => integers::<L, Q3K, 110>(l, matrix, row, out),
                 TensorType::Q4K => integers::<L, Q4K, 144>(l, matrix, row, out),
                 TensorType::Q5K => integers::<L, Q5K, 176>(l, matrix, row, out),
                 TensorType::Q6K => integers::<L, Q6K, 210>(l, matrix, row, out),
+                TensorType::IQ4NL => integers::<L, IQ4NL, 18>(l, matrix, row, out),
+                TensorType::IQ4XS => integers::<L, IQ4XS, 136>(l, matrix, row, out),
+                TensorType::MXFP4 => integers::<L, MXFP4, 17>(l, matrix, row, out),
             }
         }
     }
@@ -145,7 +150,7 @@ fn floats<L: Lanes, F: Float>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]
 
 #[inline(always)]
 fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]) {
-    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 8]);
+    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 16]);
     let lane = row % LANES;
     for (group, out) in matrix.blocks::<B>(row / LANES).iter().zip(out.chunks_exact_mut(F::LEN)) {
         F::scales(l, group, &mut scales, &mut minima);
@@ -154,8 +159,9 @@ fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, matrix: &Matrix, row: 
             for (i, (line, out)) in lines.into_iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
                 let mut bytes = [0; 64];
                 l.store_bits(line, &mut bytes);
-                let scale = scales[(8 * sub + i) * F::SCALES / 8][lane];
-                let minimum = if F::MINIMA { minima[sub][lane] } else { 0.0 };
+                let part = (8 * sub + i) * F::SCALES / 8;
+                let scale = scales[part][lane];
+                let minimum = if F::MINIMA { minima[part][lane] } else { 0.0 };
                 for (out, q) in out.iter_mut().zip(&bytes[4 * lane..]) {
                     *out = scale.mul_add(f32::from(*q) - F::OFFSET as f32, minimum);
                 }
@@ -174,7 +180,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
-    use crate::kernel::buffer::Buffer;
+    use crate::kernel::{buffer::Buffer, format::random_blocks};
 
     /// Reproducible values in about -1..1, most of them small.
     pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -195,7 +201,8 @@ pub(crate) mod tests {
         Matrix { dtype, rows, cols, bytes: Bytes::new(Arc::new(buffer), 0..len) }
     }
 
-    /// A random matrix as bytes of a file, and dequantised by the tensor framework.
+    /// A random matrix as bytes of a file, and dequantised by the tensor framework, or as the format says where the
+    /// framework does not know it.
     pub(crate) fn random_file(dtype: TensorType, rows: usize, cols: usize) -> (Vec<u8>, Tensor) {
         let tensor = Tensor::from_vec(noise(rows * cols, rows as u64), (rows, cols), &Device::Cpu).unwrap();
         let ggml = match dtype {
@@ -207,15 +214,21 @@ pub(crate) mod tests {
             TensorType::Q5_0 => GgmlDType::Q5_0,
             TensorType::Q5_1 => GgmlDType::Q5_1,
             TensorType::Q8_0 => GgmlDType::Q8_0,
+            TensorType::Q2K => GgmlDType::Q2K,
+            TensorType::Q3K => GgmlDType::Q3K,
             TensorType::Q4K => GgmlDType::Q4K,
             TensorType::Q5K => GgmlDType::Q5K,
             TensorType::Q6K => GgmlDType::Q6K,
+            TensorType::IQ4NL | TensorType::IQ4XS | TensorType::MXFP4 => {
+                let (file, values) = random_blocks(dtype, rows * cols / dtype.block_len());
+                return (file, Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap());
+            }
         };
         let quantized = QTensor::quantize(&tensor, ggml).unwrap();
         (quantized.data().unwrap().into_owned(), quantized.dequantize(&Device::Cpu).unwrap())
     }
 
-    /// A random matrix, and the same one dequantised by the tensor framework.
+    /// The matrix of [`random_file`], and the same one dequantised.
     pub(crate) fn random_matrix(dtype: TensorType, rows: usize, cols: usize) -> (Matrix, Tensor) {
         let (file, tensor) = random_file(dtype, rows, cols);
         (packed(dtype, rows, cols, &file), tensor)

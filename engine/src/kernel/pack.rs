@@ -17,9 +17,14 @@ pub(super) fn pack(dtype: TensorType, group: &mut [u8], rows: &mut Vec<u8>) {
         TensorType::Q5_0 => words::<22>(rows, group, Some(0), |i, word| if i == 0 { by_byte(word) } else { word }),
         TensorType::Q5_1 => words::<24>(rows, group, None, |i, word| if i == 1 { by_byte(word) } else { word }),
         TensorType::Q8_0 => words::<34>(rows, group, Some(0), |_, word| word ^ 0x8080_8080),
+        TensorType::Q2K => words::<84>(rows, group, None, same),
+        TensorType::Q3K => words::<110>(rows, group, Some(108), same),
         TensorType::Q4K => words::<144>(rows, group, None, same),
         TensorType::Q5K => words::<176>(rows, group, None, same),
         TensorType::Q6K => words::<210>(rows, group, Some(208), same),
+        TensorType::IQ4NL => words::<18>(rows, group, Some(0), same),
+        TensorType::IQ4XS => words::<136>(rows, group, None, same),
+        TensorType::MXFP4 => words::<17>(rows, group, Some(0), same),
     }
 }
 
@@ -28,11 +33,11 @@ pub(super) fn unit_bytes(dtype: TensorType) -> usize {
     if dtype.block_len() == 1 { 4 } else { dtype.block_bytes() }
 }
 
-/// Word i of a block of row r becomes lane r of line i; the f16 at `half`, where the words leave one over, comes last.
-/// `change` may turn the bits of word i.
-fn words<const BYTES: usize>(rows: &[u8], group: &mut [u8], half: Option<usize>, change: impl Fn(usize, u32) -> u32) {
-    let first_word = if half == Some(0) { 2 } else { 0 };
-    let count = BYTES / 4;
+/// Word i of a block of row r becomes lane r of line i; where the words leave an f16 or a byte over, at `lone`, the sixteen
+/// of them come last. `change` may turn the bits of word i.
+fn words<const BYTES: usize>(rows: &[u8], group: &mut [u8], lone: Option<usize>, change: impl Fn(usize, u32) -> u32) {
+    let (count, over) = (BYTES / 4, BYTES % 4);
+    let first_word = if lone == Some(0) { over } else { 0 };
     let blocks = rows.len() / LANES / BYTES;
     for (at, block) in group.as_chunks_mut::<BYTES>().0.chunks_exact_mut(LANES).enumerate() {
         let packed = block.as_flattened_mut();
@@ -43,8 +48,8 @@ fn words<const BYTES: usize>(rows: &[u8], group: &mut [u8], half: Option<usize>,
                 let word = change(i, u32::from_le_bytes(*word));
                 packed[64 * i + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
             }
-            if let Some(half) = half {
-                packed[64 * count + 2 * row..][..2].copy_from_slice(&block[half..half + 2]);
+            if let Some(lone) = lone {
+                packed[64 * count + over * row..][..over].copy_from_slice(&block[lone..lone + over]);
             }
         }
     }

@@ -9,7 +9,7 @@ use qmesh_models::tensor::TensorType;
 
 use super::{
     float::{BF16, F16, F32, Float},
-    format::{Format, Group, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
+    format::{Format, Group, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
     lanes::{Kernel, LANES, Lanes},
     matrix::Matrix,
     quantize::{BLOCK, QuantBlock},
@@ -49,9 +49,14 @@ impl Kernel for Product<'_> {
             TensorType::Q5_0 => self.integers::<L, Q5_0, 22>(l),
             TensorType::Q5_1 => self.integers::<L, Q5_1, 24>(l),
             TensorType::Q8_0 => self.integers::<L, Q8_0, 34>(l),
+            TensorType::Q2K => self.integers::<L, Q2K, 84>(l),
+            TensorType::Q3K => self.integers::<L, Q3K, 110>(l),
             TensorType::Q4K => self.integers::<L, Q4K, 144>(l),
             TensorType::Q5K => self.integers::<L, Q5K, 176>(l),
             TensorType::Q6K => self.integers::<L, Q6K, 210>(l),
+            TensorType::IQ4NL => self.integers::<L, IQ4NL, 18>(l),
+            TensorType::IQ4XS => self.integers::<L, IQ4XS, 136>(l),
+            TensorType::MXFP4 => self.integers::<L, MXFP4, 17>(l),
         }
     }
 }
@@ -139,7 +144,7 @@ fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     for r in 0..R {
         sums[r] = l.load(&out[r]);
     }
-    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 8]);
+    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 16]);
     let subs = F::LEN / BLOCK;
     for (at, group) in groups.iter().enumerate() {
         let ahead = group.as_ptr().cast::<u8>().wrapping_add(AHEAD);
@@ -150,9 +155,9 @@ fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
             ($($sub:literal)*) => { $(if $sub < subs {
                 let lines = F::lines::<L, $sub>(l, group);
                 let scales = &scales[$sub * F::SCALES..][..F::SCALES];
-                let minimum = &minima[$sub];
+                let minima = &minima[$sub * F::SCALES..][..F::SCALES];
                 for r in 0..R {
-                    sums[r] = add_block::<L, F, B>(l, lines, scales, minimum, &x[r][$sub], sums[r]);
+                    sums[r] = add_block::<L, F, B>(l, lines, scales, minima, &x[r][$sub], sums[r]);
                 }
             })* };
         }
@@ -169,20 +174,23 @@ fn add_block<L: Lanes, F: Format<B>, const B: usize>(
     l: L,
     lines: [L::U; 8],
     scales: &[[f32; LANES]],
-    minimum: &[f32; LANES],
+    minima: &[[f32; LANES]],
     x: &QuantBlock,
     mut sum: L::F,
 ) -> L::F {
     let count = 8 / F::SCALES;
-    for (part, scale) in scales.iter().enumerate() {
+    for (part, (scale, minimum)) in scales.iter().zip(minima).enumerate() {
         let mut dots = [l.splat_bits(x.offset::<F, B>(part)), l.splat_bits(0)];
         for i in count * part..count * (part + 1) {
             dots[i % 2] = dot::<L, F, B>(l, dots[i % 2], lines[i], l.splat_bits(u32::from_le_bytes(x.words[i])));
         }
         let dot = l.to_float(l.add_bits(dots[0], dots[1]));
         sum = l.fma(l.mul(l.load(scale), l.splat(x.scale)), dot, sum);
+        if F::MINIMA {
+            sum = l.fma(l.load(minimum), l.splat(x.part_sum::<F, B>(part)), sum);
+        }
     }
-    if F::MINIMA { l.fma(l.load(minimum), l.splat(x.scaled_sum), sum) } else { sum }
+    sum
 }
 
 #[inline(always)]
@@ -201,8 +209,8 @@ struct Panel {
     lines: [[[u8; 64]; 8]; PANEL_BLOCKS],
     /// One line a scale, `Format::SCALES` a block.
     scales: [[f32; LANES]; 2 * PANEL_BLOCKS],
-    /// One line a block, of formats that have minima.
-    minima: [[f32; LANES]; PANEL_BLOCKS],
+    /// As many, of formats that have minima.
+    minima: [[f32; LANES]; 2 * PANEL_BLOCKS],
 }
 
 impl Panel {
@@ -215,7 +223,7 @@ impl Panel {
         let subs = F::LEN / BLOCK;
         for (at, group) in groups.iter().enumerate() {
             let first = at * subs;
-            F::scales(l, group, &mut self.scales[first * F::SCALES..], &mut self.minima[first..]);
+            F::scales(l, group, &mut self.scales[first * F::SCALES..], &mut self.minima[first * F::SCALES..]);
             for sub in 0..subs {
                 for (line, to) in lines::<L, F, B>(l, group, sub).into_iter().zip(&mut self.lines[first + sub]) {
                     l.store_bits(line, to);
@@ -311,12 +319,12 @@ fn add_tile<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
                     sums[r][g] = l.fma(factor, l.to_float(dots[r][g]), sums[r][g]);
                 }
             }
-        }
-        if F::MINIMA {
-            for g in 0..2 {
-                let minimum = l.load(&panels[g].minima[block]);
-                for r in 0..R {
-                    sums[r][g] = l.fma(minimum, l.splat(x[r][block].scaled_sum), sums[r][g]);
+            if F::MINIMA {
+                for g in 0..2 {
+                    let minimum = l.load(&panels[g].minima[F::SCALES * block + part]);
+                    for r in 0..R {
+                        sums[r][g] = l.fma(minimum, l.splat(x[r][block].part_sum::<F, B>(part)), sums[r][g]);
+                    }
                 }
             }
         }
@@ -371,109 +379,13 @@ impl QuantBlock {
         let sum = if F::SCALES == 1 { self.sums[0] + self.sums[1] } else { self.sums[part] };
         (-F::OFFSET * sum).cast_unsigned()
     }
+
+    /// What the minimum of part `part` is multiplied by: its activations' sum, rounded once.
+    #[inline(always)]
+    fn part_sum<F: Format<B>, const B: usize>(&self, part: usize) -> f32 {
+        if F::SCALES == 1 { self.scaled_sum } else { self.scale * self.sums[part] as f32 }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::{DType, Device, Tensor};
-
-    use super::*;
-    use crate::kernel::{
-        lanes::Simd,
-        matrix::tests::{noise, packed, random_file, random_matrix},
-        quantize::Quantize,
-    };
-
-    fn quantized(simd: Simd, x: &[f32]) -> Vec<QuantBlock> {
-        let mut blocks = vec![QuantBlock::default(); x.len() / BLOCK];
-        simd.run(Quantize { x, blocks: &mut blocks });
-        blocks
-    }
-
-    /// (rows, outputs), in shares of `share` groups as threads would compute them.
-    fn product(simd: Simd, matrix: &Matrix, x: &[f32], share: usize) -> Vec<f32> {
-        let (rows, cols) = (x.len() / matrix.cols, matrix.cols);
-        let blocks = if matrix.dtype.block_len() > 1 { quantized(simd, x) } else { Vec::new() };
-        let x = Inputs { rows, cols, floats: x, blocks: &blocks };
-        let mut tiles = vec![[0.0; LANES]; matrix.groups() * rows];
-        for (i, out) in tiles.chunks_mut(share * rows).enumerate() {
-            let groups = share * i..share * i + out.len() / rows;
-            simd.run(Product { matrix, groups, x, out });
-        }
-        let at = |row: usize, output: usize| tiles[output / LANES * rows + row][output % LANES];
-        (0..rows).flat_map(|row| (0..matrix.rows).map(move |output| at(row, output))).collect()
-    }
-
-    /// Relative to the largest output; int8 activations are good for about half a per cent.
-    fn assert_close(matrix: &Matrix, dequantized: &Tensor, x: &[f32], y: &[f32]) {
-        let x = Tensor::from_slice(x, (x.len() / matrix.cols, matrix.cols), &Device::Cpu).unwrap();
-        let weights = dequantized.to_dtype(DType::F64).unwrap().t().unwrap();
-        let exact = x.to_dtype(DType::F64).unwrap().matmul(&weights).unwrap();
-        let exact: Vec<f64> = exact.flatten_all().unwrap().to_vec1().unwrap();
-        let largest = exact.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-        let tolerance = if matrix.dtype.block_len() == 1 { 1e-5 } else { 2e-2 };
-        for (a, b) in y.iter().zip(&exact) {
-            assert!((f64::from(*a) - b).abs() <= tolerance * largest, "{matrix:?}: {a} for {b}");
-        }
-    }
-
-    #[test]
-    fn every_type_and_tier_gives_the_scalar_bits_for_any_number_of_rows() {
-        for dtype in TensorType::ALL {
-            let unit = dtype.block_len().max(32);
-            for (outputs, cols) in [(1, unit), (37, 3 * unit), (48, 576_usize.next_multiple_of(unit)), (16, 11 * unit)]
-            {
-                let cols = if dtype.block_len() == 1 { cols + 6 } else { cols };
-                let (matrix, dequantized) = random_matrix(dtype, outputs, cols);
-                let x = noise(70 * cols, 7);
-                let tiers = Simd::available();
-                let expected = product(tiers[tiers.len() - 1], &matrix, &x, 1);
-                assert_close(&matrix, &dequantized, &x, &expected);
-                for simd in tiers {
-                    for (rows, share) in [(1, 3), (2, 1), (3, 2), (4, 3), (5, 3), (8, 1), (17, 2), (70, 3)] {
-                        let y = product(simd, &matrix, &x[..rows * cols], share);
-                        assert_eq!(y, expected[..rows * outputs], "{matrix:?} {} {rows} rows", simd.name());
-                    }
-                }
-            }
-        }
-    }
-
-    /// The widths of real models, which end panels in different places, and up to 300 rows.
-    #[test]
-    fn wide_matrices_and_many_rows_give_the_bits_of_one_row() {
-        let simd = Simd::available()[0];
-        for (dtype, cols) in
-            [(TensorType::Q5_0, 640), (TensorType::Q8_0, 896), (TensorType::Q4K, 8960), (TensorType::Q6K, 2048)]
-        {
-            let (matrix, _) = random_matrix(dtype, 35, cols);
-            let x = noise(300 * cols, 9);
-            let alone: Vec<f32> = x.chunks(cols).flat_map(|x| product(simd, &matrix, x, 3)).collect();
-            for rows in [6, 63, 64, 300] {
-                assert_eq!(product(simd, &matrix, &x[..rows * cols], 3), alone[..rows * 35], "{matrix:?} {rows} rows");
-            }
-        }
-    }
-
-    /// The order of docs/ARCHITECTURE.md written out for one type, from the bytes of the file.
-    #[test]
-    fn the_canonical_order_is_the_one_written_down() {
-        let (file, _) = random_file(TensorType::Q4_1, 3, 96);
-        let x = noise(96, 3);
-        let blocks = quantized(Simd::available()[0], &x);
-        let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-        let expected: Vec<f32> = file
-            .chunks(60)
-            .map(|row| {
-                row.chunks(20).zip(&blocks).fold(0.0, |sum: f32, (w, a)| {
-                    let q = |k: usize| if k < 16 { w[4 + k] & 15 } else { w[4 + k - 16] >> 4 };
-                    let a_q = |k: usize| i32::from(a.words[k / 4][k % 4].cast_signed());
-                    let dot: i32 = (0..32).map(|k| i32::from(q(k)) * a_q(k)).sum();
-                    let sum = (half(w) * a.scale).mul_add(dot as f32, sum);
-                    half(&w[2..]).mul_add(a.scaled_sum, sum)
-                })
-            })
-            .collect();
-        assert_eq!(product(Simd::available()[0], &packed(TensorType::Q4_1, 3, 96, &file), &x, 1), expected);
-    }
-}
+mod tests;

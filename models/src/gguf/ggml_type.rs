@@ -45,19 +45,15 @@ impl fmt::Display for GgmlType {
 }
 
 /// Number, name, elements and bytes per block of the types that we only describe.
-const FOREIGN: [(u32, &str, u64, u64); 22] = [
+const FOREIGN: [(u32, &str, u64, u64); 19] = [
     (9, "Q8_1", 32, 36),
-    (10, "Q2_K", 256, 84),
-    (11, "Q3_K", 256, 110),
     (15, "Q8_K", 256, 292),
     (16, "IQ2_XXS", 256, 66),
     (17, "IQ2_XS", 256, 74),
     (18, "IQ3_XXS", 256, 98),
     (19, "IQ1_S", 256, 50),
-    (20, "IQ4_NL", 32, 18),
     (21, "IQ3_S", 256, 110),
     (22, "IQ2_S", 256, 82),
-    (23, "IQ4_XS", 256, 136),
     (24, "I8", 1, 1),
     (25, "I16", 1, 2),
     (26, "I32", 1, 4),
@@ -66,8 +62,9 @@ const FOREIGN: [(u32, &str, u64, u64); 22] = [
     (29, "IQ1_M", 256, 56),
     (34, "TQ1_0", 256, 54),
     (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
     (40, "NVFP4", 64, 36),
+    (41, "Q1_0", 128, 18),
+    (42, "Q2_0", 64, 18),
 ];
 
 /// Types that files of their time may still hold.
@@ -88,7 +85,7 @@ mod tests {
 
     #[test]
     fn every_number_has_one_name() {
-        let names: Vec<_> = (0..=40).map(|id| GgmlType(id).to_string()).collect();
+        let names: Vec<_> = (0..=42).map(|id| GgmlType(id).to_string()).collect();
         assert!(names.iter().all(|name| !name.starts_with("ggml type")));
         assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
         assert_eq!(GgmlType(17).to_string(), "IQ2_XS");

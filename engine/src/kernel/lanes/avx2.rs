@@ -203,6 +203,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn widen_bytes(self, from: &[u8; LANES]) -> Self::U {
+        let bytes = proven!(_mm_loadu_si128(from.as_ptr().cast()));
+        proven!([_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes))])
+    }
+
+    #[inline(always)]
+    fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
+        let table = proven!(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())));
+        proven!([_mm256_shuffle_epi8(table, x[0]), _mm256_shuffle_epi8(table, x[1])])
+    }
+
+    #[inline(always)]
     fn shl<const N: u32>(self, x: Self::U) -> Self::U {
         let count = proven!(_mm_cvtsi32_si128(N.cast_signed()));
         proven!([_mm256_sll_epi32(x[0], count), _mm256_sll_epi32(x[1], count)])

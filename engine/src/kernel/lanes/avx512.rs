@@ -183,6 +183,16 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn widen_bytes(self, from: &[u8; LANES]) -> Self::U {
+        proven!(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
+        proven!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x))
+    }
+
+    #[inline(always)]
     fn shl<const N: u32>(self, x: Self::U) -> Self::U {
         proven!(_mm512_slli_epi32::<N>(x))
     }

@@ -196,6 +196,19 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn widen_bytes(self, from: &[u8; LANES]) -> Self::U {
+        proven!(transmute::<[u32; LANES], Self::U>(from.map(u32::from)))
+    }
+
+    #[inline(always)]
+    fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
+        let tables = [proven!(transmute::<[u8; 16], uint8x16_t>(*table)); 4];
+        let bytes = each!(vreinterpretq_u8_u32, x);
+        let found = each!(vqtbl1q_u8, tables, bytes);
+        each!(vreinterpretq_u32_u8, found)
+    }
+
+    #[inline(always)]
     fn shl<const N: u32>(self, x: Self::U) -> Self::U {
         let count = [proven!(vdupq_n_s32(N.cast_signed())); 4];
         each!(vshlq_u32, x, count)

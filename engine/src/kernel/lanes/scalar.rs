@@ -154,6 +154,16 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn widen_bytes(self, from: &[u8; LANES]) -> Self::U {
+        from.map(u32::from)
+    }
+
+    #[inline(always)]
+    fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
+        x.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte)])))
+    }
+
+    #[inline(always)]
     fn shl<const N: u32>(self, x: Self::U) -> Self::U {
         x.map(|v| v << N)
     }

@@ -93,9 +93,13 @@ fn quantised_types_are_as_close_as_the_yardstick() {
         ("Q4_1", 0.0080, 1.25),
         ("Q5_0", 0.0061, 1.25),
         ("Q5_1", 0.0071, 1.25),
+        ("Q2_K", 0.0092, 1.0),
+        ("Q3_K", 0.0092, 1.0),
         ("Q4_K", 0.0088, 1.0),
         ("Q5_K", 0.0104, 1.0),
         ("Q6_K", 0.0104, 1.0),
+        ("IQ4_NL", 0.0066, 1.0),
+        ("IQ4_XS", 0.0075, 1.0),
     ];
     for (name, yardstick, factor) in yardsticks {
         let distance = measure(&format!("quant-{name}"), 0.35);
