@@ -1,14 +1,11 @@
 //! Templates as models have them, compared with what Python's Jinja makes of them, and templates that mean harm.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::json;
 
 use super::*;
-use crate::gguf::Gguf;
+use crate::tokenizer::tests::vocabulary;
 
 fn render(source: &str, messages: &[Message]) -> Result<String, TemplateError> {
     let options = RenderOptions::new(UNIX_EPOCH + Duration::from_secs(1_709_213_696));
@@ -17,11 +14,6 @@ fn render(source: &str, messages: &[Message]) -> Result<String, TemplateError> {
 
 fn conversation() -> Vec<Message> {
     vec![Message::new("system", "Be brief. "), Message::new("user", " Hi <b>\n"), Message::new("assistant", "Hello")]
-}
-
-fn vocabulary(name: &str) -> Vocabulary {
-    let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vocab/ggml-vocab-{}.gguf"), name);
-    Vocabulary::from_gguf(&Gguf::open(Path::new(&path)).unwrap()).unwrap()
 }
 
 #[test]

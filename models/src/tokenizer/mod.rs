@@ -8,13 +8,14 @@ mod pretokenizer;
 mod specials;
 mod spm;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 mod vocabulary;
 
 pub use self::{
     detokenizer::{ControlTokens, Detokenizer, LeadingSpace},
     error::TokenizerError,
+    pretokenizer::pretokenizers,
     vocabulary::{AfterSpecial, Vocabulary},
 };
 

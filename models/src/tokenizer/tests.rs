@@ -1,6 +1,8 @@
 //! llama.cpp's own vectors, properties on seeded random input, and broken vocabularies.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{fs::File, io::Read, path::PathBuf, sync::Arc, time::Instant};
+
+use flate2::read::GzDecoder;
 
 use super::*;
 use crate::gguf::Gguf;
@@ -9,8 +11,16 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vocab")).join(name)
 }
 
-fn vocabulary(name: &str) -> Vocabulary {
-    Vocabulary::from_gguf(&Gguf::open(golden(&format!("ggml-vocab-{name}.gguf"))).unwrap()).unwrap()
+/// One of the golden vocabularies, which lie packed in the repository.
+pub(crate) fn gguf(name: &str) -> Gguf {
+    let mut bytes = Vec::new();
+    let packed = File::open(golden(&format!("ggml-vocab-{name}.gguf.gz"))).unwrap();
+    GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+    Gguf::parse(&bytes, bytes.len() as u64).unwrap()
+}
+
+pub(crate) fn vocabulary(name: &str) -> Vocabulary {
+    Vocabulary::from_gguf(&gguf(name)).unwrap()
 }
 
 fn tokenizer(name: &str) -> Tokenizer {

@@ -40,13 +40,18 @@ pub(super) struct Tokens {
 }
 
 /// Texts of control tokens after which llama.cpp ends a generation, whatever the file says.
-const ENDINGS: [&str; 21] = [
+const ENDINGS: [&str; 33] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
     "<|return|>",
     "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_turn>",
+    "<turn|>",
+    "<|tool_response>",
+    "<eos>",
     "<|endoftext|>",
     "<|eom_id|>",
     "<EOT>",
@@ -56,9 +61,16 @@ const ENDINGS: [&str; 21] = [
     "<|end_of_text|>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
+    "[e~[",
     "<|fim_pad|>",
+    "<fim-pad>",
     "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
     "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
     "<reponame>",
     "<|file_sep|>",
     "</s>",
@@ -94,9 +106,12 @@ impl Tokens {
         let texts: Vec<Arc<str>> = vocabulary.tokens.iter().map(|text| Arc::from(text.as_str())).collect();
         let mut by_text = HashMap::with_capacity(texts.len());
         let mut duplicates = 0_usize;
+        // Without a `<s>` that begins texts, `</s>` does not end them: it is HTML, as in Gemma's vocabulary.
+        let html = !texts.iter().zip(&kinds).any(|(text, &kind)| &**text == "<s>" && kind == TokenKind::Control);
         for (id, (text, kind)) in (0_u32..).zip(texts.iter().zip(&mut kinds)) {
-            // What ends generations is no text, whatever the file calls it; but Gemma's `</s>` is HTML.
-            if *kind == TokenKind::UserDefined && &**text != "</s>" && ENDINGS.contains(&&**text) {
+            // What ends generations is no text, whatever the file calls it.
+            let written = matches!(kind, TokenKind::Normal | TokenKind::UserDefined) && !(html && &**text == "</s>");
+            if written && ENDINGS.contains(&&**text) {
                 *kind = TokenKind::Control;
             }
             duplicates += usize::from(by_text.insert(Arc::clone(text), id).is_some());
@@ -142,9 +157,14 @@ impl Tokens {
 
     /// The ids after which a generation ends: what the file says and what the control tokens' texts say.
     pub(super) fn endings(&self, declared: impl IntoIterator<Item = u32>) -> Vec<u32> {
-        let known = ENDINGS.iter().filter_map(|text| self.find(text));
-        let mut ids: Vec<u32> =
-            declared.into_iter().chain(known.filter(|&id| self.kind(id) == Some(TokenKind::Control))).collect();
+        let control = |text: &str| self.find(text).filter(|&id| self.kind(id) == Some(TokenKind::Control));
+        let known = ENDINGS.iter().filter_map(|text| control(text));
+        let mut ids: Vec<u32> = declared.into_iter().chain(known).collect();
+        // Where a turn has several messages, this only ends a message.
+        let has = |text: &str| control(text).is_some();
+        if has("<|return|>") && has("<|call|>") || has("<|flush|>") && (has("<|call|>") || has("<|calls|>")) {
+            ids.retain(|&id| self.text(id) != Some("<|end|>"));
+        }
         ids.sort_unstable();
         ids.dedup();
         ids
