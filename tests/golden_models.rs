@@ -1,17 +1,18 @@
 //! Golden results through the whole product: `coordinator eval` against references that no engine rounded.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use qmesh_models::{family, gguf::Gguf};
 use qmesh_tests::{
     all_models,
-    golden::{self, Results},
-    golden_file, process,
+    golden::{self, Distance, Results},
+    golden_file, models_page, process,
 };
 use tempfile::TempDir;
 
 #[test]
 fn tiny_families_match_their_f32_reference_at_every_cut() {
+    let mut measured: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, more, logprob_bound) in FAMILIES {
         let reference = golden::read(&golden_file(&format!("tiny/{name}.json")));
         let file = golden_file(&format!("tiny/{}.gguf", name.trim_end_matches("-short")));
@@ -28,7 +29,19 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
         }
         let every = (1..spec.layers.len()).map(|l| l.to_string()).collect::<Vec<_>>().join(",");
         assert_eq!(run(&["--cut", &every]), alone, "{name}, one layer a stage");
+        let row = format!("`{name}` {:.0e}, {:.0e}", distance.logit_share, distance.largest);
+        measured.entry(spec.family).or_default().push(row);
     }
+    let mut table = String::from(
+        "| architecture | models | verified against: largest Δ logit (share of the top 20's range), largest Δ \
+         log-probability | tokenizers | templates verified |\n|---|---|---|---|---|\n",
+    );
+    assert!(family::known().eq(PUBLISHED.iter().map(|(family, ..)| *family)), "each family has its line");
+    for (family, models, tokenizers, templates) in PUBLISHED {
+        let verified = measured.get(family).unwrap_or_else(|| panic!("{family} has a tiny model")).join("; ");
+        table += &format!("| {family} | {models} | {verified} | {tokenizers} | {templates} |\n");
+    }
+    models_page::check("families", &table);
 }
 
 #[test]
@@ -36,24 +49,29 @@ fn every_tiny_family_is_tried() {
     let files = fs::read_dir(golden_file("tiny")).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let names = files.filter_map(|file| file.strip_suffix(".json").map(str::to_owned));
     let tried = |name: &str| FAMILIES.iter().any(|(tried, ..)| *tried == name);
-    let quant = |name: &str| QUANT_YARDSTICKS.iter().any(|(dtype, _)| name == format!("quant-{dtype}"));
-    let left: Vec<_> = names.filter(|name| !tried(name) && !quant(name) && name != "quant-base").collect();
+    let quantised = |name: &str| QUANT_YARDSTICKS.iter().any(|(quantised, _)| *quantised == name);
+    let left: Vec<_> = names.filter(|name| !tried(name) && !quantised(name)).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
 fn tiny_quantised_models_are_no_farther_than_llama_cpp() {
-    for (dtype, yardstick) in QUANT_YARDSTICKS {
-        let reference = golden::read(&golden_file(&format!("tiny/quant-{dtype}.json")));
-        let ours = tiny(&golden_file(&format!("tiny/quant-{dtype}.gguf")), &[]);
+    let mut table = String::from("| model | d | llama.cpp's d | largest |\n|---|--:|--:|--:|\n");
+    for (name, yardstick) in QUANT_YARDSTICKS {
+        let reference = golden::read(&golden_file(&format!("tiny/{name}.json")));
+        let ours = tiny(&golden_file(&format!("tiny/{name}.gguf")), &[]);
         let distance = golden::compare(&reference, &ours);
-        println!("{dtype}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.4}", distance.mean, distance.largest);
-        assert!(distance.mean <= yardstick, "{dtype}: {distance:?}");
+        println!("{name}: d {:.4}, llama.cpp {yardstick:.4}, largest {:.4}", distance.mean, distance.largest);
+        assert!(distance.mean <= yardstick, "{name}: {distance:?}");
+        table += &format!("| {name} | {:.4} | {yardstick:.4} | {:.4} |\n", distance.mean, distance.largest);
     }
+    models_page::check("types", &table);
 }
 
 #[test]
 fn real_models_are_no_farther_than_llama_cpp() {
+    let mut table =
+        String::from("| model | d | llama.cpp's d | largest | greedy steps equal |\n|---|--:|--:|--:|--:|\n");
     for (name, yardstick) in MODEL_YARDSTICKS {
         if name != DEFAULT && !all_models() {
             continue;
@@ -69,6 +87,11 @@ fn real_models_are_no_farther_than_llama_cpp() {
         assert!(distance.overturned < 0.35, "{name}: {distance:?}");
         let split = real(name, &["--workers", "3", "--parallel", "4"]);
         assert_eq!(split, ours, "{name}: three workers, four prompts at once, drafts");
+        let Distance { mean, largest, greedy_equal, .. } = distance;
+        table += &format!("| {name} | {mean:.4} | {yardstick:.4} | {largest:.3} | {greedy_equal} |\n");
+    }
+    if all_models() {
+        models_page::check("real", &table);
     }
 }
 
@@ -114,9 +137,32 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 
 const DEFAULT: &str = "smollm2-135m";
 
+/// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
+const PUBLISHED: [(&str, &str, &str, &str); 14] = [
+    ("gemma2", "Gemma 2", "SentencePiece", "gemma-2"),
+    ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma-3"),
+    ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm-4"),
+    ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
+    ("granite", "Granite 3", "refact, granite-docling", "granite-3.3"),
+    (
+        "llama",
+        "Llama 1 to 3.3, Mistral, Mixtral, SmolLM 1 and 2, TinyLlama",
+        "SentencePiece, llama-bpe, tekken, smollm",
+        "llama-3, mistral",
+    ),
+    ("olmo2", "OLMo 2 and 3", "dbrx, olmo", ""),
+    ("phi3", "Phi 3, 3.5, 4", "SentencePiece, dbrx, gpt-4o", "phi-3.5"),
+    ("qwen2", "Qwen 2, 2.5", "qwen2", "qwen-2.5"),
+    ("qwen2moe", "Qwen 1.5 MoE, 2 57B-A14B", "qwen2", ""),
+    ("qwen3", "Qwen 3", "qwen2", "qwen-3"),
+    ("qwen3moe", "Qwen 3 MoE", "qwen2", "qwen-3"),
+    ("smollm3", "SmolLM 3", "smaug-bpe, llama-bpe", "smollm-3"),
+    ("starcoder2", "StarCoder 2", "starcoder", "none: base models"),
+];
+
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 21] = [
+const FAMILIES: [(&str, &[&str], f64); 22] = [
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
     ("glm4", &[], 5e-3),
@@ -132,6 +178,7 @@ const FAMILIES: [(&str, &[&str], f64); 21] = [
     ("phi3", &[], 5e-3),
     ("phi3-longrope", &[], 5e-3),
     ("phi3-longrope-short", &["--ctx-size", "256"], 5e-3),
+    ("quant-base", &[], 5e-3),
     ("qwen2", &[], 5e-3),
     ("qwen2moe", &[], 5e-3),
     ("qwen3", &[], 5e-3),
@@ -144,19 +191,21 @@ const FAMILIES: [(&str, &[&str], f64); 21] = [
 const MODEL_YARDSTICKS: [(&str, f64); 4] =
     [("smollm2-135m", 0.0622), ("gemma3-270m", 0.0812), ("qwen2.5-coder-0.5b", 0.0389), ("qwen2.5-coder-1.5b", 0.1204)];
 
-const QUANT_YARDSTICKS: [(&str, f64); 14] = [
-    ("F16", 0.0004),
-    ("BF16", 0.0022),
-    ("Q8_0", 0.0065),
-    ("Q4_0", 0.0058),
-    ("Q4_1", 0.0080),
-    ("Q5_0", 0.0061),
-    ("Q5_1", 0.0071),
-    ("Q2_K", 0.0092),
-    ("Q3_K", 0.0092),
-    ("Q4_K", 0.0088),
-    ("Q5_K", 0.0104),
-    ("Q6_K", 0.0104),
-    ("IQ4_NL", 0.0066),
-    ("IQ4_XS", 0.0075),
+const QUANT_YARDSTICKS: [(&str, f64); 16] = [
+    ("gpt-oss-mxfp4", 0.0177),
+    ("quant-MXFP4", 0.0083),
+    ("quant-F16", 0.0004),
+    ("quant-BF16", 0.0022),
+    ("quant-Q8_0", 0.0065),
+    ("quant-Q4_0", 0.0058),
+    ("quant-Q4_1", 0.0080),
+    ("quant-Q5_0", 0.0061),
+    ("quant-Q5_1", 0.0071),
+    ("quant-Q2_K", 0.0092),
+    ("quant-Q3_K", 0.0092),
+    ("quant-Q4_K", 0.0088),
+    ("quant-Q5_K", 0.0104),
+    ("quant-Q6_K", 0.0104),
+    ("quant-IQ4_NL", 0.0066),
+    ("quant-IQ4_XS", 0.0075),
 ];

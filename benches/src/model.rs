@@ -110,20 +110,25 @@ impl Cost {
         let last = layers.end == spec.layers.len();
         let mut cost = Self { weight_bytes: 0, layer_macs: 0, head_macs: 0 };
         for tensor in &spec.tensors {
-            // A vector has one row and is not multiplied with.
+            // A vector has one row and is not multiplied with; a token passes some of the experts only.
+            let read = spec.bytes_per_token(tensor);
             let macs = if tensor.rows > 1 { tensor.rows as u64 * tensor.cols as u64 } else { 0 };
+            let macs = macs * read / tensor.bytes.max(1);
             match tensor.role {
                 TensorRole::Embedding if spec.head.matrix == HeadMatrix::Own => continue,
                 TensorRole::Embedding | TensorRole::Output if last => cost.head_macs += macs,
                 TensorRole::Layer(layer, _) if layers.contains(&layer.0) => cost.layer_macs += macs,
-                TensorRole::OutputNorm | TensorRole::RopeFactors if last => {}
+                TensorRole::OutputNorm | TensorRole::OutputNormBias if last => {}
                 TensorRole::Embedding
                 | TensorRole::Output
-                | TensorRole::Layer(..)
                 | TensorRole::OutputNorm
-                | TensorRole::RopeFactors => continue,
+                | TensorRole::OutputNormBias
+                | TensorRole::RopeFactors
+                | TensorRole::RopeFactorsLong
+                | TensorRole::RopeFactorsShort
+                | TensorRole::Layer(..) => continue,
             }
-            cost.weight_bytes += tensor.bytes;
+            cost.weight_bytes += read;
         }
         cost
     }

@@ -1,6 +1,7 @@
 //! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
 
 mod errors;
+mod experts;
 mod memory;
 mod survival;
 mod terminals;
@@ -24,11 +25,16 @@ struct Serving {
 }
 
 impl Serving {
-    /// `coordinator serve` on free ports, with more arguments.
+    /// `coordinator serve` of the default model on free ports, with more arguments.
     fn start(more: &[&str]) -> Self {
+        Self::start_with(MODEL, more)
+    }
+
+    /// The same with another model.
+    fn start_with(model: &str, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
-        command.args(["serve", MODEL, "--port", "0", "--listen", "127.0.0.1:0", "--ctx-size", "1024"]).args(more);
+        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0", "--ctx-size", "1024"]).args(more);
         command.env("XDG_DATA_HOME", folder.path());
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
