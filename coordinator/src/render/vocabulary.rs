@@ -52,35 +52,28 @@ impl VocabularyDescription {
             Ok(vocabulary) => (vocabulary, None),
             Err(error) => (Vocabulary::default(), Some(error.to_string())),
         };
-        let kinds = vocabulary.kinds();
         let name = vocabulary.pre.clone();
         let pretokenizer = name.map(|name| Pretokenizer { known: pretokenizers().any(|known| known == name), name });
         let special = |id: u32| Special { id, text: vocabulary.tokens.get(id as usize).cloned() };
-        let declared = [vocabulary.bos, vocabulary.eos, vocabulary.eot].map(|id| id.map(special));
-        let (tokens, merges) = (vocabulary.tokens.len(), vocabulary.merges.len());
-        let chat_template_chars = vocabulary.chat_template.as_ref().map(|source| source.chars().count());
         let tokenizer = match unreadable {
-            None => Tokenizer::new(vocabulary, PretokenizerChoice::FromModel).map_err(|e| e.to_string()),
+            None => Tokenizer::new(vocabulary.clone(), PretokenizerChoice::FromModel).map_err(|e| e.to_string()),
             Some(reason) => Err(reason),
         };
         let usable = tokenizer.as_ref().ok();
-        let special = |id: u32| Special { id, text: usable.and_then(|t| t.text(id)).map(str::to_owned) };
-        let ends = usable.iter().flat_map(|t| t.ends_of_generation()).map(|&id| special(id)).collect();
-        let [bos, eos, eot] = declared;
         Some(Self {
             model: model.to_owned(),
             pretokenizer,
-            tokens,
-            merges,
-            kinds,
+            tokens: vocabulary.tokens.len(),
+            merges: vocabulary.merges.len(),
+            kinds: vocabulary.kinds(),
             // Some kinds of tokenizer have one where the file does not say.
-            bos: bos.or_else(|| usable?.bos().map(special)),
-            eos: eos.or_else(|| usable?.eos().map(special)),
-            eot,
-            ends,
+            bos: vocabulary.bos.or_else(|| usable?.bos()).map(special),
+            eos: vocabulary.eos.or_else(|| usable?.eos()).map(special),
+            eot: vocabulary.eot.map(special),
+            ends: usable.iter().flat_map(|t| t.ends_of_generation()).map(|&id| special(id)).collect(),
             adds_bos: usable.is_some_and(|t| t.prefix().is_some()),
             adds_eos: usable.is_some_and(|t| t.suffix().is_some()),
-            chat_template_chars,
+            chat_template_chars: vocabulary.chat_template.as_ref().map(|source| source.chars().count()),
             unsupported: tokenizer.err(),
         })
     }

@@ -125,7 +125,9 @@ impl Tokenizer {
                         self.encode_fragment(fragment, &mut ids)?;
                     }
                 }
-                (fragment, _) => self.encode_fragment(fragment, &mut ids)?,
+                (fragment, Specials::Parse | Specials::ParseUnmarked(_) | Specials::Plain) => {
+                    self.encode_fragment(fragment, &mut ids)?;
+                }
             }
         }
         if affixes == Affixes::AsModel {

@@ -152,6 +152,27 @@ fn control_tokens_are_parsed_only_on_request() {
 }
 
 #[test]
+fn what_ends_generations_is_no_text() {
+    let mut v = vocabulary("phi-3");
+    let phi3 = Tokenizer::new(v.clone(), PretokenizerChoice::FromModel).unwrap();
+    assert!(phi3.is_end_of_generation(2) && !plain(&phi3, "a</s>").contains(&2));
+    v.tokens[1] = "<no s>".to_owned();
+    let html = Tokenizer::new(v, PretokenizerChoice::FromModel).unwrap();
+    assert!(!html.is_end_of_generation(2) && plain(&html, "a</s>").contains(&2));
+
+    let mut v = vocabulary("gpt-2");
+    for (id, text) in (50000..).zip(["<|end|>", "<|return|>", "<|call|>"]) {
+        v.tokens[id] = text.to_owned();
+    }
+    let ends = |v: &Vocabulary| {
+        Tokenizer::new(v.clone(), PretokenizerChoice::FromModel).unwrap().ends_of_generation().to_vec()
+    };
+    assert_eq!(ends(&v), [50001, 50002, 50256], "a message of several ends, the turn goes on");
+    v.tokens[50002].clear();
+    assert_eq!(ends(&v), [50000, 50001, 50256]);
+}
+
+#[test]
 fn marked_texts_forge_no_control_token() {
     const MARK: char = '\u{FDD0}';
     for name in ["qwen2", "llama-spm", "phi-3"] {
