@@ -40,13 +40,21 @@ impl Model {
     /// # Errors
     /// The file is no model, or one that this program does not know; the text names it and says why.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, PretokenizerChoice::FromModel)
+    }
+
+    /// The same with another pre-tokenizer.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_with(path: &Path, choice: PretokenizerChoice<'_>) -> Result<Self> {
         let file = ModelFile::open(path)?;
         let vocabulary = vocabulary(file.gguf()).with_context(|| path.display().to_string())?;
         let template = match &vocabulary {
             Some(vocabulary) => ChatTemplate::from_vocabulary(vocabulary).map(Arc::new).map_err(|e| e.to_string()),
             None => Err(NO_TOKENIZER.to_owned()),
         };
-        let tokenizer = vocabulary.map(|v| Tokenizer::new(v, PretokenizerChoice::FromModel)).transpose();
+        let tokenizer = vocabulary.map(|v| Tokenizer::new(v, choice)).transpose();
         let tokenizer = tokenizer.with_context(|| path.display().to_string())?.map(Arc::new);
         Ok(Self {
             name: served_name(path),
@@ -77,6 +85,14 @@ impl Model {
     pub fn ends(&self) -> Arc<[u32]> {
         self.tokenizer.as_ref().map_or_else(|| Arc::new([]) as Arc<[u32]>, |t| t.ends_of_generation().into())
     }
+}
+
+/// The tokenizer of a file that may hold no more than a vocabulary.
+///
+/// # Errors
+/// The file has no vocabulary, or one that this program does not know.
+pub fn tokenizer(gguf: &Gguf, choice: PretokenizerChoice<'_>) -> Result<Tokenizer> {
+    Ok(Tokenizer::new(vocabulary(gguf)?.context(NO_TOKENIZER)?, choice)?)
 }
 
 /// The vocabulary, where the file has one: llama.cpp writes `no_vocab` for none.

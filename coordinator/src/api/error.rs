@@ -69,6 +69,7 @@ impl ApiError {
         match error {
             TextError::Template(TemplateError::Thread(_)) => Self::Internal { text: error.to_string() },
             TextError::Empty { .. }
+            | TextError::Noncharacters
             | TextError::NoTemplate { .. }
             | TextError::NoTools { .. }
             | TextError::Template(_)

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use qmesh_models::tokenizer::TokenizerError;
+
 use crate::plan::PlanError;
 
 /// Exit codes, the same for all commands.
@@ -76,7 +78,7 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<io::Error>() {
             Ok(error) => error.into(),
-            Err(error) => Self::failed(format!("{error:#}")),
+            Err(error) => Self { advice: advice(&error), ..Self::failed(format!("{error:#}")) },
         }
     }
 }
@@ -90,6 +92,14 @@ impl From<io::Error> for Failure {
             Self::failed(format!("cannot write: {error}"))
         }
     }
+}
+
+fn advice(error: &anyhow::Error) -> Option<String> {
+    let pretokenizer = |e: &&TokenizerError| {
+        matches!(e, TokenizerError::PretokenizerMissing { .. } | TokenizerError::Pretokenizer { .. })
+    };
+    let found = error.downcast_ref().filter(pretokenizer);
+    found.map(|_| "--pre NAME, with the name of the one that the model was trained with".to_owned())
 }
 
 impl From<PlanError> for Failure {

@@ -7,7 +7,7 @@ use qmesh_models::pull::ModelRef;
 use qmesh_net::Sampling;
 
 use super::{
-    ModelArg,
+    ModelArg, TokenizerArgs,
     mesh::{PipelineArgs, RoomArgs, parse_count},
 };
 
@@ -32,6 +32,9 @@ pub struct RunArgs {
     /// System message before the prompt
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
     pub system: Option<String>,
+    /// How text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
     /// Over which workers.
     #[command(flatten)]
     pub split: SplitArgs,
@@ -57,6 +60,9 @@ pub struct ChatArgs {
     /// System message at the start
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
     pub system: Option<String>,
+    /// How text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
     /// Over which workers.
     #[command(flatten)]
     pub split: SplitArgs,
@@ -101,6 +107,9 @@ pub struct EvalArgs {
     /// Prompts computed at the same time
     #[arg(long, value_name = "N", env = "QMESH_PARALLEL", default_value_t = 1, value_parser = parse_count)]
     pub parallel: usize,
+    /// How text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
     /// Over which workers.
     #[command(flatten)]
     pub split: SplitArgs,

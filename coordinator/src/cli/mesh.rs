@@ -9,7 +9,7 @@ use std::{
 use clap::{ArgGroup, Args};
 use qmesh_models::pull::ModelRef;
 
-use super::ModelArg;
+use super::{ModelArg, TokenizerArgs};
 use crate::{
     mesh::{PrefixReuse, Speculation},
     plan::Bytes,
@@ -128,6 +128,9 @@ pub struct ServeArgs {
     /// Threads of each local worker [default: this machine's cores, shared]
     #[arg(short, long, value_name = "N", env = "QMESH_THREADS", value_parser = parse_count)]
     pub threads: Option<usize>,
+    /// How text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
     /// Sessions of full length that fit at the same time (-np for short)
     #[arg(long, value_name = "N", env = "QMESH_PARALLEL", default_value_t = 4, value_parser = parse_count)]
     pub parallel: usize,

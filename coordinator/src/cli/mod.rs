@@ -13,7 +13,7 @@ pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
     mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs},
-    models::{InspectArgs, ListArgs, ModelArg, PullArgs},
+    models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
 
 /// Run a language model split over several machines.
@@ -37,6 +37,8 @@ pub enum Command {
     List(ListArgs),
     /// Show what a model is made of
     Inspect(InspectArgs),
+    /// Turn text into the model's tokens, as JSON
+    Tokenize(TokenizeArgs),
     /// Show which worker would hold which layers
     Plan(PlanArgs),
     /// Serve a model over HTTP, computed by the workers that join

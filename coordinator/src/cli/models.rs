@@ -1,7 +1,11 @@
-//! Arguments of the commands about models: `pull`, `list`, `inspect`.
+//! Arguments of the commands about models: `pull`, `list`, `inspect`, `tokenize`.
 
 use clap::Args;
-use qmesh_models::{catalog, pull::ModelRef};
+use qmesh_models::{
+    catalog,
+    pull::ModelRef,
+    tokenizer::{PretokenizerChoice, pretokenizers},
+};
 
 /// The model, where it may be left out.
 #[derive(Args, Clone, Debug)]
@@ -9,6 +13,21 @@ pub struct ModelArg {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     #[arg(value_name = "MODEL", env = "QMESH_MODEL", default_value = catalog::DEFAULT)]
     pub model: ModelRef,
+}
+
+/// How text is cut, for all commands that turn text into tokens.
+#[derive(Args, Clone, Debug)]
+pub struct TokenizerArgs {
+    /// Cut text as the pre-tokenizer NAME does, whatever the model's file says
+    #[arg(long, value_name = "NAME", env = "QMESH_PRE", value_parser = pretokenizer)]
+    pub pre: Option<String>,
+}
+
+impl TokenizerArgs {
+    /// The named one, else the model's own.
+    pub fn choice(&self) -> PretokenizerChoice<'_> {
+        self.pre.as_deref().map_or(PretokenizerChoice::FromModel, PretokenizerChoice::Named)
+    }
 }
 
 /// Arguments of `pull`.
@@ -51,4 +70,35 @@ pub struct InspectArgs {
     /// List every tensor
     #[arg(long, env = "QMESH_TENSORS")]
     pub tensors: bool,
+}
+
+/// Arguments of `tokenize`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  coordinator tokenize smollm2-135m \"<|im_start|>user\"
+  coordinator tokenize vocabulary.gguf --raw --pieces < essay.txt
+
+A file that holds only a vocabulary will do.")]
+pub struct TokenizeArgs {
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    pub model: ModelRef,
+    /// The text; standard input where it is left out or `-`
+    pub text: Option<String>,
+    /// The text alone: no BOS or EOS around it, control tokens in it are plain text
+    #[arg(long, env = "QMESH_RAW")]
+    pub raw: bool,
+    /// Print an object with id and text for each token
+    #[arg(long, env = "QMESH_PIECES")]
+    pub pieces: bool,
+    /// How the text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
+}
+
+fn pretokenizer(name: &str) -> Result<String, String> {
+    if pretokenizers().any(|known| known == name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("no pre-tokenizer has that name; known: {}", pretokenizers().collect::<Vec<_>>().join(", ")))
 }

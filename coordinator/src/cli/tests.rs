@@ -1,5 +1,7 @@
 //! What the command line understands, and how it refuses.
 
+use qmesh_models::tokenizer::PretokenizerChoice;
+
 use super::*;
 
 fn parse(line: &str) -> Result<Cli, Failure> {
@@ -41,6 +43,12 @@ fn commands_parse() {
     let Command::Run(run) = parse("run m.gguf -p hi --temp 0 --frequency-penalty -1").unwrap().command else {
         panic!("not run")
     };
+    let Command::Tokenize(tokenize) = parse("tokenize m.gguf - --raw --pre qwen2").unwrap().command else {
+        panic!("not tokenize")
+    };
+    assert_eq!((tokenize.text.as_deref(), tokenize.raw, tokenize.pieces), (Some("-"), true, false));
+    assert_eq!(tokenize.tokenizer.choice(), PretokenizerChoice::Named("qwen2"));
+    assert_eq!(run.tokenizer.choice(), PretokenizerChoice::FromModel);
     let sampling = run.sampling.sampling(0.7, 9);
     assert_eq!((sampling.temperature, sampling.frequency_penalty, sampling.seed), (0.0, -1.0, 9));
 }
@@ -67,6 +75,10 @@ fn refusals_are_one_line_and_say_what_to_do() {
         (
             "plan m.gguf --workers 0",
             "error: invalid value '0' for '--workers <N>': a whole number from 1 to 4096 is needed",
+        ),
+        (
+            "chat m.gguf --pre klingon",
+            "error: invalid value 'klingon' for '--pre <NAME>': no pre-tokenizer has that name; known: gpt-2, ",
         ),
         ("", "error: no command | try: coordinator --help"),
         ("fly", "error: unrecognized subcommand 'fly' | try: coordinator --help"),

@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model)?;
+    let model = local_mesh::open(&args.model, args.tokenizer.choice())?;
     let text = local_mesh::text(&model, args.split.room)?;
     if let Err(reason) = &text.template {
         return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))

@@ -1,6 +1,9 @@
 //! `demo`: everything once, from the download to the measured stages.
 
-use qmesh_models::{chat::Message, tokenizer::LeadingSpace};
+use qmesh_models::{
+    chat::Message,
+    tokenizer::{LeadingSpace, PretokenizerChoice},
+};
 
 use super::{
     answer, block_on,
@@ -12,7 +15,7 @@ use crate::{
 };
 
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model.model)?;
+    let model = local_mesh::open(&args.model.model, PretokenizerChoice::FromModel)?;
     let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
     let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, pipeline: PipelineArgs::default() };
     let text = local_mesh::text(&model, room)?;

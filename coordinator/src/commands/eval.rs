@@ -68,7 +68,7 @@ struct Rows {
 
 pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let prompts = prompts::read(&args.prompts)?;
-    let model = open(&args.model)?;
+    let model = open(&args.model, args.tokenizer.choice())?;
     let requests = requests(args, &model, &prompts)?;
     block_on(async {
         let local = LocalMesh::start(&model, &args.split, args.parallel).await?;

@@ -8,7 +8,7 @@ use std::{
 use qmesh_models::{
     chat::{ChatTemplate, TemplateError},
     pull::{ModelRef, Progress as _},
-    tokenizer::Vocabulary,
+    tokenizer::{PretokenizerChoice, Vocabulary},
 };
 use tokio::time::timeout;
 
@@ -34,8 +34,8 @@ pub(super) struct LocalMesh {
 }
 
 /// The model, its file fetched where it is not there yet.
-pub(super) fn open(reference: &ModelRef) -> Result<Arc<Model>, Failure> {
-    let mut model = Model::open(&fetch(reference)?)?;
+pub(super) fn open(reference: &ModelRef, choice: PretokenizerChoice<'_>) -> Result<Arc<Model>, Failure> {
+    let mut model = Model::open_with(&fetch(reference)?, choice)?;
     // The planner's messages use the name that people gave.
     model.spec.name.clone_from(&model.name);
     Ok(Arc::new(model))

@@ -15,6 +15,7 @@ mod run;
 mod serve;
 mod signals;
 mod status;
+mod tokenize;
 
 use std::{
     future::Future,
@@ -50,6 +51,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Pull(args) => pull::pull(&args),
         Command::List(args) => list::list(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Run(args) => run::run(&args),

@@ -21,7 +21,7 @@ use crate::{
 pub(super) const TEMPERATURE: f32 = 0.7;
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model)?;
+    let model = local_mesh::open(&args.model, args.tokenizer.choice())?;
     let text = local_mesh::text(&model, args.split.room)?;
     let (ids, leading_space) = prompt(&text, args)?;
     let sampling = args.sampling.sampling(TEMPERATURE, random_seed());

@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    let model = open(&args.model.model)?;
+    let model = open(&args.model.model, args.tokenizer.choice())?;
     block_on_to_the_end(async {
         match serve_until_stopped(args, model).await? {
             Stop::Interrupt => Err(Failure::interrupted()),

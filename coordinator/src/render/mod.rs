@@ -6,6 +6,7 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod table;
+mod vocabulary;
 
 use std::{
     fmt::Display,

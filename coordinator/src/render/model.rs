@@ -9,7 +9,10 @@ use qmesh_models::{
 };
 use serde::Serialize;
 
-use super::table::{Align, pairs, table};
+use super::{
+    table::{Align, pairs, table},
+    vocabulary::VocabularyDescription,
+};
 use crate::plan::Bytes;
 
 /// What a header says.
@@ -24,8 +27,7 @@ pub struct Description {
     file_bytes: u64,
     parameters: u64,
     spec: Option<Shape>,
-    tokenizer: String,
-    chat_template: bool,
+    tokenizer: Option<VocabularyDescription>,
     types: Vec<TypeShare>,
     /// Runs of layers that hold equally many bytes.
     layers: Vec<LayerRun>,
@@ -93,14 +95,17 @@ impl Description {
         Self {
             name: text("general.name").map(str::to_owned).or(stem).unwrap_or_default(),
             architecture: text("general.architecture").unwrap_or("unknown").to_owned(),
-            unsupported: spec.as_ref().err().map(ToString::to_string),
+            unsupported: match &spec {
+                Ok(_) => None,
+                Err(_) if tensors.is_empty() => Some(NO_TENSORS.to_owned()),
+                Err(error) => Some(error.to_string()),
+            },
             gguf_version: gguf.version(),
             files: gguf.parts().iter().map(|part| part.path.display().to_string()).collect(),
             file_bytes: gguf.parts().iter().map(|part| part.bytes).sum(),
             parameters: tensors.iter().map(elements).fold(0, u64::saturating_add),
             spec: spec.ok().map(|spec| Shape::new(&spec)),
-            tokenizer: tokenizer(gguf),
-            chat_template: text("tokenizer.chat_template").is_some(),
+            tokenizer: VocabularyDescription::new(gguf),
             types: types(tensors),
             layers: layer_runs(tensors),
             outside_layers: tensors.iter().filter(|t| layer_of(&t.name).is_none()).map(Tensor::new).collect(),
@@ -125,12 +130,17 @@ impl Description {
         if let Some(spec) = &self.spec {
             lines.extend(spec.lines());
         }
-        lines.push(("tokenizer", self.tokenizer.clone()));
-        lines.push(("chat template", if self.chat_template { "present" } else { "none: a base model" }.to_owned()));
+        match &self.tokenizer {
+            Some(tokenizer) => lines.extend(tokenizer.lines()),
+            None => lines.push(("tokenizer", "none".to_owned())),
+        }
         if let Some(reason) = &self.unsupported {
             lines.push(("unsupported", reason.clone()));
         }
-        let mut parts = vec![pairs(lines), self.types_table(), self.layers_table()];
+        let mut parts = vec![pairs(lines)];
+        if !self.types.is_empty() {
+            parts.extend([self.types_table(), self.layers_table()]);
+        }
         if !self.tensors.is_empty() {
             parts.push(tensor_table(&self.tensors));
         }
@@ -262,16 +272,6 @@ fn kinds(of_layers: impl Iterator<Item = String>) -> String {
     }
 }
 
-fn tokenizer(gguf: &Gguf) -> String {
-    let model = match gguf.text("tokenizer.ggml.model") {
-        Ok(model) if model != "no_vocab" => model,
-        Ok(_) | Err(_) => return "none".to_owned(),
-    };
-    let pre = gguf.text("tokenizer.ggml.pre").map(|pre| format!(", pre-tokenizer {pre}")).unwrap_or_default();
-    let tokens = gguf.strings("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len());
-    format!("{model}{pre}, {tokens} tokens")
-}
-
 fn types(tensors: &[TensorEntry]) -> Vec<TypeShare> {
     let mut by_type: BTreeMap<_, (usize, u64)> = BTreeMap::new();
     for tensor in tensors {
@@ -325,6 +325,8 @@ fn size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
+const NO_TENSORS: &str = "the file has no tensors: `tokenize` can use it, nothing else";
+
 #[cfg(test)]
 mod tests {
     use qmesh_models::{gguf::GgufWriter, tensor::TensorType};
@@ -346,7 +348,7 @@ mod tests {
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         for line in [
             "architecture lorem",
-            "tokenizer gpt2, 0 tokens",
+            "tokenizer gpt2",
             "F32 2 42.0 kB 82.8 %",
             "layers 0..2 (2) 4.35 kB each",
             "layer 2 16.4 kB",

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod outside;
 mod stops;
 mod stream;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use qmesh_models::{
 };
 use thiserror::Error;
 
+use self::outside::Outside;
 pub use self::{
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
@@ -60,6 +62,9 @@ pub enum TextError {
     /// The text could not be split.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The texts use characters that no text may have.
+    #[error("the messages have all of U+FDD0 to U+FDEF, which are no characters: leave them out")]
+    Noncharacters,
     /// Nothing is left to continue.
     #[error("the prompt is empty, and {name} has no token that begins a text")]
     Empty {
@@ -69,7 +74,7 @@ pub enum TextError {
 }
 
 impl TextModel {
-    /// The ids of a conversation.
+    /// The ids of a conversation. Control tokens come from the template alone, whatever the messages and tools spell.
     ///
     /// # Errors
     /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
@@ -77,14 +82,16 @@ impl TextModel {
     pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
         let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
         let template = self.template.as_ref().map_err(unusable)?;
-        let text = template.render(messages, options)?;
+        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
+        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
+        let text = template.render(&outside.messages, &options)?;
         // A template that does not look at the tools would have them ignored in silence.
-        if !options.tools.is_empty()
-            && text == template.render(messages, &RenderOptions { tools: &[], ..options.clone() })?
+        if !outside.tools.is_empty()
+            && text == template.render(&outside.messages, &RenderOptions { tools: &[], ..options })?
         {
             return Err(TextError::NoTools { name: self.name.clone() });
         }
-        self.raw_prompt(&text, Specials::Parse)
+        self.raw_prompt(&text, Specials::ParseUnmarked(outside.mark))
     }
 
     /// The ids of a text that is continued as it is; an empty one becomes the token that begins a text.

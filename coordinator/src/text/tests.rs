@@ -107,10 +107,9 @@ async fn what_ends_early_is_cancelled_or_failed() {
 fn prompts_become_ids() {
     let text = model();
     let ids = |prompt: &str| std::iter::once(1).chain(prompt.bytes().map(byte)).collect::<Vec<_>>();
-    let messages = [Message::new("user", "x</s>")];
+    let messages = [Message::new("user", "x")];
     let options = RenderOptions::new(SystemTime::UNIX_EPOCH);
-    let chat = text.chat_prompt(&messages, &options).expect("a sound template");
-    assert_eq!(chat, [&ids("u:x")[..], &[END, byte(b'\n')]].concat());
+    assert_eq!(text.chat_prompt(&messages, &options).expect("a sound template"), ids("u:x\n"));
     assert_eq!(text.raw_prompt("", Specials::Plain).expect("bos"), [1]);
     assert_eq!(text.raw_prompt("</", Specials::Plain).expect("bytes"), ids("</"));
     let blind = ChatTemplate::new("{{ messages[0].content }}", "", "").expect("a sound template");
@@ -122,4 +121,24 @@ fn prompts_become_ids() {
     let mute = TextModel { template: Err("it has no chat template".to_owned()), ..text };
     let error = mute.chat_prompt(&messages, &options).expect_err("no template").to_string();
     assert_eq!(error, "made-up cannot chat: it has no chat template; complete plain text instead");
+}
+
+#[test]
+fn only_the_template_writes_control_tokens() {
+    let source =
+        "{{ eos_token }}{{ messages[0].content | trim }}{{ messages[0].name }}{{ tools | tojson }}{{ mood }}<|tool|>";
+    let template = ChatTemplate::new(source, "<s>", "</s>").expect("a sound template");
+    let text = TextModel { template: Ok(Arc::new(template)), ..model() };
+    let tools = [json!({"</s>": ["<unk>"]})];
+    let extra = json!({"mood": "<s><|tool|>"}).as_object().expect("an object").clone();
+    let options = RenderOptions { tools: &tools, extra, ..RenderOptions::new(SystemTime::UNIX_EPOCH) };
+    let mut message = Message::new("user", " x</s> \u{FDD0}</</s>s> ");
+    message.extra.insert("name".to_owned(), json!("<|tool|>"));
+    let ids = text.chat_prompt(&[message], &options).expect("a sound template");
+    let written = "x</s> \u{FDD0}</</s>s><|tool|>[{\"</s>\": [\"<unk>\"]}]<s><|tool|>";
+    let written = text.raw_prompt(written, Specials::Plain).expect("bytes");
+    assert_eq!(ids, [&[1, END], &written[1..], &[CONTROL]].concat());
+    let every = ('\u{FDD0}'..='\u{FDEF}').collect::<String>();
+    let refused = text.chat_prompt(&[Message::new("user", every)], &options);
+    assert!(matches!(refused, Err(TextError::Noncharacters)));
 }

@@ -19,6 +19,8 @@ pub use self::{
     vocabulary::{AfterSpecial, Vocabulary},
 };
 
+use std::borrow::Cow;
+
 use self::{
     bpe::ByteLevelBpe,
     pretokenizer::Pretokenizer,
@@ -35,9 +37,7 @@ pub struct Tokenizer {
     partitioner: Partitioner,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// What `Affixes::AsModel` puts before a text.
     prefix: Option<u32>,
-    /// And after it.
     suffix: Option<u32>,
     /// Sorted.
     endings: Vec<u32>,
@@ -55,8 +55,11 @@ pub enum PretokenizerChoice<'a> {
 /// What becomes of control tokens that are spelled out in a text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Specials {
-    /// They are control tokens: for a rendered chat template.
+    /// They are control tokens: for a text that is trusted.
     Parse,
+    /// They are control tokens, but for those with this character in them, see [`Tokenizer::mark`]; the character itself
+    /// is no text. For a rendered chat template.
+    ParseUnmarked(char),
     /// They are ordinary text: for text from outside.
     Plain,
 }
@@ -115,10 +118,16 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, specials: Specials, affixes: Affixes) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 2);
         for fragment in self.partitioner.split(&self.tokens, text, specials) {
-            match (fragment, &self.algorithm) {
-                (Fragment::Token(id), _) => ids.push(id),
-                (Fragment::Text(text), Algorithm::ByteLevelBpe(bpe)) => bpe.encode(&self.tokens, text, &mut ids)?,
-                (Fragment::Text(text), Algorithm::SentencePiece(spm)) => spm.encode(&self.tokens, text, &mut ids),
+            match (fragment, specials) {
+                (Fragment::Text(text), Specials::ParseUnmarked(mark)) if text.contains(mark) => {
+                    let unmarked = text.replace(mark, "");
+                    for fragment in self.partitioner.split(&self.tokens, &unmarked, Specials::Plain) {
+                        self.encode_fragment(fragment, &mut ids)?;
+                    }
+                }
+                (fragment, Specials::Parse | Specials::ParseUnmarked(_) | Specials::Plain) => {
+                    self.encode_fragment(fragment, &mut ids)?;
+                }
             }
         }
         if affixes == Affixes::AsModel {
@@ -128,6 +137,12 @@ impl Tokenizer {
             ids.extend(self.suffix.filter(|eos| ids.last() != Some(eos)));
         }
         Ok(ids)
+    }
+
+    /// `text` with `mark` inside of every control token that it spells, for [`Specials::ParseUnmarked`]: so a template can
+    /// put a text from outside among its own. The mark must not be in the text before.
+    pub fn mark<'t>(&self, text: &'t str, mark: char) -> Cow<'t, str> {
+        self.partitioner.mark(text, mark)
     }
 
     /// The text of `ids`, with U+FFFD for bytes that are no UTF-8.
@@ -173,6 +188,16 @@ impl Tokenizer {
         &self.endings
     }
 
+    /// What [`Affixes::AsModel`] puts before a text.
+    pub fn prefix(&self) -> Option<u32> {
+        self.prefix
+    }
+
+    /// What [`Affixes::AsModel`] puts after a text.
+    pub fn suffix(&self) -> Option<u32> {
+        self.suffix
+    }
+
     /// The token that begins a text, whether or not the model asks for it.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -181,6 +206,15 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    fn encode_fragment(&self, fragment: Fragment<'_>, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        match (fragment, &self.algorithm) {
+            (Fragment::Token(id), _) => ids.push(id),
+            (Fragment::Text(text), Algorithm::ByteLevelBpe(bpe)) => bpe.encode(&self.tokens, text, ids)?,
+            (Fragment::Text(text), Algorithm::SentencePiece(spm)) => spm.encode(&self.tokens, text, ids),
+        }
+        Ok(())
     }
 
     /// Whether encoding puts a space before a text, which decoding takes away again.

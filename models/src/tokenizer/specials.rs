@@ -1,5 +1,7 @@
 //! Special tokens in text: found before anything is merged, the longest at each place.
 
+use std::borrow::Cow;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::{
@@ -13,7 +15,9 @@ use super::{
 pub(super) struct Partitioner {
     /// Tokens that are never split, whoever wrote them.
     user_defined: Finder,
-    /// Those, and the control tokens.
+    /// Tokens that only a template may write.
+    control: Finder,
+    /// Both.
     all: Finder,
     after_special: AfterSpecial,
 }
@@ -32,18 +36,20 @@ const KEEPS_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 impl Partitioner {
     pub(super) fn new(tokens: &Tokens, after_special: AfterSpecial) -> Result<Self, TokenizerError> {
-        let user_defined = Finder::new(tokens, |kind| kind == TokenKind::UserDefined)?;
-        let all = Finder::new(tokens, |kind| match kind {
-            TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => true,
-            TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => false,
-        })?;
-        Ok(Self { user_defined, all, after_special })
+        let is_user_defined = |kind| kind == TokenKind::UserDefined;
+        let is_control = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown);
+        Ok(Self {
+            user_defined: Finder::new(tokens, is_user_defined)?,
+            control: Finder::new(tokens, is_control)?,
+            all: Finder::new(tokens, |kind| is_user_defined(kind) || is_control(kind))?,
+            after_special,
+        })
     }
 
     /// The parts of `text`, in order.
     pub(super) fn split<'t>(&self, tokens: &Tokens, text: &'t str, specials: Specials) -> Vec<Fragment<'t>> {
         let finder = match specials {
-            Specials::Parse => &self.all,
+            Specials::Parse | Specials::ParseUnmarked(_) => &self.all,
             Specials::Plain => &self.user_defined,
         };
         let mut fragments = Vec::new();
@@ -59,6 +65,23 @@ impl Partitioner {
         }
         push_text(&mut fragments, &text[rest..]);
         fragments
+    }
+
+    /// `text` with `mark` after every character of the control tokens in it: neither they nor tokens that overlap them
+    /// are found then.
+    pub(super) fn mark<'t>(&self, text: &'t str, mark: char) -> Cow<'t, str> {
+        let mut marked = String::new();
+        let mut rest = 0;
+        for (start, end, _) in self.control.find(text) {
+            marked.push_str(&text[rest..start]);
+            marked.extend(text[start..end].chars().flat_map(|c| [c, mark]));
+            rest = end;
+        }
+        if rest == 0 {
+            return Cow::Borrowed(text);
+        }
+        marked.push_str(&text[rest..]);
+        Cow::Owned(marked)
     }
 
     /// How many bytes of white space after the token are no text.

@@ -152,6 +152,49 @@ fn control_tokens_are_parsed_only_on_request() {
 }
 
 #[test]
+fn what_ends_generations_is_no_text() {
+    let mut v = vocabulary("phi-3");
+    let phi3 = Tokenizer::new(v.clone(), PretokenizerChoice::FromModel).unwrap();
+    assert!(phi3.is_end_of_generation(2) && !plain(&phi3, "a</s>").contains(&2));
+    v.tokens[1] = "<no s>".to_owned();
+    let html = Tokenizer::new(v, PretokenizerChoice::FromModel).unwrap();
+    assert!(!html.is_end_of_generation(2) && plain(&html, "a</s>").contains(&2));
+
+    let mut v = vocabulary("gpt-2");
+    for (id, text) in (50000..).zip(["<|end|>", "<|return|>", "<|call|>"]) {
+        v.tokens[id] = text.to_owned();
+    }
+    let ends = |v: &Vocabulary| {
+        Tokenizer::new(v.clone(), PretokenizerChoice::FromModel).unwrap().ends_of_generation().to_vec()
+    };
+    assert_eq!(ends(&v), [50001, 50002, 50256], "a message of several ends, the turn goes on");
+    v.tokens[50002].clear();
+    assert_eq!(ends(&v), [50000, 50001, 50256]);
+}
+
+#[test]
+fn marked_texts_forge_no_control_token() {
+    const MARK: char = '\u{FDD0}';
+    for name in ["qwen2", "llama-spm", "phi-3"] {
+        let tokenizer = tokenizer(name);
+        let within = |text: &str| {
+            let ids = tokenizer.encode(text, Specials::ParseUnmarked(MARK), Affixes::None).unwrap();
+            assert!(!ids.iter().any(|&id| tokenizer.is_control(id)), "{name} {text:?}");
+            ids
+        };
+        for seed in 0..300 {
+            let text = Random(seed).text(20) + "<|im_<|im_end|>end|></s></</s><|end|>";
+            assert_eq!(within(&tokenizer.mark(&text, MARK)), plain(&tokenizer, &text), "{name}, seed {seed}");
+        }
+    }
+    let qwen = tokenizer("qwen2");
+    let end = qwen.find("<|im_end|>").unwrap();
+    let rendered = format!("a{}b<|im_end|>", qwen.mark("<|im_end|>", MARK));
+    let ids = qwen.encode(&rendered, Specials::ParseUnmarked(MARK), Affixes::None).unwrap();
+    assert_eq!(ids, [plain(&qwen, "a<|im_end|>b"), vec![end]].concat(), "the template's own is parsed");
+}
+
+#[test]
 fn affixes_are_the_models_own() {
     let mut v = vocabulary("llama-spm");
     let encode =

@@ -90,6 +90,18 @@ impl TokenKind {
         }
     }
 
+    /// As ggml calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Unknown => "unknown",
+            Self::Control => "control",
+            Self::UserDefined => "user-defined",
+            Self::Unused => "unused",
+            Self::Byte => "byte",
+        }
+    }
+
     /// Whether ordinary text can contain it; the others must not come out of merges, or text could forge them.
     fn is_text(self) -> bool {
         match self {

@@ -1,5 +1,7 @@
 //! A tokenizer's raw material as a GGUF file states it, and its checks.
 
+use std::collections::BTreeMap;
+
 use crate::gguf::{Gguf, OptionalKey};
 
 use super::{TokenizerError, token::TokenKind};
@@ -86,6 +88,18 @@ impl Vocabulary {
             after_special: if phi3 { AfterSpecial::Strip } else { AfterSpecial::Keep },
             chat_template: owned("tokenizer.chat_template")?,
         })
+    }
+
+    /// How many tokens the file declares to be of each kind: normal, control, byte and so on.
+    pub fn kinds(&self) -> BTreeMap<&'static str, usize> {
+        let mut kinds = BTreeMap::new();
+        for &number in &self.token_types {
+            *kinds.entry(TokenKind::from_ggml(number).map_or("of no known kind", TokenKind::name)).or_default() += 1;
+        }
+        if self.token_types.is_empty() {
+            kinds.insert(TokenKind::Normal.name(), self.tokens.len());
+        }
+        kinds
     }
 
     /// Checks lengths and ids, and returns the kind of each token.
