@@ -160,8 +160,6 @@ LLAMA = NORMS | ATTENTION | GATED
 # In an architecture llama, the keys with yarn_ are what converters write and llama.cpp does not read.
 LLAMA_YARN = {"rope.freq_base": 500.0}
 LLAMA_YARN |= yarn(4.0, 512, attn_factor=0.9, yarn_attn_factor=1.5, yarn_beta_fast=8.0, yarn_beta_slow=2.0)
-MISTRAL3 = {"rope.freq_base": 100.0, "attention.temperature_scale": 0.3}
-MISTRAL3 |= yarn(8.0, 16, yarn_beta_fast=2.0, yarn_beta_slow=0.1, yarn_log_multiplier=0.5)
 QWEN2MOE = NORMS | ATTENTION | QKV_BIASES | ROUTER | EXPERTS | SHARED
 SHARED_EXPERT = {"expert_shared_feed_forward_length": 32}
 GPT_OSS = {
@@ -199,7 +197,6 @@ MODELS = {
     "gpt-oss": Model(**GPT_OSS),
     "gpt-oss-mxfp4": Model(**GPT_OSS, packed=True),
     "llama-yarn": Model("llama", 120, LLAMA, tied=True, keys=LLAMA_YARN),
-    "mistral3": Model("mistral3", 115, LLAMA, tied=True, keys=MISTRAL3),
     "llama-linear": Model("llama", 140, LLAMA, tied=True, keys=scaling(type="linear", factor=4.0)),
     "phi3-longrope": Model(
         "phi3",

@@ -28,7 +28,9 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
             assert_eq!(run(&["--cut", &cut.to_string()]), alone, "{name}, cut at {cut}");
         }
         let every = (1..spec.layers.len()).map(|l| l.to_string()).collect::<Vec<_>>().join(",");
-        assert_eq!(run(&["--cut", &every]), alone, "{name}, one layer a stage");
+        if !every.is_empty() {
+            assert_eq!(run(&["--cut", &every]), alone, "{name}, one layer a stage");
+        }
         let row = format!("`{name}` {:.0e}, {:.0e}", distance.logit_share, distance.largest);
         measured.entry(spec.family).or_default().push(row);
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use blake3::Hash;
+use qmesh_models::spec::TensorRole;
 use qmesh_net::{Connection, NetError, RangeRequest};
 use thiserror::Error;
 use tokio::{
@@ -87,7 +88,7 @@ struct Counters {
 /// What is here, and what is not; equal tensors are fetched once.
 struct Survey {
     store: Store,
-    places: Vec<(String, Place)>,
+    places: Vec<(TensorRole, Place)>,
     missing: BTreeMap<[u8; 32], Missing>,
 }
 
@@ -133,7 +134,7 @@ impl Fetch {
             }
         }
         let tensors = assignment.spec.tensors.iter().zip(&assignment.hashes);
-        places.extend(tensors.filter_map(|(t, &hash)| Some((t.name.clone(), store.find(hash, t.bytes)?))));
+        places.extend(tensors.filter_map(|(t, &hash)| Some((t.role, store.find(hash, t.bytes)?))));
         Ok((places.into_iter().collect(), counters.received.load(Ordering::Relaxed)))
     }
 
@@ -151,7 +152,7 @@ impl Fetch {
         for (tensor, &hash) in assignment.spec.tensors.iter().zip(&assignment.hashes) {
             let (name, bytes) = (tensor.name.clone(), tensor.bytes);
             match models.find(tensor, hash) {
-                Some(place) => places.push((name, place)),
+                Some(place) => places.push((tensor.role, place)),
                 None if store.find(hash, bytes).is_some() => {}
                 None => drop(missing.insert(*hash.as_bytes(), Missing { name, hash, bytes })),
             }

@@ -33,17 +33,19 @@ impl LocalModels {
         Self(models)
     }
 
-    /// Where one of the files has exactly this tensor: name, type, shape and every byte.
+    /// Where one of the files has exactly this tensor: name, type, shape and every byte. A piece of a fused tensor is looked
+    /// for where it lies in the coordinator's file.
     pub(super) fn find(&self, tensor: &TensorSpec, hash: Hash) -> Option<Place> {
         self.0.iter().find_map(|gguf| {
             let entry = gguf.tensor(&tensor.name)?;
             let (cols, rows) = entry.ne.split_first()?;
-            let same = entry.kind.0 == tensor.dtype.ggml_id()
-                && entry.bytes == Some(tensor.bytes)
-                && *cols == tensor.cols as u64
-                && rows.iter().product::<u64>() == tensor.rows as u64;
-            let path = gguf.parts().get(entry.part).filter(|_| same)?.path.clone();
-            let place = Place { path, offset: entry.offset, hash, owner: Owner::User };
+            let (rows, bytes) = (rows.iter().product::<u64>(), entry.bytes?);
+            let same = entry.kind.0 == tensor.dtype.ggml_id() && *cols == tensor.cols as u64;
+            let offset = if rows == tensor.rows as u64 { entry.offset } else { tensor.offset };
+            let inside =
+                offset >= entry.offset && offset.checked_add(tensor.bytes)? <= entry.offset.checked_add(bytes)?;
+            let path = gguf.parts().get(entry.part).filter(|_| same && inside)?.path.clone();
+            let place = Place { path, offset, hash, owner: Owner::User };
             place.holds(tensor.bytes).then_some(place)
         })
     }
@@ -96,5 +98,18 @@ mod tests {
         assert_eq!(models.find(&tensor, blake3::hash(b"other bytes")), None);
         assert_eq!(models.find(&TensorSpec { name: "no.such".into(), ..tensor.clone() }, hash), None);
         assert_eq!(models.find(&TensorSpec { dtype: TensorType::F16, ..tensor }, hash), None);
+    }
+
+    #[test]
+    fn pieces_of_a_fused_tensor_are_found() {
+        let path = Path::new(TINY).join("phi3.gguf");
+        let file = fs::read(&path).unwrap();
+        let spec = qmesh_models::family::spec(&Gguf::open(&path).unwrap()).unwrap();
+        let models = LocalModels::scan(&[PathBuf::from(TINY)]);
+        for tensor in spec.tensors.iter().filter(|t| t.name.contains("attn_qkv")) {
+            let start = usize::try_from(tensor.offset).unwrap();
+            let hash = blake3::hash(&file[start..start + usize::try_from(tensor.bytes).unwrap()]);
+            assert_eq!(models.find(tensor, hash).map(|place| place.offset), Some(tensor.offset), "{tensor:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use blake3::{Hash, Hasher};
-use qmesh_models::spec::TensorSpec;
+use qmesh_models::spec::{TensorRole, TensorSpec};
 use tempfile::TempPath;
 use thiserror::Error;
 
@@ -72,9 +72,9 @@ pub(super) enum Owner {
     User,
 }
 
-/// Where each tensor of a shard lies, by name. Cheap to clone.
+/// Where each tensor of a shard lies, by role: a fused one serves several. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Weights(Arc<HashMap<String, Place>>);
+pub(super) struct Weights(Arc<HashMap<TensorRole, Place>>);
 
 /// The cache cannot be used.
 #[derive(Debug, Error)]
@@ -220,8 +220,8 @@ impl Place {
     }
 }
 
-impl FromIterator<(String, Place)> for Weights {
-    fn from_iter<I: IntoIterator<Item = (String, Place)>>(places: I) -> Self {
+impl FromIterator<(TensorRole, Place)> for Weights {
+    fn from_iter<I: IntoIterator<Item = (TensorRole, Place)>>(places: I) -> Self {
         Self(Arc::new(places.into_iter().collect()))
     }
 }
@@ -229,7 +229,7 @@ impl FromIterator<(String, Place)> for Weights {
 impl TensorSource for Weights {
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
-        let place = self.0.get(&tensor.name).ok_or_else(|| refused("it was not fetched".into()))?;
+        let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
         let read = File::open(&place.path).and_then(|file| file.read_exact_at(into, place.offset));
         read.map_err(|error| refused(format!("{}: {error}", place.path.display())))?;
         if blake3::hash(into) == place.hash {
@@ -250,7 +250,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreErr
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::{spec::TensorRole, tensor::TensorType};
+    use qmesh_models::tensor::TensorType;
 
     use super::*;
 
@@ -324,7 +324,7 @@ mod tests {
             offset: 0,
             bytes: 16,
         };
-        let weights = Weights::from_iter([("t".to_owned(), place.clone())]);
+        let weights = Weights::from_iter([(tensor.role, place.clone())]);
         let mut into = [0; 16];
         weights.read(&tensor, &mut into).unwrap();
         assert_eq!(into, BODY);
