@@ -36,7 +36,7 @@ fn experts_land_where_the_plan_said() {
         assert_eq!(number(planned, "weight_bytes"), number(stage, "weight_bytes"), "{stage}");
         assert_eq!(number(planned, "weight_bytes"), stored(&serving.folder.path().join(worker)), "{worker} stored");
     }
-    let request = serde_json::json!({ "model": "m", "prompt": "w5 w6", "max_tokens": 4 });
+    let request = serde_json::json!({ "model": "mixtral-with-words", "prompt": "w5 w6", "max_tokens": 4 });
     let answer = http::post(&serving.path("/v1/completions"), &request);
     assert_eq!((answer.status, number(&answer.body["usage"], "completion_tokens")), (200, 4), "{}", answer.body);
 }

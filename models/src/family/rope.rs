@@ -32,12 +32,11 @@ pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError
             return Err(m.unsupported(KIND, format!("{other:?}"), supported));
         }
     };
-    match scaling {
-        RopeScaling::Factors | RopeScaling::LongRope { .. } if factor != 1.0 => {
-            Err(m.unsupported("rope.scaling.factor", factor.to_string(), "1 beside factors as a tensor"))
-        }
-        scaling => Ok((scaling, magnitude)),
+    let by_tensor = matches!(scaling, RopeScaling::Factors | RopeScaling::LongRope { .. });
+    if by_tensor && factor != 1.0 {
+        return Err(m.unsupported("rope.scaling.factor", factor.to_string(), "1 beside factors as a tensor"));
     }
+    Ok((scaling, magnitude))
 }
 
 /// By what positions are divided; ggml takes 0 for none.

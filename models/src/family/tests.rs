@@ -67,6 +67,55 @@ fn qwen2_has_biases() {
 }
 
 #[test]
+fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
+    let experts = |name: &str| match &golden(name).layers[1].ffn {
+        Ffn::Experts(experts) => experts.clone(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let mixtral = ExpertsSpec {
+        count: 4,
+        used: 2,
+        inner: 128,
+        activation: Activation::Silu,
+        bias: Bias::None,
+        weighting: Weighting::OfUsed,
+        weight_scale: 1.0,
+        shared: None,
+    };
+    assert_eq!(experts("mixtral"), mixtral);
+    assert_eq!(experts("qwen3moe"), ExpertsSpec { count: 8, inner: 32, ..mixtral.clone() });
+    let (shared, gpt_oss) = (experts("qwen2moe"), experts("gpt-oss"));
+    assert_eq!((shared.shared, shared.weighting), (Some(32), Weighting::OfAll));
+    assert_eq!((gpt_oss.bias, gpt_oss.activation), (Bias::Present, Activation::SiluClamped));
+
+    let model = golden("mixtral");
+    let gates = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::ExpertGates));
+    let gates = gates.unwrap();
+    assert_eq!((gates.rows, gates.cols, gates.bytes), (4 * 128, 64, 4 * 128 * 64 * 4));
+    assert_eq!(model.bytes_per_token(gates), gates.bytes / 2, "two of four");
+    assert!(model.shard(1..2).tensors.contains(gates) && !model.shard(0..1).tensors.contains(gates));
+}
+
+#[test]
+fn what_families_vary_is_data() {
+    let model = golden("granite");
+    assert_eq!((model.embedding_scale, model.head.logit_scale), (12.0, 1.0 / 6.0));
+    assert_eq!((model.layers[0].residual_scale, model.layers[0].attention.scale), (0.22, 0.0625));
+    let olmo = golden("olmo2");
+    assert_eq!((olmo.layers[0].norms, olmo.layers[0].attention.qk_norm), (NormPlacement::Post, QkNorm::AllHeads));
+    let starcoder = golden("starcoder2");
+    assert_eq!((starcoder.head.norm.kind, starcoder.layers[0].attention.output_bias), (NormKind::Layer, Bias::Present));
+    assert!(matches!(starcoder.layers[0].ffn, Ffn::Plain { activation: Activation::GeluTanh, .. }));
+    let layers_without =
+        |model: &ModelSpec| model.layers.iter().map(|l| l.attention.rope.is_none()).collect::<Vec<_>>();
+    assert_eq!(layers_without(&golden("smollm3"))[..4], [false, false, false, true]);
+    assert_eq!(golden("gpt-oss").layers[0].attention.sinks, Sinks::PerHead);
+    assert!(matches!(rope(&golden("llama-yarn").layers[0]).scaling, RopeScaling::Yarn { original: 512, .. }));
+    assert_eq!(rope(&golden("phi3-longrope").layers[0]).scaling, RopeScaling::LongRope { original: 256 });
+    assert_eq!(rope(&golden("glm4").layers[0]).dims * 2, golden("glm4").layers[0].attention.head_dim);
+}
+
+#[test]
 fn gemma2_caps_scores_and_logits_and_alternates_windows() {
     let model = golden("gemma2");
     assert_eq!((model.embedding_scale, model.head.soft_cap, model.layers.len()), (8.0, Some(30.0), 3));
