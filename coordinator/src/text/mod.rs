@@ -14,6 +14,7 @@ use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions, TemplateError},
     tokenizer::{Affixes, Specials, Tokenizer, TokenizerError},
 };
+use serde_json::Value;
 use thiserror::Error;
 
 pub use self::{
@@ -77,11 +78,10 @@ impl TextModel {
     pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
         let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
         let template = self.template.as_ref().map_err(unusable)?;
-        let text = template.render(messages, options)?;
+        let text = render(template, messages, options)?;
         // A template that does not look at the tools would have them ignored in silence.
-        if !options.tools.is_empty()
-            && text == template.render(messages, &RenderOptions { tools: &[], ..options.clone() })?
-        {
+        let without_tools = || render(template, messages, &RenderOptions { tools: &[], ..options.clone() });
+        if !options.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
             return Err(TextError::NoTools { name: self.name.clone() });
         }
         self.raw_prompt(&text, Specials::Parse)
@@ -111,5 +111,19 @@ impl TextModel {
     ) -> Result<TextStream, GenerateError> {
         let (prompt_tokens, ends) = (request.ids.len(), Arc::clone(&request.ends));
         Ok(TextStream::new(mesh.submit(request)?, Arc::clone(&self.tokenizer), ends, prompt_tokens, options))
+    }
+}
+
+/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they do
+/// in transformers: those get an empty text.
+fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+    let null = |message: &Message| message.content == Some(Value::Null);
+    match template.render(messages, options) {
+        Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
+            let mut messages = messages.to_vec();
+            messages.iter_mut().filter(|message| null(message)).for_each(|message| message.content = Some("".into()));
+            template.render(&messages, options)
+        }
+        rendered => rendered,
     }
 }
