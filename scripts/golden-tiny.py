@@ -193,6 +193,11 @@ MODELS = {
         scales={"output_norm.bias": 0.15, "ffn_down.bias": 0.15, "attn_output.bias": 0.2},
     ),
     "glm4": Model("glm4", 35, NORMS | POST_NORMS | ATTENTION | QKV_BIASES | FUSED, rotary=8),
+    "seed_oss": Model(
+        "seed_oss",
+        160,
+        {"attn_norm.weight": "E", "post_attention_norm.weight": "E"} | ATTENTION | QKV_BIASES | GATED,
+    ),
     "smollm3": Model("smollm3", 147, LLAMA, blocks=4, tied=True),
     "gpt-oss": Model(**GPT_OSS),
     "gpt-oss-mxfp4": Model(**GPT_OSS, packed=True),

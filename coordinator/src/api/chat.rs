@@ -159,18 +159,30 @@ impl ChatMessage {
         };
         let calls = self.tool_calls.as_ref().filter(|calls| !calls.is_empty());
         let content = match &self.content {
-            Some(OneOrMany::One(text)) => Some(text.clone()),
-            Some(OneOrMany::Many(parts)) => Some(joined(index, parts)?),
-            None if self.role == Role::Assistant && calls.is_some() => None,
+            Some(OneOrMany::One(text)) => Value::from(text.clone()),
+            Some(OneOrMany::Many(parts)) => Value::from(joined(index, parts)?),
+            None if self.role == Role::Assistant && calls.is_some() => Value::Null,
             None => {
                 return Err(ApiError::invalid(format!("messages[{index}].content"), "a message needs a 'content'"));
             }
         };
         let named = |name: &str, text: &Option<String>| text.clone().map(|text| (name.to_owned(), Value::from(text)));
-        let calls = calls.map(|calls| ("tool_calls".to_owned(), Value::from(calls.clone())));
+        let calls = calls.map(|calls| ("tool_calls".to_owned(), calls.iter().map(templated_call).collect()));
         let extra = [named("name", &self.name), named("tool_call_id", &self.tool_call_id), calls];
-        Ok(Message { role: role.to_owned(), content, extra: extra.into_iter().flatten().collect() })
+        Ok(Message { role: role.to_owned(), content: Some(content), extra: extra.into_iter().flatten().collect() })
     }
+}
+
+/// A tool call as templates know it: OpenAI writes arguments as a text that holds JSON, templates read the JSON itself.
+fn templated_call(call: &Value) -> Value {
+    let mut call = call.clone();
+    if let Some(arguments) = call.pointer_mut("/function/arguments")
+        && let Some(text) = arguments.as_str()
+        && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
+    {
+        *arguments = Value::Object(object);
+    }
+    call
 }
 
 /// The text of the parts of message `index`, a line each.
@@ -242,4 +254,18 @@ fn token_logprob(token: &TokenText) -> Value {
     let mut entry = one(&token.spelled, token.logprob);
     entry["top_logprobs"] = token.top.iter().map(|(spelled, logprob)| one(spelled, Some(*logprob))).collect();
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_read_the_arguments_of_a_call_as_json() {
+        let call = |arguments: Value| json!({"id": "1", "function": {"name": "f", "arguments": arguments}});
+        assert_eq!(templated_call(&call(json!("{\"a\": [1.5]}"))), call(json!({"a": [1.5]})));
+        for as_it_is in [call(json!({"a": 1})), call(json!("[1]")), call(json!("{a")), json!({}), json!(3)] {
+            assert_eq!(templated_call(&as_it_is), as_it_is);
+        }
+    }
 }

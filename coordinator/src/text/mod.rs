@@ -15,6 +15,7 @@ use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions, TemplateError},
     tokenizer::{Affixes, Specials, Tokenizer, TokenizerError},
 };
+use serde_json::Value;
 use thiserror::Error;
 
 use self::outside::Outside;
@@ -84,11 +85,10 @@ impl TextModel {
         let template = self.template.as_ref().map_err(unusable)?;
         let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
         let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
-        let text = template.render(&outside.messages, &options)?;
+        let text = render(template, &outside.messages, &options)?;
         // A template that does not look at the tools would have them ignored in silence.
-        if !outside.tools.is_empty()
-            && text == template.render(&outside.messages, &RenderOptions { tools: &[], ..options })?
-        {
+        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
+        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
             return Err(TextError::NoTools { name: self.name.clone() });
         }
         self.raw_prompt(&text, Specials::ParseUnmarked(outside.mark))
@@ -118,5 +118,19 @@ impl TextModel {
     ) -> Result<TextStream, GenerateError> {
         let (prompt_tokens, ends) = (request.ids.len(), Arc::clone(&request.ends));
         Ok(TextStream::new(mesh.submit(request)?, Arc::clone(&self.tokenizer), ends, prompt_tokens, options))
+    }
+}
+
+/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they do
+/// in transformers: those get an empty text.
+fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+    let null = |message: &Message| message.content == Some(Value::Null);
+    match template.render(messages, options) {
+        Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
+            let mut messages = messages.to_vec();
+            messages.iter_mut().filter(|message| null(message)).for_each(|message| message.content = Some("".into()));
+            template.render(&messages, options)
+        }
+        rendered => rendered,
     }
 }

@@ -118,6 +118,12 @@ fn prompts_become_ids() {
     let with_tools = RenderOptions { tools: &tools, ..options.clone() };
     assert!(matches!(blind.chat_prompt(&messages, &with_tools), Err(TextError::NoTools { .. })));
     assert_eq!(text.chat_prompt(&messages, &with_tools).expect("tools are known").last(), Some(&byte(b'1')));
+    let strict = "{% for m in messages %}{{ m.content.strip() }}{% endfor %}{% for t in tools %}t{% endfor %}";
+    let strict = ChatTemplate::new(strict, "", "").expect("a sound template");
+    let strict = TextModel { template: Ok(Arc::new(strict)), ..text.clone() };
+    let silent = Message { content: Some(serde_json::Value::Null), ..Message::new("assistant", "") };
+    let ends_in_tool = strict.chat_prompt(&[messages[0].clone(), silent], &with_tools).expect("null is an empty text");
+    assert_eq!(ends_in_tool.last(), Some(&byte(b't')));
     let mute = TextModel { template: Err("it has no chat template".to_owned()), ..text };
     let error = mute.chat_prompt(&messages, &options).expect_err("no template").to_string();
     assert_eq!(error, "made-up cannot chat: it has no chat template; complete plain text instead");

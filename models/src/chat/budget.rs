@@ -8,6 +8,9 @@ use std::sync::{
 use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 use thiserror::Error;
 
+/// Units for each value that is made of a piece of a text: it takes much more room than the piece.
+const PIECE_UNITS: usize = 16;
+
 /// Units left, each a byte of text or a value touched. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Budget(Arc<AtomicU64>);
@@ -28,6 +31,11 @@ impl Budget {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map(|_| ()).map_err(|_| {
             Error::new(ErrorKind::InvalidOperation, "template costs more than its budget").with_source(OverBudget)
         })
+    }
+
+    /// Charges that many values made of pieces of a text.
+    pub(super) fn pieces(&self, pieces: usize) -> Result<(), Error> {
+        self.charge(pieces.saturating_mul(PIECE_UNITS))
     }
 
     /// Charges the value itself: the length of a text or a collection.

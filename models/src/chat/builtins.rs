@@ -5,14 +5,16 @@ use std::time::SystemTime;
 
 use minijinja::{
     Environment, Error, ErrorKind, State, Value, filters, tests,
-    value::{Kwargs, Rest, ValueKind, ValueOrKwargs},
+    value::{Rest, ValueKind, ValueOrKwargs},
 };
 use minijinja_contrib::pycompat;
 use thiserror::Error;
 
 use super::{
     budget::{Budget, own_len},
-    date, guard, json,
+    date,
+    filters::FILTERS,
+    guard, methods, operators, repr,
 };
 
 /// The source of the error that `raise_exception` makes.
@@ -37,23 +39,28 @@ pub(super) fn environment(budget: &Budget, now: SystemTime) -> Environment<'stat
     guards(&mut env, budget);
     guarded_tests(&mut env, budget);
     guarded_filters(&mut env, budget);
+    own_filters(&mut env, budget);
     let own = budget.clone();
     env.set_unknown_method_callback(move |state, value, method, args| {
-        own.charge(method_cost(value, method, args))?;
-        if method == "count" {
-            own.weigh(value)?;
+        own.count(value)?;
+        if method == "format" {
+            own.charge(format_cost(&[std::slice::from_ref(value), args].concat(), '{'))?;
         }
-        pycompat::unknown_method_callback(state, value, method, args)
+        match methods::method(&own, value, method, args)? {
+            Some(found) => Ok(found),
+            None => pycompat::unknown_method_callback(state, value, method, args),
+        }
     });
     let own = budget.clone();
-    env.set_formatter(move |out, state, value| {
+    env.set_formatter(move |out, _, value| {
         own.weigh(value)?;
-        minijinja::escape_formatter(out, state, value)
+        Ok(out.write_str(&repr::text(value)?)?)
     });
     let own = budget.clone();
     env.add_function("raise_exception", move |message: Value| {
         own.weigh(&message)?;
-        Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message.to_string())))
+        let raised = Raised(repr::text(&message)?.into_owned());
+        Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, "raised").with_source(raised))
     });
     let own = budget.clone();
     env.add_function("strftime_now", move |format: &str| {
@@ -76,7 +83,37 @@ fn guards(env: &mut Environment<'_>, budget: &Budget) {
     let own = budget.clone();
     env.add_function(guard::FLATTEN, move |value: Value| own.flatten(value));
     let own = budget.clone();
-    env.add_function(guard::PRODUCT, move |left: Value, right: Value| product(left, right, &own));
+    env.add_function(guard::EACH, move |value: Value| operators::iterated(&own, value));
+    let own = budget.clone();
+    env.add_function(guard::TEXT, move |value: Value| operators::text(&own, value));
+    let own = budget.clone();
+    env.add_function(guard::SUM, move |left: &Value, right: &Value| operators::sum(&own, left, right));
+    let own = budget.clone();
+    env.add_function(guard::PRODUCT, move |left: &Value, right: &Value| operators::product(&own, left, right));
+    let (own, format) = (budget.clone(), Value::from_function(filters::format));
+    env.add_function(guard::REMAINDER, move |state: &mut State<'_, '_>, left: Value, right: Value| {
+        if left.kind() != ValueKind::String {
+            let mismatch = || Error::new(ErrorKind::InvalidOperation, "cannot divide these for a remainder");
+            return operators::remainder(&left, &right).ok_or_else(mismatch);
+        }
+        own.weigh(&right)?;
+        let several = if right.is_tuple() { right.try_iter()?.collect() } else { vec![right] };
+        let args = [vec![left], several].concat();
+        own.charge(format_cost(&args, '%'))?;
+        format.call(state, &args)
+    });
+    let own = budget.clone();
+    env.add_function(guard::SLICE, move |value: &Value, start: &Value, stop: &Value, step: &Value| {
+        operators::slice(&own, value, [start, stop, step])
+    });
+    env.add_function(guard::METHOD, operators::method_of_map);
+    env.add_function(guard::CYCLE, |state: &mut State<'_, '_>, receiver: Value, args: Rest<Value>| {
+        if args.is_empty() {
+            Err(ErrorKind::MissingArgument.into())
+        } else {
+            receiver.call_method(state, "cycle", &args)
+        }
+    });
 }
 
 /// The tests that compare or scan: as arguments of `select` and its like they run once an item.
@@ -101,16 +138,18 @@ fn guarded_tests(env: &mut Environment<'_>, budget: &Budget) {
     add(&["upper"], Value::from_function(tests::is_upper));
     add(&["startingwith"], Value::from_function(tests::is_startingwith));
     add(&["endingwith"], Value::from_function(tests::is_endingwith));
+    env.add_test("callable", |value: &Value| matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined));
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    env.add_test("sequence", |value: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
+    });
 }
 
 /// The filters that make more than they take, or do it once an item.
 fn guarded_filters(env: &mut Environment<'_>, budget: &Budget) {
     let mut add = |name, filter, cost| growing(env, name, filter, cost, budget);
-    add("replace", Value::from_function(filters::replace), replace_cost);
-    add("indent", Value::from_function(filters::indent), indent_cost);
-    add("trim", Value::from_function(filters::trim), trim_cost);
     add("format", Value::from_function(filters::format), |args| format_cost(args, '%'));
-    add("join", Value::from_function(filters::join), each_cost);
     add("map", Value::from_function(filters::map), each_cost);
     add("selectattr", Value::from_function(filters::selectattr), each_cost);
     add("rejectattr", Value::from_function(filters::rejectattr), each_cost);
@@ -119,10 +158,25 @@ fn guarded_filters(env: &mut Environment<'_>, budget: &Budget) {
     add("unique", Value::from_function(filters::unique), each_cost);
     add("min", Value::from_function(filters::min), each_cost);
     add("max", Value::from_function(filters::max), each_cost);
-    let own = budget.clone();
-    env.add_filter("tojson", move |value: &Value, indent: Option<usize>, options: Kwargs| {
-        json::tojson(&own, value, indent, &options)
-    });
+}
+
+/// The filters that are ours, and those that Jinja has a default for.
+fn own_filters(env: &mut Environment<'_>, budget: &Budget) {
+    for (name, filter) in FILTERS {
+        let own = budget.clone();
+        env.add_filter(name, move |args: Rest<ValueOrKwargs>| filter(&own, &args.into_values()));
+    }
+    let int = (Value::from_function(filters::int), Value::from(0));
+    let float = (Value::from_function(filters::float), Value::from(0.0));
+    for (name, (filter, default)) in [("int", int), ("float", float)] {
+        env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            let mut args = args.into_values();
+            if let Some(text) = args.first().and_then(Value::as_str).map(str::trim) {
+                args[0] = Value::from(text);
+            }
+            filter.call(state, &args).unwrap_or_else(|_| default.clone())
+        });
+    }
 }
 
 /// Puts `filter` behind its `cost`.
@@ -135,80 +189,21 @@ fn growing(env: &mut Environment<'_>, name: &'static str, filter: Value, cost: f
     });
 }
 
-/// What a Python method of a value costs beyond the length of both.
-fn method_cost(value: &Value, method: &str, args: &[Value]) -> usize {
-    let all = || [std::slice::from_ref(value), args].concat();
-    match method {
-        "replace" => replace_cost(&all()),
-        "join" => args.first().map_or(0, |items| own_len(items).saturating_mul(own_len(value))),
-        "format" => format_cost(&all(), '{'),
-        "strip" | "lstrip" | "rstrip" => trim_cost(&all()),
-        "count" => own_len(value).saturating_mul(args.first().map_or(0, own_len)),
-        _ => own_len(value),
-    }
-}
-
-/// `text|replace(from, to)`.
-fn replace_cost(args: &[Value]) -> usize {
-    let text = |index: usize| args.get(index).and_then(Value::as_str).unwrap_or_default();
-    text(0).matches(text(1)).count().saturating_mul(text(2).len()).saturating_add(text(0).len())
-}
-
-/// `items|join(joiner)`, `items|map(attribute=path)`: the texts among the arguments are used once an item.
+/// `items|map(attribute=path)`: the texts among the arguments are used once an item.
 fn each_cost(args: &[Value]) -> usize {
     let text_len = |value: &Value| value.as_str().map_or(0, str::len);
     let texts = |arg: &Value| text_len(arg) + arg.get_attr("attribute").as_ref().map_or(0, text_len);
     args.first().map_or(0, own_len).saturating_mul(args.iter().skip(1).map(texts).sum())
 }
 
-/// `text|indent(width)`.
-fn indent_cost(args: &[Value]) -> usize {
-    let lines = args.first().and_then(Value::as_str).map_or(0, |text| text.split('\n').count());
-    let given = |arg: &Value| arg.as_usize().or_else(|| arg.get_attr("width").ok()?.as_usize());
-    let width = args.iter().skip(1).filter_map(given).max().unwrap_or(4);
-    (lines + 1).saturating_mul(width)
-}
-
-/// `text|trim(characters)`.
-fn trim_cost(args: &[Value]) -> usize {
-    let [text, characters] = [0, 1].map(|index| args.get(index).map_or(0, own_len));
-    text.saturating_mul(characters.max(1))
-}
-
 /// `text|format(…)`: each place may print every argument, and its width be as large as its digits say.
 fn format_cost(args: &[Value], mark: char) -> usize {
     let text = args.first().and_then(Value::as_str).unwrap_or_default();
     let wide = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > WIDTH_DIGITS_MAX as usize);
-    if wide || text.contains('*') {
+    // With %, a star is a width that an argument says.
+    if wide || mark == '%' && text.contains('*') {
         return usize::MAX;
     }
     let printed: usize = args.iter().map(|arg| own_len(arg) + 10_usize.pow(WIDTH_DIGITS_MAX)).sum();
     text.matches(mark).count().saturating_mul(printed)
-}
-
-/// `left * right`: numbers, or a text or a sequence and how often.
-fn product(left: Value, right: Value, budget: &Budget) -> Result<Value, Error> {
-    let repeats = |value: &Value| matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable);
-    let invalid = |what| Error::new(ErrorKind::InvalidOperation, what);
-    let (repeated, times) = match (repeats(&left), repeats(&right)) {
-        (true, _) => (left, right),
-        (false, true) => (right, left),
-        (false, false) => return number_product(&left, &right).ok_or_else(|| invalid("cannot multiply these values")),
-    };
-    let times = times.as_i64().ok_or_else(|| invalid("can only repeat by an integer"))?;
-    let times = usize::try_from(times).unwrap_or(0);
-    budget.charge(own_len(&repeated).saturating_mul(times))?;
-    if let Some(text) = repeated.as_str() {
-        return Ok(Value::from(text.repeat(times)));
-    }
-    let items: Vec<Value> = repeated.try_iter()?.collect();
-    Ok(Value::from_iter(std::iter::repeat_n(items, times).flatten()))
-}
-
-fn number_product(left: &Value, right: &Value) -> Option<Value> {
-    if left.is_integer() && right.is_integer() {
-        return left.as_i64()?.checked_mul(right.as_i64()?).map(Value::from);
-    }
-    let [left, right] = [left, right].map(|number| f64::try_from(number.clone()).ok());
-    Some(Value::from(left? * right?))
 }

@@ -54,6 +54,10 @@ pub fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
             Some((_, 'd')) => write!(text, "{day:02}"),
             Some((_, 'A')) => write!(text, "{day_name}"),
             Some((_, 'a')) => write!(text, "{}", &day_name[..3]),
+            Some((_, 'e')) => write!(text, "{day:2}"),
+            Some((_, 'j')) => write!(text, "{:03}", day_of_year(year, month, day)),
+            Some((_, 'F')) => write!(text, "{year}-{month:02}-{day:02}"),
+            Some((_, 'T')) => write!(text, "{hour:02}:{minute:02}:{:02}", second % 60),
             Some(('-', 'H')) => write!(text, "{hour}"),
             Some((_, 'H')) => write!(text, "{hour:02}"),
             Some((_, 'I')) => write!(text, "{:02}", (hour + 11) % 12 + 1),
@@ -67,6 +71,13 @@ pub fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
         written.expect("writing to a string cannot fail");
     }
     Ok(text)
+}
+
+/// How many days of the year there are up to this one.
+fn day_of_year(year: u64, month: u64, day: u64) -> u64 {
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize - 1];
+    before + day + u64::from(leap && month > 2)
 }
 
 /// Year, month and day of the day that many after 1970-01-01, in the Gregorian calendar.
@@ -97,7 +108,8 @@ mod tests {
             strftime(full, at(1_709_213_696)).unwrap(),
             "2024-02-29 13:34:56 Thu Thursday Feb February 29 24 01PM %"
         );
-        assert_eq!(strftime("%d %b %Y", at(4_102_444_800)).unwrap(), "01 Jan 2100");
+        assert_eq!(strftime("%d %b %Y|%e|%j", at(4_102_444_800)).unwrap(), "01 Jan 2100| 1|001");
+        assert_eq!(strftime("%F %T %j", at(1_735_689_599)).unwrap(), "2024-12-31 23:59:59 366");
         assert!(strftime("%Q", at(0)).is_err() && strftime("%", at(0)).is_err());
     }
 }

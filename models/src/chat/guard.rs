@@ -6,10 +6,13 @@
 
 use minijinja::{
     Value,
-    machinery::ast::{
-        BinOp, BinOpKind, Call, CallArg, CallBlock, CallType, Compare, CompareOp, Const, Continue, Do, EmitExpr, Expr,
-        Filter, FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Slice,
-        Spanned, Stmt, Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+    machinery::{
+        Span,
+        ast::{
+            BinOp, BinOpKind, Call, CallArg, CallBlock, CallType, Compare, CompareOp, Const, Continue, Do, EmitExpr,
+            Expr, Filter, FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock,
+            Spanned, Stmt, Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+        },
     },
 };
 
@@ -25,9 +28,28 @@ pub(super) const WEIGH: &str = "<weigh>";
 pub(super) const FLATTEN: &str = "<flatten>";
 /// Refuses a value that could make a namespace contain itself.
 pub(super) const ACYCLIC: &str = "<acyclic>";
+/// Charges a value that is iterated over and returns it; null is refused.
+pub(super) const EACH: &str = "<each>";
+/// Turns a value into text.
+pub(super) const TEXT: &str = "<text>";
+/// Adds.
+pub(super) const SUM: &str = "<sum>";
 /// Multiplies.
 pub(super) const PRODUCT: &str = "<product>";
+/// Divides for the remainder, or formats a text.
+pub(super) const REMAINDER: &str = "<remainder>";
+/// Slices.
+pub(super) const SLICE: &str = "<slice>";
+/// Calls `loop.cycle`, which minijinja panics in without arguments.
+pub(super) const CYCLE: &str = "<cycle>";
+/// Finds an attribute that is named as a dictionary's method.
+pub(super) const METHOD: &str = "<method>";
 
+/// Filters that refuse null; the lazy ones make nothing of it.
+const ITERATING: [&str; 8] = ["groupby", "join", "list", "max", "min", "reverse", "sort", "unique"];
+/// Methods of dictionaries that keys are named as: a schema of JSON has `items`.
+const MAP_METHODS: [&str; 11] =
+    ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
 /// Filters that look at no more of their input than its own items.
 const SHALLOW: [&str; 11] =
     ["count", "d", "default", "first", "items", "last", "length", "list", "rejectattr", "reverse", "selectattr"];
@@ -52,6 +74,7 @@ pub(super) fn statement<'a>(statement: &Stmt<'a>) -> Result<Stmt<'a>, TemplateEr
             Stmt::IfCond(like(s, IfCond { expr: expr(&s.expr), true_body, false_body }))
         }
         Stmt::WithBlock(s) => {
+            stays(&s.body)?;
             let assignments = s.assignments.iter().map(|(target, value)| (expr_as_is(target), expr(value))).collect();
             Stmt::WithBlock(like(s, WithBlock { assignments, body: block(&s.body)? }))
         }
@@ -60,10 +83,12 @@ pub(super) fn statement<'a>(statement: &Stmt<'a>) -> Result<Stmt<'a>, TemplateEr
             Stmt::Set(like(s, Set { target: expr_as_is(&s.target), expr: value }))
         }
         Stmt::SetBlock(s) => {
+            stays(&s.body)?;
             let filter = s.filter.as_ref().map(expr);
             Stmt::SetBlock(like(s, SetBlock { target: expr_as_is(&s.target), filter, body: block(&s.body)? }))
         }
         Stmt::FilterBlock(s) => {
+            stays(&s.body)?;
             Stmt::FilterBlock(like(s, FilterBlock { filter: expr(&s.filter), body: block(&s.body)? }))
         }
         Stmt::Macro(s) => Stmt::Macro(like(s, macro_decl(s)?)),
@@ -82,10 +107,43 @@ pub(super) fn statement<'a>(statement: &Stmt<'a>) -> Result<Stmt<'a>, TemplateEr
     })
 }
 
+/// Refuses statements that `break` or `continue` a loop around them: minijinja leaves a scope or a capture open then.
+fn stays(statements: &[Stmt<'_>]) -> Result<(), TemplateError> {
+    for statement in statements {
+        match statement {
+            Stmt::Break(_) => return Err(TemplateError::Tag { tag: "break out of a block" }),
+            Stmt::Continue(_) => return Err(TemplateError::Tag { tag: "continue out of a block" }),
+            Stmt::IfCond(s) => {
+                stays(&s.true_body)?;
+                stays(&s.false_body)?;
+            }
+            Stmt::ForLoop(s) => stays(&s.else_body)?,
+            // Others are checked on their own.
+            Stmt::Template(_)
+            | Stmt::EmitExpr(_)
+            | Stmt::EmitRaw(_)
+            | Stmt::WithBlock(_)
+            | Stmt::Set(_)
+            | Stmt::SetBlock(_)
+            | Stmt::AutoEscape(_)
+            | Stmt::FilterBlock(_)
+            | Stmt::Block(_)
+            | Stmt::Import(_)
+            | Stmt::FromImport(_)
+            | Stmt::Extends(_)
+            | Stmt::Include(_)
+            | Stmt::Macro(_)
+            | Stmt::CallBlock(_)
+            | Stmt::Do(_) => {}
+        }
+    }
+    Ok(())
+}
+
 fn for_loop<'a>(s: &ForLoop<'a>) -> Result<ForLoop<'a>, TemplateError> {
     Ok(ForLoop {
         target: expr_as_is(&s.target),
-        iter: counted(&s.iter),
+        iter: through(EACH, &s.iter),
         filter_expr: s.filter_expr.as_ref().map(expr),
         recursive: s.recursive,
         body: block(&s.body)?,
@@ -94,12 +152,26 @@ fn for_loop<'a>(s: &ForLoop<'a>) -> Result<ForLoop<'a>, TemplateError> {
 }
 
 fn macro_decl<'a>(s: &Macro<'a>) -> Result<Macro<'a>, TemplateError> {
-    Ok(Macro {
-        name: s.name,
-        args: s.args.iter().map(expr_as_is).collect(),
-        defaults: s.defaults.iter().map(expr).collect(),
-        body: block(&s.body)?,
-    })
+    stays(&s.body)?;
+    // minijinja sets the last argument first, but a default may name an argument before it: so it is set in the body.
+    let (mut defaults, mut body) = (Vec::new(), Vec::new());
+    let defaulted = s.args.iter().skip(s.args.len().saturating_sub(s.defaults.len()));
+    for (arg, default) in defaulted.zip(&s.defaults) {
+        let span = default.span();
+        let missing = Expr::Const(Spanned::new(Const { value: Value::UNDEFINED }, span));
+        if let (Expr::Const(_), _) | (_, Expr::List(_) | Expr::Tuple(_)) = (default, arg) {
+            defaults.push(expr(default));
+            continue;
+        }
+        defaults.push(missing);
+        let test = Test { name: "undefined", expr: expr_as_is(arg), args: Vec::new() };
+        let set = Stmt::Set(Spanned::new(Set { target: expr_as_is(arg), expr: expr(default) }, span));
+        let (true_body, false_body) = (vec![set], Vec::new());
+        let when = IfCond { expr: Expr::Test(Spanned::new(test, span)), true_body, false_body };
+        body.push(Stmt::IfCond(Spanned::new(when, span)));
+    }
+    body.extend(block(&s.body)?);
+    Ok(Macro { name: s.name, args: s.args.iter().map(expr_as_is).collect(), defaults, body })
 }
 
 /// The same expression, guarded.
@@ -107,8 +179,9 @@ fn expr<'a>(e: &Expr<'a>) -> Expr<'a> {
     match e {
         Expr::Var(_) | Expr::Const(_) => expr_as_is(e),
         Expr::Slice(s) => {
-            let [start, stop, step] = [&s.start, &s.stop, &s.step].map(|part| part.as_ref().map(expr));
-            call(FLATTEN, Expr::Slice(like(s, Slice { expr: counted(&s.expr), start, stop, step })))
+            let none = || Expr::Const(like(s, Const { value: Value::from(()) }));
+            let [start, stop, step] = [&s.start, &s.stop, &s.step].map(|part| part.as_ref().map_or_else(none, expr));
+            call_all(SLICE, s.span(), vec![expr(&s.expr), start, stop, step])
         }
         Expr::UnaryOp(s) => {
             let op = if matches!(s.op, UnaryOpKind::Not) { UnaryOpKind::Not } else { UnaryOpKind::Neg };
@@ -125,11 +198,16 @@ fn expr<'a>(e: &Expr<'a>) -> Expr<'a> {
         }
         Expr::Filter(s) => {
             let guarded = if SHALLOW.contains(&s.name) { counted } else { weighed };
-            let (input, args) = (s.expr.as_ref().map(guarded), arguments(&s.args, weighed));
+            let input = |e: &Expr<'a>| if ITERATING.contains(&s.name) { call(EACH, guarded(e)) } else { guarded(e) };
+            let (input, args) = (s.expr.as_ref().map(input), arguments(&s.args, weighed));
             call(FLATTEN, Expr::Filter(like(s, Filter { name: s.name, expr: input, args })))
         }
         Expr::Test(s) => {
             Expr::Test(like(s, Test { name: s.name, expr: expr(&s.expr), args: arguments(&s.args, weighed) }))
+        }
+        Expr::GetAttr(s) if MAP_METHODS.contains(&s.name) => {
+            let name = Expr::Const(like(s, Const { value: Value::from(s.name) }));
+            call_all(METHOD, s.span(), vec![expr(&s.expr), name])
         }
         Expr::GetAttr(s) => Expr::GetAttr(like(s, GetAttr { expr: expr(&s.expr), name: s.name })),
         Expr::GetItem(s) => {
@@ -148,17 +226,15 @@ fn expr<'a>(e: &Expr<'a>) -> Expr<'a> {
 }
 
 fn binary<'a>(s: &Spanned<BinOp<'a>>) -> Expr<'a> {
+    let sides = || vec![expr(&s.left), expr(&s.right)];
     let guarded = match s.op {
-        BinOpKind::Mul => {
-            let callee = Expr::Var(like(s, Var { id: PRODUCT }));
-            let args = [&s.left, &s.right].map(|side| CallArg::Pos(expr(side))).into();
-            return Expr::Call(like(s, Call { expr: callee, args }));
-        }
+        BinOpKind::Add => return call_all(SUM, s.span(), sides()),
+        BinOpKind::Mul => return call_all(PRODUCT, s.span(), sides()),
+        BinOpKind::Rem => return call_all(REMAINDER, s.span(), sides()),
         BinOpKind::ScAnd | BinOpKind::ScOr => {
             return Expr::BinOp(like(s, BinOp { op: s.op, left: counted(&s.left), right: expr(&s.right) }));
         }
-        // Lists share their items.
-        BinOpKind::Add => counted,
+        BinOpKind::Concat => |e: &Expr<'a>| through(TEXT, e),
         BinOpKind::Eq
         | BinOpKind::Ne
         | BinOpKind::Lt
@@ -168,9 +244,7 @@ fn binary<'a>(s: &Spanned<BinOp<'a>>) -> Expr<'a> {
         | BinOpKind::Sub
         | BinOpKind::Div
         | BinOpKind::FloorDiv
-        | BinOpKind::Rem
         | BinOpKind::Pow
-        | BinOpKind::Concat
         | BinOpKind::In => weighed,
     };
     Expr::BinOp(like(s, BinOp { op: s.op, left: guarded(&s.left), right: guarded(&s.right) }))
@@ -178,6 +252,11 @@ fn binary<'a>(s: &Spanned<BinOp<'a>>) -> Expr<'a> {
 
 fn call_parts<'a>(s: &Call<'a>) -> Call<'a> {
     match s.identify_call() {
+        CallType::Method(receiver, "cycle") => {
+            let callee = Expr::Var(Spanned::new(Var { id: CYCLE }, s.expr.span()));
+            let receiver = CallArg::Pos(counted(receiver));
+            Call { expr: callee, args: [vec![receiver], arguments(&s.args, weighed)].into_iter().flatten().collect() }
+        }
         CallType::Method(receiver, name) => {
             let receiver = counted(receiver);
             let callee = Expr::GetAttr(Spanned::new(GetAttr { expr: receiver, name }, s.expr.span()));
@@ -232,8 +311,12 @@ fn through<'a>(function: &'static str, e: &Expr<'a>) -> Expr<'a> {
 
 fn call<'a>(function: &'static str, argument: Expr<'a>) -> Expr<'a> {
     let span = argument.span();
+    call_all(function, span, vec![argument])
+}
+
+fn call_all<'a>(function: &'static str, span: Span, arguments: Vec<Expr<'a>>) -> Expr<'a> {
     let callee = Expr::Var(Spanned::new(Var { id: function }, span));
-    Expr::Call(Spanned::new(Call { expr: callee, args: vec![CallArg::Pos(argument)] }, span))
+    Expr::Call(Spanned::new(Call { expr: callee, args: arguments.into_iter().map(CallArg::Pos).collect() }, span))
 }
 
 /// A copy of a name, a constant or the target of an assignment.

@@ -1,142 +1,202 @@
-//! `tojson` as transformers has it: like Python's `json.dumps(value, ensure_ascii=False)`.
+//! `tojson` as transformers has it: Python's `json.dumps(value, ensure_ascii=False)`.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
 
-use minijinja::{Error, ErrorKind, Value, value::Kwargs};
-use serde::Serialize;
-use serde_json::ser::{Formatter, Serializer};
+use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
-use super::budget::Budget;
+use super::{
+    args::{bound, truth},
+    budget::Budget,
+    repr,
+};
 
-/// Deepest indent, in spaces: templates use up to 4.
-const INDENT_MAX: usize = 16;
+/// Widest indent of a level, in bytes: templates use up to 4 spaces.
+const INDENT_BYTES_MAX: usize = 16;
 
-/// `value|tojson(indent, separators=(…), ensure_ascii=…)`, charged as it is written.
-pub(super) fn tojson(budget: &Budget, value: &Value, indent: Option<usize>, options: &Kwargs) -> Result<Value, Error> {
-    let indent = indent.or(options.get("indent")?);
-    if indent.is_some_and(|indent| indent > INDENT_MAX) {
-        return Err(invalid(format!("indent is over {INDENT_MAX}")));
-    }
-    let separators: Option<Value> = options.get("separators")?;
+/// `value|tojson(ensure_ascii, indent, separators, sort_keys)`, charged as it is written.
+pub(super) fn tojson(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+    let names = ["x", "ensure_ascii", "indent", "separators", "sort_keys"];
+    let [value, ascii, indent, separators, sorted] = bound(args, names)?;
+    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| margin(&indent)).transpose()?;
+    let separators = separators.filter(|separators| !separators.is_none());
     let separator = |index: usize, default: &str| match &separators {
         Some(pair) => pair.get_item_by_index(index).map(|text| text.to_string()),
         None => Ok(default.to_owned()),
     };
-    // Characters are never escaped, as everywhere in chat templates.
-    options.get::<Option<bool>>("ensure_ascii")?;
-    options.assert_all_used()?;
-    let style = Python {
+    let style = Style {
         item: separator(0, if indent.is_some() { "," } else { ", " })?,
         key: separator(1, ": ")?,
         indent,
-        depth: 0,
-        empty: false,
+        characters: if truth(ascii.as_ref()) { Characters::Ascii } else { Characters::All },
+        keys: if truth(sorted.as_ref()) { Keys::Sorted } else { Keys::AsTheyAre },
     };
-    let mut charged = Charged { budget, bytes: Vec::new(), refused: None };
-    let written = value.serialize(&mut Serializer::with_formatter(&mut charged, style));
-    match (charged.refused, written) {
-        (Some(refused), _) => Err(refused),
-        (None, Err(error)) => Err(invalid(error.to_string())),
-        (None, Ok(())) => String::from_utf8(charged.bytes).map(Value::from).map_err(|error| invalid(error.to_string())),
+    let mut writer = Writer { budget, style: &style, out: String::new() };
+    writer.value(&value.unwrap_or_default(), 0)?;
+    Ok(Value::from(writer.out))
+}
+
+/// What a level is indented by: a text, or so many spaces.
+fn margin(indent: &Value) -> Result<String, Error> {
+    let margin = match indent.as_str() {
+        Some(text) => Some(text.to_owned()),
+        None => indent.as_i64().map(|width| width.max(0)).and_then(|width| {
+            let width = usize::try_from(width).ok()?;
+            (width <= INDENT_BYTES_MAX).then(|| " ".repeat(width))
+        }),
+    };
+    let margin = margin.filter(|margin| margin.len() <= INDENT_BYTES_MAX);
+    margin.ok_or_else(|| invalid(format!("an indent must be a text or a number, {INDENT_BYTES_MAX} bytes at most")))
+}
+
+/// Which characters are written as they are.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Characters {
+    Ascii,
+    All,
+}
+
+/// The order of keys.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Keys {
+    Sorted,
+    AsTheyAre,
+}
+
+/// What of JSON's look can be chosen.
+struct Style {
+    /// Between items.
+    item: String,
+    /// Between key and value.
+    key: String,
+    /// What a level is indented by; `None` for one line.
+    indent: Option<String>,
+    characters: Characters,
+    keys: Keys,
+}
+
+struct Writer<'a> {
+    budget: &'a Budget,
+    style: &'a Style,
+    out: String,
+}
+
+impl Writer<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > repr::DEPTH_MAX {
+            return Err(invalid(format!("a value is nested over {} deep", repr::DEPTH_MAX)));
+        }
+        match value.kind() {
+            ValueKind::None => self.push("null"),
+            ValueKind::Bool => self.push(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.push(&number(value)),
+            ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.push("[")?;
+                let mut empty = true;
+                for item in value.try_iter()? {
+                    self.next(empty, depth + 1)?;
+                    self.value(&item, depth + 1)?;
+                    empty = false;
+                }
+                self.close(empty, depth, "]")
+            }
+            ValueKind::Map => self.map(value, depth),
+            kind @ (ValueKind::Undefined | ValueKind::Bytes | ValueKind::Plain | ValueKind::Invalid | _) => {
+                Err(invalid(format!("{kind} is not JSON")))
+            }
+        }
+    }
+
+    fn map(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.push("{")?;
+        let mut keys: Vec<Value> = value.try_iter()?.collect();
+        if self.style.keys == Keys::Sorted {
+            keys.sort();
+        }
+        for (index, key) in keys.iter().enumerate() {
+            self.next(index == 0, depth + 1)?;
+            self.text(&key_text(key)?)?;
+            self.push(&self.style.key)?;
+            self.value(&value.get_item(key)?, depth + 1)?;
+        }
+        self.close(keys.is_empty(), depth, "}")
+    }
+
+    fn next(&mut self, first: bool, depth: usize) -> Result<(), Error> {
+        if !first {
+            self.push(&self.style.item)?;
+        }
+        self.line(depth)
+    }
+
+    fn close(&mut self, empty: bool, depth: usize, bracket: &str) -> Result<(), Error> {
+        if !empty {
+            self.line(depth)?;
+        }
+        self.push(bracket)
+    }
+
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
+        let Some(indent) = &self.style.indent else { return Ok(()) };
+        self.budget.charge(1 + indent.len() * depth)?;
+        self.out.push('\n');
+        (0..depth).for_each(|_| self.out.push_str(indent));
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str) -> Result<(), Error> {
+        // Written as escapes a byte takes 6 at most.
+        self.budget.charge(text.len() * 2)?;
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\x08' => self.out.push_str("\\b"),
+                '\x0c' => self.out.push_str("\\f"),
+                c if c < ' ' || !c.is_ascii() && self.style.characters == Characters::Ascii => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        self.out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+        Ok(())
+    }
+
+    fn push(&mut self, text: &str) -> Result<(), Error> {
+        self.budget.charge(text.len())?;
+        self.out.push_str(text);
+        Ok(())
+    }
+}
+
+/// A key as a text, which Python makes of null, truth values and numbers too.
+fn key_text(key: &Value) -> Result<Cow<'_, str>, Error> {
+    match (key.as_str(), key.kind()) {
+        (Some(text), _) => Ok(Cow::Borrowed(text)),
+        (None, ValueKind::None) => Ok(Cow::Borrowed("null")),
+        (None, ValueKind::Bool) => Ok(Cow::Borrowed(if key.is_true() { "true" } else { "false" })),
+        (None, ValueKind::Number) => Ok(Cow::Owned(number(key))),
+        (None, kind) => Err(invalid(format!("{kind} is not a key in JSON"))),
+    }
+}
+
+fn number(value: &Value) -> String {
+    match repr::float(value).as_deref() {
+        Some("nan") => "NaN".to_owned(),
+        Some("inf") => "Infinity".to_owned(),
+        Some("-inf") => "-Infinity".to_owned(),
+        Some(number) => number.to_owned(),
+        None => value.to_string(),
     }
 }
 
 fn invalid(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
-}
-
-/// A buffer that charges what is written to it.
-struct Charged<'b> {
-    budget: &'b Budget,
-    bytes: Vec<u8>,
-    refused: Option<Error>,
-}
-
-impl Write for Charged<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(refused) = self.budget.charge(bytes.len()) {
-            self.refused = Some(refused);
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        self.bytes.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Python's style of JSON.
-struct Python {
-    /// Between items.
-    item: String,
-    /// Between key and value.
-    key: String,
-    /// Spaces per level; `None` for one line.
-    indent: Option<usize>,
-    depth: usize,
-    /// Whether the innermost collection has no item so far.
-    empty: bool,
-}
-
-impl Python {
-    fn open<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        writer.write_all(bracket)
-    }
-
-    fn close<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !self.empty {
-            self.line(writer)?;
-        }
-        self.empty = false;
-        writer.write_all(bracket)
-    }
-
-    fn next<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.empty = false;
-        if !first {
-            writer.write_all(self.item.as_bytes())?;
-        }
-        self.line(writer)
-    }
-
-    fn line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
-        match self.indent {
-            Some(indent) => write!(writer, "\n{:1$}", "", indent * self.depth),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Formatter for Python {
-    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"[")
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"]")
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.next(writer, first)
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"{")
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"}")
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.next(writer, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(self.key.as_bytes())
-    }
 }

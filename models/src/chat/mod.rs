@@ -1,10 +1,17 @@
 //! Chat templates: the Jinja that a model brings along, rendered with bounds on time, memory and stack.
 
+mod args;
 mod budget;
 mod builtins;
 pub mod date;
+mod filters;
+#[cfg(test)]
+mod golden;
 mod guard;
 mod json;
+mod methods;
+mod operators;
+mod repr;
 mod sandbox;
 #[cfg(test)]
 mod tests;
@@ -14,7 +21,7 @@ use std::{
     time::SystemTime,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json, json};
 use thiserror::Error;
 
@@ -40,8 +47,10 @@ pub struct ChatTemplate {
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`.
     pub role: String,
-    /// What they say; `None` where an assistant only calls tools.
-    pub content: Option<String>,
+    /// What they say: a text, a list of parts, or null where an assistant only calls tools. `None` leaves the key out,
+    /// which templates tell from null.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub content: Option<Json>,
     /// Whatever else the template may read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
     #[serde(flatten)]
     pub extra: Map<String, Json>,
@@ -52,7 +61,7 @@ pub struct Message {
 pub struct RenderOptions<'a> {
     /// Whether the text ends with the head of the assistant's answer.
     pub generation_prompt: GenerationPrompt,
-    /// Tools as the client described them; templates do not see an empty list.
+    /// Tools as the client described them; to templates none are null.
     pub tools: &'a [Json],
     /// Further variables, such as `enable_thinking`; none of ours can be replaced.
     pub extra: Map<String, Json>,
@@ -100,7 +109,7 @@ impl ChatTemplate {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(TemplateError::TooLong { bytes: source.len() });
         }
-        let source = sandbox::without_generation_tags(source);
+        let source = sandbox::readable(source);
         sandbox::check(&source)?;
         Ok(Self { source, bos: bos.to_owned(), eos: eos.to_owned(), rendering: Mutex::new(()) })
     }
@@ -121,15 +130,15 @@ impl ChatTemplate {
     /// `TemplateError::Raised` has the template's own complaint about the messages; the others are its faults.
     pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
         let mut variables = options.extra.clone();
-        variables.insert("messages".to_owned(), json!(messages));
+        let messages: Vec<_> = messages.iter().map(Message::templated).collect();
+        variables.insert("messages".to_owned(), Json::Array(messages));
         variables.insert("bos_token".to_owned(), json!(self.bos));
         variables.insert("eos_token".to_owned(), json!(self.eos));
         let add = options.generation_prompt == GenerationPrompt::Add;
         variables.insert("add_generation_prompt".to_owned(), json!(add));
-        variables.shift_remove("tools");
-        if !options.tools.is_empty() {
-            variables.insert("tools".to_owned(), json!(options.tools));
-        }
+        let tools = if options.tools.is_empty() { Json::Null } else { json!(options.tools) };
+        variables.insert("tools".to_owned(), tools);
+        variables.entry("documents").or_insert(Json::Null);
         let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         sandbox::render(&self.source, &variables, options.now)
     }
@@ -138,7 +147,20 @@ impl ChatTemplate {
 impl Message {
     /// A message of text alone.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: Some(content.into()), extra: Map::new() }
+        Self { role: role.into(), content: Some(Json::String(content.into())), extra: Map::new() }
+    }
+
+    /// The message as templates read it. Thoughts go by several names; as in transformers each template finds its own.
+    fn templated(&self) -> Json {
+        let mut message = json!(self);
+        let given = ["reasoning_content", "thinking", "reasoning"]
+            .iter()
+            .find_map(|&name| self.extra.get(name).filter(|thoughts| !thoughts.is_null()));
+        if let (Some(thoughts), Some(fields)) = (given, message.as_object_mut()) {
+            fields.entry("thinking").or_insert_with(|| thoughts.clone());
+            fields.insert("reasoning_content".to_owned(), thoughts.clone());
+        }
+        message
     }
 }
 
@@ -147,4 +169,9 @@ impl RenderOptions<'_> {
     pub fn new(now: SystemTime) -> Self {
         Self { generation_prompt: GenerationPrompt::Add, tools: &[], extra: Map::new(), now }
     }
+}
+
+/// A key that is there, even if its value is null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }

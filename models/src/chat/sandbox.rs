@@ -30,16 +30,17 @@ const STACK_BYTES: usize = 256 << 20;
 const MESSAGE_CHARS_MAX: usize = 1000;
 const NAME: &str = "chat_template";
 
-/// The source with `{% generation %}` as a condition that holds: it marks what to train on, and only trainers know it.
-pub(super) fn without_generation_tags(source: &str) -> String {
+/// The source as minijinja reads it: lines end in a line feed, and `{% generation %}`, which marks what to train on and
+/// only trainers know, is a scope.
+pub(super) fn readable(source: &str) -> String {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("a constant expression compiles, tests use it")
     });
     let replace = |tag: &fancy_regex::Captures<'_, str>| {
-        let word = if tag.get(2).is_some() { "endif" } else { "if true" };
+        let word = if tag.get(2).is_some() { "endwith" } else { "with" };
         format!("{}{word}{}", &tag[1], &tag[3])
     };
-    TAG.replace_all(source, replace).into_owned()
+    TAG.replace_all(&source.replace("\r\n", "\n").replace('\r', "\n"), replace).into_owned()
 }
 
 /// Compiles the template and throws the result away.

@@ -36,31 +36,6 @@ fn templates_of_models() {
 }
 
 #[test]
-fn python_and_hugging_face_dialect() {
-    let cases = [
-        ("{{ bos_token }}{{ messages[-1]['content'] }}{{ eos_token }}", "<s>Hello</s>"),
-        ("{% for m in messages[1:] %}\n  {{ m.role[:1] | upper }}\n{% endfor %}", "  U\n  A\n"),
-        ("{{ messages[0].content.strip().split(' ')[-1] }}{{ ' a'.lstrip() ~ 1 ~ none }}", "brief.a1None"),
-        ("{{ true }} {{ 1.0 }} {{ 2 * 3 }} {{ '-' * 3 }} {{ 1.5 * 2 }} {{ [1] * 2 }}", "True 1.0 6 --- 3.0 [1, 1]"),
-        ("{{ {'é': '<&>\"', 'e': []} | tojson }}", "{\"é\": \"<&>\\\"\", \"e\": []}"),
-        ("{{ {'a': [1, {}]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    {}\n  ]\n}"),
-        ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
-        ("{{ strftime_now('%d %b %Y') }}", "29 Feb 2024"),
-        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "3"),
-        ("{% macro f(x, y=2) %}{{ x + y }}{% endmacro %}{{ f(1) }}{{ f(1, y=4) }}", "35"),
-        ("{{ messages | map(attribute='role') | join(',') }}", "system,user,assistant"),
-        ("{{ messages | selectattr('role', 'equalto', 'user') | list | length }}", "1"),
-        ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% break %}{% endfor %}", "a1"),
-        ("{% generation %}x{%- endgeneration -%} y", "xy"),
-        ("{{ tools is defined }} {{ messages[1].name is defined }} {{ 'q' if false }}", "False False "),
-        ("{{ 'aXbX'.replace('X', '-', 1) }} {{ '%s=%d' | format('k', 3) }} {{ 'abc'[::-1] }}", "a-bX k=3 cba"),
-    ];
-    for (source, expected) in cases {
-        assert_eq!(render(source, &conversation()).unwrap(), expected, "{source}");
-    }
-}
-
-#[test]
 fn tools_and_variables_reach_the_template() {
     let template = ChatTemplate::new("{{ tools[0].name }} {{ thinking }} {{ messages[0].calls | tojson }}", "", "");
     let mut message = Message::new("assistant", "");
@@ -69,6 +44,19 @@ fn tools_and_variables_reach_the_template() {
     let extra = json!({"thinking": false, "tools": "mine", "messages": 3}).as_object().unwrap().clone();
     let options = RenderOptions { tools: &tools, extra, ..RenderOptions::new(UNIX_EPOCH) };
     assert_eq!(template.unwrap().render(&[message], &options).unwrap(), "clock False [{\"b\": 1, \"a\": null}]");
+}
+
+#[test]
+fn null_is_not_absence() {
+    let source = "{{ tools is none }} {% for m in messages %}{{ m.content is defined }} {{ m.content }} {% endfor %}";
+    let messages: Vec<Message> = serde_json::from_value(json!([
+        {"role": "assistant"},
+        {"role": "assistant", "content": null},
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+    ]))
+    .unwrap();
+    assert_eq!(render(source, &messages).unwrap(), "True False  True None True [{'type': 'text', 'text': 'a'}] ");
+    assert_eq!(json!(messages[0]), json!({"role": "assistant"}));
 }
 
 #[test]
@@ -86,6 +74,11 @@ fn faults_name_their_owner() {
         render("{% for m in [1] %}{{ loop.cycle() }}{% endfor %}", &[]),
         Err(TemplateError::Failed { .. })
     ));
+    for block in ["with", "set a", "filter upper", "generation", "macro f()"] {
+        let end = block.split(' ').next().unwrap();
+        let jumps = format!("{{% for a in [1] %}}{{% {block} %}}{{% break %}}{{% end{end} %}}{{% endfor %}}");
+        assert!(ChatTemplate::new(&jumps, "", "").is_err(), "{jumps}");
+    }
     for tag in ["include '/etc/passwd'", "import '/etc/passwd' as x", "extends '/etc/passwd'"] {
         assert!(matches!(ChatTemplate::new(&format!("{{% {tag} %}}"), "", ""), Err(TemplateError::Tag { .. })));
     }
@@ -140,6 +133,24 @@ fn hostile_templates_end_soon() {
         "{{ 'a\nb' | indent(10**10) }}".to_owned(),
         "{{ '%1000000000d' | format(1) }}".to_owned(),
         "{{ '{:1000000000d}'.format(1) }}".to_owned(),
+        "{{ '%1000000000d' % 1 }}{{ '%*d' % (1000000000, 1) }}".to_owned(),
+        "{{ 'a'.center(10**9) }}".to_owned(),
+        "{{ 'a\nb' | indent('x' * 10**9) }}".to_owned(),
+        "{{ [[]] | tojson(indent='x' * 1000) }}".to_owned(),
+        format!("{million}{{% for a in range(9999) %}}{{{{ s.split('x') }}}}{{% endfor %}}"),
+        format!("{million}{{% for a in range(9999) %}}{{{{ s.splitlines() }}}}{{{{ s.rfind('y', 1) }}}}{{% endfor %}}"),
+        format!("{million}{{% for a in range(9999) %}}{{{{ s.title() }}}}{{{{ s[::-1] }}}}{{% endfor %}}"),
+        format!("{million}{{{{ s.replace('', s) }}}}"),
+        format!("{million}{{{{ s | replace('x', s) }}}}"),
+        format!("{million}{{{{ (s | list | join(s)) | length }}}}"),
+        format!("{million}{{% for a in range(9999) %}}{{{{ s | e | trim('x') | length }}}}{{% endfor %}}"),
+        format!("{million}{{{{ range(99999) | map(attribute=s) | list }}}}{{{{ range(99999) | join(s, s) }}}}"),
+        rounds("[]", "[ns.v]") + "{{ ns.v }}",
+        rounds("[1]", "ns.v[::-1] + ns.v"),
+        rounds("(1,)", "ns.v * 2"),
+        rounds("'x'", "'%s%s' % (ns.v, ns.v)"),
+        "{% set ns = namespace(v=[]) %}{% for i in range(9999) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v }}".to_owned(),
+        "{% set ns = namespace(v=[]) %}{% for i in range(9999) %}{% set ns.v = {1: ns.v} %}{% endfor %}{{ ns.v | tojson(indent=9) }}".to_owned(),
         format!("{{% for a in range(99999) %}}{}{{% endfor %}}", "x".repeat(1000)),
         format!("{{% set a %}}{{% for a in range(99999) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(100_000)),
         "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(),
