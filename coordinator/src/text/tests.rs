@@ -121,7 +121,7 @@ fn prompts_become_ids() {
     let strict = "{% for m in messages %}{{ m.content.strip() }}{% endfor %}{% for t in tools %}t{% endfor %}";
     let strict = ChatTemplate::new(strict, "", "").expect("a sound template");
     let strict = TextModel { template: Ok(Arc::new(strict)), ..text.clone() };
-    let silent = Message { content: Some(serde_json::Value::Null), ..Message::new("assistant", "") };
+    let silent = Message { content: Some(Value::Null), ..Message::new("assistant", "") };
     let ends_in_tool = strict.chat_prompt(&[messages[0].clone(), silent], &with_tools).expect("null is an empty text");
     assert_eq!(ends_in_tool.last(), Some(&byte(b't')));
     let mute = TextModel { template: Err("it has no chat template".to_owned()), ..text };

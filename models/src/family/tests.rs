@@ -97,7 +97,7 @@ fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
 }
 
 #[test]
-fn what_families_vary_is_data() {
+fn what_families_vary_is_in_the_spec() {
     let model = golden("granite");
     assert_eq!((model.embedding_scale, model.head.logit_scale), (12.0, 1.0 / 6.0));
     assert_eq!((model.layers[0].residual_scale, model.layers[0].attention.scale), (0.22, 0.0625));
