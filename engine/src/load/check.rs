@@ -49,7 +49,7 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
     dimension("kv_heads", *kv_heads)?;
     dimension("head_dim", *head_dim)?;
     dimension("heads * head_dim", heads * head_dim)?;
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(*kv_heads) {
         return Err(wrong(format!("{heads} heads cannot share {kv_heads} kv_heads evenly")));
     }
     positive("attention.scale", *scale)?;
@@ -61,7 +61,7 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {
-    if rope.dims % 2 != 0 || rope.dims > head_dim {
+    if !rope.dims.is_multiple_of(2) || rope.dims > head_dim {
         return Err(wrong(format!("rope.dims {} is odd or exceeds head_dim {head_dim}", rope.dims)));
     }
     positive("rope.base", rope.base)?;
