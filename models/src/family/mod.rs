@@ -16,6 +16,7 @@ mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 mod rope;
+mod seed_oss;
 mod smollm3;
 mod starcoder2;
 mod tensors;
@@ -85,6 +86,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("qwen2moe", qwen2moe::decoder),
     ("qwen3", qwen3::decoder),
     ("qwen3moe", qwen3moe::decoder),
+    ("seed_oss", seed_oss::decoder),
     ("smollm3", smollm3::decoder),
     ("starcoder2", starcoder2::decoder),
 ];
