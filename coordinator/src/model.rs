@@ -95,12 +95,13 @@ pub fn tokenizer(gguf: &Gguf, choice: PretokenizerChoice<'_>) -> Result<Tokenize
     Ok(Tokenizer::new(vocabulary(gguf)?.context(NO_TOKENIZER)?, choice)?)
 }
 
-/// The vocabulary, where the file has one: llama.cpp writes `no_vocab` for none.
+/// The kind of tokenizer, where the file has one: llama.cpp writes `no_vocab` for none.
+pub(crate) fn tokenizer_model(gguf: &Gguf) -> Option<&str> {
+    gguf.text("tokenizer.ggml.model").ok().filter(|model| !["no_vocab", "none"].contains(model))
+}
+
 fn vocabulary(gguf: &Gguf) -> Result<Option<Vocabulary>> {
-    match gguf.text("tokenizer.ggml.model") {
-        Err(_) | Ok("no_vocab" | "none") => Ok(None),
-        Ok(_) => Ok(Some(Vocabulary::from_gguf(gguf)?)),
-    }
+    Ok(tokenizer_model(gguf).map(|_| Vocabulary::from_gguf(gguf)).transpose()?)
 }
 
 fn served_name(path: &Path) -> String {

@@ -11,7 +11,7 @@ use qmesh_tests::{golden_file, http, process};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use super::Serving;
+use super::{Serving, number};
 
 #[test]
 fn experts_land_where_the_plan_said() {
@@ -29,12 +29,13 @@ fn experts_land_where_the_plan_said() {
     let serving = Serving::start_with(&model, &["--min-workers", "2"]);
     let _workers = [serving.join("left", &[]), serving.join("right", &[])];
     serving.wait_ready(2);
-    let status = http::get(&serving.path("/api/status")).body;
-    let stages = status["stages"].as_array().unwrap();
-    for (planned, stage) in plan.iter().zip(stages) {
+    let stages = serving.stages();
+    assert_eq!((plan.len(), stages.len()), (2, 2));
+    for (planned, stage) in plan.iter().zip(&stages) {
         let worker = stage["worker"].as_str().unwrap();
         assert_eq!(number(planned, "weight_bytes"), number(stage, "weight_bytes"), "{stage}");
-        assert_eq!(number(planned, "weight_bytes"), stored(&serving.folder.path().join(worker)), "{worker} stored");
+        let stored: u64 = serving.blobs(worker).values().sum();
+        assert_eq!(number(planned, "weight_bytes"), stored, "{worker} stored");
     }
     let request = serde_json::json!({ "model": "mixtral-with-words", "prompt": "w5 w6", "max_tokens": 4 });
     let answer = http::post(&serving.path("/v1/completions"), &request);
@@ -69,15 +70,4 @@ fn planned(model: &str) -> Vec<Json> {
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     let plan: Json = serde_json::from_slice(&output.stdout).unwrap();
     plan["stages"].as_array().unwrap().clone()
-}
-
-/// Bytes of all blobs in a worker's cache.
-fn stored(cache: &Path) -> u64 {
-    let folders = fs::read_dir(cache.join("blobs")).unwrap().flatten();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
-    files.map(|file| file.metadata().unwrap().len()).sum()
-}
-
-fn number(value: &Json, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_default()
 }

@@ -6,12 +6,13 @@ mod memory;
 mod survival;
 mod terminals;
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use qmesh_tests::{
     http,
     process::{self, Running},
 };
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A coordinator that serves the default model, and a folder for everything it and its workers keep.
@@ -66,6 +67,23 @@ impl Serving {
     fn path(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }
+
+    /// The pipeline's stages, as the status has them.
+    fn stages(&self) -> Vec<Value> {
+        let status = http::get(&self.path("/api/status")).body;
+        status["stages"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// What a worker stored: the name and the bytes of each blob.
+    fn blobs(&self, worker: &str) -> BTreeMap<String, u64> {
+        let folders = fs::read_dir(self.folder.path().join(worker).join("blobs")).into_iter().flatten().flatten();
+        let files = folders.flat_map(|f| fs::read_dir(f.path()).into_iter().flatten().flatten());
+        files.map(|f| (f.file_name().to_string_lossy().into_owned(), f.metadata().unwrap().len())).collect()
+    }
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_default()
 }
 
 fn worker(ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {

@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use qmesh_tests::process::{self, Running};
 
-use super::{PULLING, QUESTION, Serving, terminals::stream_chat};
+use super::{PULLING, QUESTION, Serving, number, terminals::stream_chat};
 
 /// Writable memory that a worker gets: less than the default model, its KV and a process; more than a third of them.
 const LIMIT_BYTES: u64 = 128 << 20;
@@ -25,7 +25,7 @@ fn three_limited_workers_hold_what_one_cannot() {
     serving.wait_ready(3);
     let (text, _) = stream_chat(&serving.url, QUESTION);
     assert!(text.contains("Paris"), "{text}");
-    for stage in stages(&serving) {
+    for stage in serving.stages() {
         let (peak, planned) = (number(&stage, "peak_bytes"), number(&stage, "planned_bytes"));
         println!("stage {}: peak {} MB, planned {} MB", stage["stage"], peak >> 20, planned >> 20);
         assert!(peak > 0 && planned > 0, "{stage}");
@@ -48,15 +48,6 @@ fn limited(serving: &Serving, name: &str) -> Running {
 fn state(serving: &Serving) -> String {
     let status = qmesh_tests::http::get(&serving.path("/api/status")).body;
     format!("{}: {}", status["state"], status["text"])
-}
-
-fn stages(serving: &Serving) -> Vec<serde_json::Value> {
-    let status = qmesh_tests::http::get(&serving.path("/api/status")).body;
-    status["stages"].as_array().cloned().unwrap_or_default()
-}
-
-fn number(value: &serde_json::Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_default()
 }
 
 fn wait_until(deadline: Duration, mut met: impl FnMut() -> bool) -> bool {

@@ -1,6 +1,6 @@
 //! Two terminals: one serves, workers join in the other, clients stream.
 
-use std::{collections::BTreeSet, fs, path::Path, thread, time::Duration};
+use std::{collections::BTreeSet, fs, thread, time::Duration};
 
 use qmesh_tests::{http, process};
 use serde_json::{Value, json};
@@ -160,18 +160,12 @@ pub(super) fn stream_chat(url: &str, question: &str) -> (String, Value) {
 
 /// What the workers stored: together the model's tensors, and of each other's only the embedding that ties both ends.
 fn each_worker_holds_its_own_tensors_only(serving: &Serving) {
-    let held = |name: &str| blobs(&serving.folder.path().join(name).join("blobs"));
+    let held = |name: &str| serving.blobs(name).into_keys().collect::<BTreeSet<_>>();
     let (left, right) = (held("left"), held("right"));
     assert!(left.len() > 20 && right.len() > 20, "{} and {} tensors", left.len(), right.len());
     let both: Vec<_> = left.intersection(&right).collect();
     assert!(both.len() <= 1, "only the tied embedding table is held twice: {both:?}");
     assert_eq!(left.union(&right).count(), 272, "the tensors of {MODEL}");
-}
-
-fn blobs(folder: &Path) -> BTreeSet<String> {
-    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
-    let files = folders.flat_map(|f| fs::read_dir(f.path()).into_iter().flatten().flatten());
-    files.map(|f| f.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn wait_for_children(parent: u32, count: usize) -> Vec<u32> {

@@ -9,6 +9,7 @@ use qmesh_models::{
 use serde::Serialize;
 
 use super::count;
+use crate::model::tokenizer_model;
 
 /// What a header says about its tokenizer.
 #[derive(Debug, Serialize)]
@@ -45,9 +46,9 @@ struct Special {
 }
 
 impl VocabularyDescription {
-    /// `None` where there is no tokenizer: llama.cpp writes `no_vocab` for none.
+    /// `None` where there is no tokenizer.
     pub(super) fn new(gguf: &Gguf) -> Option<Self> {
-        let model = gguf.text("tokenizer.ggml.model").ok().filter(|&model| !["no_vocab", "none"].contains(&model))?;
+        let model = tokenizer_model(gguf)?;
         let (vocabulary, unreadable) = match Vocabulary::from_gguf(gguf) {
             Ok(vocabulary) => (vocabulary, None),
             Err(error) => (Vocabulary::default(), Some(error.to_string())),
