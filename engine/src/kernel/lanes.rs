@@ -25,7 +25,7 @@ pub(crate) const LANES: usize = 16;
 
 /// Sixteen lanes on one instruction set. Methods are safe: holding the value proves that its instructions exist.
 pub(crate) trait Lanes: Copy {
-    /// Whether there are registers enough for tiles of 6 rows by 32 outputs; elsewhere, of 2 by 32.
+    /// Whether there are registers enough for tiles of 6 rows by 32 outputs or 16 by 16; elsewhere, of 2 by 32 or 4 by 16.
     const LARGE_TILES: bool;
     /// Sixteen f32.
     type F: Copy;

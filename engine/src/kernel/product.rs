@@ -61,16 +61,16 @@ impl Kernel for Product<'_> {
     }
 }
 
-/// Rows that are computed without a panel.
-const FEW_ROWS: usize = 4;
-
 impl Product<'_> {
     #[inline(always)]
     fn integers<L: Lanes, F: Format<B>, const B: usize>(self, l: L) {
         match self.x.rows {
             1 => self.few::<L, F, B, 1>(l),
             2 => self.few::<L, F, B, 2>(l),
-            ..=FEW_ROWS => self.few::<L, F, B, FEW_ROWS>(l),
+            ..=4 => self.few::<L, F, B, 4>(l),
+            ..=8 if L::LARGE_TILES => self.few::<L, F, B, 8>(l),
+            ..=12 if L::LARGE_TILES => self.few::<L, F, B, 12>(l),
+            ..=16 if L::LARGE_TILES => self.few::<L, F, B, 16>(l),
             _ => self.many::<L, F, B>(l),
         }
     }
@@ -148,11 +148,13 @@ fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     let subs = F::LEN / BLOCK;
     for (at, group) in groups.iter().enumerate() {
         let ahead = group.as_ptr().cast::<u8>().wrapping_add(AHEAD);
-        prefetch(l, ahead, ahead.wrapping_add(LANES * B));
         F::scales(l, group, &mut scales, &mut minima);
         let x: [&[QuantBlock]; R] = x.map(|x| &x[at * subs..][..subs]);
         macro_rules! sub {
             ($($sub:literal)*) => { $(if $sub < subs {
+                // A few lines at a time: memory works while the rows are computed.
+                let [from, to] = [$sub, $sub + 1].map(|sub| (LANES * B * sub / subs).next_multiple_of(64));
+                prefetch(l, ahead.wrapping_add(from), ahead.wrapping_add(to));
                 let lines = F::lines::<L, $sub>(l, group);
                 let scales = &scales[$sub * F::SCALES..][..F::SCALES];
                 let minima = &minima[$sub * F::SCALES..][..F::SCALES];

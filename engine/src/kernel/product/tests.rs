@@ -54,7 +54,8 @@ fn every_type_and_tier_gives_the_scalar_bits_for_any_number_of_rows() {
             let expected = product(tiers[tiers.len() - 1], &matrix, &x, 1);
             assert_close(&matrix, &dequantized, &x, &expected);
             for simd in tiers {
-                for (rows, share) in [(1, 3), (2, 1), (3, 2), (4, 3), (5, 3), (8, 1), (17, 2), (70, 3)] {
+                for (rows, share) in [(1, 3), (2, 1), (3, 2), (4, 3), (5, 3), (8, 1), (9, 3), (16, 2), (17, 2), (70, 3)]
+                {
                     let y = product(simd, &matrix, &x[..rows * cols], share);
                     assert_eq!(y, expected[..rows * outputs], "{matrix:?} {} {rows} rows", simd.name());
                 }
@@ -78,7 +79,7 @@ fn wide_matrices_and_many_rows_give_the_bits_of_one_row() {
         let (matrix, _) = random_matrix(dtype, 35, cols);
         let x = noise(300 * cols, 9);
         let alone: Vec<f32> = x.chunks(cols).flat_map(|x| product(simd, &matrix, x, 3)).collect();
-        for rows in [6, 63, 64, 300] {
+        for rows in [6, 12, 14, 63, 64, 300] {
             assert_eq!(product(simd, &matrix, &x[..rows * cols], 3), alone[..rows * 35], "{matrix:?} {rows} rows");
         }
     }
