@@ -12,6 +12,7 @@ use qmesh_coordinator::{
     generate::{ClientId, GenerateEvent, GenerateRequest, MeshHandle, PromptRows},
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState},
     model::Model,
+    plan::Workload,
 };
 use qmesh_engine::worker::{self, Audience, Compute, Stay, WorkerConfig};
 use qmesh_net::{
@@ -130,7 +131,7 @@ fn config(workers: usize) -> MeshConfig {
         advertise: vec![],
         context: 256,
         kv_positions: 512,
-        formation: Formation { workers: Workers::Exactly(workers), cut: None },
+        formation: Formation { workers: Workers::Exactly(workers), cut: None, workload: Workload::Mixed },
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use qmesh_coordinator::plan::Workload;
 
 use crate::{model::Model, peer::Peer, report::Format};
 
@@ -54,6 +55,17 @@ pub struct PipelineOptions {
     /// On what.
     #[command(flatten)]
     pub models: ModelOptions,
+    /// How it is cut.
+    #[command(flatten)]
+    pub cut: CutOptions,
+}
+
+/// How pipelines are cut.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CutOptions {
+    /// What the cut keeps all workers equally busy with, as `coordinator --workload`; by default what is measured.
+    #[arg(long, value_enum)]
+    workload: Option<Workload>,
 }
 
 /// What to run.
@@ -85,6 +97,13 @@ impl RunOptions {
     /// Threads of each worker of a pipeline.
     pub fn threads_each(&self) -> Vec<usize> {
         if self.threads.is_empty() { vec![1] } else { self.threads.clone() }
+    }
+}
+
+impl CutOptions {
+    /// As asked for, or what is `measured`.
+    pub fn workload(self, measured: Workload) -> Workload {
+        self.workload.unwrap_or(measured)
     }
 }
 

@@ -19,6 +19,7 @@ use qmesh_coordinator::{
         status::{MeshState, MeshStatus},
     },
     model::Model as ServedModel,
+    plan::Workload,
 };
 use qmesh_engine::{
     shard::PAGE_POSITIONS,
@@ -57,6 +58,8 @@ pub struct Layout<'a> {
     pub sessions: usize,
     /// Whether tokens are drafted.
     pub speculation: Speculation,
+    /// What its cut is good for.
+    pub workload: Workload,
 }
 
 /// A mesh that is ready; dropping it ends its workers.
@@ -264,7 +267,7 @@ impl Layout<'_> {
             context: self.context,
             // One more than there are clients, for the probe.
             kv_positions: session.saturating_mul(self.sessions + 1),
-            formation: Formation { workers: Workers::Exactly(self.stages), cut: None },
+            formation: Formation { workers: Workers::Exactly(self.stages), cut: None, workload: self.workload },
             chunk_rows: CHUNK_ROWS,
             ticket: TicketSource::Fresh,
             prefix_reuse: PrefixReuse::Off,
@@ -333,7 +336,15 @@ mod tests {
     }
 
     fn layout(model: &Model, stages: usize) -> Layout<'_> {
-        Layout { model, stages, threads: 1, context: 40, sessions: 3, speculation: Speculation::Off }
+        Layout {
+            model,
+            stages,
+            threads: 1,
+            context: 40,
+            sessions: 3,
+            speculation: Speculation::Off,
+            workload: Workload::Mixed,
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use qmesh_coordinator::mesh::Speculation;
+use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use qmesh_engine::worker::{Compute, Emulation};
 use qmesh_net::memory::Faults;
 
@@ -85,7 +85,9 @@ struct Measured {
 
 fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec<Measured>> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
-    let layout = Layout { model, stages, threads: 1, context, sessions, speculation: Speculation::Off };
+    // Whose work is the layers', as the stages' waiting is.
+    let (speculation, workload) = (Speculation::Off, Workload::Prompts);
+    let layout = Layout { model, stages, threads: 1, context, sessions, speculation, workload };
     let pipeline = Pipeline::tasks(&layout, Compute::Emulated(emulation(options)))?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };
     let lanes = options.rtt.iter().flat_map(|&rtt| options.clients.iter().map(move |&clients| (rtt, clients)));

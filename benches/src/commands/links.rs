@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use qmesh_coordinator::mesh::Speculation;
+use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use qmesh_engine::worker::Compute;
 use qmesh_net::memory::Faults;
 
@@ -98,7 +98,8 @@ struct Measured {
 
 fn measure(options: &LinksOptions, model: &Model, threads: usize, stages: usize) -> Result<(Vec<Measured>, StepBench)> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
-    let layout = Layout { model, stages, threads, context, sessions, speculation: Speculation::Off };
+    let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Replies));
+    let layout = Layout { model, stages, threads, context, sessions, speculation, workload };
     let pipeline = Pipeline::tasks(&layout, Compute::Real)?;
     // Not pinned, as these workers are not.
     let mut steps = StepBench::load(model, threads, Vec::new(), sessions, options.prompt + options.tokens / 2)?;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
 use clap::Args;
-use qmesh_coordinator::mesh::Speculation;
+use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
@@ -53,7 +53,7 @@ pub(super) fn run(options: &LoadOptions) -> Result<Report> {
 }
 
 const NOTE: &str = "unloaded: gaps between tokens before the prompt arrives; loaded: those that end between its arrival and \
-                    its first token; ratio: their medians; samples: the prompt's seconds to its first token beside the \
+                    its first token; ratios: of their medians, and of the loaded p99 to the unloaded median; samples: the prompt's seconds to its first token beside the \
                     streams";
 
 /// Tokens of the prompts of those who decode.
@@ -79,7 +79,8 @@ struct Measured {
 fn measure(options: &LoadOptions, model: &Model, threads: usize, stages: usize, clients: usize) -> Result<Measured> {
     let most = stream_tokens(options);
     let context = options.prompt.max(STREAM_PROMPT + most) + 1;
-    let layout = Layout { model, stages, threads, context, sessions: clients + 1, speculation: Speculation::Off };
+    let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Mixed));
+    let layout = Layout { model, stages, threads, context, sessions: clients + 1, speculation, workload };
     let pipeline = Pipeline::processes(&layout)?;
     let mut measured = Measured { model: model.name.clone(), threads, stages, clients, ..Measured::default() };
     let alone = Load { clients: 1, prompt: options.prompt, tokens: 1 };
@@ -168,14 +169,15 @@ fn table(options: &LoadOptions, measured: &[Measured]) -> Table {
         "A prompt of {} tokens arrives while others decode; workers on QUIC loopback; medians of {}",
         options.prompt, options.pipeline.run.repeat
     );
-    let itl = ["ITL p50 ms", "loaded p50 ms", "loaded p99 ms", "loaded max ms", "ratio", "p99 ratio"];
+    let itl = ["ITL p50 ms", "ITL p99 ms", "loaded p50 ms", "loaded p99 ms", "loaded max ms", "ratio", "p99 ratio"];
     let ttft = ["TTFT alone ms", "TTFT loaded ms", "TTFT ratio"];
     let mut table = Table::new(title, ["model", "threads", "stages", "clients"].into_iter().chain(itl).chain(ttft));
     for m in measured {
         let (calm, p99) = (m.calm.median(), m.busy.quantile(0.99));
         let mut row = vec![m.model.as_str().into()];
         row.extend([m.threads, m.stages, m.clients].map(Cell::count));
-        row.extend([calm, m.busy.median(), p99, m.busy.max()].map(|s| Cell::number(s * 1e3, 1)));
+        let times = [calm, m.calm.quantile(0.99), m.busy.median(), p99, m.busy.max()];
+        row.extend(times.map(|s| Cell::number(s * 1e3, 1)));
         row.extend([m.busy.median() / calm, p99 / calm].map(|ratio| Cell::number(ratio, 2)));
         let (alone, loaded) = (m.alone.median(), m.loaded.median());
         row.extend([alone, loaded].map(|s| Cell::number(s * 1e3, 1)));

@@ -11,7 +11,7 @@ use qmesh_engine::shard::Shard;
 use crate::{
     compare::{Comparison, interleave, means, peer_headings, report},
     model::{self, Cost, Model},
-    options::{ComparisonOptions, positive},
+    options::{ComparisonOptions, CutOptions, positive},
     peer::{Peer, Test},
     report::{Cell, Report, Table},
 };
@@ -21,6 +21,8 @@ use crate::{
 pub struct PrefillOptions {
     #[command(flatten)]
     pub(super) comparison: ComparisonOptions,
+    #[command(flatten)]
+    pub(super) cut: CutOptions,
     /// Tokens of the prompt.
     #[arg(long, value_delimiter = ',', default_value = "512", value_parser = positive)]
     prompt: Vec<usize>,

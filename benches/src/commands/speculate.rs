@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use qmesh_coordinator::{mesh::Speculation, model::Model as ServedModel};
+use qmesh_coordinator::{mesh::Speculation, model::Model as ServedModel, plan::Workload};
 use qmesh_engine::worker::Compute;
 use qmesh_models::{
     chat::{Message, RenderOptions},
@@ -120,7 +120,8 @@ fn measure(
     let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     let pipeline = |speculation| {
         let (context, sessions) = (longest.max(WARM_PROMPT) + options.tokens.max(WARM_TOKENS), 1);
-        Pipeline::tasks(&Layout { model, stages, threads, context, sessions, speculation }, Compute::Real)
+        let workload = options.pipeline.cut.workload(Workload::Replies);
+        Pipeline::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload }, Compute::Real)
     };
     let pipelines = [pipeline(Speculation::Off)?, pipeline(Speculation::On)?];
     let lanes: Vec<(u32, &Prompt)> =

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use qmesh_coordinator::mesh::Speculation;
+use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 
 use crate::{
     clients::Load,
@@ -10,7 +10,7 @@ use crate::{
     ideal::{Best, Limits},
     machine::{cpus, cpus_of_worker},
     model::Model,
-    options::{ComparisonOptions, most, positive},
+    options::{ComparisonOptions, CutOptions, most, positive},
     peer::Peer,
     pipeline::{Layout, Pipeline},
     plot::Plot,
@@ -25,6 +25,8 @@ use crate::{
 pub struct StreamsOptions {
     #[command(flatten)]
     pub(super) comparison: ComparisonOptions,
+    #[command(flatten)]
+    pub(super) cut: CutOptions,
     /// Workers of a pipeline, each on CPUs of its own.
     #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = positive)]
     pub(super) stages: Vec<usize>,
@@ -115,8 +117,8 @@ impl<'a> Bench<'a> {
     fn start(options: &'a StreamsOptions, model: &'a Model, threads: usize, peers: &[Peer]) -> Result<Self> {
         let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
         let pipelines = options.stages.iter().map(|&stages| {
-            let speculation = Speculation::Off;
-            Pipeline::processes(&Layout { model, stages, threads, context, sessions, speculation })
+            let (speculation, workload) = (Speculation::Off, options.cut.workload(Workload::Replies));
+            Pipeline::processes(&Layout { model, stages, threads, context, sessions, speculation, workload })
         });
         let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
         let servers = peers.iter().map(|peer| servers(peer, &options.stages, threads)).collect::<Result<_>>()?;

@@ -8,7 +8,7 @@ use qmesh_net::Sampling;
 
 use super::{
     ModelArg, TokenizerArgs,
-    mesh::{PipelineArgs, RoomArgs, parse_count},
+    mesh::{PipelineArgs, RoomArgs, WorkloadArgs, parse_count},
 };
 
 /// Arguments of `run`.
@@ -136,6 +136,9 @@ pub struct SplitArgs {
     /// How much text fits.
     #[command(flatten)]
     pub room: RoomArgs,
+    /// What of it there is most.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
     /// What makes it quicker.
     #[command(flatten)]
     pub pipeline: PipelineArgs,

@@ -12,7 +12,7 @@ use qmesh_models::pull::ModelRef;
 use super::{ModelArg, TokenizerArgs};
 use crate::{
     mesh::{PrefixReuse, Speculation},
-    plan::Bytes,
+    plan::{Bytes, Workload},
 };
 
 /// Arguments of `plan`.
@@ -52,6 +52,9 @@ pub struct PlanArgs {
     /// How much text fits.
     #[command(flatten)]
     pub room: RoomArgs,
+    /// What of it there is most.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,
@@ -66,6 +69,14 @@ pub struct RoomArgs {
     /// Rows of one step: how a long prompt is cut into chunks
     #[arg(long, value_name = "N", env = "QMESH_CHUNK_ROWS", default_value_t = 256, value_parser = parse_count)]
     pub chunk_rows: usize,
+}
+
+/// What there will be most of.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct WorkloadArgs {
+    /// What the cut keeps all workers equally busy with
+    #[arg(long, value_enum, env = "QMESH_WORKLOAD", default_value_t = Workload::Mixed)]
+    pub workload: Workload,
 }
 
 /// What the pipeline does to be quicker. None of it changes a token.
@@ -137,6 +148,9 @@ pub struct ServeArgs {
     /// How much text fits.
     #[command(flatten)]
     pub room: RoomArgs,
+    /// What of it there is most.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
     /// What makes it quicker.
     #[command(flatten)]
     pub pipeline: PipelineArgs,

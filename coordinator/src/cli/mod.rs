@@ -12,7 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyVa
 pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
-    mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs},
+    mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, WorkloadArgs},
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
 

@@ -10,14 +10,15 @@ use super::{
     local_mesh::{self, LocalMesh},
 };
 use crate::{
-    cli::{DemoArgs, Failure, PipelineArgs, RoomArgs, SplitArgs},
+    cli::{DemoArgs, Failure, PipelineArgs, RoomArgs, SplitArgs, WorkloadArgs},
     render::{count, note, report},
 };
 
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let model = local_mesh::open(&args.model.model, PretokenizerChoice::FromModel)?;
     let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
-    let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, pipeline: PipelineArgs::default() };
+    let (workload, pipeline) = (WorkloadArgs::default(), PipelineArgs::default());
+    let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, workload, pipeline };
     let text = local_mesh::text(&model, room)?;
     let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
     block_on(async {

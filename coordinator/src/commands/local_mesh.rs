@@ -111,7 +111,8 @@ impl LocalMesh {
         check_plan(model, split, room, machine)?;
         let Room { context, kv_positions, chunk_rows } = room;
         let count = split.worker_count();
-        let formation = Formation { workers: Workers::Exactly(count), cut: split.cut.clone() };
+        let formation =
+            Formation { workers: Workers::Exactly(count), cut: split.cut.clone(), workload: split.workload.workload };
         let mesh = Mesh::start(MeshConfig {
             model: Arc::clone(model),
             listen: ([127, 0, 0, 1], 0).into(),
@@ -173,6 +174,7 @@ fn check_plan(model: &Model, split: &SplitArgs, room: Room, machine: Machine) ->
         context: room.context,
         chunk_rows: room.chunk_rows,
         cut: split.cut.clone(),
+        workload: split.workload.workload,
     };
     let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();
     if needed_bytes > machine.memory_bytes {

@@ -22,6 +22,7 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         context: room.context,
         chunk_rows: room.chunk_rows,
         cut: args.cut.clone(),
+        workload: args.workload.workload,
     };
     let plan = plan::solve(&input)?;
     let report = PlanReport::new(&input, &plan);

@@ -94,7 +94,7 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         advertise: args.advertise.clone(),
         context: room.context,
         kv_positions: room.kv_positions,
-        formation: Formation { workers, cut: None },
+        formation: Formation { workers, cut: None, workload: args.workload.workload },
         chunk_rows: room.chunk_rows,
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
         prefix_reuse: args.pipeline.prefix_reuse(),

@@ -27,6 +27,7 @@ use self::roster::PlannedModel;
 use crate::{
     generate::{MeshHandle, SUBMISSIONS_WAITING},
     model::Model,
+    plan::Workload,
 };
 
 /// What a mesh is made of.
@@ -81,6 +82,8 @@ pub struct Formation {
     pub workers: Workers,
     /// Layers at which to cut, instead of the planner's choice.
     pub cut: Option<Vec<usize>>,
+    /// What that choice shall be good for.
+    pub workload: Workload,
 }
 
 /// How many workers it takes.

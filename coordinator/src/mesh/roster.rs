@@ -400,6 +400,7 @@ impl Roster {
             context: self.model.context,
             chunk_rows: self.model.chunk_rows,
             cut: self.formation.cut.clone(),
+            workload: self.formation.workload,
         })
     }
 

@@ -127,7 +127,7 @@ impl World {
             kv_positions: 64,
             chunk_rows: 16,
         };
-        let roster = Roster::new(Arc::new(model), Formation { workers, cut: None });
+        let roster = Roster::new(Arc::new(model), Formation { workers, cut: None, workload: plan::Workload::Mixed });
         Self { roster, now: Instant::now(), next: 1 }
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, TensorRole};
 
-use super::PlanInput;
+use super::{PlanInput, Workload};
 
 /// What a worker's process takes beside weights, KV and activations: thread stacks, QUIC buffers, allocator.
 /// Measured: 3 MB, and 12 where the weights come over the network, on top of what it has when it offers its memory.
@@ -17,7 +17,7 @@ pub(super) struct StageCost {
     pub(super) kv_bytes: u64,
     pub(super) other_bytes: u64,
     /// Bytes of weights, as often as tokens pass them: generated ones pass all but the embedding, which is a look-up where
-    /// it is not the head as well, and of experts those that they go through; those of prompts, several times as many, pass the layers only.
+    /// it is not the head as well, and of experts those that they go through; those of prompts pass the layers only.
     pub(super) work_bytes: u64,
 }
 
@@ -40,6 +40,7 @@ pub(super) struct Costs<'a> {
     idle_bytes_before: Vec<u64>,
     kv_positions: usize,
     chunk_rows: usize,
+    workload: Workload,
 }
 
 impl<'a> Costs<'a> {
@@ -64,6 +65,7 @@ impl<'a> Costs<'a> {
             idle_bytes_before,
             kv_positions: input.kv_positions,
             chunk_rows: input.chunk_rows,
+            workload: input.workload,
         }
     }
 
@@ -80,13 +82,14 @@ impl<'a> Costs<'a> {
         let weight_bytes = self.weights[layers.start][layers.end - layers.start - 1];
         let is_last = layers.end == self.layers();
         let embedding_is_read = is_last && self.spec.head.matrix == HeadMatrix::Tied;
+        let (prompts, replies) = self.workload.tokens();
         let looked_up = if layers.start == 0 && !embedding_is_read { self.embedding_bytes } else { 0 };
         StageCost {
             weight_bytes,
             kv_bytes: self.spec.kv_bytes_per_position(layers).saturating_mul(self.kv_positions as u64),
             other_bytes: PROCESS_BYTES.saturating_add(self.activation_bytes(layers, is_last)),
-            work_bytes: (weight_bytes - looked_up - between(&self.idle_bytes_before, layers))
-                .saturating_add(PROMPT_WORK * between(&self.token_bytes_before, layers)),
+            work_bytes: (replies * (weight_bytes - looked_up - between(&self.idle_bytes_before, layers)))
+                .saturating_add(prompts * between(&self.token_bytes_before, layers)),
         }
     }
 
@@ -122,9 +125,18 @@ fn row_elements(hidden: usize, layer: &LayerSpec) -> usize {
     3 * hidden + attention.max(ffn)
 }
 
-/// Tokens of prompts for each one generated, in time: a prompt's take less of it, and one stream alone does not mind how
-/// the work is cut.
-const PROMPT_WORK: u64 = 3;
+impl Workload {
+    /// Tokens of prompts and generated ones, by the time that they take of layers: in a mixture more of prompts, as a stream
+    /// alone does not mind how its tokens' work is cut.
+    fn tokens(self) -> (u64, u64) {
+        match self {
+            Self::Mixed => (3, 1),
+            Self::Prompts => (1, 0),
+            Self::Replies => (0, 1),
+        }
+    }
+}
+
 /// Two frames may wait to be computed and two to be sent.
 const FRAMES_WAITING: usize = 4;
 /// Rows whose logits a worker holds at the same time.

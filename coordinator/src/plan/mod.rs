@@ -12,6 +12,7 @@ mod solver;
 
 use std::ops::Range;
 
+use clap::ValueEnum;
 use qmesh_models::spec::ModelSpec;
 use serde::Serialize;
 
@@ -33,6 +34,20 @@ pub struct Capacity {
     pub threads: u32,
 }
 
+/// What the stages shall be equally busy with: prompts pass the layers alone, generated tokens the head as well, so that no
+/// cut is the best for both.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Workload {
+    /// Some of both
+    #[default]
+    Mixed,
+    /// Long prompts, short answers
+    Prompts,
+    /// Short prompts, long answers
+    Replies,
+}
+
 /// What a plan is made from.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
@@ -48,6 +63,8 @@ pub struct PlanInput<'a> {
     pub chunk_rows: usize,
     /// Explicit boundaries: `[5, 17]` is layers 0..5, 5..17 and 17 to the end, on the first three workers.
     pub cut: Option<Vec<usize>>,
+    /// What the planner's choice shall be good for.
+    pub workload: Workload,
 }
 
 /// Who holds which layers.

@@ -79,7 +79,16 @@ fn worker(index: usize, memory_bytes: u64, threads: u32) -> Capacity {
 }
 
 fn input(spec: &ModelSpec, workers: Vec<Capacity>) -> PlanInput<'_> {
-    PlanInput { spec, workers, kv_positions: 100, context: 100, chunk_rows: 8, cut: None }
+    PlanInput { spec, workers, kv_positions: 100, context: 100, chunk_rows: 8, cut: None, workload: Workload::Mixed }
+}
+
+/// How often a layer and the head are passed.
+fn passes(workload: Workload) -> [u64; 2] {
+    match workload {
+        Workload::Mixed => [4, 1],
+        Workload::Prompts => [1, 0],
+        Workload::Replies => [1, 1],
+    }
 }
 
 /// (workers unused, slowest stage, sum of stages) of a cut, from the definition.
@@ -89,7 +98,8 @@ fn score(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> (usize, f64, f
         .map(|(worker, layers)| {
             let tied = input.spec.head.matrix == HeadMatrix::Tied && layers.end == input.spec.layers.len();
             let reads = |t: &&TensorSpec| input.spec.holds(layers, t.role) && (t.role != TensorRole::Embedding || tied);
-            let passes = |t: &TensorSpec| if matches!(t.role, TensorRole::Layer(..)) { 4 } else { 1 };
+            let [layers, head] = passes(input.workload);
+            let passes = |t: &TensorSpec| if matches!(t.role, TensorRole::Layer(..)) { layers } else { head };
             let bytes: u64 = input.spec.tensors.iter().filter(reads).map(|t| t.bytes * passes(t)).sum();
             bytes as f64 / f64::from(input.workers[*worker].threads)
         })
@@ -135,6 +145,8 @@ fn agrees_with_brute_force() {
         let limit = |random: &mut Random| PROCESS_BYTES + 8_000 + 1000 * random.below(30);
         let workers = (0..1 + random.below(4) as usize).map(|w| worker(w, limit(random), 1 + random.below(4) as u32));
         let input = input(&spec, workers.collect());
+        let workload = Workload::value_variants()[random.below(3) as usize];
+        let input = PlanInput { workload, ..input };
         let mut cuts = Vec::new();
         every_cut(&input, 0, 0, &mut cuts, &mut Vec::new());
         let best = cuts.iter().map(|cut| score(&input, cut)).min_by(|a, b| a.partial_cmp(b).unwrap());
@@ -181,6 +193,18 @@ fn equal_workers_share_evenly_and_the_head_counts() {
     assert_eq!(plan.stages[0].weight_bytes, 8000 + 8000, "and held by the first stage as well");
     assert_eq!(plan.stages[0].kv_bytes, 8 * 2 * 2 * 8 * 100);
     assert!(plan.stages.iter().all(|s| s.memory_bytes + s.headroom_bytes == 1 << 30) && plan.notes.is_empty());
+}
+
+#[test]
+fn the_cut_is_good_for_the_workload() {
+    let spec = spec(&[1000; 30], 6000, HeadMatrix::Tied);
+    let shares = |workload| {
+        let input = PlanInput { workload, ..input(&spec, (0..4).map(|w| worker(w, 1 << 30, 1)).collect()) };
+        solve(&input).unwrap().stages.iter().map(|s| s.layers.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(shares(Workload::Mixed), [8, 8, 8, 6]);
+    assert_eq!(shares(Workload::Prompts), [7, 7, 8, 8]);
+    assert_eq!(shares(Workload::Replies), [9, 9, 9, 3]);
 }
 
 #[test]

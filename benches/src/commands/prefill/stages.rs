@@ -1,7 +1,7 @@
 //! `qmesh-bench prefill --stages`: time to the first token of a prompt through pipelines of real workers.
 
 use anyhow::Result;
-use qmesh_coordinator::mesh::Speculation;
+use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 
 use super::PrefillOptions;
 use crate::{
@@ -58,7 +58,8 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
     let (stages, prompts) = (&options.stages, &options.prompt);
     let pipelines = stages.iter().map(|&stages| {
         let (context, speculation) = (most(prompts) + 1, Speculation::Off);
-        Pipeline::processes(&Layout { model, stages, threads, context, sessions: 1, speculation })
+        let workload = options.cut.workload(Workload::Prompts);
+        Pipeline::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
     });
     let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
     let servers: Vec<Vec<RpcServers>> =
