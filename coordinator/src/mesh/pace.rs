@@ -31,8 +31,9 @@ struct Known {
     learnt: u64,
 }
 
-/// Steps after which a time counts no more: what went badly once shall be tried again.
-const STALE: u64 = 64;
+/// Steps after which a time counts no more: what went badly once shall be tried again, but not so often that the trials
+/// cost more than they can find.
+const STALE: u64 = 1024;
 /// How much a new time counts.
 const FRESH: f64 = 0.2;
 /// Row counts from which on times of neighbours count as one.
@@ -49,7 +50,7 @@ const PATIENCE: (f64, f64) = (0.2, 1.0);
 /// What prompts have not used of it can be used at once later, up to so many tokens' time.
 const SAVED_MOST: f64 = 1.0;
 /// Rows whose time a step costs however few it has: what makes short chunks dear.
-const CHUNK_COST_ROWS: f64 = 16.0;
+const CHUNK_COST_ROWS: f64 = 5.0;
 /// Shortest chunk of a prompt that has the pipeline to itself.
 const CHUNK_LEAST: usize = 32;
 
@@ -233,7 +234,7 @@ mod tests {
         (0..9).for_each(|_| assert_eq!(take(0), 0));
         assert_eq!((take(256), take(256)), (11, 2));
         assert_eq!(Pace::new(2).prompt_rows(1, 1, [1.0, 0.0], 256), 1);
-        assert_eq!(pace.chunk_rows(2048, 256), 192);
+        assert_eq!(pace.chunk_rows(2048, 256), 128);
         assert_eq!((Pace::new(1).chunk_rows(2048, 256), pace.chunk_rows(3, 256)), (256, 32));
     }
 
