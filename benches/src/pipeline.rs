@@ -312,8 +312,8 @@ fn worker_name(number: usize) -> String {
 
 /// Of chances that no bench takes: nothing is lost or late by chance.
 const SEED: u64 = 1;
-/// The coordinator's default.
-const CHUNK_ROWS: usize = 256;
+/// Rows of a step: the coordinator's default.
+pub const CHUNK_ROWS: usize = 256;
 /// The coordinator, the network and the clients.
 const RUNTIME_THREADS: usize = 2;
 /// Workers load gigabytes, and the coordinator hashes them.

@@ -58,6 +58,11 @@ impl StepBench {
         })
     }
 
+    /// Threads that it computes with.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Medians so far.
     pub fn table(&self) -> StepTable {
         StepTable::new(self.measured.iter().map(|(rows, samples)| (*rows, samples.median())))

@@ -1,5 +1,7 @@
 //! `qmesh-bench streams`: clients that decode at once through pipelines of real workers, ours and llama.cpp's.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use clap::Args;
 use qmesh_coordinator::{mesh::Speculation, plan::Workload};
@@ -7,7 +9,7 @@ use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use crate::{
     clients::Load,
     compare::{Comparison, interleave, peer_headings, report},
-    ideal::{Best, Limits},
+    ideal::{Best, Limits, StepTable},
     machine::{cpus, cpus_of_worker},
     model::Model,
     options::{ComparisonOptions, CutOptions, most, positive},
@@ -51,7 +53,7 @@ pub(super) fn run(options: &StreamsOptions) -> Result<Report> {
             eprintln!("{} -t {threads} a worker", model.name);
             let mut bench = Bench::start(options, model, threads, &peers)?;
             measured.extend(bench.measure(&mut peers)?);
-            steps.rows.extend(bench.steps.rows(&model.name));
+            steps.rows.extend(bench.steps.iter().flat_map(|steps| steps.rows(&model.name)));
             bench.pipelines.into_iter().for_each(Pipeline::stop);
         }
     }
@@ -80,11 +82,13 @@ pub(super) fn servers(peer: &Peer, stages: &[usize], threads: usize) -> Result<V
     stages.iter().map(|&count| RpcServers::start(&program, count, threads)).collect()
 }
 
-const NOTES: [&str; 3] = [
+const NOTES: [&str; 4] = [
     "tok/s of all clients together while all decode, \"with prompts\" from the first request to the last token; llama.cpp: \
      llama-bench for one client, llama-batched-bench's decode for more, over ggml-rpc-server processes on the same CPUs",
     "ideal: the best over all numbers of groups of min(rows / slowest stage, clients / (sum of stages + hops)), from the \
      steps of the second table, each stage's share of the weights, and the least hops measured with as many stages",
+    "one process: tok/s of the whole model without workers, with as many threads as all stages have together, by the \
+     second table",
     "compute, slowest, hops: of a mean step, prompts included: over all stages, of its slowest one, and what was neither \
      computing nor waiting for a stage",
 ];
@@ -100,6 +104,8 @@ struct Measured {
     times: Comparison,
     record: Record,
     best: Best,
+    /// Tokens a second of the whole model in one process with as many threads as all stages have.
+    one_process: f64,
 }
 
 struct Bench<'a> {
@@ -110,7 +116,8 @@ struct Bench<'a> {
     pipelines: Vec<Pipeline>,
     /// By peer and stages.
     servers: Vec<Vec<RpcServers>>,
-    steps: StepBench,
+    /// Of the whole model in this process, with one worker's threads and with those of all stages.
+    steps: Vec<StepBench>,
 }
 
 impl<'a> Bench<'a> {
@@ -123,7 +130,10 @@ impl<'a> Bench<'a> {
         let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
         let servers = peers.iter().map(|peer| servers(peer, &options.stages, threads)).collect::<Result<_>>()?;
         let position = options.prompt + options.tokens / 2;
-        let steps = StepBench::load(model, threads, cpus_of_worker(&cpus(), 0, threads), sessions, position)?;
+        let steps = one_process_threads(threads, &options.stages)
+            .into_iter()
+            .map(|threads| StepBench::load(model, threads, cpus_of_worker(&cpus(), 0, threads), sessions, position));
+        let steps = steps.collect::<Result<_>>()?;
         Ok(Self { options, model, threads, pipelines, servers, steps })
     }
 
@@ -136,8 +146,9 @@ impl<'a> Bench<'a> {
         }
         let mut records = vec![Record::default(); lanes.len()];
         // The steps take their turn too: what disturbs the machine shall meet them as well.
-        let mut samples = interleave(1 + lanes.len() * (1 + peers.len()), options.comparison.run.repeat, |lane| {
-            let Some(lane) = lane.checked_sub(1) else { return steps.sample() };
+        let count = steps.len();
+        let mut samples = interleave(count + lanes.len() * (1 + peers.len()), options.comparison.run.repeat, |lane| {
+            let Some(lane) = lane.checked_sub(count) else { return steps[lane].sample() };
             let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
             let (at, clients) = lanes[lane];
             match contender.checked_sub(1) {
@@ -145,7 +156,7 @@ impl<'a> Bench<'a> {
                 Some(p) => peers[p].sample_clients(&servers[p][at], &model.path, *threads, load(clients)),
             }
         })?;
-        let beside = samples.split_off(1 + lanes.len());
+        let beside = samples.split_off(count + lanes.len());
         for &clients in &options.clients {
             let same = lanes.iter().zip(&records).filter(|((_, c), _)| *c == clients).map(|(_, record)| record);
             same_tokens(&format!("{}, {clients} clients", model.name), same)?;
@@ -153,7 +164,11 @@ impl<'a> Bench<'a> {
         let measured = lanes.iter().zip(&records).enumerate().map(|(lane, (&(at, clients), record))| {
             let least = lanes.iter().zip(&records).filter(|((a, _), _)| *a == at).map(|(_, r)| r.hops_s());
             let hops_s = least.fold(f64::NAN, f64::min);
-            let limits = Limits { steps: steps.table(), shares: pipelines[at].shares(model), hops_s, row_wire_s: 0.0 };
+            let tables: Vec<StepTable> = steps.iter().map(StepBench::table).collect();
+            let threads_in_all = *threads * options.stages[at];
+            let whole = steps.iter().position(|steps| steps.threads() == threads_in_all).unwrap_or_default();
+            let limits =
+                Limits { steps: tables[0].clone(), shares: pipelines[at].shares(model), hops_s, row_wire_s: 0.0 };
             Measured {
                 model: model.name.clone(),
                 threads: *threads,
@@ -165,10 +180,17 @@ impl<'a> Bench<'a> {
                 },
                 record: record.clone(),
                 best: limits.best(clients),
+                one_process: clients as f64 / tables[whole].seconds(clients as f64),
             }
         });
         Ok(measured.collect())
     }
+}
+
+/// Threads of the whole model in one process beside these pipelines: as many as one worker has, and as all have together.
+pub(super) fn one_process_threads(threads: usize, stages: &[usize]) -> Vec<usize> {
+    let all = [1].iter().chain(stages).map(|stages| threads * stages);
+    all.collect::<BTreeSet<usize>>().into_iter().collect()
 }
 
 /// Every number of clients with every number of stages, these by index.
@@ -184,7 +206,7 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         "Streams of {} tokens after prompts of {} through workers on QUIC loopback; medians of {}",
         options.tokens, options.prompt, options.comparison.run.repeat
     );
-    let starts = ["model", "threads", "stages", "clients", "tok/s", "with prompts", "× one stage"];
+    let starts = ["model", "threads", "stages", "clients", "tok/s", "with prompts", "× one stage", "one process"];
     let ideals = ["ideal", "groups", "of ideal"];
     let ours = starts.into_iter().chain(ideals).chain(LATENCY_HEADINGS).chain(STEP_HEADINGS).map(String::from);
     let ends = ["ratio", "output"].map(String::from);
@@ -198,6 +220,7 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.extend([m.threads, m.stages, m.clients].map(Cell::count));
         row.extend([rate, 1.0 / m.record.whole.median()].map(|rate| Cell::number(rate, 2)));
         row.push(Cell::maybe(one.map(|one| rate / one.record.rate()), 2));
+        row.push(Cell::number(m.one_process, 2));
         row.extend([Cell::number(m.best.tokens_per_s, 2), Cell::count(m.best.groups)]);
         row.push(Cell::number(rate / m.best.tokens_per_s, 2));
         row.extend(m.record.latency_cells());

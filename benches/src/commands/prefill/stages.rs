@@ -1,17 +1,21 @@
 //! `qmesh-bench prefill --stages`: time to the first token of a prompt through pipelines of real workers.
 
-use anyhow::Result;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
 use qmesh_coordinator::{mesh::Speculation, plan::Workload};
+use qmesh_engine::shard::Shard;
 
 use super::PrefillOptions;
 use crate::{
     clients::{Load, firsts},
-    commands::streams::{lanes, servers, split_peers},
+    commands::streams::{lanes, one_process_threads, servers, split_peers},
     compare::{Comparison, interleave, peer_headings, report},
-    model::Model,
+    machine::{cpus, cpus_of_worker, on_cpus},
+    model::{self, Model},
     options::{ComparisonOptions, most},
     peer::{Peer, Test},
-    pipeline::{Layout, Pipeline},
+    pipeline::{CHUNK_ROWS, Layout, Pipeline},
     record::{Record, same_tokens},
     report::{Cell, Report, Table},
     rpc::RpcServers,
@@ -33,7 +37,8 @@ pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
     Ok(report(table(options, &measured, &peers), measured.iter().map(|m| &m.times), notes, peers))
 }
 
-const NOTE: &str = "ms to the first token; bound: one stage's time × the largest stage's share of the weights, what chunks of \
+const NOTE: &str = "ms to the first token; one process: tok/s of the whole model without workers, with as many threads as \
+                    all stages have together; bound: one stage's time × the largest stage's share of the weights, what chunks of \
                     one row would reach if they cost no more; llama.cpp: llama-bench over ggml-rpc-server processes on the \
                     same CPUs, the best of -ub 128, 256, 512";
 
@@ -52,6 +57,30 @@ struct Measured {
     times: Comparison,
     /// Each peer's best micro-batch.
     ubatches: Vec<usize>,
+    /// Seconds per token of the whole model in one process with as many threads as all stages have.
+    one_process: Samples,
+}
+
+/// A whole model in this process.
+struct OneProcess {
+    threads: usize,
+    cpus: Vec<usize>,
+    shard: Shard,
+}
+
+impl OneProcess {
+    fn load(model: &Model, threads: usize, positions: usize) -> Result<Self> {
+        let cpus = cpus_of_worker(&cpus(), 0, threads);
+        let (shard, _) = on_cpus(&cpus, || model.load(1, positions, threads))?;
+        Ok(Self { threads, cpus, shard })
+    }
+
+    /// Seconds of a prompt, in the chunks of a pipeline of one stage.
+    fn seconds(&mut self, ids: &[u32]) -> Result<f64> {
+        let started = Instant::now();
+        on_cpus(&self.cpus, || model::prefill(&mut self.shard, 0, 0, ids, CHUNK_ROWS))?;
+        Ok(started.elapsed().as_secs_f64())
+    }
 }
 
 fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
@@ -65,17 +94,25 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
     let servers: Vec<Vec<RpcServers>> =
         peers.iter().map(|peer| servers(peer, stages, threads)).collect::<Result<_>>()?;
     let lanes = lanes(stages, prompts);
+    let one_process =
+        one_process_threads(threads, stages).into_iter().map(|t| OneProcess::load(model, t, most(prompts)));
+    let mut one_process = one_process.collect::<Result<Vec<_>>>()?;
     let load = |prompt| Load { clients: 1, prompt, tokens: 1 };
     // The coordinator learns what steps take.
     for pipeline in &pipelines {
         pipeline.load(model, load(most(prompts)))?;
     }
     let mut records = vec![Record::default(); lanes.len()];
-    let contenders = 1 + peers.len() * UBATCHES.len();
+    let contenders = 2 + peers.len() * UBATCHES.len();
     let mut samples = interleave(lanes.len() * contenders, options.comparison.run.repeat, |lane| {
         let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
         let (at, prompt) = lanes[lane];
-        let Some(other) = contender.checked_sub(1) else {
+        if contender == 1 {
+            let all = threads * stages[at];
+            let own = one_process.iter_mut().find(|own| own.threads == all).context("no such process")?;
+            return Ok(own.seconds(&model.prompt(0, prompt))? / prompt as f64);
+        }
+        let Some(other) = contender.checked_sub(2) else {
             let run = pipelines[at].load(model, load(prompt))?;
             records[lane].push(&run)?;
             return Ok(firsts(&run.streams).median() / prompt as f64);
@@ -88,8 +125,10 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
         let same = lanes.iter().zip(&records).filter(|((_, p), _)| *p == prompt).map(|(_, record)| record);
         same_tokens(&format!("{}, prompt of {prompt}", model.name), same)?;
     }
-    let beside = samples.split_off(lanes.len());
-    let measured = lanes.iter().zip(samples).enumerate().map(|(lane, (&(at, prompt), ours))| {
+    let mut one_process = samples.split_off(lanes.len());
+    let beside = one_process.split_off(lanes.len());
+    let ours = samples.into_iter().zip(one_process);
+    let measured = lanes.iter().zip(ours).enumerate().map(|(lane, (&(at, prompt), (ours, one_process)))| {
         let own: Vec<Samples> = beside.iter().skip(lane).step_by(lanes.len()).cloned().collect();
         let (peers, ubatches) = own.chunks(UBATCHES.len()).map(best).unzip();
         Measured {
@@ -100,6 +139,7 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
             largest_share: pipelines[at].shares(model).into_iter().fold(0.0, f64::max),
             times: Comparison { ours, peers },
             ubatches,
+            one_process,
         }
     });
     let measured = measured.collect();
@@ -115,10 +155,11 @@ fn best(samples: &[Samples]) -> (Samples, usize) {
 
 fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
     let title = format!("Prefill through workers on QUIC loopback; medians of {}", options.comparison.run.repeat);
-    let headings =
-        ["model", "threads", "stages", "prompt", "ms", "min", "max", "tok/s", "× one stage", "bound ms", "of bound"];
+    let headings = ["model", "threads", "stages", "prompt", "ms", "min", "max", "tok/s", "× one stage", "one process"];
+    let bounds = ["bound ms", "of bound"];
     let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-ub"));
-    let mut table = Table::new(title, headings.map(String::from).into_iter().chain(beside).chain(["ratio".into()]));
+    let ours = headings.into_iter().chain(bounds).map(String::from);
+    let mut table = Table::new(title, ours.chain(beside).chain(["ratio".into()]));
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let same = |o: &&Measured| o.model == m.model && (o.threads, o.stages, o.prompt) == (m.threads, 1, m.prompt);
@@ -128,6 +169,7 @@ fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.extend([m.threads, m.stages, m.prompt].map(Cell::count));
         row.extend([ours.median(), ours.min(), ours.max()].map(|s| Cell::number(s * tokens * 1e3, 1)));
         row.extend([Cell::number(1.0 / ours.median(), 1), Cell::maybe(one.map(|one| one / ours.median()), 2)]);
+        row.push(Cell::number(1.0 / m.one_process.median(), 1));
         row.push(Cell::maybe(bound.map(|bound| bound * tokens * 1e3), 1));
         row.push(Cell::maybe(bound.map(|bound| bound / ours.median()), 2));
         row.extend(m.times.peer_rates(1.0, peers.len()));
@@ -160,6 +202,7 @@ mod tests {
             largest_share: if stages == 1 { 1.0 } else { 0.6 },
             times: Comparison { ours: Samples::from_iter([seconds]), peers: Vec::new() },
             ubatches: Vec::new(),
+            one_process: Samples::from_iter([0.005]),
         };
         let table = table(&options, &[measured(1, 0.01), measured(2, 0.008)], &[]);
         let at = |heading: &str| table.rows[1][table.columns.iter().position(|c| c == heading).unwrap()].clone();
