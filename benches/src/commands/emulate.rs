@@ -85,8 +85,8 @@ struct Measured {
 
 fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec<Measured>> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
-    // Whose work is the layers', as the stages' waiting is.
-    let (speculation, workload) = (Speculation::Off, Workload::Prompts);
+    // Emulated stages wait for their layers alone, as if for prompts.
+    let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Prompts));
     let layout = Layout { model, stages, threads: 1, context, sessions, speculation, workload };
     let pipeline = Pipeline::tasks(&layout, Compute::Emulated(emulation(options)))?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };

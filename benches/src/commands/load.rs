@@ -53,8 +53,8 @@ pub(super) fn run(options: &LoadOptions) -> Result<Report> {
 }
 
 const NOTE: &str = "unloaded: gaps between tokens before the prompt arrives; loaded: those that end between its arrival and \
-                    its first token; ratios: of their medians, and of the loaded p99 to the unloaded median; samples: the prompt's seconds to its first token beside the \
-                    streams";
+                    its first token; ratios: of their medians, and of the loaded p99 to the unloaded median; samples: the \
+                    prompt's seconds to its first token beside the streams";
 
 /// Tokens of the prompts of those who decode.
 const STREAM_PROMPT: usize = 32;

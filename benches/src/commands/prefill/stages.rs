@@ -38,9 +38,9 @@ pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
 }
 
 const NOTE: &str = "ms to the first token; one process: tok/s of the whole model without workers, with as many threads as \
-                    all stages have together; bound: one stage's time × the largest stage's share of the weights, what chunks of \
-                    one row would reach if they cost no more; llama.cpp: llama-bench over ggml-rpc-server processes on the \
-                    same CPUs, the best of -ub 128, 256, 512";
+                    all stages have together; bound: one stage's time × the largest stage's share of the weights, what \
+                    chunks of one row would reach if they cost no more; llama.cpp: llama-bench over ggml-rpc-server processes \
+                    on the same CPUs, the best of -ub 128, 256, 512";
 
 /// Micro-batches that llama.cpp is tried with.
 const UBATCHES: [usize; 3] = [128, 256, 512];
