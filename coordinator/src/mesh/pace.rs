@@ -33,7 +33,7 @@ struct Known {
 
 /// Steps after which a time counts no more: what went badly once shall be tried again, but not so often that the trials
 /// cost more than they can find.
-const STALE: u64 = 1024;
+const STALE: u64 = 256;
 /// How much a new time counts.
 const FRESH: f64 = 0.2;
 /// Row counts from which on times of neighbours count as one.
