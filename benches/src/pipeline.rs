@@ -127,7 +127,7 @@ impl Pipeline {
     /// # Errors
     /// No plan is possible, or the system gives no thread.
     pub fn tasks(layout: &Layout<'_>, compute: Compute) -> Result<Self> {
-        let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::new(SEED));
+        let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::on_system_clock(SEED));
         let (model, config) = layout.config()?;
         let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
         let mut tasks = JoinSet::new();

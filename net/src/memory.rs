@@ -1,7 +1,8 @@
 //! A UDP network in memory, with delay, loss and cuts drawn from a seed.
 //!
 //! Endpoints on it are real ones, QUIC and TLS included. On a `current_thread` runtime with a paused clock a run takes
-//! no time and repeats exactly, since quinn's clock is tokio's.
+//! no time and repeats exactly, since quinn's clock is tokio's. That clock's timers are up to a millisecond late when time
+//! does pass: a network [on the system's clock](Network::on_system_clock) delivers within some 0.1 ms.
 
 use std::{
     cmp::Reverse,
@@ -16,10 +17,10 @@ use std::{
 };
 
 use quinn::{
-    AsyncUdpSocket, UdpPoller,
+    AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
     udp::{EcnCodepoint, RecvMeta, Transmit},
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::{admission::Admission, endpoint::Endpoint, error::NetError, identity::Identity, transport};
 
@@ -55,6 +56,7 @@ pub struct Packets {
 pub struct Network(Arc<Mutex<State>>);
 
 struct State {
+    clock: Clock,
     random: u64,
     faults: Faults,
     cuts: BTreeSet<(SocketAddr, SocketAddr)>,
@@ -64,6 +66,15 @@ struct State {
     free: HashMap<(SocketAddr, SocketAddr), Instant>,
     packets: Packets,
     endpoints: u16,
+}
+
+/// What wakes the reader of a packet that is due.
+#[derive(Clone, Copy)]
+enum Clock {
+    /// Tokio, whose clock can be paused.
+    Tokio,
+    /// The system.
+    System,
 }
 
 #[derive(Default)]
@@ -85,7 +96,17 @@ struct Packet {
 impl Network {
     /// A network without faults, whose chances come from `seed`.
     pub fn new(seed: u64) -> Self {
+        Self::timed_by(Clock::Tokio, seed)
+    }
+
+    /// As `new`, for runs in real time that shall have its delays as they are set: tokio's clock must not be paused.
+    pub fn on_system_clock(seed: u64) -> Self {
+        Self::timed_by(Clock::System, seed)
+    }
+
+    fn timed_by(clock: Clock, seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
+            clock,
             random: seed,
             faults: Faults::default(),
             cuts: BTreeSet::new(),
@@ -124,17 +145,17 @@ impl Network {
 
     /// An endpoint on this network, with an address of its own. Call it inside a tokio runtime.
     pub fn endpoint(&self, identity: &Identity, admission: Admission) -> Result<Endpoint, NetError> {
-        let (address, seed) = {
+        let (address, seed, clock) = {
             let mut state = self.state();
             state.endpoints += 1;
             let [high, low] = state.endpoints.to_be_bytes();
             let address = SocketAddr::from((Ipv4Addr::new(10, 0, high, low), 7700));
             state.inboxes.insert(address, Inbox::default());
-            (address, blake3::hash(&state.draw().to_le_bytes()))
+            (address, blake3::hash(&state.draw().to_le_bytes()), state.clock)
         };
         let mut config = transport::endpoint(identity);
         config.rng_seed(Some(*seed.as_bytes()));
-        let timer = Mutex::new(Box::pin(sleep_until(Instant::now())));
+        let timer = Mutex::new(clock.timer());
         let socket = Arc::new(MemorySocket { network: self.clone(), address, timer });
         Endpoint::over(socket, config, identity, admission)
     }
@@ -192,10 +213,32 @@ impl State {
     }
 }
 
+impl Clock {
+    fn timer(self) -> Pin<Box<dyn AsyncTimer>> {
+        match self {
+            Self::Tokio => TokioRuntime.new_timer(Instant::now().into_std()),
+            Self::System => Box::pin(SystemTimer(async_io::Timer::never())),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SystemTimer(async_io::Timer);
+
+impl AsyncTimer for SystemTimer {
+    fn reset(mut self: Pin<&mut Self>, due: std::time::Instant) {
+        self.0.set_at(due);
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(cx).map(drop)
+    }
+}
+
 struct MemorySocket {
     network: Network,
     address: SocketAddr,
-    timer: Mutex<Pin<Box<Sleep>>>,
+    timer: Mutex<Pin<Box<dyn AsyncTimer>>>,
 }
 
 impl fmt::Debug for MemorySocket {
@@ -242,7 +285,7 @@ impl AsyncUdpSocket for MemorySocket {
             }
             inbox.reader = Some(cx.waker().clone());
             let Some(Reverse(next)) = inbox.waiting.peek() else { return Poll::Pending };
-            timer.as_mut().reset(next.due);
+            timer.as_mut().reset(next.due.into_std());
             drop(state);
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

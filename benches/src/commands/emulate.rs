@@ -68,8 +68,8 @@ pub(super) fn run(options: &EmulateOptions) -> Result<Report> {
 
 const NOTES: [&str; 2] = [
     "emulated compute: stages wait for a clock; this measures scheduler, protocol and transport, and no kernel",
-    "ideal: the best over all numbers of groups, with (stages + 1) · RTT / 2 on links; timers wake up to a millisecond \
-     late, which a hop pays and the ideal does not",
+    "ideal: the best over all numbers of groups, with (stages + 1) · RTT / 2 on links; timers wake some 0.1 ms late, \
+     which a hop pays and the ideal does not",
 ];
 
 /// What was measured of so many stages over one kind of link.

@@ -74,7 +74,7 @@ const NOTES: [&str; 3] = [
      the rate, those to and from the coordinator too",
     "ideal: the best over all numbers of groups, with (stages + 1) · RTT / 2 on links and 4 bytes an element from stage to \
      stage; steps and shares as in `streams`",
-    "timers wake up to a millisecond late, which a hop pays and the ideal does not",
+    "timers wake some 0.1 ms late, which a hop pays and the ideal does not",
 ];
 
 /// A link's condition and who is on it.
