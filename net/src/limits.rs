@@ -42,6 +42,8 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// Largest UDP payload: above it ten segments in one send would exceed 65,507 bytes and vanish.
 pub const UDP_PAYLOAD_BYTES: u16 = 6500;
+/// Packets that may come before they are acknowledged, unless they have waited for 25 ms.
+pub const PACKETS_PER_ACK: u32 = 10;
 /// Kernel buffer asked for on each side of the socket; the default loses packets even on loopback.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Handshakes in progress; more are refused.

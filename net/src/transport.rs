@@ -6,14 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, congestion::CubicConfig};
+use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, congestion::CubicConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     identity::Identity,
     limits::{
-        BIDI_STREAMS, CONNECTION_WINDOW_BYTES, IDLE_TIMEOUT, KEEP_ALIVE, SEND_WINDOW_BYTES, SOCKET_BUFFER_BYTES,
-        STREAM_WINDOW_BYTES, UDP_PAYLOAD_BYTES, UNI_STREAMS,
+        BIDI_STREAMS, CONNECTION_WINDOW_BYTES, IDLE_TIMEOUT, KEEP_ALIVE, PACKETS_PER_ACK, SEND_WINDOW_BYTES,
+        SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES, UDP_PAYLOAD_BYTES, UNI_STREAMS,
     },
 };
 
@@ -52,6 +52,10 @@ pub(crate) fn transport(reach: Reach) -> Arc<TransportConfig> {
     config.max_concurrent_uni_streams(UNI_STREAMS.into());
     config.max_concurrent_bidi_streams(BIDI_STREAMS.into());
     config.datagram_receive_buffer_size(None);
+    // By default every second packet is acknowledged at once, before what came with it is handed on.
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(PACKETS_PER_ACK.into());
+    config.ack_frequency_config(Some(acks));
     // The default of 12 kB never grows on a link that sends a frame at a time, and so costs each large frame an RTT.
     let mut cubic = CubicConfig::default();
     cubic.initial_window(match reach {
