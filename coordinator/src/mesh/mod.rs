@@ -12,9 +12,10 @@ mod run;
 mod scheduler;
 mod sequence;
 pub mod status;
+mod thread;
 mod weights;
 
-use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use qmesh_models::{spec::ModelSpec, weights::WeightsError};
 use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinSecret, KeyFileError, NetError, Ticket};
@@ -23,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::roster::PlannedModel;
+use self::{roster::PlannedModel, thread::MeshThread};
 use crate::{
     generate::{MeshHandle, SUBMISSIONS_WAITING},
     model::Model,
@@ -134,6 +135,9 @@ pub enum MeshError {
     /// The model's file.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The system gives no thread.
+    #[error("cannot start the mesh's thread: {0}")]
+    Thread(#[from] io::Error),
     /// Sizes that contradict each other.
     #[error("{text}")]
     Config {
@@ -149,20 +153,28 @@ pub struct Mesh {
     ticket: Ticket,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
+    /// Where it runs, unless on the caller's runtime.
+    _thread: Option<MeshThread>,
 }
 
 impl Mesh {
-    /// Binds the endpoint and starts to let workers in. Reads the whole model once, to hash its tensors.
+    /// Binds the endpoint and starts to let workers in, on a thread of its own. Reads the whole model once, to hash its
+    /// tensors.
     ///
     /// # Errors
-    /// A port in use, an unreadable key or model, or sizes that contradict each other.
+    /// A port in use, an unreadable key or model, no thread, or sizes that contradict each other.
     pub async fn start(config: MeshConfig) -> Result<Self, MeshError> {
-        let (identity, secret) = credentials(&config.ticket)?;
-        let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
-        Self::start_on(endpoint, &identity, secret, config).await
+        let thread = MeshThread::spawn()?;
+        let starting = async move {
+            let (identity, secret) = credentials(&config.ticket)?;
+            let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
+            Self::start_on(endpoint, &identity, secret, config).await
+        };
+        let mesh = thread.run(starting).await?;
+        Ok(Self { _thread: Some(thread), ..mesh })
     }
 
-    /// Starts on an endpoint that the caller made: tests run meshes in memory.
+    /// Starts on an endpoint that the caller made, and on the runtime it is called in: tests run meshes in memory.
     ///
     /// # Errors
     /// As `start`, but for the endpoint's.
@@ -206,7 +218,7 @@ impl Mesh {
         let task = run::MeshTask::new(endpoint, gate, &config, planned, join);
         let (status, watched) = watch::channel(Arc::new(task.status()));
         let task = tokio::spawn(task.run(submitted, status, stopped));
-        Ok(Self { handle: MeshHandle::new(submissions, watched), ticket, stop: Some(stop), task })
+        Ok(Self { handle: MeshHandle::new(submissions, watched), ticket, stop: Some(stop), task, _thread: None })
     }
 
     /// The way in for requests.

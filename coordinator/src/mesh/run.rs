@@ -1,7 +1,7 @@
 //! The task that feeds the state machines and carries out what they say: small and dull.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,9 +40,18 @@ pub(crate) struct MeshTask {
     /// To stage 0, while a pipeline stands.
     frames: Option<mpsc::Sender<Frame>>,
     listeners: BTreeMap<SessionId, mpsc::Sender<GenerateEvent>>,
+    /// What listeners are told once the next steps are on their way.
+    news: VecDeque<News>,
     probe: Probe,
     stopping: bool,
     started: Instant,
+}
+
+/// What a session's listener is told.
+enum News {
+    Happened(SessionId, GenerateEvent),
+    /// Nothing more comes.
+    Over(SessionId),
 }
 
 /// A token goes through a new pipeline before anyone is told that it is ready.
@@ -83,6 +92,7 @@ impl MeshTask {
             links: BTreeMap::new(),
             frames: None,
             listeners: BTreeMap::new(),
+            news: VecDeque::new(),
             probe: Probe::Due,
             stopping: false,
             started: Instant::now(),
@@ -117,6 +127,7 @@ impl MeshTask {
                 }
             }
             self.pump();
+            self.tell();
         }
         self.leave(&status).await;
         accepting.abort();
@@ -276,6 +287,17 @@ impl MeshTask {
         self.scheduler_actions(now, actions);
     }
 
+    /// Listeners wait on other threads, whose waking takes time: the stages come first.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        while let Some(news) = self.news.pop_front() {
+            match news {
+                News::Happened(session, event) => self.deliver(now, session, event),
+                News::Over(session) => drop(self.listeners.remove(&session)),
+            }
+        }
+    }
+
     fn cancel(&mut self, now: Instant, session: SessionId) {
         self.listeners.remove(&session);
         let actions = self.scheduler.cancel(session);
@@ -306,16 +328,16 @@ impl MeshTask {
             match action {
                 scheduler::Action::Open(open) => self.send_to_stages(&Message::Open(open)),
                 scheduler::Action::Close(session) => {
-                    self.listeners.remove(&session);
+                    self.news.push_back(News::Over(session));
                     self.send_to_stages(&Message::Close { epoch: self.roster.epoch(), session });
                 }
                 scheduler::Action::Keep(session, positions) => {
-                    self.listeners.remove(&session);
+                    self.news.push_back(News::Over(session));
                     let positions = u32::try_from(positions).unwrap_or(u32::MAX);
                     self.send_to_stages(&Message::Keep { epoch: self.roster.epoch(), session, positions });
                 }
                 scheduler::Action::Frame(frame) => self.send_frame(now, frame),
-                scheduler::Action::Deliver(session, event) => self.deliver(now, session, event),
+                scheduler::Action::Deliver(session, event) => self.news.push_back(News::Happened(session, event)),
             }
         }
     }
@@ -340,6 +362,8 @@ impl MeshTask {
             self.listeners.remove(&session);
         } else if !heard {
             self.cancel(now, session);
+            // It has left room.
+            self.pump();
         }
     }
 

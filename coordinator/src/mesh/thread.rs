@@ -1,0 +1,47 @@
+//! The thread of a mesh: what others compute, such as tokens of a long text, delays no step there, and a step that returns
+//! finds everything it needs awake.
+
+use std::{convert::Infallible, io, thread};
+
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::oneshot,
+};
+
+use super::MeshError;
+
+/// A runtime on one thread, which ends with this.
+#[derive(Debug)]
+pub(super) struct MeshThread {
+    handle: Handle,
+    /// Dropped, it ends the runtime and all that runs on it.
+    _lease: oneshot::Sender<Infallible>,
+}
+
+impl MeshThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn spawn() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (lease, ended) = oneshot::channel();
+        thread::Builder::new().name("qmesh-mesh".into()).spawn(move || {
+            // Nothing is ever sent: what comes is the end.
+            let _end = runtime.block_on(ended);
+            // A read of a large file must not hold the end up.
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { handle, _lease: lease })
+    }
+
+    /// Runs `work` on it; what `work` spawns stays there.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, MeshError>> + Send + 'static,
+    ) -> Result<T, MeshError> {
+        let ended = self.handle.spawn(work).await;
+        ended.map_err(|e| MeshError::Config { text: format!("starting the mesh failed: {e}") })?
+    }
+}
