@@ -16,10 +16,28 @@ pub(crate) struct Pace {
     learnt: u64,
     /// By rows.
     steps: BTreeMap<usize, Known>,
+    /// What follows from all of them: rows, and the times of [`Known`], which never fall with more rows.
+    curve: Vec<(usize, [f64; 2])>,
     /// Time of a step that is neither computing nor waiting for a stage, in seconds.
     hops: Option<f64>,
     /// Seconds that prompts may take from those who decode.
     spare: f64,
+    round: Round,
+}
+
+/// What is left of a step of each group.
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    steps: usize,
+    /// Of each step, those that decode and those of prompts.
+    rows: usize,
+}
+
+/// Whether prompts wait to be computed beside those who decode.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Prompts {
+    None,
+    Waiting,
 }
 
 /// The time of steps with so many rows.
@@ -36,10 +54,14 @@ struct Known {
 const STALE: u64 = 256;
 /// How much a new time counts.
 const FRESH: f64 = 0.2;
+/// No step counts as so many times longer or shorter than those before it: one that was disturbed tells little.
+const OUTLIER: f64 = 1.5;
 /// Row counts from which on times of neighbours count as one.
 const EXACT_ROWS: usize = 16;
 /// A step of m rows takes as long as one of one row times a + b·m, where nothing was measured.
 const SHAPE: (f64, f64) = (0.6, 0.4);
+/// Beyond the most rows measured, a step takes at least so much longer for each time as many rows.
+const GROWTH: f64 = 0.25;
 /// More groups than fill the pipeline, so that uneven times leave no stage idle.
 const SLACK: f64 = 1.25;
 /// What is lost to uneven times with no more groups than fill it.
@@ -47,8 +69,14 @@ const UNEVEN: f64 = 0.04;
 /// How much longer a token may take for each long prompt that waits beside each sequence that decodes, as a share of its
 /// time; and for each short one, which is over soon.
 const PATIENCE: (f64, f64) = (0.2, 1.0);
-/// What prompts have not used of it can be used at once later, up to so many tokens' time.
-const SAVED_MOST: f64 = 1.0;
+/// What prompts have not used of it can be used at once later, up to this share of a token's time.
+const SAVED_MOST: f64 = 0.3;
+/// Where already one row takes longer than that, so much longer: whether more of them come at that price shows by trying.
+const TRIAL: f64 = 2.0;
+/// Rows cost so many times the least that they could cost, and no more.
+const FAIR: f64 = 1.1;
+/// Share of a step by which the room for it may be too small.
+const NEARLY_FREE: f64 = 0.1;
 /// Rows whose time a step costs however few it has: what makes short chunks dear.
 const CHUNK_COST_ROWS: f64 = 5.0;
 /// Shortest chunk of a prompt that has the pipeline to itself.
@@ -71,46 +99,75 @@ impl Pace {
         let known = self.steps.entry(bucket(rows)).or_insert(Known { times: new, learnt });
         known.learnt = learnt;
         for (known, new) in known.times.iter_mut().zip(new) {
-            *known += FRESH * (new - *known);
+            *known += FRESH * (new.clamp(*known / OUTLIER, *known * OUTLIER) - *known);
         }
+        self.curve = rising(&self.steps);
         let hops = (whole.as_secs_f64() - compute - queued).max(0.0);
         let known = self.hops.get_or_insert(hops);
         *known += FRESH * (hops - *known);
     }
 
-    /// Groups in which so many sequences decode: as many as give the most tokens.
-    pub(crate) fn groups(&self, decoding: usize) -> usize {
+    /// Groups in which so many sequences decode: as many as give the most tokens. Of numbers that give about as many, the
+    /// least, or while prompts wait, whose rows fill up small groups, the largest.
+    pub(crate) fn groups(&self, decoding: usize, prompts: Prompts) -> usize {
         if self.steps.is_empty() {
             return decoding.min(self.stages).max(1);
         }
-        let rates = (1..=decoding).map(|groups| (groups, self.rate(decoding, groups)));
-        let best = rates.reduce(|best, next| if next.1 > best.1 * 1.001 { next } else { best });
+        let mut rates = (1..=decoding).map(|groups| (groups, self.rate(decoding, groups)));
+        let most = rates.clone().map(|(_, rate)| rate).fold(0.0, f64::max);
+        let best = match prompts {
+            Prompts::None => rates.find(|(_, rate)| *rate >= 0.999 * most),
+            Prompts::Waiting => rates.rfind(|(_, rate)| *rate >= 0.98 * most),
+        };
         best.map_or(1, |(groups, _)| groups)
     }
 
     /// Steps under way at a time.
     pub(crate) fn steps_most(&self, groups: usize, rows: usize) -> usize {
-        let fill = self.time(rows).map_or(self.stages as f64, |[slowest, sum]| (sum + self.hops()) / slowest);
-        groups.max((SLACK * fill).ceil().clamp(1.0, STEPS_MOST) as usize + 1)
+        groups.max((SLACK * self.fill(rows)).ceil().clamp(1.0, STEPS_MOST) as usize + 1)
     }
 
     /// Prompt rows that ride along with `decode_rows`, so that tokens take little longer than without them: the more
     /// prompts, `long` and `short` ones, wait for each sequence that decodes, the longer.
-    pub(crate) fn prompt_rows(
-        &mut self,
-        decode_rows: usize,
-        groups: usize,
-        [long, short]: [f64; 2],
-        most: usize,
-    ) -> usize {
+    ///
+    /// One long step holds up the tokens of all groups, and another one behind it costs them nothing more: rows are
+    /// decided on for a round, a step of each group, and fill its steps to the same number.
+    pub(crate) fn prompt_rows(&mut self, decode_rows: usize, groups: usize, waiting: [f64; 2], most: usize) -> usize {
         let Some(alone) = self.token_time(decode_rows, groups) else { return most.min(1) };
+        if self.round.steps == 0 {
+            // Without a measure of what tokens take alone there is none of what prompts cost them.
+            let measured = self.curve.first().is_some_and(|(least, _)| *least <= decode_rows);
+            let most = if measured { most } else { 0 };
+            let rows = self.spend(decode_rows, groups, waiting, most, alone);
+            self.round = Round { steps: groups, rows: decode_rows + rows };
+        }
+        self.round.steps -= 1;
+        self.round.rows.saturating_sub(decode_rows).min(most)
+    }
+
+    /// Steps of prompts alone, and their rows, that hold up nobody: where `groups` do not fill the pipeline, it has room for
+    /// more steps about as long as theirs.
+    pub(crate) fn between(&self, decode_rows: usize, groups: usize, most: usize) -> (usize, usize) {
+        let steps = (self.fill(decode_rows) + NEARLY_FREE).floor() as usize;
+        let Some([alone, _]) = self.time(decode_rows) else { return (0, 0) };
+        let fits = |rows: usize| self.time(rows).is_some_and(|[slowest, _]| slowest <= alone * (1.0 + NEARLY_FREE));
+        (steps.saturating_sub(groups), (1..=most).take_while(|&rows| fits(rows)).count())
+    }
+
+    /// As many prompt rows as the time is there for that was saved up to now.
+    fn spend(&mut self, decode_rows: usize, groups: usize, [long, short]: [f64; 2], most: usize, alone: f64) -> usize {
         let least = if short > 0.0 { PATIENCE.1 } else { PATIENCE.0 };
         let share = least.max(PATIENCE.0 * long + PATIENCE.1 * short);
-        self.spare = (self.spare + share * alone).min(share.max(SAVED_MOST) * alone);
         let extra = |rows: usize| self.token_time(decode_rows + rows, groups).map_or(f64::INFINITY, |t| t - alone);
-        // Time grows with rows, so that the first that do not fit end the search.
-        let rows = (1..=most).take_while(|rows| extra(*rows) <= self.spare).last().unwrap_or(1).min(most);
-        self.spare -= if rows > 0 { extra(rows) } else { 0.0 };
+        let stuck = self.between(decode_rows, groups, most).0 == 0;
+        let saved_most = (share.max(SAVED_MOST) * alone).max(if stuck { TRIAL * extra(1) } else { 0.0 });
+        let spare = (self.spare + share * alone).min(saved_most);
+        // Where a few rows more cost little, it pays to wait for the time to compute them.
+        let price = |rows: usize| extra(rows) / rows as f64;
+        let least = (1..=most).take_while(|&rows| extra(rows) <= saved_most).map(price).fold(f64::INFINITY, f64::min);
+        let affordable = (1..=most).take_while(|&rows| extra(rows) <= spare);
+        let rows = affordable.filter(|&rows| price(rows) <= FAIR * least).last().unwrap_or(0);
+        self.spare = spare - if rows > 0 { extra(rows) } else { 0.0 };
         rows
     }
 
@@ -134,6 +191,11 @@ impl Pace {
         best.unwrap_or(0)
     }
 
+    /// Steps of so many rows that keep the slowest stage busy.
+    fn fill(&self, rows: usize) -> f64 {
+        self.time(rows).map_or(self.stages as f64, |[slowest, sum]| (sum + self.hops()) / slowest)
+    }
+
     /// Seconds of links in a step.
     fn hops(&self) -> f64 {
         self.hops.unwrap_or(0.0)
@@ -154,33 +216,46 @@ impl Pace {
         self.time(rows).map(|[slowest, sum]| (groups as f64 * slowest).max(sum + self.hops()))
     }
 
-    /// The slowest stage's time and the sum over stages: measured, on the line through the two nearest that were, or of
-    /// the usual shape where there is but one.
+    /// The slowest stage's time and the sum over stages: measured, on the line through its neighbours or, beyond what
+    /// was measured, through the ends of that, or of the usual shape where there is but one.
     fn time(&self, rows: usize) -> Option<[f64; 2]> {
         let rows = rows.max(1);
-        let mut below = self.steps.range(..=rows).rev();
-        let mut above = self.steps.range(rows + 1..);
-        let (nearest, other) = match (below.next(), above.next()) {
-            (Some(low), Some(high)) => (low, Some(high)),
-            (Some(low), None) => (low, below.next()),
-            (None, Some(high)) => (high, above.next()),
-            (None, None) => return None,
+        let (below, above) = self.curve.split_at(self.curve.partition_point(|(known, _)| *known <= rows));
+        let (nearest, other) = match (below, above) {
+            ([.., low], [high, ..]) => (low, Some(high)),
+            ([rest @ .., low], []) => (low, rest.first()),
+            ([], [high, rest @ ..]) => (high, rest.last()),
+            ([], []) => return None,
         };
-        let (known, x) = (*nearest.0 as f64, rows as f64);
-        let Some((other, u)) = other else {
-            let shape = |rows: f64| SHAPE.0 + SHAPE.1 * rows;
-            return Some(nearest.1.times.map(|t| t * shape(x) / shape(known)));
-        };
+        let (known, x) = (nearest.0 as f64, rows as f64);
+        let usual = (SHAPE.0 + SHAPE.1 * x) / (SHAPE.0 + SHAPE.1 * known);
+        let Some((other, u)) = other else { return Some(nearest.1.map(|t| t * usual)) };
         let slope = |t: f64, u: f64| (u - t) / (*other as f64 - known);
-        // Times neither fall with more rows, nor grow faster than they do.
-        let line =
-            |t: f64, u: f64| (t + slope(t, u) * (x - known)).clamp(t * (x / known).min(1.0), t * (x / known).max(1.0));
-        Some([0, 1].map(|i| line(nearest.1.times[i], u.times[i])))
+        // Times neither fall with more rows, nor grow faster than they do; beyond what was measured they do grow.
+        let least = match (below.is_empty(), above.is_empty()) {
+            (true, _) => usual,
+            (false, true) => 1.0 + GROWTH * (x / known - 1.0),
+            (false, false) => 1.0,
+        };
+        let line = |t: f64, u: f64| (t + slope(t, u) * (x - known)).clamp(t * least, t * (x / known).max(1.0));
+        Some([0, 1].map(|i| line(nearest.1[i], u[i])))
     }
 }
 
 /// Far more than any pipeline needs.
 const STEPS_MOST: f64 = 200.0;
+
+/// The times without what made them longer than those of more rows: only disturbances do.
+fn rising(steps: &BTreeMap<usize, Known>) -> Vec<(usize, [f64; 2])> {
+    let mut least = [f64::INFINITY; 2];
+    let falling = steps.iter().rev().map(|(rows, known)| {
+        least = [0, 1].map(|i| least[i].min(known.times[i]));
+        (*rows, least)
+    });
+    let mut curve: Vec<_> = falling.collect();
+    curve.reverse();
+    curve
+}
 
 /// Exact for few rows; above, a sixteenth is not told apart.
 fn bucket(rows: usize) -> usize {
@@ -207,13 +282,20 @@ mod tests {
     #[test]
     fn groups_fill_the_pipeline_and_no_more() {
         // Steps whose time hardly depends on their rows: one stage takes all at once, two take half each.
-        assert_eq!(learnt(1, 50.0, 5.0, 0.3).groups(8), 1);
-        assert_eq!(learnt(2, 25.0, 2.5, 0.3).groups(8), 2);
+        assert_eq!(learnt(1, 50.0, 5.0, 0.3).groups(8, Prompts::None), 1);
+        assert_eq!(learnt(2, 25.0, 2.5, 0.3).groups(8, Prompts::None), 2);
         // Links of 50 ms each way: groups of two rows take (4·20 + 200) / 20 = 14 turns, groups of one (4·15 + 200) / 15.
         let far = learnt(4, 10.0, 5.0, 200.0);
-        assert!((10..=17).contains(&far.groups(32)), "{}", far.groups(32));
-        assert_eq!(far.groups(1), 1);
-        assert_eq!((Pace::new(3).groups(8), Pace::new(3).groups(2), Pace::new(3).groups(0)), (3, 2, 1));
+        assert!((10..=17).contains(&far.groups(32, Prompts::None)), "{}", far.groups(32, Prompts::None));
+        assert_eq!(far.groups(1, Prompts::None), 1);
+        assert_eq!(
+            (
+                Pace::new(3).groups(8, Prompts::None),
+                Pace::new(3).groups(2, Prompts::None),
+                Pace::new(3).groups(0, Prompts::None)
+            ),
+            (3, 2, 1)
+        );
     }
 
     #[test]
@@ -224,18 +306,34 @@ mod tests {
         };
         // Two stages need 5 ms a row, and a fifth of 55.5 ms is to spare: 2.2 rows.
         let rows = steady(learnt(2, 25.0, 2.5, 0.5), [1.0, 0.0]);
-        assert!((17..=18).contains(&rows), "{rows} rows in 8 steps");
+        assert!((16..=18).contains(&rows), "{rows} rows in 8 steps");
         assert!(steady(learnt(2, 25.0, 2.5, 100.0), [1.0, 0.0]) > rows, "links leave time");
         assert!(steady(learnt(2, 25.0, 2.5, 0.5), [4.0, 0.0]) > 3 * rows, "four wait for one");
         assert!(steady(learnt(2, 25.0, 2.5, 0.5), [0.0, 0.1]) > 4 * rows, "a short one is over soon");
-        // What was not used for a while lets a short prompt in at once.
+        // What was not used for a while can be used at once, but for what would be felt.
         let mut pace = learnt(2, 25.0, 2.5, 0.5);
         let mut take = |most| pace.prompt_rows(1, 1, [1.0, 0.0], most);
         (0..9).for_each(|_| assert_eq!(take(0), 0));
-        assert_eq!((take(256), take(256)), (11, 2));
+        assert_eq!((take(256), take(256)), (3, 2));
         assert_eq!(Pace::new(2).prompt_rows(1, 1, [1.0, 0.0], 256), 1);
         assert_eq!(pace.chunk_rows(2048, 256), 128);
         assert_eq!((Pace::new(1).chunk_rows(2048, 256), pace.chunk_rows(3, 256)), (256, 32));
+    }
+
+    #[test]
+    fn a_disturbed_step_holds_up_no_prompt() {
+        let rows = |pace: &mut Pace| (0..8).map(|_| pace.prompt_rows(1, 1, [4.0, 0.0], 256)).sum::<usize>();
+        let mut disturbed = learnt(2, 25.0, 2.5, 0.5);
+        disturbed.learn(
+            3,
+            StepTimes { compute_us: 900_000, slowest_us: 800_000, queued_us: 0 },
+            Duration::from_secs(1),
+        );
+        // No more than four rows would take.
+        assert_eq!(disturbed.time(3), disturbed.time(4));
+        disturbed.hops = Some(0.0005);
+        let wanted = rows(&mut learnt(2, 25.0, 2.5, 0.5));
+        assert!(rows(&mut disturbed).abs_diff(wanted) <= 4, "{wanted} rows in 8 steps");
     }
 
     #[test]
@@ -248,7 +346,7 @@ mod tests {
     #[test]
     fn drafts_are_as_long_as_they_pay() {
         let drafts = |pace: &Pace, decoding: usize, acceptance| {
-            let groups = pace.groups(decoding);
+            let groups = pace.groups(decoding, Prompts::None);
             pace.draft_rows(decoding.div_ceil(groups), groups, acceptance, 16)
         };
         // Rows that cost as much as steps: no draft pays.

@@ -23,7 +23,7 @@ use qmesh_net::{
 use self::admission::Kept;
 use super::{
     PrefixReuse, Speculation,
-    pace::Pace,
+    pace::{Pace, Prompts},
     pages::Pages,
     sequence::{Phase, Sequence, Taken},
 };
@@ -226,7 +226,10 @@ impl Scheduler {
         let Some(StepUnderWay { sessions, rows: sent_rows, sent, .. }) = self.steps.remove(&frame.step) else {
             return Vec::new();
         };
-        self.learn(sent_rows, frame.times, now.saturating_duration_since(sent));
+        // Stages take the rows of what they have failed out of a step, which says nothing then.
+        if sessions.iter().all(|session| self.sequences.get(session).is_some_and(|s| !s.spoiled)) {
+            self.learn(sent_rows, frame.times, now.saturating_duration_since(sent));
+        }
         for session in &sessions {
             if let Some(sequence) = self.sequences.get_mut(session) {
                 sequence.in_flight -= 1;
@@ -311,7 +314,9 @@ impl Scheduler {
     /// One frame with what is ready and may go: a group of those that decode, and prompt rows in the time that is left.
     fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
-        let groups = self.pace.groups(decoding);
+        let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
+        let (all, short) = (prompts().count(), prompts().filter(|s| s.is_short()).count());
+        let groups = self.pace.groups(decoding, if all > 0 { Prompts::Waiting } else { Prompts::None });
         let group_rows = decoding.div_ceil(groups);
         if self.steps.len() >= self.pace.steps_most(groups, group_rows.max(1)) {
             return None;
@@ -324,14 +329,15 @@ impl Scheduler {
         let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
         let rows = match (decoding, decodes) {
             (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
-            // A step of its own would come between two tokens of everybody.
-            (_, false) => 0,
+            // A step of its own comes between two tokens of everybody, unless stages are idle between them.
+            (_, false) => {
+                let (steps, rows) = self.pace.between(group_rows, groups, room);
+                let under_way = self.steps.values().filter(|step| !step.decodes).count();
+                if under_way < steps { rows } else { 0 }
+            }
             (_, true) => {
-                let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
-                let short = prompts().filter(|s| s.is_short()).count();
-                let long = prompts().count() - short;
-                let waiting = [long, short].map(|count| count as f64 / decoding as f64);
-                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if long + short > 0 { room } else { 0 })
+                let waiting = [all - short, short].map(|count| count as f64 / decoding as f64);
+                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if all > 0 { room } else { 0 })
             }
         };
         self.add_prompts(now, &mut frame, rows);

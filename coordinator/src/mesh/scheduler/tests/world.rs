@@ -31,6 +31,10 @@ pub(super) struct WorldPace {
     pub(super) hop: Duration,
     /// By how much the time of a stage may differ, either way.
     pub(super) uneven: f64,
+    /// Rows that a step computes at a time: it takes as long as for so many times a whole number.
+    pub(super) tile: usize,
+    /// Share of the steps of a stage that somebody else on the machine makes twice as long.
+    pub(super) disturbed: f64,
 }
 
 pub(super) struct World {
@@ -56,8 +60,14 @@ impl World {
     pub(super) fn new(seed: u64, limits: Limits) -> Self {
         let (stages, now) = (1 + (seed % 4) as usize, Instant::now());
         let micros = |n: u64| Duration::from_micros(n);
-        let pace =
-            WorldPace { base: micros(seed % 7 * 500), row: micros(200), hop: micros(seed % 3 * 4000), uneven: 0.2 };
+        let pace = WorldPace {
+            base: micros(seed % 7 * 500),
+            row: micros(200),
+            hop: micros(seed % 3 * 4000),
+            uneven: 0.2,
+            tile: 1,
+            disturbed: 0.0,
+        };
         Self {
             seed,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -197,11 +207,12 @@ impl World {
 
     /// A frame on its way through the stages, each of which takes one after the other.
     fn send(&mut self, frame: Frame) {
-        let WorldPace { base, row, hop, uneven } = self.pace;
-        let even = base + row * u32::try_from(frame.ids.len()).unwrap();
+        let WorldPace { base, row, hop, uneven, tile, disturbed } = self.pace;
+        let even = base + row * u32::try_from(frame.ids.len().next_multiple_of(tile)).unwrap();
         let (mut at, mut times) = (self.now + hop, StepTimes::default());
         for stage in 0..self.stages {
-            let compute = even.mul_f64(1.0 + uneven * (self.below(2001) as f64 / 1000.0 - 1.0));
+            let lengthened = if (self.below(1000) as f64) < 1000.0 * disturbed { 2.0 } else { 1.0 };
+            let compute = even.mul_f64(lengthened * (1.0 + uneven * (self.below(2001) as f64 / 1000.0 - 1.0)));
             let start = at.max(self.free[stage]);
             times = times.and_stage(compute, start - at);
             self.free[stage] = start + compute;
