@@ -5,6 +5,7 @@ pub mod children;
 pub mod clients;
 pub mod commands;
 pub mod compare;
+pub mod datagram;
 pub mod ideal;
 pub mod machine;
 pub mod model;

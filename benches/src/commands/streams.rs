@@ -9,6 +9,7 @@ use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use crate::{
     clients::Load,
     compare::{Comparison, interleave, peer_headings, report},
+    datagram,
     ideal::{Best, Limits, StepTable},
     machine::{cpus, cpus_of_worker},
     model::Model,
@@ -61,6 +62,11 @@ pub(super) fn run(options: &StreamsOptions) -> Result<Report> {
         m.record.warning(&format!("{} -t {}, {} stages, {} clients", m.model, m.threads, m.stages, m.clients))
     }));
     notes.extend(NOTES.map(String::from));
+    for model in &models {
+        let (row_bytes, delay) = hop_floor(model)?;
+        let micros = delay * 1e6;
+        notes.push(format!("{}: a bare datagram of the {row_bytes} bytes of a row takes {micros:.0} µs", model.name));
+    }
     let table = table(options, &measured, &peers);
     let plots = plots(&measured, &peers);
     let mut report = report(table, measured.iter().map(|m| &m.times), notes, peers);
@@ -82,6 +88,15 @@ pub(super) fn servers(peer: &Peer, stages: &[usize], threads: usize) -> Result<V
     stages.iter().map(|&count| RpcServers::start(&program, count, threads)).collect()
 }
 
+/// Bytes of a row between two stages, and the seconds that a datagram of them takes from one thread to another.
+fn hop_floor(model: &Model) -> Result<(usize, f64)> {
+    let row_bytes = (model.spec().hidden * size_of::<f32>()).min(DATAGRAM_MOST);
+    Ok((row_bytes, datagram::one_way(row_bytes)?))
+}
+
+/// Bytes of the largest datagram; loopback fragments none below it.
+const DATAGRAM_MOST: usize = 60_000;
+
 const NOTES: [&str; 4] = [
     "tok/s of all clients together while all decode, \"with prompts\" from the first request to the last token; llama.cpp: \
      llama-bench for one client, llama-batched-bench's decode for more, over ggml-rpc-server processes on the same CPUs",
@@ -90,7 +105,7 @@ const NOTES: [&str; 4] = [
     "one process: tok/s of the whole model without workers, with as many threads as all stages have together, by the \
      second table",
     "compute, slowest, hops: of a mean step, prompts included: over all stages, of its slowest one, and what was neither \
-     computing nor waiting for a stage",
+     computing nor waiting for a stage, on one hop more than there are stages",
 ];
 
 /// What was measured of one model with one number of threads, stages and clients.
