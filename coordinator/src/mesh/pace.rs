@@ -49,11 +49,13 @@ struct Known {
     learnt: u64,
 }
 
-/// Steps after which a time counts no more: what went badly once shall be tried again, but not so often that the trials
-/// cost more than they can find.
-const STALE: u64 = 256;
+/// Steps after which a time counts no more, at least, and in times of those that fill the pipeline: what went badly once
+/// shall be tried again, but not so often that the trials, which fill the pipeline, cost more than they can find.
+const STALE: (u64, f64) = (256, 18.0);
 /// How much a new time counts.
 const FRESH: f64 = 0.2;
+/// How much the first one counts where another one is expected.
+const FIRST: f64 = 0.4;
 /// No step counts as so many times longer or shorter than those before it: one that was disturbed tells little.
 const OUTLIER: f64 = 1.5;
 /// Row counts from which on times of neighbours count as one.
@@ -73,8 +75,8 @@ const PATIENCE: (f64, f64) = (0.2, 1.0);
 const SAVED_MOST: f64 = 0.3;
 /// Where already one row takes longer than that, so much longer: whether more of them come at that price shows by trying.
 const TRIAL: f64 = 2.0;
-/// Rows cost so many times the least that they could cost, and no more.
-const FAIR: f64 = 1.1;
+/// Rows are not bought for less than this share of what the same time, saved up, could buy.
+const FAIR: f64 = 0.9;
 /// Share of a step by which the room for it may be too small.
 const NEARLY_FREE: f64 = 0.1;
 /// Rows whose time a step costs however few it has: what makes short chunks dear.
@@ -94,9 +96,10 @@ impl Pace {
         let (compute, queued) = (seconds(times.compute_us), seconds(times.queued_us));
         let new = [seconds(times.slowest_us), compute];
         self.learnt += 1;
-        let learnt = self.learnt;
-        self.steps.retain(|_, known| learnt - known.learnt < STALE);
-        let known = self.steps.entry(bucket(rows)).or_insert(Known { times: new, learnt });
+        let (learnt, keep) = (self.learnt, STALE.0.max((STALE.1 * self.fill(rows)) as u64));
+        self.steps.retain(|_, known| learnt - known.learnt < keep);
+        let first = self.first(rows, new);
+        let known = self.steps.entry(bucket(rows)).or_insert(Known { times: first, learnt });
         known.learnt = learnt;
         for (known, new) in known.times.iter_mut().zip(new) {
             *known += FRESH * (new.clamp(*known / OUTLIER, *known * OUTLIER) - *known);
@@ -160,13 +163,13 @@ impl Pace {
         let share = least.max(PATIENCE.0 * long + PATIENCE.1 * short);
         let extra = |rows: usize| self.token_time(decode_rows + rows, groups).map_or(f64::INFINITY, |t| t - alone);
         let stuck = self.between(decode_rows, groups, most).0 == 0;
-        let saved_most = (share.max(SAVED_MOST) * alone).max(if stuck { TRIAL * extra(1) } else { 0.0 });
+        let saved_most = (share.max(SAVED_MOST) * alone).max(if stuck { TRIAL } else { 1.0 } * extra(1));
         let spare = (self.spare + share * alone).min(saved_most);
-        // Where a few rows more cost little, it pays to wait for the time to compute them.
-        let price = |rows: usize| extra(rows) / rows as f64;
-        let least = (1..=most).take_while(|&rows| extra(rows) <= saved_most).map(price).fold(f64::INFINITY, f64::min);
+        // Rows a round in the long run, where they come once in as many rounds as it takes to save the time for them.
+        let worth = |rows: usize| rows as f64 / (extra(rows) / (share * alone)).ceil().max(1.0);
+        let best = (1..=most).take_while(|&rows| extra(rows) <= saved_most).map(worth).fold(0.0, f64::max);
         let affordable = (1..=most).take_while(|&rows| extra(rows) <= spare);
-        let rows = affordable.filter(|&rows| price(rows) <= FAIR * least).last().unwrap_or(0);
+        let rows = affordable.filter(|&rows| worth(rows) >= FAIR * best).last().unwrap_or(0);
         self.spare = spare - if rows > 0 { extra(rows) } else { 0.0 };
         rows
     }
@@ -189,6 +192,16 @@ impl Pace {
         };
         let best = (0..=most).max_by(|&a, &b| rate(a).total_cmp(&rate(b)).then(b.cmp(&a)));
         best.unwrap_or(0)
+    }
+
+    /// What to begin with where the first step of so many rows took `new`: where those of more rows are known, what is
+    /// expected counts more than a single step.
+    fn first(&self, rows: usize, new: [f64; 2]) -> [f64; 2] {
+        let inside = self.curve.last().is_some_and(|(most, _)| rows <= *most);
+        match self.time(rows).filter(|_| inside) {
+            Some(expected) => [0, 1].map(|i| expected[i] + FIRST * (new[i].min(OUTLIER * expected[i]) - expected[i])),
+            None => new,
+        }
     }
 
     /// Steps of so many rows that keep the slowest stage busy.
@@ -310,14 +323,36 @@ mod tests {
         assert!(steady(learnt(2, 25.0, 2.5, 100.0), [1.0, 0.0]) > rows, "links leave time");
         assert!(steady(learnt(2, 25.0, 2.5, 0.5), [4.0, 0.0]) > 3 * rows, "four wait for one");
         assert!(steady(learnt(2, 25.0, 2.5, 0.5), [0.0, 0.1]) > 4 * rows, "a short one is over soon");
-        // What was not used for a while can be used at once, but for what would be felt.
+        // Of what was not used for a while, so much is kept that it is hardly felt when it is used at once.
         let mut pace = learnt(2, 25.0, 2.5, 0.5);
         let mut take = |most| pace.prompt_rows(1, 1, [1.0, 0.0], most);
         (0..9).for_each(|_| assert_eq!(take(0), 0));
-        assert_eq!((take(256), take(256)), (3, 2));
+        assert_eq!((take(256), take(256)), (2, 2));
         assert_eq!(Pace::new(2).prompt_rows(1, 1, [1.0, 0.0], 256), 1);
         assert_eq!(pace.chunk_rows(2048, 256), 128);
         assert_eq!((Pace::new(1).chunk_rows(2048, 256), pace.chunk_rows(3, 256)), (256, 32));
+    }
+
+    #[test]
+    fn cheap_rows_do_not_keep_dear_ones_waiting() {
+        let mut pace = Pace::new(1);
+        for (rows, ms) in [(1, 33), (2, 36), (4, 41), (8, 63), (16, 105), (64, 350)] {
+            let times = StepTimes { compute_us: ms * 1000, slowest_us: ms * 1000, queued_us: 0 };
+            pace.learn(rows, times, Duration::from_millis(ms.into()));
+        }
+        // Three rows in the place of one cost 8 ms, and every further one 5: of a long prompt come the three, or fewer.
+        assert!((1..=3).contains(&pace.prompt_rows(1, 1, [1.0, 0.0], 256)));
+        // Seven short ones may take seven tokens' time.
+        let rows = pace.prompt_rows(1, 1, [0.0, 7.0], 256);
+        assert!((40..=52).contains(&rows), "{rows}");
+    }
+
+    #[test]
+    fn idle_stages_compute_prompts() {
+        assert_eq!(learnt(2, 25.0, 2.5, 0.5).between(1, 1, 256), (1, 2));
+        assert_eq!(learnt(2, 25.0, 2.5, 0.5).between(1, 2, 256).0, 0);
+        assert_eq!(learnt(4, 10.0, 0.0, 0.1).between(1, 1, 256), (3, 256));
+        assert_eq!(Pace::new(2).between(1, 1, 256).1, 0);
     }
 
     #[test]
