@@ -151,10 +151,14 @@ impl Pace {
     /// Steps of prompts alone, and their rows, that hold up nobody: where `groups` do not fill the pipeline, it has room for
     /// more steps about as long as theirs.
     pub(crate) fn between(&self, decode_rows: usize, groups: usize, most: usize) -> (usize, usize) {
-        let steps = (self.fill(decode_rows) + NEARLY_FREE).floor() as usize;
         let Some([alone, _]) = self.time(decode_rows) else { return (0, 0) };
         let fits = |rows: usize| self.time(rows).is_some_and(|[slowest, _]| slowest <= alone * (1.0 + NEARLY_FREE));
-        (steps.saturating_sub(groups), (1..=most).take_while(|&rows| fits(rows)).count())
+        (self.idle_steps(decode_rows, groups), (1..=most).take_while(|&rows| fits(rows)).count())
+    }
+
+    /// Steps like those of `groups` that the pipeline has room for beside them.
+    fn idle_steps(&self, decode_rows: usize, groups: usize) -> usize {
+        ((self.fill(decode_rows) + NEARLY_FREE).floor() as usize).saturating_sub(groups)
     }
 
     /// As many prompt rows as the time is there for that was saved up to now.
@@ -162,15 +166,17 @@ impl Pace {
         let least = if short > 0.0 { PATIENCE.1 } else { PATIENCE.0 };
         let share = least.max(PATIENCE.0 * long + PATIENCE.1 * short);
         let extra = |rows: usize| self.token_time(decode_rows + rows, groups).map_or(f64::INFINITY, |t| t - alone);
-        let stuck = self.between(decode_rows, groups, most).0 == 0;
-        let saved_most = (share.max(SAVED_MOST) * alone).max(if stuck { TRIAL } else { 1.0 } * extra(1));
+        let trial = if self.idle_steps(decode_rows, groups) == 0 { TRIAL } else { 1.0 };
+        let saved_most = (share.max(SAVED_MOST) * alone).max(trial * extra(1));
         let spare = (self.spare + share * alone).min(saved_most);
+        let within_reach = (1..=most).map(|rows| (rows, extra(rows))).take_while(|(_, extra)| *extra <= saved_most);
+        let within_reach: Vec<(usize, f64)> = within_reach.collect();
         // Rows a round in the long run, where they come once in as many rounds as it takes to save the time for them.
-        let worth = |rows: usize| rows as f64 / (extra(rows) / (share * alone)).ceil().max(1.0);
-        let best = (1..=most).take_while(|&rows| extra(rows) <= saved_most).map(worth).fold(0.0, f64::max);
-        let affordable = (1..=most).take_while(|&rows| extra(rows) <= spare);
-        let rows = affordable.filter(|&rows| worth(rows) >= FAIR * best).last().unwrap_or(0);
-        self.spare = spare - if rows > 0 { extra(rows) } else { 0.0 };
+        let worth = |&(rows, extra): &(usize, f64)| rows as f64 / (extra / (share * alone)).ceil().max(1.0);
+        let best = within_reach.iter().map(worth).fold(0.0, f64::max);
+        let bought = within_reach.iter().rfind(|choice| choice.1 <= spare && worth(choice) >= FAIR * best);
+        let (rows, cost) = bought.copied().unwrap_or_default();
+        self.spare = spare - cost;
         rows
     }
 

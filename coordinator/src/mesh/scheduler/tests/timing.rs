@@ -1,10 +1,9 @@
 //! What the scheduler makes of stages and links, against what they could give at best.
 
-use super::{world::WorldPace, *};
-
-/// Stages whose steps take what their rows take, whoever else is on the machine.
-const EVEN: WorldPace =
-    WorldPace { base: Duration::ZERO, row: Duration::ZERO, hop: Duration::ZERO, uneven: 0.0, tile: 1, disturbed: 0.0 };
+use super::{
+    world::{EVEN, WorldPace},
+    *,
+};
 
 fn large() -> Limits {
     Limits {
@@ -154,7 +153,8 @@ fn a_long_prompt_gets_on_where_steps_are_coarse_and_disturbed() {
             let (base, row) = (millis(28.0 / stages as f64), millis(4.6 / stages as f64));
             let pace = WorldPace { base, row, hop: millis(0.3), uneven: 0.1, tile, disturbed };
             let ([calm, held], times) = beside_a_long_prompt(stages, streams, pace);
-            let (median, longer) = (quantile(&held, 0.5), quantile(&held, 0.5) / quantile(&calm, 0.5));
+            let median = quantile(&held, 0.5);
+            let longer = median / quantile(&calm, 0.5);
             assert!(longer <= 1.4, "{streams} on {stages}, by {tile}: {median:.4} s, {longer:.2} times as long");
             assert!(
                 times < 80.0,

@@ -37,6 +37,10 @@ pub(super) struct WorldPace {
     pub(super) disturbed: f64,
 }
 
+/// Stages whose steps take what their rows take, whoever else is on the machine.
+pub(super) const EVEN: WorldPace =
+    WorldPace { base: Duration::ZERO, row: Duration::ZERO, hop: Duration::ZERO, uneven: 0.0, tile: 1, disturbed: 0.0 };
+
 pub(super) struct World {
     pub(super) seed: u64,
     pub(super) random: u64,
@@ -65,8 +69,7 @@ impl World {
             row: micros(200),
             hop: micros(seed % 3 * 4000),
             uneven: 0.2,
-            tile: 1,
-            disturbed: 0.0,
+            ..EVEN
         };
         Self {
             seed,
