@@ -1,5 +1,6 @@
 //! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
 
+mod changes;
 mod errors;
 mod experts;
 mod memory;
@@ -31,11 +32,21 @@ impl Serving {
         Self::start_with(MODEL, more)
     }
 
+    /// The same with sessions of so many positions.
+    fn start_sized(more: &[&str], context: usize) -> Self {
+        Self::start_of(MODEL, more, context)
+    }
+
     /// The same with another model.
     fn start_with(model: &str, more: &[&str]) -> Self {
+        Self::start_of(model, more, 1024)
+    }
+
+    fn start_of(model: &str, more: &[&str], context: usize) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
-        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0", "--ctx-size", "1024"]).args(more);
+        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]);
+        command.args(["--ctx-size", &context.to_string()]).args(more);
         command.env("XDG_DATA_HOME", folder.path());
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {

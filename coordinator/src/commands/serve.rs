@@ -125,6 +125,7 @@ fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: Sock
 async fn announce(mesh: MeshHandle) {
     let mut watch = mesh.watch();
     let mut said = None;
+    let mut next = 0;
     loop {
         let status = Arc::clone(&watch.borrow_and_update());
         // While it loads, the text counts bytes.
@@ -133,6 +134,10 @@ async fn announce(mesh: MeshHandle) {
         if said != mark {
             said = mark;
             announce_state(&status);
+        }
+        if let Some(change) = status.change.as_ref().filter(|change| change.epoch != next) {
+            next = change.epoch;
+            note(format_args!("plan {next} is next: {}", change.text));
         }
         if watch.changed().await.is_err() {
             return;

@@ -5,8 +5,10 @@
 
 mod draft;
 mod links;
+mod openings;
 mod pace;
 mod pages;
+mod probe;
 mod roster;
 mod run;
 mod scheduler;

@@ -189,6 +189,17 @@ impl Pace {
         best.next_multiple_of(CHUNK_LEAST).min(most)
     }
 
+    /// Seconds that a step of so many rows takes from end to end, with nothing in its way.
+    pub(crate) fn step_time(&self, rows: usize) -> Option<f64> {
+        self.time(rows).map(|[_, sum]| sum + self.hops())
+    }
+
+    /// The most rows with which no stage computes for longer than so many seconds; 0 where nothing is known.
+    pub(crate) fn rows_within(&self, seconds: f64) -> usize {
+        let most = self.curve.last().map_or(0, |(rows, _)| rows * 2);
+        (1..=most).take_while(|&rows| self.time(rows).is_some_and(|[slowest, _]| slowest <= seconds)).count()
+    }
+
     /// Drafted tokens that pay, up to `most`, for each of a group's `rows` sequences: most tokens per time, where each is
     /// right with the probability `acceptance` if those before it were.
     pub(crate) fn draft_rows(&self, rows: usize, groups: usize, acceptance: f64, most: usize) -> usize {

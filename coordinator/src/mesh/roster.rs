@@ -1,27 +1,34 @@
 //! Who is connected and who holds which layers: a state machine without IO or clock.
 //!
 //! A plan's life: workers join → `plan` gives each a stage → every stage says `Ready` → routes go out → every stage says
-//! `Linked` → the pipeline is up. Whatever breaks that chain starts it again under the next epoch.
+//! `Linked` → a probe token comes back → the pipeline serves. A change of plan does all that beside the pipeline that serves,
+//! which goes on until the sequences have followed; only then its shards are unloaded. What fails is remembered
+//! (`troubles`), and left out of the next plan.
+
+mod choice;
+mod pipeline;
+mod report;
+mod troubles;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::{
-    Downstream, LoadShard, Message, PeerId, PlanEpoch, Route, ShardPhase, ShardStatus, StageIndex, StageReport,
-    Upstream, WireType,
-};
+use qmesh_net::{Message, PeerId, PlanEpoch, ShardPhase, ShardStatus, StageReport};
 
-use super::{
-    Formation, Workers,
-    status::{MeshState, StageStatus, WorkerStatus},
+pub(crate) use self::troubles::Blame;
+use self::{
+    choice::{Choice, Chooser},
+    pipeline::{Pipeline, Standing, Step},
+    troubles::Troubles,
 };
-use crate::plan::{self, Capacity, Plan, PlanInput};
+use super::{Formation, Workers};
+use crate::plan::{Plan, PlanError};
 
 /// A worker's connection, counted from 1: a worker that comes back is another one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -63,175 +70,304 @@ pub(crate) enum Action {
     Send(WorkerId, Message),
     /// Frames of this epoch shall go to this worker, stage 0.
     OpenFrames(WorkerId, PlanEpoch),
-    /// Every link stands.
+    /// Every link of this epoch stands: time for a probe.
     Up(PlanEpoch, usize),
-    /// Some stage is gone.
-    Down(String),
+    /// The probe came back, and nothing else serves: sequences may run on these stages.
+    Serve(PlanEpoch, usize),
+    /// The probe came back: sequences shall follow to these stages, and then serve there.
+    Follow(PlanEpoch, usize),
+    /// This epoch's pipeline is gone.
+    Down(PlanEpoch, String),
 }
 
-/// The workers, and the plan that is being carried out.
+/// What an honest worker never says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Misconduct {
+    /// It has no stage in that plan.
+    #[error("it spoke for plan {0}, in which it has no stage")]
+    NoStage(PlanEpoch),
+    /// No such plan was made.
+    #[error("it spoke of plan {0}, which was never made")]
+    NoPlan(PlanEpoch),
+    /// Once is enough.
+    #[error("it said a second time {0}")]
+    Twice(&'static str),
+    /// Only one stage sends these.
+    #[error("it sent samples, but stage {0} is not the last one")]
+    NotLast(usize),
+    /// Nobody asked.
+    #[error("it answered what nobody had asked: {0}")]
+    Unasked(&'static str),
+}
+
+/// The workers, the pipeline that serves, and the one that is to take its place.
 #[derive(Debug)]
 pub(crate) struct Roster {
     model: Arc<PlannedModel>,
     formation: Formation,
     workers: BTreeMap<WorkerId, Worker>,
-    standing: Standing,
-    epoch: PlanEpoch,
-    plan: Option<Plan>,
-    /// The plan's stages, in order.
-    stages: Vec<Stage>,
+    serving: Option<Pipeline>,
+    /// Loading, linking or being followed to.
+    next: Option<Pipeline>,
+    newest: PlanEpoch,
     /// When to plan again: a little after the last join, so that ten joins are one plan.
     plan_at: Option<Instant>,
+    /// When a change that makes everybody wait is carried out.
+    pause_at: Option<Instant>,
+    troubles: Troubles,
+    /// Plans in a row whose probe failed, and how.
+    failed_probes: u32,
+    /// Why there is no plan, where there could be one.
+    failed: bool,
     text: String,
+    /// Why workers wait without layers.
+    standby: Option<String>,
 }
 
 #[derive(Debug)]
 struct Worker {
     joined: Joined,
-    /// Why it gets no stage.
-    unfit: Option<String>,
+    since: Instant,
+    /// Shards that it has, or is loading.
+    holds: Vec<Held>,
 }
 
-#[derive(Debug)]
-struct Stage {
-    worker: WorkerId,
-    status: Option<ShardStatus>,
-    heard: Instant,
-    linked: bool,
-    report: StageReport,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Standing {
-    Waiting,
-    Loading,
-    Linking(Instant),
-    Up,
-    Failed,
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    epoch: PlanEpoch,
+    memory_bytes: u64,
 }
 
 impl Roster {
     pub(crate) fn new(model: Arc<PlannedModel>, formation: Formation) -> Self {
-        let text = "waiting for workers".to_owned();
         Self {
             model,
             formation,
             workers: BTreeMap::new(),
-            standing: Standing::Waiting,
-            epoch: PlanEpoch(0),
-            plan: None,
-            stages: Vec::new(),
+            serving: None,
+            next: None,
+            newest: PlanEpoch(0),
             plan_at: None,
-            text,
+            pause_at: None,
+            troubles: Troubles::default(),
+            failed_probes: 0,
+            failed: false,
+            text: "waiting for workers".to_owned(),
+            standby: None,
         }
     }
 
     /// A worker is in. It gets a stage when the formation says so.
     pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) {
-        self.workers.insert(worker, Worker { joined, unfit: None });
-        let planned = !self.stages.is_empty();
+        self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new() });
+        self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
+        let planned = self.next.as_ref().or(self.serving.as_ref()).map(|p| p.stages.len());
         match self.formation.workers {
-            Workers::Exactly(_) if planned => {}
+            Workers::Exactly(n) if planned.is_some_and(|stages| stages >= n) => {}
             Workers::Exactly(n) if self.workers.len() >= n => self.plan_at = Some(now),
-            Workers::Exactly(n) => self.text = format!("waiting for workers: {} of {n}", self.workers.len()),
-            Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
+            Workers::Exactly(n) if planned.is_none() => {
+                self.text = format!("waiting for workers: {} of {n}", self.workers.len());
+                // Once formed, whoever comes may be what is missing.
+                self.plan_at = (self.newest.0 > 0).then_some(now);
+            }
+            Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
         }
     }
 
-    /// A worker is gone. If it held a stage, the pipeline is down and the others are planned anew.
+    /// A worker is gone. If it held a stage, that pipeline is down and the others are planned anew.
     pub(crate) fn left(&mut self, now: Instant, worker: WorkerId, why: &str) -> Vec<Action> {
         let Some(gone) = self.workers.remove(&worker) else { return Vec::new() };
-        let Some(stage) = self.stages.iter().position(|s| s.worker == worker) else { return Vec::new() };
-        let layers = self.plan.as_ref().map(|p| p.stages[stage].layers.clone()).unwrap_or_default();
-        let name = gone.joined.name;
-        self.drop_plan(now, format!("lost {name} (layers {}-{}): {why}", layers.start, layers.end.saturating_sub(1)))
+        let Joined { name, peer, .. } = gone.joined;
+        self.troubles.gone(now, peer);
+        let pipelines = self.serving.iter().chain(&self.next);
+        let held = pipelines.filter_map(|p| Some((p.epoch, p.plan.stages[p.stage_of(worker)?].layers.clone())));
+        let held: Vec<_> = held.collect();
+        if !held.is_empty() || now - gone.since < STEADY {
+            self.troubles.unsteady(
+                now,
+                peer,
+                format!("it was lost {} s after it had come", (now - gone.since).as_secs()),
+            );
+        }
+        let lost = |layers: std::ops::Range<usize>| {
+            format!("lost {name} (layers {}-{}): {why}", layers.start, layers.end.saturating_sub(1))
+        };
+        held.into_iter().flat_map(|(epoch, layers)| self.drop_pipeline(now, epoch, lost(layers))).collect()
     }
 
     /// How a stage's loading goes.
-    pub(crate) fn shard_status(&mut self, now: Instant, worker: WorkerId, status: ShardStatus) -> Vec<Action> {
-        if status.epoch != self.epoch || self.standing == Standing::Up {
-            return Vec::new();
+    ///
+    /// # Errors
+    /// What only a worker says that is none of this plan's.
+    pub(crate) fn shard_status(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        status: ShardStatus,
+    ) -> Result<Vec<Action>, Misconduct> {
+        let (epoch, phase, text) = (status.epoch, status.phase, status.text.clone());
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
+        let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
+        let step = pipeline.shard_status(now, stage, status)?;
+        if phase == ShardPhase::Failed {
+            return Ok(self.broken(now, epoch, &text, Blame::Load(worker)));
         }
-        let Some(stage) = self.stages.iter_mut().find(|s| s.worker == worker) else { return Vec::new() };
-        stage.heard = now;
-        let failed = (status.phase == ShardPhase::Failed).then(|| status.text.clone());
-        stage.report.peak_memory_bytes = stage.report.peak_memory_bytes.max(status.peak_memory_bytes);
-        stage.status = Some(status);
-        if let Some(why) = failed {
-            return self.unfit(now, worker, why);
-        }
-        let ready = |s: &Stage| s.status.as_ref().is_some_and(|s| s.phase == ShardPhase::Ready);
-        if self.standing == Standing::Loading && self.stages.iter().all(ready) {
-            self.standing = Standing::Linking(now);
-            return self.routes();
-        }
-        Vec::new()
+        Ok(if step == Step::Loaded { self.link(epoch) } else { Vec::new() })
     }
 
     /// A stage has both its links.
-    pub(crate) fn linked(&mut self, worker: WorkerId, epoch: PlanEpoch) -> Vec<Action> {
-        if epoch != self.epoch || !matches!(self.standing, Standing::Linking(_)) {
-            return Vec::new();
+    ///
+    /// # Errors
+    /// What only a worker says that is none of this plan's.
+    pub(crate) fn linked(&mut self, worker: WorkerId, epoch: PlanEpoch) -> Result<Vec<Action>, Misconduct> {
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
+        let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
+        let stages = pipeline.stages.len();
+        let step = pipeline.linked(stage)?;
+        Ok(if step == Step::Linked { vec![Action::Up(epoch, stages)] } else { Vec::new() })
+    }
+
+    /// A probe token has come through the pipeline of this epoch.
+    pub(crate) fn proved(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        let Some(next) = self.next.as_mut().filter(|p| p.epoch == epoch) else { return Vec::new() };
+        next.standing = Standing::Proved;
+        self.failed_probes = 0;
+        let stages = next.stages.len();
+        if self.serving.is_some() {
+            return vec![Action::Follow(epoch, stages)];
         }
-        if let Some(stage) = self.stages.iter_mut().find(|s| s.worker == worker) {
-            stage.linked = true;
-        }
-        if !self.stages.iter().all(|s| s.linked) {
-            return Vec::new();
-        }
-        self.standing = Standing::Up;
-        self.text = format!("{} stages serve {}", self.stages.len(), self.model.name);
-        vec![Action::Up(self.epoch, self.stages.len())]
+        let mut actions = vec![Action::Serve(epoch, stages)];
+        actions.extend(self.serve_next());
+        actions
+    }
+
+    /// The sequences have followed: what served until now is unloaded.
+    pub(crate) fn followed(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        if self.next.as_ref().is_some_and(|p| p.epoch == epoch) { self.serve_next() } else { Vec::new() }
     }
 
     /// A stage's counters.
     pub(crate) fn report(&mut self, worker: WorkerId, report: StageReport) {
-        if report.epoch == self.epoch
-            && let Some(stage) = self.stages.iter_mut().find(|s| s.worker == worker)
+        if let Some(pipeline) = self.pipeline_mut(report.epoch)
+            && let Some(stage) = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))
         {
-            stage.report = report;
+            pipeline.stages[stage].report = report;
         }
     }
 
-    /// The pipeline as it stands does not work: plan again under the next epoch.
-    pub(crate) fn broken(&mut self, now: Instant, why: String) -> Vec<Action> {
-        if self.stages.is_empty() { Vec::new() } else { self.drop_plan(now, why) }
+    /// The pipeline of this epoch does not work: plan again under the next one, without who is to blame.
+    pub(crate) fn broken(&mut self, now: Instant, epoch: PlanEpoch, why: &str, blame: Blame) -> Vec<Action> {
+        if self.pipeline(epoch).is_none() {
+            return Vec::new();
+        }
+        let peer = |worker| self.workers.get(&worker).map(|w| w.joined.peer);
+        let text = match blame {
+            Blame::Nobody => why.to_owned(),
+            Blame::Worker(worker) | Blame::Load(worker) => format!("{}: {why}", self.name_of(worker)),
+            Blame::Pair(from, to) => {
+                format!("{} cannot reach {}: {why}", self.name_of(from), self.name_of(to))
+            }
+        };
+        match blame {
+            Blame::Nobody => {}
+            Blame::Worker(worker) => {
+                if let Some(peer) = peer(worker) {
+                    self.troubles.unsteady(now, peer, why.to_owned());
+                }
+            }
+            Blame::Load(worker) => {
+                if let Some(peer) = peer(worker) {
+                    self.troubles.unfit(now, peer, why.to_owned());
+                }
+            }
+            Blame::Pair(from, to) => {
+                if let (Some(from), Some(to)) = (peer(from), peer(to)) {
+                    self.troubles.unreachable(now, from, to, why.to_owned());
+                }
+            }
+        }
+        self.drop_pipeline(now, epoch, text)
+    }
+
+    /// No probe comes through the pipeline of this epoch; under a second plan in a row that is final.
+    pub(crate) fn unprovable(&mut self, now: Instant, epoch: PlanEpoch, why: &str) -> Vec<Action> {
+        self.failed_probes += 1;
+        let actions = self.broken(now, epoch, &format!("the probe token failed: {why}"), Blame::Nobody);
+        if self.failed_probes >= PROBES_MOST {
+            self.plan_at = None;
+            self.failed = self.serving.is_none();
+        }
+        actions
+    }
+
+    /// A link of this epoch broke, or never came about, as a stage says of its own.
+    pub(crate) fn link_broken(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, why: &str) -> Vec<Action> {
+        let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
+        let blame = match pipeline.standing {
+            // Its own link downstream is all that a stage tries by itself.
+            Standing::Loading | Standing::Linking(_) => {
+                let stage = pipeline.stage_of(worker);
+                let to = stage.and_then(|s| pipeline.stages.get(s + 1)).map(|s| s.worker);
+                to.map_or(Blame::Nobody, |to| Blame::Pair(worker, to))
+            }
+            // A neighbour may know of a lost worker before we do.
+            Standing::Linked | Standing::Proved => Blame::Nobody,
+        };
+        let text = format!("{}: {why}", self.name_of(worker));
+        self.broken(now, epoch, if blame == Blame::Nobody { &text } else { why }, blame)
     }
 
     /// Plans when it is time, and gives up on what has been silent for too long.
     pub(crate) fn tick(&mut self, now: Instant) -> Vec<Action> {
-        if self.plan_at.is_some_and(|at| at <= now) {
+        if self.pause_at.is_some_and(|at| at <= now) {
+            self.pause_at = None;
+            return self.replan(now, Pause::Now);
+        }
+        // A change that is under way is seen through, unless nobody waits for its end.
+        let busy = self.next.is_some() && self.serving.is_some();
+        if !busy && self.plan_at.is_some_and(|at| at <= now) {
             self.plan_at = None;
-            return self.replan(now);
+            return self.replan(now, Pause::Announce);
         }
-        match self.standing {
-            Standing::Loading => {
-                let silent = self.stages.iter().find(|s| !is_ready(s) && now - s.heard > SILENCE).map(|s| s.worker);
-                silent.map_or_else(Vec::new, |w| self.unfit(now, w, "no progress in loading its layers".to_owned()))
-            }
-            Standing::Linking(since) if now - since > LINKING => {
-                self.drop_plan(now, "the workers could not reach each other".to_owned())
-            }
-            Standing::Linking(_) | Standing::Waiting | Standing::Up | Standing::Failed => Vec::new(),
+        let Some(next) = &self.next else { return Vec::new() };
+        let epoch = next.epoch;
+        let overdue = next.overdue(now);
+        overdue.map_or_else(Vec::new, |(blame, why)| self.broken(now, epoch, why, blame))
+    }
+
+    /// The stage of a worker in the plan of an epoch; `None` where that plan is over, so that what it says is late.
+    ///
+    /// # Errors
+    /// It has no stage there, or there was no such plan.
+    pub(crate) fn stage_in(&self, worker: WorkerId, epoch: PlanEpoch) -> Result<Option<usize>, Misconduct> {
+        match self.pipeline(epoch) {
+            Some(pipeline) => pipeline.stage_of(worker).map(Some).ok_or(Misconduct::NoStage(epoch)),
+            None if epoch <= self.newest => Ok(None),
+            None => Err(Misconduct::NoPlan(epoch)),
         }
     }
 
-    /// The stage of a worker under the present plan.
-    pub(crate) fn stage_of(&self, worker: WorkerId) -> Option<usize> {
-        self.stages.iter().position(|s| s.worker == worker)
+    /// Whether samples of this epoch may come from this worker; `false` where they are late.
+    ///
+    /// # Errors
+    /// It does not hold the last stage.
+    pub(crate) fn may_sample(&self, worker: WorkerId, epoch: PlanEpoch) -> Result<bool, Misconduct> {
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(false) };
+        let last = self.pipeline(epoch).map_or(0, |p| p.stages.len() - 1);
+        if stage == last { Ok(true) } else { Err(Misconduct::NotLast(stage)) }
     }
 
-    /// The workers that hold stages, in order.
-    pub(crate) fn stage_workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.stages.iter().map(|s| s.worker)
+    /// The workers that hold the stages of an epoch, in order.
+    pub(crate) fn stage_workers(&self, epoch: PlanEpoch) -> impl Iterator<Item = WorkerId> {
+        self.pipeline(epoch).into_iter().flat_map(|p| &p.stages).map(|s| s.worker)
     }
 
-    pub(crate) fn epoch(&self) -> PlanEpoch {
-        self.epoch
-    }
-
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    /// The first stage that is behind: it has computed fewer steps than those before it, as far as it has said.
+    pub(crate) fn laggard(&self, epoch: PlanEpoch) -> Option<WorkerId> {
+        let pipeline = self.pipeline(epoch)?;
+        let most = pipeline.stages.first()?.report.steps;
+        let behind = pipeline.stages.iter().find(|s| s.report.steps < most);
+        behind.or(pipeline.stages.first()).map(|s| s.worker)
     }
 
     pub(crate) fn name_of(&self, worker: WorkerId) -> &str {
@@ -245,122 +381,173 @@ impl Roster {
         std::iter::once(wish.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
     }
 
-    pub(crate) fn state(&self) -> MeshState {
-        match self.standing {
-            Standing::Waiting => MeshState::Waiting,
-            Standing::Loading | Standing::Linking(_) => MeshState::Loading,
-            Standing::Up => MeshState::Ready,
-            Standing::Failed => MeshState::Failed,
-        }
+    fn pipeline(&self, epoch: PlanEpoch) -> Option<&Pipeline> {
+        self.serving.iter().chain(&self.next).find(|p| p.epoch == epoch)
     }
 
-    pub(crate) fn stage_status(&self) -> Vec<StageStatus> {
-        let planned = self.plan.iter().flat_map(|p| &p.stages);
-        planned.zip(&self.stages).enumerate().map(|(i, (planned, stage))| self.one_stage(i, planned, stage)).collect()
+    fn pipeline_mut(&mut self, epoch: PlanEpoch) -> Option<&mut Pipeline> {
+        self.serving.iter_mut().chain(&mut self.next).find(|p| p.epoch == epoch)
     }
 
-    /// Every worker; round-trip times are the links' to know.
-    pub(crate) fn worker_status(&self, rtt_ms: impl Fn(WorkerId) -> f64) -> Vec<WorkerStatus> {
-        let one = |(&id, worker): (&WorkerId, &Worker)| WorkerStatus {
-            name: worker.joined.name.clone(),
-            peer: worker.joined.peer.short(),
-            address: worker.joined.address.to_string(),
-            memory_bytes: worker.joined.memory_bytes,
-            threads: worker.joined.threads,
-            rtt_ms: rtt_ms(id),
-            stage: self.stage_of(id),
-        };
-        self.workers.iter().map(one).collect()
-    }
-
-    fn one_stage(&self, index: usize, planned: &plan::StagePlan, stage: &Stage) -> StageStatus {
-        let report = &stage.report;
-        let mean_ms = |us: u64| if report.steps == 0 { 0.0 } else { us as f64 / report.steps as f64 / 1e3 };
-        StageStatus {
-            stage: index,
-            worker: self.name_of(stage.worker).to_owned(),
-            first_layer: planned.layers.start,
-            end_layer: planned.layers.end,
-            weight_bytes: planned.weight_bytes,
-            planned_bytes: planned.memory_bytes,
-            peak_bytes: report.peak_memory_bytes,
-            phase: stage.status.as_ref().map_or("asked", |s| phase_name(s.phase)).to_owned(),
-            bytes_done: stage.status.as_ref().map_or(0, |s| s.bytes_done),
-            bytes_total: stage.status.as_ref().map_or(planned.weight_bytes, |s| s.bytes_total),
-            steps: report.steps,
-            compute_ms: mean_ms(report.compute_us),
-            hop_ms: mean_ms(report.hop_us),
-        }
-    }
-
-    fn unfit(&mut self, now: Instant, worker: WorkerId, why: String) -> Vec<Action> {
-        let text = format!("{}: {why}", self.name_of(worker));
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.unfit = Some(why);
-        }
-        self.drop_plan(now, text)
-    }
-
-    fn drop_plan(&mut self, now: Instant, why: String) -> Vec<Action> {
-        let was_up = self.standing == Standing::Up;
-        let epoch = self.epoch;
-        let unload = |s: Stage| Action::Send(s.worker, Message::Unload { epoch });
-        let mut actions: Vec<_> = self.stages.drain(..).map(unload).collect();
-        actions.retain(|a| matches!(a, Action::Send(worker, _) if self.workers.contains_key(worker)));
-        self.plan = None;
-        self.standing = Standing::Waiting;
+    /// Gives up a pipeline. Its shards stay where they are until a next plan has taken from them what it needs.
+    fn drop_pipeline(&mut self, now: Instant, epoch: PlanEpoch, why: String) -> Vec<Action> {
         self.plan_at = Some(now);
-        self.text.clone_from(&why);
-        if was_up {
-            actions.push(Action::Down(why));
+        self.pause_at = None;
+        if self.next.take_if(|p| p.epoch == epoch).is_none() && self.serving.take_if(|p| p.epoch == epoch).is_none() {
+            return Vec::new();
         }
+        let mut actions = Vec::new();
+        if self.serving.is_none() {
+            self.text.clone_from(&why);
+            // Those who were following are on their way already.
+            if let Some(next) = self.next.as_ref().filter(|p| p.standing == Standing::Proved) {
+                actions.push(Action::Serve(next.epoch, next.stages.len()));
+                actions.extend(self.serve_next());
+            }
+        }
+        actions.insert(0, Action::Down(epoch, why));
         actions
     }
 
-    /// Gives every fit worker a stage, if the model fits them.
-    fn replan(&mut self, now: Instant) -> Vec<Action> {
-        let most = match self.formation.workers {
-            Workers::Exactly(n) => n,
-            Workers::AtLeast(_) | Workers::WhenItFits => usize::MAX,
-        };
-        let fit = self.workers.iter().filter(|(_, w)| w.unfit.is_none()).map(|(&id, _)| id);
-        let fit: Vec<WorkerId> = fit.take(most).collect();
+    /// What serves now is unloaded, and what was next serves.
+    fn serve_next(&mut self) -> Vec<Action> {
+        let Some(next) = self.next.take() else { return Vec::new() };
+        self.text = format!("{} stages serve {}", next.stages.len(), self.model.name);
+        self.serving = Some(next);
+        self.unload_the_dead()
+    }
+
+    /// Gives the workers stages, if the model fits them and the change is worth it.
+    fn replan(&mut self, now: Instant, pause: Pause) -> Vec<Action> {
+        // When somebody who was left out may be asked again, a better plan may be had.
+        self.plan_at = self.troubles.next_end(now);
         let enough = match self.formation.workers {
             // Once formed, a smaller mesh that holds the model is better than none.
-            Workers::AtLeast(n) | Workers::Exactly(n) => fit.len() >= n || self.epoch.0 > 0,
+            Workers::AtLeast(n) | Workers::Exactly(n) => self.workers.len() >= n || self.newest.0 > 0,
             Workers::WhenItFits => true,
         };
-        if fit.is_empty() || !enough {
-            return self.stay(None);
+        if self.workers.is_empty() || !enough {
+            return self.stay(now, None);
         }
-        let (plan, chosen) = match self.solve(&fit) {
-            Ok(found) => found,
-            Err(error) => return self.stay(Some(error.to_string())),
+        let choice = match self.choose(now) {
+            Ok(choice) => choice,
+            Err(PlanError::NoWorkers) => return self.stay(now, None),
+            Err(error) => return self.stay(now, Some(error.to_string())),
         };
-        let mut actions = if self.stages.is_empty() {
-            Vec::new()
-        } else {
-            self.drop_plan(now, "a worker has joined: the layers are dealt again".to_owned())
+        match self.worth(&choice) {
+            Worth::Change => {}
+            Worth::Same => return self.settle(None),
+            Worth::TooLittle(why) => return self.settle(Some(why)),
+        }
+        self.standby = None;
+        if pause == Pause::Announce && self.serving.is_some() && !self.has_room(&choice) {
+            self.pause_at = Some(now + ANNOUNCED);
+            return Vec::new();
+        }
+        self.begin(now, choice)
+    }
+
+    fn choose(&self, now: Instant) -> Result<Choice, PlanError> {
+        let serving: Vec<WorkerId> = self.serving.iter().flat_map(|p| &p.stages).map(|s| s.worker).collect();
+        let chooser = Chooser {
+            now,
+            model: &self.model,
+            formation: &self.formation,
+            workers: &self.workers,
+            troubles: &self.troubles,
+            serving: &serving,
         };
-        self.plan_at = None;
-        self.epoch = PlanEpoch(self.epoch.0 + 1);
-        self.standing = Standing::Loading;
-        self.text = format!("loading {} into {} workers", self.model.name, plan.stages.len());
-        self.stages = plan.stages.iter().map(|s| Stage::new(now, chosen[s.worker])).collect();
-        let loads = plan.stages.iter().enumerate();
-        actions.extend(loads.map(|(i, s)| Action::Send(chosen[s.worker], Message::Load(self.load(i, &plan)))));
-        self.plan = Some(plan);
+        chooser.choose()
+    }
+
+    /// Whether a plan is worth giving up the one that serves, or is about to.
+    fn worth(&self, choice: &Choice) -> Worth {
+        let Some(now) = self.serving.as_ref().or(self.next.as_ref()) else { return Worth::Change };
+        let same_workers = now.stages.iter().map(|s| s.worker).eq(choice.stages.iter().copied());
+        let layers = |plan: &Plan| plan.stages.iter().map(|s| s.layers.clone()).collect::<Vec<_>>();
+        if same_workers && layers(&now.plan) == layers(&choice.plan) {
+            return Worth::Same;
+        }
+        let wanted = match self.formation.workers {
+            Workers::AtLeast(n) | Workers::Exactly(n) => n,
+            Workers::WhenItFits => 0,
+        };
+        let missing = now.stages.len() < wanted && choice.stages.len() > now.stages.len();
+        if self.serving.is_none() || missing || choice.slowest <= now.slowest - now.slowest / WORTH {
+            return Worth::Change;
+        }
+        let gain = 100.0 * (now.slowest as f64 / choice.slowest.max(1) as f64 - 1.0);
+        Worth::TooLittle(format!("a standby: with it the slowest stage would be {:.0} % faster", gain.max(0.0)))
+    }
+
+    /// Starts to carry a plan out: beside what serves where there is room for both, else in its place.
+    fn begin(&mut self, now: Instant, choice: Choice) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let Some(epoch) = self.next.take().map(|p| p.epoch) {
+            // Nobody has used it yet.
+            actions.push(Action::Down(epoch, "a better plan takes its place".to_owned()));
+            actions.extend(self.unload(|_, held| held == epoch));
+        }
+        if !self.has_room(&choice)
+            && let Some(serving) = self.serving.take()
+        {
+            let why = "the layers are dealt again, for which not every worker has room beside its old ones";
+            actions.push(Action::Down(serving.epoch, why.to_owned()));
+        }
+        // A shard that serves nobody any more stays only where tensors can be taken from it.
+        let live = self.live();
+        let crowded: Vec<WorkerId> = self
+            .workers
+            .keys()
+            .copied()
+            .filter(|&w| !choice.stages.contains(&w) || !self.fits_beside(w, &choice))
+            .collect();
+        actions.extend(self.unload(|worker, held| !live.contains(&held) && crowded.contains(&worker)));
+        self.newest = PlanEpoch(self.newest.0 + 1);
+        self.failed = false;
+        if self.serving.is_none() {
+            self.text = format!("loading {} into {} workers", self.model.name, choice.stages.len());
+        }
+        let next = Pipeline::new(now, self.newest, choice);
+        for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
+            if let Some(worker) = self.workers.get_mut(&place.worker) {
+                worker.holds.push(Held { epoch: next.epoch, memory_bytes: planned.memory_bytes });
+            }
+            actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage))));
+        }
+        self.next = Some(next);
+        actions
+    }
+
+    /// Every stage of the next pipeline is loaded: they reach for each other, and old shards have nothing more to give.
+    fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
+        let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
+        let routes = pipeline.routes(joined).into_iter().map(|(worker, route)| Action::Send(worker, route));
+        let mut actions: Vec<_> = routes.collect();
+        actions.extend(pipeline.stages.first().map(|first| Action::OpenFrames(first.worker, epoch)));
+        actions.extend(self.unload_the_dead());
         actions
     }
 
     /// No new plan: a standing one goes on.
-    fn stay(&mut self, why: Option<String>) -> Vec<Action> {
-        if self.stages.is_empty() {
-            let unfit = self.workers.values().find_map(|w| w.unfit.as_ref().map(|u| format!("{}: {u}", w.joined.name)));
-            self.standing = if why.is_some() || unfit.is_some() { Standing::Failed } else { Standing::Waiting };
-            self.text = why.or(unfit).unwrap_or_else(|| self.waiting_text());
+    fn stay(&mut self, now: Instant, why: Option<String>) -> Vec<Action> {
+        if self.serving.is_some() || self.next.is_some() {
+            return self.settle(why);
         }
+        let troubled = self.workers.values().find_map(|w| {
+            let trouble = self.troubles.of(now, w.joined.peer)?;
+            Some(format!("{}: {}", w.joined.name, trouble.why))
+        });
+        self.failed = why.is_some() || troubled.is_some();
+        self.text = why.or(troubled).unwrap_or_else(|| self.waiting_text());
         Vec::new()
+    }
+
+    /// What serves goes on as it is; the others stand by.
+    fn settle(&mut self, standby: Option<String>) -> Vec<Action> {
+        self.standby = standby;
+        self.unload_the_dead()
     }
 
     fn waiting_text(&self) -> String {
@@ -370,119 +557,66 @@ impl Roster {
         }
     }
 
-    /// A plan over all of `fit`, or over the largest of them when the small ones cannot hold a layer.
-    fn solve(&self, fit: &[WorkerId]) -> Result<(Plan, Vec<WorkerId>), plan::PlanError> {
-        let all = self.solve_exactly(fit);
-        if all.is_ok() || self.formation.cut.is_some() {
-            return all.map(|plan| (plan, fit.to_vec()));
-        }
-        let mut chosen = fit.to_vec();
-        while chosen.len() > 1 {
-            let memory = |id: &WorkerId| self.workers.get(id).map(|w| w.joined.memory_bytes);
-            let Some(smallest) = (0..chosen.len()).min_by_key(|&i| memory(&chosen[i])) else { break };
-            chosen.remove(smallest);
-            if let Ok(plan) = self.solve_exactly(&chosen) {
-                return Ok((plan, chosen));
-            }
-        }
-        all.map(|plan| (plan, fit.to_vec()))
+    fn live(&self) -> Vec<PlanEpoch> {
+        self.serving.iter().chain(&self.next).map(|p| p.epoch).collect()
     }
 
-    fn solve_exactly(&self, chosen: &[WorkerId]) -> Result<Plan, plan::PlanError> {
-        let capacity = |id: &WorkerId| {
-            let joined = &self.workers[id].joined;
-            Capacity { name: joined.name.clone(), memory_bytes: joined.memory_bytes, threads: joined.threads }
-        };
-        plan::solve(&PlanInput {
-            spec: &self.model.spec,
-            workers: chosen.iter().map(capacity).collect(),
-            kv_positions: self.model.kv_positions,
-            context: self.model.context,
-            chunk_rows: self.model.chunk_rows,
-            cut: self.formation.cut.clone(),
-            workload: self.formation.workload,
-        })
+    fn unload_the_dead(&mut self) -> Vec<Action> {
+        let live = self.live();
+        self.unload(|_, held| !live.contains(&held))
     }
 
-    fn load(&self, stage: usize, plan: &Plan) -> LoadShard {
-        let layers = plan.stages[stage].layers.clone();
-        let spec = self.model.spec.shard(layers.clone());
-        let held = self.model.spec.tensors.iter().zip(&self.model.hashes);
-        let tensor_hashes = held.filter(|(t, _)| self.model.spec.holds(&layers, t.role)).map(|(_, &h)| h).collect();
-        LoadShard {
-            epoch: self.epoch,
-            stage: StageIndex(index(stage)),
-            stages: index(plan.stages.len()),
-            model_id: self.model.id,
-            model_name: self.model.name.clone(),
-            // A spec is plain numbers and texts: writing it as JSON cannot fail.
-            spec_json: serde_json::to_vec(&spec).unwrap_or_default(),
-            layers: (count(layers.start), count(layers.end)),
-            tensor_hashes,
-            kv_positions: count(self.model.kv_positions),
-            context: count(self.model.context),
-            wire: WireType::F32,
+    /// Unloads what workers hold, where `gone` says so.
+    fn unload(&mut self, gone: impl Fn(WorkerId, PlanEpoch) -> bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (&id, worker) in &mut self.workers {
+            let (out, kept) = mem::take(&mut worker.holds).into_iter().partition(|held| gone(id, held.epoch));
+            worker.holds = kept;
+            let out: Vec<Held> = out;
+            actions.extend(out.iter().map(|held| Action::Send(id, Message::Unload { epoch: held.epoch })));
         }
-    }
-
-    /// Routes from the last stage to the first, so that whoever dials finds the door open.
-    fn routes(&self) -> Vec<Action> {
-        let peer = |stage: usize| &self.workers[&self.stages[stage].worker].joined;
-        let last = self.stages.len() - 1;
-        let mut actions: Vec<Action> = (0..=last)
-            .rev()
-            .map(|i| {
-                let upstream = if i == 0 { Upstream::Coordinator } else { Upstream::Worker(peer(i - 1).peer) };
-                let downstream = if i == last {
-                    Downstream::Coordinator
-                } else {
-                    let next = peer(i + 1);
-                    Downstream::Worker { peer: next.peer, addresses: vec![next.address.to_string()] }
-                };
-                let route = Route { epoch: self.epoch, stage: StageIndex(index(i)), upstream, downstream };
-                Action::Send(self.stages[i].worker, Message::Route(route))
-            })
-            .collect();
-        actions.push(Action::OpenFrames(self.stages[0].worker, self.epoch));
         actions
     }
-}
 
-impl Stage {
-    fn new(now: Instant, worker: WorkerId) -> Self {
-        Self { worker, status: None, heard: now, linked: false, report: StageReport::default() }
+    /// Whether every worker has room for its new stage beside what it holds for the pipeline that serves.
+    fn has_room(&self, choice: &Choice) -> bool {
+        choice.stages.iter().all(|&worker| self.fits_beside(worker, choice))
+    }
+
+    fn fits_beside(&self, id: WorkerId, choice: &Choice) -> bool {
+        let Some(worker) = self.workers.get(&id) else { return false };
+        let new = choice.stages.iter().position(|&w| w == id).map_or(0, |s| choice.plan.stages[s].memory_bytes);
+        let held: u64 = worker.holds.iter().map(|held| held.memory_bytes).sum();
+        held.saturating_add(new) <= worker.joined.memory_bytes
     }
 }
 
-fn is_ready(stage: &Stage) -> bool {
-    stage.status.as_ref().is_some_and(|s| s.phase == ShardPhase::Ready)
+/// Whether a change that makes everybody wait is announced first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pause {
+    Announce,
+    Now,
 }
 
-fn phase_name(phase: ShardPhase) -> &'static str {
-    match phase {
-        ShardPhase::Fetching => "fetching",
-        ShardPhase::Loading => "loading",
-        ShardPhase::Ready => "ready",
-        ShardPhase::Failed => "failed",
-    }
-}
-
-/// Stages and layers are bounded by the spec, far below the wire's widths.
-fn index(n: usize) -> u16 {
-    u16::try_from(n).unwrap_or(u16::MAX)
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
+/// What a new plan is worth beside the present one.
+enum Worth {
+    Change,
+    Same,
+    /// Not what it costs; the words say so to people.
+    TooLittle(String),
 }
 
 /// Joins within this time make one plan.
 const SETTLE: Duration = Duration::from_millis(500);
-/// A stage that loads says so many times a second; silence this long means that it hangs.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Dialling a neighbour takes milliseconds, or 10 s when it fails.
-const LINKING: Duration = Duration::from_secs(20);
+/// A worker that stays for less than that is unsteady.
+const STEADY: Duration = Duration::from_secs(60);
+/// Plans in a row whose probe may fail; what fails under two of them is in the model.
+const PROBES_MOST: u32 = 2;
+/// A change pays if it makes the slowest stage faster by so great a part of its time: a seventh, so that the others are at
+/// least 15 % faster for it.
+const WORTH: u64 = 7;
+/// How long before a pause people are told.
+const ANNOUNCED: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
-#[path = "roster_tests.rs"]
 mod tests;

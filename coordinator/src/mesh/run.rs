@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{CloseCode, Endpoint, Fault, Frame, FrameKind, Gate, Message, PlanEpoch, Sampled, Sampling, SessionId};
+use qmesh_net::{
+    CloseCode, Endpoint, Fault, FaultCode, Frame, FrameKind, Gate, Message, OpenSession, PlanEpoch, Sampled, SessionId,
+    ShardStatus,
+};
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
@@ -18,14 +21,14 @@ use tokio::{
 use super::{
     MeshConfig,
     links::{self, Event, Link},
-    roster::{self, PlannedModel, Roster, WorkerId},
+    openings::Openings,
+    probe::{Outcome, Probe},
+    roster::{self, Blame, Misconduct, PlannedModel, Roster, WorkerId},
     scheduler::{self, Limits, Scheduler},
-    status::{MeshState, MeshStatus},
+    status::{ChangeStatus, MeshState, MeshStatus},
     weights::Weights,
 };
-use crate::generate::{
-    ClientId, GenerateError, GenerateEvent, GenerateRequest, PromptRows, SUBMISSIONS_WAITING, Submission,
-};
+use crate::generate::{GenerateError, GenerateEvent, SUBMISSIONS_WAITING, Submission};
 
 /// The mesh's state and everything it talks to.
 pub(crate) struct MeshTask {
@@ -37,12 +40,13 @@ pub(crate) struct MeshTask {
     roster: Roster,
     scheduler: Scheduler,
     links: BTreeMap<WorkerId, Link>,
-    /// To stage 0, while a pipeline stands.
-    frames: Option<mpsc::Sender<Frame>>,
+    /// To stage 0 of each pipeline that stands.
+    frames: BTreeMap<PlanEpoch, mpsc::Sender<Frame>>,
+    openings: Openings,
     listeners: BTreeMap<SessionId, mpsc::Sender<GenerateEvent>>,
     /// What listeners are told once the next steps are on their way.
     news: VecDeque<News>,
-    probe: Probe,
+    probe: Option<Probe>,
     stopping: bool,
     started: Instant,
 }
@@ -52,14 +56,6 @@ enum News {
     Happened(SessionId, GenerateEvent),
     /// Nothing more comes.
     Over(SessionId),
-}
-
-/// A token goes through a new pipeline before anyone is told that it is ready.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Probe {
-    Due,
-    Sent(SessionId),
-    Passed,
 }
 
 impl MeshTask {
@@ -90,10 +86,11 @@ impl MeshTask {
             model,
             scheduler: Scheduler::new(limits),
             links: BTreeMap::new(),
-            frames: None,
+            frames: BTreeMap::new(),
+            openings: Openings::default(),
             listeners: BTreeMap::new(),
             news: VecDeque::new(),
-            probe: Probe::Due,
+            probe: None,
             stopping: false,
             started: Instant::now(),
         }
@@ -135,10 +132,11 @@ impl MeshTask {
 
     /// What the mesh says of itself.
     pub(crate) fn status(&self) -> MeshStatus {
+        let now = Instant::now();
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
         let state = if self.stopping {
             MeshState::Stopping
-        } else if self.roster.state() == MeshState::Ready && self.probe != Probe::Passed {
+        } else if self.roster.state() == MeshState::Ready && !self.scheduler.serves() {
             MeshState::Loading
         } else {
             self.roster.state()
@@ -154,7 +152,8 @@ impl MeshTask {
             kv_positions_used: self.scheduler.positions_reserved(),
             join: self.join.clone(),
             stages: self.roster.stage_status(),
-            workers: self.roster.worker_status(rtt_ms),
+            workers: self.roster.worker_status(now, rtt_ms),
+            change: self.roster.change(now).map(|change| self.with_followers(change)),
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),
             prompt_tokens: totals.prompt_tokens,
@@ -164,6 +163,14 @@ impl MeshTask {
             accepted_tokens: totals.accepted_tokens,
             steps: self.scheduler.step_totals.into(),
             uptime_s: self.started.elapsed().as_secs(),
+        }
+    }
+
+    /// How many answers have followed to the next pipeline.
+    fn with_followers(&self, change: ChangeStatus) -> ChangeStatus {
+        match self.scheduler.following() {
+            Some((there, all)) => ChangeStatus { text: format!("{}: {there} of {all}", change.text), ..change },
+            None => change,
         }
     }
 
@@ -177,8 +184,16 @@ impl MeshTask {
                     self.roster.joined(now, worker, roster::Joined { name: named, ..joined });
                 }
             }
-            Event::Control { worker, message } => self.control(now, worker, message),
-            Event::Frame { worker, frame } => self.frame(now, worker, &frame),
+            Event::Control { worker, message } => {
+                if let Err(misconduct) = self.control(now, worker, message) {
+                    self.hang_up(worker, &misconduct.to_string());
+                }
+            }
+            Event::Frame { worker, frame } => {
+                if let Err(why) = self.frame(now, worker, &frame) {
+                    self.hang_up(worker, &why);
+                }
+            }
             Event::Left { worker, why } => {
                 self.links.remove(&worker);
                 let actions = self.roster.left(now, worker, &why);
@@ -187,19 +202,24 @@ impl MeshTask {
         }
     }
 
-    fn control(&mut self, now: Instant, worker: WorkerId, message: Message) {
+    fn control(&mut self, now: Instant, worker: WorkerId, message: Message) -> Result<(), Misconduct> {
         match message {
-            Message::ShardStatus(status) => {
-                let actions = self.roster.shard_status(now, worker, status);
-                self.roster_actions(now, actions);
-            }
+            Message::ShardStatus(status) => self.shard_status(now, worker, status)?,
             Message::Linked { epoch } => {
-                let actions = self.roster.linked(worker, epoch);
+                let actions = self.roster.linked(worker, epoch)?;
                 self.roster_actions(now, actions);
             }
-            Message::Opened { epoch, session } => self.scheduler.opened(epoch, session),
-            Message::Refused { epoch, session, text } => self.fault(now, worker, epoch, Some(session), &text),
-            Message::Fault(Fault { epoch, session, text, .. }) => self.fault(now, worker, epoch, session, &text),
+            Message::Opened { epoch, session } => {
+                if self.answers(worker, epoch, session)? {
+                    self.opened(now, epoch, session);
+                }
+            }
+            Message::Refused { epoch, session, text } => {
+                if self.answers(worker, epoch, session)? {
+                    self.session_fault(now, worker, epoch, session, &text);
+                }
+            }
+            Message::Fault(fault) => self.fault(now, worker, fault)?,
             Message::StageReport(report) => self.roster.report(worker, report),
             Message::Ping { stamp } => self.send(worker, Message::Pong { stamp }),
             Message::Drain | Message::Bye { .. } => {
@@ -215,38 +235,90 @@ impl MeshTask {
             | Message::Open(_)
             | Message::Close { .. }
             | Message::Keep { .. }
-            | Message::Unload { .. } => self.hang_up(worker, "a message that only a coordinator sends"),
+            | Message::Unload { .. } => return Err(Misconduct::Unasked("a message that only a coordinator sends")),
+        }
+        Ok(())
+    }
+
+    fn shard_status(&mut self, now: Instant, worker: WorkerId, status: ShardStatus) -> Result<(), Misconduct> {
+        let actions = self.roster.shard_status(now, worker, status)?;
+        self.roster_actions(now, actions);
+        Ok(())
+    }
+
+    /// Whether a stage's answer on a session counts; `false` where it is late.
+    fn answers(&mut self, worker: WorkerId, epoch: PlanEpoch, session: SessionId) -> Result<bool, Misconduct> {
+        let Some(stage) = self.roster.stage_in(worker, epoch)? else { return Ok(false) };
+        if self.openings.answered(epoch, session, stage) {
+            Ok(true)
+        } else {
+            Err(Misconduct::Unasked("that a session may open"))
         }
     }
 
-    fn fault(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, session: Option<SessionId>, text: &str) {
+    fn opened(&mut self, now: Instant, epoch: PlanEpoch, session: SessionId) {
+        match self.probe.as_mut().filter(|probe| probe.epoch() == epoch && Probe::owns(session)) {
+            Some(probe) => {
+                let outcome = probe.opened(session);
+                self.probe_outcomes(now, outcome.into_iter().collect());
+            }
+            None => self.scheduler.opened(epoch, session),
+        }
+    }
+
+    /// What a worker says of a stage that it has not changes nothing.
+    fn fault(&mut self, now: Instant, worker: WorkerId, fault: Fault) -> Result<(), Misconduct> {
+        let Fault { epoch, session, code, text } = fault;
+        if self.roster.stage_in(worker, epoch)?.is_none() {
+            return Ok(());
+        }
+        if let Some(session) = session {
+            self.session_fault(now, worker, epoch, session, &text);
+            return Ok(());
+        }
+        tracing::warn!("fault on {}: {text}", self.roster.name_of(worker));
+        let actions = match code {
+            FaultCode::Link => self.roster.link_broken(now, worker, epoch, &text),
+            FaultCode::Gap { .. }
+            | FaultCode::UnknownSession
+            | FaultCode::Capacity
+            | FaultCode::Memory
+            | FaultCode::Frame
+            | FaultCode::Numerics
+            | FaultCode::Internal => self.roster.broken(now, epoch, &text, Blame::Worker(worker)),
+        };
+        self.roster_actions(now, actions);
+        Ok(())
+    }
+
+    fn session_fault(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, session: SessionId, text: &str) {
         let text = format!("{}: {text}", self.roster.name_of(worker));
         tracing::warn!("fault on {text}");
-        match session {
-            Some(session) => {
-                let actions = self.scheduler.failed(epoch, session, &text);
-                self.scheduler_actions(now, actions);
-            }
-            // A neighbour may know of a lost worker before we do.
-            None if epoch == self.roster.epoch() => {
-                let actions = self.roster.broken(now, text);
-                self.roster_actions(now, actions);
-            }
-            None => {}
+        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.epoch() == epoch && Probe::owns(session)) {
+            let outcomes = probe.failed(session, &text);
+            return self.probe_outcomes(now, outcomes);
         }
+        let actions = self.scheduler.failed(epoch, session, &text);
+        self.scheduler_actions(now, actions);
     }
 
-    fn frame(&mut self, now: Instant, worker: WorkerId, frame: &Frame) {
-        if frame.kind != FrameKind::Sampled || frame.epoch != self.roster.epoch() {
-            return;
+    fn frame(&mut self, now: Instant, worker: WorkerId, frame: &Frame) -> Result<(), String> {
+        if !self.roster.may_sample(worker, frame.epoch).map_err(|e| e.to_string())? {
+            return Ok(());
         }
-        match Sampled::decode_rows(frame) {
-            Ok(rows) => {
-                let actions = self.scheduler.stepped(now, frame, rows);
-                self.scheduler_actions(now, actions);
-            }
-            Err(error) => self.hang_up(worker, &error.to_string()),
+        if frame.kind != FrameKind::Sampled {
+            return Err("it sent something else than samples".to_owned());
         }
+        let rows = Sampled::decode_rows(frame).map_err(|e| e.to_string())?;
+        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.epoch() == frame.epoch) {
+            let outcomes = probe.sampled(frame.step);
+            self.probe_outcomes(now, outcomes);
+            return Ok(());
+        }
+        self.scheduler.check_answer(frame, &rows)?;
+        let actions = self.scheduler.stepped(now, frame, rows);
+        self.scheduler_actions(now, actions);
+        Ok(())
     }
 
     fn submission(&mut self, submission: Submission) {
@@ -272,12 +344,33 @@ impl MeshTask {
         let now = Instant::now();
         let actions = self.roster.tick(now);
         self.roster_actions(now, actions);
+        self.check_deadlines(now);
         let text = self.roster.text().to_owned();
         let actions = self.scheduler.expire(now, &text);
         self.scheduler_actions(now, actions);
         let gone: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_closed()).map(|(&s, _)| s).collect();
         for session in gone {
             self.cancel(now, session);
+        }
+    }
+
+    /// A stage that lives but answers nothing is as good as lost.
+    fn check_deadlines(&mut self, now: Instant) {
+        let patience = self.scheduler.patience();
+        let late = if let Some(probe) = self.probe.as_ref().filter(|probe| probe.is_overdue(now)) {
+            Some((probe.epoch(), self.roster.laggard(probe.epoch()), "the probe token does not come back".to_owned()))
+        } else if let Some((epoch, stage)) = self.openings.overdue(now, patience) {
+            let worker = self.roster.stage_workers(epoch).nth(stage);
+            Some((epoch, worker, format!("no answer to a new session within {} s", patience.as_secs())))
+        } else {
+            let overdue = self.scheduler.overdue(now);
+            overdue.map(|(epoch, waited)| {
+                (epoch, self.roster.laggard(epoch), format!("no answer to a step within {} s", waited.as_secs()))
+            })
+        };
+        if let Some((epoch, worker, why)) = late {
+            let actions = self.roster.broken(now, epoch, &why, worker.map_or(Blame::Nobody, Blame::Worker));
+            self.roster_actions(now, actions);
         }
     }
 
@@ -309,51 +402,105 @@ impl MeshTask {
             match action {
                 roster::Action::Send(worker, message) => self.send(worker, message),
                 roster::Action::OpenFrames(worker, epoch) => {
-                    self.frames = self.links.get(&worker).map(|link| link.open_frames(epoch));
+                    let frames = self.links.get(&worker).map(|link| link.open_frames(epoch));
+                    self.frames.extend(frames.map(|frames| (epoch, frames)));
                 }
-                roster::Action::Up(epoch, stages) => self.up(now, epoch, stages),
-                roster::Action::Down(why) => {
-                    tracing::warn!("pipeline down: {why}");
-                    self.frames = None;
-                    self.abandon_probe(now);
-                    let actions = self.scheduler.pipeline_down(now, &why);
-                    self.scheduler_actions(now, actions);
+                roster::Action::Up(epoch, stages) => {
+                    let (probe, open) = Probe::start(now, epoch, stages, self.model.spec.vocab);
+                    self.probe = Some(probe);
+                    self.probe_outcomes(now, vec![open]);
                 }
+                roster::Action::Serve(epoch, stages) => self.scheduler.pipeline_up(epoch, stages),
+                roster::Action::Follow(epoch, stages) => self.scheduler.successor_up(now, epoch, stages),
+                roster::Action::Down(epoch, why) => self.down(now, epoch, &why),
             }
         }
+    }
+
+    fn down(&mut self, now: Instant, epoch: PlanEpoch, why: &str) {
+        tracing::warn!("plan {epoch} is given up: {why}");
+        self.let_go(epoch);
+        self.probe.take_if(|probe| probe.epoch() == epoch);
+        self.scheduler.successor_down(epoch);
+        if self.scheduler.is_current(epoch) {
+            let actions = self.scheduler.pipeline_down(now, why);
+            self.scheduler_actions(now, actions);
+        }
+    }
+
+    /// Nothing more goes to the pipeline of this epoch.
+    fn let_go(&mut self, epoch: PlanEpoch) {
+        self.frames.remove(&epoch);
+        self.openings.forget(epoch);
     }
 
     fn scheduler_actions(&mut self, now: Instant, actions: Vec<scheduler::Action>) {
         for action in actions {
             match action {
-                scheduler::Action::Open(open) => self.send_to_stages(&Message::Open(open)),
-                scheduler::Action::Close(session) => {
+                scheduler::Action::Open(open) => self.open(now, open),
+                scheduler::Action::Close(epoch, session) => {
                     self.news.push_back(News::Over(session));
-                    self.send_to_stages(&Message::Close { epoch: self.roster.epoch(), session });
+                    self.send_to_stages(epoch, &Message::Close { epoch, session });
                 }
-                scheduler::Action::Keep(session, positions) => {
+                scheduler::Action::Keep(epoch, session, positions) => {
                     self.news.push_back(News::Over(session));
                     let positions = u32::try_from(positions).unwrap_or(u32::MAX);
-                    self.send_to_stages(&Message::Keep { epoch: self.roster.epoch(), session, positions });
+                    self.send_to_stages(epoch, &Message::Keep { epoch, session, positions });
                 }
                 scheduler::Action::Frame(frame) => self.send_frame(now, frame),
                 scheduler::Action::Deliver(session, event) => self.news.push_back(News::Happened(session, event)),
+                scheduler::Action::Followed(epoch) => self.followed(now, epoch),
             }
         }
     }
 
+    fn followed(&mut self, now: Instant, epoch: PlanEpoch) {
+        tracing::info!("plan {epoch} serves");
+        let gone: Vec<PlanEpoch> = self.frames.keys().copied().filter(|&of| of != epoch).collect();
+        gone.into_iter().for_each(|of| self.let_go(of));
+        let actions = self.roster.followed(epoch);
+        self.roster_actions(now, actions);
+    }
+
+    fn open(&mut self, now: Instant, open: OpenSession) {
+        let (epoch, stages) = (open.epoch, self.roster.stage_workers(open.epoch).count());
+        self.openings.asked(now, epoch, open.session, stages);
+        self.send_to_stages(epoch, &Message::Open(open));
+    }
+
     fn send_frame(&mut self, now: Instant, frame: Frame) {
-        let sent = self.frames.as_ref().is_some_and(|frames| frames.try_send(frame).is_ok());
+        let epoch = frame.epoch;
+        let sent = self.frames.get(&epoch).is_some_and(|frames| frames.try_send(frame).is_ok());
         if !sent {
-            let actions = self.roster.broken(now, "the link to the first stage is gone".to_owned());
+            let first = self.roster.stage_workers(epoch).next();
+            let blame = first.map_or(Blame::Nobody, Blame::Worker);
+            let actions = self.roster.broken(now, epoch, "the link to the first stage is gone", blame);
             self.roster_actions(now, actions);
         }
     }
 
-    fn deliver(&mut self, now: Instant, session: SessionId, event: GenerateEvent) {
-        if self.probe == Probe::Sent(session) {
-            return self.probed(now, &event);
+    fn probe_outcomes(&mut self, now: Instant, outcomes: Vec<Outcome>) {
+        let Some(epoch) = self.probe.as_ref().map(Probe::epoch) else { return };
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Open(open) => self.open(now, open),
+                Outcome::Close(session) => self.send_to_stages(epoch, &Message::Close { epoch, session }),
+                Outcome::Frame(frame) => self.send_frame(now, frame),
+                Outcome::Passed => {
+                    self.probe = None;
+                    let actions = self.roster.proved(epoch);
+                    self.roster_actions(now, actions);
+                }
+                Outcome::Failed(why) => {
+                    self.probe = None;
+                    let actions = self.roster.unprovable(now, epoch, &why);
+                    self.roster_actions(now, actions);
+                }
+            }
         }
+    }
+
+    fn deliver(&mut self, now: Instant, session: SessionId, event: GenerateEvent) {
         let last = matches!(event, GenerateEvent::Finished(_) | GenerateEvent::Failed(_));
         let Some(listener) = self.listeners.get(&session) else { return };
         // A listener that went away, or reads too slowly to keep its buffer from filling, is cancelled.
@@ -367,41 +514,8 @@ impl MeshTask {
         }
     }
 
-    fn up(&mut self, now: Instant, epoch: PlanEpoch, stages: usize) {
-        self.scheduler.pipeline_up(epoch, stages);
-        let request = GenerateRequest {
-            ids: vec![0],
-            max_tokens: 1,
-            sampling: Sampling::default(),
-            ends: Arc::new([]),
-            prompt_rows: PromptRows::Last,
-            client: ClientId(u64::MAX),
-        };
-        // A full queue says that requests wait for this pipeline: the first of them is as good a probe.
-        self.probe = self.scheduler.submit(now, request).map_or(Probe::Passed, Probe::Sent);
-    }
-
-    fn probed(&mut self, now: Instant, event: &GenerateEvent) {
-        match event {
-            GenerateEvent::Finished(_) => self.probe = Probe::Passed,
-            GenerateEvent::Failed(error) => {
-                let actions = self.roster.broken(now, format!("the probe token failed: {error}"));
-                self.roster_actions(now, actions);
-            }
-            GenerateEvent::Token(_) | GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
-        }
-    }
-
-    fn abandon_probe(&mut self, now: Instant) {
-        let probe = std::mem::replace(&mut self.probe, Probe::Due);
-        if let Probe::Sent(session) = probe {
-            let actions = self.scheduler.cancel(session);
-            self.scheduler_actions(now, actions);
-        }
-    }
-
-    fn send_to_stages(&mut self, message: &Message) {
-        let workers: Vec<WorkerId> = self.roster.stage_workers().collect();
+    fn send_to_stages(&mut self, epoch: PlanEpoch, message: &Message) {
+        let workers: Vec<WorkerId> = self.roster.stage_workers(epoch).collect();
         for worker in workers {
             self.send(worker, message.clone());
         }

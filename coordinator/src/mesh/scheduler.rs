@@ -2,12 +2,14 @@
 //!
 //! A sequence's ids are all that matters. `sent` counts those that went out under the present plan; whatever lies between
 //! `sent` and the end of `ids` is ready to go, one token in decode and a chunk in prefill. A lost plan sets `sent` back to
-//! zero, and the ids are computed again under the next one: the stream goes on with the same text.
+//! zero, and the ids are computed again under the next one: the stream goes on with the same text. Where the next pipeline
+//! stands before the present one goes, they are computed there beforehand (`follow`).
 //!
 //! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
 //! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
 
 mod admission;
+mod follow;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,11 +22,12 @@ use qmesh_net::{
     limits::FRAME_SEGMENTS,
 };
 
-use self::admission::Kept;
+use self::{admission::Kept, follow::Successor};
 use super::{
     PrefixReuse, Speculation,
     pace::{Pace, Prompts},
     pages::Pages,
+    probe::TRIES_MOST,
     sequence::{Phase, Sequence, Taken},
 };
 use crate::generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest};
@@ -55,14 +58,16 @@ pub(crate) struct Limits {
 pub(crate) enum Action {
     /// To every stage.
     Open(OpenSession),
-    /// To every stage.
-    Close(SessionId),
-    /// To every stage: the session has ended, but its first positions stay.
-    Keep(SessionId, usize),
+    /// To every stage of the epoch.
+    Close(PlanEpoch, SessionId),
+    /// To every stage of the epoch: the session has ended, but its first positions stay.
+    Keep(PlanEpoch, SessionId, usize),
     /// To stage 0.
     Frame(Frame),
     /// To whoever submitted the sequence.
     Deliver(SessionId, GenerateEvent),
+    /// Nothing runs on another pipeline than this epoch's any more.
+    Followed(PlanEpoch),
 }
 
 /// The pipeline that steps run through.
@@ -75,8 +80,7 @@ struct Pipeline {
 /// A step in flight.
 #[derive(Debug)]
 struct StepUnderWay {
-    sessions: Vec<SessionId>,
-    rows: usize,
+    segments: Vec<Segment>,
     /// Whether tokens come of it, and not only more of a prompt.
     decodes: bool,
     sent: Instant,
@@ -112,9 +116,12 @@ pub(crate) struct StepTotals {
 pub(crate) struct Scheduler {
     limits: Limits,
     pipeline: Option<Pipeline>,
+    successor: Option<Successor>,
     sequences: BTreeMap<SessionId, Sequence>,
     queue: VecDeque<SessionId>,
     steps: BTreeMap<StepId, StepUnderWay>,
+    /// When a step last came back, or the pipeline came up.
+    returned: Instant,
     pages: Pages,
     pace: Pace,
     /// Beginnings that ended sequences have left on the stages.
@@ -133,15 +140,17 @@ impl Scheduler {
         Self {
             limits,
             pipeline: None,
+            successor: None,
             sequences: BTreeMap::new(),
             queue: VecDeque::new(),
             steps: BTreeMap::new(),
+            returned: Instant::now(),
             pages: Pages::new(limits.kv_positions),
             pace: Pace::default(),
             kept: BTreeMap::new(),
             served: BTreeMap::new(),
             next_session: 1,
-            next_step: 0,
+            next_step: FIRST_STEP,
             turn: 0,
             totals: Totals::default(),
             step_totals: StepTotals::default(),
@@ -169,13 +178,18 @@ impl Scheduler {
 
     /// A pipeline stands: sequences that lost theirs start over, with all the ids they have.
     pub(crate) fn pipeline_up(&mut self, epoch: PlanEpoch, stages: usize) {
+        if self.is_current(epoch) {
+            return;
+        }
         self.pipeline = Some(Pipeline { epoch, stages });
+        self.next_step = FIRST_STEP;
         self.pace = Pace::new(stages);
         self.step_totals = StepTotals::default();
     }
 
-    /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, but for those
-    /// that lost one too often without a token in between: what brings pipelines down may be their own rows.
+    /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, unless they have a
+    /// follower there; but for those that lost one too often without a token in between: what brings pipelines down may
+    /// be their own rows.
     pub(crate) fn pipeline_down(&mut self, now: Instant, why: &str) -> Vec<Action> {
         self.pipeline = None;
         self.steps.clear();
@@ -187,15 +201,19 @@ impl Scheduler {
             sequence.restart(now);
             self.queue.push_back(session);
         }
+        let mut actions = if self.successor.is_some() { self.fall_over(now) } else { Vec::new() };
         let hopeless = self.sequences.iter().filter(|(_, s)| s.restarts > RESTARTS_MOST).map(|(&id, _)| id);
         let hopeless: Vec<_> = hopeless.collect();
         let error = GenerateError::WorkerLost { text: why.to_owned() };
-        hopeless.into_iter().flat_map(|s| self.end(s, Some(GenerateEvent::Failed(error.clone())))).collect()
+        actions.extend(hopeless.into_iter().flat_map(|s| self.end(s, Some(GenerateEvent::Failed(error.clone())))));
+        actions
     }
 
     /// One stage has made room for the session.
     pub(crate) fn opened(&mut self, epoch: PlanEpoch, session: SessionId) {
-        if self.is_current(epoch)
+        if self.is_next(epoch) {
+            self.follower_opened(session);
+        } else if self.is_current(epoch)
             && let Some(sequence) = self.sequences.get_mut(&session)
         {
             sequence.stage_opened();
@@ -204,13 +222,13 @@ impl Scheduler {
 
     /// The session has failed on a stage, which took its rows out of the step: a step of its own does not come back.
     pub(crate) fn failed(&mut self, epoch: PlanEpoch, session: SessionId, text: &str) -> Vec<Action> {
+        if self.is_next(epoch) {
+            return self.follower_failed(session);
+        }
         if !self.is_current(epoch) {
             return Vec::new();
         }
-        self.steps.retain(|_, step| {
-            step.sessions.retain(|&s| s != session);
-            !step.sessions.is_empty()
-        });
+        self.steps.retain(|_, step| step.forget(session));
         if let Some(sequence) = self.sequences.get_mut(&session) {
             sequence.in_flight = 0;
             sequence.spoiled = true;
@@ -220,15 +238,19 @@ impl Scheduler {
 
     /// A step came out of the last stage; `rows` has the rows that were wanted, segment after segment.
     pub(crate) fn stepped(&mut self, now: Instant, frame: &Frame, mut rows: Vec<Sampled>) -> Vec<Action> {
+        if self.is_next(frame.epoch) {
+            self.follower_stepped(now, frame);
+            return Vec::new();
+        }
         if !self.is_current(frame.epoch) {
             return Vec::new();
         }
-        let Some(StepUnderWay { sessions, rows: sent_rows, sent, .. }) = self.steps.remove(&frame.step) else {
-            return Vec::new();
-        };
+        let Some(step) = self.steps.remove(&frame.step) else { return Vec::new() };
+        self.returned = now;
+        let sessions: Vec<SessionId> = step.segments.iter().map(|s| s.session).collect();
         // Stages take the rows of what they have failed out of a step, which says nothing then.
         if sessions.iter().all(|session| self.sequences.get(session).is_some_and(|s| !s.spoiled)) {
-            self.learn(sent_rows, frame.times, now.saturating_duration_since(sent));
+            self.learn(step.rows(), frame.times, now.saturating_duration_since(step.sent));
         }
         for session in &sessions {
             if let Some(sequence) = self.sequences.get_mut(session) {
@@ -261,12 +283,69 @@ impl Scheduler {
 
     /// Admits what has room and fills steps, as far as credits reach.
     pub(crate) fn pump(&mut self, now: Instant) -> Vec<Action> {
-        let Some(pipeline) = self.pipeline else { return Vec::new() };
-        let mut actions = self.admit(pipeline);
-        while let Some(frame) = self.fill_step(now, pipeline) {
+        let mut actions = self.pump_successor(now);
+        let Some(pipeline) = self.pipeline else { return actions };
+        if !self.is_closing(now) {
+            actions.extend(self.admit(pipeline));
+        }
+        while !self.is_draining()
+            && let Some(frame) = self.fill_step(now, pipeline)
+        {
             actions.push(Action::Frame(frame));
         }
         actions
+    }
+
+    /// Whether a frame of samples is the answer to a step that is under way.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for a log.
+    pub(crate) fn check_answer(&self, frame: &Frame, rows: &[Sampled]) -> Result<(), &'static str> {
+        let steps = match self.successor.as_ref().filter(|_| self.is_next(frame.epoch)) {
+            Some(successor) => &successor.steps,
+            None if self.is_current(frame.epoch) => &self.steps,
+            None => return Ok(()),
+        };
+        let vocab = self.limits.vocab;
+        if rows.iter().any(|row| row.token as usize >= vocab) {
+            return Err("it sampled a token that is not in the vocabulary");
+        }
+        // A step whose sessions have all failed is forgotten, and may still come back.
+        let Some(step) = steps.get(&frame.step) else {
+            let sent = frame.step < StepId(if self.is_next(frame.epoch) { u32::MAX } else { self.next_step });
+            return if sent { Ok(()) } else { Err("it answered a step that was never sent") };
+        };
+        let answers = |answer: &Segment| {
+            step.segments.iter().any(|s| {
+                s.session == answer.session
+                    && answer.rows <= s.rows
+                    && answer.position >= s.position
+                    && answer.position + answer.rows <= s.position + s.rows
+            })
+        };
+        let known = |answer: &&Segment| !self.sequences.contains_key(&answer.session) || answers(answer);
+        if frame.segments.iter().all(|answer| known(&answer)) {
+            Ok(())
+        } else {
+            Err("it sampled rows that were not sent")
+        }
+    }
+
+    /// The pipeline that has owed an answer for so long that it will not come, and for how long.
+    pub(crate) fn overdue(&self, now: Instant) -> Option<(PlanEpoch, Duration)> {
+        let current = self.pipeline.map(|p| (p.epoch, &self.steps, self.returned));
+        let next = self.successor.as_ref().map(|s| (s.pipeline.epoch, &s.steps, s.returned));
+        current.into_iter().chain(next).find_map(|(epoch, steps, returned)| {
+            let since = steps.values().map(|step| step.sent).min()?.max(returned);
+            let waited = now.saturating_duration_since(since);
+            (waited > self.patience()).then_some((epoch, waited))
+        })
+    }
+
+    /// How long an answer may take: many times what steps were measured to take.
+    pub(crate) fn patience(&self) -> Duration {
+        let measured = self.pace.step_time(self.limits.chunk_rows);
+        measured.map_or(PATIENCE_UNMEASURED, |seconds| PATIENCE_LEAST + Duration::from_secs_f64(PATIENCE * seconds))
     }
 
     /// Sequences on the stages.
@@ -289,7 +368,16 @@ impl Scheduler {
         self.sequences.is_empty() && self.queue.is_empty() && self.steps.is_empty()
     }
 
-    fn is_current(&self, epoch: PlanEpoch) -> bool {
+    /// Whether sequences can run now.
+    pub(crate) fn serves(&self) -> bool {
+        self.pipeline.is_some()
+    }
+
+    fn is_next(&self, epoch: PlanEpoch) -> bool {
+        self.successor.as_ref().is_some_and(|s| s.pipeline.epoch == epoch)
+    }
+
+    pub(crate) fn is_current(&self, epoch: PlanEpoch) -> bool {
         self.pipeline.is_some_and(|p| p.epoch == epoch)
     }
 
@@ -321,7 +409,7 @@ impl Scheduler {
         if self.steps.len() >= self.pace.steps_most(groups, group_rows.max(1)) {
             return None;
         }
-        let mut frame = self.empty_frame(pipeline);
+        let mut frame = empty_frame(pipeline, StepId(self.next_step));
         if self.steps.values().filter(|step| step.decodes).count() < groups {
             self.add_group(&mut frame, groups, group_rows);
         }
@@ -344,8 +432,7 @@ impl Scheduler {
         if frame.segments.is_empty() {
             return None;
         }
-        let sessions = frame.segments.iter().map(|s| s.session).collect();
-        self.steps.insert(frame.step, StepUnderWay { sessions, rows: frame.ids.len(), decodes, sent: now });
+        self.steps.insert(frame.step, StepUnderWay { segments: frame.segments.clone(), decodes, sent: now });
         self.next_step = self.next_step.wrapping_add(1);
         Some(frame)
     }
@@ -417,20 +504,6 @@ impl Scheduler {
         totals.hops += whole.saturating_sub(micros(times.compute_us) + micros(times.queued_us));
     }
 
-    fn empty_frame(&self, pipeline: Pipeline) -> Frame {
-        Frame {
-            kind: FrameKind::Tokens,
-            wire: WireType::F32,
-            epoch: pipeline.epoch,
-            step: StepId(self.next_step),
-            width: 0,
-            times: StepTimes::default(),
-            segments: Vec::new(),
-            ids: Vec::new(),
-            payload: Bytes::new(),
-        }
-    }
-
     fn take_rows(&mut self, now: Instant, segment: &Segment, rows: Vec<Sampled>) -> Vec<Action> {
         let session = segment.session;
         let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.phase == Phase::Running) else {
@@ -470,6 +543,39 @@ impl Scheduler {
     }
 }
 
+impl StepUnderWay {
+    fn rows(&self) -> usize {
+        self.segments.iter().map(|s| s.rows as usize).sum()
+    }
+
+    /// Takes a session out; `false` where nothing is left.
+    fn forget(&mut self, session: SessionId) -> bool {
+        self.segments.retain(|s| s.session != session);
+        !self.segments.is_empty()
+    }
+}
+
+fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
+    Frame {
+        kind: FrameKind::Tokens,
+        wire: WireType::F32,
+        epoch: pipeline.epoch,
+        step,
+        width: 0,
+        times: StepTimes::default(),
+        segments: Vec::new(),
+        ids: Vec::new(),
+        payload: Bytes::new(),
+    }
+}
+
+/// Steps before that are probes'.
+const FIRST_STEP: u32 = TRIES_MOST;
+/// How many times as long as usual an answer may take, and how much longer in any case.
+const PATIENCE: f64 = 10.0;
+const PATIENCE_LEAST: Duration = Duration::from_secs(5);
+/// Where nothing was measured yet.
+const PATIENCE_UNMEASURED: Duration = Duration::from_secs(300);
 /// Tokens drafted for a sequence at a time.
 const DRAFTS_MOST: usize = 15;
 /// Pipelines that a sequence may lose between two of its tokens.

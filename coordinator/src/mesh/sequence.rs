@@ -23,6 +23,17 @@ pub(crate) enum Phase {
     Ending,
 }
 
+impl Phase {
+    /// One stage more has made room.
+    pub(crate) fn answered(self) -> Self {
+        match self {
+            Self::Opening { missing: 0 | 1 } => Self::Running,
+            Self::Opening { missing } => Self::Opening { missing: missing - 1 },
+            Self::Waiting | Self::Running | Self::Ending => self,
+        }
+    }
+}
+
 /// One sequence: prompt and generated ids, and its books.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -109,6 +120,19 @@ impl Sequence {
         }
     }
 
+    /// On the stages of another pipeline, which know its ids up to `sent`.
+    pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize) {
+        self.phase = phase;
+        (self.sent, self.computed, self.in_flight) = (sent, computed, in_flight);
+        self.drafted.clear();
+        self.waiting_since = None;
+    }
+
+    /// Whether it has its first token, and so an answer that would have to wait if it started over.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.phase == Phase::Running && self.prompt_done
+    }
+
     /// How many of the first `held` positions of a session with `ids` this one can begin with, in whole pages.
     pub(crate) fn shareable(&self, ids: &[u32], held: usize) -> usize {
         // A scored prompt needs all its rows, any other one the last.
@@ -125,8 +149,8 @@ impl Sequence {
     }
 
     pub(crate) fn stage_opened(&mut self) {
-        if let Phase::Opening { missing } = self.phase {
-            self.phase = if missing <= 1 { Phase::Running } else { Phase::Opening { missing: missing - 1 } };
+        if matches!(self.phase, Phase::Opening { .. }) {
+            self.phase = self.phase.answered();
             self.waiting_since = None;
         }
     }

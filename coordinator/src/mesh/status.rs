@@ -27,6 +27,8 @@ pub struct MeshStatus {
     pub stages: Vec<StageStatus>,
     /// Every worker that is connected.
     pub workers: Vec<WorkerStatus>,
+    /// The plan that is being made ready beside the one that serves.
+    pub change: Option<ChangeStatus>,
     /// Sequences being computed.
     pub running: usize,
     /// Requests that wait for room.
@@ -124,6 +126,19 @@ pub struct WorkerStatus {
     pub rtt_ms: f64,
     /// Its stage, if it has one.
     pub stage: Option<usize>,
+    /// Why it has none.
+    pub note: Option<String>,
+}
+
+/// A plan on its way to serve in the place of another.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ChangeStatus {
+    /// Its epoch.
+    pub epoch: u32,
+    /// How far it is.
+    pub text: String,
+    /// Its stages in order, once they load.
+    pub stages: Vec<StageStatus>,
 }
 
 impl From<StepTotals> for StepsStatus {

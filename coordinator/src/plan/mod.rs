@@ -121,6 +121,15 @@ pub fn fits(input: &PlanInput<'_>) -> bool {
     }
 }
 
+/// The time of a plan's slowest stage, in bytes of weights per thread: only good to compare plans of one model.
+pub fn slowest_stage(input: &PlanInput<'_>, plan: &Plan) -> u64 {
+    let costs = Costs::new(input);
+    let time = |stage: &StagePlan| {
+        costs.stage(&stage.layers).work_bytes / u64::from(input.workers[stage.worker].threads.max(1))
+    };
+    plan.stages.iter().map(time).max().unwrap_or(0)
+}
+
 fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> StagePlan {
     let Assignment { worker, layers } = assignment;
     let cost = costs.stage(&layers);

@@ -81,6 +81,7 @@ pub fn status(status: &MeshStatus) -> String {
         ("threads", Align::Right),
         ("rtt ms", Align::Right),
         ("stage", Align::Right),
+        ("note", Align::Left),
     ];
     let workers = status.workers.iter().map(|worker| {
         vec![
@@ -91,9 +92,11 @@ pub fn status(status: &MeshStatus) -> String {
             worker.threads.to_string(),
             format!("{:.2}", worker.rtt_ms),
             worker.stage.map_or_else(|| "-".to_owned(), |stage| stage.to_string()),
+            worker.note.clone().unwrap_or_default(),
         ]
     });
     let mut parts = vec![summary];
+    parts.extend(status.change.as_ref().map(|change| format!("plan {} is next: {}", change.epoch, change.text)));
     if !status.workers.is_empty() {
         parts.push(table(&columns, workers));
     }

@@ -155,6 +155,7 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         join: "shard-worker join qmesh1".to_owned(),
         stages: Vec::new(),
         workers: Vec::new(),
+        change: None,
         running: 0,
         waiting: 0,
         prompt_tokens: 0,

@@ -60,16 +60,18 @@ impl Scheduler {
         // One that begins with all of it is as good, and one that is all its beginning has become useless.
         if kept == 0 || self.kept.values().any(|other| other.ids.starts_with(&ids)) {
             self.pages.keep(session, 0);
-            return vec![Action::Close(session)];
+            return self.close(session);
         }
         let shorter: Vec<_> = self.kept.iter().filter(|(_, k)| ids.starts_with(&k.ids)).map(|(&s, _)| s).collect();
         self.pages.keep(session, kept);
         self.turn += 1;
         self.kept.insert(session, Kept { ids, turn: self.turn });
-        let mut actions = vec![Action::Keep(session, kept)];
-        actions.extend(shorter.into_iter().map(|session| self.drop_kept(session)));
+        let mut actions: Vec<_> =
+            self.pipeline.iter().map(|pipeline| Action::Keep(pipeline.epoch, session, kept)).collect();
+        actions.extend(shorter.into_iter().flat_map(|session| self.drop_kept(session)));
         if self.kept.len() > KEPT_MOST {
-            actions.extend(self.oldest_kept(None).map(|session| self.drop_kept(session)));
+            let oldest = self.oldest_kept(None);
+            actions.extend(oldest.into_iter().flat_map(|session| self.drop_kept(session)));
         }
         actions
     }
@@ -123,11 +125,11 @@ impl Scheduler {
                 return Some(prefix);
             }
             let Some(oldest) = self.oldest_kept(prefix.map(|p| p.session)) else { break };
-            actions.push(self.drop_kept(oldest));
+            actions.extend(self.drop_kept(oldest));
         }
         // Only the prefix itself may still be in the way of the rest.
         let source = prefix.map(|p| p.session).filter(|session| self.kept.contains_key(session))?;
-        actions.push(self.drop_kept(source));
+        actions.extend(self.drop_kept(source));
         self.pages.fit(positions, 0).then_some(None)
     }
 
@@ -136,9 +138,13 @@ impl Scheduler {
         others.min_by_key(|(_, kept)| kept.turn).map(|(&session, _)| session)
     }
 
-    fn drop_kept(&mut self, session: SessionId) -> Action {
+    fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
         self.kept.remove(&session);
         self.pages.keep(session, 0);
-        Action::Close(session)
+        self.close(session)
+    }
+
+    fn close(&self, session: SessionId) -> Vec<Action> {
+        self.pipeline.iter().map(|pipeline| Action::Close(pipeline.epoch, session)).collect()
     }
 }

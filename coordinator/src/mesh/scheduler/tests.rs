@@ -94,6 +94,65 @@ fn a_lost_pipeline_changes_no_text_and_a_late_one_fails_what_waits() {
 }
 
 #[test]
+fn sequences_follow_to_the_next_pipeline_between_two_tokens() {
+    let mut world = World::new(2, Limits { chunk_rows: 64, ..limits() });
+    world.up();
+    let beginning: Vec<u32> = (0..100).map(|i| i * 11 % 50).collect();
+    let sessions: Vec<_> = (0..4).map(|i| world.submit(request([&beginning[..], &[i]].concat(), 80))).collect();
+    while sessions.iter().any(|s| world.stories[s].tokens.len() < 5) {
+        world.step();
+    }
+    let waiting = world.submit(request(vec![9; 120], 20));
+    world.next_up();
+    let steps = world.scheduler.totals.generated_tokens;
+    while world.moves == 0 {
+        world.step();
+        assert!(world.scheduler.is_idle() || world.scheduler.pipeline.is_some());
+    }
+    // Tokens came all the while, and what had been computed of them there is not computed again.
+    assert!(world.scheduler.totals.generated_tokens > steps);
+    assert!(sessions.iter().all(|s| world.scheduler.sequences[s].phase == Phase::Running));
+    assert!(sessions.iter().all(|s| world.scheduler.sequences[s].unsent() <= 48));
+    world.drain();
+    world.check_stories();
+    assert!(world.stories[&waiting].finish.is_some());
+}
+
+#[test]
+fn who_has_followed_some_of_the_way_goes_on_from_there_when_the_old_pipeline_is_lost() {
+    let mut world = World::new(2, limits());
+    world.up();
+    let session = world.submit(request(vec![5; 120], 60));
+    while world.stories[&session].tokens.len() < 5 {
+        world.step();
+    }
+    world.next_up();
+    while world.held_of_next(session) < 32 {
+        world.step();
+    }
+    world.down();
+    assert_eq!(world.moves, 1);
+    assert!(world.scheduler.sequences[&session].unsent() < 120, "not from the start");
+    world.drain();
+    world.check_stories();
+}
+
+#[test]
+fn what_owes_an_answer_for_too_long_is_found() {
+    let mut world = World::new(1, limits());
+    world.up();
+    world.submit(request(vec![5; 30], 40));
+    for _ in 0..20 {
+        world.step();
+    }
+    let actions = world.scheduler.pump(world.now);
+    world.carry_out(actions);
+    assert_eq!(world.scheduler.overdue(world.now), None);
+    let late = world.now + world.scheduler.patience() * 2;
+    assert_eq!(world.scheduler.overdue(late).map(|(epoch, _)| epoch), Some(world.epoch));
+}
+
+#[test]
 fn a_sequence_that_brings_pipelines_down_is_given_up() {
     let mut world = World::new(2, limits());
     let session = world.submit(request(vec![5; 30], 4));
@@ -171,6 +230,7 @@ fn drafts_that_are_right_save_steps_and_wrong_ones_cost_no_text() {
 
 #[test]
 fn random_worlds_keep_their_books_and_their_texts() {
+    let mut moves = 0;
     for seed in 0..400 {
         let mut world = World::new(seed, limits());
         world.up();
@@ -184,7 +244,9 @@ fn random_worlds_keep_their_books_and_their_texts() {
         }
         world.drain();
         world.check_stories();
+        moves += world.moves;
     }
+    assert!(moves > 400, "{moves} moves to another pipeline");
 }
 
 fn limits() -> Limits {

@@ -47,17 +47,22 @@ pub(super) struct World {
     pub(super) scheduler: Scheduler,
     pub(super) now: Instant,
     pub(super) epoch: PlanEpoch,
+    epochs: u32,
     pub(super) stages: usize,
     /// Ids that the stages hold of each open session.
     pub(super) open: BTreeMap<SessionId, Vec<u32>>,
-    pub(super) unanswered: VecDeque<SessionId>,
+    /// The same of the pipeline that sequences follow to, with its epoch.
+    pub(super) next: Option<(PlanEpoch, BTreeMap<SessionId, Vec<u32>>)>,
+    pub(super) unanswered: VecDeque<(PlanEpoch, SessionId)>,
     /// In order, with when they come back and where their time went.
     pub(super) frames: VecDeque<(Instant, StepTimes, Frame)>,
     /// When each stage has done what it was given.
     free: Vec<Instant>,
     pub(super) pace: WorldPace,
     pub(super) stories: BTreeMap<SessionId, Story>,
-    pub(super) closed: BTreeSet<SessionId>,
+    pub(super) closed: BTreeSet<(PlanEpoch, SessionId)>,
+    /// How often sequences have followed to another pipeline.
+    pub(super) moves: usize,
 }
 
 impl World {
@@ -77,28 +82,56 @@ impl World {
             scheduler: Scheduler::new(limits),
             now,
             epoch: PlanEpoch(0),
+            epochs: 0,
             stages,
             free: vec![now; stages],
             pace,
             open: BTreeMap::new(),
+            next: None,
             unanswered: VecDeque::new(),
             frames: VecDeque::new(),
             stories: BTreeMap::new(),
             closed: BTreeSet::new(),
+            moves: 0,
         }
     }
 
+    fn fresh_epoch(&mut self) -> PlanEpoch {
+        self.epochs += 1;
+        PlanEpoch(self.epochs)
+    }
+
     pub(super) fn up(&mut self) {
-        self.epoch = PlanEpoch(self.epoch.0 + 1);
+        self.epoch = self.fresh_epoch();
         self.scheduler.pipeline_up(self.epoch, self.stages);
     }
 
     pub(super) fn down(&mut self) {
+        let (epoch, next) = (self.epoch, self.next.as_ref().map(|(epoch, _)| *epoch));
+        self.unanswered.retain(|(of, _)| Some(*of) == next);
+        self.frames.retain(|(.., frame)| frame.epoch != epoch);
+        self.open.clear();
         let actions = self.scheduler.pipeline_down(self.now, "lost w1");
         self.carry_out(actions);
-        self.open.clear();
-        self.unanswered.clear();
-        self.frames.clear();
+    }
+
+    /// A second pipeline, with as many stages.
+    pub(super) fn next_up(&mut self) {
+        let epoch = self.fresh_epoch();
+        self.next = Some((epoch, BTreeMap::new()));
+        self.scheduler.successor_up(self.now, epoch, self.stages);
+    }
+
+    /// Ids of a session that the stages of the next pipeline hold.
+    pub(super) fn held_of_next(&self, session: SessionId) -> usize {
+        self.next.as_ref().and_then(|(_, held)| held.get(&session)).map_or(0, Vec::len)
+    }
+
+    fn next_down(&mut self) {
+        let Some((epoch, _)) = self.next.take() else { return };
+        self.scheduler.successor_down(epoch);
+        self.unanswered.retain(|(of, _)| *of != epoch);
+        self.frames.retain(|(.., frame)| frame.epoch != epoch);
     }
 
     pub(super) fn submit(&mut self, request: GenerateRequest) -> SessionId {
@@ -137,6 +170,8 @@ impl World {
             }
             7 if self.scheduler.pipeline.is_some() => self.down(),
             8..=20 if self.scheduler.pipeline.is_none() => self.up(),
+            21 if self.scheduler.pipeline.is_some() && self.next.is_none() => self.next_up(),
+            22 if self.below(4) == 0 => self.next_down(),
             _ => {}
         }
     }
@@ -145,9 +180,9 @@ impl World {
     pub(super) fn step(&mut self) {
         let actions = self.scheduler.pump(self.now);
         self.carry_out(actions);
-        if let Some(session) = self.unanswered.pop_front() {
+        if let Some((epoch, session)) = self.unanswered.pop_front() {
             for _ in 0..self.stages {
-                self.scheduler.opened(self.epoch, session);
+                self.scheduler.opened(epoch, session);
             }
         }
         if let Some((back, times, frame)) = self.frames.pop_front() {
@@ -172,25 +207,36 @@ impl World {
         for action in actions {
             match action {
                 Action::Open(open) => {
-                    let beginning = open.prefix.map_or(&[][..], |prefix| {
+                    let (seed, held) = (self.seed, self.held(open.epoch));
+                    let beginning = open.prefix.map_or(vec![], |prefix| {
                         assert!(prefix.positions.is_multiple_of(64) && prefix.positions < open.max_positions);
-                        &self.open[&prefix.session][..prefix.positions as usize]
+                        held[&prefix.session][..prefix.positions as usize].to_vec()
                     });
-                    assert!(self.stories[&open.session].ids.starts_with(beginning), "seed {}: another's", self.seed);
-                    let beginning = beginning.to_vec();
-                    assert!(self.open.insert(open.session, beginning).is_none(), "seed {}: opened twice", self.seed);
-                    self.unanswered.push_back(open.session);
+                    assert!(held.insert(open.session, beginning.clone()).is_none(), "seed {seed}: opened twice");
+                    let ids = self.scheduler.sequences[&open.session].ids.as_slice();
+                    assert!(ids.starts_with(&beginning), "seed {seed}: another's");
+                    self.unanswered.push_back((open.epoch, open.session));
                 }
-                Action::Close(session) => {
-                    assert!(self.open.remove(&session).is_some(), "seed {}: {session} was not open", self.seed);
-                    self.unanswered.retain(|&s| s != session);
-                    assert!(self.closed.insert(session), "seed {}: {session} closed twice", self.seed);
+                Action::Close(epoch, session) => {
+                    let seed = self.seed;
+                    assert!(self.held(epoch).remove(&session).is_some(), "seed {seed}: {session} was not open");
+                    self.unanswered.retain(|&waiting| waiting != (epoch, session));
+                    assert!(self.closed.insert((epoch, session)), "seed {seed}: {session} closed twice");
                 }
-                Action::Keep(session, positions) => {
-                    let held = self.open.get_mut(&session).expect("a session that is open");
-                    assert!(positions > 0 && positions <= held.len(), "seed {}: kept what was not there", self.seed);
+                Action::Keep(epoch, session, positions) => {
+                    let seed = self.seed;
+                    let held = self.held(epoch).get_mut(&session).expect("a session that is open");
+                    assert!(positions > 0 && positions <= held.len(), "seed {seed}: kept what was not there");
                     held.truncate(positions);
-                    self.unanswered.retain(|&s| s != session);
+                    self.unanswered.retain(|&waiting| waiting != (epoch, session));
+                }
+                Action::Followed(epoch) => {
+                    let next = self.next.take().filter(|(next, _)| *next == epoch);
+                    self.open = next.expect("the pipeline that was followed to").1;
+                    self.unanswered.retain(|(of, _)| *of == epoch);
+                    self.frames.retain(|(.., frame)| frame.epoch == epoch);
+                    self.epoch = epoch;
+                    self.moves += 1;
                 }
                 Action::Frame(frame) => self.send(frame),
                 Action::Deliver(session, event) => {
@@ -204,6 +250,17 @@ impl World {
                         GenerateEvent::Failed(error) => story.failed = Some(error),
                     }
                 }
+            }
+        }
+    }
+
+    /// Ids that the stages of an epoch hold.
+    fn held(&mut self, epoch: PlanEpoch) -> &mut BTreeMap<SessionId, Vec<u32>> {
+        match &mut self.next {
+            Some((next, held)) if *next == epoch => held,
+            Some(_) | None => {
+                assert_eq!(epoch, self.epoch, "seed {}: a pipeline that is gone", self.seed);
+                &mut self.open
             }
         }
     }
@@ -231,13 +288,13 @@ impl World {
         for segment in &frame.segments {
             let (ids, after) = rest.split_at(segment.rows as usize);
             rest = after;
-            let Some(held) = self.open.get_mut(&segment.session) else {
+            let Some(held) = self.held(frame.epoch).get_mut(&segment.session) else {
                 // A stage that has failed a session takes its rows out of the step.
-                assert!(self.stories[&segment.session].failed.is_some(), "rows of a session that is not open");
+                assert!(self.stories[&segment.session].over(), "rows of a session that is not open");
                 segments.push(Segment { rows: 0, ..*segment });
                 continue;
             };
-            assert!(segment.position as usize <= held.len(), "seed {}: a gap", self.seed);
+            assert!(segment.position as usize <= held.len(), "a gap");
             held.truncate(segment.position as usize);
             held.extend(ids);
             let first = match segment.wants {
@@ -267,7 +324,8 @@ impl World {
         let fill = self.stages as f64 + (self.stages + 1) as f64 * hop.as_secs_f64() / step;
         // Until a number of rows was measured, its time is a guess.
         let most = 5.0 * fill + self.scheduler.running() as f64 + 2.0;
-        assert!(self.frames.len() as f64 <= most, "seed {seed}: {} steps in flight", self.frames.len());
+        let frames = self.frames.iter().filter(|(.., frame)| frame.epoch == self.epoch).count();
+        assert!(frames as f64 <= most, "seed {seed}: {frames} steps in flight");
         let open = self.scheduler.running() + self.scheduler.kept.len();
         assert_eq!(self.open.len(), open, "seed {seed}: sessions that nobody knows of");
         assert!(self.frames.iter().all(|(.., f)| f.ids.len() <= limits().chunk_rows), "seed {seed}: a step too large");
