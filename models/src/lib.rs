@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod chat;
 pub mod directories;
 pub mod family;
+pub mod footprint;
 pub mod gguf;
 pub mod pull;
 pub mod spec;
