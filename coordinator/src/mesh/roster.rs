@@ -421,6 +421,7 @@ impl Roster {
             tensor_hashes,
             kv_positions: count(self.model.kv_positions),
             context: count(self.model.context),
+            chunk_rows: count(self.model.chunk_rows),
             wire: WireType::F32,
         }
     }

@@ -21,7 +21,7 @@ pub enum PlanError {
         worker: String,
         /// That it would hold.
         layers: Range<usize>,
-        /// For weights, KV, activations and the process.
+        /// For weights, KV, buffers and the process.
         needed_bytes: u64,
         /// That the worker offers.
         memory_bytes: u64,
@@ -110,12 +110,12 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
         solver::assign(costs, &workers).is_some()
     };
     let fitting_kv_positions = usize::try_from(last_true(input.kv_positions as u64, fits_positions)).unwrap_or(0);
-    let whole = costs.stage(&(0..costs.layers())).memory_bytes();
+    let whole = costs.footprint(&(0..costs.layers()), 1).total_bytes();
     let too_few_megabytes = last_true(whole / MEGABYTE, |megabytes| !with_extra(megabytes * MEGABYTE));
     PlanError::DoesNotFit(Box::new(Shortfall {
         model: input.spec.name.clone(),
         workers: workers.len(),
-        needed_bytes: needed_bytes(costs, workers.len()),
+        needed_bytes: needed_bytes(costs, workers),
         available_bytes: workers.iter().fold(0, |sum, w| sum.saturating_add(w.memory_bytes)),
         kv_positions: input.kv_positions,
         fitting_kv_positions,
@@ -125,11 +125,13 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
 }
 
 /// What all stages need together; hardly a function of the cut, so one layer each and the rest on the last will do.
-fn needed_bytes(costs: &Costs<'_>, workers: usize) -> u64 {
-    let stages = workers.min(costs.layers());
-    (0..stages)
-        .map(|stage| stage..if stage + 1 == stages { costs.layers() } else { stage + 1 })
-        .fold(0, |sum, layers| sum.saturating_add(costs.stage(&layers).memory_bytes()))
+fn needed_bytes(costs: &Costs<'_>, workers: &[Capacity]) -> u64 {
+    let stages = workers.len().min(costs.layers());
+    let needed = |(stage, worker): (usize, &Capacity)| {
+        let layers = stage..if stage + 1 == stages { costs.layers() } else { stage + 1 };
+        costs.footprint(&layers, worker.threads).total_bytes()
+    };
+    workers[..stages].iter().enumerate().map(needed).fold(0, u64::saturating_add)
 }
 
 /// The last of `1..=most` for which `holds` does, where it holds up to some point and not beyond; 0 for none.
