@@ -48,6 +48,8 @@ pub(super) struct Fetch {
     pub(super) model_folders: Vec<PathBuf>,
     /// The user's limit.
     pub(super) memory: Option<ByteCount>,
+    /// Threads that will compute.
+    pub(super) threads: usize,
     pub(super) assignment: Arc<Assignment>,
 }
 
@@ -141,7 +143,7 @@ impl Fetch {
     /// Refuses what cannot fit, then looks for each tensor here. Blocks.
     fn survey(self) -> Result<Survey, FetchError> {
         let assignment = self.assignment;
-        let (needed, allowance) = (assignment.needed_bytes(), Allowance::measure(self.memory));
+        let (needed, allowance) = (assignment.needed_bytes(self.threads), Allowance::measure(self.memory));
         if needed > allowance.bytes {
             let (first, last) = (assignment.layers.start, assignment.layers.end - 1);
             return Err(FetchError::Memory { needed, first, last, allowance });

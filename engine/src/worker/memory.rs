@@ -1,4 +1,4 @@
-//! How much memory a shard may take here, how much the process has taken, and sizes as people write them.
+//! How much memory this process may take, how much the process has taken, and sizes as people write them.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub(super) enum Bound {
     ResourceLimit,
 }
 
-/// Memory that a shard may take now.
+/// Memory that this process may have resident, what it has already included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Allowance {
     /// How much.
@@ -41,8 +41,8 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// Measures: the least of what the user allows (`flag`), what the machine and the control group have free, and what
-    /// the process's resource limits leave. What cannot be measured does not bind.
+    /// Measures: the least of what the user allows (`flag`), what the machine and the control group have free beside what
+    /// the process has, and what its resource limits leave it. What cannot be measured does not bind.
     pub(super) fn measure(flag: Option<ByteCount>) -> Self {
         let bounds = [(flag.map(|bytes| bytes.0), Bound::Flag)].into_iter().chain(measured());
         let (bytes, bound) = bounds
@@ -106,6 +106,10 @@ impl std::str::FromStr for ByteCount {
     }
 }
 
+/// Address space that resource limits count and that is never resident: stacks of threads that are still to come, and what
+/// aligns the weights.
+const STACK_SPACE_BYTES: u64 = 24 << 20;
+
 /// A size of this process as Linux states it, in bytes.
 fn process_status(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -113,7 +117,7 @@ fn process_status(field: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Free bytes by each bound that can be measured.
+/// What the process may have by each bound that can be measured.
 fn measured() -> [(Option<u64>, Bound); 4] {
     let Ok(mut system) = System::new() else {
         return [(None, Bound::Machine); 4];
@@ -126,13 +130,20 @@ fn measured() -> [(Option<u64>, Bound); 4] {
     }
     let process = pid.and_then(|pid| system.process(pid));
     let group = process.and_then(|p| p.cgroup_limits()).or_else(|| system.cgroup_limits());
+    let resident_bytes = process.map_or(0, |p| p.memory());
+    // The group's cached files are not free, but give way.
+    let group = group.map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    let own = process_status("RssAnon:").unwrap_or(resident_bytes);
     let left = |resource, used: u64| match getrlimit(resource) {
-        Ok((soft, _)) if soft != nix::sys::resource::RLIM_INFINITY => Some(soft.saturating_sub(used)),
+        Ok((soft, _)) if soft != nix::sys::resource::RLIM_INFINITY => {
+            Some(soft.saturating_sub(used.saturating_add(STACK_SPACE_BYTES)).saturating_add(resident_bytes))
+        }
         Ok(_) | Err(_) => None,
     };
+    let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
     [
-        (Some(system.available_memory()).filter(|&bytes| bytes > 0), Bound::Machine),
-        (group.map(|limits| limits.free_memory), Bound::ControlGroup),
+        (available.map(|bytes| bytes.saturating_add(resident_bytes)), Bound::Machine),
+        (group.map(|bytes| bytes.saturating_add(own)), Bound::ControlGroup),
         (left(Resource::RLIMIT_AS, process.map_or(0, |p| p.virtual_memory())), Bound::ResourceLimit),
         (left(Resource::RLIMIT_DATA, process_status("VmData:").unwrap_or(0)), Bound::ResourceLimit),
     ]
@@ -165,6 +176,8 @@ mod tests {
     fn the_least_bound_wins_and_names_its_remedy() {
         let free = Allowance::measure(None);
         assert!(free.bytes.0 > 0 && free.bytes.0 < u64::MAX, "{free:?}");
+        let held = process_status("VmRSS:").unwrap_or(0);
+        assert!(free.bytes.0 >= held, "what it has does not count against it: {free:?}, {held}");
         let tight = Allowance::measure(Some(ByteCount(1)));
         assert_eq!(tight, Allowance { bytes: ByteCount(1), bound: Bound::Flag });
         assert!(tight.remedy().contains("--memory"));
