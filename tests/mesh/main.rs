@@ -2,11 +2,18 @@
 
 mod errors;
 mod experts;
+mod footprint;
 mod memory;
 mod survival;
 mod terminals;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use qmesh_tests::{
     http,
@@ -33,9 +40,15 @@ impl Serving {
 
     /// The same with another model.
     fn start_with(model: &str, more: &[&str]) -> Self {
+        Self::start_for(model, 1024, more)
+    }
+
+    /// The same with another context.
+    fn start_for(model: &str, context: usize, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
-        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0", "--ctx-size", "1024"]).args(more);
+        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]).args(more);
+        command.args(["--ctx-size", &context.to_string()]);
         command.env("XDG_DATA_HOME", folder.path());
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
@@ -87,9 +100,14 @@ fn number(value: &Value, key: &str) -> u64 {
 }
 
 fn worker(ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
-    let mut command = process::command("shard-worker");
+    worker_by(Command::new(process::binaries().join("shard-worker")), ticket, name, folder, more)
+}
+
+/// The same, where `command` starts the program.
+fn worker_by(mut command: Command, ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
     command.args(["join", ticket, "--name", name, "--threads", "1"]).args(more);
-    command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name));
+    command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name)).env("NO_COLOR", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start(command)
 }
 
