@@ -3,7 +3,6 @@
 //! Workers keep the order they are given in. Among all cuts under the memory limits it takes the one whose slowest
 //! stage is fastest, then the one with the least work in all (`solver`); what a stage costs is in `cost`.
 
-mod bytes;
 pub mod cluster;
 mod cost;
 mod error;
@@ -16,12 +15,11 @@ use clap::ValueEnum;
 use qmesh_models::spec::ModelSpec;
 use serde::Serialize;
 
+use self::{cost::Costs, solver::Assignment};
 pub use self::{
-    bytes::{BadSize, Bytes},
     cost::PROCESS_BYTES,
     error::{PlanError, Shortfall},
 };
-use self::{cost::Costs, solver::Assignment};
 
 /// What one worker offers.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]

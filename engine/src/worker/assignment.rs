@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use blake3::Hash;
-use qmesh_models::spec::{ModelSpec, TensorSpec};
+use qmesh_models::{
+    bytes::ByteCount,
+    spec::{ModelSpec, TensorSpec},
+};
 use qmesh_net::{LoadShard, PlanEpoch, StageIndex, WireType, limits::FRAME_WIDTH};
 use thiserror::Error;
-
-use super::memory::ByteCount;
 
 /// The most elements along one side of anything in a spec; real models stay far below, and products of two fit u64.
 const SIDE_MAX: usize = 1 << 24;
@@ -67,7 +68,7 @@ impl Assignment {
         key(self) == key(other) && self.hashes == other.hashes && self.spec == other.spec
     }
 
-    /// ByteCount of its tensors.
+    /// Bytes of its tensors.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
     }

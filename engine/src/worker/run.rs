@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use qmesh_models::bytes::ByteCount;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
 };
@@ -25,7 +26,7 @@ use super::{
     console::Console,
     event::{Departure, Event},
     membership::{self, Ending, Lasting},
-    memory::{Allowance, ByteCount},
+    memory::Allowance,
     state::{FRAMES_HELD, Machine},
 };
 
