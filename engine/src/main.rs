@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, builder::FalseyValueParser};
-use qmesh_engine::worker::{self, Audience, ByteCount, Compute, Exit, Stay, WorkerConfig};
-use qmesh_models::directories::Directories;
+use qmesh_engine::worker::{self, Audience, Compute, Exit, Stay, WorkerConfig};
+use qmesh_models::{bytes::ByteCount, directories::Directories};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -66,7 +66,7 @@ struct JoinArgs {
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
-    /// Most memory that this process takes, such as 4G or 512M [default: what is free]
+    /// Most memory that this process takes: 4G, 512MB, 2.5GiB or bytes [default: what is free]
     #[arg(long, env = "QMESH_MEMORY", value_name = "SIZE")]
     memory: Option<ByteCount>,
     /// Compute threads [default: physical cores]

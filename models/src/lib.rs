@@ -1,5 +1,6 @@
 //! What a model *is*: GGUF files, families, tokenizers, chat templates, the catalog and `pull`. No arithmetic on activations.
 
+pub mod bytes;
 pub mod catalog;
 pub mod chat;
 pub mod directories;

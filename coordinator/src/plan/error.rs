@@ -2,7 +2,9 @@
 
 use std::{fmt, ops::Range};
 
-use super::{Capacity, PlanInput, bytes::Bytes, cost::Costs, solver};
+use qmesh_models::bytes::ByteCount;
+
+use super::{Capacity, PlanInput, cost::Costs, solver};
 
 /// Why there is no plan.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -15,7 +17,7 @@ pub enum PlanError {
     DoesNotFit(Box<Shortfall>),
     /// The explicit cut gives a worker more than it can hold.
     #[error("the cut gives {worker} layers {}..{}, which need {}; it has {}", layers.start, layers.end,
-        Bytes(*needed_bytes), Bytes(*memory_bytes))]
+        ByteCount(*needed_bytes), ByteCount(*memory_bytes))]
     CutDoesNotFit {
         /// Whose memory it is.
         worker: String,
@@ -68,7 +70,7 @@ pub struct Shortfall {
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, workers, kv_positions, .. } = self;
-        let (needed, available) = (Bytes(self.needed_bytes), Bytes(self.available_bytes));
+        let (needed, available) = (ByteCount(self.needed_bytes), ByteCount(self.available_bytes));
         let plural = if *workers == 1 { "" } else { "s" };
         write!(f, "{model} with {kv_positions} KV positions needs {needed} on {workers} worker{plural}")?;
         if self.available_bytes < self.needed_bytes {
@@ -84,7 +86,7 @@ impl PlanError {
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::DoesNotFit(shortfall) => {
-                let worker = format!("add a worker with at least {}", Bytes(shortfall.extra_worker_bytes));
+                let worker = format!("add a worker with at least {}", ByteCount(shortfall.extra_worker_bytes));
                 Some(match shortfall.fitting_context {
                     0 => worker,
                     context => format!("--ctx-size {context} or less, or {worker}"),

@@ -4,7 +4,6 @@
 //! stage is fastest, then the one with the least work in all (`solver`); what a stage's work is, is in `cost`, and what it
 //! takes of memory in `qmesh_models::footprint`, which the workers ask as well.
 
-mod bytes;
 pub mod cluster;
 mod cost;
 mod error;
@@ -17,10 +16,7 @@ use clap::ValueEnum;
 use qmesh_models::{footprint::Footprint, spec::ModelSpec};
 use serde::Serialize;
 
-pub use self::{
-    bytes::{BadSize, Bytes},
-    error::{PlanError, Shortfall},
-};
+pub use self::error::{PlanError, Shortfall};
 use self::{cost::Costs, solver::Assignment};
 
 /// What one worker offers.

@@ -1,12 +1,13 @@
 //! A plan as a table and as JSON.
 
+use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 
 use super::{
     count,
     table::{Align, table},
 };
-use crate::plan::{Bytes, Capacity, Plan, PlanInput, StagePlan};
+use crate::plan::{Capacity, Plan, PlanInput, StagePlan};
 
 /// A plan and what it was made from, for `plan --json`.
 #[derive(Debug, Serialize)]
@@ -67,7 +68,7 @@ impl<'a> PlanReport<'a> {
         let rows = self.stages.iter().map(|s| {
             let parts = [s.weight_bytes, s.kv_bytes, s.buffer_bytes, s.process_bytes];
             let totals = [s.memory_bytes, s.limit_bytes, s.headroom_bytes];
-            let sizes = parts.into_iter().chain(totals).map(|size| Bytes(size).to_string());
+            let sizes = parts.into_iter().chain(totals).map(|size| ByteCount(size).to_string());
             let names = [s.stage.to_string(), s.worker.to_owned(), layers(s.first_layer, s.end_layer)];
             names.into_iter().chain(sizes).collect()
         });

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use blake3::Hash;
 use qmesh_models::{
+    bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
     spec::{ModelSpec, TensorSpec},
 };
@@ -12,8 +13,6 @@ use qmesh_net::{
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
-
-use super::memory::ByteCount;
 
 /// The most elements along one side of anything in a spec; real models stay far below, and products of two fit u64.
 const SIDE_MAX: usize = 1 << 24;
@@ -74,7 +73,7 @@ impl Assignment {
         key(self) == key(other) && self.hashes == other.hashes && self.spec == other.spec
     }
 
-    /// ByteCount of its tensors.
+    /// Bytes of its tensors.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
     }

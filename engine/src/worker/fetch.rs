@@ -12,7 +12,7 @@ use std::{
 };
 
 use blake3::Hash;
-use qmesh_models::spec::TensorRole;
+use qmesh_models::{bytes::ByteCount, spec::TensorRole};
 use qmesh_net::{Connection, NetError, RangeRequest};
 use thiserror::Error;
 use tokio::{
@@ -25,11 +25,11 @@ use super::{
     assignment::Assignment,
     event::{Event, Turn},
     local::LocalModels,
-    memory::{Allowance, ByteCount},
+    memory::Allowance,
     store::{Place, Store, StoreError, Verdict, Weights},
 };
 
-/// ByteCount asked for at once.
+/// Bytes asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
 /// Tensors fetched side by side.
 const IN_FLIGHT: usize = 4;
@@ -78,7 +78,7 @@ struct Missing {
     bytes: u64,
 }
 
-/// ByteCount so far.
+/// Bytes so far.
 #[derive(Debug, Default)]
 struct Counters {
     /// At hand, however they came.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_models::footprint::FRAMES_HELD;
+use qmesh_models::{bytes::ByteCount, footprint::FRAMES_HELD};
 use qmesh_net::{
     Fault, FaultCode, Frame, FrameKind, LoadShard, Message, OpenSession, PeerId, PlanEpoch, Route, ShardPhase,
     ShardStatus, Upstream,
@@ -23,7 +23,6 @@ use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, ShardState, Stepped},
     event::{Action, Departure, Event, LinkId, Turn},
-    memory::ByteCount,
     store::Weights,
 };
 use crate::error::EngineError;
