@@ -62,12 +62,14 @@ fn random_models_serve_in_exactly_the_memory_that_they_are_planned_for() {
         println!("seed {seed}: {workers} workers of {least} bytes, {room:?}");
 
         let serving = serve(&model.to_string_lossy(), workers, room);
-        {
-            let less = (least - 1).to_string();
-            let _refused: Vec<_> =
-                (0..workers).map(|i| serving.join(&format!("less-{i}"), &["--memory", &less])).collect();
-            let refused = wait_until(Duration::from_secs(20), || state(&serving).contains("failed"));
-            assert!(refused, "one byte less must be refused: {}", state(&serving));
+        let less = (least - 1).to_string();
+        let join = |i: usize| serving.join(&format!("less-{i}"), &["--memory", &less]);
+        let small: Vec<_> = (0..workers).map(join).collect();
+        let refused = wait_until(Duration::from_secs(20), || state(&serving).contains("failed"));
+        assert!(refused, "one byte less must be refused: {}", state(&serving));
+        for worker in small {
+            worker.signal("TERM");
+            process::finish(worker, Duration::from_secs(20));
         }
         let Some(mesh) = Mesh::start(serving, workers, least) else { return };
         mesh.fill(room, WORDS);
