@@ -32,7 +32,7 @@ impl MemoryLimit {
         }
         let skipped = "neither a control group nor `prlimit` to limit memory with";
         assert!(env::var_os("CI").is_none(), "{skipped}");
-        println!("SKIPPED: {skipped}");
+        eprintln!("SKIPPED: {skipped}");
         None
     }
 

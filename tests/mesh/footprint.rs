@@ -121,8 +121,9 @@ impl Mesh {
         let ids = |seed: usize| -> Vec<usize> {
             (0..room.context - ANSWER).map(|i| 3 + (i * i + seed) % (ids - 3)).collect()
         };
-        let complete = |body: Json| {
-            let answer = http::post(&self.serving.path("/v1/completions"), &body);
+        let url = self.serving.path("/v1/completions");
+        let complete = &|body: Json| {
+            let answer = http::post(&url, &body);
             assert_eq!(answer.status, 200, "{}", answer.body);
         };
         thread::scope(|scope| {
@@ -142,7 +143,7 @@ impl Mesh {
             let (_, worker) = self.workers.iter().find(|(worker, _)| worker == name).unwrap();
             let (peak, planned) = (peak_bytes(worker.pid()), number(&stage, "planned_bytes"));
             let share = peak as f64 / planned as f64;
-            println!("  {name}: {peak} of {planned} bytes planned, {share:.3}");
+            eprintln!("  {name}: {peak} of {planned} bytes planned, {share:.3}");
             assert!(peak <= planned, "{name} has taken {peak} bytes, planned were {planned}");
             assert!(share >= least, "{name} has taken {peak} bytes only, planned were {planned}");
         }
@@ -230,7 +231,9 @@ fn random_model(random: &mut Random, to: &Path) {
         ] {
             tensor(&format!("blk.{layer}.{name}.weight"), rows, cols, dtype);
         }
-        ["attn_norm", "ffn_norm"].map(|name| tensor(&format!("blk.{layer}.{name}.weight"), 1, hidden, TensorType::F32));
+        for name in ["attn_norm", "ffn_norm"] {
+            tensor(&format!("blk.{layer}.{name}.weight"), 1, hidden, TensorType::F32);
+        }
     }
     writer.write(&mut File::create(to).unwrap(), |tensor, into| fill(random, tensor, into)).unwrap();
 }
