@@ -2,6 +2,7 @@
 
 pub mod golden;
 pub mod http;
+pub mod limit;
 pub mod models_page;
 pub mod process;
 

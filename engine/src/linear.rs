@@ -9,7 +9,7 @@ pub(crate) mod experts;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::Activation;
+use qmesh_models::{footprint::TILE_BYTES, spec::Activation};
 
 use self::activations::Activations;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         Machine,
         columns::Columns,
         lanes::LANES,
-        math::Gate,
+        math::{Gate, SoftCap},
         matrix::Matrix,
         norm::{LayerNorm, RmsNorm},
         product::Product,
@@ -60,6 +60,13 @@ pub(crate) struct Residual {
     pub(crate) scale: f32,
 }
 
+/// What products with the head's matrix go through: x becomes scale · x, then cap · tanh(x / cap) where there is a cap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogitScaling {
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: Option<f32>,
+}
+
 impl Norm {
     /// Normalises rows in place; `rows` may also be heads.
     pub(crate) fn apply(&self, machine: Machine<'_>, rows: &mut [f32]) {
@@ -79,13 +86,24 @@ pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, lin
     })
 }
 
-/// `scale` times the products of the normalised rows of `x` with the head's matrix: (rows, vocab). What rounding these
+/// The products of the normalised rows of `x` with the head's matrix, scaled: (rows, vocab). What rounding these
 /// activations costs goes straight into the logits, and their rows are few: they are taken as the sum of two int8 terms, a
 /// row each.
-pub(crate) fn logits(machine: Machine<'_>, x: &Tensor, norm: &Norm, head: &Linear, scale: f32) -> Result<Tensor> {
+pub(crate) fn logits(
+    machine: Machine<'_>,
+    x: &Tensor,
+    norm: &Norm,
+    head: &Linear,
+    LogitScaling { scale, soft_cap }: LogitScaling,
+) -> Result<Tensor> {
     ops::map("logits", x, |x| {
         let x = Activations::in_two_terms(machine, x, norm, head);
-        products(machine, &x, &[head], |_, _, logits| logits.iter_mut().for_each(|x| *x *= scale))
+        products(machine, &x, &[head], |_, _, logits| {
+            logits.iter_mut().for_each(|x| *x *= scale);
+            if let Some(cap) = soft_cap {
+                machine.simd.run(SoftCap { x: logits, cap });
+            }
+        })
     })
 }
 
@@ -140,8 +158,7 @@ impl<'a> Share<'a> {
     /// Groups to a share: enough shares that no thread waits long for another, and few enough rows at a time that their
     /// outputs stay in the L2 cache.
     fn len(machine: Machine<'_>, rows: usize, groups: usize) -> usize {
-        const CACHED: usize = 512 << 10;
-        let cached = CACHED / (rows * LANES * size_of::<f32>());
+        let cached = TILE_BYTES / (rows * LANES * size_of::<f32>());
         groups.div_ceil(4 * machine.team.threads()).min(cached).max(1).next_multiple_of(2)
     }
 
@@ -339,7 +356,8 @@ mod tests {
             let first = normed.matmul(&a_weight.t().unwrap()).unwrap();
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);
 
-            let ours = logits(machine, &x, &norm, &a, 0.25).unwrap();
+            let scaling = LogitScaling { scale: 0.25, soft_cap: None };
+            let ours = logits(machine, &x, &norm, &a, scaling).unwrap();
             let logits = (normed.matmul(&a_weight.t().unwrap()).unwrap() * 0.25).unwrap();
             assert_near(&ours, &logits, 1e-4);
 

@@ -11,14 +11,16 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, builder::FalseyValueParser};
-use qmesh_engine::worker::{self, Audience, ByteCount, Compute, Exit, Stay, WorkerConfig};
-use qmesh_models::directories::Directories;
+use qmesh_engine::worker::{self, Audience, Compute, Exit, Stay, WorkerConfig};
+use qmesh_models::{bytes::ByteCount, directories::Directories};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// Exit code of a refusal that the user can mend, and of wrong arguments (clap's own).
 const USAGE: u8 = 2;
+/// Threads for work on files: tensors are fetched four at a time.
+const BLOCKING_THREADS: usize = 8;
 /// Exit code after a second signal, as shells count an interrupt.
 const INTERRUPTED: i32 = 130;
 
@@ -64,7 +66,7 @@ struct JoinArgs {
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
-    /// Most memory for weights and KV cache, such as 4G or 512M [default: what is free]
+    /// Most memory that this process takes: 4G, 512MB, 2.5GiB or bytes [default: what is free]
     #[arg(long, env = "QMESH_MEMORY", value_name = "SIZE")]
     memory: Option<ByteCount>,
     /// Compute threads [default: physical cores]
@@ -141,7 +143,12 @@ fn join(args: JoinArgs) -> Result<Exit> {
         compute: Compute::Real,
     };
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the network")?;
+        // Each thread that reads and hashes has a stack, for which memory must be left.
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .context("cannot start the network")?;
     let ended = runtime.block_on(async {
         let shutdown = signals()?;
         let endpoint = Endpoint::bind(listen, &identity, Admission::only([]))?;

@@ -6,15 +6,18 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use qmesh_models::spec::{ModelSpec, TensorSpec};
+use qmesh_models::{
+    footprint::LOGIT_ROWS,
+    spec::{ModelSpec, TensorSpec},
+};
 
 pub use crate::kernel::attend::PAGE_POSITIONS;
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
-    kernel::{Machine, lanes::Simd, math::SoftCap, team::Team},
-    linear::logits,
+    kernel::{Machine, buffer::release_freed, lanes::Simd, team::Team},
+    linear::{LogitScaling, logits},
     load::{Head, Parts, load},
     ops,
     sample::SamplingParameters,
@@ -190,7 +193,9 @@ impl Shard {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, EngineError> {
         let team = Team::new(threads)?;
+        release_freed();
         let parts = load(Machine { simd, team: &team }, spec, &layers, source, progress)?;
+        release_freed();
         let cache = Cache::new(spec.layers[layers].iter().map(|l| &l.attention), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
         Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, cache, sessions: HashMap::new() })
@@ -314,11 +319,8 @@ impl Shard {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
-            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix, head.scale)?; // (wanted, vocab)
-            let logits = match head.soft_cap {
-                Some(cap) => self.capped(&logits, cap)?,
-                None => logits,
-            };
+            let scaling = LogitScaling { scale: head.scale, soft_cap: head.soft_cap };
+            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
             let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
                 self.team.map(rows, |(logits, wanted): (&[f32], &Wanted)| self.sample_row(logits, wanted))
@@ -328,14 +330,6 @@ impl Shard {
         Ok(sampled)
     }
 
-    fn capped(&self, logits: &Tensor, cap: f32) -> candle_core::Result<Tensor> {
-        ops::map("soft_cap", logits, |logits| {
-            let mut capped = logits.to_vec();
-            self.simd.run(SoftCap { x: &mut capped, cap });
-            capped
-        })
-    }
-
     fn sample_row(&self, logits: &[f32], wanted: &Wanted) -> Result<SampledRow, EngineError> {
         let Wanted { session, position, target, .. } = *wanted;
         let held = self.sessions.get(&session).ok_or(EngineError::UnknownSession { session })?;
@@ -343,9 +337,6 @@ impl Shard {
         row.ok_or(EngineError::NonFinite { session, position })
     }
 }
-
-/// Rows of logits that are in memory at once: a row of a large vocabulary is a megabyte.
-const LOGIT_ROWS: usize = 32;
 
 /// The rows of a step that are wanted, in order.
 pub(crate) fn wanted(step: &Step) -> Vec<Wanted> {

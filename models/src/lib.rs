@@ -1,9 +1,11 @@
 //! What a model *is*: GGUF files, families, tokenizers, chat templates, the catalog and `pull`. No arithmetic on activations.
 
+pub mod bytes;
 pub mod catalog;
 pub mod chat;
 pub mod directories;
 pub mod family;
+pub mod footprint;
 pub mod gguf;
 pub mod pull;
 pub mod spec;

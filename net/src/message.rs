@@ -172,6 +172,8 @@ pub struct LoadShard {
     pub kv_positions: u32,
     /// Most positions of one session.
     pub context: u32,
+    /// Most rows of a chunk of a prompt, which the worker makes its buffers for.
+    pub chunk_rows: u32,
     /// How rows travel to the next stage.
     pub wire: WireType,
 }

@@ -3,11 +3,18 @@
 mod changes;
 mod errors;
 mod experts;
+mod footprint;
 mod memory;
 mod survival;
 mod terminals;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use qmesh_tests::{
     http,
@@ -32,21 +39,17 @@ impl Serving {
         Self::start_with(MODEL, more)
     }
 
-    /// The same with sessions of so many positions.
-    fn start_sized(more: &[&str], context: usize) -> Self {
-        Self::start_of(MODEL, more, context)
-    }
-
     /// The same with another model.
     fn start_with(model: &str, more: &[&str]) -> Self {
-        Self::start_of(model, more, 1024)
+        Self::start_for(model, 1024, more)
     }
 
-    fn start_of(model: &str, more: &[&str], context: usize) -> Self {
+    /// The same with another context.
+    fn start_for(model: &str, context: usize, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
-        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]);
-        command.args(["--ctx-size", &context.to_string()]).args(more);
+        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]).args(more);
+        command.args(["--ctx-size", &context.to_string()]);
         command.env("XDG_DATA_HOME", folder.path());
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
@@ -98,9 +101,14 @@ fn number(value: &Value, key: &str) -> u64 {
 }
 
 fn worker(ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
-    let mut command = process::command("shard-worker");
+    worker_by(Command::new(process::binaries().join("shard-worker")), ticket, name, folder, more)
+}
+
+/// The same, where `command` starts the program.
+fn worker_by(mut command: Command, ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
     command.args(["join", ticket, "--name", name, "--threads", "1"]).args(more);
-    command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name));
+    command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name)).env("NO_COLOR", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start(command)
 }
 

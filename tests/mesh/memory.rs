@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use qmesh_tests::process::{self, Running};
 
-use super::{PULLING, QUESTION, Serving, number, terminals::stream_chat};
+use super::{PULLING, QUESTION, Serving, number, terminals::stream_chat, worker_by};
 
 /// Writable memory that a worker gets: less than the default model, its KV and a process; more than a third of them.
 const LIMIT_BYTES: u64 = 128 << 20;
@@ -36,21 +36,17 @@ fn three_limited_workers_hold_what_one_cannot() {
 fn limited(serving: &Serving, name: &str) -> Running {
     let mut command = Command::new("prlimit");
     command.arg(format!("--data={LIMIT_BYTES}")).arg(process::binaries().join("shard-worker"));
-    command.args(["join", &serving.ticket, "--name", name, "--threads", "1"]);
-    command.env("XDG_DATA_HOME", serving.folder.path()).env("QMESH_CACHE", serving.folder.path().join(name));
-    command
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    Running::start(command)
+    worker_by(command, &serving.ticket, name, serving.folder.path(), &[])
 }
 
-fn state(serving: &Serving) -> String {
+/// What the pipeline is doing, and why.
+pub(super) fn state(serving: &Serving) -> String {
     let status = qmesh_tests::http::get(&serving.path("/api/status")).body;
     format!("{}: {}", status["state"], status["text"])
 }
 
-fn wait_until(deadline: Duration, mut met: impl FnMut() -> bool) -> bool {
+/// Whether `met` comes true in time.
+pub(super) fn wait_until(deadline: Duration, mut met: impl FnMut() -> bool) -> bool {
     let until = std::time::Instant::now() + deadline.min(PULLING);
     while std::time::Instant::now() < until {
         if met() {

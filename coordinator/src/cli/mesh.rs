@@ -7,12 +7,12 @@ use std::{
 };
 
 use clap::{ArgGroup, Args};
-use qmesh_models::pull::ModelRef;
+use qmesh_models::{bytes::ByteCount, pull::ModelRef};
 
 use super::{ModelArg, TokenizerArgs};
 use crate::{
     mesh::{PrefixReuse, Speculation},
-    plan::{Bytes, Workload},
+    plan::Workload,
 };
 
 /// Arguments of `plan`.
@@ -37,9 +37,9 @@ pub struct PlanArgs {
     /// Plan for the workers of a TOML file
     #[arg(long, value_name = "FILE", env = "QMESH_CLUSTER")]
     pub cluster: Option<PathBuf>,
-    /// Memory of each of the N workers, instead of their share of this machine's
+    /// Memory of each of the N workers: 4G, 512MB, 2.5GiB or bytes [default: their share of this machine's]
     #[arg(long, value_name = "SIZE", env = "QMESH_MEMORY", conflicts_with = "cluster")]
-    pub memory: Option<Bytes>,
+    pub memory: Option<ByteCount>,
     /// Threads of each of the N workers, instead of their share of this machine's
     #[arg(short, long, value_name = "N", env = "QMESH_THREADS", conflicts_with = "cluster", value_parser = parse_count)]
     pub threads: Option<usize>,

@@ -39,7 +39,7 @@ fn commands_parse() {
     let Command::Plan(plan) = parse("plan m.gguf --workers 3 --memory 1GB").unwrap().command else {
         panic!("not plan")
     };
-    assert_eq!(plan.memory, Some(crate::plan::Bytes(1_000_000_000)));
+    assert_eq!(plan.memory, Some(qmesh_models::bytes::ByteCount(1_000_000_000)));
     let Command::Run(run) = parse("run m.gguf -p hi --temp 0 --frequency-penalty -1").unwrap().command else {
         panic!("not run")
     };

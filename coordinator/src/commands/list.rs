@@ -3,6 +3,7 @@
 use std::io::{Write, stdout};
 
 use qmesh_models::{
+    bytes::ByteCount,
     catalog,
     pull::{CacheState, CachedModel, list as cached},
 };
@@ -11,7 +12,6 @@ use serde::Serialize;
 use super::directories;
 use crate::{
     cli::{Failure, ListArgs},
-    plan::Bytes,
     render::table::{Align, table},
 };
 
@@ -81,7 +81,7 @@ impl Entry {
             (State::Absent, _) => "-".to_owned(),
         };
         let text = |text: Option<&str>| text.unwrap_or("-").to_owned();
-        let size = Bytes(self.bytes.unwrap_or(self.bytes_here)).to_string();
+        let size = ByteCount(self.bytes.unwrap_or(self.bytes_here)).to_string();
         vec![self.name.clone(), size, here, text(self.licence), text(self.about)]
     }
 }

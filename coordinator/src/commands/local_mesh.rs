@@ -6,6 +6,7 @@ use std::{
 };
 
 use qmesh_models::{
+    bytes::ByteCount,
     chat::{ChatTemplate, TemplateError},
     pull::{ModelRef, Progress as _},
     tokenizer::{PretokenizerChoice, Vocabulary},
@@ -22,7 +23,7 @@ use crate::{
         status::{MeshState, MeshStatus, StageStatus},
     },
     model::Model,
-    plan::{self, Bytes, Capacity, PlanInput, machine::Machine},
+    plan::{self, Capacity, PlanInput, machine::Machine},
     render::{count, progress::Progress},
     text::TextModel,
 };
@@ -178,7 +179,7 @@ fn check_plan(model: &Model, split: &SplitArgs, room: Room, machine: Machine) ->
     };
     let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();
     if needed_bytes > machine.memory_bytes {
-        let (needed, free) = (Bytes(needed_bytes), Bytes(machine.memory_bytes));
+        let (needed, free) = (ByteCount(needed_bytes), ByteCount(machine.memory_bytes));
         let text = format!("{} needs {needed} on {} workers, this machine has {free}", model.name, input.workers.len());
         return Err(Failure::failed(text).with_advice("fewer --workers or a smaller --ctx-size"));
     }

@@ -2,12 +2,12 @@
 
 use std::io::{Write, stdout};
 
-use qmesh_models::{family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
+use qmesh_models::{bytes::ByteCount, family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
 
 use super::{fetch, room::Room};
 use crate::{
     cli::{Failure, PlanArgs},
-    plan::{self, Bytes, Capacity, PlanInput, cluster, machine::Machine},
+    plan::{self, Capacity, PlanInput, cluster, machine::Machine},
     render::plan::PlanReport,
 };
 
@@ -48,7 +48,7 @@ fn workers(args: &PlanArgs) -> Result<Vec<Capacity>, Failure> {
     }
     let mut workers = Machine::measure().shared_by(args.workers.unwrap_or(1));
     for worker in &mut workers {
-        if let Some(Bytes(memory_bytes)) = args.memory {
+        if let Some(ByteCount(memory_bytes)) = args.memory {
             worker.memory_bytes = memory_bytes;
         }
         if let Some(threads) = args.threads {

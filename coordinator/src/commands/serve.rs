@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use qmesh_models::bytes::ByteCount;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
@@ -25,7 +26,7 @@ use crate::{
         status::{MeshState, MeshStatus},
     },
     model::Model,
-    plan::{Bytes, machine::Machine},
+    plan::machine::Machine,
     render::{count, note, report, table::pairs},
 };
 
@@ -111,7 +112,7 @@ fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWo
 fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: SocketAddr) -> Result<(), Failure> {
     let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
     let summary = pairs([
-        ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), Bytes(weights))),
+        ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), ByteCount(weights))),
         ("room", format!("{} of {} tokens", count(args.parallel, "session"), room.context)),
     ]);
     let reach =

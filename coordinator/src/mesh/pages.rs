@@ -4,10 +4,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(crate) use qmesh_models::footprint::PAGE_POSITIONS;
 use qmesh_net::SessionId;
-
-/// Positions of a KV page: what a stage reserves, and shares, at a time.
-pub(crate) const PAGE_POSITIONS: usize = 64;
 
 /// Pages of all open sessions.
 #[derive(Debug)]

@@ -14,11 +14,15 @@ use std::{
     collections::BTreeMap,
     fmt, mem,
     net::SocketAddr,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use qmesh_models::spec::ModelSpec;
+use qmesh_models::{
+    footprint::{Footprints, ShardDemand},
+    spec::ModelSpec,
+};
 use qmesh_net::{Message, PeerId, PlanEpoch, ShardPhase, ShardStatus, StageReport};
 
 pub(crate) use self::troubles::Blame;
@@ -61,6 +65,14 @@ pub(crate) struct PlannedModel {
     pub(crate) context: usize,
     pub(crate) kv_positions: usize,
     pub(crate) chunk_rows: usize,
+}
+
+impl PlannedModel {
+    /// What a worker with so many threads shall hold of it.
+    fn demand(&self, layers: Range<usize>, threads: u32) -> ShardDemand {
+        let Self { kv_positions, context, chunk_rows, .. } = *self;
+        ShardDemand { layers, kv_positions, context, chunk_rows, threads: threads as usize }
+    }
 }
 
 /// What the roster wants done.
@@ -132,10 +144,10 @@ struct Worker {
     holds: Vec<Held>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     epoch: PlanEpoch,
-    memory_bytes: u64,
+    layers: Range<usize>,
 }
 
 impl Roster {
@@ -189,7 +201,7 @@ impl Roster {
                 format!("it was lost {} s after it had come", (now - gone.since).as_secs()),
             );
         }
-        let lost = |layers: std::ops::Range<usize>| {
+        let lost = |layers: Range<usize>| {
             format!("lost {name} (layers {}-{}): {why}", layers.start, layers.end.saturating_sub(1))
         };
         held.into_iter().flat_map(|(epoch, layers)| self.drop_pipeline(now, epoch, lost(layers))).collect()
@@ -511,7 +523,7 @@ impl Roster {
         let next = Pipeline::new(now, self.newest, choice);
         for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
             if let Some(worker) = self.workers.get_mut(&place.worker) {
-                worker.holds.push(Held { epoch: next.epoch, memory_bytes: planned.memory_bytes });
+                worker.holds.push(Held { epoch: next.epoch, layers: planned.layers.clone() });
             }
             actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage))));
         }
@@ -585,9 +597,11 @@ impl Roster {
 
     fn fits_beside(&self, id: WorkerId, choice: &Choice) -> bool {
         let Some(worker) = self.workers.get(&id) else { return false };
-        let new = choice.stages.iter().position(|&w| w == id).map_or(0, |s| choice.plan.stages[s].memory_bytes);
-        let held: u64 = worker.holds.iter().map(|held| held.memory_bytes).sum();
-        held.saturating_add(new) <= worker.joined.memory_bytes
+        let held = worker.holds.iter().map(|held| held.layers.clone());
+        let new = choice.stages.iter().position(|&w| w == id).map(|s| choice.plan.stages[s].layers.clone());
+        let demands: Vec<_> = held.chain(new).map(|layers| self.model.demand(layers, worker.joined.threads)).collect();
+        let footprint = Footprints::new(&self.model.spec).shards(&demands);
+        footprint.total_bytes() <= worker.joined.memory_bytes
     }
 }
 

@@ -13,9 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qmesh_models::bytes::ByteCount;
 use serde::Deserialize;
 
-use super::{Bytes, Capacity};
+use super::Capacity;
 
 /// Why a cluster file is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ struct ClusterFile {
 #[serde(deny_unknown_fields)]
 struct WorkerEntry {
     name: String,
-    memory: Bytes,
+    memory: ByteCount,
     threads: u32,
 }
 

@@ -2,7 +2,9 @@
 
 use std::{fmt, ops::Range};
 
-use super::{Capacity, PlanInput, bytes::Bytes, cost::Costs, solver};
+use qmesh_models::bytes::ByteCount;
+
+use super::{Capacity, PlanInput, cost::Costs, solver};
 
 /// Why there is no plan.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -15,13 +17,13 @@ pub enum PlanError {
     DoesNotFit(Box<Shortfall>),
     /// The explicit cut gives a worker more than it can hold.
     #[error("the cut gives {worker} layers {}..{}, which need {}; it has {}", layers.start, layers.end,
-        Bytes(*needed_bytes), Bytes(*memory_bytes))]
+        ByteCount(*needed_bytes), ByteCount(*memory_bytes))]
     CutDoesNotFit {
         /// Whose memory it is.
         worker: String,
         /// That it would hold.
         layers: Range<usize>,
-        /// For weights, KV, activations and the process.
+        /// For weights, KV, buffers and the process.
         needed_bytes: u64,
         /// That the worker offers.
         memory_bytes: u64,
@@ -68,7 +70,7 @@ pub struct Shortfall {
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, workers, kv_positions, .. } = self;
-        let (needed, available) = (Bytes(self.needed_bytes), Bytes(self.available_bytes));
+        let (needed, available) = (ByteCount(self.needed_bytes), ByteCount(self.available_bytes));
         let plural = if *workers == 1 { "" } else { "s" };
         write!(f, "{model} with {kv_positions} KV positions needs {needed} on {workers} worker{plural}")?;
         if self.available_bytes < self.needed_bytes {
@@ -84,7 +86,7 @@ impl PlanError {
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::DoesNotFit(shortfall) => {
-                let worker = format!("add a worker with at least {}", Bytes(shortfall.extra_worker_bytes));
+                let worker = format!("add a worker with at least {}", ByteCount(shortfall.extra_worker_bytes));
                 Some(match shortfall.fitting_context {
                     0 => worker,
                     context => format!("--ctx-size {context} or less, or {worker}"),
@@ -110,12 +112,12 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
         solver::assign(costs, &workers).is_some()
     };
     let fitting_kv_positions = usize::try_from(last_true(input.kv_positions as u64, fits_positions)).unwrap_or(0);
-    let whole = costs.stage(&(0..costs.layers())).memory_bytes();
+    let whole = costs.footprint(&(0..costs.layers()), 1).total_bytes();
     let too_few_megabytes = last_true(whole / MEGABYTE, |megabytes| !with_extra(megabytes * MEGABYTE));
     PlanError::DoesNotFit(Box::new(Shortfall {
         model: input.spec.name.clone(),
         workers: workers.len(),
-        needed_bytes: needed_bytes(costs, workers.len()),
+        needed_bytes: needed_bytes(costs, workers),
         available_bytes: workers.iter().fold(0, |sum, w| sum.saturating_add(w.memory_bytes)),
         kv_positions: input.kv_positions,
         fitting_kv_positions,
@@ -125,11 +127,13 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
 }
 
 /// What all stages need together; hardly a function of the cut, so one layer each and the rest on the last will do.
-fn needed_bytes(costs: &Costs<'_>, workers: usize) -> u64 {
-    let stages = workers.min(costs.layers());
-    (0..stages)
-        .map(|stage| stage..if stage + 1 == stages { costs.layers() } else { stage + 1 })
-        .fold(0, |sum, layers| sum.saturating_add(costs.stage(&layers).memory_bytes()))
+fn needed_bytes(costs: &Costs<'_>, workers: &[Capacity]) -> u64 {
+    let stages = workers.len().min(costs.layers());
+    let needed = |(stage, worker): (usize, &Capacity)| {
+        let layers = stage..if stage + 1 == stages { costs.layers() } else { stage + 1 };
+        costs.footprint(&layers, worker.threads).total_bytes()
+    };
+    workers[..stages].iter().enumerate().map(needed).fold(0, u64::saturating_add)
 }
 
 /// The last of `1..=most` for which `holds` does, where it holds up to some point and not beyond; 0 for none.

@@ -1,9 +1,9 @@
 //! Who holds which layers: a pure planner. Sizes in, layer ranges out; no socket, no clock.
 //!
 //! Workers keep the order they are given in. Among all cuts under the memory limits it takes the one whose slowest
-//! stage is fastest, then the one with the least work in all (`solver`); what a stage costs is in `cost`.
+//! stage is fastest, then the one with the least work in all (`solver`); what a stage's work is, is in `cost`, and what it
+//! takes of memory in `qmesh_models::footprint`, which the workers ask as well.
 
-mod bytes;
 pub mod cluster;
 mod cost;
 mod error;
@@ -13,14 +13,10 @@ mod solver;
 use std::ops::Range;
 
 use clap::ValueEnum;
-use qmesh_models::spec::ModelSpec;
+use qmesh_models::{footprint::Footprint, spec::ModelSpec};
 use serde::Serialize;
 
-pub use self::{
-    bytes::{BadSize, Bytes},
-    cost::PROCESS_BYTES,
-    error::{PlanError, Shortfall},
-};
+pub use self::error::{PlanError, Shortfall};
 use self::{cost::Costs, solver::Assignment};
 
 /// What one worker offers.
@@ -85,11 +81,13 @@ pub struct StagePlan {
     pub layers: Range<usize>,
     /// Bytes of the shard's tensors, embedding and head included.
     pub weight_bytes: u64,
-    /// Bytes of `kv_positions` in these layers.
+    /// Bytes of `kv_positions` in these layers, in whole pages.
     pub kv_bytes: u64,
-    /// Activations and the process itself.
-    pub other_bytes: u64,
-    /// The three together.
+    /// Activations, logits, frames that wait, and what threads work in.
+    pub buffer_bytes: u64,
+    /// The worker's process itself.
+    pub process_bytes: u64,
+    /// The four together: what the worker's process has resident at most.
     pub memory_bytes: u64,
     /// What the worker's limit leaves.
     pub headroom_bytes: u64,
@@ -132,15 +130,18 @@ pub fn slowest_stage(input: &PlanInput<'_>, plan: &Plan) -> u64 {
 
 fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> StagePlan {
     let Assignment { worker, layers } = assignment;
-    let cost = costs.stage(&layers);
+    let Capacity { memory_bytes, threads, .. } = input.workers[worker];
+    let footprint = costs.footprint(&layers, threads);
+    let Footprint { weight_bytes, kv_bytes, buffer_bytes, process_bytes } = footprint;
     StagePlan {
         worker,
         layers,
-        weight_bytes: cost.weight_bytes,
-        kv_bytes: cost.kv_bytes,
-        other_bytes: cost.other_bytes,
-        memory_bytes: cost.memory_bytes(),
-        headroom_bytes: input.workers[worker].memory_bytes.saturating_sub(cost.memory_bytes()),
+        weight_bytes,
+        kv_bytes,
+        buffer_bytes,
+        process_bytes,
+        memory_bytes: footprint.total_bytes(),
+        headroom_bytes: memory_bytes.saturating_sub(footprint.total_bytes()),
     }
 }
 
@@ -157,8 +158,8 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
     let assignments: Vec<_> =
         bounds.windows(2).enumerate().map(|(worker, b)| Assignment { worker, layers: b[0]..b[1] }).collect();
     for Assignment { worker, layers } in &assignments {
-        let needed_bytes = costs.stage(layers).memory_bytes();
-        let Capacity { name, memory_bytes, .. } = &input.workers[*worker];
+        let Capacity { name, memory_bytes, threads } = &input.workers[*worker];
+        let needed_bytes = costs.footprint(layers, *threads).total_bytes();
         if needed_bytes > *memory_bytes {
             return Err(PlanError::CutDoesNotFit {
                 worker: name.clone(),

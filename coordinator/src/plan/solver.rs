@@ -69,9 +69,9 @@ impl Table {
         let layers = costs.layers();
         let fitting = |worker: &Capacity, start: usize| {
             (start + 1..=layers)
-                .map(|end| costs.stage(&(start..end)))
-                .take_while(|stage| stage.memory_bytes() <= worker.memory_bytes)
-                .map(|stage| u128::from(stage.work_bytes) * TIME_SCALE / u128::from(worker.threads.max(1)))
+                .map(|end| start..end)
+                .take_while(|layers| costs.footprint(layers, worker.threads).total_bytes() <= worker.memory_bytes)
+                .map(|layers| u128::from(costs.work_bytes(&layers)) * TIME_SCALE / u128::from(worker.threads.max(1)))
                 .collect()
         };
         let times = workers.iter().map(|w| (0..layers).map(|start| fitting(w, start)).collect()).collect();

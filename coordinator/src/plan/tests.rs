@@ -27,7 +27,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
     let tensor = |role, bytes| TensorSpec {
         role,
         name: format!("{role:?}"),
-        rows: 1,
+        rows: 16,
         cols: 1,
         dtype: TensorType::F32,
         part: 0,
@@ -126,7 +126,8 @@ fn every_cut(
     every_cut(input, worker + 1, placed, found, cut);
     let costs = Costs::new(input);
     for end in placed + 1..=layers {
-        if costs.stage(&(placed..end)).memory_bytes() <= input.workers[worker].memory_bytes {
+        let needed = costs.footprint(&(placed..end), input.workers[worker].threads).total_bytes();
+        if needed <= input.workers[worker].memory_bytes {
             cut.push((worker, placed..end));
             every_cut(input, worker + 1, end, found, cut);
             cut.pop();
@@ -142,9 +143,13 @@ fn agrees_with_brute_force() {
         let layer_bytes: Vec<u64> = (0..1 + random.below(6)).map(|_| 1000 * (1 + random.below(5))).collect();
         let head = if random.below(2) == 0 { HeadMatrix::Tied } else { HeadMatrix::Own };
         let spec = spec(&layer_bytes, 1000 * random.below(8), head);
-        let limit = |random: &mut Random| PROCESS_BYTES + 8_000 + 1000 * random.below(30);
-        let workers = (0..1 + random.below(4) as usize).map(|w| worker(w, limit(random), 1 + random.below(4) as u32));
-        let input = input(&spec, workers.collect());
+        let few: Vec<_> = (0..1 + random.below(4) as usize)
+            .map(|w| {
+                let (spare, threads) = (1_000 * random.below(80), 1 + random.below(4) as u32);
+                worker(w, bare_bytes(&spec, threads) + spare, threads)
+            })
+            .collect();
+        let input = input(&spec, few);
         let workload = Workload::value_variants()[random.below(3) as usize];
         let input = PlanInput { workload, ..input };
         let mut cuts = Vec::new();
@@ -173,6 +178,13 @@ fn agrees_with_brute_force() {
     assert!(solved > 50 && refused > 50, "{solved} solved, {refused} refused");
 }
 
+/// What a worker with so many threads needs beside weights and KV, wherever its layers lie.
+fn bare_bytes(spec: &ModelSpec, threads: u32) -> u64 {
+    let input = input(spec, Vec::new());
+    let Footprint { buffer_bytes, process_bytes, .. } = Costs::new(&input).footprint(&(0..spec.layers.len()), threads);
+    buffer_bytes + process_bytes
+}
+
 /// What a shortfall promises holds, and one step less does not.
 fn check_advice(input: &PlanInput<'_>, shortfall: &Shortfall, seed: u64) {
     let mut helped = input.clone();
@@ -191,7 +203,8 @@ fn equal_workers_share_evenly_and_the_head_counts() {
     let shares: Vec<_> = plan.stages.iter().map(|s| s.layers.len()).collect();
     assert_eq!(shares, [8, 8, 8, 6], "the tied table is as much work as two layers");
     assert_eq!(plan.stages[0].weight_bytes, 8000 + 8000, "and held by the first stage as well");
-    assert_eq!(plan.stages[0].kv_bytes, 8 * 2 * 2 * 8 * 100);
+    // Two pages of eight layers; a value of 8 elements fills 16.
+    assert_eq!(plan.stages[0].kv_bytes, 2 * (8 * 2 * 64 * (8 + 16) + 64));
     assert!(plan.stages.iter().all(|s| s.memory_bytes + s.headroom_bytes == 1 << 30) && plan.notes.is_empty());
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use qmesh_models::{
+    bytes::ByteCount,
     family,
     gguf::{Gguf, TensorEntry},
     spec::{Activation, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, RopePairing, RopeScaling, Window},
@@ -13,7 +14,6 @@ use super::{
     table::{Align, pairs, table},
     vocabulary::VocabularyDescription,
 };
-use crate::plan::Bytes;
 
 /// What a header says.
 #[derive(Debug, Serialize)]
@@ -124,7 +124,12 @@ impl Description {
             ("parameters", format!("{:.1} M", self.parameters as f64 / 1e6)),
             (
                 "file",
-                format!("{} in {}, GGUF version {}", Bytes(self.file_bytes), self.files.join(", "), self.gguf_version),
+                format!(
+                    "{} in {}, GGUF version {}",
+                    ByteCount(self.file_bytes),
+                    self.files.join(", "),
+                    self.gguf_version
+                ),
             ),
         ];
         if let Some(spec) = &self.spec {
@@ -153,16 +158,24 @@ impl Description {
         table(
             &columns,
             self.types.iter().map(|t| {
-                vec![t.r#type.clone(), t.tensors.to_string(), Bytes(t.bytes).to_string(), format!("{:.1} %", t.percent)]
+                vec![
+                    t.r#type.clone(),
+                    t.tensors.to_string(),
+                    ByteCount(t.bytes).to_string(),
+                    format!("{:.1} %", t.percent),
+                ]
             }),
         )
     }
 
     fn layers_table(&self) -> String {
         let runs = self.layers.iter().map(|run| match run.end - run.first {
-            1 => vec![format!("layer {}", run.first), Bytes(run.bytes_each).to_string()],
+            1 => vec![format!("layer {}", run.first), ByteCount(run.bytes_each).to_string()],
             count => {
-                vec![format!("layers {}..{} ({count})", run.first, run.end), format!("{} each", Bytes(run.bytes_each))]
+                vec![
+                    format!("layers {}..{} ({count})", run.first, run.end),
+                    format!("{} each", ByteCount(run.bytes_each)),
+                ]
             }
         });
         let outside = self.outside_layers.iter().map(|t| vec![t.name.clone(), size(t.bytes)]);
@@ -209,7 +222,7 @@ impl Shape {
             ("RoPE", self.rope.clone()),
             ("FFN", self.ffn.clone()),
             ("head", self.head.to_owned()),
-            ("KV cache", format!("{} a position", Bytes(self.kv_bytes_per_position))),
+            ("KV cache", format!("{} a position", ByteCount(self.kv_bytes_per_position))),
         ]
     }
 }
@@ -322,7 +335,7 @@ fn tensor_table(tensors: &[Tensor]) -> String {
 }
 
 fn size(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
+    bytes.map_or_else(|| "unknown".to_owned(), |bytes| ByteCount(bytes).to_string())
 }
 
 const NO_TENSORS: &str = "the file has no tensors: `tokenize` can use it, nothing else";

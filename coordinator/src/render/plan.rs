@@ -1,12 +1,13 @@
 //! A plan as a table and as JSON.
 
+use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 
 use super::{
     count,
     table::{Align, table},
 };
-use crate::plan::{Bytes, Capacity, Plan, PlanInput, StagePlan};
+use crate::plan::{Capacity, Plan, PlanInput, StagePlan};
 
 /// A plan and what it was made from, for `plan --json`.
 #[derive(Debug, Serialize)]
@@ -28,7 +29,8 @@ struct StageReport<'a> {
     end_layer: usize,
     weight_bytes: u64,
     kv_bytes: u64,
-    other_bytes: u64,
+    buffer_bytes: u64,
+    process_bytes: u64,
     memory_bytes: u64,
     limit_bytes: u64,
     headroom_bytes: u64,
@@ -57,14 +59,16 @@ impl<'a> PlanReport<'a> {
             ("layers", Align::Left),
             ("weights", Align::Right),
             ("KV", Align::Right),
-            ("other", Align::Right),
+            ("buffers", Align::Right),
+            ("process", Align::Right),
             ("total", Align::Right),
             ("limit", Align::Right),
             ("headroom", Align::Right),
         ];
         let rows = self.stages.iter().map(|s| {
-            let sizes = [s.weight_bytes, s.kv_bytes, s.other_bytes, s.memory_bytes, s.limit_bytes, s.headroom_bytes];
-            let sizes = sizes.into_iter().map(|size| Bytes(size).to_string());
+            let parts = [s.weight_bytes, s.kv_bytes, s.buffer_bytes, s.process_bytes];
+            let totals = [s.memory_bytes, s.limit_bytes, s.headroom_bytes];
+            let sizes = parts.into_iter().chain(totals).map(|size| ByteCount(size).to_string());
             let names = [s.stage.to_string(), s.worker.to_owned(), layers(s.first_layer, s.end_layer)];
             names.into_iter().chain(sizes).collect()
         });
@@ -95,7 +99,8 @@ fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity) -> StageRe
         end_layer: planned.layers.end,
         weight_bytes: planned.weight_bytes,
         kv_bytes: planned.kv_bytes,
-        other_bytes: planned.other_bytes,
+        buffer_bytes: planned.buffer_bytes,
+        process_bytes: planned.process_bytes,
         memory_bytes: planned.memory_bytes,
         limit_bytes: worker.memory_bytes,
         headroom_bytes: planned.headroom_bytes,

@@ -3,10 +3,9 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use qmesh_models::pull;
+use qmesh_models::{bytes::ByteCount, pull};
 
 use super::note;
-use crate::plan::Bytes;
 
 /// The progress of one phase after another.
 #[derive(Debug)]
@@ -54,7 +53,7 @@ impl pull::Progress for Progress {
         self.phase = Some(match self.shown {
             Shown::AsBar => Phase::Bar(bar(what, total_bytes)),
             Shown::AsLines => {
-                note(total_bytes.map_or_else(|| what.to_owned(), |total| format!("{what}: {}", Bytes(total))));
+                note(total_bytes.map_or_else(|| what.to_owned(), |total| format!("{what}: {}", ByteCount(total))));
                 Phase::Lines(Lines { what: what.to_owned(), total_bytes, tenths_said: 0 })
             }
         });
@@ -98,7 +97,7 @@ impl Lines {
             return None;
         }
         self.tenths_said = tenths;
-        Some(format!("{}: {}0 %, {}", self.what, tenths, Bytes(done_bytes)))
+        Some(format!("{}: {}0 %, {}", self.what, tenths, ByteCount(done_bytes)))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use qmesh_models::bytes::ByteCount;
+
 use super::{
     count,
     plan::layers,
@@ -9,7 +11,6 @@ use super::{
 };
 use crate::{
     mesh::status::{MeshState, MeshStatus, StageStatus},
-    plan::Bytes,
     text::TextEnd,
 };
 
@@ -34,7 +35,7 @@ pub fn stages_measured(status: &MeshStatus) -> String {
     let columns = [&STAGE_COLUMNS[..], &measured].concat();
     let rows = status.stages.iter().map(|stage| {
         let mut cells = stage_cells(stage);
-        cells.push(Bytes(stage.peak_bytes).to_string());
+        cells.push(ByteCount(stage.peak_bytes).to_string());
         cells.push(stage.steps.to_string());
         cells.push(format!("{:.2}", stage.compute_ms));
         cells.push(format!("{:.2}", stage.hop_ms));
@@ -88,7 +89,7 @@ pub fn status(status: &MeshStatus) -> String {
             worker.name.clone(),
             worker.address.clone(),
             worker.peer.clone(),
-            Bytes(worker.memory_bytes).to_string(),
+            ByteCount(worker.memory_bytes).to_string(),
             worker.threads.to_string(),
             format!("{:.2}", worker.rtt_ms),
             worker.stage.map_or_else(|| "-".to_owned(), |stage| stage.to_string()),
@@ -111,8 +112,8 @@ fn stage_cells(stage: &StageStatus) -> Vec<String> {
         stage.stage.to_string(),
         stage.worker.clone(),
         layers(stage.first_layer, stage.end_layer),
-        Bytes(stage.weight_bytes).to_string(),
-        Bytes(stage.planned_bytes).to_string(),
+        ByteCount(stage.weight_bytes).to_string(),
+        ByteCount(stage.planned_bytes).to_string(),
     ]
 }
 

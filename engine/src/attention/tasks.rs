@@ -8,6 +8,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use qmesh_models::footprint::{QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD};
+
 use super::{Attention, Batch, Slice};
 use crate::kernel::{
     attend::{Attend, Finish, Gathered, Merge, Queries, Target},
@@ -15,8 +17,7 @@ use crate::kernel::{
 };
 
 /// Queries that share the widening of a page: as many as leave each thread some tasks, so that all end together.
-const JOB_QUERIES: [usize; 5] = [256, 128, 64, 32, 16];
-const TASKS_PER_THREAD: usize = 4;
+const JOB_QUERIES: [usize; 5] = [QUERIES_TOGETHER, 128, 64, 32, QUERIES_LEAST];
 /// Bytes of keys and values that make a run of pages worth a task.
 const RUN_BYTES: usize = 64 << 10;
 /// Multiplications below which waking the team costs more than it saves.

@@ -9,6 +9,7 @@ mod page;
 
 use std::{cell::RefCell, ops::Range};
 
+pub use qmesh_models::footprint::PAGE_POSITIONS;
 use qmesh_models::spec::Window;
 
 pub(crate) use self::gathered::{Finish, Gathered, Merge};
@@ -20,9 +21,6 @@ use super::{
     lanes::{Kernel, LANES, Lanes, Simd},
     math::padded,
 };
-
-/// Positions per page of the KV cache.
-pub const PAGE_POSITIONS: usize = 64;
 
 /// How keys and values of one head lie in a page, as f16 bits: the keys as blocks of sixteen positions, element after
 /// element, so that a lane is a position; then the values as rows, filled up to whole lanes.

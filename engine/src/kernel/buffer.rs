@@ -1,4 +1,4 @@
-//! The memory of a shard's weights: one allocation, in huge pages where the system has them.
+//! The memory of a shard's weights: one allocation, in huge pages where the system has them; and giving memory back.
 
 #![allow(unsafe_code, reason = "aligned memory, and advice to the system about it")]
 
@@ -90,6 +90,16 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         &self.buffer[self.range.clone()]
+    }
+}
+
+/// Gives the system back what the allocator keeps of memory that was freed. Fetching and packing take other sizes than
+/// steps do, so that steps would have their memory beside it.
+pub(crate) fn release_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: no memory that is in use is touched.
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 

@@ -13,15 +13,15 @@ mod avx512;
 mod neon;
 mod scalar;
 
+/// Number of lanes.
+pub(crate) use qmesh_models::footprint::LANES;
+
 #[cfg(target_arch = "aarch64")]
 pub(crate) use self::neon::Neon;
 use self::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::{avx2::Avx2, avx512::Avx512};
 use crate::error::EngineError;
-
-/// Number of lanes.
-pub(crate) const LANES: usize = 16;
 
 /// Sixteen lanes on one instruction set. Methods are safe: holding the value proves that its instructions exist.
 pub(crate) trait Lanes: Copy {

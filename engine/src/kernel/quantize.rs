@@ -1,12 +1,14 @@
 //! Activations as int8 in blocks of 32: one format for all weight types, each row and block on its own.
 
+use qmesh_models::footprint::QUANT_BLOCK;
+
 use super::{
     columns::Columns,
     lanes::{Kernel, LANES, Lanes, sum},
 };
 
 /// Elements per block.
-pub(crate) const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = QUANT_BLOCK.0;
 
 /// Thirty-two activations: x ≈ `scale` · q.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,6 +23,9 @@ pub(crate) struct QuantBlock {
     /// Σq of each half.
     pub(crate) sums: [i32; 2],
 }
+
+// What workers are given memory for.
+const _: () = assert!(size_of::<QuantBlock>() == QUANT_BLOCK.1);
 
 /// Quantises one row: `x` has 32 elements for each block.
 pub(crate) struct Quantize<'a> {

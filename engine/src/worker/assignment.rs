@@ -3,11 +3,16 @@
 use std::ops::Range;
 
 use blake3::Hash;
-use qmesh_models::spec::{ModelSpec, TensorSpec};
-use qmesh_net::{LoadShard, PlanEpoch, StageIndex, WireType, limits::FRAME_WIDTH};
+use qmesh_models::{
+    bytes::ByteCount,
+    footprint::{Footprints, ShardDemand},
+    spec::{ModelSpec, TensorSpec},
+};
+use qmesh_net::{
+    LoadShard, PlanEpoch, StageIndex, WireType,
+    limits::{FRAME_ROWS, FRAME_WIDTH},
+};
 use thiserror::Error;
-
-use super::memory::ByteCount;
 
 /// The most elements along one side of anything in a spec; real models stay far below, and products of two fit u64.
 const SIDE_MAX: usize = 1 << 24;
@@ -30,6 +35,7 @@ pub(super) struct Assignment {
     pub(super) layers: Range<usize>,
     pub(super) kv_positions: usize,
     pub(super) context: usize,
+    pub(super) chunk_rows: usize,
     pub(super) wire: WireType,
 }
 
@@ -63,20 +69,24 @@ impl Assignment {
 
     /// Whether a shard loaded for `other` serves this one as well.
     pub(super) fn is_same_shard(&self, other: &Self) -> bool {
-        let key = |a: &Self| (a.model_id, a.layers.clone(), a.kv_positions);
+        let key = |a: &Self| (a.model_id, a.layers.clone(), a.kv_positions, a.context, a.chunk_rows);
         key(self) == key(other) && self.hashes == other.hashes && self.spec == other.spec
     }
 
-    /// ByteCount of its tensors.
+    /// Bytes of its tensors.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// Memory it takes: weights, KV budget, and one tensor as it lies in the file while it is repacked.
-    pub(super) fn needed_bytes(&self) -> ByteCount {
-        let kv = self.spec.kv_bytes_per_position(&self.layers).saturating_mul(self.kv_positions as u64);
-        let largest = self.spec.tensors.iter().map(|tensor| tensor.bytes).max().unwrap_or(0);
-        ByteCount(self.weight_bytes().saturating_add(kv).saturating_add(largest))
+    /// Memory that a worker takes with it, by the account that the planner keeps as well.
+    pub(super) fn needed_bytes(&self, threads: usize) -> ByteCount {
+        ByteCount(Footprints::new(&self.spec).shard(&self.demand(threads)).total_bytes())
+    }
+
+    /// What it asks of a worker with so many threads.
+    pub(super) fn demand(&self, threads: usize) -> ShardDemand {
+        let Self { ref layers, kv_positions, context, chunk_rows, .. } = *self;
+        ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads }
     }
 
     /// `layers 0-9 of smollm2-135m`.
@@ -106,6 +116,7 @@ impl Assignment {
         within("vocabulary", self.spec.vocab, SIDE_MAX)?;
         within("kv positions", self.kv_positions, POSITIONS_MAX)?;
         within("context", self.context, POSITIONS_MAX)?;
+        within("chunk rows", self.chunk_rows, FRAME_ROWS)?;
         for layer in &self.spec.layers {
             within("heads", layer.attention.heads, FRAME_WIDTH)?;
             within("kv heads", layer.attention.kv_heads, FRAME_WIDTH)?;
@@ -141,6 +152,7 @@ impl TryFrom<LoadShard> for Assignment {
             layers,
             kv_positions: load.kv_positions as usize,
             context: load.context as usize,
+            chunk_rows: load.chunk_rows as usize,
             wire: load.wire,
         };
         assignment.check_place()?;

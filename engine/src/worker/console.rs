@@ -6,8 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-
-use super::memory::ByteCount;
+use qmesh_models::bytes::ByteCount;
 
 /// How often progress is a line of its own where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

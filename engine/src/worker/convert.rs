@@ -1,5 +1,6 @@
 //! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
 
+use qmesh_models::footprint::step_rows;
 use qmesh_net::{Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Segment, SessionId, Wants};
 
 use super::{assignment::Assignment, wire};
@@ -21,6 +22,10 @@ pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, St
     let rows: u64 = frame.segments.iter().map(|segment| u64::from(segment.rows)).sum();
     if rows != frame.rows() as u64 {
         return Err(format!("{rows} rows in segments, {} token ids", frame.rows()));
+    }
+    let most = step_rows(assignment.chunk_rows);
+    if frame.rows() > most {
+        return Err(format!("{rows} rows, this plan's steps have {most} at most"));
     }
     let hidden = match expected {
         FrameKind::Hidden => {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use blake3::Hash;
-use qmesh_models::spec::TensorRole;
+use qmesh_models::{bytes::ByteCount, spec::TensorRole};
 use qmesh_net::{Connection, NetError, RangeRequest};
 use thiserror::Error;
 use tokio::{
@@ -25,11 +25,11 @@ use super::{
     assignment::Assignment,
     event::{Event, Turn},
     local::LocalModels,
-    memory::{Allowance, ByteCount},
+    memory::Allowance,
     store::{Place, Store, StoreError, Verdict, Weights},
 };
 
-/// ByteCount asked for at once.
+/// Bytes asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
 /// Tensors fetched side by side.
 const IN_FLIGHT: usize = 4;
@@ -48,6 +48,8 @@ pub(super) struct Fetch {
     pub(super) model_folders: Vec<PathBuf>,
     /// The user's limit.
     pub(super) memory: Option<ByteCount>,
+    /// Threads that will compute.
+    pub(super) threads: usize,
     pub(super) assignment: Arc<Assignment>,
 }
 
@@ -76,7 +78,7 @@ struct Missing {
     bytes: u64,
 }
 
-/// ByteCount so far.
+/// Bytes so far.
 #[derive(Debug, Default)]
 struct Counters {
     /// At hand, however they came.
@@ -141,7 +143,7 @@ impl Fetch {
     /// Refuses what cannot fit, then looks for each tensor here. Blocks.
     fn survey(self) -> Result<Survey, FetchError> {
         let assignment = self.assignment;
-        let (needed, allowance) = (assignment.needed_bytes(), Allowance::measure(self.memory));
+        let (needed, allowance) = (assignment.needed_bytes(self.threads), Allowance::measure(self.memory));
         if needed > allowance.bytes {
             let (first, last) = (assignment.layers.start, assignment.layers.end - 1);
             return Err(FetchError::Memory { needed, first, last, allowance });

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameReceiver, Message, ShardStatus,
     StageReport, Upstream,
@@ -25,7 +26,7 @@ use super::{
     fetch::Fetch,
     links::{self, Outgoing},
     memory,
-    state::{FRAMES_HELD, Machine},
+    state::Machine,
 };
 
 /// Events and messages that may wait for the state machine.
@@ -275,10 +276,10 @@ impl<'a> Membership<'a> {
 
     fn fetch(&mut self, turn: Turn, assignment: Arc<Assignment>) {
         self.fetch = JoinSet::new();
-        let WorkerConfig { cache, model_folders, memory, .. } = self.config;
-        let (cache, model_folders, memory) = (cache.clone(), model_folders.clone(), *memory);
+        let WorkerConfig { cache, model_folders, memory, threads, .. } = self.config;
+        let (cache, model_folders, memory, threads) = (cache.clone(), model_folders.clone(), *memory, threads.get());
         let (events, connection) = (self.events.clone(), self.connection.clone());
-        self.fetch.spawn(Fetch { turn, events, connection, cache, model_folders, memory, assignment }.run());
+        self.fetch.spawn(Fetch { turn, events, connection, cache, model_folders, memory, threads, assignment }.run());
     }
 
     fn arrived(&mut self, receiver: FrameReceiver) -> Event {

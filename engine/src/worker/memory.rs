@@ -1,22 +1,8 @@
-//! How much memory a shard may take here, how much the process has taken, and sizes as people write them.
-
-use std::fmt;
+//! How much memory this process may take, and how much it has taken.
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use qmesh_models::bytes::ByteCount;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
-use thiserror::Error;
-
-/// A number of bytes, written and parsed as people do: `4G`, `512 MB`, `1048576`; a factor is a power of 1000, or of
-/// 1024 with an `i` (`4GiB`).
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct ByteCount(pub u64);
-
-/// A text that is not a number of bytes.
-#[derive(Debug, Eq, Error, PartialEq)]
-#[error("`{text}` is not a size: write for example 4G, 512M or 2.5GiB")]
-pub struct SizeError {
-    text: String,
-}
 
 /// What keeps a worker from using more memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,7 +17,7 @@ pub(super) enum Bound {
     ResourceLimit,
 }
 
-/// Memory that a shard may take now.
+/// Memory that this process may have resident, what it has already included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Allowance {
     /// How much.
@@ -41,8 +27,8 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// Measures: the least of what the user allows (`flag`), what the machine and the control group have free, and what
-    /// the process's resource limits leave. What cannot be measured does not bind.
+    /// Measures: the least of what the user allows (`flag`), what the machine and the control group have free beside what
+    /// the process has, and what its resource limits leave it. What cannot be measured does not bind.
     pub(super) fn measure(flag: Option<ByteCount>) -> Self {
         let bounds = [(flag.map(|bytes| bytes.0), Bound::Flag)].into_iter().chain(measured());
         let (bytes, bound) = bounds
@@ -72,39 +58,9 @@ pub(super) fn peak_bytes() -> u64 {
     process_status("VmHWM:").or_else(usage).unwrap_or(0)
 }
 
-impl fmt::Display for ByteCount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, name) = match self.0 {
-            1_000_000_000.. => (1e9, "GB"),
-            1_000_000.. => (1e6, "MB"),
-            1_000.. => (1e3, "kB"),
-            _ => return write!(f, "{} B", self.0),
-        };
-        let value = self.0 as f64 / unit;
-        // Three digits that mean something: 32.1 MB, 412 MB.
-        if value < 100.0 { write!(f, "{value:.1} {name}") } else { write!(f, "{value:.0} {name}") }
-    }
-}
-
-impl std::str::FromStr for ByteCount {
-    type Err = SizeError;
-
-    fn from_str(text: &str) -> Result<Self, SizeError> {
-        let refused = || SizeError { text: text.to_owned() };
-        let trimmed = text.trim();
-        let split = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
-        let (number, unit) = trimmed.split_at(split);
-        let unit = unit.trim().to_ascii_lowercase();
-        let (scale, step) = match unit.trim_end_matches('b').strip_suffix('i') {
-            Some(scale) => (scale, 1024_f64),
-            None => (unit.trim_end_matches('b'), 1000.0),
-        };
-        let power = ["", "k", "m", "g", "t"].iter().position(|&s| s == scale).ok_or_else(refused)?;
-        let bytes = number.parse::<f64>().map_err(|_| refused())? * step.powi(power as i32);
-        // 2^63 bytes are more than any machine has, and f64 holds them exactly.
-        if (1.0..9.2e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(refused()) }
-    }
-}
+/// Address space that resource limits count and that is never resident: stacks of threads that are still to come, and what
+/// aligns the weights.
+const STACK_SPACE_BYTES: u64 = 24 << 20;
 
 /// A size of this process as Linux states it, in bytes.
 fn process_status(field: &str) -> Option<u64> {
@@ -113,7 +69,7 @@ fn process_status(field: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Free bytes by each bound that can be measured.
+/// What the process may have by each bound that can be measured.
 fn measured() -> [(Option<u64>, Bound); 4] {
     let Ok(mut system) = System::new() else {
         return [(None, Bound::Machine); 4];
@@ -126,13 +82,20 @@ fn measured() -> [(Option<u64>, Bound); 4] {
     }
     let process = pid.and_then(|pid| system.process(pid));
     let group = process.and_then(|p| p.cgroup_limits()).or_else(|| system.cgroup_limits());
+    let resident_bytes = process.map_or(0, |p| p.memory());
+    // The group's cached files are not free, but give way.
+    let group = group.map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    let own = process_status("RssAnon:").unwrap_or(resident_bytes);
     let left = |resource, used: u64| match getrlimit(resource) {
-        Ok((soft, _)) if soft != nix::sys::resource::RLIM_INFINITY => Some(soft.saturating_sub(used)),
+        Ok((soft, _)) if soft != nix::sys::resource::RLIM_INFINITY => {
+            Some(soft.saturating_sub(used.saturating_add(STACK_SPACE_BYTES)).saturating_add(resident_bytes))
+        }
         Ok(_) | Err(_) => None,
     };
+    let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
     [
-        (Some(system.available_memory()).filter(|&bytes| bytes > 0), Bound::Machine),
-        (group.map(|limits| limits.free_memory), Bound::ControlGroup),
+        (available.map(|bytes| bytes.saturating_add(resident_bytes)), Bound::Machine),
+        (group.map(|bytes| bytes.saturating_add(own)), Bound::ControlGroup),
         (left(Resource::RLIMIT_AS, process.map_or(0, |p| p.virtual_memory())), Bound::ResourceLimit),
         (left(Resource::RLIMIT_DATA, process_status("VmData:").unwrap_or(0)), Bound::ResourceLimit),
     ]
@@ -143,28 +106,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_and_written_as_people_do() {
-        for (text, bytes) in [
-            ("1048576", 1 << 20),
-            ("4G", 4_000_000_000),
-            ("4 GB", 4_000_000_000),
-            ("2.5GiB", 5 << 29),
-            ("512m", 512_000_000),
-            ("1 KiB", 1024),
-        ] {
-            assert_eq!(text.parse(), Ok(ByteCount(bytes)), "{text}");
-        }
-        for bad in ["", "G", "-1G", "4X", "1.2.3G", "0", "1e30", "99999999999T"] {
-            assert_eq!(bad.parse::<ByteCount>(), Err(SizeError { text: bad.to_owned() }));
-        }
-        let written = [999, 32_140_000, 412_300_000, 1_500_000_000].map(|n| ByteCount(n).to_string());
-        assert_eq!(written, ["999 B", "32.1 MB", "412 MB", "1.5 GB"]);
-    }
-
-    #[test]
     fn the_least_bound_wins_and_names_its_remedy() {
         let free = Allowance::measure(None);
         assert!(free.bytes.0 > 0 && free.bytes.0 < u64::MAX, "{free:?}");
+        let held = process_status("VmRSS:").unwrap_or(0);
+        assert!(free.bytes.0 >= held, "what it has does not count against it: {free:?}, {held}");
         let tight = Allowance::measure(Some(ByteCount(1)));
         assert_eq!(tight, Allowance { bytes: ByteCount(1), bound: Bound::Flag });
         assert!(tight.remedy().contains("--memory"));

@@ -21,12 +21,12 @@ mod wire;
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
+use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RejectCode, Ticket};
 
 pub use self::{
     console::Audience,
     emulation::{Compute, Emulation},
-    memory::{ByteCount, SizeError},
     run::{WorkerError, run},
 };
 

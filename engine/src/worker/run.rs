@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
 };
@@ -25,8 +26,8 @@ use super::{
     console::Console,
     event::{Departure, Event},
     membership::{self, Ending, Lasting},
-    memory::{Allowance, ByteCount},
-    state::{FRAMES_HELD, Machine},
+    memory::Allowance,
+    state::Machine,
 };
 
 /// Every kernel computes the bits of the scalar reference: the version decides, the machine does not.
@@ -85,7 +86,7 @@ impl Worker {
         let mut wait = BACKOFF.0;
         loop {
             let joined = tokio::select! {
-                joined = join_mesh(&self.config, &self.endpoint, self.lasting.machine.held_bytes()) => joined,
+                joined = join_mesh(&self.config, &self.endpoint) => joined,
                 never = settle(&mut self.lasting) => match never {},
                 () = &mut shutdown => return Ok(Exit::Asked),
             };
@@ -149,15 +150,13 @@ async fn settle(lasting: &mut Lasting) -> Infallible {
     }
 }
 
-async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, held: ByteCount) -> Result<Joined, NetError> {
+async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint) -> Result<Joined, NetError> {
     let connection = endpoint.dial(&config.ticket.addresses, config.ticket.coordinator).await?;
-    // What the shard holds can be had by dropping it.
-    let free = Allowance::measure(None).bytes.0.saturating_add(held.0);
     let me = Introduction {
         name: config.name.clone(),
         os: format!("{OS} {ARCH}"),
         numerics: NUMERICS.into(),
-        memory_bytes: config.memory.map_or(free, |limit| free.min(limit.0)),
+        memory_bytes: Allowance::measure(config.memory).bytes.0,
         threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
         features: 0,
     };

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use qmesh_models::{bytes::ByteCount, footprint::FRAMES_HELD};
 use qmesh_net::{
     Fault, FaultCode, Frame, FrameKind, LoadShard, Message, OpenSession, PeerId, PlanEpoch, Route, ShardPhase,
     ShardStatus, Upstream,
@@ -22,13 +23,10 @@ use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, ShardState, Stepped},
     event::{Action, Departure, Event, LinkId, Turn},
-    memory::ByteCount,
     store::Weights,
 };
 use crate::error::EngineError;
 
-/// Frames that a worker holds at once: one computes while the next is received and the last is sent, and one to spare.
-pub(super) const FRAMES_HELD: usize = 4;
 /// Links from upstream that may wait for their route.
 const ARRIVALS_HELD: usize = 4;
 /// How often progress is told.
@@ -81,11 +79,6 @@ impl Machine {
     /// Whether another frame may be taken in.
     pub(super) fn has_room(&self) -> bool {
         !self.leaving && self.computing + self.stage.as_ref().map_or(0, |stage| stage.sending) < FRAMES_HELD
-    }
-
-    /// Memory of the shard that is loaded.
-    pub(super) fn held_bytes(&self) -> ByteCount {
-        self.held.as_ref().map_or(ByteCount(0), |held| held.needed_bytes())
     }
 
     fn message(&mut self, message: Message) {

@@ -13,11 +13,13 @@ use std::{
 };
 
 use blake3::{Hash, Hasher};
-use qmesh_models::spec::{TensorRole, TensorSpec};
+use qmesh_models::{
+    bytes::ByteCount,
+    spec::{TensorRole, TensorSpec},
+};
 use tempfile::TempPath;
 use thiserror::Error;
 
-use super::memory::ByteCount;
 use crate::{error::EngineError, shard::TensorSource};
 
 /// Disk space that is left alone, in bytes.
@@ -154,7 +156,7 @@ impl Store {
 }
 
 impl Part {
-    /// ByteCount that are there, from the first on.
+    /// Bytes that are there, from the first on.
     pub(super) fn have(&self) -> u64 {
         self.have
     }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use qmesh_models::weights::ModelFile;
+use qmesh_models::{
+    footprint::{Footprints, ShardDemand},
+    weights::ModelFile,
+};
 use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
@@ -40,6 +43,7 @@ pub(super) fn load_shard(epoch: u32, layers: Range<u32>) -> LoadShard {
         tensor_hashes: MODEL.hashes(&spec.tensors).unwrap(),
         kv_positions: 256,
         context: 128,
+        chunk_rows: 64,
         wire: WireType::F32,
     }
 }
@@ -403,6 +407,25 @@ async fn too_little_memory_is_said_before_anything_is_fetched() {
     let text = played.load(load_shard(1, 0..LAYERS)).await.unwrap_err();
     assert!(text.starts_with("needs ") && text.contains("layers 0-2, this worker has 100 kB: add a worker"), "{text}");
     assert_eq!(played.served, 0);
+}
+
+#[tokio::test]
+async fn what_the_planner_counts_is_enough_and_one_byte_less_is_not() {
+    let load = load_shard(1, 0..LAYERS);
+    let demand = ShardDemand {
+        layers: 0..LAYERS as usize,
+        kv_positions: load.kv_positions as usize,
+        context: load.context as usize,
+        chunk_rows: load.chunk_rows as usize,
+        threads: 1,
+    };
+    let needed = Footprints::new(MODEL.spec()).shard(&demand).total_bytes();
+    let stage = Stagecraft::new(7);
+    let _less = stage.hire(|config| config.memory = Some(ByteCount(needed - 1)));
+    let text = stage.admit().await.load(load.clone()).await.unwrap_err();
+    assert!(text.starts_with("needs "), "{text}");
+    let _enough = stage.hire(|config| config.memory = Some(ByteCount(needed)));
+    stage.admit().await.load(load).await.unwrap();
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ fn every_message() -> Vec<Message> {
         tensor_hashes: vec![[2; 32], [3; 32]],
         kv_positions: 4096,
         context: 2048,
+        chunk_rows: 256,
         wire: WireType::Q8,
     };
     let phase = ShardPhase::Loading;

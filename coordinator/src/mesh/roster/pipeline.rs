@@ -149,6 +149,7 @@ impl Pipeline {
             tensor_hashes,
             kv_positions: count(model.kv_positions),
             context: count(model.context),
+            chunk_rows: count(model.chunk_rows),
             wire: WireType::F32,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use qmesh_net::{PlanEpoch, SegmentFlags, StepId, StepTimes, WireType};
+use qmesh_net::{LoadShard, PlanEpoch, SegmentFlags, StepId, StepTimes, WireType};
 
 use super::*;
 use crate::worker::tests::load_shard;
@@ -51,6 +51,9 @@ fn a_frame_of_the_wrong_kind_or_shape_is_refused() {
     assert!(to_step(&last, &short).is_err());
     let fewer = Frame { ids: vec![1], ..frame(FrameKind::Hidden, width) };
     assert!(to_step(&last, &fewer).is_err());
+    let small = Assignment::try_from(LoadShard { chunk_rows: 4, ..load_shard(1, 2..3) }).unwrap();
+    let text = to_step(&small, &frame(FrameKind::Hidden, width)).unwrap_err();
+    assert_eq!(text, "6 rows, this plan's steps have 5 at most");
 }
 
 #[test]

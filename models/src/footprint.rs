@@ -1,0 +1,250 @@
+//! What shards take of a worker's memory: the one account by which the planner promises and the worker refuses.
+//!
+//! A figure is what the worker's whole process has resident at most, in bytes. Whatever makes it a number and is nobody
+//! else's business (positions per page, rows of logits, frames held) is a constant here, and the code that fills the
+//! memory reads it from here.
+
+mod layer;
+
+use std::{ops::Range, slice};
+
+use self::layer::LayerFootprint;
+use crate::spec::{ModelSpec, Rope, TensorRole, TensorSpec};
+
+/// Positions per page of the KV cache.
+pub const PAGE_POSITIONS: usize = 64;
+/// Rows of a matrix that are packed together, and elements that a value in the KV cache is filled up to: the lanes of the
+/// kernels.
+pub const LANES: usize = 16;
+/// Elements that are quantised together, and the bytes that they take then.
+pub const QUANT_BLOCK: (usize, usize) = (32, 48);
+/// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
+pub const LOGIT_ROWS: usize = 32;
+/// Frames that a worker holds at once: one computes while the next is received and the last is sent, and one to spare.
+pub const FRAMES_HELD: usize = 4;
+/// Frames on a worker's links beside those: one that is arriving, and one that is sent and not yet acknowledged.
+pub const FRAMES_ON_LINKS: usize = 2;
+/// Bytes of outputs that a thread has in its L2 cache at once.
+pub const TILE_BYTES: usize = 512 << 10;
+/// The most queries that a thread takes through a page of keys at once.
+pub const QUERIES_TOGETHER: usize = 256;
+/// The fewest, where there are as many.
+pub const QUERIES_LEAST: usize = 16;
+/// Tasks for each thread into which attention is cut at least, where there is enough of it.
+pub const TASKS_PER_THREAD: usize = 4;
+/// What a worker's process takes beside its shards and their threads: its program, the network's buffers, the allocator.
+/// Measured: 14 MB of a release build, 17 of a build with debug assertions.
+pub const PROCESS_BYTES: u64 = 18 << 20;
+
+/// Rows of the largest step where prompts are cut into chunks of `chunk_rows`: where a prompt is scored, the last row of a
+/// chunk is computed once more in the next one, which may be in excess.
+pub const fn step_rows(chunk_rows: usize) -> usize {
+    chunk_rows.saturating_add(1)
+}
+
+/// What a worker shall hold, and with what room.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ShardDemand {
+    /// Which layers; not empty, inside the model.
+    pub layers: Range<usize>,
+    /// KV positions of all sessions together.
+    pub kv_positions: usize,
+    /// The most positions of one session.
+    pub context: usize,
+    /// The most rows of a chunk of a prompt.
+    pub chunk_rows: usize,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// What shards take of a worker's memory, in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Footprint {
+    /// Tensors: packed in place, they take what they take in the file.
+    pub weight_bytes: u64,
+    /// Keys and values of every position, in whole pages.
+    pub kv_bytes: u64,
+    /// What a step needs: activations, logits, what each thread works in, frames that wait; while the shards are loaded,
+    /// what packing them needs; and what fills up the groups of rows that are packed.
+    pub buffer_bytes: u64,
+    /// The process itself.
+    pub process_bytes: u64,
+}
+
+impl Footprint {
+    /// All of it: what the process has resident at most.
+    pub fn total_bytes(&self) -> u64 {
+        sum([self.weight_bytes, self.kv_bytes, self.buffer_bytes, self.process_bytes])
+    }
+}
+
+/// The account of one model. Its numbers may come from outside: sums and products stop at what 64 bits hold.
+#[derive(Clone, Debug)]
+pub struct Footprints<'a> {
+    spec: &'a ModelSpec,
+    layers: Vec<LayerFootprint>,
+    /// Tensors that belong to no layer.
+    others: Vec<(TensorRole, TensorFootprint)>,
+    /// Of the cosines and sines of one row, for all kinds of RoPE in the model.
+    rope_bytes: u64,
+}
+
+impl<'a> Footprints<'a> {
+    /// The account of `spec`, which lists at least the tensors of the shards that will be asked for.
+    pub fn new(spec: &'a ModelSpec) -> Self {
+        let mut layers: Vec<_> = (0..spec.layers.len()).map(|layer| LayerFootprint::new(spec, layer)).collect();
+        let mut others = Vec::new();
+        for tensor in &spec.tensors {
+            let bytes = TensorFootprint::of(tensor);
+            let TensorRole::Layer(layer, _) = tensor.role else {
+                others.push((tensor.role, bytes));
+                continue;
+            };
+            if let Some(layer) = layers.get_mut(layer.0) {
+                layer.tensors = layer.tensors.and(bytes);
+            }
+        }
+        let mut ropes: Vec<&Rope> = Vec::new();
+        for rope in spec.layers.iter().filter_map(|layer| layer.attention.rope.as_ref()) {
+            if !ropes.contains(&rope) {
+                ropes.push(rope);
+            }
+        }
+        let rope_bytes = ropes.iter().fold(0, |bytes, rope| sum([bytes, product([FLOAT, rope.dims])]));
+        Self { spec, layers, others, rope_bytes }
+    }
+
+    /// What a worker with this shard takes.
+    pub fn shard(&self, demand: &ShardDemand) -> Footprint {
+        self.shards(slice::from_ref(demand))
+    }
+
+    /// What a worker with these shards takes: a tensor that several of them hold counts once, caches and buffers each.
+    pub fn shards(&self, demands: &[ShardDemand]) -> Footprint {
+        let held = |role| demands.iter().any(|demand| self.spec.holds(&demand.layers, role));
+        let layers = self.layers.iter().enumerate();
+        let layers = layers.filter(|(layer, _)| demands.iter().any(|demand| demand.layers.contains(layer)));
+        let others = self.others.iter().filter(|(role, _)| held(*role)).map(|(_, tensor)| *tensor);
+        let tensors = layers.map(|(_, layer)| layer.tensors).chain(others);
+        let tensors = tensors.fold(TensorFootprint::default(), TensorFootprint::and);
+        let kv_bytes = demands.iter().fold(0, |bytes, demand| sum([bytes, self.kv_bytes(demand)]));
+        let serving = demands.iter().fold(0, |bytes, demand| sum([bytes, self.buffer_bytes(demand)]));
+        Footprint {
+            weight_bytes: tensors.bytes,
+            kv_bytes,
+            // Nothing is cached before everything is loaded.
+            buffer_bytes: sum([tensors.padding, serving.max(tensors.packing.saturating_sub(kv_bytes))]),
+            process_bytes: PROCESS_BYTES,
+        }
+    }
+
+    fn kv_bytes(&self, demand: &ShardDemand) -> u64 {
+        let page = self.layers_of(demand).fold(0, |bytes, layer| sum([bytes, layer.page_bytes]));
+        let pages = demand.kv_positions.div_ceil(PAGE_POSITIONS) as u64;
+        pages.saturating_mul(allocated(page.saturating_add(LINE_BYTES)))
+    }
+
+    fn buffer_bytes(&self, demand: &ShardDemand) -> u64 {
+        let ShardDemand { ref layers, kv_positions, context, chunk_rows, threads } = *demand;
+        let (rows, threads) = (step_rows(chunk_rows), threads.max(1));
+        let most = |of: &dyn Fn(&LayerFootprint) -> u64| self.layers_of(demand).map(of).max().unwrap_or(0);
+        let row = product([FLOAT, self.spec.hidden]);
+        // The frame's payload, its values and the first layer's input; a first stage gets ids, which are few.
+        let input = if layers.start == 0 { sum([row, ID_BYTES]) } else { row.saturating_mul(3) };
+        // What comes out of the last layer is copied once before it is a frame's payload.
+        let working = most(&|layer| layer.row_bytes).max(row.saturating_mul(2));
+        let step = product([rows]).saturating_mul(sum([input, self.rope_bytes, working]));
+        let frames = product([FRAMES_HELD - 1 + FRAMES_ON_LINKS, rows]).saturating_mul(row);
+        let is_last = layers.end == self.spec.layers.len();
+        let head = if is_last { self.head_bytes(rows, threads) } else { 0 };
+        let tiles = product([TILE_BYTES.max(TILE_ROW_BYTES.saturating_mul(rows))]);
+        let each = sum([STACK_BYTES, tiles, most(&|layer| layer.thread_bytes)]);
+        let parts = most(&|layer| layer.parts_bytes(rows, context.min(kv_positions), threads));
+        sum([step, frames, head, product([threads]).saturating_mul(each), parts])
+    }
+
+    /// Logits and the activations that they are made of, and what threads sort while they sample.
+    fn head_bytes(&self, rows: usize, threads: usize) -> u64 {
+        let ModelSpec { hidden, vocab, .. } = *self.spec;
+        let rows = rows.min(LOGIT_ROWS);
+        let row = sum([product([FLOAT, vocab]), product([FLOAT, hidden]), quantized(hidden).saturating_mul(2)]);
+        let sampled = product([SAMPLING_BYTES, vocab, threads.min(rows)]);
+        sum([product([rows]).saturating_mul(row), sampled])
+    }
+
+    fn layers_of(&self, demand: &ShardDemand) -> impl Iterator<Item = &LayerFootprint> {
+        self.layers.get(demand.layers.clone()).unwrap_or_default().iter()
+    }
+}
+
+/// Bytes of a tensor, or of some.
+#[derive(Clone, Copy, Debug, Default)]
+struct TensorFootprint {
+    /// As in the file.
+    bytes: u64,
+    /// What it takes beside them for good.
+    padding: u64,
+    /// And only until everything is loaded.
+    packing: u64,
+}
+
+impl TensorFootprint {
+    fn of(tensor: &TensorSpec) -> Self {
+        let TensorSpec { rows, cols, bytes, .. } = *tensor;
+        let row = bytes.div_ceil(rows.max(1) as u64);
+        let packed = row.saturating_mul(rows.max(1).next_multiple_of(LANES) as u64);
+        if rows > 1 {
+            // Each begins at a cache line.
+            let resident = packed.div_ceil(LINE_BYTES).saturating_mul(LINE_BYTES);
+            Self { bytes, padding: resident.saturating_sub(bytes), packing: 0 }
+        } else {
+            // A vector is kept as f32, and packed like a matrix before.
+            Self { bytes, padding: product([FLOAT, cols]).saturating_sub(bytes), packing: packed }
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            padding: self.padding.saturating_add(other.padding),
+            packing: self.packing.saturating_add(other.packing),
+        }
+    }
+}
+
+/// What an allocation of so many bytes takes: large ones are whole pages of the system, with a header.
+fn allocated(bytes: u64) -> u64 {
+    const LARGE: u64 = 128 << 10;
+    const SYSTEM_PAGE: u64 = 4 << 10;
+    if bytes < LARGE { bytes } else { (bytes / SYSTEM_PAGE).saturating_add(2).saturating_mul(SYSTEM_PAGE) }
+}
+
+/// Bytes of so many quantised activations.
+fn quantized(elements: usize) -> u64 {
+    let (block, bytes) = QUANT_BLOCK;
+    product([elements.div_ceil(block), bytes])
+}
+
+fn product<const N: usize>(factors: [usize; N]) -> u64 {
+    factors.into_iter().fold(1, |product, factor| product.saturating_mul(factor as u64))
+}
+
+fn sum<const N: usize>(terms: [u64; N]) -> u64 {
+    terms.into_iter().fold(0, u64::saturating_add)
+}
+
+/// Bytes of an activation.
+const FLOAT: usize = size_of::<f32>();
+/// Bytes to which matrices and pages are aligned.
+const LINE_BYTES: u64 = 64;
+/// Of a row's token id and position, as often as they are listed.
+const ID_BYTES: u64 = 32;
+/// Bytes of a row's outputs in a thread's smallest share: two groups of two matrices, or of two terms.
+const TILE_ROW_BYTES: usize = 2 * 2 * LANES * FLOAT;
+/// What of a thread's stack is ever touched.
+const STACK_BYTES: u64 = 128 << 10;
+/// Bytes of one row's logit in a thread that samples: adjusted, numbered and as a share.
+const SAMPLING_BYTES: usize = 16;
+
+#[cfg(test)]
+mod tests;

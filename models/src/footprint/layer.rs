@@ -1,0 +1,145 @@
+//! One layer's part of the account: its cache, and what a row of a step takes in it.
+
+use super::{
+    FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD, TensorFootprint, product,
+    quantized, sum,
+};
+use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, ModelSpec, QkNorm, TensorRole};
+
+/// What a layer takes, in bytes.
+#[derive(Clone, Debug)]
+pub(super) struct LayerFootprint {
+    /// Of its tensors.
+    pub(super) tensors: TensorFootprint,
+    /// Its part of a page of the KV cache.
+    pub(super) page_bytes: u64,
+    /// What a row has in memory at most while it passes the layer, beside the layer's input.
+    pub(super) row_bytes: u64,
+    /// What a thread works in while it attends.
+    pub(super) thread_bytes: u64,
+    /// What queries that few tasks share gather from a page of one session.
+    part_bytes: u64,
+    kv_heads: usize,
+}
+
+impl LayerFootprint {
+    /// Of the spec's layer `index`, without its tensors.
+    pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
+        let (layer, hidden) = (&spec.layers[index], spec.hidden);
+        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = layer.attention;
+        let inputs = Inputs::of_layer(spec, LayerIndex(index));
+        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
+        let row = product([FLOAT, hidden]);
+        let qkv = sum([q, kv, kv]);
+        let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
+        // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
+        // result with the layer's output so far; the same with the other half.
+        let projecting = sum([inputs.attention.bytes(hidden), qkv.saturating_mul(copies)]);
+        let attending = sum([qkv, q, product([TASK_BYTES, kv_heads])]);
+        let output = sum([q, inputs.output.bytes(heads.saturating_mul(head_dim)), row]);
+        let ffn = sum([q, row, ffn_bytes(&layer.ffn, hidden, &inputs)]);
+
+        let vectors = head_dim.div_ceil(LANES);
+        let padded = vectors.saturating_mul(LANES);
+        let group = heads / kv_heads.max(1);
+        let gathered = |queries: usize| product([queries, FLOAT, padded.saturating_add(2 * LANES)]);
+        let most = QUERIES_TOGETHER.max(group);
+        let scores = product([most, FLOAT, PAGE_POSITIONS + LANES]);
+        let widened = product([FLOAT, PAGE_POSITIONS, head_dim.saturating_add(padded)]);
+        Self {
+            tensors: TensorFootprint::default(),
+            page_bytes: product([2, kv_heads, PAGE_POSITIONS, head_dim.saturating_add(padded)]),
+            row_bytes: projecting.max(attending).max(output).max(ffn),
+            thread_bytes: sum([product([most, FLOAT, head_dim]), gathered(most), scores, widened]),
+            part_bytes: gathered(group.max(QUERIES_LEAST)),
+            kv_heads,
+        }
+    }
+
+    /// What threads gather from each page on its own, where there are so few rows that they share a session's pages.
+    pub(super) fn parts_bytes(&self, rows: usize, context: usize, threads: usize) -> u64 {
+        if threads == 1 {
+            return 0;
+        }
+        let sessions = threads.saturating_mul(TASKS_PER_THREAD).div_ceil(self.kv_heads.max(1)).min(rows);
+        product([sessions, self.kv_heads, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.part_bytes)
+    }
+}
+
+/// How products take their inputs: as floats, quantised, or (where matrices differ) both.
+#[derive(Clone, Copy, Debug, Default)]
+struct Input {
+    floats: bool,
+    blocks: bool,
+}
+
+impl Input {
+    fn bytes(self, elements: usize) -> u64 {
+        let floats = if self.floats { product([FLOAT, elements]) } else { 0 };
+        let blocks = if self.blocks { quantized(elements) } else { 0 };
+        sum([floats, blocks])
+    }
+}
+
+/// The inputs of a layer's products.
+#[derive(Debug, Default)]
+struct Inputs {
+    attention: Input,
+    output: Input,
+    ffn: Input,
+    down: Input,
+}
+
+impl Inputs {
+    fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
+        use LayerTensor::{
+            AttnOutput, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, Q, Router, SharedDown, SharedGate,
+            SharedRouter, SharedUp, Up, V,
+        };
+        let mut inputs = Self::default();
+        for tensor in &spec.tensors {
+            let TensorRole::Layer(of, part) = tensor.role else { continue };
+            let input = if matches!(part, Q | K | V) {
+                &mut inputs.attention
+            } else if part == AttnOutput {
+                &mut inputs.output
+            } else if matches!(
+                part,
+                Gate | Up | Router | ExpertGates | ExpertUps | SharedRouter | SharedGate | SharedUp
+            ) {
+                &mut inputs.ffn
+            } else if matches!(part, Down | ExpertDowns | SharedDown) {
+                &mut inputs.down
+            } else {
+                continue;
+            };
+            if of == layer {
+                *if tensor.dtype.block_len() > 1 { &mut input.blocks } else { &mut input.floats } = true;
+            }
+        }
+        inputs
+    }
+}
+
+/// What a row takes in the feed-forward half: its input, what is between the products, and what comes out.
+fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
+    let row = product([FLOAT, hidden]);
+    match *ffn {
+        Ffn::Gated { inner, .. } | Ffn::Plain { inner, .. } => {
+            let inner = inputs.down.bytes(inner);
+            sum([inputs.ffn.bytes(hidden), inner]).max(sum([inner, row]))
+        }
+        Ffn::Experts(ExpertsSpec { count, used, inner, shared, .. }) => {
+            let experts = used.saturating_add(usize::from(shared.is_some()));
+            let input = inputs.ffn.bytes(hidden);
+            // Rows are gathered by expert, so that each is there as often as it has experts.
+            let gathered = product([experts]).saturating_mul(sum([input, row, product([TASK_BYTES])]));
+            let between = product([used]).saturating_mul(inputs.down.bytes(inner));
+            let shared = shared.map_or(0, |inner| inputs.down.bytes(inner));
+            sum([input, product([FLOAT, count]), gathered, between, shared, row])
+        }
+    }
+}
+
+/// Bytes that list a row in one task: a slice, a place in a list.
+const TASK_BYTES: usize = 32;

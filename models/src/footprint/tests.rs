@@ -1,0 +1,130 @@
+//! The account, against what can be counted by hand, and what must hold for every model.
+
+use std::path::Path;
+
+use super::*;
+use crate::{gguf::Gguf, spec::LayerTensor, tensor::TensorType};
+
+/// The tiny model of that name.
+fn tiny(name: &str) -> ModelSpec {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny").join(name);
+    crate::family::spec(&Gguf::open(path).unwrap()).unwrap()
+}
+
+fn demand(layers: Range<usize>) -> ShardDemand {
+    ShardDemand { layers, kv_positions: 256, context: 128, chunk_rows: 16, threads: 1 }
+}
+
+#[test]
+fn weights_are_packed_by_sixteen_rows_and_vectors_are_floats() {
+    let tensor = |rows: usize, cols: usize, dtype: TensorType| TensorSpec {
+        role: TensorRole::OutputNorm,
+        name: "t".into(),
+        rows,
+        cols,
+        dtype,
+        part: 0,
+        offset: 0,
+        bytes: (rows * dtype.row_bytes(cols).unwrap()) as u64,
+    };
+    let bytes = |tensor: &TensorSpec| {
+        let TensorFootprint { bytes, padding, packing } = TensorFootprint::of(tensor);
+        assert_eq!(bytes, tensor.bytes);
+        (bytes + padding, packing)
+    };
+    assert_eq!(bytes(&tensor(17, 64, TensorType::Q4_0)), (32 * 36, 0));
+    assert_eq!(bytes(&tensor(16, 32, TensorType::Q5_0)), (384, 0), "352 bytes, and the rest of a line");
+    assert_eq!(bytes(&tensor(1, 48, TensorType::F32)), (192, 16 * 192));
+    assert_eq!(bytes(&tensor(1, 48, TensorType::F16)), (192, 16 * 96));
+}
+
+#[test]
+fn the_cache_counts_in_whole_pages_of_every_layer() {
+    let spec = tiny("llama.gguf");
+    let footprints = Footprints::new(&spec);
+    let page: usize = spec.layers[1..3]
+        .iter()
+        .map(|layer| {
+            2 * 64
+                * layer.attention.kv_heads
+                * (layer.attention.head_dim + layer.attention.head_dim.next_multiple_of(16))
+        })
+        .sum();
+    for (positions, pages) in [(1, 1), (64, 1), (65, 2), (256, 4)] {
+        let demand = ShardDemand { kv_positions: positions, ..demand(1..3) };
+        assert_eq!(footprints.shard(&demand).kv_bytes, pages * (page as u64 + 64), "{positions} positions");
+    }
+}
+
+#[test]
+fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
+    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "gpt-oss.gguf", "starcoder2.gguf"] {
+        let spec = tiny(name);
+        let whole = Footprints::new(&spec);
+        for start in 0..spec.layers.len() {
+            for end in start + 1..=spec.layers.len() {
+                let demand = demand(start..end);
+                let part = spec.shard(start..end);
+                assert_eq!(Footprints::new(&part).shard(&demand), whole.shard(&demand), "{name} {start}..{end}");
+            }
+        }
+    }
+}
+
+#[test]
+fn more_of_anything_takes_no_less() {
+    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "olmo2.gguf"] {
+        let spec = tiny(name);
+        let footprints = Footprints::new(&spec);
+        let total = |demand: &ShardDemand| footprints.shard(demand).total_bytes();
+        for start in 0..spec.layers.len() {
+            let ends = start + 1..=spec.layers.len();
+            let totals: Vec<_> = ends.map(|end| total(&demand(start..end))).collect();
+            assert!(totals.is_sorted_by(|a, b| a < b), "{name}: longer shards from {start} on take {totals:?}");
+        }
+        let all = demand(0..spec.layers.len());
+        for more in [
+            ShardDemand { kv_positions: 512, ..all.clone() },
+            ShardDemand { chunk_rows: 32, ..all.clone() },
+            ShardDemand { threads: 2, ..all.clone() },
+        ] {
+            assert!(total(&more) > total(&all), "{name}: {more:?}");
+        }
+    }
+}
+
+#[test]
+fn tensors_that_shards_share_count_once() {
+    let spec = tiny("mistral-tied.gguf");
+    let last = spec.layers.len();
+    let footprints = Footprints::new(&spec);
+    let (first, second) = (demand(0..2), demand(1..last));
+    let [a, b, both, all] = [
+        footprints.shard(&first),
+        footprints.shard(&second),
+        footprints.shards(&[first.clone(), second]),
+        footprints.shard(&demand(0..last)),
+    ];
+    assert_eq!(both.weight_bytes, all.weight_bytes, "the embedding and layer 1 are held once");
+    assert_eq!((both.kv_bytes, both.process_bytes), (a.kv_bytes + b.kv_bytes, a.process_bytes));
+    assert!(both.buffer_bytes <= a.buffer_bytes + b.buffer_bytes);
+    assert!(both.buffer_bytes > a.buffer_bytes.max(b.buffer_bytes));
+    let twice = footprints.shards(&[first.clone(), first]);
+    assert_eq!((twice.weight_bytes, twice.kv_bytes), (a.weight_bytes, 2 * a.kv_bytes));
+}
+
+#[test]
+fn numbers_from_outside_do_not_overflow() {
+    let mut spec = tiny("llama.gguf");
+    spec.hidden = usize::MAX;
+    spec.vocab = usize::MAX;
+    for layer in &mut spec.layers {
+        (layer.attention.heads, layer.attention.kv_heads, layer.attention.head_dim) = (usize::MAX, 0, usize::MAX / 2);
+    }
+    for tensor in &mut spec.tensors {
+        (tensor.rows, tensor.bytes) = (usize::MAX - 32, u64::MAX);
+    }
+    spec.tensors[0].role = TensorRole::Layer(crate::spec::LayerIndex(usize::MAX), LayerTensor::Q);
+    let most = ShardDemand { kv_positions: usize::MAX, context: usize::MAX, chunk_rows: usize::MAX, ..demand(0..1) };
+    assert_eq!(Footprints::new(&spec).shard(&most).total_bytes(), u64::MAX);
+}
