@@ -123,7 +123,7 @@ pub fn fits(input: &PlanInput<'_>) -> bool {
 pub fn slowest_stage(input: &PlanInput<'_>, plan: &Plan) -> u64 {
     let costs = Costs::new(input);
     let time = |stage: &StagePlan| {
-        costs.stage(&stage.layers).work_bytes / u64::from(input.workers[stage.worker].threads.max(1))
+        costs.work_bytes(&stage.layers) / u64::from(input.workers[stage.worker].threads.max(1))
     };
     plan.stages.iter().map(time).max().unwrap_or(0)
 }

@@ -165,7 +165,7 @@ fn who_fails_on_the_way_in_leaves_what_serves_alone() {
         }
     }
     let notes: Vec<_> = world.roster.worker_status(world.now, |_| 0.0).into_iter().filter_map(|w| w.note).collect();
-    assert!(notes.len() == 1 && notes[0].starts_with("left out for 15 s more"), "{notes:?}");
+    assert!(notes.len() == 1 && notes[0].starts_with("left out for 14 s more"), "{notes:?}");
     world.now += Duration::from_secs(16);
     assert_eq!(world.tick().iter().filter_map(load).count(), 3, "it is tried again");
 }
@@ -223,7 +223,7 @@ fn a_model_that_fails_the_probe_under_two_plans_is_given_up() {
 fn where_both_shards_do_not_fit_the_pause_is_announced() {
     let mut world = World::new(Workers::AtLeast(1));
     let needed = world.needed_alone();
-    world.memory = needed + needed / 4;
+    world.memory = needed;
     world.serve(&["a"]);
     world.join("b", GB);
     world.now += SETTLE;
