@@ -10,4 +10,5 @@ pub mod pull;
 pub mod spec;
 pub mod tensor;
 pub mod tokenizer;
+pub mod terminal;
 pub mod weights;
