@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod chat;
 pub mod directories;
 pub mod family;
+pub mod files;
 pub mod gguf;
 pub mod pull;
 pub mod spec;

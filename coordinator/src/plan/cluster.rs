@@ -7,13 +7,12 @@
 //! threads = 8
 //! ```
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use qmesh_models::bytes::ByteCount;
+use qmesh_models::{
+    bytes::ByteCount,
+    files::{self, TextError},
+};
 use serde::Deserialize;
 
 use super::Capacity;
@@ -26,8 +25,8 @@ pub enum ClusterError {
     Unreadable {
         /// As the user wrote it.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// What is wrong with it, or what the system says.
+        source: TextError,
     },
     /// It cannot be understood.
     #[error("{path}:{line}: {text}")]
@@ -54,9 +53,8 @@ pub enum ClusterError {
 /// # Errors
 /// Names the file, and the line and key at fault.
 pub fn read(path: &Path) -> Result<Vec<Capacity>, ClusterError> {
-    let unreadable = |source| ClusterError::Unreadable { path: path.to_owned(), source };
-    let mut text = String::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)).map_err(unreadable)?;
+    let text = files::read_text(path, FILE_BYTES_MAX)
+        .map_err(|source| ClusterError::Unreadable { path: path.to_owned(), source })?;
     parse(path, &text)
 }
 
@@ -144,5 +142,15 @@ mod tests {
         assert!(error("").contains("no worker: add [[worker]]"));
         let twice = format!("{worker}memory='1GB'\n{worker}memory='1GB'\n");
         assert_eq!(error(&twice), "c.toml: two workers are called `a`");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("home.toml");
+        std::fs::write(&path, "\u{feff}[[worker]]\r\nname = 'a'\r\nmemory = '4Gi'\r\nthreads = 2\r\n").unwrap();
+        assert_eq!(read(&path).unwrap()[0].memory_bytes, 4 << 30);
+        let refused = read(folder.path()).unwrap_err().to_string();
+        assert!(refused.ends_with("this is a directory, not a regular file"), "{refused}");
     }
 }

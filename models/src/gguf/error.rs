@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 use super::header;
+use crate::files::{Irregular, OpenError};
 
 /// A file that cannot be used, and why.
 #[derive(Debug, Error)]
@@ -23,7 +24,7 @@ pub enum GgufFault {
     #[error("cannot read: {0}")]
     Io(#[from] io::Error),
     #[error("this is a {kind}, not a regular file; name the .gguf file itself")]
-    NotAFile { kind: &'static str },
+    NotAFile { kind: Irregular },
     #[error("not a GGUF: file is {bytes} bytes; download it again")]
     TooShort { bytes: u64 },
     #[error("not a GGUF: {looks_like}")]
@@ -80,6 +81,15 @@ pub enum GgufFault {
     SplitTensors { expected: u64, found: u64 },
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+impl From<OpenError> for GgufFault {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Io(error) => Self::Io(error),
+            OpenError::NotRegular(kind) => Self::NotAFile { kind },
+        }
+    }
 }
 
 /// A metadata key that is not there or not of the type that its reader needs.
