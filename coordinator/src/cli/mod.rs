@@ -16,6 +16,7 @@ use clap::{
     error::ErrorKind,
 };
 
+use self::models::model_ref;
 pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
@@ -82,19 +83,19 @@ impl Cli {
 }
 
 fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|command| {
     command_in(|variable| env::var_os(variable))
 }
 
 /// The command with what holds for every flag: environment values stay out of help, where a key would be seen, a switch
 /// understands `QMESH_JSON=0`, and an empty variable, as compose files leave them, counts as not set.
 fn command_in(value_of: impl Fn(&OsStr) -> Option<OsString>) -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| {
             let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
-            let arg = arg.hide_env_values(true);
             let is_blank = arg.get_env().and_then(&value_of).is_some_and(|value| value.is_empty());
-            if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
+            let arg = arg.hide_env_values(true);
             let arg = if is_blank { arg.env(Resettable::Reset) } else { arg };
+            if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
         })
     })
 }
