@@ -10,6 +10,6 @@ pub mod gguf;
 pub mod pull;
 pub mod spec;
 pub mod tensor;
-pub mod tokenizer;
 pub mod terminal;
+pub mod tokenizer;
 pub mod weights;

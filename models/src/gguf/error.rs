@@ -41,7 +41,7 @@ pub enum GgufFault {
     HeaderTooLong { subject: String },
     #[error("{subject} at byte {at}: text of {found} bytes is over the limit of {limit}")]
     TextTooLong { subject: String, at: u64, found: u64, limit: u64 },
-    #[error("{subject} at byte {at}: text is not UTF-8")]
+    #[error("{subject} at byte {at}: the name is not UTF-8")]
     NotUtf8 { subject: String, at: u64 },
     #[error("{subject} at byte {at}: the name is empty")]
     EmptyName { subject: String, at: u64 },
