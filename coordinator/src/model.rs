@@ -1,6 +1,7 @@
 //! A model as the coordinator holds it: its file, its shape, and what turns its tokens into text.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -96,8 +97,8 @@ pub fn tokenizer(gguf: &Gguf, choice: PretokenizerChoice<'_>) -> Result<Tokenize
 }
 
 /// The kind of tokenizer, where the file has one: llama.cpp writes `no_vocab` for none.
-pub(crate) fn tokenizer_model(gguf: &Gguf) -> Option<&str> {
-    gguf.text("tokenizer.ggml.model").ok().filter(|model| !["no_vocab", "none"].contains(model))
+pub(crate) fn tokenizer_model(gguf: &Gguf) -> Option<Cow<'_, str>> {
+    gguf.text_lossy("tokenizer.ggml.model").ok().filter(|model| !["no_vocab", "none"].contains(&&**model))
 }
 
 fn vocabulary(gguf: &Gguf) -> Result<Option<Vocabulary>> {

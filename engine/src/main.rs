@@ -1,6 +1,8 @@
 //! `shard-worker`: lends this machine to a mesh. Parses, binds, waits; the rest is `qmesh_engine::worker`.
 
 use std::{
+    env,
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
@@ -10,11 +12,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Parser, Subcommand, builder::FalseyValueParser};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::{FalseyValueParser, Resettable},
+};
 use qmesh_engine::worker::{self, Audience, Compute, Exit, Stay, WorkerConfig};
-use qmesh_models::{bytes::ByteCount, directories::Directories};
+use qmesh_models::{
+    bytes::ByteCount,
+    directories::Directories,
+    terminal::{escaped, escaped_line},
+};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 /// Exit code of a refusal that the user can mend, and of wrong arguments (clap's own).
@@ -90,16 +100,20 @@ struct JoinArgs {
 }
 
 fn main() -> ExitCode {
-    let Command::Join(args) = Cli::parse().command;
+    let parsed = command(|variable| env::var_os(variable)).try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
+    let Command::Join(args) = match parsed {
+        Ok(cli) => cli.command,
+        Err(error) => return refuse(&error),
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_env_filter(EnvFilter::builder().with_default_directive(Level::WARN.into()).from_env_lossy())
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+        .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
         .init();
     if args.exit_with_parent
         && let Err(error) = thread::Builder::new().name("qmesh-parent".into()).spawn(exit_with_stdin)
     {
-        eprintln!("error: cannot watch standard input: {error}");
+        say(&format!("cannot watch standard input: {error}"));
         return ExitCode::FAILURE;
     }
     // All of the network on one thread: compute has its own.
@@ -111,14 +125,40 @@ fn main() -> ExitCode {
         Ok(Exit::Asked | Exit::Dismissed) => ExitCode::SUCCESS,
         Ok(Exit::Lost) => ExitCode::FAILURE,
         Ok(Exit::Rejected { code, text }) => {
-            eprintln!("error: join refused: {text}");
+            say(&format!("join refused: {text}"));
             if code == RejectCode::Version { ExitCode::FAILURE } else { ExitCode::from(USAGE) }
         }
         Err(error) => {
-            eprintln!("error: {}", in_one_line(&error));
+            say(&in_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line, in which an empty variable counts as not set.
+fn command(value_of: impl Fn(&OsStr) -> Option<OsString>) -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let is_blank = arg.get_env().and_then(&value_of).is_some_and(|value| value.is_empty());
+            if is_blank { arg.env(Resettable::Reset) } else { arg }
+        })
+    })
+}
+
+/// Prints clap's report: what was typed is part of it.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        eprint!("{}", escaped(&error.to_string()));
+        return ExitCode::from(USAGE);
+    }
+    // Nothing is left to do where help cannot be printed.
+    let _closed = error.print();
+    ExitCode::SUCCESS
+}
+
+/// Why it ends, in one line; some of it comes from the coordinator.
+fn say(error: &str) {
+    eprintln!("error: {}", escaped_line(error));
 }
 
 fn join(args: JoinArgs) -> Result<Exit> {
@@ -239,8 +279,6 @@ fn is_name_char(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -252,6 +290,16 @@ mod tests {
         assert_eq!(name("attic-2.lan"), Ok("attic-2.lan".into()));
         let (own, other) = (anonymous(), anonymous());
         assert!(name(&own.0).is_ok() && own.0 != other.0);
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_not_set() {
+        let heeded = |value: &str| {
+            let command = command(|_| Some(value.into()));
+            let args = command.get_subcommands().flat_map(|command| command.get_arguments());
+            args.filter(|arg| arg.get_env().is_some()).count()
+        };
+        assert_eq!((heeded(""), heeded("0") > 5), (0, true));
     }
 
     #[test]

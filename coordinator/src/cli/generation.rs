@@ -9,6 +9,7 @@ use qmesh_net::Sampling;
 use super::{
     ModelArg, TokenizerArgs,
     mesh::{PipelineArgs, RoomArgs, WorkloadArgs, parse_count},
+    model_ref,
 };
 
 /// Arguments of `run`.
@@ -22,6 +23,7 @@ Examples:
 The answer goes to standard output, everything else to standard error.")]
 pub struct RunArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// What to answer, or with --raw to continue
     #[arg(short, long, env = "QMESH_PROMPT")]
@@ -56,6 +58,7 @@ Examples:
 Inside: /reset forgets the conversation, /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")]
 pub struct ChatArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// System message at the start
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
@@ -94,6 +97,7 @@ Each line of the file is {\"id\": …, \"text\": …} or {\"id\": …, \"ids\": 
 in the text are parsed as such.")]
 pub struct EvalArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// The prompts, one JSON object a line
     #[arg(long, value_name = "FILE", env = "QMESH_PROMPTS")]

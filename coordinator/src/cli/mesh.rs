@@ -9,7 +9,7 @@ use std::{
 use clap::{ArgGroup, Args};
 use qmesh_models::{bytes::ByteCount, pull::ModelRef};
 
-use super::{ModelArg, TokenizerArgs};
+use super::{ModelArg, TokenizerArgs, model_ref};
 use crate::{
     mesh::{PrefixReuse, Speculation},
     plan::Workload,
@@ -30,6 +30,7 @@ A cluster file lists the workers in pipeline order:
   threads = 8")]
 pub struct PlanArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// Plan for N equal workers that share this machine
     #[arg(long, value_name = "N", env = "QMESH_WORKERS", value_parser = parse_count)]
@@ -128,7 +129,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
     pub listen: SocketAddr,
     /// Address to put into the join line, where it is not the one listened on; may be repeated
-    #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',')]
+    #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',', value_parser = advertised)]
     pub advertise: Vec<String>,
     /// Wait for N workers before the pipeline forms, even if fewer have room
     #[arg(long, value_name = "N", env = "QMESH_MIN_WORKERS", value_parser = parse_count)]
@@ -180,6 +181,34 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// An address that workers can try: a name or an IP address of this machine, and a port.
+fn advertised(text: &str) -> Result<String, String> {
+    let reachable = match text.parse::<SocketAddr>() {
+        Ok(address) => !address.ip().is_unspecified() && address.port() != 0,
+        Err(_) => text.rsplit_once(':').is_some_and(|(host, port)| is_host_name(host) && is_port(port)),
+    };
+    let wanted =
+        "HOST:PORT is needed, as workers reach it, such as mesh.example:4433, 192.168.1.2:4433 or [fd00::1]:4433";
+    if reachable { Ok(text.to_owned()) } else { Err(wanted.to_owned()) }
+}
+
+/// Whether a resolver could know the name. One whose last label is a number is an IPv4 address gone wrong.
+fn is_host_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        (1..=63).contains(&label.len()) && plain && !label.starts_with('-') && !label.ends_with('-')
+    };
+    // A dot at the end marks a name as complete.
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or_default();
+    host.len() <= HOST_NAME_BYTES_MAX && host.split('.').all(is_label) && !last.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_port(text: &str) -> bool {
+    // A number's own parser takes a sign.
+    text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
 /// A number and its unit.
 fn parse_time(text: &str) -> Result<Duration, String> {
     let wanted = || "a time such as 90s, 30m, 12h or 7d is needed".to_owned();
@@ -201,5 +230,7 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| format!("a whole number from 1 to {COUNT_MAX} is needed"))
 }
 
+/// The longest name of the DNS.
+const HOST_NAME_BYTES_MAX: usize = 253;
 /// Far more than anybody has of anything that is counted here.
 const COUNT_MAX: usize = 4096;

@@ -5,10 +5,18 @@ mod generation;
 mod mesh;
 mod models;
 
-use std::ffi::OsString;
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+};
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser, error::ErrorKind};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::{FalseyValueParser, Resettable},
+    error::ErrorKind,
+};
 
+use self::models::model_ref;
 pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
@@ -61,7 +69,7 @@ impl Cli {
     /// # Errors
     /// What cannot be understood, as a usage failure; `Failure::done` after help.
     pub fn from_env() -> Result<Self, Failure> {
-        Self::parse_words(std::env::args_os())
+        Self::parse_words(env::args_os())
     }
 
     fn parse_words<T: Into<OsString>>(words: impl IntoIterator<Item = T>) -> Result<Self, Failure> {
@@ -74,13 +82,19 @@ impl Cli {
     }
 }
 
-/// The command with what holds for every flag: environment values stay out of help, where a key would be seen, and a
-/// switch understands `QMESH_JSON=0`.
 fn command() -> clap::Command {
+    command_in(|variable| env::var_os(variable))
+}
+
+/// The command with what holds for every flag: environment values stay out of help, where a key would be seen, a switch
+/// understands `QMESH_JSON=0`, and an empty variable, as compose files leave them, counts as not set.
+fn command_in(value_of: impl Fn(&OsStr) -> Option<OsString>) -> clap::Command {
     Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| {
             let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+            let is_blank = arg.get_env().and_then(&value_of).is_some_and(|value| value.is_empty());
             let arg = arg.hide_env_values(true);
+            let arg = if is_blank { arg.env(Resettable::Reset) } else { arg };
             if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
         })
     })

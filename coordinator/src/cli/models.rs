@@ -1,6 +1,9 @@
 //! Arguments of the commands about models: `pull`, `list`, `inspect`, `tokenize`.
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use qmesh_models::{
     catalog,
     pull::ModelRef,
@@ -11,7 +14,7 @@ use qmesh_models::{
 #[derive(Args, Clone, Debug)]
 pub struct ModelArg {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
-    #[arg(value_name = "MODEL", env = "QMESH_MODEL", default_value = catalog::DEFAULT)]
+    #[arg(value_name = "MODEL", env = "QMESH_MODEL", default_value = catalog::DEFAULT, value_parser = model_ref())]
     pub model: ModelRef,
 }
 
@@ -40,7 +43,7 @@ Examples:
 A pull that was interrupted goes on from where it stopped. HF_ENDPOINT and HF_TOKEN are honoured.")]
 pub struct PullArgs {
     /// Catalog names, `hf:org/repo[:QUANT]` or URLs
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required = true, value_name = "MODEL", value_parser = model_ref())]
     pub models: Vec<ModelRef>,
 }
 
@@ -63,6 +66,7 @@ Examples:
 A model that cannot be run is described as far as its header goes.")]
 pub struct InspectArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
@@ -82,6 +86,7 @@ Examples:
 A file that holds only a vocabulary will do.")]
 pub struct TokenizeArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// The text; standard input where it is left out or `-`
     pub text: Option<String>,
@@ -94,6 +99,11 @@ pub struct TokenizeArgs {
     /// How the text is cut.
     #[command(flatten)]
     pub tokenizer: TokenizerArgs,
+}
+
+/// What every MODEL is parsed by: a path need not be UTF-8.
+pub(super) fn model_ref() -> impl TypedValueParser<Value = ModelRef> {
+    OsStringValueParser::new().try_map(|word| ModelRef::from_os_str(&word))
 }
 
 fn pretokenizer(name: &str) -> Result<String, String> {

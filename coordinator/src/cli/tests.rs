@@ -1,5 +1,7 @@
 //! What the command line understands, and how it refuses.
 
+use std::{os::unix::ffi::OsStrExt, path::Path};
+
 use qmesh_models::tokenizer::PretokenizerChoice;
 
 use super::*;
@@ -25,6 +27,66 @@ fn the_declaration_is_sound_and_every_flag_has_its_variable() {
             assert!(arg.get_help().is_some(), "{} --{flag} has no help", command.get_name());
         }
     }
+}
+
+#[test]
+fn a_models_path_need_not_be_utf_8() {
+    let path = OsStr::from_bytes(b"caf\xe9.gguf");
+    for line in ["inspect", "tokenize", "plan --workers 1", "serve", "run -p x", "chat", "demo", "eval --prompts p"] {
+        let words = std::iter::once("coordinator").chain(line.split_whitespace()).map(OsStr::new).chain([path]);
+        let parsed = Cli::parse_words(words).unwrap_or_else(|failure| panic!("{line}: {}", failure.text));
+        assert!(format!("{parsed:?}").contains(r"caf\xE9.gguf"), "{parsed:?}");
+    }
+    let words =
+        ["coordinator", "eval", "smollm2-135m", "-o", "x", "--prompts"].map(OsStr::new).into_iter().chain([path]);
+    let Command::Eval(eval) = Cli::parse_words(words).unwrap().command else { panic!("not eval") };
+    assert_eq!(eval.prompts, Path::new(path));
+}
+
+#[test]
+fn what_is_advertised_can_be_reached() {
+    for address in
+        ["mesh.example:4433", "localhost:1", "my_host.:65535", "192.168.1.2:4433", "[fd00::1]:4433", "1and1:80"]
+    {
+        let Command::Serve(serve) = parse(&format!("serve --advertise {address}")).unwrap().command else { panic!() };
+        assert_eq!(serve.advertise, [address]);
+    }
+    for address in [
+        "127.0.0.1",
+        "mesh.example",
+        "mesh.example:",
+        "mesh.example:0",
+        "mesh.example:65536",
+        "mesh.example:+80",
+        ":4433",
+        "0.0.0.0:4433",
+        "[::]:4433",
+        "300.1.1.1:4433",
+        "fd00::1:4433",
+        "[fd00::1]",
+        "a-.b:1",
+        "a..b:1",
+        "a/b:1",
+        "a:1,b",
+        "http://a:1",
+        "é:1",
+    ] {
+        let refusal = refusal(&format!("serve --advertise {address}"));
+        assert!(refusal.contains("for '--advertise <HOST:PORT>': HOST:PORT is needed"), "{address}: {refusal}");
+    }
+    let Command::Serve(serve) = parse("serve --advertise a:1,b:2 --advertise c:3").unwrap().command else { panic!() };
+    assert_eq!(serve.advertise, ["a:1", "b:2", "c:3"]);
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    let heeded = |value: &str| {
+        let command = command_in(|_| Some(value.into()));
+        let args = command.get_subcommands().flat_map(|command| command.get_arguments());
+        args.filter(|arg| arg.get_env().is_some()).count()
+    };
+    assert_eq!(heeded(""), 0);
+    assert!(heeded("0") > 20);
 }
 
 #[test]

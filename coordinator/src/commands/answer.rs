@@ -1,9 +1,6 @@
 //! One answer: streamed to standard output as it comes, with its measures.
 
-use std::{
-    io::{Write, stdout},
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use qmesh_models::{
     chat::{Message, RenderOptions},
@@ -14,7 +11,7 @@ use qmesh_net::Sampling;
 use crate::{
     cli::Failure,
     generate::{ClientId, GenerateError, GenerateRequest, MeshHandle, PromptRows},
-    render::report,
+    render::{output, report},
     text::{TextEnd, TextEvent, TextModel, TextOptions, TokenDetail},
 };
 
@@ -65,7 +62,7 @@ pub(super) async fn stream(
             Some(TextEvent::Prompt(_)) => {}
             Some(TextEvent::Delta(delta)) => {
                 first_token.get_or_insert_with(|| started.elapsed());
-                print(&delta.text)?;
+                output::raw(delta.text.as_bytes())?;
                 answer.push_str(&delta.text);
             }
             Some(TextEvent::Finished(end)) => break Ok(end),
@@ -74,7 +71,7 @@ pub(super) async fn stream(
         }
     };
     if !answer.is_empty() && !answer.ends_with('\n') {
-        print("\n")?;
+        output::raw(b"\n")?;
     }
     let end = ended?;
     Ok(Answer { text: answer, end, first_token: first_token.unwrap_or_else(|| started.elapsed()) })
@@ -96,11 +93,4 @@ impl From<AnswerError> for Failure {
             AnswerError::Output(error) => error.into(),
         }
     }
-}
-
-/// At once: a person is reading along.
-fn print(text: &str) -> std::io::Result<()> {
-    let mut out = stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }

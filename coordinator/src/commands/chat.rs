@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Read};
 
-use qmesh_models::{chat::Message, tokenizer::LeadingSpace};
+use qmesh_models::{chat::Message, files::BYTE_ORDER_MARK, tokenizer::LeadingSpace};
 use qmesh_net::Sampling;
 use rustyline::{DefaultEditor, error::ReadlineError};
 
@@ -64,7 +64,8 @@ enum Request<'a> {
 
 impl<'a> Request<'a> {
     fn parse(line: &'a str) -> Self {
-        match line.trim() {
+        // A file that is piped in may begin with a byte order mark.
+        match line.trim_start_matches(BYTE_ORDER_MARK).trim() {
             "" => Self::Nothing,
             "/exit" | "/quit" => Self::Exit,
             "/reset" => Self::Reset,
@@ -231,6 +232,7 @@ mod tests {
         assert_eq!(Request::parse("  /reset "), Request::Reset);
         assert_eq!(Request::parse("/sing a song"), Request::Unknown("/sing"));
         assert_eq!(Request::parse(" \n"), Request::Nothing);
+        assert_eq!(Request::parse("\u{feff}/reset\n"), Request::Reset);
         assert_eq!(Request::parse("what is /exit?\n"), Request::Say("what is /exit?"));
     }
 }

@@ -1,10 +1,6 @@
 //! `eval`: log-probabilities of prompts and their continuation, as JSON.
 
-use std::{
-    fs,
-    io::{Write, stdout},
-    sync::Arc,
-};
+use std::{fs, sync::Arc};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use qmesh_models::tokenizer::{ControlTokens, Detokenizer, LeadingSpace};
@@ -20,7 +16,7 @@ use crate::{
     cli::{EvalArgs, Failure},
     generate::{ClientId, FinishReason, GenerateEvent, GenerateRequest, MeshHandle, PromptRows},
     model::Model,
-    render::{count, note},
+    render::{count, note, output},
 };
 
 #[derive(Serialize)]
@@ -189,7 +185,7 @@ fn write(args: &EvalArgs, results: &Results) -> Result<(), Failure> {
         Some(path) => {
             fs::write(path, json + "\n").map_err(|e| Failure::failed(format!("cannot write {}: {e}", path.display())))
         }
-        None => Ok(writeln!(stdout().lock(), "{json}")?),
+        None => Ok(output::json(&json)?),
     }
 }
 

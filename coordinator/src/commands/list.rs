@@ -1,7 +1,5 @@
 //! `list`: the catalog, and what the cache holds.
 
-use std::io::{Write, stdout};
-
 use qmesh_models::{
     bytes::ByteCount,
     catalog,
@@ -12,7 +10,10 @@ use serde::Serialize;
 use super::directories;
 use crate::{
     cli::{Failure, ListArgs},
-    render::table::{Align, table},
+    render::{
+        output,
+        table::{Align, table},
+    },
 };
 
 #[derive(Serialize)]
@@ -38,9 +39,8 @@ enum State {
 pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
     let directories = directories()?;
     let entries: Vec<Entry> = cached(&directories).into_iter().map(Entry::new).collect();
-    let mut out = stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&entries).map_err(anyhow::Error::from)?)?;
+        output::json(&serde_json::to_string_pretty(&entries).map_err(anyhow::Error::from)?)?;
         return Ok(());
     }
     let columns = [
@@ -50,8 +50,8 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
         ("licence", Align::Left),
         ("about", Align::Left),
     ];
-    writeln!(out, "{}", table(&columns, entries.iter().map(Entry::cells)))?;
-    writeln!(out, "\ncache: {}", directories.models().display())?;
+    output::text(table(&columns, entries.iter().map(Entry::cells)))?;
+    output::text(format_args!("\ncache: {}", directories.models().display()))?;
     Ok(())
 }
 

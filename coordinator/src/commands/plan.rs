@@ -1,14 +1,12 @@
 //! `plan`: who would hold which layers.
 
-use std::io::{Write, stdout};
-
 use qmesh_models::{bytes::ByteCount, family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
 
 use super::{fetch, room::Room};
 use crate::{
     cli::{Failure, PlanArgs},
     plan::{self, Capacity, PlanInput, cluster, machine::Machine},
-    render::plan::PlanReport,
+    render::{output, plan::PlanReport},
 };
 
 pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
@@ -26,9 +24,11 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     };
     let plan = plan::solve(&input)?;
     let report = PlanReport::new(&input, &plan);
-    let text =
-        if args.json { serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)? } else { report.text() };
-    writeln!(stdout().lock(), "{text}")?;
+    if args.json {
+        output::json(&serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)?)?;
+    } else {
+        output::text(report.text())?;
+    }
     Ok(())
 }
 

@@ -1,19 +1,18 @@
 //! Prompt files: one JSON object a line, a text or ids.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::Path,
-};
+use std::path::Path;
 
-use qmesh_models::tokenizer::{Affixes, Specials, Tokenizer};
+use qmesh_models::{
+    files,
+    tokenizer::{Affixes, Specials, Tokenizer},
+};
 use serde::Deserialize;
 
 use crate::cli::Failure;
 
 /// One prompt to evaluate.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with `id`, and `text` or `ids`")]
 pub(super) struct Prompt {
     /// Its name in the results.
     pub(super) id: String,
@@ -45,16 +44,12 @@ impl Prompt {
 /// # Errors
 /// A usage failure that names the file and the line.
 pub(super) fn read(path: &Path) -> Result<Vec<Prompt>, Failure> {
-    let unreadable = |e| Failure::usage(format!("cannot read the prompts {}: {e}", path.display()));
-    let file = File::open(path).map_err(unreadable)?;
+    let text = files::read_text(path, FILE_BYTES_MAX)
+        .map_err(|e| Failure::usage(format!("cannot read the prompts {}: {e}", path.display())))?;
     let mut prompts: Vec<Prompt> = Vec::new();
-    for (number, line) in BufReader::new(file.take(FILE_BYTES_MAX)).lines().enumerate() {
-        let line = line.map_err(unreadable)?;
-        if line.trim().is_empty() {
-            continue;
-        }
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let bad = |text: String| Failure::usage(format!("{}:{}: {text}", path.display(), number + 1));
-        let prompt = parse(&line).map_err(bad)?;
+        let prompt = parse(line).map_err(bad)?;
         if prompts.iter().any(|known| known.id == prompt.id) {
             return Err(bad(format!("two prompts are called `{}`", prompt.id)));
         }
@@ -93,10 +88,29 @@ mod tests {
             (r#"{"id": "a"}"#, "neither `text` nor `ids`"),
             (r#"{"id": "a", "text": "", "ids": []}"#, "both `text` and `ids`"),
             (r#"{"text": "x"}"#, "missing field `id`"),
+            ("7", "invalid type: integer `7`, expected an object with `id`, and `text` or `ids`"),
             (r#"{"id": "a", "txt": "x"}"#, "unknown field `txt`, expected one of `id`, `text`, `special`, `ids`"),
         ] {
             assert_eq!(parse(line).unwrap_err(), expected);
         }
         assert!(parse(r#"{"id": "a", "ids": [-1]}"#).unwrap_err().starts_with("invalid value: integer `-1`"));
+    }
+
+    #[test]
+    fn files_are_read_line_by_line_whatever_editor_wrote_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.jsonl");
+        let read_from = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read(&path)
+        };
+        let line = |id: &str| format!(r#"{{"id": "{id}", "text": "hi"}}"#);
+        let marked = read_from(&format!("\u{feff}{}\r\n\r\n{}", line("a"), line("b"))).unwrap();
+        assert_eq!(marked.iter().map(|prompt| prompt.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let twice = read_from(&format!("{}\n\n{}\n", line("a"), line("a"))).unwrap_err().text;
+        assert!(twice.ends_with("prompts.jsonl:3: two prompts are called `a`"), "{twice}");
+        assert!(read_from("\u{feff}\n").unwrap_err().text.ends_with("has no prompts"));
+        let refused = read(folder.path()).unwrap_err().text;
+        assert!(refused.ends_with("this is a directory, not a regular file"), "{refused}");
     }
 }

@@ -1,11 +1,6 @@
 //! `serve`: a mesh that others join, behind an HTTP API.
 
-use std::{
-    io::{Write, stdout},
-    net::SocketAddr,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use qmesh_models::bytes::ByteCount;
 use tokio::{net::TcpListener, sync::oneshot};
@@ -27,7 +22,7 @@ use crate::{
     },
     model::Model,
     plan::machine::Machine,
-    render::{count, note, report, table::pairs},
+    render::{count, note, output, report, table::pairs},
 };
 
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
@@ -117,8 +112,8 @@ fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: Sock
     ]);
     let reach =
         if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
-    let mut out = stdout().lock();
-    writeln!(out, "{summary}\n\nworkers join with{reach}:\n{}\n\nAPI: http://{api}/v1", mesh.join_command())?;
+    let join = mesh.join_command();
+    output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: http://{api}/v1"))?;
     Ok(())
 }
 

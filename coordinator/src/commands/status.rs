@@ -1,21 +1,27 @@
 //! `status`: what a running coordinator says of itself.
 
-use std::{
-    io::{Write, stdout},
-    time::Duration,
-};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     cli::{Failure, StatusArgs},
     mesh::status::MeshStatus,
-    render::report,
+    render::{output, report},
 };
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let body = get(args)?;
-    let no_coordinator = |e| Failure::failed(format!("{} is no qmesh coordinator: {e}", args.url));
-    let status: MeshStatus = serde_json::from_str(&body).map_err(no_coordinator)?;
-    writeln!(stdout().lock(), "{}", if args.json { body } else { report::status(&status) })?;
+    let no_coordinator = |_| Failure::failed(format!("{} is no qmesh coordinator: it tells no status", args.url));
+    let answer: Value = serde_json::from_str(&body).map_err(no_coordinator)?;
+    let status = MeshStatus::deserialize(&answer).map_err(no_coordinator)?;
+    if args.json {
+        // Written anew: what has answered may have put anything between the values.
+        output::json(&answer.to_string())?;
+    } else {
+        output::text(report::status(&status))?;
+    }
     Ok(())
 }
 

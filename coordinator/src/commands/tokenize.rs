@@ -1,6 +1,6 @@
 //! `tokenize`: text to token ids, as JSON.
 
-use std::io::{Read, Write, stdin, stdout};
+use std::io::{Read, stdin};
 
 use anyhow::Context;
 use qmesh_models::{
@@ -13,6 +13,7 @@ use super::fetch;
 use crate::{
     cli::{Failure, TokenizeArgs},
     model,
+    render::output,
 };
 
 pub(super) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {
@@ -23,7 +24,7 @@ pub(super) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {
         Some(text) if text != "-" => text.clone(),
         Some(_) | None => read(stdin())?,
     };
-    writeln!(stdout().lock(), "{}", tokens(&tokenizer, &text, args)?)?;
+    output::json(&tokens(&tokenizer, &text, args)?.to_string())?;
     Ok(())
 }
 

@@ -7,13 +7,12 @@
 //! threads = 8
 //! ```
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use qmesh_models::bytes::ByteCount;
+use qmesh_models::{
+    bytes::ByteCount,
+    files::{self, TextError},
+};
 use serde::Deserialize;
 
 use super::Capacity;
@@ -26,8 +25,8 @@ pub enum ClusterError {
     Unreadable {
         /// As the user wrote it.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// What is wrong with it, or what the system says.
+        source: TextError,
     },
     /// It cannot be understood.
     #[error("{path}:{line}: {text}")]
@@ -54,21 +53,20 @@ pub enum ClusterError {
 /// # Errors
 /// Names the file, and the line and key at fault.
 pub fn read(path: &Path) -> Result<Vec<Capacity>, ClusterError> {
-    let unreadable = |source| ClusterError::Unreadable { path: path.to_owned(), source };
-    let mut text = String::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)).map_err(unreadable)?;
+    let text = files::read_text(path, FILE_BYTES_MAX)
+        .map_err(|source| ClusterError::Unreadable { path: path.to_owned(), source })?;
     parse(path, &text)
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with a list of workers")]
 struct ClusterFile {
     #[serde(default)]
     worker: Vec<WorkerEntry>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with name, memory and threads")]
 struct WorkerEntry {
     name: String,
     memory: ByteCount,
@@ -138,11 +136,29 @@ mod tests {
         let bad_size = error(&format!("{worker}memory = 'lots'\n"));
         assert_eq!(bad_size, "c.toml:4: memory: `lots` is no size: write it like 800MB, 8GB or 512MiB");
         assert!(error(&format!("{worker}memory = 8")).starts_with("c.toml:4: memory: invalid type"));
+        let numbers = error("worker = [7]");
+        assert_eq!(
+            numbers,
+            "c.toml:1: worker: invalid type: integer `7`, expected a table with name, memory and threads"
+        );
+        assert!(
+            error(&format!("{worker}memory = 8")).ends_with("expected a size in quotes, such as \"8GB\" or \"512MiB\"")
+        );
         assert!(error(&format!("{worker}memry = '1GB'")).starts_with("c.toml:4: unknown field `memry`"));
         assert_eq!(error(worker), "c.toml:1: missing field `memory`");
         assert!(error("[[worker]\n").starts_with("c.toml:1: "));
         assert!(error("").contains("no worker: add [[worker]]"));
         let twice = format!("{worker}memory='1GB'\n{worker}memory='1GB'\n");
         assert_eq!(error(&twice), "c.toml: two workers are called `a`");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("home.toml");
+        std::fs::write(&path, "\u{feff}[[worker]]\r\nname = 'a'\r\nmemory = '4Gi'\r\nthreads = 2\r\n").unwrap();
+        assert_eq!(read(&path).unwrap()[0].memory_bytes, 4 << 30);
+        let refused = read(folder.path()).unwrap_err().to_string();
+        assert!(refused.ends_with("this is a directory, not a regular file"), "{refused}");
     }
 }

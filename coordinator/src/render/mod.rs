@@ -2,6 +2,7 @@
 //! is the result.
 
 pub mod model;
+pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod report;
@@ -13,9 +14,11 @@ use std::{
     io::{self, Write},
 };
 
-/// Writes a line to standard error. Nothing can be done where nobody listens, and `eprintln!` would panic there.
+use qmesh_models::terminal;
+
+/// Writes a line, fit for any terminal, to standard error. Nothing can be done where nobody listens, and `eprintln!` would panic there.
 pub fn note(line: impl Display) {
-    let _closed = writeln!(io::stderr().lock(), "{line}");
+    let _closed = writeln!(io::stderr().lock(), "{}", terminal::escaped(&line.to_string()));
 }
 
 /// `1 worker`, `2 workers`.

@@ -1,6 +1,6 @@
 //! A model described from its header: what `inspect` prints, also for models that cannot be run.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use qmesh_models::{
     bytes::ByteCount,
@@ -88,13 +88,13 @@ impl Description {
     /// Describes the model of `gguf`.
     pub fn new(gguf: &Gguf, list: TensorList) -> Self {
         let spec = family::spec(gguf);
-        let text = |key: &str| gguf.text(key).ok();
+        let text = |key: &str| gguf.text_lossy(key).ok().map(Cow::into_owned);
         let stem =
             gguf.parts().first().and_then(|part| part.path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         let tensors = gguf.tensors();
         Self {
-            name: text("general.name").map(str::to_owned).or(stem).unwrap_or_default(),
-            architecture: text("general.architecture").unwrap_or("unknown").to_owned(),
+            name: text("general.name").or(stem).unwrap_or_default(),
+            architecture: text("general.architecture").unwrap_or_else(|| "unknown".to_owned()),
             unsupported: match &spec {
                 Ok(_) => None,
                 Err(_) if tensors.is_empty() => Some(NO_TENSORS.to_owned()),
@@ -342,7 +342,10 @@ const NO_TENSORS: &str = "the file has no tensors: `tokenize` can use it, nothin
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::{gguf::GgufWriter, tensor::TensorType};
+    use qmesh_models::{
+        gguf::{GgufWriter, Value},
+        tensor::TensorType,
+    };
 
     use super::*;
 
@@ -372,6 +375,19 @@ mod tests {
         }
         let unsupported = text.lines().find(|line| line.starts_with("unsupported")).unwrap();
         assert!(unsupported.contains("\"lorem\" is not supported; supported: gemma2"), "{unsupported}");
+    }
+
+    #[test]
+    fn names_of_any_bytes_are_shown_and_steer_no_terminal() {
+        let writer = GgufWriter::new("lorem\x1b[31m")
+            .set("general.name", Value::Bytes(b"caf\xe9\x1b]0;owned\x07".to_vec()))
+            .tensor("odd\u{9b}31m\n.weight", &[64], TensorType::F32);
+        let bytes = writer.to_bytes(|_, bytes| bytes.fill(0));
+        let text = Description::new(&Gguf::parse(&bytes, bytes.len() as u64).unwrap(), TensorList::Full).text();
+        for shown in ["caf\u{fffd}\\u{1b}]0;owned\\u{7}\n", "lorem\\u{1b}[31m\n", "odd\\u{9b}31m\\n.weight"] {
+            assert!(text.contains(shown), "{shown:?} is missing from\n{text}");
+        }
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
     }
 
     #[test]

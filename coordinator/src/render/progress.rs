@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use qmesh_models::{bytes::ByteCount, pull};
+use qmesh_models::{bytes::ByteCount, pull, terminal::escaped_line};
 
 use super::note;
 
@@ -113,7 +113,7 @@ fn bar(what: &str, total_bytes: Option<u64>) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_message(what.to_owned());
+    bar.set_message(escaped_line(what).into_owned());
     bar
 }
 

@@ -1,6 +1,7 @@
 //! Plain tables: aligned columns, no borders, nothing that a terminal would have to understand.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, presets};
+use qmesh_models::terminal::escaped_line;
 
 /// On which side a column is flush.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,7 +27,7 @@ pub fn table(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Strin
 pub fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let pairs: Vec<_> = pairs.into_iter().collect();
     let width = pairs.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    pairs.iter().map(|(name, value)| format!("{name:width$}  {value}")).collect::<Vec<_>>().join("\n")
+    pairs.iter().map(|(name, value)| format!("{name:width$}  {}", escaped_line(value))).collect::<Vec<_>>().join("\n")
 }
 
 fn cell(text: &str, align: Align) -> Cell {
@@ -34,7 +35,7 @@ fn cell(text: &str, align: Align) -> Cell {
         Align::Left => CellAlignment::Left,
         Align::Right => CellAlignment::Right,
     };
-    Cell::new(text).set_alignment(alignment)
+    Cell::new(escaped_line(text)).set_alignment(alignment)
 }
 
 #[cfg(test)]
@@ -42,10 +43,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_flush() {
+    fn columns_are_flush_and_hold_nothing_that_a_terminal_obeys() {
         let rows = [vec!["a".to_owned(), "1 MB".to_owned()], vec!["worker-10".to_owned(), "12.5 MB".to_owned()]];
         let shown = table(&[("worker", Align::Left), ("weights", Align::Right)], rows);
         assert_eq!(shown, " worker     weights\n a             1 MB\n worker-10  12.5 MB");
+        let hostile = "x\x1b]0;y\nz".to_owned();
+        assert_eq!(table(&[("worker", Align::Left)], [vec![hostile.clone()]]), " worker\n x\\u{1b}]0;y\\nz");
+        assert_eq!(pairs([("a", hostile)]), "a  x\\u{1b}]0;y\\nz");
         assert_eq!(pairs([("a", "1".to_owned()), ("bcd", "2".to_owned())]), "a    1\nbcd  2");
     }
 }

@@ -30,6 +30,9 @@ pub(super) struct VocabularyDescription {
     adds_bos: bool,
     adds_eos: bool,
     chat_template_chars: Option<usize>,
+    /// Why it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template_fault: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,8 +64,9 @@ impl VocabularyDescription {
             Some(reason) => Err(reason),
         };
         let usable = tokenizer.as_ref().ok();
+        let template = vocabulary.chat_template.as_ref();
         Some(Self {
-            model: model.to_owned(),
+            model: model.into_owned(),
             pretokenizer,
             tokens: vocabulary.tokens.len(),
             merges: vocabulary.merges.len(),
@@ -74,7 +78,8 @@ impl VocabularyDescription {
             ends: usable.iter().flat_map(|t| t.ends_of_generation()).map(|&id| special(id)).collect(),
             adds_bos: usable.is_some_and(|t| t.prefix().is_some()),
             adds_eos: usable.is_some_and(|t| t.suffix().is_some()),
-            chat_template_chars: vocabulary.chat_template.as_ref().map(|source| source.chars().count()),
+            chat_template_chars: template.and_then(|source| Some(source.as_ref().ok()?.chars().count())),
+            chat_template_fault: template.and_then(|source| Some(source.as_ref().err()?.to_string())),
             unsupported: tokenizer.err(),
         })
     }
@@ -101,6 +106,7 @@ impl VocabularyDescription {
         ];
         let ends: Vec<_> = self.ends.iter().map(Special::to_text).collect();
         let template = self.chat_template_chars.map(|chars| format!("{chars} characters"));
+        let template = template.or_else(|| self.chat_template_fault.as_ref().map(|fault| format!("unusable: {fault}")));
         let mut lines = vec![
             ("tokenizer", format!("{}{}", self.model, pretokenizer.unwrap_or_default())),
             ("tokens", format!("{} ({}), {}", self.tokens, kinds.join(", "), count(self.merges, "merge"))),
@@ -124,7 +130,7 @@ impl Special {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::gguf::{GgufWriter, Strings};
+    use qmesh_models::gguf::{GgufWriter, Strings, Value};
 
     use super::*;
 
@@ -155,6 +161,8 @@ mod tests {
         let unknown = lines(&writer.clone().set("tokenizer.ggml.pre", "klingon"));
         assert!(unknown.starts_with("tokenizer: gpt2, pre-tokenizer klingon, which is not known\n"), "{unknown}");
         assert!(unknown.contains("unusable: tokenizer.ggml.pre \"klingon\" is not known; "), "{unknown}");
+        let torn = lines(&writer.clone().set("tokenizer.chat_template", Value::Bytes(vec![0xff])));
+        assert!(torn.contains("chat template: unusable: key \"tokenizer.chat_template\" should be a text"), "{torn}");
         let strange = lines(&writer.set("tokenizer.ggml.eot_token_id", 9_u32));
         assert!(strange.contains("EOT 9, which is no token\n"), "{strange}");
         let empty = lines(&GgufWriter::new("llama").set("tokenizer.ggml.model", "llama"));

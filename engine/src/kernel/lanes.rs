@@ -118,9 +118,9 @@ impl Simd {
         tiers
     }
 
-    /// The fastest, or the one that the environment variable `QMESH_SIMD` names.
+    /// The fastest, or the one that the environment variable `QMESH_SIMD` names; an empty one names none.
     pub(crate) fn choose() -> Result<Self, EngineError> {
-        Self::named(std::env::var_os("QMESH_SIMD").map(|v| v.to_string_lossy().into_owned()))
+        Self::named(std::env::var_os("QMESH_SIMD").filter(|v| !v.is_empty()).map(|v| v.to_string_lossy().into_owned()))
     }
 
     /// Its name in `QMESH_SIMD`.

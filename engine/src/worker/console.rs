@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use qmesh_models::bytes::ByteCount;
+use qmesh_models::{bytes::ByteCount, terminal::escaped_line};
 
 /// How often progress is a line of its own where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ impl Console {
         Self { audience, bar: None, line_due: None }
     }
 
-    /// Says one line, after what was in progress.
+    /// Says one line, after what was in progress. Names of models and peers in it come from elsewhere.
     pub(super) fn say(&mut self, line: &str) {
         self.finish();
         self.print(line);
@@ -70,7 +70,7 @@ impl Console {
 
     fn print(&self, line: &str) {
         if self.audience == Audience::People {
-            eprintln!("{line}");
+            eprintln!("{}", escaped_line(line));
         }
     }
 }

@@ -66,6 +66,8 @@ fn model_files(folder: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
+
     use qmesh_models::{spec::TensorRole, tensor::TensorType};
 
     use super::*;
@@ -98,6 +100,17 @@ mod tests {
         assert_eq!(models.find(&tensor, blake3::hash(b"other bytes")), None);
         assert_eq!(models.find(&TensorSpec { name: "no.such".into(), ..tensor.clone() }, hash), None);
         assert_eq!(models.find(&TensorSpec { dtype: TensorType::F16, ..tensor }, hash), None);
+    }
+
+    #[test]
+    fn what_is_no_model_file_is_left_out_and_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Command::new("mkfifo").arg(folder.path().join("fifo.gguf")).status().unwrap().success());
+        fs::create_dir(folder.path().join("folder.gguf")).unwrap();
+        let odd = folder.path().join(OsStr::from_bytes(b"caf\xe9.gguf"));
+        fs::copy(Path::new(TINY).join("llama.gguf"), &odd).unwrap();
+        let models = LocalModels::scan(&[folder.path().to_owned()]);
+        assert_eq!(models.0.iter().map(|gguf| &gguf.parts()[0].path).collect::<Vec<_>>(), [&odd]);
     }
 
     #[test]

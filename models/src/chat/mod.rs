@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json, json};
 use thiserror::Error;
 
-use crate::tokenizer::Vocabulary;
+use crate::{gguf::KeyError, tokenizer::Vocabulary};
 
 /// Longest source of a template, in bytes; real ones are under 30 KiB.
 pub const SOURCE_BYTES_MAX: usize = 128 << 10;
@@ -84,6 +84,8 @@ pub enum GenerationPrompt {
 pub enum TemplateError {
     #[error("model has no chat template; use the completions endpoint, or name a template file")]
     Missing,
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error("chat template has {bytes} bytes, over the limit of {}", SOURCE_BYTES_MAX)]
     TooLong { bytes: usize },
     #[error("chat template does not parse: {message}")]
@@ -117,11 +119,11 @@ impl ChatTemplate {
     /// The template that a GGUF file brings along.
     ///
     /// # Errors
-    /// `TemplateError::Missing` where it brings none; else as for `new`.
+    /// `TemplateError::Missing` where it brings none, `TemplateError::Key` where it is no text; else as for `new`.
     pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Self, TemplateError> {
         let text = |id: Option<u32>| id.and_then(|id| vocabulary.tokens.get(id as usize)).map_or("", String::as_str);
-        let source = vocabulary.chat_template.as_deref().filter(|source| !source.trim().is_empty());
-        Self::new(source.ok_or(TemplateError::Missing)?, text(vocabulary.bos), text(vocabulary.eos))
+        let source = vocabulary.chat_template.clone().transpose()?.filter(|source| !source.trim().is_empty());
+        Self::new(&source.ok_or(TemplateError::Missing)?, text(vocabulary.bos), text(vocabulary.eos))
     }
 
     /// The text of a conversation, at most `RENDERED_BYTES_MAX`, to be encoded with `Specials::Parse`.

@@ -113,8 +113,9 @@ impl Decoder {
 }
 
 fn name(gguf: &Gguf) -> Result<String, ModelError> {
-    if let Some(name) = gguf.text("general.name").optional()? {
-        return Ok(name.to_owned());
+    // Nothing depends on it.
+    if let Some(name) = gguf.text_lossy("general.name").optional()? {
+        return Ok(name.into_owned());
     }
     let stem = gguf.parts().first().and_then(|part| part.path.file_stem());
     Ok(stem.map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned()))

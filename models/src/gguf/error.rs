@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 use super::header;
+use crate::files::{Irregular, OpenError};
 
 /// A file that cannot be used, and why.
 #[derive(Debug, Error)]
@@ -23,7 +24,7 @@ pub enum GgufFault {
     #[error("cannot read: {0}")]
     Io(#[from] io::Error),
     #[error("this is a {kind}, not a regular file; name the .gguf file itself")]
-    NotAFile { kind: &'static str },
+    NotAFile { kind: Irregular },
     #[error("not a GGUF: file is {bytes} bytes; download it again")]
     TooShort { bytes: u64 },
     #[error("not a GGUF: {looks_like}")]
@@ -40,7 +41,7 @@ pub enum GgufFault {
     HeaderTooLong { subject: String },
     #[error("{subject} at byte {at}: text of {found} bytes is over the limit of {limit}")]
     TextTooLong { subject: String, at: u64, found: u64, limit: u64 },
-    #[error("{subject} at byte {at}: text is not UTF-8")]
+    #[error("{subject} at byte {at}: the name is not UTF-8")]
     NotUtf8 { subject: String, at: u64 },
     #[error("{subject} at byte {at}: the name is empty")]
     EmptyName { subject: String, at: u64 },
@@ -80,6 +81,15 @@ pub enum GgufFault {
     SplitTensors { expected: u64, found: u64 },
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+impl From<OpenError> for GgufFault {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Io(error) => Self::Io(error),
+            OpenError::NotRegular(kind) => Self::NotAFile { kind },
+        }
+    }
 }
 
 /// A metadata key that is not there or not of the type that its reader needs.

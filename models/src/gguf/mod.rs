@@ -11,6 +11,7 @@ mod value;
 mod write;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     time::SystemTime,
@@ -19,7 +20,7 @@ use std::{
 pub use self::{
     error::{GgufError, GgufFault, KeyError, OptionalKey},
     ggml_type::GgmlType,
-    value::{Array, Numbers, Strings, Value},
+    value::{Array, ByteStrings, Numbers, Strings, Value},
     write::{Declared, GgufWriter},
 };
 
@@ -130,6 +131,11 @@ impl Gguf {
     /// The key is missing or of another type; so for every reader below.
     pub fn text(&self, key: &str) -> Result<&str, KeyError> {
         self.read(key, "a text", Value::text)
+    }
+
+    /// The text of `key` with U+FFFD for what is not UTF-8: for a text that is only looked at.
+    pub fn text_lossy(&self, key: &str) -> Result<Cow<'_, str>, KeyError> {
+        self.read(key, "a text", Value::text_lossy)
     }
 
     /// The unsigned integer of `key`, of any width; a signed one counts where it is not negative.

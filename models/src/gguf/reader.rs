@@ -62,17 +62,20 @@ impl<R: Read> Reader<R> {
     /// The name of a key or tensor.
     pub(super) fn name(&mut self) -> Result<String, GgufFault> {
         let at = self.offset;
-        let name = self.text(NAME_BYTES_MAX)?;
+        let name = self.bytes(NAME_BYTES_MAX)?;
         if name.is_empty() {
             return Err(GgufFault::EmptyName { subject: self.subject.clone(), at });
         }
-        Ok(name)
+        String::from_utf8(name).map_err(|_| GgufFault::NotUtf8 { subject: self.subject.clone(), at })
     }
 
     /// A metadata value with its type before it.
     pub(super) fn value(&mut self) -> Result<Value, GgufFault> {
         match self.u32()? {
-            TEXT_CODE => Ok(Value::Text(self.text(TEXT_BYTES_MAX)?)),
+            TEXT_CODE => {
+                let text = String::from_utf8(self.bytes(TEXT_BYTES_MAX)?);
+                Ok(text.map_or_else(|error| Value::Bytes(error.into_bytes()), Value::Text))
+            }
             ARRAY_CODE => Ok(Value::Array(self.array(1)?)),
             code => {
                 let kind = self.number_type(code)?;
@@ -90,7 +93,7 @@ impl<R: Read> Reader<R> {
         let code = self.u32()?;
         let count = self.u64()?;
         match code {
-            TEXT_CODE => self.strings(count).map(Array::Strings),
+            TEXT_CODE => self.strings(count),
             ARRAY_CODE => {
                 // An empty array is 12 bytes. No capacity ahead: in memory one is larger than that.
                 self.require(count.saturating_mul(12))?;
@@ -103,8 +106,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    fn strings(&mut self, count: u64) -> Result<Strings, GgufFault> {
-        let at = self.offset;
+    fn strings(&mut self, count: u64) -> Result<Array, GgufFault> {
         self.require(count.saturating_mul(8))?;
         let mut ends = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
         let mut bytes = Vec::new();
@@ -112,7 +114,7 @@ impl<R: Read> Reader<R> {
             self.append(TEXT_BYTES_MAX, &mut bytes)?;
             ends.push(u32::try_from(bytes.len()).expect("the header limit is under 4 GiB"));
         }
-        Strings::new(bytes, ends).ok_or_else(|| GgufFault::NotUtf8 { subject: self.subject.clone(), at })
+        Ok(Strings::new(bytes, ends).map_or_else(Array::ByteStrings, Array::Strings))
     }
 
     fn numbers(&mut self, kind: NumberType, count: u64) -> Result<Vec<u8>, GgufFault> {
@@ -136,11 +138,11 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    fn text(&mut self, limit: u64) -> Result<String, GgufFault> {
-        let at = self.offset;
+    /// What should be a text, with its length before it.
+    fn bytes(&mut self, limit: u64) -> Result<Vec<u8>, GgufFault> {
         let mut bytes = Vec::new();
         self.append(limit, &mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| GgufFault::NotUtf8 { subject: self.subject.clone(), at })
+        Ok(bytes)
     }
 
     /// Appends a text with its length before it, of at most `limit` bytes.

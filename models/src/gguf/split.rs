@@ -2,12 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, FileType},
     io::{self, BufReader},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileTypeExt, MetadataExt},
-    },
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +12,7 @@ use super::{
     error::{GgufError, GgufFault},
     header::{self, Header},
 };
+use crate::files;
 
 /// Reads the headers of the file at `path` and of all its siblings, in order.
 pub(super) fn read(path: &Path) -> Result<Vec<(Header, Part)>, GgufError> {
@@ -103,12 +100,7 @@ fn read_sibling(path: &Path, expected: Place) -> Result<(Header, Part), GgufErro
 
 fn read_file(path: &Path) -> Result<(Header, Part), GgufError> {
     let read = || {
-        // Looked at before it is opened: opening a FIFO blocks.
-        let kind = fs::metadata(path)?.file_type();
-        if !kind.is_file() {
-            return Err(GgufFault::NotAFile { kind: name_of(kind) });
-        }
-        let file = File::open(path)?;
+        let file = files::open(path)?;
         let opened = file.metadata()?;
         let header = header::parse(BufReader::with_capacity(READ_BYTES, &file), opened.size(), opened.size())?;
         let part = Part {
@@ -120,18 +112,6 @@ fn read_file(path: &Path) -> Result<(Header, Part), GgufError> {
         Ok((header, part))
     };
     read().map_err(|fault| GgufError { path: path.to_owned(), fault })
-}
-
-fn name_of(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "directory"
-    } else if kind.is_fifo() {
-        "FIFO"
-    } else if kind.is_socket() {
-        "socket"
-    } else {
-        "device"
-    }
 }
 
 const READ_BYTES: usize = 256 << 10;

@@ -177,7 +177,6 @@ fn bad_metadata_is_refused() {
     refused("GGUF-06", &spoilt("GGUF", 20, &60_000u64.to_le_bytes()), "truncated: key 0 at byte 32 needs 60000 bytes");
     refused("GGUF-06", &spoilt("GGUF", 20, &0u64.to_le_bytes()), "key 0 at byte 24: the name is empty");
     refused("GGUF-06", &spoilt("llama", 8, b"\xff"), "key 1 at byte");
-    refused("GGUF-06", &spoilt("tokens", 24, b"\xff"), "key \"tokens\" at byte");
     for code in [13u32, 255] {
         refused("GGUF-07", &spoilt("count", 0, &code.to_le_bytes()), &format!("unknown value type {code}"));
     }
@@ -244,6 +243,28 @@ fn odd_but_harmless_files_open() {
     let strange = open(&spoilt("one.weight", 20, &99u32.to_le_bytes()));
     let entry = strange.tensor("one.weight").unwrap();
     assert_eq!((entry.kind.to_string().as_str(), entry.bytes), ("ggml type 99", None), "GGUF-19");
+}
+
+#[test]
+fn a_text_that_is_not_utf_8_is_refused_where_it_is_needed() {
+    let written = sound().set("general.name", Value::Bytes(b"caf\xe9".to_vec())).to_bytes(|_, _| {});
+    let file = spoil(&written, b"tokens", 24, b"\xff");
+    let gguf = Gguf::parse(&file, file.len() as u64).unwrap();
+    assert_eq!((gguf.text("general.architecture").unwrap(), gguf.unsigned("count").unwrap()), ("llama", 3));
+    assert_eq!(gguf.text_lossy("general.name").unwrap(), "caf\u{fffd}");
+    let says = |error: KeyError, text: &str| assert_eq!(error.to_string(), text);
+    says(
+        gguf.text("general.name").unwrap_err(),
+        "key \"general.name\" should be a text, not a text of 4 bytes that is not UTF-8",
+    );
+    says(
+        gguf.strings("tokens").unwrap_err(),
+        "key \"tokens\" should be an array of strings, not an array of 2 strings of which number 0 is not UTF-8",
+    );
+    let entries = gguf.entries().filter(|(key, _)| *key != "general.architecture");
+    let again = entries.fold(GgufWriter::new("llama"), |writer, (key, value)| writer.set(key, value.clone()));
+    let again = Gguf::parse(&again.header(), again.file_bytes()).unwrap();
+    assert!(again.entries().eq(gguf.entries()), "what is not UTF-8 is written as it was read");
 }
 
 #[test]

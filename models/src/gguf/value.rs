@@ -1,5 +1,7 @@
 //! Metadata values, stored no larger than they are in the file.
 
+use std::borrow::Cow;
+
 /// One metadata value. Integers and floats are widened; arrays keep their bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -13,6 +15,8 @@ pub enum Value {
     Boolean(bool),
     /// Text.
     Text(String),
+    /// Text that is not UTF-8: of no use, but no harm where nobody needs it.
+    Bytes(Vec<u8>),
     /// Values of one type.
     Array(Array),
 }
@@ -24,6 +28,8 @@ pub enum Array {
     Numbers(Numbers),
     /// Text.
     Strings(Strings),
+    /// Text of which some is not UTF-8.
+    ByteStrings(ByteStrings),
     /// Arrays.
     Arrays(Vec<Self>),
 }
@@ -42,13 +48,20 @@ pub struct Strings {
     ends: Vec<u32>,
 }
 
+/// An array of strings of which some are not UTF-8: their bytes, and where each string ends in them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ByteStrings {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+}
+
 impl Value {
     /// As an unsigned integer, where it is one or a signed one that is not negative.
     pub fn unsigned(&self) -> Option<u64> {
         match *self {
             Self::Unsigned(value) => Some(value),
             Self::Signed(value) => u64::try_from(value).ok(),
-            Self::Float(_) | Self::Boolean(_) | Self::Text(_) | Self::Array(_) => None,
+            Self::Float(_) | Self::Boolean(_) | Self::Text(_) | Self::Bytes(_) | Self::Array(_) => None,
         }
     }
 
@@ -57,7 +70,7 @@ impl Value {
         match *self {
             Self::Unsigned(value) => i64::try_from(value).ok(),
             Self::Signed(value) => Some(value),
-            Self::Float(_) | Self::Boolean(_) | Self::Text(_) | Self::Array(_) => None,
+            Self::Float(_) | Self::Boolean(_) | Self::Text(_) | Self::Bytes(_) | Self::Array(_) => None,
         }
     }
 
@@ -74,6 +87,15 @@ impl Value {
     /// As text.
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(value) = self { Some(value) } else { None }
+    }
+
+    /// As text, with U+FFFD for what is not UTF-8: for what is only looked at.
+    pub fn text_lossy(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Text(value) => Some(value.into()),
+            Self::Bytes(value) => Some(String::from_utf8_lossy(value)),
+            Self::Unsigned(_) | Self::Signed(_) | Self::Float(_) | Self::Boolean(_) | Self::Array(_) => None,
+        }
     }
 
     /// As an array of strings.
@@ -94,8 +116,12 @@ impl Value {
             Self::Float(value) => format!("the float {value:?}"),
             Self::Boolean(value) => format!("the boolean {value}"),
             Self::Text(value) => format!("a text of {} bytes", value.len()),
+            Self::Bytes(value) => format!("a text of {} bytes that is not UTF-8", value.len()),
             Self::Array(Array::Numbers(n)) => format!("an array of {} {}", n.len(), n.kind.name()),
             Self::Array(Array::Strings(s)) => format!("an array of {} strings", s.len()),
+            Self::Array(Array::ByteStrings(s)) => {
+                format!("an array of {} strings of which number {} is not UTF-8", s.len(), s.first_fault())
+            }
             Self::Array(Array::Arrays(a)) => format!("an array of {} arrays", a.len()),
         }
     }
@@ -132,10 +158,13 @@ impl Numbers {
 }
 
 impl Strings {
-    /// `None` where the text is not UTF-8 or an end is inside a character.
-    pub(super) fn new(bytes: Vec<u8>, ends: Vec<u32>) -> Option<Self> {
-        let text = String::from_utf8(bytes).ok()?;
-        ends.iter().all(|&end| text.is_char_boundary(end as usize)).then_some(Self { text, ends })
+    /// What they are instead where the text is not UTF-8 or an end is inside a character.
+    pub(super) fn new(bytes: Vec<u8>, ends: Vec<u32>) -> Result<Self, ByteStrings> {
+        match String::from_utf8(bytes) {
+            Ok(text) if ends.iter().all(|&end| text.is_char_boundary(end as usize)) => Ok(Self { text, ends }),
+            Ok(text) => Err(ByteStrings { bytes: text.into_bytes(), ends }),
+            Err(error) => Err(ByteStrings { bytes: error.into_bytes(), ends }),
+        }
     }
 
     /// How many strings.
@@ -159,6 +188,29 @@ impl Strings {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
         let mut start = 0;
         self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end as usize)..end as usize])
+    }
+}
+
+impl ByteStrings {
+    /// How many strings.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| &self.bytes[std::mem::replace(&mut start, end as usize)..end as usize])
+    }
+
+    /// Index of the first string that is not UTF-8.
+    fn first_fault(&self) -> usize {
+        self.iter().take_while(|string| std::str::from_utf8(string).is_ok()).count()
     }
 }
 
@@ -311,6 +363,9 @@ mod tests {
         let list: Strings = ["", "Ġt", "", "日本", "x"].into_iter().collect();
         assert_eq!(list.iter().collect::<Vec<_>>(), ["", "Ġt", "", "日本", "x"]);
         assert_eq!((list.get(1), list.get(4), list.get(5)), (Some("Ġt"), Some("x"), None));
-        assert_eq!(Strings::new("é".into(), vec![1, 2]), None, "a string may not end inside a character");
+        let halves = Strings::new("aé".into(), vec![1, 2, 3]).expect_err("a string may not end inside a character");
+        assert_eq!(halves.iter().collect::<Vec<_>>(), [&b"a"[..], b"\xc3", b"\xa9"]);
+        let described = Value::Array(Array::ByteStrings(halves)).describe();
+        assert_eq!(described, "an array of 3 strings of which number 1 is not UTF-8");
     }
 }

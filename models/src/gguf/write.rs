@@ -62,12 +62,12 @@ impl GgufWriter {
         out.extend((self.tensors.len() as u64).to_le_bytes());
         out.extend((self.metadata.len() as u64).to_le_bytes());
         for (key, value) in &self.metadata {
-            put_text(&mut out, key);
+            put_text(&mut out, key.as_bytes());
             put_value(&mut out, value);
         }
         let mut offset = 0u64;
         for tensor in &self.tensors {
-            put_text(&mut out, &tensor.name);
+            put_text(&mut out, tensor.name.as_bytes());
             out.extend((tensor.ne.len() as u32).to_le_bytes());
             tensor.ne.iter().for_each(|n| out.extend(n.to_le_bytes()));
             out.extend(tensor.dtype.ggml_id().to_le_bytes());
@@ -118,9 +118,9 @@ impl GgufWriter {
     }
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
+    out.extend(text);
 }
 
 fn put_value(out: &mut Vec<u8>, value: &Value) {
@@ -144,7 +144,11 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         Value::Boolean(boolean) => put(NumberType::Boolean, &[u8::from(*boolean)]),
         Value::Text(text) => {
             out.extend(TEXT_CODE.to_le_bytes());
-            put_text(out, text);
+            put_text(out, text.as_bytes());
+        }
+        Value::Bytes(bytes) => {
+            out.extend(TEXT_CODE.to_le_bytes());
+            put_text(out, bytes);
         }
         Value::Array(array) => {
             out.extend(ARRAY_CODE.to_le_bytes());
@@ -157,13 +161,15 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
     let (code, count) = match array {
         Array::Numbers(numbers) => (numbers.kind().code(), numbers.len()),
         Array::Strings(strings) => (TEXT_CODE, strings.len()),
+        Array::ByteStrings(strings) => (TEXT_CODE, strings.len()),
         Array::Arrays(arrays) => (ARRAY_CODE, arrays.len()),
     };
     out.extend(code.to_le_bytes());
     out.extend((count as u64).to_le_bytes());
     match array {
         Array::Numbers(numbers) => out.extend(numbers.as_bytes()),
-        Array::Strings(strings) => strings.iter().for_each(|text| put_text(out, text)),
+        Array::Strings(strings) => strings.iter().for_each(|text| put_text(out, text.as_bytes())),
+        Array::ByteStrings(strings) => strings.iter().for_each(|bytes| put_text(out, bytes)),
         Array::Arrays(arrays) => arrays.iter().for_each(|inner| put_array(out, inner)),
     }
 }

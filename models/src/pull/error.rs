@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::files::OpenError;
+
 /// Why a model could not be fetched. What had arrived stays beside its place in the cache, so that the next try goes on
 /// from there; nothing incomplete ever has the final name.
 #[derive(Debug, thiserror::Error)]
@@ -11,8 +13,14 @@ pub enum PullError {
     Unreadable {
         /// As the user wrote it.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// What it is, or what the system says.
+        source: OpenError,
+    },
+    /// The folder of a model was named.
+    #[error("cannot read the model {path}: it is a folder: name the .gguf in it")]
+    Folder {
+        /// As the user wrote it.
+        path: PathBuf,
     },
     /// The cache refuses an operation.
     #[error("cannot {action} {path}: {source}")]
@@ -185,6 +193,7 @@ impl PullError {
             Self::BrokeOff { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             Self::Unreadable { .. }
+            | Self::Folder { .. }
             | Self::Io { .. }
             | Self::Busy { .. }
             | Self::NoSpace { .. }

@@ -18,9 +18,34 @@ const PAGES: usize = 32;
 const PAGE_BYTES: u64 = 16 << 20;
 /// How many files an error lists.
 const LISTED: usize = 40;
-/// What is taken where nothing is asked for: small and good first, then what else can be computed with.
-const PREFERENCE: [&str; 13] =
-    ["Q4_K_M", "Q4_K_S", "Q5_K_M", "Q8_0", "Q5_K_S", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32"];
+/// What is taken where nothing is asked for: small and good first, then what else can be computed with. Of two bits a
+/// weight too little is left, so they are taken where there is nothing else.
+const PREFERENCE: [&str; 24] = [
+    "Q4_K_M",
+    "Q4_K_S",
+    "IQ4_XS",
+    "IQ4_NL",
+    "MXFP4",
+    "MXFP4_MOE",
+    "Q5_K_M",
+    "Q8_0",
+    "Q5_K_S",
+    "Q6_K",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q3_K_L",
+    "Q3_K_M",
+    "Q3_K",
+    "Q3_K_S",
+    "F16",
+    "BF16",
+    "F32",
+    "Q2_K_L",
+    "Q2_K",
+    "Q2_K_S",
+];
 
 /// A model hub.
 #[derive(Clone, Debug)]
@@ -214,6 +239,15 @@ mod tests {
         let all = ["m-F16.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-Q4_K_M.gguf", "q.imatrix.gguf"];
         assert_eq!(pick("", &all).unwrap(), (Some("Q4_K_M".into()), vec!["m-Q4_K_M.gguf".into()]));
         assert_eq!(pick("", &["m-IQ2_M.gguf"]).unwrap().1, ["m-IQ2_M.gguf"]);
+        for (there, taken) in [
+            (["m-mxfp4.gguf", "m-F16.gguf"], "MXFP4"),
+            (["m-Q2_K.gguf", "m-IQ4_XS.gguf"], "IQ4_XS"),
+            (["m-Q2_K.gguf", "m-Q3_K_M.gguf"], "Q3_K_M"),
+            (["m-Q2_K.gguf", "m-IQ1_S.gguf"], "Q2_K"),
+            (["m-Q4_K_M.gguf", "m-IQ4_NL.gguf"], "Q4_K_M"),
+        ] {
+            assert_eq!(pick("", &there).unwrap().0.as_deref(), Some(taken), "{there:?}");
+        }
         assert_eq!(pick("q8_0", &all).unwrap().1, ["m-Q8_0.gguf"]);
         assert_eq!(pick("M-f16.gguf", &all).unwrap().1, ["m-F16.gguf"]);
     }

@@ -15,8 +15,6 @@ mod slot;
 mod wheels;
 
 use std::{
-    fs::File,
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -34,7 +32,11 @@ use self::{
     slot::Record,
     wheels::Pip,
 };
-use crate::{catalog::NamedModel, directories::Directories};
+use crate::{
+    catalog::NamedModel,
+    directories::Directories,
+    files::{self, Irregular, OpenError},
+};
 
 /// Is told how a pull goes on. A failed pull ends without `finish`.
 pub trait Progress {
@@ -203,12 +205,11 @@ impl Puller {
 
 /// The file itself, if it can be read.
 fn readable(path: &Path) -> Result<PathBuf, PullError> {
-    let unreadable = |source| PullError::Unreadable { path: path.into(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.is_dir() {
-        return Err(unreadable(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder: name the .gguf in it")));
+    match files::open(path) {
+        Ok(_) => Ok(path.into()),
+        Err(OpenError::NotRegular(Irregular::Directory)) => Err(PullError::Folder { path: path.into() }),
+        Err(source) => Err(PullError::Unreadable { path: path.into(), source }),
     }
-    Ok(path.into())
 }
 
 /// The folder in the cache that belongs to `reference`.

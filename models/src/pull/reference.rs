@@ -1,6 +1,6 @@
 //! What a user may call a model: a catalog name, a file, a repository on a model hub, a URL.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
 
 use super::names;
 use crate::catalog::{self, NamedModel};
@@ -89,6 +89,16 @@ impl WebUrl {
     /// The URL as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl ModelRef {
+    /// The model that a word of the command line names: a path need not be UTF-8, all else is.
+    ///
+    /// # Errors
+    /// As for a text.
+    pub fn from_os_str(reference: &OsStr) -> Result<Self, ReferenceError> {
+        reference.to_str().map_or_else(|| Ok(Self::File(reference.into())), str::parse)
     }
 }
 
@@ -190,6 +200,8 @@ fn edits(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn parse(text: &str) -> Result<ModelRef, ReferenceError> {
@@ -207,6 +219,14 @@ mod tests {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
         assert_eq!(parse("https://me:pw@host/a.gguf?key=1").unwrap().to_string(), "https://host/a.gguf");
+    }
+
+    #[test]
+    fn a_path_need_not_be_utf_8() {
+        let path = OsStr::from_bytes(b"caf\xe9.gguf");
+        assert_eq!(ModelRef::from_os_str(path).unwrap(), ModelRef::File(path.into()));
+        assert_eq!(ModelRef::from_os_str("hf:o/r".as_ref()).unwrap(), parse("hf:o/r").unwrap());
+        assert_eq!(ModelRef::from_os_str("mistral".as_ref()), parse("mistral"));
     }
 
     #[test]

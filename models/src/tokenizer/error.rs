@@ -24,8 +24,10 @@ pub enum TokenizerError {
     Score { index: usize },
     #[error("tokenizer.ggml.token_type[{index}] is {found}, needs 0 to 6")]
     TokenType { index: usize, found: i32 },
-    #[error("tokenizer.ggml.{name}_token_id is {id}, but there are {tokens} tokens")]
-    Id { name: &'static str, id: i64, tokens: usize },
+    #[error(
+        "tokenizer.ggml.{name}_token_id is {id}, but there are {tokens} tokens, and tokenizer.ggml.add_{name}_token is true"
+    )]
+    Id { name: &'static str, id: u32, tokens: usize },
     #[error("tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id is missing")]
     Affix { name: &'static str },
     #[error("tokenizer.ggml.merges[{index}] {text:?} is not two parts with a space between them")]

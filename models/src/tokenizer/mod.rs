@@ -85,6 +85,13 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary contradicts itself, or asks for a tokenizer or pre-tokenizer that is not known.
     pub fn new(mut vocabulary: Vocabulary, choice: PretokenizerChoice<'_>) -> Result<Self, TokenizerError> {
+        let strays = vocabulary.take_stray_ids();
+        for (name, id) in &strays {
+            let tokens = vocabulary.tokens.len();
+            tracing::warn!(
+                "tokenizer.ggml.{name}_token_id is {id}, but there are {tokens} tokens: it counts as not given"
+            );
+        }
         let (tokens, algorithm) = match vocabulary.model.as_str() {
             "gpt2" => byte_level(&vocabulary, choice)?,
             "llama" => sentence_piece(&mut vocabulary)?,
@@ -94,10 +101,14 @@ impl Tokenizer {
             Algorithm::ByteLevelBpe(bpe) => bpe.add_bos() && vocabulary.bos.is_some(),
             Algorithm::SentencePiece(_) => vocabulary.bos.is_some(),
         };
+        let missing = |name| match strays.iter().find(|(stray, _)| *stray == name) {
+            Some(&(_, id)) => TokenizerError::Id { name, id, tokens: vocabulary.tokens.len() },
+            None => TokenizerError::Affix { name },
+        };
         let affix = |name, wanted: bool, id: Option<u32>| match (wanted, id) {
             (false, _) => Ok(None),
             (true, Some(id)) => Ok(Some(id)),
-            (true, None) => Err(TokenizerError::Affix { name }),
+            (true, None) => Err(missing(name)),
         };
         Ok(Self {
             partitioner: Partitioner::new(&tokens, vocabulary.after_special)?,

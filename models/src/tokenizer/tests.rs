@@ -5,7 +5,10 @@ use std::{fs::File, io::Read, path::PathBuf, sync::Arc, time::Instant};
 use flate2::read::GzDecoder;
 
 use super::*;
-use crate::gguf::Gguf;
+use crate::{
+    chat::ChatTemplate,
+    gguf::{Gguf, GgufWriter, Strings, Value},
+};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/vocab")).join(name)
@@ -227,7 +230,7 @@ fn broken_vocabularies_are_refused() {
         (|v| v.scores = vec![f32::NAN; 50257], "scores[0] is not a number"),
         (|v| v.token_types.truncate(7), "token_type has 7 entries"),
         (|v| v.token_types[3] = 99, "token_type[3] is 99"),
-        (|v| v.eos = Some(50257), "eos_token_id is 50257, but there are 50257 tokens"),
+        (|v| (v.add_eos, v.eos) = (Some(true), Some(50257)), "eos_token_id is 50257, but there are 50257 tokens"),
         (|v| (v.add_bos, v.bos) = (Some(true), None), "bos_token_id is missing"),
         (|v| v.merges[1] = "abc".to_owned(), "merges[1] \"abc\""),
         (|v| v.merges.clear(), "merges is missing"),
@@ -239,6 +242,60 @@ fn broken_vocabularies_are_refused() {
         let error = Tokenizer::new(v, PretokenizerChoice::FromModel).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn an_id_that_is_no_tokens_counts_as_not_given() {
+    let mut v = vocabulary("gpt-2");
+    let own = v.eos.unwrap();
+    (v.eos, v.eot, v.eom, v.unknown, v.padding) = (Some(50257), Some(u32::MAX), Some(60000), Some(50257), Some(50257));
+    let strayed = Tokenizer::new(v, PretokenizerChoice::FromModel).unwrap();
+    assert_eq!(strayed.eos(), None);
+    assert_eq!(strayed.ends_of_generation(), [own], "its text says so as well");
+    let mut v = vocabulary("llama-spm");
+    (v.bos, v.unknown) = (Some(32_000), Some(u32::MAX));
+    let defaults = Tokenizer::new(v, PretokenizerChoice::FromModel).unwrap();
+    assert_eq!(parsed(&defaults, "Hello"), [1, 15043], "SentencePiece's own ids hold");
+}
+
+#[test]
+fn ids_of_any_width_and_sign_are_read() {
+    let read = |id: Value| {
+        let tokens: Strings = ["a", "b"].into_iter().collect();
+        let writer = GgufWriter::new("llama")
+            .set("tokenizer.ggml.model", "llama")
+            .set("tokenizer.ggml.tokens", tokens)
+            .set("tokenizer.ggml.padding_token_id", id);
+        let gguf = Gguf::parse(&writer.header(), writer.file_bytes()).unwrap();
+        Vocabulary::from_gguf(&gguf).map(|vocabulary| vocabulary.padding)
+    };
+    assert_eq!(read(1_u32.into()).unwrap(), Some(1));
+    assert_eq!(read(1_i32.into()).unwrap(), Some(1));
+    for stray in [Value::from(-1_i32), u32::MAX.into(), u64::MAX.into(), i64::MIN.into()] {
+        assert_eq!(read(stray).unwrap(), Some(u32::MAX));
+    }
+    assert!(read("1".into()).unwrap_err().to_string().contains("padding_token_id"));
+}
+
+#[test]
+fn a_text_that_is_not_utf_8_refuses_what_needs_it() {
+    let torn = || Value::Bytes(b"\xff".to_vec());
+    let tokens: Strings = ["<unk>", "<s>", "</s>", "a"].into_iter().collect();
+    let writer = GgufWriter::new("llama")
+        .set("general.name", torn())
+        .set("tokenizer.ggml.model", "llama")
+        .set("tokenizer.ggml.pre", torn())
+        .set("tokenizer.ggml.tokens", tokens)
+        .set("tokenizer.ggml.merges", torn())
+        .set("tokenizer.chat_template", torn());
+    let read =
+        |writer: &GgufWriter| Gguf::parse(&writer.header(), writer.file_bytes()).map(|g| Vocabulary::from_gguf(&g));
+    let vocabulary = read(&writer).unwrap().unwrap();
+    let refused = ChatTemplate::from_vocabulary(&vocabulary).unwrap_err().to_string();
+    assert_eq!(refused, "key \"tokenizer.chat_template\" should be a text, not a text of 1 bytes that is not UTF-8");
+    Tokenizer::new(vocabulary, PretokenizerChoice::FromModel).unwrap();
+    let refused = read(&writer.set("tokenizer.ggml.model", "gpt2")).unwrap().unwrap_err().to_string();
+    assert!(refused.contains("tokenizer.ggml.merges"), "{refused}");
 }
 
 #[test]

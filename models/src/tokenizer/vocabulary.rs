@@ -1,8 +1,8 @@
 //! A tokenizer's raw material as a GGUF file states it, and its checks.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
-use crate::gguf::{Gguf, OptionalKey};
+use crate::gguf::{Gguf, KeyError, OptionalKey};
 
 use super::{TokenizerError, token::TokenKind};
 
@@ -41,8 +41,8 @@ pub struct Vocabulary {
     pub add_space_prefix: Option<bool>,
     /// What becomes of white space after a special token in the text.
     pub after_special: AfterSpecial,
-    /// Jinja source of the chat template.
-    pub chat_template: Option<String>,
+    /// Jinja source of the chat template, or why it cannot be read: only who chats needs it.
+    pub chat_template: Option<Result<String, KeyError>>,
 }
 
 /// What becomes of white space after a special token in the text.
@@ -59,23 +59,28 @@ impl Vocabulary {
     /// The vocabulary of a GGUF file.
     ///
     /// # Errors
-    /// A key is missing or of the wrong type, or a special token's id is negative or beyond `u32`.
+    /// A key is missing or of the wrong type.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
         let strings = |key: &str| -> Result<Vec<String>, TokenizerError> {
             Ok(gguf.strings(key).optional()?.map(|list| list.iter().map(str::to_owned).collect()).unwrap_or_default())
         };
-        let owned =
-            |key: &str| -> Result<Option<String>, TokenizerError> { Ok(gguf.text(key).optional()?.map(str::to_owned)) };
+        let lossy = |key: &str| gguf.text_lossy(key).optional();
         let flag = |name: &str| gguf.boolean(&format!("tokenizer.ggml.{name}")).optional();
-        let name = owned("general.name")?.unwrap_or_default().to_lowercase();
+        let name = lossy("general.name")?.unwrap_or_default().to_lowercase();
         let phi3 = name.contains("phi-3") || name.contains("phi3");
+        let model = gguf.text("tokenizer.ggml.model")?;
+        let merges = match strings("tokenizer.ggml.merges") {
+            Err(_) if model != "gpt2" => Vec::new(),
+            merges => merges?,
+        };
         Ok(Self {
-            model: gguf.text("tokenizer.ggml.model")?.to_owned(),
-            pre: owned("tokenizer.ggml.pre")?,
+            model: model.to_owned(),
+            // One that is not UTF-8 is not known, which matters only where no other is named.
+            pre: lossy("tokenizer.ggml.pre")?.map(Cow::into_owned),
             tokens: gguf.strings("tokenizer.ggml.tokens")?.iter().map(str::to_owned).collect(),
             scores: gguf.floats("tokenizer.ggml.scores").optional()?.unwrap_or_default(),
             token_types: gguf.signeds("tokenizer.ggml.token_type").optional()?.unwrap_or_default(),
-            merges: strings("tokenizer.ggml.merges")?,
+            merges,
             bos: token_id(gguf, "bos")?,
             eos: token_id(gguf, "eos")?,
             eot: token_id(gguf, "eot")?,
@@ -86,7 +91,7 @@ impl Vocabulary {
             add_eos: flag("add_eos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
             after_special: if phi3 { AfterSpecial::Strip } else { AfterSpecial::Keep },
-            chat_template: owned("tokenizer.chat_template")?,
+            chat_template: gguf.text("tokenizer.chat_template").map(str::to_owned).optional().transpose(),
         })
     }
 
@@ -102,7 +107,23 @@ impl Vocabulary {
         kinds
     }
 
-    /// Checks lengths and ids, and returns the kind of each token.
+    /// Takes out the ids that are no token's, with their names: as with llama.cpp they count as not given, since there are
+    /// files whose padding is -1.
+    pub(super) fn take_stray_ids(&mut self) -> Vec<(&'static str, u32)> {
+        let tokens = self.tokens.len();
+        let ids = [
+            ("bos", &mut self.bos),
+            ("eos", &mut self.eos),
+            ("eot", &mut self.eot),
+            ("eom", &mut self.eom),
+            ("unknown", &mut self.unknown),
+            ("padding", &mut self.padding),
+        ];
+        let stray = |(name, id): (_, &mut Option<u32>)| Some((name, id.take_if(|id| *id as usize >= tokens)?));
+        ids.into_iter().filter_map(stray).collect()
+    }
+
+    /// Checks lengths, and returns the kind of each token.
     pub(super) fn check(&self) -> Result<Vec<TokenKind>, TokenizerError> {
         let tokens = self.tokens.len();
         if tokens == 0 || u32::try_from(tokens).is_err() {
@@ -116,17 +137,6 @@ impl Vocabulary {
         if let Some(index) = self.scores.iter().position(|score| score.is_nan()) {
             return Err(TokenizerError::Score { index });
         }
-        let ids = [
-            ("bos", self.bos),
-            ("eos", self.eos),
-            ("eot", self.eot),
-            ("eom", self.eom),
-            ("unknown", self.unknown),
-            ("padding", self.padding),
-        ];
-        if let Some((name, Some(id))) = ids.into_iter().find(|(_, id)| id.is_some_and(|id| id as usize >= tokens)) {
-            return Err(TokenizerError::Id { name, id: id.into(), tokens });
-        }
         if self.token_types.is_empty() {
             return Ok(vec![TokenKind::Normal; tokens]);
         }
@@ -137,8 +147,14 @@ impl Vocabulary {
     }
 }
 
-fn token_id(gguf: &Gguf, name: &'static str) -> Result<Option<u32>, TokenizerError> {
-    let Some(id) = gguf.signed(&format!("tokenizer.ggml.{name}_token_id")).optional()? else { return Ok(None) };
-    let tokens = gguf.strings("tokenizer.ggml.tokens")?.len();
-    u32::try_from(id).map(Some).map_err(|_| TokenizerError::Id { name, id, tokens })
+fn token_id(gguf: &Gguf, name: &str) -> Result<Option<u32>, KeyError> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    match gguf.unsigned(&key).optional() {
+        Ok(id) => Ok(id.map(|id| u32::try_from(id).unwrap_or(NO_TOKEN))),
+        // Some files say -1.
+        Err(_) => gguf.signed(&key).map(|_| Some(NO_TOKEN)),
+    }
 }
+
+/// An id that no token has; what -1 is to those who read it without its sign.
+const NO_TOKEN: u32 = u32::MAX;
