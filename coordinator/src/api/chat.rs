@@ -18,68 +18,55 @@ use super::{
     Api,
     answer::{Shape, answer, finish_reason},
     blocking,
-    body::OneOrMany,
     choices::{Choices, Job, Whole},
     error::ApiError,
+    json::{Object, OneOrMany},
     params::{TOP_LOGPROBS, integer},
+    unsupported::Kind,
 };
 use crate::{
     generate::PromptRows,
     text::{Spelled, TextDelta, TextEndReason, TokenDetail, TokenText, Visibility},
 };
 
-/// Most tools, as OpenAI has it.
-const TOOLS: usize = 128;
-
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
-    messages: Option<Vec<ChatMessage>>,
+    messages: Option<Vec<Object<ChatMessage>>>,
     logprobs: Option<bool>,
     top_logprobs: Option<i64>,
-    tools: Option<Vec<Tool>>,
-    tool_choice: Option<Value>,
     /// Further variables of the template, as vLLM and llama.cpp name them.
     chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 #[derive(Debug, Deserialize)]
 struct ChatMessage {
-    role: Role,
-    content: Option<OneOrMany<Part>>,
+    role: Option<String>,
+    content: Option<OneOrMany<Object<Part>>>,
     name: Option<String>,
     tool_calls: Option<Vec<Value>>,
     tool_call_id: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    System,
-    Developer,
-    User,
-    Assistant,
-    Tool,
+    /// Thoughts by the names that servers and templates have for them.
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    thinking: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Part {
     #[serde(rename = "type")]
-    kind: String,
+    kind: Option<String>,
     text: Option<String>,
 }
 
-/// A tool as the template gets it; its function is checked and otherwise left as it is.
-#[derive(Debug, Deserialize)]
-struct Tool {
-    #[serde(rename = "type")]
-    kind: String,
-    function: Map<String, Value>,
+impl Kind for ChatRequest {
+    // A template says where a text begins, and it begins so once.
+    const HONOURED: &'static [&'static str] = &["add_special_tokens"];
 }
 
 /// Answers a chat.
 pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let remote = Api::remote(&request);
-    let (params, chat) = api.read::<ChatRequest>(request).await?;
+    let address = Api::address(&request);
+    let (params, chat, share) = api.read::<ChatRequest>(request).await?;
     let delivery = params.delivery()?;
     let top = chat.alternatives()?;
     let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
@@ -93,14 +80,15 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         detail,
         leading_space: LeadingSpace::Strip,
         prompt_rows: PromptRows::Last,
-        client: api.client(remote, params.user.as_deref()),
+        client: Api::client(address, params.user.as_deref()),
     };
-    let (messages, tools) = (chat.messages()?, chat.tools()?);
+    let messages = ChatRequest::messages(chat.messages)?;
     let extra = chat.chat_template_kwargs.unwrap_or_default();
     api.check_ready()?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
-        let options = RenderOptions { tools: &tools, extra, ..RenderOptions::new(SystemTime::now()) };
+        let _held = share;
+        let options = RenderOptions { extra, ..RenderOptions::new(SystemTime::now()) };
         text.chat_prompt(&messages, &options)
     };
     job.prompts.push(blocking(encode).await?.map_err(|error| ApiError::text("messages", &error))?);
@@ -119,63 +107,58 @@ impl ChatRequest {
     }
 
     /// The messages as templates know them.
-    fn messages(&self) -> Result<Vec<Message>, ApiError> {
-        match self.messages.as_deref() {
-            None | Some([]) => Err(ApiError::invalid("messages", "'messages' must hold at least one message")),
-            Some(messages) => messages.iter().enumerate().map(|(index, message)| message.templated(index)).collect(),
+    fn messages(messages: Option<Vec<Object<ChatMessage>>>) -> Result<Vec<Message>, ApiError> {
+        let messages = messages.unwrap_or_default();
+        if messages.is_empty() {
+            return Err(ApiError::invalid("messages", "'messages' must hold at least one message"));
         }
-    }
-
-    /// The tools as templates know them.
-    fn tools(&self) -> Result<Vec<Value>, ApiError> {
-        let tools = self.tools.as_deref().unwrap_or_default();
-        if tools.len() > TOOLS {
-            return Err(ApiError::invalid("tools", format!("{} tools, want at most {TOOLS}", tools.len())));
-        }
-        for (index, tool) in tools.iter().enumerate() {
-            if tool.kind != "function" {
-                return Err(ApiError::invalid(format!("tools[{index}].type"), "only tools of type 'function' exist"));
-            }
-            if !tool.function.get("name").is_some_and(Value::is_string) {
-                return Err(ApiError::invalid(format!("tools[{index}].function.name"), "a function needs a name"));
-            }
-        }
-        if self.tool_choice.as_ref().is_some_and(|choice| choice == "none") {
-            return Ok(Vec::new());
-        }
-        Ok(tools.iter().map(|tool| json!({"type": tool.kind, "function": tool.function})).collect())
+        messages.into_iter().enumerate().map(|(index, Object(message))| message.templated(index)).collect()
     }
 }
 
 impl ChatMessage {
     /// Message `index` as templates know it.
-    fn templated(&self, index: usize) -> Result<Message, ApiError> {
-        let role = match self.role {
-            // What OpenAI calls its newer system messages; templates know only the older name.
-            Role::System | Role::Developer => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        };
-        let calls = self.tool_calls.as_ref().filter(|calls| !calls.is_empty());
-        let content = match &self.content {
-            Some(OneOrMany::One(text)) => Value::from(text.clone()),
-            Some(OneOrMany::Many(parts)) => Value::from(joined(index, parts)?),
-            None if self.role == Role::Assistant && calls.is_some() => Value::Null,
+    fn templated(self, index: usize) -> Result<Message, ApiError> {
+        let role = templated_role(index, self.role.as_deref())?;
+        let calls = self.tool_calls.filter(|calls| !calls.is_empty());
+        let content = match self.content {
+            Some(OneOrMany::One(text)) => Value::from(text),
+            Some(OneOrMany::Many(parts)) => Value::from(joined(index, &parts)?),
+            None if role == "assistant" && calls.is_some() => Value::Null,
             None => {
                 return Err(ApiError::invalid(format!("messages[{index}].content"), "a message needs a 'content'"));
             }
         };
-        let named = |name: &str, text: &Option<String>| text.clone().map(|text| (name.to_owned(), Value::from(text)));
-        let calls = calls.map(|calls| ("tool_calls".to_owned(), calls.iter().map(templated_call).collect()));
-        let extra = [named("name", &self.name), named("tool_call_id", &self.tool_call_id), calls];
-        Ok(Message { role: role.to_owned(), content: Some(content), extra: extra.into_iter().flatten().collect() })
+        let texts = [
+            ("name", self.name),
+            ("tool_call_id", self.tool_call_id),
+            ("reasoning_content", self.reasoning_content),
+            ("reasoning", self.reasoning),
+            ("thinking", self.thinking),
+        ];
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::from(text?))));
+        let calls = calls.map(|calls| ("tool_calls".to_owned(), calls.into_iter().map(templated_call).collect()));
+        Ok(Message { role: role.to_owned(), content: Some(content), extra: texts.chain(calls).collect() })
+    }
+}
+
+/// The role of message `index` as templates know it.
+fn templated_role(index: usize, role: Option<&str>) -> Result<&'static str, ApiError> {
+    match role {
+        // What OpenAI calls its newer system messages; templates know only the older name.
+        Some("system" | "developer") => Ok("system"),
+        Some("user") => Ok("user"),
+        Some("assistant") => Ok("assistant"),
+        Some("tool") => Ok("tool"),
+        Some(_) | None => Err(ApiError::invalid(
+            format!("messages[{index}].role"),
+            "the 'role' of a message is one of system, developer, user, assistant and tool",
+        )),
     }
 }
 
 /// A tool call as templates know it: OpenAI writes arguments as a text that holds JSON, templates read the JSON itself.
-fn templated_call(call: &Value) -> Value {
-    let mut call = call.clone();
+fn templated_call(mut call: Value) -> Value {
     if let Some(arguments) = call.pointer_mut("/function/arguments")
         && let Some(text) = arguments.as_str()
         && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
@@ -186,10 +169,10 @@ fn templated_call(call: &Value) -> Value {
 }
 
 /// The text of the parts of message `index`, a line each.
-fn joined(index: usize, parts: &[Part]) -> Result<String, ApiError> {
-    let texts = parts.iter().enumerate().map(|(place, part)| match (part.kind.as_str(), &part.text) {
-        ("text", Some(text)) => Ok(text.as_str()),
-        ("text", None) => {
+fn joined(index: usize, parts: &[Object<Part>]) -> Result<String, ApiError> {
+    let texts = parts.iter().enumerate().map(|(place, Object(part))| match (part.kind.as_deref(), &part.text) {
+        (Some("text"), Some(text)) => Ok(text.as_str()),
+        (Some("text"), None) => {
             Err(ApiError::invalid(format!("messages[{index}].content[{place}].text"), "a text part needs 'text'"))
         }
         _ => Err(ApiError::invalid(
@@ -263,9 +246,9 @@ mod tests {
     #[test]
     fn templates_read_the_arguments_of_a_call_as_json() {
         let call = |arguments: Value| json!({"id": "1", "function": {"name": "f", "arguments": arguments}});
-        assert_eq!(templated_call(&call(json!("{\"a\": [1.5]}"))), call(json!({"a": [1.5]})));
+        assert_eq!(templated_call(call(json!("{\"a\": [1.5]}"))), call(json!({"a": [1.5]})));
         for as_it_is in [call(json!({"a": 1})), call(json!("[1]")), call(json!("{a")), json!({}), json!(3)] {
-            assert_eq!(templated_call(&as_it_is), as_it_is);
+            assert_eq!(templated_call(as_it_is.clone()), as_it_is);
         }
     }
 }

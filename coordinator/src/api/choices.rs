@@ -11,7 +11,11 @@ use qmesh_net::{Sampled, Sampling};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
 
-use super::{Api, error::ApiError, server::Phase};
+use super::{
+    Api,
+    error::{ApiError, PromptTokens},
+    server::Phase,
+};
 use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
     text::{TextDelta, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail, TokenText},
@@ -190,7 +194,10 @@ fn room(job: &Job, prompt_tokens: usize, context: usize) -> Result<usize, ApiErr
     let fits = if job.max_tokens == Some(0) { prompt_tokens <= context } else { room > 0 };
     match fits {
         true => Ok(job.max_tokens.unwrap_or(usize::MAX).min(room)),
-        false => Err(ApiError::ContextExceeded { param: job.param, prompt_tokens, context }),
+        false => {
+            let prompt_tokens = PromptTokens::Exactly(prompt_tokens);
+            Err(ApiError::ContextExceeded { param: job.param, prompt_tokens, context })
+        }
     }
 }
 

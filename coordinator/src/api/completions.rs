@@ -18,10 +18,11 @@ use super::{
     Api,
     answer::{Shape, answer, finish_reason},
     blocking,
-    body::OneOrMany,
     choices::{Choices, Job, Whole},
     error::ApiError,
+    json::OneOrMany,
     params::{TOP_LOGPROBS, integer},
+    unsupported::Kind,
 };
 use crate::{
     generate::PromptRows,
@@ -38,6 +39,10 @@ struct CompletionRequest {
     prompt: Option<OneOrMany<PromptEntry>>,
     echo: Option<bool>,
     logprobs: Option<i64>,
+}
+
+impl Kind for CompletionRequest {
+    const HONOURED: &'static [&'static str] = &["echo"];
 }
 
 /// What a list in `prompt` may hold, all entries alike.
@@ -71,8 +76,8 @@ enum Echo {
 
 /// Continues prompts.
 pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let remote = Api::remote(&request);
-    let (params, completion) = api.read::<CompletionRequest>(request).await?;
+    let address = Api::address(&request);
+    let (params, completion, share) = api.read::<CompletionRequest>(request).await?;
     let delivery = params.delivery()?;
     let top = integer("logprobs", completion.logprobs, 0..=TOP_LOGPROBS)?.and_then(|top| u16::try_from(top).ok());
     let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
@@ -89,12 +94,15 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         detail,
         leading_space: LeadingSpace::Keep,
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
-        client: api.client(remote, params.user.as_deref()),
+        client: Api::client(address, params.user.as_deref()),
     };
     let prompts = completion.prompts()?;
     api.check_ready()?;
     let text = Arc::clone(&api.state.text);
-    let encode = move || prompts.into_iter().map(|prompt| prompt.encode(&text)).collect::<Result<Vec<_>, _>>();
+    let encode = move || {
+        let _held = share;
+        prompts.into_iter().map(|prompt| prompt.encode(&text, echo)).collect::<Result<Vec<_>, _>>()
+    };
     let prompts = blocking(encode).await??;
     job.prompts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
     let text = Arc::clone(&api.state.text);
@@ -131,7 +139,7 @@ impl CompletionRequest {
 }
 
 impl Prompt {
-    fn encode(self, text: &TextModel) -> Result<Encoded, ApiError> {
+    fn encode(self, text: &TextModel, echo: Echo) -> Result<Encoded, ApiError> {
         match self {
             Self::Text(prompt) => {
                 let ids =
@@ -146,7 +154,10 @@ impl Prompt {
                 if ids.is_empty() {
                     return Err(ApiError::invalid("prompt", "a prompt of token ids must hold at least one"));
                 }
-                Ok(Encoded { text: text.tokenizer.decode(&ids, ControlTokens::Hide), ids })
+                // Too many of them are refused later; their text could be long.
+                let repeated = echo == Echo::On && ids.len() <= text.context;
+                let text = if repeated { text.tokenizer.decode(&ids, ControlTokens::Hide) } else { String::new() };
+                Ok(Encoded { text, ids })
             }
         }
     }

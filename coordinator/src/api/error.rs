@@ -1,5 +1,7 @@
 //! The one shape in which the API reports errors: OpenAI's, with its types and codes.
 
+use std::fmt;
+
 use axum::{
     Json,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -9,7 +11,11 @@ use qmesh_models::chat::TemplateError;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::body::{BODY_BYTES, BODY_DEADLINE};
+use super::{
+    body::{BODY_BYTES, BODY_DEADLINE},
+    places::Crowd,
+    weight::MOST_BYTES,
+};
 use crate::{generate::GenerateError, mesh::status::MeshState, text::TextError};
 
 /// Why a request gets no answer. The text goes to the client as it is, so it holds no more of the prompt than a word.
@@ -23,7 +29,7 @@ pub(crate) enum ApiError {
     Unsupported { param: &'static str, hint: &'static str },
     /// The prompt does not fit the context.
     #[error("this model's context holds {context} tokens, the prompt has {prompt_tokens}: shorten it")]
-    ContextExceeded { param: &'static str, prompt_tokens: usize, context: usize },
+    ContextExceeded { param: &'static str, prompt_tokens: PromptTokens, context: usize },
     #[error("missing or wrong API key: send 'Authorization: Bearer KEY'")]
     Unauthorized,
     #[error("{header} '{value}' is not this machine: use localhost or a loopback address")]
@@ -38,8 +44,12 @@ pub(crate) enum ApiError {
     Slow,
     #[error("the body is larger than {BODY_BYTES} bytes")]
     TooLarge,
+    #[error("the request would take more than {} MiB of memory to read: send less in it", MOST_BYTES >> 20)]
+    TooHeavy,
     #[error("too many large requests are being read: try again later")]
     Busy,
+    #[error("{}", crowd_text(*.0))]
+    Crowded(Crowd),
     /// The mesh cannot compute now.
     #[error("{text}")]
     NotReady { state: MeshState, text: String },
@@ -48,6 +58,13 @@ pub(crate) enum ApiError {
     Generate(GenerateError),
     #[error("internal error: {text}")]
     Internal { text: String },
+}
+
+/// How long a prompt is, as far as it was looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PromptTokens {
+    Exactly(usize),
+    AtLeast(usize),
 }
 
 /// How an error is told apart by programs.
@@ -68,6 +85,9 @@ impl ApiError {
     pub(crate) fn text(param: &'static str, error: &TextError) -> Self {
         match error {
             TextError::Template(TemplateError::Thread(_)) => Self::Internal { text: error.to_string() },
+            TextError::TooLong { least, context } => {
+                Self::ContextExceeded { param, prompt_tokens: PromptTokens::AtLeast(*least), context: *context }
+            }
             TextError::Empty { .. }
             | TextError::Noncharacters
             | TextError::NoTemplate { .. }
@@ -95,7 +115,9 @@ impl ApiError {
             | Self::WrongMethod
             | Self::Slow
             | Self::TooLarge
+            | Self::TooHeavy
             | Self::Busy
+            | Self::Crowded(_)
             | Self::NotReady { .. }
             | Self::Generate(_)
             | Self::Internal { .. } => None,
@@ -118,11 +140,24 @@ impl ApiError {
             Self::WrongMethod => class(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error"),
             Self::UnknownModel { .. } => class(StatusCode::NOT_FOUND, "not_found_error").code("model_not_found"),
             Self::Slow => class(StatusCode::REQUEST_TIMEOUT, "timeout_error"),
-            Self::TooLarge => class(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            Self::TooLarge | Self::TooHeavy => class(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::Busy => class(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error").code("queue_full").retry(2),
+            Self::Crowded(Crowd::Address) => {
+                class(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error").code("too_many_connections").retry(2)
+            }
+            Self::Crowded(Crowd::Everybody) => unavailable("too_many_connections"),
             Self::NotReady { state, .. } => unavailable(state_code(*state)),
             Self::Generate(error) => generate_class(error),
             Self::Internal { .. } => class(StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        }
+    }
+}
+
+impl fmt::Display for PromptTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(tokens) => write!(f, "{tokens}"),
+            Self::AtLeast(tokens) => write!(f, "at least {tokens}"),
         }
     }
 }
@@ -143,6 +178,9 @@ impl IntoResponse for ApiError {
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if matches!(self, Self::Crowded(_)) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }
@@ -154,6 +192,16 @@ impl Class {
 
     fn retry(self, seconds: u16) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
+    }
+}
+
+fn crowd_text(crowd: Crowd) -> &'static str {
+    match crowd {
+        Crowd::Address => {
+            "too many connections or requests from this address: use fewer at a time, or have the server started with \
+             --trusted-proxy if a proxy stands before many clients"
+        }
+        Crowd::Everybody => "too many connections: try again later",
     }
 }
 
@@ -190,5 +238,45 @@ fn generate_class(error: &GenerateError) -> Class {
             class(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("pipeline_failed"))
         }
         GenerateError::ShuttingDown => unavailable("shutting_down"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_come_again_is_told_when() {
+        let text = || "worker-2 is gone".to_owned();
+        let states = [MeshState::Waiting, MeshState::Loading, MeshState::Ready, MeshState::Failed, MeshState::Stopping];
+        let not_ready = states.map(|state| ApiError::NotReady { state, text: text() });
+        let generate = [
+            GenerateError::ContextExceeded { prompt_tokens: 2, context: 1 },
+            GenerateError::BadPrompt { text: text() },
+            GenerateError::QueueFull { waiting: 3 },
+            GenerateError::NotReady { text: text() },
+            GenerateError::WorkerLost { text: text() },
+            GenerateError::Fault { text: text() },
+            GenerateError::ShuttingDown,
+        ];
+        let others = [
+            ApiError::invalid("n", "'n' is 0"),
+            ApiError::Unauthorized,
+            ApiError::NoSuchEndpoint,
+            ApiError::WrongMethod,
+            ApiError::Slow,
+            ApiError::TooLarge,
+            ApiError::TooHeavy,
+            ApiError::Busy,
+            ApiError::Crowded(Crowd::Address),
+            ApiError::Crowded(Crowd::Everybody),
+            ApiError::Internal { text: text() },
+        ];
+        for error in others.into_iter().chain(not_ready).chain(generate.map(ApiError::from)) {
+            let (said, response) = (error.to_string(), error.into_response());
+            let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&response.status());
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), later, "{said}");
+            assert!(!said.contains("{ ") && !said.contains("(\""), "{said} shows a type");
+        }
     }
 }

@@ -2,15 +2,13 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use super::{Api, ApiKey, cors, error::ApiError, params::random, places::Visit};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use subtle::ConstantTimeEq;
-
-use super::{Api, error::ApiError, params::random};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What anyone may ask, with or without a key: probes have none.
@@ -50,14 +48,21 @@ impl Hosts {
     }
 }
 
-/// Lets a request through to its route, or not; every response gets an id.
+/// Lets a request through to its route, or not; every response gets an id, and its pages may read what they asked for.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let id = format!("req_{:016x}", random());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match admit(&api, &request) {
-        Ok(()) => next.run(request).await,
+    let known = api.hosts.check(request.uri(), request.headers());
+    let origin = known.is_ok().then(|| request.headers().get(header::ORIGIN).cloned()).flatten();
+    let mut response = match known {
+        Ok(()) if cors::is_preflight(&request) => cors::preflight(),
+        Ok(()) => match admit(&api, &request) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        },
         Err(error) => error.into_response(),
     };
+    cors::admit(response.headers_mut(), origin);
     let status = response.status();
     tracing::debug!(id, %method, path = path.escape_debug().to_string(), status = status.as_u16(), "answered");
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -66,14 +71,26 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
+/// Probes are let in always. Whoever shows the key has a place even in a crowd.
 fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
-    api.hosts.check(request.uri(), request.headers())?;
-    let Some(key) = &api.state.api_key else { return Ok(()) };
-    let sent = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+    if OPEN_PATHS.contains(&request.uri().path()) {
+        return Ok(());
+    }
+    let key = api.state.api_key.as_ref();
+    if !key.is_none_or(|key| shows(request.headers(), key)) {
+        return Err(ApiError::Unauthorized);
+    }
+    match request.extensions().get::<Arc<Visit>>().and_then(|visit| Some((visit, visit.crowd()?))) {
+        Some((visit, crowd)) if key.is_none() || !visit.has_authenticated() => Err(ApiError::Crowded(crowd)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn shows(headers: &HeaderMap, key: &ApiKey) -> bool {
+    let sent = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
     let sent =
         sent.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
-    let right = sent.is_some_and(|sent| bool::from(sent.ct_eq(key.as_bytes())));
-    if right || OPEN_PATHS.contains(&request.uri().path()) { Ok(()) } else { Err(ApiError::Unauthorized) }
+    sent.is_some_and(|sent| key.matches(sent))
 }
 
 fn is_loopback(host: &str) -> bool {

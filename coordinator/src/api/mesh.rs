@@ -4,7 +4,8 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
+    http::Uri,
     response::{Response, sse::Event},
 };
 use futures_util::stream;
@@ -75,8 +76,13 @@ pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [described(&api)]}))
 }
 
-pub(crate) async fn model(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    api.check_model(Some(&id))?;
+pub(crate) async fn model(
+    State(api): State<Arc<Api>>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    // What does not decode names no model either.
+    api.check_model(Some(id.as_ref().map_or(uri.path(), |Path(id)| id)))?;
     Ok(Json(described(&api)))
 }
 

@@ -5,18 +5,26 @@ mod body;
 mod chat;
 mod choices;
 mod completions;
+mod cors;
 mod error;
 mod guard;
+mod json;
+mod key;
+mod listen;
 mod mesh;
 mod params;
+mod parting;
 mod patient;
+mod places;
 mod server;
 #[cfg(test)]
 mod tests;
 mod unsupported;
+mod weight;
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -27,19 +35,25 @@ use axum::{
     middleware::from_fn_with_state,
     routing::{get, post},
 };
-use serde::de::DeserializeOwned;
 use tokio::{sync::watch, task::spawn_blocking};
 
-pub use self::server::serve;
+pub use self::{
+    key::{ApiKey, ApiKeyError},
+    listen::{ListenError, Listeners},
+    server::serve,
+};
 
 use self::{
     answer::Envelope,
-    body::{Budget, parse},
+    body::{Budget, Share},
     error::ApiError,
     guard::{Hosts, guard},
+    json::parse,
     params::{Params, random},
-    server::{Phase, Remote},
-    unsupported::refuse_unsupported,
+    places::{Limits, Visit},
+    server::Phase,
+    unsupported::{Kind, refuse_unsupported},
+    weight::Weight,
 };
 use crate::{
     generate::{ClientId, MeshHandle},
@@ -57,9 +71,13 @@ pub struct ApiState {
     /// Names beside the model's own by which clients may ask for it.
     pub names: Vec<String>,
     /// Asked of every client, except for health and readiness.
-    pub api_key: Option<String>,
+    pub api_key: Option<ApiKey>,
     /// Host names beside loopback's own that a server bound to loopback answers to.
     pub hosts: Vec<String>,
+    /// Addresses of proxies that say for whom they ask (`X-Forwarded-For`) and hold connections of many.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// How many connections there may be.
+    limits: Limits,
     /// How long running requests may go on once the server is told to stop.
     pub drain: Duration,
 }
@@ -67,7 +85,16 @@ pub struct ApiState {
 impl ApiState {
     /// A mesh and its model, with no other names, no key, and 20 seconds to drain.
     pub fn new(mesh: MeshHandle, text: Arc<TextModel>) -> Self {
-        Self { mesh, text, names: Vec::new(), api_key: None, hosts: Vec::new(), drain: Duration::from_secs(20) }
+        Self {
+            mesh,
+            text,
+            names: Vec::new(),
+            api_key: None,
+            hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
+            drain: Duration::from_secs(20),
+        }
     }
 }
 
@@ -104,13 +131,20 @@ impl Api {
         Self { state, hosts, budget: Budget::new(), phase, created_s: now_s() }
     }
 
-    /// Reads a completion request: the shared parameters and its own, for the model that is served.
-    async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<(Params, T), ApiError> {
+    /// Reads a completion request for the model that is served: the shared parameters and its own, and the share of
+    /// memory that making prompts of it takes.
+    async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
         let body = self.budget.read(request).await?;
-        let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
-        refuse_unsupported(&body.bytes)?;
+        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
+        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        let parsing = move || {
+            let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+            refuse_unsupported::<T>(&body.bytes)?;
+            Ok::<_, ApiError>((params, own, share))
+        };
+        let (params, own, share) = blocking(parsing).await??;
         self.check_model(params.model.as_deref())?;
-        Ok((params, own))
+        Ok((params, own, share))
     }
 
     fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
@@ -132,14 +166,15 @@ impl Api {
         }
     }
 
-    fn remote(request: &Request) -> Option<Remote> {
-        request.extensions().get().copied()
+    /// Who asks, where that is known.
+    fn address(request: &Request) -> Option<IpAddr> {
+        request.extensions().get::<Arc<Visit>>().map(|visit| visit.client)
     }
 
     /// Clients are told apart by address and, behind one address, by the `user` that they name.
-    fn client(&self, remote: Option<Remote>, user: Option<&str>) -> ClientId {
+    fn client(address: Option<IpAddr>, user: Option<&str>) -> ClientId {
         let mut hasher = DefaultHasher::new();
-        (remote.map(|remote| remote.0.ip()), user).hash(&mut hasher);
+        (address, user).hash(&mut hasher);
         ClientId(hasher.finish())
     }
 
@@ -151,7 +186,10 @@ impl Api {
 
 /// Runs what takes long, templates and tokenizers, beside the connections.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    spawn_blocking(work).await.map_err(|error| ApiError::Internal { text: error.to_string() })
+    spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "work on a request failed");
+        ApiError::Internal { text: "work on this request failed; the server's log says how".to_owned() }
+    })
 }
 
 fn now_s() -> u64 {

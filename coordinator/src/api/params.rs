@@ -13,7 +13,10 @@ use std::{
 use qmesh_net::Sampling;
 use serde::Deserialize;
 
-use super::{body::OneOrMany, error::ApiError};
+use super::{
+    error::ApiError,
+    json::{Object, OneOrMany},
+};
 use crate::text::TextModel;
 
 /// Most alternatives that a client may ask for beside each token.
@@ -36,7 +39,7 @@ pub(crate) struct Params {
     /// Whose turn the request uses up, beside the address it comes from.
     pub(crate) user: Option<String>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
+    stream_options: Option<Object<StreamOptions>>,
     max_tokens: Option<i64>,
     max_completion_tokens: Option<i64>,
     temperature: Option<f64>,
@@ -57,6 +60,8 @@ pub(crate) struct Params {
 #[serde(default)]
 struct StreamOptions {
     include_usage: Option<bool>,
+    /// vLLM's.
+    continuous_usage_stats: Option<bool>,
 }
 
 /// How the answer comes.
@@ -73,10 +78,15 @@ pub(crate) enum Delivery {
 impl Params {
     /// How the answer shall come.
     pub(crate) fn delivery(&self) -> Result<Delivery, ApiError> {
-        match (self.stream.unwrap_or(false), &self.stream_options) {
+        let options = self.stream_options.as_ref().map(|Object(options)| options);
+        if options.is_some_and(|options| options.continuous_usage_stats == Some(true)) {
+            let hint = "'include_usage' sends it once, at the end";
+            return Err(ApiError::Unsupported { param: "stream_options.continuous_usage_stats", hint });
+        }
+        match (self.stream.unwrap_or(false), options) {
             (false, None) => Ok(Delivery::Whole),
             (false, Some(_)) => Err(ApiError::invalid("stream_options", "'stream_options' needs 'stream': true")),
-            (true, Some(StreamOptions { include_usage: Some(true) })) => Ok(Delivery::StreamWithUsage),
+            (true, Some(StreamOptions { include_usage: Some(true), .. })) => Ok(Delivery::StreamWithUsage),
             (true, _) => Ok(Delivery::Stream),
         }
     }
@@ -129,7 +139,8 @@ impl Params {
             penalty_window: window
                 .map_or(off.penalty_window, |last| u32::try_from(last).unwrap_or(context))
                 .min(context),
-            seed: self.seed.map_or_else(random, i64::cast_unsigned),
+            // Clients that cannot leave the seed out send -1 for none.
+            seed: self.seed.filter(|&seed| seed != -1).map_or_else(random, i64::cast_unsigned),
             logit_bias: self.biases(text.tokenizer.vocab_len())?,
             top,
             ..off

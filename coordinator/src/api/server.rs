@@ -1,27 +1,53 @@
 //! The server under the router: connections with deadlines on both directions, and an end in two steps.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use anyhow::ensure;
-use axum::{Router, body::Body, http::Request};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use axum::{
+    Router,
+    body::{Body, HttpBody},
+    http::{HeaderMap, Request, Response, Version, header},
+};
+use bytes::Bytes;
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tower::ServiceExt;
 
-use super::{Api, ApiState, guard::Hosts, patient::Patient, router};
+use super::{
+    Api, ApiState,
+    guard::Hosts,
+    listen::Listeners,
+    parting::{Parting, Progress, Stage},
+    patient::{Patience, Patient},
+    places::{Place, Places, Visit},
+    router,
+};
 
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS: usize = 512;
 /// Time for a request's head to arrive, and for which an idle connection is kept.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// Time for which a client may refuse to read.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// The same in a place that is kept for probes: a new one shall soon have it.
+const KEPT_HEAD_DEADLINE: Duration = Duration::from_secs(2);
+/// Most bytes of a request's head.
+const HEAD_BYTES: usize = 64 << 10;
+/// How long a client may refuse to read, or hardly read.
+const PATIENCE: Patience =
+    Patience { stall: Duration::from_secs(30), stalls: Duration::from_secs(300), bytes_per_s: 1024 };
 /// Time to write the last words once streams have been told to end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -44,22 +70,26 @@ impl Phase {
     }
 }
 
-/// Who is at the other end, for fairness between clients.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Remote(pub(crate) SocketAddr);
-
 /// Serves the API until `shutdown` is done, then lets running requests finish for `state.drain`.
 ///
 /// # Errors
 /// When others than this machine could connect and no key is asked of them. A connection that fails concerns no other.
-pub async fn serve(listener: TcpListener, state: ApiState, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let address = listener.local_addr()?;
-    let hosts = if address.ip().is_loopback() { Hosts::Loopback(state.hosts.clone()) } else { Hosts::Any };
-    ensure!(
-        hosts != Hosts::Any || state.api_key.is_some(),
-        "{address} can be reached from other machines: set --api-key, or listen on 127.0.0.1"
-    );
+pub async fn serve(
+    listeners: impl Into<Listeners>,
+    state: ApiState,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let listeners = listeners.into();
+    let open = listeners.addresses()?.into_iter().find(|address| !address.ip().is_loopback());
+    let hosts = if open.is_none() { Hosts::Loopback(state.hosts.clone()) } else { Hosts::Any };
+    if let Some(address) = open {
+        ensure!(
+            state.api_key.is_some(),
+            "{address} can be reached from other machines: set --api-key, or listen on 127.0.0.1"
+        );
+    }
     let drain = state.drain;
+    let places = Places::new(state.limits, state.trusted_proxies.clone());
     let (phase, watched) = watch::channel(Phase::Serving);
     let router = router(Arc::new(Api::new(state, hosts, watched.clone())));
     let mut connections = JoinSet::new();
@@ -68,10 +98,11 @@ pub async fn serve(listener: TcpListener, state: ApiState, shutdown: impl Future
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, address)) => {
-                    connections.spawn(connection(stream, Remote(address), router.clone(), watched.clone()));
-                }
+            accepted = listeners.accept() => match accepted {
+                // Where even the kept places are taken, the connection is dropped.
+                Ok((stream, address)) => if let Some(place) = places.enter(address.ip()) {
+                    connections.spawn(connection(stream, place, router.clone(), watched.clone()));
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections");
                     // Out of file descriptors, mostly: trying again at once would spin.
@@ -80,7 +111,7 @@ pub async fn serve(listener: TcpListener, state: ApiState, shutdown: impl Future
             },
         }
     }
-    drop(listener);
+    drop(listeners);
     for (next, time) in [(Phase::Draining, drain), (Phase::Closing, LAST_WORDS)] {
         phase.send_replace(next);
         if timeout(time, async { while connections.join_next().await.is_some() {} }).await.is_ok() {
@@ -97,29 +128,131 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn connection(stream: TcpStream, remote: Remote, router: Router, mut phase: watch::Receiver<Phase>) {
+async fn connection(stream: TcpStream, place: Place, router: Router, mut phase: watch::Receiver<Phase>) {
     // Tokens are small and go out one by one.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (router, mut request) = (router.clone(), request.map(Body::new));
-        request.extensions_mut().insert(remote);
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+    let progress = Progress::default();
+    let socket = Parting::new(Patient::new(stream, PATIENCE), progress.clone());
+    let service = service_fn(|request: Request<Incoming>| {
+        let answering = Answering::new(place.visit(request.headers()), progress.clone(), &request);
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(answering.answer(router, request).await) }
     });
+    let head_deadline = if place.is_kept() { KEPT_HEAD_DEADLINE } else { HEAD_DEADLINE };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_DEADLINE)), service);
+        .header_read_timeout(head_deadline)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = place.taken() => Ok(()),
         () = Phase::Draining.reached(&mut phase) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, address = %remote.0, "connection ended");
+        tracing::debug!(%error, address = %place.peer(), "connection ended");
+    }
+}
+
+/// A request and its answer, until the last byte has been handed on.
+#[derive(Debug)]
+struct Answering {
+    visit: Arc<Visit>,
+    progress: Progress,
+    version: Version,
+}
+
+impl Answering {
+    fn new(visit: Visit, progress: Progress, request: &Request<Incoming>) -> Self {
+        // At once: the socket may be looked at before the answer is.
+        progress.set(Stage::Receiving);
+        Self { visit: Arc::new(visit), progress, version: request.version() }
+    }
+
+    async fn answer(self, router: Router, request: Request<Incoming>) -> Response<AnswerBody> {
+        // Older clients know nothing that could come before an answer.
+        let received = if self.version < Version::HTTP_11 { Stage::Sending } else { Stage::Waiting };
+        let mut request = request.map(|body| Body::new(RequestBody::new(body, self.progress.clone(), received)));
+        request.extensions_mut().insert(Arc::clone(&self.visit));
+        let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+        let streams = self.version == Version::HTTP_11 && is_event_stream(response.headers());
+        self.progress.set(if streams { Stage::Streaming } else { Stage::Sending });
+        response.map(|body| AnswerBody { body, _answering: self })
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.progress.set(Stage::Idle);
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// A request's body, which tells when all of it has been taken in.
+#[derive(Debug)]
+struct RequestBody {
+    body: Incoming,
+    progress: Progress,
+    received: Stage,
+}
+
+impl RequestBody {
+    fn new(body: Incoming, progress: Progress, received: Stage) -> Self {
+        progress.set(if body.is_end_stream() { received } else { Stage::Receiving });
+        Self { body, progress, received }
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.progress.set(self.received);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body, which knows when it is over.
+#[derive(Debug)]
+struct AnswerBody {
+    body: Body,
+    _answering: Answering,
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -1,75 +1,74 @@
 //! Parameters that we know and do not honour: refused unless their value changes nothing, never silently ignored.
+//!
+//! They are those of OpenAI, vLLM, SGLang, llama.cpp, Ollama, TGI, LM Studio, Mistral, OpenRouter, KoboldCpp and
+//! text-generation-webui. What only says how another server shall work, and not what the answer shall be, is left alone
+//! as every unknown field is.
 
 use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::Value;
 
-use super::{body::parse, error::ApiError};
+use self::table::KNOWN;
+use super::{error::ApiError, json::parse};
+
+mod table;
+
+/// One kind of completion request.
+pub(crate) trait Kind: DeserializeOwned + Send + 'static {
+    /// What it honours of the parameters that are refused otherwise.
+    const HONOURED: &'static [&'static str];
+}
 
 /// A parameter, which of its values change nothing, and what to do instead of sending another.
 struct Known {
     name: &'static str,
-    neutral: fn(&Value) -> bool,
+    neutral: Neutral,
     hint: &'static str,
 }
 
-const LEAVE_OUT: &str = "leave it out";
+/// Values that change nothing. Null is always one of them.
+enum Neutral {
+    /// No value: only null.
+    Absent,
+    /// A list, an object or a string without anything in it.
+    Empty,
+    Is(bool),
+    Number(f64),
+    /// What switches the parameter off.
+    AtMost(f64),
+    OneOf(&'static [&'static str]),
+    /// `{"type": "text"}`.
+    TextFormat,
+    /// `["text"]`.
+    TextOnly,
+}
 
-const KNOWN: [Known; 23] = [
-    Known { name: "audio", neutral: never, hint: "only text is generated" },
-    Known { name: "best_of", neutral: |value| value == 1, hint: "use 'n' and choose among the choices" },
-    Known { name: "function_call", neutral: |value| value == "auto" || value == "none", hint: "use 'tools'" },
-    Known { name: "functions", neutral: empty, hint: "use 'tools'" },
-    Known { name: "grammar", neutral: empty, hint: LEAVE_OUT },
-    Known { name: "guided_json", neutral: never, hint: LEAVE_OUT },
-    Known { name: "guided_regex", neutral: never, hint: LEAVE_OUT },
-    Known { name: "ignore_eos", neutral: |value| value == false, hint: "use 'logit_bias' on the end token" },
-    Known { name: "json_schema", neutral: never, hint: LEAVE_OUT },
-    Known { name: "min_tokens", neutral: |value| value == 0, hint: LEAVE_OUT },
-    Known { name: "mirostat", neutral: |value| value == 0, hint: "use 'temperature', 'top_p' or 'min_p'" },
-    Known {
-        name: "modalities",
-        neutral: |value| *value == serde_json::json!(["text"]),
-        hint: "only text is generated",
-    },
-    Known { name: "parallel_tool_calls", neutral: |value| value == true, hint: LEAVE_OUT },
-    Known { name: "prediction", neutral: never, hint: LEAVE_OUT },
-    Known { name: "reasoning_effort", neutral: never, hint: LEAVE_OUT },
-    Known { name: "response_format", neutral: |value| value["type"] == "text", hint: "only {\"type\": \"text\"} is" },
-    Known { name: "service_tier", neutral: |value| value == "auto" || value == "default", hint: LEAVE_OUT },
-    Known { name: "store", neutral: |value| value == false, hint: "nothing is stored" },
-    Known {
-        name: "suffix",
-        neutral: |value| value == "",
-        hint: "put the model's fill-in-the-middle tokens in 'prompt'",
-    },
-    Known {
-        name: "tool_choice",
-        neutral: |value| value == "auto" || value == "none",
-        hint: "only \"auto\" and \"none\" are",
-    },
-    Known { name: "typical_p", neutral: |value| value == 1.0, hint: "use 'top_p' or 'min_p'" },
-    Known { name: "verbosity", neutral: never, hint: "ask for it in the prompt" },
-    Known { name: "web_search_options", neutral: never, hint: LEAVE_OUT },
-];
+/// Parameters that the word "none" in another one makes void.
+const VOID: [(&str, &str); 2] = [("tools", "tool_choice"), ("functions", "function_call")];
 
 /// Refuses a body that asks for something we would have to ignore.
 ///
 /// # Errors
 /// `Unsupported` with the parameter's name, `Invalid` when the body is not a JSON object.
-pub(crate) fn refuse_unsupported(body: &[u8]) -> Result<(), ApiError> {
-    match parse::<Asked>(body)?.0 {
+pub(crate) fn refuse_unsupported<T: Kind>(body: &[u8]) -> Result<(), ApiError> {
+    let Asked { refused, declined } = parse(body)?;
+    let void = |name: &str| VOID.iter().any(|(what, choice)| *what == name && declined.contains(choice));
+    let ignored = |known: &&Known| !T::HONOURED.contains(&known.name) && !void(known.name);
+    match refused.into_iter().find(ignored) {
         Some(Known { name, hint, .. }) => Err(ApiError::Unsupported { param: name, hint }),
         None => Ok(()),
     }
 }
 
-/// The first parameter in a body that is refused.
-struct Asked(Option<&'static Known>);
+/// The parameters in a body that would be ignored, and those with the word "none".
+struct Asked {
+    refused: Vec<&'static Known>,
+    declined: Vec<&'static str>,
+}
 
 impl<'de> Deserialize<'de> for Asked {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -87,29 +86,41 @@ impl<'de> Visitor<'de> for AskedVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Asked, A::Error> {
-        let mut refused = None;
+        let mut asked = Asked { refused: Vec::new(), declined: Vec::new() };
         while let Some(name) = fields.next_key::<String>()? {
-            match KNOWN.iter().find(|known| known.name == name) {
-                Some(known) => {
-                    let value: Value = fields.next_value()?;
-                    if !value.is_null() && !(known.neutral)(&value) {
-                        refused.get_or_insert(known);
-                    }
-                }
-                None => {
-                    fields.next_value::<IgnoredAny>()?;
-                }
+            let Ok(place) = KNOWN.binary_search_by(|known| known.name.cmp(&name)) else {
+                fields.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let (known, value) = (&KNOWN[place], fields.next_value::<Value>()?);
+            if value == "none" {
+                asked.declined.push(known.name);
+            }
+            if !known.neutral.covers(&value) {
+                asked.refused.push(known);
             }
         }
-        Ok(Asked(refused))
+        Ok(asked)
     }
 }
 
-fn never(_: &Value) -> bool {
-    false
+impl Neutral {
+    fn covers(&self, value: &Value) -> bool {
+        value.is_null()
+            || match self {
+                Self::Absent => false,
+                Self::Empty => is_empty(value),
+                Self::Is(neutral) => value == neutral,
+                Self::Number(neutral) => value == neutral,
+                Self::AtMost(off) => value.as_f64().is_some_and(|value| value <= *off),
+                Self::OneOf(words) => value.as_str().is_some_and(|value| words.contains(&value)),
+                Self::TextFormat => value["type"] == "text",
+                Self::TextOnly => value.as_array().is_some_and(|list| list.iter().all(|one| one == "text")),
+            }
+    }
 }
 
-fn empty(value: &Value) -> bool {
+fn is_empty(value: &Value) -> bool {
     match value {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
@@ -122,13 +133,23 @@ fn empty(value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_what_would_change_the_answer_is_refused() {
-        let refused = |json: &str| match refuse_unsupported(json.as_bytes()) {
+    #[derive(Deserialize)]
+    struct Anything {}
+
+    impl Kind for Anything {
+        const HONOURED: &'static [&'static str] = &["echo"];
+    }
+
+    fn refused(json: &str) -> Option<&'static str> {
+        match refuse_unsupported::<Anything>(json.as_bytes()) {
             Err(ApiError::Unsupported { param, .. }) => Some(param),
             Err(error) => panic!("{error}"),
             Ok(()) => None,
-        };
+        }
+    }
+
+    #[test]
+    fn only_what_would_change_the_answer_is_refused() {
         let neutral = r#"{"suffix": null, "best_of": 1, "store": false, "tool_choice": "auto", "what_is_this": [{}],
             "response_format": {"type": "text"}, "modalities": ["text"], "functions": []}"#;
         assert_eq!(refused(neutral), None);
@@ -136,6 +157,58 @@ mod tests {
         assert_eq!(refused(r#"{"response_format": 3}"#), Some("response_format"));
         assert_eq!(refused(r#"{"tool_choice": {"type": "function"}}"#), Some("tool_choice"));
         assert_eq!(refused(r#"{"suffix": "}", "best_of": 2}"#), Some("suffix"));
-        assert!(KNOWN.is_sorted_by_key(|known| known.name));
+        assert!(KNOWN.is_sorted_by(|one, next| one.name < next.name), "found by halving, and named once");
+    }
+
+    #[test]
+    fn defaults_of_other_servers_change_nothing() {
+        for neutral in [
+            r#"{"tools": [], "tool_choice": "none", "parallel_tool_calls": false}"#,
+            r#"{"verbosity": "medium", "reasoning_effort": "medium", "service_tier": "auto"}"#,
+            r#"{"repetition_penalty": 1, "length_penalty": 1.0, "typical_p": 1, "mirostat": 0, "dry_multiplier": 0.0}"#,
+            r#"{"n_predict": -1, "id_slot": -1, "xtc_probability": 0, "xtc_threshold": 0.1, "mirostat_tau": 5}"#,
+            r#"{"add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true}"#,
+            r#"{"stop_token_ids": [], "bad_words": [], "guided_json": null, "ignore_eos": false, "min_tokens": 0}"#,
+            r#"{"keep_alive": "5m", "cache_prompt": true, "metadata": {"a": "b"}, "safety_identifier": "x"}"#,
+            r#"{"echo": true}"#,
+            r#"{"tool_choice": "none", "tools": [{"type": "function"}]}"#,
+            r#"{"functions": [{"name": "f"}], "function_call": "none"}"#,
+        ] {
+            assert_eq!(refused(neutral), None, "{neutral}");
+        }
+    }
+
+    #[test]
+    fn what_other_servers_would_do_is_refused_by_name() {
+        for (name, value) in [
+            ("add_generation_prompt", "false"),
+            ("allowed_token_ids", "[5]"),
+            ("bad_words", r#"["1"]"#),
+            ("chat_template", r#""{{1}}""#),
+            ("continue_final_message", "true"),
+            ("dry_multiplier", "0.8"),
+            ("format", r#""json""#),
+            ("guided_choice", r#"["yes", "no"]"#),
+            ("guided_grammar", r#""root ::= \"a\"""#),
+            ("include_stop_str_in_output", "true"),
+            ("max_new_tokens", "2"),
+            ("n_predict", "2"),
+            ("num_predict", "2"),
+            ("options", r#"{"num_ctx": 8192}"#),
+            ("prompt_logprobs", "1"),
+            ("random_seed", "1"),
+            ("reasoning_effort", r#""high""#),
+            ("repetition_penalty", "1.9"),
+            ("stop_sequences", r#"["x"]"#),
+            ("stop_token_ids", "[28]"),
+            ("structured_outputs", r#"{"choice": ["a"]}"#),
+            ("think", "false"),
+            ("tools", r#"[{"type": "function", "function": {"name": "f"}}]"#),
+            ("truncate_prompt_tokens", "2"),
+            ("use_beam_search", "true"),
+            ("xtc_probability", "0.5"),
+        ] {
+            assert_eq!(refused(&format!(r#"{{"{name}": {value}}}"#)), Some(name));
+        }
     }
 }

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, builder::NonEmptyStringValueParser};
 use qmesh_models::{bytes::ByteCount, pull::ModelRef};
 
 use super::{ModelArg, TokenizerArgs, model_ref};
 use crate::{
+    api::ApiKey,
     mesh::{PrefixReuse, Speculation},
     plan::Workload,
 };
@@ -119,9 +120,12 @@ pub struct ServeArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArg,
-    /// Address of the HTTP API
-    #[arg(long, value_name = "IP", env = "QMESH_HOST", default_value = "127.0.0.1")]
-    pub host: IpAddr,
+    /// Address of the HTTP API, or a name: localhost is that of IPv4 and that of IPv6
+    #[arg(
+        long, value_name = "HOST", env = "QMESH_HOST", default_value = "127.0.0.1",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub host: String,
     /// Port of the HTTP API; 0 takes a free one
     #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
     pub port: u16,
@@ -163,7 +167,11 @@ pub struct ServeArgs {
     pub ticket_expires: Option<Duration>,
     /// Key that HTTP clients must send (Authorization: Bearer KEY)
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
-    pub api_key: Option<String>,
+    pub api_key: Option<ApiKey>,
+    /// Address of a proxy before the HTTP API: it may hold connections of many clients, and is believed for whom it asks
+    /// (X-Forwarded-For); may be repeated
+    #[arg(long, value_name = "IP", env = "QMESH_TRUSTED_PROXY", value_delimiter = ',')]
+    pub trusted_proxy: Vec<IpAddr>,
 }
 
 /// Arguments of `status`.
@@ -175,7 +183,7 @@ pub struct StatusArgs {
     pub url: String,
     /// Key of the API, if it asks for one
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
-    pub api_key: Option<String>,
+    pub api_key: Option<ApiKey>,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,

@@ -142,6 +142,11 @@ fn refusals_are_one_line_and_say_what_to_do() {
             "chat m.gguf --pre klingon",
             "error: invalid value 'klingon' for '--pre <NAME>': no pre-tokenizer has that name; known: gpt-2, ",
         ),
+        ("serve --api-key=", "error: a value is required for '--api-key <KEY>' but none was supplied"),
+        (
+            "serve --api-key=schlüssel",
+            "error: invalid value 'schlüssel' for '--api-key <KEY>': a key may hold printable ASCII characters only",
+        ),
         ("", "error: no command | try: coordinator --help"),
         ("fly", "error: unrecognized subcommand 'fly' | try: coordinator --help"),
     ] {

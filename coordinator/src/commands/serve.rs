@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use qmesh_models::bytes::ByteCount;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     block_on_to_the_end, directories,
@@ -12,7 +12,7 @@ use super::{
     signals::{Stop, next_stop, stop_asked},
 };
 use crate::{
-    api::{self, ApiState},
+    api::{self, ApiState, ListenError, Listeners},
     cli::{Failure, ServeArgs},
     generate::MeshHandle,
     local::LocalWorkers,
@@ -38,24 +38,30 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop, Failure> {
     let text = Arc::new(local_mesh::text(&model, args.room)?);
     let room = Room::new(args.room, args.parallel, &model.spec)?;
-    let listener = TcpListener::bind((args.host, args.port)).await.map_err(|error| {
-        let address = SocketAddr::new(args.host, args.port);
-        Failure::failed(format!("cannot listen on {address}: {error}"))
-            .with_advice("another --port; 0 takes a free one")
+    let listeners = Listeners::bind(&args.host, args.port).await.map_err(|error| {
+        let advice = match &error {
+            ListenError::Unknown { .. } => "--host with an address of this machine, or localhost",
+            ListenError::Bind { .. } => "another --port; 0 takes a free one",
+        };
+        Failure::failed(error.to_string()).with_advice(advice)
     })?;
-    let address = listener.local_addr()?;
+    let addresses = listeners.addresses()?;
     let mesh = Mesh::start(config(args, &model, room)?).await.map_err(|e| Failure::failed(e.to_string()))?;
-    introduce(args, &model, room, &mesh, address)?;
+    introduce(args, &model, room, &mesh, &addresses)?;
     let workers = local_workers(args, &model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
-    let state = ApiState { api_key: args.api_key.clone(), ..ApiState::new(mesh.handle(), text) };
+    let mut state = ApiState::new(mesh.handle(), text);
+    state.api_key.clone_from(&args.api_key);
+    state.trusted_proxies.clone_from(&args.trusted_proxy);
+    // A name of loopback that was chosen is one to be asked by.
+    state.hosts.push(args.host.clone());
     let served = async {
         let asked = async move {
             // The other end is held below, until the API is over.
             let _asked = stopped.await;
         };
-        api::serve(listener, state, asked).await?;
+        api::serve(listeners, state, asked).await?;
         announcements.abort();
         mesh.stop().await;
         workers.stop().await;
@@ -104,7 +110,7 @@ fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWo
 }
 
 /// The join line stands alone on its line, to be copied.
-fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: SocketAddr) -> Result<(), Failure> {
+fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: &[SocketAddr]) -> Result<(), Failure> {
     let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
     let summary = pairs([
         ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), ByteCount(weights))),
@@ -112,8 +118,9 @@ fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: Sock
     ]);
     let reach =
         if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
-    let join = mesh.join_command();
-    output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: http://{api}/v1"))?;
+    let api: Vec<String> = api.iter().map(|address| format!("http://{address}/v1")).collect();
+    let (join, api) = (mesh.join_command(), api.join(" "));
+    output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: {api}"))?;
     Ok(())
 }
 

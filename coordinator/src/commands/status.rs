@@ -33,7 +33,7 @@ fn get(args: &StatusArgs) -> Result<String, Failure> {
     let address = format!("{}/api/status", args.url.trim_end_matches('/'));
     let mut request = agent.get(&address);
     if let Some(key) = &args.api_key {
-        request = request.header("Authorization", format!("Bearer {key}"));
+        request = request.header("Authorization", format!("Bearer {}", key.as_str()));
     }
     let unreachable = |error: ureq::Error| {
         if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {

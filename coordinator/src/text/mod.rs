@@ -66,6 +66,14 @@ pub enum TextError {
     /// The texts use characters that no text may have.
     #[error("the messages have all of U+FDD0 to U+FDEF, which are no characters: leave them out")]
     Noncharacters,
+    /// The text is too long for any way of splitting it.
+    #[error("the prompt has at least {least} tokens, the context holds {context}: shorten it or raise --ctx-size")]
+    TooLong {
+        /// The fewest tokens that it could be.
+        least: usize,
+        /// That a session may hold.
+        context: usize,
+    },
     /// Nothing is left to continue.
     #[error("the prompt is empty, and {name} has no token that begins a text")]
     Empty {
@@ -97,13 +105,23 @@ impl TextModel {
     /// The ids of a text that is continued as it is; an empty one becomes the token that begins a text.
     ///
     /// # Errors
-    /// Text that cannot be split, or nothing at all.
+    /// Text that cannot be split, that is far too long, or nothing at all.
     pub fn raw_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+        // Splitting takes a hundred times the memory of a text, and seconds for a long word.
+        let least = self.tokenizer.fewest_tokens(text, specials);
+        if least > self.context {
+            return Err(TextError::TooLong { least, context: self.context });
+        }
         let mut ids = self.tokenizer.encode(text, specials, Affixes::AsModel)?;
         if ids.is_empty() {
             ids.extend(self.tokenizer.bos().or(self.tokenizer.eos()));
         }
         if ids.is_empty() { Err(TextError::Empty { name: self.name.clone() }) } else { Ok(ids) }
+    }
+
+    /// A text of more bytes than this is longer than any prompt.
+    pub fn longest_prompt_bytes(&self) -> usize {
+        self.context.saturating_mul(self.tokenizer.longest())
     }
 
     /// Starts a generation as text.

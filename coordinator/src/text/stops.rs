@@ -1,49 +1,110 @@
 //! Stop strings: which text may go out, and where it ends.
 
-/// Holds text back while its end could begin a stop string.
+use std::ops::Range;
+
+/// Holds text back while its end could begin a stop string. Control tokens are looked at as they are spelled, since a
+/// stop string may be one or begin with one; what goes out does not show them.
 #[derive(Debug, Default)]
 pub(crate) struct Stops {
     strings: Vec<String>,
+    /// As it is spelled.
     held: String,
+    /// The control tokens in it. A stop string has each of them whole or not at all: `>` is none of `<|im_end|>`.
+    hidden: Vec<Range<usize>>,
 }
 
-/// What became of a piece of text.
+/// A piece of what the model wrote.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Piece<'t> {
+    /// It is part of the text.
+    Shown(&'t str),
+    /// The spelling of a token that is not.
+    Hidden(&'t str),
+}
+
+/// What became of a piece.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Screened {
     /// This much may go out.
-    Open(String),
+    Open(Passed),
     /// This much may go out, and then a stop string came.
-    Stopped(String),
+    Stopped(Passed),
+}
+
+/// What may go out.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Passed {
+    /// The text.
+    pub(crate) text: String,
+    /// Bytes of it and of the control tokens in between, as they are spelled.
+    pub(crate) spelled: usize,
 }
 
 impl Stops {
     /// Looks for these; empty ones are left out.
     pub(crate) fn new(mut strings: Vec<String>) -> Self {
         strings.retain(|stop| !stop.is_empty());
-        Self { strings, held: String::new() }
+        Self { strings, ..Self::default() }
     }
 
     /// Takes the next piece. What comes of a text does not depend on where its pieces part: the stop string that is
     /// complete first wins.
-    pub(crate) fn push(&mut self, piece: &str) -> Screened {
-        self.held.push_str(piece);
-        let found = self.strings.iter().filter_map(|stop| Some((self.held.find(stop)?, stop.len())));
-        if let Some((start, _)) = found.min_by_key(|&(start, length)| (start + length, start)) {
-            self.held.truncate(start);
-            return Screened::Stopped(std::mem::take(&mut self.held));
+    pub(crate) fn push(&mut self, piece: Piece<'_>) -> Screened {
+        let start = self.held.len();
+        match piece {
+            Piece::Shown(text) => self.held.push_str(text),
+            Piece::Hidden(spelling) => {
+                self.held.push_str(spelling);
+                self.hidden.push(start..self.held.len());
+            }
         }
-        let open = self.held.char_indices().map(|(at, _)| at).find(|&at| self.may_begin_a_stop(&self.held[at..]));
-        let rest = self.held.split_off(open.unwrap_or(self.held.len()));
-        Screened::Open(std::mem::replace(&mut self.held, rest))
+        if let Some(start) = self.first_stop() {
+            let passed = self.pass(start);
+            self.finish();
+            return Screened::Stopped(passed);
+        }
+        let open = self.places().find(|&at| self.may_begin_a_stop(&self.held[at..]));
+        Screened::Open(self.pass(open.unwrap_or(self.held.len())))
     }
 
     /// What is still held: no more text comes, so it begins no stop string.
-    pub(crate) fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    pub(crate) fn finish(&mut self) -> Passed {
+        self.pass(self.held.len())
+    }
+
+    /// Where the stop string that is complete first begins.
+    fn first_stop(&self) -> Option<usize> {
+        let here = |at: usize| self.strings.iter().filter(move |stop| self.held[at..].starts_with(*stop));
+        let found = self.places().flat_map(|at| here(at).map(move |stop| (at + stop.len(), at)));
+        found.filter(|&(end, _)| !self.is_inside(end)).min().map(|(_, start)| start)
     }
 
     fn may_begin_a_stop(&self, end: &str) -> bool {
         self.strings.iter().any(|stop| stop.starts_with(end))
+    }
+
+    /// Where a stop string could begin.
+    fn places(&self) -> impl Iterator<Item = usize> {
+        self.held.char_indices().map(|(at, _)| at).filter(|&at| !self.is_inside(at))
+    }
+
+    /// Whether a control token is on both sides of a place.
+    fn is_inside(&self, at: usize) -> bool {
+        self.hidden.iter().any(|token| token.start < at && at < token.end)
+    }
+
+    /// Lets go of what is held before `end`, which is inside of no control token.
+    fn pass(&mut self, end: usize) -> Passed {
+        let mut text = String::new();
+        let mut shown = 0;
+        for token in self.hidden.extract_if(.., |token| token.end <= end) {
+            text.push_str(&self.held[shown..token.start]);
+            shown = token.end;
+        }
+        text.push_str(&self.held[shown..end]);
+        self.held.drain(..end);
+        self.hidden.iter_mut().for_each(|token| *token = token.start - end..token.end - end);
+        Passed { text, spelled: end }
     }
 }
 
@@ -56,12 +117,12 @@ mod tests {
         let mut stops = Stops::new(stops.iter().map(ToString::to_string).collect());
         let mut out = String::new();
         for piece in text.chars().collect::<Vec<_>>().chunks(length) {
-            match stops.push(&piece.iter().collect::<String>()) {
-                Screened::Open(text) => out += &text,
-                Screened::Stopped(text) => return (out + &text, true),
+            match stops.push(Piece::Shown(&piece.iter().collect::<String>())) {
+                Screened::Open(passed) => out += &passed.text,
+                Screened::Stopped(passed) => return (out + &passed.text, true),
             }
         }
-        (out + &stops.finish(), false)
+        (out + &stops.finish().text, false)
     }
 
     #[test]
@@ -85,7 +146,42 @@ mod tests {
     #[test]
     fn only_a_possible_beginning_is_held() {
         let mut stops = Stops::new(vec!["STOP".into()]);
-        assert_eq!(stops.push("go ST"), Screened::Open("go ".into()));
-        assert_eq!(stops.push("ART"), Screened::Open("START".into()));
+        let open = |text: &str, spelled| Screened::Open(Passed { text: text.to_owned(), spelled });
+        assert_eq!(stops.push(Piece::Shown("go ST")), open("go ", 3));
+        assert_eq!(stops.push(Piece::Shown("ART")), open("START", 5));
+    }
+
+    #[test]
+    fn control_tokens_stop_and_stay_hidden() {
+        use Piece::{Hidden, Shown};
+        for (stop, pieces, out, stopped) in [
+            ("<|user|>", &[Shown("a"), Hidden("<|user|>"), Shown("b")][..], "a", true),
+            ("<|user|>\nhi", &[Hidden("<|user|>"), Shown("\n"), Shown("hi there")], "", true),
+            ("<|user|>\nhi", &[Hidden("<|user|>"), Shown("\n"), Shown("ho")], "\nho", false),
+            ("end<|user|>", &[Shown("the e"), Shown("nd"), Hidden("<|user|>")], "the ", true),
+            ("<|user|>", &[Shown("a<|us"), Shown("er|>b")], "a", true),
+            ("<|user|>", &[Hidden("<|tool|>"), Hidden("<|user|>")], "", true),
+            // No part of a control token is text.
+            (">", &[Shown("a"), Hidden("<|user|>"), Shown("b")], "ab", false),
+            ("<", &[Shown("a"), Hidden("<|user|>"), Shown("b")], "ab", false),
+            ("user", &[Hidden("<|user|>"), Shown("b")], "b", false),
+            ("a<|u", &[Shown("a"), Hidden("<|user|>")], "a", false),
+        ] {
+            let mut stops = Stops::new(vec![stop.to_owned()]);
+            let mut text = String::new();
+            let mut ended = false;
+            for &piece in pieces {
+                match stops.push(piece) {
+                    Screened::Open(passed) => text += &passed.text,
+                    Screened::Stopped(passed) => {
+                        text += &passed.text;
+                        ended = true;
+                        break;
+                    }
+                }
+            }
+            text += &stops.finish().text;
+            assert_eq!((text.as_str(), ended), (out, stopped), "{stop:?} in {pieces:?}");
+        }
     }
 }

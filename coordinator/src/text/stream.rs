@@ -10,7 +10,7 @@ use qmesh_models::tokenizer::{ControlTokens, Detokenizer, LeadingSpace, Tokenize
 use qmesh_net::Sampled;
 
 use super::{
-    stops::{Screened, Stops},
+    stops::{Passed, Piece, Screened, Stops},
     token::{TokenText, Visibility},
 };
 use crate::generate::{Finish, FinishReason, GenerateError, GenerateEvent, Generation};
@@ -96,10 +96,10 @@ pub struct TextStream {
     stops: Stops,
     detail: TokenDetail,
     unsent: VecDeque<Unsent>,
-    /// Bytes and characters of text so far, a stop string's included.
-    decoded: usize,
+    /// Bytes so far as they are spelled, with those of control tokens and of a stop string; characters of text.
+    spelled: usize,
     decoded_chars: usize,
-    /// Bytes of it that went out.
+    /// Bytes of `spelled` that went out, or would have if they were text.
     sent: usize,
     ready: VecDeque<TextEvent>,
     prompt_tokens: usize,
@@ -109,7 +109,7 @@ pub struct TextStream {
     first_token: Option<Instant>,
 }
 
-/// A token whose text is not out yet: the bytes of the text that it spans.
+/// A token whose text is not out yet: the bytes that it is spelled with.
 #[derive(Debug)]
 struct Unsent {
     start: usize,
@@ -140,7 +140,7 @@ impl TextStream {
             stops: Stops::new(options.stops),
             detail: options.tokens,
             unsent: VecDeque::new(),
-            decoded: 0,
+            spelled: 0,
             decoded_chars: 0,
             sent: 0,
             ready: VecDeque::new(),
@@ -176,18 +176,22 @@ impl TextStream {
         self.first_token.get_or_insert_with(Instant::now);
         // A token that ends generations need not be a control token, and is no text either.
         let hidden = self.ends.contains(&row.token) || self.tokenizer.is_control(row.token);
-        let piece = if hidden { String::new() } else { self.detokenizer.push(row.token) };
+        let piece = if hidden {
+            String::from_utf8_lossy(self.tokenizer.bytes(row.token)).into_owned()
+        } else {
+            self.detokenizer.push(row.token)
+        };
         if self.detail == TokenDetail::On {
             let visibility = if hidden { Visibility::Hidden } else { Visibility::Shown };
             let token = TokenText::generated(&self.tokenizer, row, self.decoded_chars, visibility);
-            self.unsent.push_back(Unsent { start: self.decoded, end: self.decoded + piece.len(), token });
+            self.unsent.push_back(Unsent { start: self.spelled, end: self.spelled + piece.len(), token });
         }
-        self.send(&piece);
+        self.send(if hidden { Piece::Hidden(&piece) } else { Piece::Shown(&piece) });
     }
 
     fn take_finish(&mut self, finish: &Finish) {
         let rest = self.detokenizer.finish();
-        if self.send(&rest) == Flow::Ended {
+        if self.send(Piece::Shown(&rest)) == Flow::Ended {
             return;
         }
         let held = self.stops.finish();
@@ -199,19 +203,24 @@ impl TextStream {
         self.end(TextEvent::Finished(self.finished(reason, finish.prefill, finish.decode)));
     }
 
-    /// Decoded text goes through the stop strings and out.
-    fn send(&mut self, piece: &str) -> Flow {
-        self.decoded += piece.len();
-        self.decoded_chars += piece.chars().count();
+    /// What was written goes through the stop strings and out.
+    fn send(&mut self, piece: Piece<'_>) -> Flow {
+        match piece {
+            Piece::Shown(text) => {
+                self.spelled += text.len();
+                self.decoded_chars += text.chars().count();
+            }
+            Piece::Hidden(spelling) => self.spelled += spelling.len(),
+        }
         match self.stops.push(piece) {
-            Screened::Open(text) => {
-                let out = self.sent + text.len();
-                self.release(text, |token| token.end <= out);
+            Screened::Open(passed) => {
+                let out = self.sent + passed.spelled;
+                self.release(passed, |token| token.end <= out);
                 Flow::Open
             }
-            Screened::Stopped(text) => {
-                let cut = self.sent + text.len();
-                self.release(text, |token| token.start < cut);
+            Screened::Stopped(passed) => {
+                let cut = self.sent + passed.spelled;
+                self.release(passed, |token| token.start < cut);
                 let (now, first) = (Instant::now(), self.first_token.unwrap_or(self.submitted));
                 let end = self.finished(TextEndReason::StopString, first - self.submitted, now - first);
                 self.end(TextEvent::Finished(end));
@@ -221,8 +230,9 @@ impl TextStream {
     }
 
     /// Sends text with the tokens at the front that belong to it.
-    fn release(&mut self, text: String, belongs: impl Fn(&Unsent) -> bool) {
-        self.sent += text.len();
+    fn release(&mut self, passed: Passed, belongs: impl Fn(&Unsent) -> bool) {
+        self.sent += passed.spelled;
+        let text = passed.text;
         let count = self.unsent.iter().take_while(|token| belongs(token)).count();
         let tokens: Vec<_> = self.unsent.drain(..count).map(|unsent| unsent.token).collect();
         if !text.is_empty() || !tokens.is_empty() {

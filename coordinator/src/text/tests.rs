@@ -86,6 +86,23 @@ async fn a_stop_string_across_tokens_never_gets_out() {
 }
 
 #[tokio::test]
+async fn a_control_token_can_be_a_stop_string() {
+    for (stops, count) in [(&["<|tool|>"][..], 2), (&["zzz", "<|tool|> world"], 3), (&["o<|tool|>"], 2)] {
+        let (deltas, reason, generated) = read(&[word("Hello"), CONTROL, word("▁world"), word("a")], stops).await;
+        let text: String = deltas.iter().map(|(text, _)| text.as_str()).collect();
+        let tokens: Vec<_> = deltas.iter().flat_map(|(_, tokens)| tokens).collect();
+        let expected = if stops == ["o<|tool|>"] { "Hell" } else { "Hello" };
+        assert_eq!((text.as_str(), reason, generated), (expected, TextEndReason::StopString, count), "{stops:?}");
+        assert_eq!(tokens, ["Hello"], "{stops:?}");
+    }
+    // The token that ends generations as well; and what only looks like a part of one stops nothing.
+    assert_eq!(read(&[word("a"), END], &["a</s>"]).await, (vec![], TextEndReason::StopString, 2));
+    let (deltas, reason, _) = read(&[word("a"), CONTROL, word("b"), END], &[">", "tool"]).await;
+    let text: String = deltas.iter().map(|(text, _)| text.as_str()).collect();
+    assert_eq!((text.as_str(), reason), ("ab", TextEndReason::EndToken));
+}
+
+#[tokio::test]
 async fn what_ends_early_is_cancelled_or_failed() {
     let mut mesh = FakeMesh::new(|_| vec![GenerateEvent::Token(row(word("a"))), GenerateEvent::Token(row(word("b")))]);
     let mut stopped = start(&mesh, &["b"]);

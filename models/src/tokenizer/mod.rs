@@ -19,7 +19,7 @@ pub use self::{
     vocabulary::{AfterSpecial, Vocabulary},
 };
 
-use std::borrow::Cow;
+use std::{borrow::Cow, convert::Infallible};
 
 use self::{
     bpe::ByteLevelBpe,
@@ -41,6 +41,8 @@ pub struct Tokenizer {
     suffix: Option<u32>,
     /// Sorted.
     endings: Vec<u32>,
+    /// See `longest()`.
+    longest: usize,
 }
 
 /// Which pre-tokenizer to use.
@@ -117,6 +119,7 @@ impl Tokenizer {
             endings: tokens.endings([vocabulary.eos, vocabulary.eot, vocabulary.eom].into_iter().flatten()),
             bos: vocabulary.bos,
             eos: vocabulary.eos,
+            longest: longest(&tokens, &algorithm),
             tokens,
             algorithm,
         })
@@ -128,19 +131,7 @@ impl Tokenizer {
     /// The pre-tokenizer gave up on the text.
     pub fn encode(&self, text: &str, specials: Specials, affixes: Affixes) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 2);
-        for fragment in self.partitioner.split(&self.tokens, text, specials) {
-            match (fragment, specials) {
-                (Fragment::Text(text), Specials::ParseUnmarked(mark)) if text.contains(mark) => {
-                    let unmarked = text.replace(mark, "");
-                    for fragment in self.partitioner.split(&self.tokens, &unmarked, Specials::Plain) {
-                        self.encode_fragment(fragment, &mut ids)?;
-                    }
-                }
-                (fragment, Specials::Parse | Specials::ParseUnmarked(_) | Specials::Plain) => {
-                    self.encode_fragment(fragment, &mut ids)?;
-                }
-            }
-        }
+        self.each_fragment(text, specials, |fragment| self.encode_fragment(fragment, &mut ids))?;
         if affixes == Affixes::AsModel {
             if let Some(bos) = self.prefix.filter(|bos| ids.first() != Some(bos)) {
                 ids.insert(0, bos);
@@ -148,6 +139,25 @@ impl Tokenizer {
             ids.extend(self.suffix.filter(|eos| ids.last() != Some(eos)));
         }
         Ok(ids)
+    }
+
+    /// The fewest tokens that `text` can become, counted in a fraction of the time and memory that [`Self::encode`] takes:
+    /// for a text that may be far too long. A byte that has no token counts as if it had one.
+    pub fn fewest_tokens(&self, text: &str, specials: Specials) -> usize {
+        let mut fewest = 0;
+        let Ok(()) = self.each_fragment(text, specials, |fragment| {
+            fewest += match fragment {
+                Fragment::Token(_) => 1,
+                Fragment::Text(text) => text.len().div_ceil(self.longest),
+            };
+            Ok::<(), Infallible>(())
+        });
+        fewest
+    }
+
+    /// Most bytes of a text that one token can cover; at least 1.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// `text` with `mark` inside of every control token that it spells, for [`Specials::ParseUnmarked`]: so a template can
@@ -219,6 +229,27 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The parts of `text`, in order.
+    fn each_fragment<E>(
+        &self,
+        text: &str,
+        specials: Specials,
+        mut each: impl FnMut(Fragment<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for fragment in self.partitioner.split(&self.tokens, text, specials) {
+            match (fragment, specials) {
+                (Fragment::Text(text), Specials::ParseUnmarked(mark)) if text.contains(mark) => {
+                    let unmarked = text.replace(mark, "");
+                    for fragment in self.partitioner.split(&self.tokens, &unmarked, Specials::Plain) {
+                        each(fragment)?;
+                    }
+                }
+                (fragment, Specials::Parse | Specials::ParseUnmarked(_) | Specials::Plain) => each(fragment)?,
+            }
+        }
+        Ok(())
+    }
+
     fn encode_fragment(&self, fragment: Fragment<'_>, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         match (fragment, &self.algorithm) {
             (Fragment::Token(id), _) => ids.push(id),
@@ -258,4 +289,14 @@ fn sentence_piece(v: &mut Vocabulary) -> Result<(Tokens, Algorithm), TokenizerEr
     let prefix = if v.add_space_prefix.unwrap_or(true) { SpacePrefix::Add } else { SpacePrefix::None };
     let spm = SentencePiece::new(&tokens, &v.scores, prefix, v.unknown);
     Ok((tokens, Algorithm::SentencePiece(spm)))
+}
+
+/// Most bytes of a text that one token can cover; at least 1.
+fn longest(tokens: &Tokens, algorithm: &Algorithm) -> usize {
+    let covered = |(id, text, kind): (u32, &str, TokenKind)| match (algorithm, kind) {
+        (Algorithm::ByteLevelBpe(_), TokenKind::Normal) => tokens.bytes(id).len(),
+        // Where U+2581 stands for a space, a text may have that character itself.
+        (Algorithm::ByteLevelBpe(_) | Algorithm::SentencePiece(_), _) => text.len(),
+    };
+    tokens.iter().map(covered).max().unwrap_or(0).max(1)
 }

@@ -176,6 +176,33 @@ fn what_ends_generations_is_no_text() {
 }
 
 #[test]
+fn no_text_becomes_fewer_tokens_than_the_fewest() {
+    const MARK: char = '\u{FDD0}';
+    for name in ["gpt-2", "qwen2", "llama-spm", "phi-3", "starcoder"] {
+        let tokenizer = tokenizer(name);
+        let check = |text: &str, specials: Specials| {
+            let ids = tokenizer.encode(text, specials, Affixes::None).unwrap();
+            let fewest = tokenizer.fewest_tokens(text, specials);
+            assert!(fewest <= ids.len(), "{name} {text:?}: {fewest} > {}", ids.len());
+        };
+        let spaces = " ".repeat(999);
+        let padded = format!("<|end|>{spaces}<|im_end|>{spaces}</s>");
+        for text in [&spaces, &padded, "▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁", "----------------------------------------", ""]
+        {
+            check(text, Specials::Plain);
+            check(text, Specials::Parse);
+            check(&tokenizer.mark(text, MARK), Specials::ParseUnmarked(MARK));
+        }
+        for seed in 0..100 {
+            let text = Random(seed).text(20);
+            check(&text, Specials::Plain);
+            check(&tokenizer.mark(&text, MARK), Specials::ParseUnmarked(MARK));
+        }
+        assert!(tokenizer.fewest_tokens(&"x".repeat(1 << 20), Specials::Parse) > 1 << 10, "{name}");
+    }
+}
+
+#[test]
 fn marked_texts_forge_no_control_token() {
     const MARK: char = '\u{FDD0}';
     for name in ["qwen2", "llama-spm", "phi-3"] {

@@ -6,13 +6,13 @@ use qmesh_net::Sampled;
 use super::*;
 use crate::{
     generate::{GenerateError, PromptRows},
-    text::fake::{byte, row},
+    text::fake::{CONTROL, byte, row},
 };
 
 #[tokio::test]
 async fn a_whole_chat() {
     let bench = Bench::new(hello);
-    let answer = bench.chat(json!({"seed": -1, "temperature": 0, "logit_bias": {"5": -100}})).await;
+    let answer = bench.chat(json!({"seed": -2, "temperature": 0, "logit_bias": {"5": -100}})).await;
     let object = answer.json();
     assert_eq!(answer.status, StatusCode::OK, "{object}");
     assert!(answer.headers.contains_key("x-request-id"));
@@ -29,7 +29,7 @@ async fn a_whole_chat() {
     assert_eq!(object["usage"], usage);
     let seen = bench.mesh.seen.lock().expect("no panic holds it");
     let GenerateRequest { sampling, max_tokens, .. } = &seen[0];
-    assert_eq!((sampling.seed, sampling.temperature, *max_tokens), (u64::MAX, 0.0, 64 - 5));
+    assert_eq!((sampling.seed, sampling.temperature, *max_tokens), (u64::MAX - 1, 0.0, 64 - 5));
     assert_eq!(sampling.logit_bias, [(5, -100.0)]);
 }
 
@@ -86,6 +86,18 @@ async fn choices_differ_by_their_sequence() {
     let seeds: Vec<_> =
         bench.mesh.seen.lock().expect("no panic holds it").iter().map(|seen| seen.sampling.seed).collect();
     assert!(seeds[0] == seeds[1] && seeds[0] != seeds[3], "{seeds:?}");
+}
+
+#[tokio::test]
+async fn a_seed_of_minus_one_is_none() {
+    let bench = Bench::new(hello);
+    for seed in [json!(-1), json!(-1), json!(null), json!(7), json!(7)] {
+        assert_eq!(bench.chat(json!({"seed": seed})).await.status, StatusCode::OK);
+    }
+    let seeds: Vec<_> =
+        bench.mesh.seen.lock().expect("no panic holds it").iter().map(|seen| seen.sampling.seed).collect();
+    assert!(seeds[0] != seeds[1] && seeds[1] != seeds[2] && !seeds[..3].contains(&u64::MAX), "{seeds:?}");
+    assert_eq!(seeds[3..], [7, 7]);
 }
 
 #[tokio::test]
@@ -189,6 +201,11 @@ async fn stop_strings_end_with_stop() {
     let choice = &object["choices"][0];
     assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("Hello "), &json!("stop")));
     assert_eq!(object["usage"]["completion_tokens"], 3);
+    let bench = Bench::new(|_| generation(&[word("Hello"), CONTROL, word("a")]));
+    for body in [json!({"stop": "<|tool|>"}), json!({"stop": ["<|tool|>a"], "logprobs": true})] {
+        let choice = bench.chat(body).await.json()["choices"][0].clone();
+        assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("Hello"), &json!("stop")));
+    }
 }
 
 #[tokio::test(start_paused = true)]

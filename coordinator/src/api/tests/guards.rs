@@ -44,7 +44,9 @@ async fn models_have_one_name_and_aliases() {
         Some("model_not_found".to_owned()),
         Some("model".to_owned()),
     );
-    assert_eq!(bench.get("/v1/models/org/repo:Q4").await.error(), unknown);
+    for path in ["/v1/models/org/repo:Q4", "/v1/models/%ff", "/v1/models/%00", "/v1/models/..%2f..%2fetc/passwd"] {
+        assert_eq!(bench.get(path).await.error(), unknown, "{path}");
+    }
     assert_eq!(bench.chat(json!({"model": "gpt-4"})).await.error(), unknown);
     assert_eq!(bench.chat(json!({"model": "alias"})).await.status, StatusCode::OK);
 }
@@ -62,7 +64,7 @@ async fn full_queues_ask_for_patience() {
 
 #[tokio::test]
 async fn a_key_opens_everything_but_probes() {
-    let bench = Bench::with(hello, |state| state.api_key = Some("sesame".to_owned()));
+    let bench = Bench::with(hello, |state| state.api_key = Some("sesame".parse().expect("a key")));
     let status = async |path: &str, authorization: Option<&str>| {
         let mut request = Request::get(path);
         if let Some(value) = authorization {
@@ -104,7 +106,62 @@ async fn strangers_and_strays_are_told_so() {
     assert_eq!(ask(Method::GET, "/v1/completions").await.error().0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(ask(Method::OPTIONS, "/v1/chat/completions").await.error().0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(ask(Method::DELETE, "/v1/models").await.error().0, StatusCode::METHOD_NOT_ALLOWED);
+    for (method, path) in
+        [(Method::GET, "/%ff"), (Method::POST, "//"), (Method::OPTIONS, "*"), (Method::GET, "/?%ff=%")]
+    {
+        let answer = ask(method, path).await;
+        let text = answer.headers["content-type"].to_str().expect("text");
+        assert!(path == "/?%ff=%" || text == "application/json" && answer.error().0.is_client_error(), "{path}");
+    }
     let head = ask(Method::HEAD, "/health").await;
     assert_eq!((head.status, head.text.as_str()), (StatusCode::OK, ""));
     assert_eq!(ask(Method::HEAD, "/v1/completions").await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn pages_of_admitted_origins_may_ask() {
+    let bench = Bench::with(hello, |state| state.api_key = Some("sesame".parse().expect("a key")));
+    let ask = async |method: Method, path: &str, headers: &[(&str, &str)]| {
+        let mut request = Request::builder().method(method).uri(path).header("host", "127.0.0.1:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        bench.ask(request.body(Body::empty()).expect("a request")).await
+    };
+    let (good, evil) = (("origin", "http://localhost:3000"), ("origin", "https://evil.example"));
+    let wish = [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization")];
+    let preflight = ask(Method::OPTIONS, "/v1/chat/completions", &[good, wish[0], wish[1]]).await;
+    assert_eq!((preflight.status, preflight.text.as_str()), (StatusCode::NO_CONTENT, ""));
+    let says = |answer: &Answer, name: &str, words: &[&str]| {
+        let value = answer.headers[name].to_str().expect("text").to_owned();
+        assert!(words.iter().all(|word| value.split(", ").any(|said| said == *word)), "{name}: {value}");
+    };
+    says(&preflight, "access-control-allow-methods", &["GET", "POST"]);
+    says(&preflight, "access-control-allow-headers", &["authorization", "content-type"]);
+    // Pages read errors as well: those of the key, of the route and of the request.
+    let key = ("authorization", "Bearer sesame");
+    for (method, path, headers, status) in [
+        (Method::GET, "/v1/models", &[good, key][..], StatusCode::OK),
+        (Method::GET, "/v1/models", &[good], StatusCode::UNAUTHORIZED),
+        (Method::GET, "/nowhere", &[good, key], StatusCode::NOT_FOUND),
+        (Method::POST, "/v1/completions", &[good, key], StatusCode::BAD_REQUEST),
+        (Method::OPTIONS, "/v1/models", &[good, wish[0]], StatusCode::NO_CONTENT),
+    ] {
+        let answer = ask(method, path, headers).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert_eq!(answer.headers["access-control-allow-origin"], good.1, "{path}");
+        says(&answer, "access-control-expose-headers", &["retry-after", "x-request-id"]);
+        says(&answer, "vary", &["Origin"]);
+    }
+    for headers in [&[evil, wish[0]][..], &[evil, key], &[("origin", "null"), wish[0]]] {
+        for method in [Method::OPTIONS, Method::GET] {
+            let answer = ask(method, "/v1/models", headers).await;
+            assert_eq!(answer.error().0, StatusCode::FORBIDDEN);
+            assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("access-control")));
+            says(&answer, "vary", &["Origin"]);
+        }
+    }
+    let elsewhere = ask(Method::GET, "/v1/models", &[key]).await;
+    assert!(!elsewhere.headers.contains_key("access-control-allow-origin"));
+    says(&elsewhere, "vary", &["Origin"]);
 }

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    api::serve,
+    api::{places::Limits, serve},
     mesh::status::MeshState,
     text::fake::{mesh_status, row},
 };
@@ -27,9 +27,17 @@ struct Served {
 
 impl Served {
     async fn new(script: impl Fn(&GenerateRequest) -> Vec<GenerateEvent> + Send + 'static) -> Self {
+        Self::with(script, |_| {}).await
+    }
+
+    async fn with(
+        script: impl Fn(&GenerateRequest) -> Vec<GenerateEvent> + Send + 'static,
+        change: impl FnOnce(&mut ApiState),
+    ) -> Self {
         let mesh = FakeMesh::new(script);
         let mut state = state(&mesh);
         state.drain = Duration::from_millis(50);
+        change(&mut state);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
@@ -67,6 +75,17 @@ async fn read_until(socket: &mut TcpStream, text: &str) -> String {
     }
 }
 
+/// The status, and all that comes until the server ends the connection.
+async fn read_to_end(socket: &mut TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    timeout(Duration::from_secs(5), socket.read_to_end(&mut bytes)).await.expect("in time").expect("in order");
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    // Whatever came before the answer itself.
+    let answer = text.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or_else(|| panic!("no answer: {text}")), answer.to_owned())
+}
+
 /// A token, and then nothing for as long as somebody listens.
 fn endless(_: &GenerateRequest) -> Vec<GenerateEvent> {
     vec![GenerateEvent::Token(row(word("Hello")))]
@@ -101,6 +120,116 @@ async fn a_client_that_leaves_cancels() {
     }
     drop(whole);
     served.mesh.cancelled().await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_gets_its_answer() {
+    let served = Served::new(hello).await;
+    for (more, last) in [(json!({}), "\"total_tokens\""), (json!({"stream": true}), "data: [DONE]")] {
+        let mut socket = served.chat(more).await;
+        socket.shutdown().await.expect("its side is closed");
+        let (status, text) = read_to_end(&mut socket).await;
+        assert!(status == 200 && text.contains("Hello") && text.contains(last), "{text}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_read_by_who_is_still_sending() {
+    let served = Served::with(hello, |state| state.api_key = Some("sesame".parse().expect("a key"))).await;
+    let key = "authorization: Bearer sesame\r\n";
+    for (path, key, status) in [
+        ("/v1/chat/completions", key, 413),
+        ("/v1/chat/completions", "", 401),
+        ("/nowhere", key, 404),
+        ("/v1/models", key, 405),
+    ] {
+        let mut socket = TcpStream::connect(served.address).await.expect("connected");
+        let bytes = 20 << 20;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{key}content-length: {bytes}\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.expect("written");
+        socket.write_all(&vec![b' '; bytes]).await.expect("all of it is taken");
+        let (found, text) = read_to_end(&mut socket).await;
+        assert!(found == status && text.contains("{\"error\":{\"message\":"), "{path}: {text}");
+    }
+    served.stop().await;
+}
+
+const LIMITS: Limits = Limits { ordinary: 6, per_address: 4, probing: 2, authenticated: 1 };
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_waiting() {
+    let served = Served::with(hello, |state| state.limits = LIMITS).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(served.address).await.expect("connected"));
+    }
+    let mut probe = served.open("GET /health", "").await;
+    read_until(&mut probe, "\"status\":\"ok\"").await;
+    read_until(&mut served.chat(json!({"stream": true})).await, "[DONE]").await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_crowd_leaves_room_for_probes_and_the_key() {
+    let served = Served::with(endless, |state| state.limits = LIMITS).await;
+    let mut busy = Vec::new();
+    for _ in 0..LIMITS.per_address {
+        let mut socket = served.chat(json!({"stream": true})).await;
+        read_until(&mut socket, "Hello").await;
+        busy.push(socket);
+    }
+    let (status, text) = read_to_end(&mut served.chat(json!({})).await).await;
+    let refused = ["\r\nretry-after: ", "\r\nconnection: close\r\n", "\"too_many_connections\"", "--trusted-proxy"];
+    assert!(status == 429 && refused.iter().all(|part| text.contains(part)), "{text}");
+    for path in ["/health", "/ready"] {
+        read_until(&mut served.open(&format!("GET {path}"), "").await, "HTTP/1.1 200 OK").await;
+    }
+    drop(busy);
+    served.stop().await;
+
+    let keyed = |state: &mut ApiState| {
+        state.limits = LIMITS;
+        state.api_key = Some("sesame".parse().expect("a key"));
+    };
+    let served = Served::with(endless, keyed).await;
+    let head = "GET /api/events HTTP/1.1\r\nauthorization: Bearer sesame\r\nhost: localhost\r\n\r\n";
+    let mut busy = Vec::new();
+    for _ in 0..=LIMITS.per_address {
+        let mut socket = TcpStream::connect(served.address).await.expect("connected");
+        socket.write_all(head.as_bytes()).await.expect("written");
+        read_until(&mut socket, "\"state\":\"ready\"").await;
+        busy.push(socket);
+    }
+    // The one place that is kept for the key is taken now.
+    let mut socket = TcpStream::connect(served.address).await.expect("connected");
+    socket.write_all(head.as_bytes()).await.expect("written");
+    assert_eq!(read_to_end(&mut socket).await.0, 429);
+    drop(busy);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_says_for_whom_it_asks() {
+    let trusting = |state: &mut ApiState| {
+        state.limits = Limits { per_address: 1, ..LIMITS };
+        state.trusted_proxies.push([127, 0, 0, 1].into());
+    };
+    let served = Served::with(hello, trusting).await;
+    let mut connections = Vec::new();
+    for client in ["203.0.113.7", "203.0.113.7", "198.51.100.1"] {
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nx-forwarded-for: {client}\r\nhost: localhost\r\n");
+        let body = chat_body(json!({"stream": true})).to_string();
+        let mut socket = TcpStream::connect(served.address).await.expect("connected");
+        let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+        socket.write_all(request.as_bytes()).await.expect("written");
+        read_until(&mut socket, "[DONE]").await;
+        connections.push(socket);
+    }
+    let clients: Vec<_> = served.mesh.seen.lock().expect("no panic holds it").iter().map(|seen| seen.client).collect();
+    assert!(clients[0] == clients[1] && clients[1] != clients[2], "{clients:?}");
+    drop(connections);
     served.stop().await;
 }
 

@@ -69,6 +69,38 @@ async fn bodies_that_are_no_request() {
 }
 
 #[tokio::test]
+async fn errors_name_no_type_of_ours() {
+    let bench = Bench::new(hello);
+    let bodies = [
+        "[]",
+        "7",
+        "null",
+        r#"{"messages": [{"role": "user", "content": ["hi"]}]}"#,
+        r#"{"messages": [{"role": "user", "content": "a"}],}"#,
+        r#"{"messages": [["user", "hi", null, null, null]], "prompt": {}}"#,
+        r#"{"messages": [{"role": 5}], "prompt": [[1.5]]}"#,
+        r#"{"max_tokens": 1.5}"#,
+        r#"{"stop": {"a": 1}, "n": "x"}"#,
+        r#"{"stream_options": [true]}"#,
+        r#"{"logit_bias": {"5": "x"}}"#,
+        r#"{"tools": "x"}"#,
+    ];
+    for path in ["/v1/chat/completions", "/v1/completions"] {
+        for body in bodies {
+            let answer = bench.post(path, body).await;
+            let (status, kind, _, param) = answer.error();
+            let text = answer.json()["error"]["message"].as_str().expect("a message").to_owned();
+            assert_eq!((status, kind.as_str()), (StatusCode::BAD_REQUEST, "invalid_request_error"), "{body}: {text}");
+            for inner in ["struct", "Request", "Part", "i64", "u32", "f64", "visitor", "variant", "expected", "`", "?"]
+            {
+                assert!(!text.contains(inner), "{path} {body}: {text}");
+            }
+            assert!(param.is_none_or(|param| !param.contains('?')), "{body}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn shared_parameters() {
     let bench = Bench::new(hello);
     let table = [
@@ -109,6 +141,13 @@ async fn shared_parameters() {
         (json!({"stop": null}), good()),
         (json!({"stream_options": {"include_usage": true}}), bad("stream_options")),
         (json!({"stream": "yes"}), bad("stream")),
+        (json!({"stream": true, "stream_options": [true]}), bad("stream_options")),
+        (
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
+            refused("stream_options.continuous_usage_stats"),
+        ),
+        (json!({"repetition_penalty": 1.9}), refused("repetition_penalty")),
+        (json!({"repetition_penalty": 1.0, "verbosity": "medium", "add_special_tokens": true}), good()),
         (json!({"response_format": {"type": "json_schema"}}), refused("response_format")),
         (json!({"best_of": 2}), refused("best_of")),
         (json!({"some_new_field": {"a": [1, 2]}}), good()),
@@ -146,6 +185,11 @@ async fn chats() {
             bad("messages[0].content[1].type"),
         ),
         (user(json!([{"type": "text"}])), bad("messages[0].content[0].text")),
+        (user(json!(["hi"])), bad("messages[0].content[0]")),
+        (user(json!([["text", "hi"]])), bad("messages[0].content[0]")),
+        (json!({"messages": [["user", "hi", null, null, null]]}), bad("messages[0]")),
+        (json!({"messages": [{"content": "x"}]}), bad("messages[0].role")),
+        (json!({"messages": {"role": "user"}}), bad("messages")),
         (user(json!(5)), bad("messages[0].content")),
         (user(json!("")), good()),
         (user(json!("clown")), bad("messages")),
@@ -157,14 +201,14 @@ async fn chats() {
         (json!({"logprobs": true, "top_logprobs": 21}), bad("top_logprobs")),
         (json!({"top_logprobs": 1}), bad("top_logprobs")),
         (json!({"logprobs": 5}), bad("logprobs")),
-        (json!({"tools": [tool("f")]}), good()),
+        (json!({"tools": [tool("f")]}), refused("tools")),
         (json!({"tools": [tool("f")], "tool_choice": "none"}), good()),
-        (json!({"tools": [tool("f")], "tool_choice": "required"}), refused("tool_choice")),
-        (json!({"tools": [tool("f")], "tool_choice": {"type": "function"}}), refused("tool_choice")),
-        (json!({"tools": [{"type": "function", "function": {}}]}), bad("tools[0].function.name")),
-        (json!({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}), bad("tools[0].type")),
-        (json!({"tools": [{"type": "function"}]}), bad("tools[0]")),
-        (json!({"tools": vec![tool("f"); 1000]}), bad("tools")),
+        (json!({"tools": [], "tool_choice": "auto", "parallel_tool_calls": false}), good()),
+        (json!({"tools": [tool("f")], "tool_choice": "required"}), refused("tools")),
+        (json!({"tool_choice": {"type": "function"}}), refused("tool_choice")),
+        (json!({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}), refused("tools")),
+        (json!({"tools": "x"}), refused("tools")),
+        (json!({"echo": true}), refused("echo")),
         (json!({"functions": [{"name": "f"}]}), refused("functions")),
     ];
     for (more, expected) in table {
@@ -199,8 +243,50 @@ async fn completions() {
         (json!({"prompt": "a", "logprobs": 0}), good()),
         (json!({"prompt": "a", "echo": true, "max_tokens": 0}), good()),
         (json!({"prompt": "a", "best_of": 1, "suffix": null}), good()),
+        (json!({"prompt": "a", "add_special_tokens": false}), refused("add_special_tokens")),
     ];
     for (body, expected) in table {
         assert_eq!(outcome(&bench.complete(body.clone()).await), expected, "{body:.80}");
+    }
+}
+
+#[tokio::test]
+async fn what_would_take_gigabytes_is_refused_before_it_does() {
+    let bench = Bench::new(hello);
+    let lists = format!("[{}[]]", "[],".repeat(2_600_000));
+    let deep = format!("{}1{}", r#"{"a":["#.repeat(50), "]}".repeat(50));
+    let objects = format!("[{}{deep}]", format!("{deep},").repeat(19_000));
+    for nested in [lists, objects] {
+        for body in [
+            format!(r#"{{"messages":[{{"role":"user","content":"x"}}],"chat_template_kwargs":{{"a":{nested}}}}}"#),
+            format!(r#"{{"messages":[{{"role":"assistant","content":"x","tool_calls":{nested}}}]}}"#),
+            format!(r#"{{"prompt":"x","what":{nested}}}"#),
+        ] {
+            assert!(body.len() < 8 << 20, "its bytes alone are not what is wrong");
+            for path in ["/v1/chat/completions", "/v1/completions"] {
+                let answer = bench.post(path, body.clone()).await;
+                let error = (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large".to_owned(), None, None);
+                assert_eq!(answer.error(), error);
+                assert!(answer.text.contains("512 MiB of memory"), "{}", answer.text);
+            }
+        }
+    }
+    let few = json!({"chat_template_kwargs": {"a": vec![json!({"b": [1, 2, {"c": null}]}); 1000]}});
+    assert_eq!(bench.chat(few).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_text_far_too_long_is_told_before_it_is_split() {
+    let bench = Bench::new(hello);
+    let word = "x".repeat(7_900_000);
+    let message = json!({"messages": [{"role": "user", "content": word}]});
+    let over = |param: &str| (400, Some("context_length_exceeded".to_owned()), Some(param.to_owned()));
+    for (answer, param) in [
+        (bench.chat(message).await, "messages"),
+        (bench.complete(json!({"prompt": word})).await, "prompt"),
+        (bench.complete(json!({"prompt": ["a", word]})).await, "prompt"),
+    ] {
+        assert_eq!(outcome(&answer), over(param));
+        assert!(answer.text.contains("context holds 64 tokens, the prompt has at least 9875"), "{}", answer.text);
     }
 }
