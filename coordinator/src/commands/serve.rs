@@ -19,6 +19,7 @@ use crate::{
     api::{self, ApiState},
     cli::{Failure, ServeArgs},
     generate::MeshHandle,
+    invitation::{Invitation, Posted},
     local::LocalWorkers,
     mesh::{
         Formation, Mesh, MeshConfig, Rotate, TicketSource, Workers,
@@ -50,6 +51,7 @@ async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop
     let address = listener.local_addr()?;
     let mesh = Mesh::start(config(args, &model, room)?).await.map_err(|e| Failure::failed(e.to_string()))?;
     introduce(args, &model, room, &mesh, address)?;
+    let _posted = post(&model, &mesh, address)?;
     let workers = local_workers(args, &model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
@@ -85,8 +87,7 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         // The first of them would form a pipeline alone otherwise.
         (None, local) => Workers::AtLeast(local),
     };
-    let expires = args.ticket_expires.map(|time| SystemTime::now() + time);
-    let expires_unix = expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|d| d.as_secs());
+    let expires_unix = args.ticket_expires.map(|time| now_unix() + time.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
     Ok(MeshConfig {
         model: Arc::clone(model),
@@ -116,9 +117,31 @@ fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: Sock
     ]);
     let reach =
         if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
+    if mesh.ticket().expires_unix.is_some_and(|end| end <= now_unix()) {
+        note(
+            "the ticket has expired: workers that are known come back, --new-ticket or --ticket-expires lets others in",
+        );
+    }
     let mut out = stdout().lock();
     writeln!(out, "{summary}\n\nworkers join with{reach}:\n{}\n\nAPI: http://{api}/v1", mesh.join_command())?;
     Ok(())
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Leaves the join line where `coordinator ticket` finds it.
+fn post(model: &Model, mesh: &Mesh, api: SocketAddr) -> Result<Option<Posted>, Failure> {
+    let (model, join, expires_unix) = (model.name.clone(), mesh.join_command(), mesh.ticket().expires_unix);
+    let invitation = Invitation { model, api, process: std::process::id(), join, expires_unix };
+    match invitation.post(directories()?.keys()) {
+        Ok(posted) => Ok(Some(posted)),
+        Err(error) => {
+            note(format_args!("note: `coordinator ticket` will not find the join line: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// Says what becomes of the mesh, until it is dropped.

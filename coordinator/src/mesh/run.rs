@@ -33,7 +33,6 @@ pub(crate) struct MeshTask {
     weights: Weights,
     gate: Gate,
     model: Arc<PlannedModel>,
-    join: String,
     roster: Roster,
     scheduler: Scheduler,
     links: BTreeMap<WorkerId, Link>,
@@ -63,13 +62,7 @@ enum Probe {
 }
 
 impl MeshTask {
-    pub(crate) fn new(
-        endpoint: Endpoint,
-        gate: Gate,
-        config: &MeshConfig,
-        planned: PlannedModel,
-        join: String,
-    ) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, gate: Gate, config: &MeshConfig, planned: PlannedModel) -> Self {
         let limits = Limits {
             context: planned.context,
             kv_positions: planned.kv_positions,
@@ -85,7 +78,6 @@ impl MeshTask {
             endpoint,
             weights: Weights::new(Arc::clone(&config.model), &model.hashes),
             gate,
-            join,
             roster: Roster::new(Arc::clone(&model), config.formation.clone()),
             model,
             scheduler: Scheduler::new(limits),
@@ -152,7 +144,6 @@ impl MeshTask {
             context: self.model.context,
             kv_positions: self.model.kv_positions,
             kv_positions_used: self.scheduler.positions_reserved(),
-            join: self.join.clone(),
             stages: self.roster.stage_status(),
             workers: self.roster.worker_status(rtt_ms),
             running: self.scheduler.running(),
