@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, builder::FalseyValueParser};
 use qmesh_engine::worker::{self, Audience, ByteCount, Compute, Exit, Stay, WorkerConfig};
 use qmesh_models::directories::Directories;
-use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
+use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError, without_tickets};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -44,7 +44,7 @@ Examples:
   shard-worker join qmesh1aeb… --name attic  keep one name and key over restarts
   QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
 
-Get a ticket from the machine that has the model: `coordinator serve` prints it.
+Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
 
 With --name the worker's key is kept in $XDG_DATA_HOME/qmesh/worker-NAME.key, so that the mesh knows it \
 again after a restart; give each worker of a machine its own name. Without, every start makes a new key, \
@@ -59,8 +59,8 @@ Exit codes:
 #[derive(clap::Args)]
 struct JoinArgs {
     /// The ticket: where the coordinator is, which key it has, and the right to join
-    #[arg(env = "QMESH_TICKET", hide_env_values = true)]
-    ticket: Ticket,
+    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required = true)]
+    ticket: Vec<String>,
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
@@ -88,7 +88,12 @@ struct JoinArgs {
 }
 
 fn main() -> ExitCode {
-    let Command::Join(args) = Cli::parse().command;
+    let Command::Join(args) = Cli::try_parse().unwrap_or_else(|error| refuse(&error)).command;
+    // A wrapped line has become several words.
+    let ticket = match args.ticket.concat().parse() {
+        Ok(ticket) => ticket,
+        Err(error) => refuse_ticket(error),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
         .with_writer(io::stderr)
@@ -101,7 +106,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // All of the network on one thread: compute has its own.
-    let network = thread::Builder::new().name("qmesh-net".into()).spawn(move || join(*args));
+    let network = thread::Builder::new().name("qmesh-net".into()).spawn(move || join(*args, ticket));
     let ended = network.context("cannot start the network thread").and_then(|thread| {
         thread.join().unwrap_or_else(|_| Err(anyhow!("the network thread panicked: please report it")))
     });
@@ -119,7 +124,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn join(args: JoinArgs) -> Result<Exit> {
+fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     let directories = Directories::from_env()?;
     let (name, identity) = match args.name {
         Some(name) => {
@@ -128,9 +133,9 @@ fn join(args: JoinArgs) -> Result<Exit> {
         }
         None => anonymous(),
     };
-    let listen = args.listen.unwrap_or_else(|| default_listen(&args.ticket));
+    let listen = args.listen.unwrap_or_else(|| default_listen(&ticket));
     let config = WorkerConfig {
-        ticket: args.ticket,
+        ticket,
         name,
         memory: args.memory,
         threads: args.threads.unwrap_or_else(physical_cores),
@@ -150,6 +155,21 @@ fn join(args: JoinArgs) -> Result<Exit> {
     // A file that is being read or hashed must not hold up the end.
     runtime.shutdown_background();
     ended
+}
+
+/// Ends with clap's help, or its message without any ticket that was typed.
+fn refuse(error: &clap::Error) -> ! {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    eprint!("{}", without_tickets(&error.render().to_string()));
+    process::exit(error.exit_code());
+}
+
+/// Ends without showing what was taken for a ticket: it may let somebody in all the same.
+fn refuse_ticket(error: TicketError) -> ! {
+    eprintln!("error: {error}");
+    process::exit(USAGE.into());
 }
 
 /// The error and its causes, without those that it quotes itself.

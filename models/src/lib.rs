@@ -5,6 +5,7 @@ pub mod chat;
 pub mod directories;
 pub mod family;
 pub mod gguf;
+pub mod numerics;
 pub mod pull;
 pub mod spec;
 pub mod tensor;
