@@ -16,7 +16,7 @@ use qmesh_coordinator::{
 };
 use qmesh_engine::worker::{self, Audience, Compute, Stay, WorkerConfig};
 use qmesh_net::{
-    Admission, Digest, Identity, JoinSecret, Sampling, Ticket,
+    Admission, Digest, Identity, JoinRight, Sampling, Ticket,
     memory::{Faults, Network},
 };
 use qmesh_tests::golden_file;
@@ -78,7 +78,7 @@ struct Simulation {
 impl Simulation {
     async fn start(seed: u64, faults: Faults, workers: usize) -> Self {
         let network = Network::new(seed);
-        let (identity, secret) = (Identity::ephemeral(), JoinSecret::random());
+        let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
         let endpoint = network.endpoint(&identity, Admission::anyone()).unwrap();
         let mesh = Mesh::start_on(endpoint, &identity, secret, config(workers)).await.unwrap();
         let folder = TempDir::new().unwrap();

@@ -26,7 +26,7 @@ use qmesh_engine::{
     worker::{self, Audience, Compute, Exit, Stay, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
-    Admission, Identity, JoinSecret,
+    Admission, Identity, JoinRight,
     memory::{Faults, Network},
 };
 use tempfile::TempDir;
@@ -132,7 +132,7 @@ impl Pipeline {
         let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
         let mut tasks = JoinSet::new();
         let mesh = runtime.block_on(async {
-            let (identity, secret) = (Identity::ephemeral(), JoinSecret::random());
+            let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
             let endpoint = network.endpoint(&identity, Admission::anyone())?;
             let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
             for number in 0..layout.stages {

@@ -4,6 +4,7 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod generate;
+pub mod invitation;
 pub mod local;
 pub mod mesh;
 pub mod model;

@@ -76,7 +76,9 @@ impl LocalWorkers {
 /// `shard-worker` beside this program, or else on the path.
 pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(worker_program());
-    command.arg("join").arg(ticket.to_string()).args(["--once", "--exit-with-parent", "--name", name]);
+    // In the environment, which others on this machine cannot read as they can a command line.
+    command.arg("join").env("QMESH_TICKET", ticket.to_string());
+    command.args(["--once", "--exit-with-parent", "--name", name]);
     command.args(["--threads", &threads.to_string()]).arg("--model-dir").arg(model_folder);
     // What is set for this process, as `serve --listen`, is not meant for a worker.
     for variable in ["QMESH_LISTEN", "QMESH_MEMORY", "QMESH_MODEL_DIR"] {

@@ -8,6 +8,7 @@ mod kernel;
 mod linear;
 mod load;
 mod noise;
+mod numerics;
 mod ops;
 pub mod sample;
 pub mod shard;

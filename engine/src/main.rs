@@ -22,7 +22,7 @@ use qmesh_models::{
     directories::Directories,
     terminal::{escaped, escaped_line},
 };
-use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket};
+use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, without_tickets};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -56,7 +56,7 @@ Examples:
   shard-worker join qmesh1aeb… --name attic  keep one name and key over restarts
   QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
 
-Get a ticket from the machine that has the model: `coordinator serve` prints it.
+Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
 
 With --name the worker's key is kept in $XDG_DATA_HOME/qmesh/worker-NAME.key, so that the mesh knows it \
 again after a restart; give each worker of a machine its own name. Without, every start makes a new key, \
@@ -71,8 +71,8 @@ Exit codes:
 #[derive(clap::Args)]
 struct JoinArgs {
     /// The ticket: where the coordinator is, which key it has, and the right to join
-    #[arg(env = "QMESH_TICKET", hide_env_values = true)]
-    ticket: Ticket,
+    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required = true)]
+    ticket: Vec<String>,
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
@@ -105,6 +105,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => return refuse(&error),
     };
+    // A wrapped line has become several words.
+    let ticket = match args.ticket.concat().parse() {
+        Ok(ticket) => ticket,
+        Err(error) => {
+            say(&error.to_string());
+            return ExitCode::from(USAGE);
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().with_default_directive(Level::WARN.into()).from_env_lossy())
         .with_writer(io::stderr)
@@ -117,7 +125,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // All of the network on one thread: compute has its own.
-    let network = thread::Builder::new().name("qmesh-net".into()).spawn(move || join(*args));
+    let network = thread::Builder::new().name("qmesh-net".into()).spawn(move || join(*args, ticket));
     let ended = network.context("cannot start the network thread").and_then(|thread| {
         thread.join().unwrap_or_else(|_| Err(anyhow!("the network thread panicked: please report it")))
     });
@@ -148,7 +156,8 @@ fn command(value_of: impl Fn(&OsStr) -> Option<OsString>) -> clap::Command {
 /// Prints clap's report: what was typed is part of it.
 fn refuse(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        eprint!("{}", escaped(&error.to_string()));
+        // A ticket that stands in the wrong place is a secret all the same.
+        eprint!("{}", escaped(&without_tickets(&error.to_string())));
         return ExitCode::from(USAGE);
     }
     // Nothing is left to do where help cannot be printed.
@@ -161,7 +170,7 @@ fn say(error: &str) {
     eprintln!("error: {}", escaped_line(error));
 }
 
-fn join(args: JoinArgs) -> Result<Exit> {
+fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     let directories = Directories::from_env()?;
     let (name, identity) = match args.name {
         Some(name) => {
@@ -170,9 +179,9 @@ fn join(args: JoinArgs) -> Result<Exit> {
         }
         None => anonymous(),
     };
-    let listen = args.listen.unwrap_or_else(|| default_listen(&args.ticket));
+    let listen = args.listen.unwrap_or_else(|| default_listen(&ticket));
     let config = WorkerConfig {
-        ticket: args.ticket,
+        ticket,
         name,
         memory: args.memory,
         threads: args.threads.unwrap_or_else(physical_cores),
@@ -197,6 +206,8 @@ fn join(args: JoinArgs) -> Result<Exit> {
     // A file that is being read or hashed must not hold up the end.
     runtime.shutdown_background();
     ended
+}    eprint!("{}", without_tickets(&error.render().to_string()));
+    process::exit(error.exit_code());
 }
 
 /// The error and its causes, without those that it quotes itself.

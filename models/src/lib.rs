@@ -8,6 +8,7 @@ pub mod family;
 pub mod files;
 pub mod footprint;
 pub mod gguf;
+pub mod numerics;
 pub mod pull;
 pub mod spec;
 pub mod tensor;

@@ -32,6 +32,11 @@ impl Admission {
         self.0.store(Arc::new(Guests::Only(peers.into_iter().collect())));
     }
 
+    /// Whether any key may connect, so that peers still have to prove that they may join.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(&**self.0.load(), Guests::Anyone)
+    }
+
     /// Whether this key may connect.
     pub fn admits(&self, peer: PeerId) -> bool {
         match &**self.0.load() {

@@ -1,6 +1,11 @@
 //! A connection: one authenticated peer, and the streams to it.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use quinn::SendStream;
 use rustls::pki_types::CertificateDer;
@@ -12,6 +17,7 @@ use tokio::{
 use crate::{
     close::CloseCode,
     control::{ControlReceiver, ControlSender},
+    door::Place,
     error::NetError,
     ids::{PeerId, PlanEpoch},
     limits::WAITING_STREAMS,
@@ -21,6 +27,7 @@ use crate::{
     sorter::Sorter,
     stream::{Reader, open},
     tls::EXPORTER_LABEL,
+    transport,
 };
 
 /// An authenticated connection. Clones share it; when the last clone and the last stream are dropped it closes.
@@ -37,6 +44,8 @@ struct Inner {
     control: Mutex<mpsc::Receiver<(SendStream, Reader)>>,
     streams: Mutex<mpsc::Receiver<Incoming>>,
     sorter: AbortHandle,
+    /// Keeps its place at the door until it has proved that it may join.
+    guest: OnceLock<AbortHandle>,
 }
 
 /// A stream that the peer opened.
@@ -61,7 +70,27 @@ impl Connection {
         let sorter = Sorter { quic: quic.clone(), peer, control: control_in, streams: streams_in };
         let sorter = tokio::spawn(sorter.run()).abort_handle();
         let (control, streams) = (Mutex::new(control), Mutex::new(streams));
-        Ok(Self(Arc::new(Inner { quic, peer, local_peer, exporter, control, streams, sorter })))
+        let guest = OnceLock::new();
+        Ok(Self(Arc::new(Inner { quic, peer, local_peer, exporter, control, streams, sorter, guest })))
+    }
+
+    /// One that must still prove that it may join, and is closed if its place is lost before.
+    pub(crate) fn guest(quic: quinn::Connection, local_peer: PeerId, place: Place) -> Result<Self, NetError> {
+        let connection = Self::new(quic.clone(), local_peer)?;
+        let waiting = tokio::spawn(async move {
+            place.lost().await;
+            quic.close(CloseCode::Limit.to_varint(), b"others came, and there was no place left");
+        });
+        connection.0.guest.get_or_init(|| waiting.abort_handle());
+        Ok(connection)
+    }
+
+    /// The peer has proved that it may join: it gets the limits of a worker, and its place at the door is free.
+    pub(crate) fn trust(&self) {
+        if let Some(waiting) = self.0.guest.get() {
+            waiting.abort();
+            transport::lift_limits(&self.0.quic);
+        }
     }
 
     /// Who is at the other end, proven.
@@ -151,7 +180,10 @@ impl fmt::Debug for Connection {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // It holds the connection too, which would else never close.
+        // They hold the connection too, which would else never close.
         self.sorter.abort();
+        if let Some(waiting) = self.guest.get() {
+            waiting.abort();
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     error::NetError,
     limits::MESSAGE_BYTES,
     message::Message,
+    plain::with_plain_texts,
     stream::{Reader, Writer},
 };
 
@@ -21,7 +22,11 @@ pub struct ControlSender(Writer);
 
 /// The receiving half of a control stream.
 #[derive(Debug)]
-pub struct ControlReceiver(Reader);
+pub struct ControlReceiver {
+    reader: Reader,
+    /// Bytes of a message.
+    most: usize,
+}
 
 impl ControlSender {
     pub(crate) async fn open(peer: crate::PeerId, send: quinn::SendStream) -> Result<Self, NetError> {
@@ -53,19 +58,28 @@ impl ControlSender {
 
 impl ControlReceiver {
     pub(crate) fn new(reader: Reader) -> Self {
-        Self(reader)
+        Self { reader, most: MESSAGE_BYTES }
     }
 
-    /// The next message this version knows; optional ones it does not know are skipped. Cancel-safe.
+    /// From now on takes messages of so many bytes at most.
+    pub(crate) fn limit(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// The next message this version knows; optional ones it does not know are skipped. Its texts have no control
+    /// characters. Cancel-safe.
     ///
     /// Bytes that are not a message close the connection. The end of the stream is an error.
     pub async fn recv(&mut self) -> Result<Message, NetError> {
         loop {
-            let bytes = self.0.unit(MESSAGE_BYTES).await?.ok_or_else(|| self.0.ended())?;
+            let bytes = self.reader.unit(self.most).await?.ok_or_else(|| self.reader.ended())?;
             match decode(&bytes) {
-                Ok(message) => return Ok(message),
+                Ok(message) => return Ok(with_plain_texts(message)),
                 Err(error) if error.is_optional() => tracing::debug!(%error, "skipped"),
-                Err(source) => return Err(self.0.malformed(NetError::Message { peer: self.0.peer(), source })),
+                Err(source) => {
+                    let peer = self.reader.peer();
+                    return Err(self.reader.malformed(NetError::Message { peer, source }));
+                }
             }
         }
     }

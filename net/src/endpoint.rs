@@ -11,7 +11,7 @@ use quinn::{AsyncUdpSocket, ClientConfig, EndpointConfig, Runtime, ServerConfig,
 use tokio::{
     net::lookup_host,
     sync::{Mutex, mpsc},
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinSet, yield_now},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
@@ -19,10 +19,11 @@ use crate::{
     admission::Admission,
     close::CloseCode,
     connection::Connection,
+    door::{Door, Place},
     error::NetError,
     identity::Identity,
     ids::PeerId,
-    limits::{DIAL_DEADLINE, JOIN_DEADLINE, PENDING_HANDSHAKES, TICKET_ADDRESSES, UNPROVEN_HANDSHAKES},
+    limits::{DIAL_DEADLINE, DOOR_REMOTE, JOIN_DEADLINE, TICKET_ADDRESSES, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
     tls,
     transport::{self, Reach},
 };
@@ -70,13 +71,20 @@ impl Endpoint {
         let local_addr = socket.local_addr().map_err(|error| setup(error.to_string()))?;
         let tls = tls::server(identity, admission.clone()).map_err(|error| setup(error.to_string()))?;
         let mut server = ServerConfig::with_crypto(Arc::new(tls));
-        server.max_incoming(PENDING_HANDSHAKES);
+        server.max_incoming(WAITING_HANDSHAKES);
         server.incoming_buffer_size(INCOMING_BYTES.0).incoming_buffer_size_total(INCOMING_BYTES.1);
         let runtime = Arc::new(TokioRuntime);
         let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;
-        let (accepted_in, accepted) = mpsc::channel(PENDING_HANDSHAKES);
-        let acceptor = Acceptor { quic: quic.clone(), server, local_peer: identity.peer_id(), accepted: accepted_in };
+        let (accepted_in, accepted) = mpsc::channel(DOOR_REMOTE);
+        let acceptor = Acceptor {
+            quic: quic.clone(),
+            server,
+            local_peer: identity.peer_id(),
+            admission: admission.clone(),
+            door: Door::default(),
+            accepted: accepted_in,
+        };
         let acceptor = tokio::spawn(acceptor.run()).abort_handle();
         let (accepted, identity) = (Mutex::new(accepted), identity.clone());
         Ok(Self(Arc::new(Inner { quic, local_addr, identity, admission, accepted, acceptor })))
@@ -182,12 +190,23 @@ impl Drop for Inner {
     }
 }
 
-/// Lets handshakes proceed side by side, within limits.
+/// Lets handshakes proceed side by side, as far as there are places at the door.
 struct Acceptor {
     quic: quinn::Endpoint,
     server: ServerConfig,
     local_peer: PeerId,
+    admission: Admission,
+    door: Door,
     accepted: mpsc::Sender<Connection>,
+}
+
+/// What a peer still has to prove once its handshake is over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Standing {
+    /// Nothing: its key is one of those admitted.
+    Admitted,
+    /// That it may join.
+    Guest,
 }
 
 impl Acceptor {
@@ -195,36 +214,60 @@ impl Acceptor {
         let mut handshakes = JoinSet::new();
         while let Some(incoming) = self.quic.accept().await {
             while handshakes.try_join_next().is_some() {}
-            if handshakes.len() >= PENDING_HANDSHAKES {
-                incoming.refuse();
-            } else if handshakes.len() >= UNPROVEN_HANDSHAKES && !incoming.remote_address_validated() {
-                // An address that is not proven may always be asked to prove itself.
+            if self.door.waiting() >= UNPROVEN_ADDRESSES && !incoming.remote_address_validated() {
+                // An address that is not proven may always be asked to prove itself, and takes nobody's place.
                 let _ = incoming.retry();
             } else {
-                let mut server = self.server.clone();
-                server.transport_config(transport::transport(Reach::of(incoming.remote_address())));
-                handshakes.spawn(accept_one(incoming, server, self.local_peer, self.accepted.clone()));
+                handshakes.spawn(self.handshake(incoming));
+            }
+            // A handshake's arithmetic is done on the thread that serves the mesh: other work comes in between.
+            yield_now().await;
+        }
+    }
+
+    fn handshake(&self, incoming: quinn::Incoming) -> impl Future<Output = ()> + use<> {
+        let standing = if self.admission.is_open() { Standing::Guest } else { Standing::Admitted };
+        let address = incoming.remote_address();
+        let (mut server, reach) = (self.server.clone(), Reach::of(address));
+        server.transport_config(match standing {
+            Standing::Admitted => transport::transport(reach),
+            Standing::Guest => transport::guest_transport(reach),
+        });
+        let place = self.door.enter(address.ip());
+        let (local_peer, accepted) = (self.local_peer, self.accepted.clone());
+        async move {
+            match shake_hands(incoming, server, &place).await {
+                Ok(quic) => {
+                    let connection = match standing {
+                        Standing::Admitted => Connection::new(quic, local_peer),
+                        Standing::Guest => Connection::guest(quic, local_peer, place),
+                    };
+                    match connection {
+                        Ok(connection) => drop(accepted.send(connection).await),
+                        Err(error) => tracing::debug!(%address, %error, "refused a peer"),
+                    }
+                }
+                // Anybody can cause it, as often as they like: no more than a line for who looks for it.
+                Err(why) => tracing::debug!(%address, why, "no handshake"),
             }
         }
     }
 }
 
-async fn accept_one(
+/// A connection whose peer has shown a key that is admitted, or why there is none.
+async fn shake_hands(
     incoming: quinn::Incoming,
     server: ServerConfig,
-    local_peer: PeerId,
-    accepted: mpsc::Sender<Connection>,
-) {
-    let address = incoming.remote_address();
+    place: &Place,
+) -> Result<quinn::Connection, String> {
     let handshake = async { incoming.accept_with(Arc::new(server))?.await };
-    match timeout(JOIN_DEADLINE, handshake).await {
-        Ok(Ok(quic)) => match Connection::new(quic, local_peer) {
-            // While too many wait to be accepted this handshake counts as pending, and so stops others.
-            Ok(connection) => drop(accepted.send(connection).await),
-            Err(error) => tracing::warn!(%address, %error, "refused a peer"),
+    tokio::select! {
+        biased;
+        done = timeout(JOIN_DEADLINE, handshake) => match done {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err("it took too long".to_owned()),
         },
-        Ok(Err(error)) => tracing::warn!(%address, %error, "refused a peer"),
-        Err(_) => tracing::debug!(%address, "a handshake took too long"),
+        () = place.lost() => Err("others came, and there was no place left".to_owned()),
     }
 }
 

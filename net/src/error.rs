@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::{
     close::CloseCode, codec::MessageError, head::FrameError, ids::PeerId, limits::IDLE_TIMEOUT, message::RejectCode,
+    plain::plain,
 };
 
 /// TLS alert `no_application_protocol`, as QUIC carries it.
@@ -175,10 +176,10 @@ impl NetError {
             ConnectionError::ApplicationClosed(close) => Self::Closed {
                 peer,
                 code: CloseCode::from_varint(close.error_code),
-                text: String::from_utf8_lossy(&close.reason).into_owned(),
+                text: plain(&String::from_utf8_lossy(&close.reason)),
             },
             ConnectionError::ConnectionClosed(close) => {
-                Self::transport(peer, close.error_code.into(), format!("it closed with {close}"))
+                Self::transport(peer, close.error_code.into(), plain(&format!("it closed with {close}")))
             }
             ConnectionError::TransportError(error) => Self::transport(peer, error.code.into(), error.to_string()),
             ConnectionError::VersionMismatch => Self::Version { peer },

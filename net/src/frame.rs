@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::ids::{PlanEpoch, SessionId, StepId};
+use crate::{
+    ids::{PlanEpoch, SessionId, StepId},
+    trail::Trail,
+};
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -64,6 +67,8 @@ pub struct Segment {
     pub wants: Wants,
     /// What the segment is.
     pub flags: SegmentFlags,
+    /// The sender's hash of the sequence's ids from its first to the segment's last.
+    pub trail: Trail,
 }
 
 /// Where the time of a step went, so far, in microseconds; each stage adds its own.

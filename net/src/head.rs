@@ -17,7 +17,7 @@
 //! | 28 | 4 | CRC-32C of all bytes before the payload, these four as zero |
 //! | 32 | 12 | step times, microseconds: compute u32, slowest stage's compute u32, queued u32 |
 //! | 44 | 4 | zero |
-//! | 48 | 24 each | segment: session u64, position u32, rows u32, flags u32, zero u32 |
+//! | 48 | 32 each | segment: session u64, position u32, rows u32, flags u32, zero u32, trail u64 |
 //! | … | 4 each | token id of each row |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -31,6 +31,7 @@ use crate::{
         SEGMENT_BYTES,
     },
     sampled,
+    trail::Trail,
 };
 
 const MAGIC: u16 = 0x514d;
@@ -93,6 +94,14 @@ pub enum FrameError {
     Blocks {
         /// The width.
         width: u32,
+    },
+    /// A frame that has no business on this link.
+    #[error("a frame of kind {found:?} where {wanted:?} is due")]
+    Kind {
+        /// The kind it has.
+        found: FrameKind,
+        /// The kind that the link is for.
+        wanted: FrameKind,
     },
     /// Rows that do not decode.
     #[error("sampled frame has kind {kind:?}")]
@@ -190,6 +199,10 @@ impl FixedHead {
         Ok(Self { kind, wire, sum, segments, step, epoch, width, rows: rows as usize, payload_bytes, times, crc })
     }
 
+    pub(crate) fn kind(&self) -> FrameKind {
+        self.kind
+    }
+
     /// Bytes before the payload.
     pub(crate) fn head_bytes(&self) -> usize {
         head_bytes(self.segments, self.rows)
@@ -239,6 +252,7 @@ impl Frame {
             out.put_u32_le(segment.rows);
             out.put_u32_le(segment.flags.word(segment.wants));
             out.put_u32_le(0);
+            out.put_u64_le(segment.trail.0);
         }
         self.ids.iter().for_each(|id| out.put_u32_le(*id));
         let crc = checksum(&head);
@@ -278,9 +292,10 @@ fn parse_segment(bytes: &mut &[u8], kind: FrameKind) -> Result<Segment, FrameErr
     let session = SessionId(bytes.get_u64_le());
     let (position, rows, word) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
     equal("reserved field of a segment", 0, bytes.get_u32_le().into())?;
+    let trail = Trail(bytes.get_u64_le());
     let unknown = FrameError::Unknown { what: "segment flags", code: word };
     let (flags, wants) = SegmentFlags::from_word(word).ok_or(unknown)?;
-    let segment = Segment { session, position, rows, wants, flags };
+    let segment = Segment { session, position, rows, wants, flags, trail };
     check_segment(&segment, kind)?;
     Ok(segment)
 }

@@ -1,6 +1,10 @@
 //! Joining a mesh: the worker says who it is and proves its ticket, the coordinator answers.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use crate::{
     close::CloseCode,
@@ -8,8 +12,9 @@ use crate::{
     control::{ControlReceiver, ControlSender},
     error::NetError,
     ids::PeerId,
-    limits::{HELLO_TEXT_BYTES, JOIN_DEADLINE, PROTOCOL},
+    limits::{HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, KNOWN_PEERS, PROTOCOL, WORKER_MESSAGE_BYTES},
     message::{Hello, Message, RejectCode, Welcome},
+    plain::{is_plain, plain},
     secret::JoinSecret,
     stream::within,
 };
@@ -42,7 +47,20 @@ pub struct Gate {
     /// When those tickets expire, in seconds since 1970.
     pub expires_unix: Option<u64>,
     /// Keys that joined before: they need no ticket any more.
-    pub known: HashSet<PeerId>,
+    pub known: KnownPeers,
+    /// What decides the bits of results, as every worker must name it.
+    pub numerics: String,
+}
+
+/// Keys that joined before, as many as [`KNOWN_PEERS`]. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct KnownPeers(Arc<Mutex<Remembered>>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    keys: HashSet<PeerId>,
+    /// In the order of their joining.
+    order: VecDeque<PeerId>,
 }
 
 /// A worker at the gate whose hello and proof are good; it waits for an answer.
@@ -82,16 +100,21 @@ pub async fn join(
 pub async fn welcome(connection: &Connection, gate: &Gate) -> Result<Applicant, NetError> {
     let hello = async {
         let (sender, mut receiver) = connection.accept_control().await?;
+        receiver.limit(HELLO_BYTES);
         Ok((receiver.recv().await?, sender, receiver))
     };
     let hello = within(connection.peer(), "saying hello", JOIN_DEADLINE, hello).await;
-    let (hello, sender, receiver) =
+    let (hello, sender, mut receiver) =
         hello.inspect_err(|error| connection.close(CloseCode::Limit, &error.to_string()))?;
     let Message::Hello(hello) = hello else { return Err(unexpected(connection, "a hello")) };
+    receiver.limit(WORKER_MESSAGE_BYTES);
     let verdict = gate.judge(connection, &hello, now_unix());
     let applicant = Applicant { connection: connection.clone(), hello, sender, receiver };
     match verdict {
-        Ok(()) => Ok(applicant),
+        Ok(()) => {
+            connection.trust();
+            Ok(applicant)
+        }
         Err((code, text)) => {
             applicant.reject(code, &text).await;
             Err(NetError::Rejected { code, text })
@@ -134,17 +157,52 @@ impl Applicant {
     }
 }
 
+impl KnownPeers {
+    /// From now on this key needs no ticket.
+    pub fn remember(&self, peer: PeerId) {
+        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !remembered.keys.insert(peer) {
+            return;
+        }
+        remembered.order.push_back(peer);
+        if remembered.order.len() > KNOWN_PEERS
+            && let Some(oldest) = remembered.order.pop_front()
+        {
+            remembered.keys.remove(&oldest);
+        }
+    }
+
+    /// Whether this key has joined before.
+    pub fn contains(&self, peer: PeerId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys.contains(&peer)
+    }
+}
+
 impl Gate {
     fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), (RejectCode, String)> {
         if hello.protocol != PROTOCOL {
-            let theirs = format!("protocol {} (qmesh {:.40})", hello.protocol, hello.version);
+            let theirs = format!("protocol {} (qmesh {:.40})", hello.protocol, plain(&hello.version));
             let text = format!("the worker speaks {theirs}, the coordinator protocol {PROTOCOL} (qmesh {VERSION})");
             return Err((RejectCode::Version, text + ": install the same version on both"));
         }
-        if [&hello.version, &hello.name, &hello.os, &hello.numerics].iter().any(|text| text.len() > HELLO_TEXT_BYTES) {
+        let texts = [&hello.version, &hello.name, &hello.os, &hello.numerics];
+        if texts.iter().any(|text| text.len() > HELLO_TEXT_BYTES) {
             return Err((RejectCode::Malformed, format!("a text in the hello exceeds {HELLO_TEXT_BYTES} bytes")));
         }
-        if self.known.contains(&connection.peer()) {
+        if let Some(text) = texts.iter().find(|text| !is_plain(text)) {
+            return Err((RejectCode::Malformed, format!("control characters in the hello: {}", plain(text))));
+        }
+        self.judge_right(connection, hello, now_unix)?;
+        if hello.numerics != self.numerics {
+            let (theirs, ours) = (&hello.numerics, &self.numerics);
+            let text = format!("the worker computes other bits ({theirs}) than this mesh ({ours})");
+            return Err((RejectCode::Version, text + ": install the same version on both; if it is, please report it"));
+        }
+        Ok(())
+    }
+
+    fn judge_right(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), (RejectCode, String)> {
+        if self.known.contains(connection.peer()) {
             return Ok(());
         }
         let (worker, coordinator) = (connection.peer(), connection.local_peer());

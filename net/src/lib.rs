@@ -11,6 +11,7 @@ mod close;
 mod codec;
 mod connection;
 mod control;
+mod door;
 mod endpoint;
 mod error;
 mod frame;
@@ -23,6 +24,7 @@ pub mod limits;
 mod link;
 pub mod memory;
 mod message;
+mod plain;
 mod range;
 mod sampled;
 mod secret;
@@ -30,6 +32,7 @@ mod sorter;
 mod stream;
 mod ticket;
 mod tls;
+mod trail;
 mod transport;
 
 pub use admission::Admission;
@@ -43,7 +46,7 @@ pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, 
 pub use head::{FrameError, FrameHead};
 pub use identity::Identity;
 pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
-pub use join::{Applicant, Gate, Introduction, join, welcome};
+pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
 pub use message::{
@@ -52,8 +55,9 @@ pub use message::{
 };
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};
-pub use secret::JoinSecret;
-pub use ticket::{Ticket, TicketError};
+pub use secret::{JoinRight, JoinSecret};
+pub use ticket::{Ticket, TicketError, without_tickets};
+pub use trail::{Trail, Trails};
 
 #[cfg(test)]
 mod tests;

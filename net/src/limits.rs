@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// Most bytes of one control message, its type included.
 pub const MESSAGE_BYTES: usize = 1 << 20;
 /// Most bytes of a frame's payload.
@@ -21,10 +21,14 @@ pub const FIXED_HEAD_BYTES: usize = 48;
 /// The whole head is padded to a multiple of this.
 pub const HEAD_ALIGNMENT: usize = 32;
 /// Bytes of one segment in a frame's head.
-pub const SEGMENT_BYTES: usize = 24;
+pub const SEGMENT_BYTES: usize = 32;
 /// Most bytes of a frame's whole head.
 pub const HEAD_BYTES: usize =
     (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS).next_multiple_of(HEAD_ALIGNMENT);
+/// Most bytes of the first message on a control stream: far more than a `Hello` of any version needs.
+pub const HELLO_BYTES: usize = 128 << 10;
+/// Most bytes of a message from a worker: none of them is long.
+pub const WORKER_MESSAGE_BYTES: usize = 64 << 10;
 /// Most bytes of each text in a `Hello`.
 pub const HELLO_TEXT_BYTES: usize = 256;
 /// Most addresses in a ticket.
@@ -40,16 +44,36 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Bytes of a connection sent and not yet acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
+/// Unread bytes that a peer may have here before it has proved that it may join; it may open a control stream only.
+pub const GUEST_WINDOW_BYTES: u32 = 16 << 10;
+/// The same, of bytes sent to it and not yet acknowledged.
+pub const GUEST_SEND_WINDOW_BYTES: u64 = 16 << 10;
+/// One-way streams that a worker may have open at its coordinator: the last stage's link, and that of the next plan.
+pub const JOINED_UNI_STREAMS: u32 = 4;
+/// Two-way streams that a worker may have open at its coordinator: control, and a few weight ranges.
+pub const JOINED_BIDI_STREAMS: u32 = 16;
+/// Unread bytes that a worker may have at its coordinator.
+pub const JOINED_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes sent to a worker that has joined, and not yet acknowledged.
+pub const JOINED_SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// Largest UDP payload: above it ten segments in one send would exceed 65,507 bytes and vanish.
 pub const UDP_PAYLOAD_BYTES: u16 = 6500;
 /// Packets that may come before they are acknowledged, unless they have waited for 25 ms.
 pub const PACKETS_PER_ACK: u32 = 10;
 /// Kernel buffer asked for on each side of the socket; the default loses packets even on loopback.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-/// Handshakes in progress; more are refused.
-pub const PENDING_HANDSHAKES: usize = 64;
-/// Handshakes in progress above which a dialler must first prove its address.
-pub const UNPROVEN_HANDSHAKES: usize = 16;
+/// Handshakes that wait to be begun; more are refused.
+pub const WAITING_HANDSHAKES: usize = 512;
+/// Connections of one address that have not yet proved that they may join; the oldest of them makes room for another.
+pub const DOOR_PER_ADDRESS: usize = 16;
+/// Such connections from other machines.
+pub const DOOR_REMOTE: usize = 128;
+/// Such connections from this machine, for which there is always room.
+pub const DOOR_LOOPBACK: usize = 64;
+/// Such connections above which a dialler must first prove its address.
+pub const UNPROVEN_ADDRESSES: usize = 16;
+/// Keys that joined and need no ticket to come back; beyond, the one that joined first is forgotten.
+pub const KNOWN_PEERS: usize = 4096;
 /// Streams of one connection that arrived and were not yet taken.
 pub const WAITING_STREAMS: usize = 16;
 
@@ -74,7 +98,10 @@ const _: () = {
     assert!(MESSAGE_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(HELLO_TEXT_BYTES * 8 <= MESSAGE_BYTES);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
-    assert!(UNPROVEN_HANDSHAKES < PENDING_HANDSHAKES);
+    assert!(UNPROVEN_ADDRESSES <= DOOR_PER_ADDRESS);
+    assert!(DOOR_PER_ADDRESS < DOOR_LOOPBACK && DOOR_LOOPBACK < DOOR_REMOTE);
+    assert!(HELLO_BYTES <= MESSAGE_BYTES && WORKER_MESSAGE_BYTES <= MESSAGE_BYTES);
+    assert!(GUEST_WINDOW_BYTES < JOINED_WINDOW_BYTES && JOINED_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT.as_millis());
     assert!(JOIN_DEADLINE.as_millis() <= DIAL_DEADLINE.as_millis());
 };

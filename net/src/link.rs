@@ -32,6 +32,7 @@ pub struct FrameReceiver {
     reader: Reader,
     epoch: PlanEpoch,
     state: State,
+    only: Option<FrameKind>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,7 +83,13 @@ impl FrameSender {
 
 impl FrameReceiver {
     pub(crate) fn new(reader: Reader, epoch: PlanEpoch) -> Self {
-        Self { reader, epoch, state: State::Open }
+        Self { reader, epoch, state: State::Open, only: None }
+    }
+
+    /// Takes frames of this kind only: another one closes the connection, before room is made for it.
+    #[must_use]
+    pub fn only(self, kind: FrameKind) -> Self {
+        Self { only: Some(kind), ..self }
     }
 
     /// The plan the link was opened for.
@@ -105,6 +112,11 @@ impl FrameReceiver {
         self.fill(FIXED_HEAD_BYTES).await?;
         let fixed = self.reader.buffered().first_chunk().map(FixedHead::parse);
         let fixed = fixed.expect("filled above").map_err(|error| self.malformed(error))?;
+        if let Some(wanted) = self.only
+            && ![wanted, FrameKind::End].contains(&fixed.kind())
+        {
+            return Err(self.malformed(FrameError::Kind { found: fixed.kind(), wanted }));
+        }
         let (head_bytes, frame_bytes) = (fixed.head_bytes(), fixed.frame_bytes());
         self.fill(head_bytes).await?;
         let head = FrameHead::parse(&self.reader.buffered()[..head_bytes]).map_err(|error| self.malformed(error))?;

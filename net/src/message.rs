@@ -133,7 +133,7 @@ pub struct Welcome {
 /// Why a join was refused. Append only.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum RejectCode {
-    /// The two programs speak different versions.
+    /// The two programs speak different versions, or compute different bits.
     Version,
     /// The ticket's secret is not this mesh's, or no longer.
     Secret,
@@ -364,6 +364,8 @@ pub enum FaultCode {
     Link,
     /// A bug on this side.
     Internal,
+    /// This side and who sent the frame disagree about a session's ids.
+    Ids,
 }
 
 /// Counters of a stage since its epoch began; they only grow.

@@ -11,6 +11,7 @@ use crate::{
     ids::PeerId,
     limits::STALL_DEADLINE,
     message::{RangeReply, RangeRequest},
+    plain::plain,
     stream::{Reader, Writer, within},
 };
 
@@ -62,7 +63,7 @@ impl RangeReader {
                 let text = format!("answers {bytes_total} bytes to a request for {}", request.bytes);
                 Err(reader.malformed(NetError::Protocol { peer, text }))
             }
-            RangeReply::Refused { text } => Err(NetError::RangeRefused { peer, text }),
+            RangeReply::Refused { text } => Err(NetError::RangeRefused { peer, text: plain(&text) }),
         }
     }
 

@@ -11,25 +11,19 @@ use crate::{
 #[derive(Clone, Eq, PartialEq)]
 pub struct JoinSecret(pub(crate) [u8; 16]);
 
+/// The right to join a mesh, as it outlives the coordinator's process.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct JoinRight {
+    /// What its tickets prove.
+    pub secret: JoinSecret,
+    /// When it ends for who has not joined before, in seconds since 1970.
+    pub expires_unix: Option<u64>,
+}
+
 impl JoinSecret {
     /// A new secret.
     pub fn random() -> Self {
         Self(keyfile::random())
-    }
-
-    /// Reads the secret at `path`, or makes one there that only its owner can read.
-    pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
-        let path = path.as_ref();
-        let bytes = keyfile::load_or_create(path, || Self::random().0.to_vec())?;
-        let content = |_| KeyFileError::Content { path: path.into(), what: "a join secret" };
-        bytes.try_into().map(Self).map_err(content)
-    }
-
-    /// Puts a new secret at `path`; tickets with the old one let nobody in any more.
-    pub fn rotate(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
-        let secret = Self::random();
-        keyfile::replace(path.as_ref(), &secret.0)?;
-        Ok(secret)
     }
 
     /// Tells secrets apart without giving one away.
@@ -51,6 +45,46 @@ impl JoinSecret {
     fn keyed_hash(&self, exporter: &[u8; 32], worker: PeerId, coordinator: PeerId) -> blake3::Hash {
         let key = blake3::derive_key("qmesh join v1", &self.0);
         blake3::keyed_hash(&key, &[*exporter, worker.0, coordinator.0].concat())
+    }
+}
+
+impl JoinRight {
+    /// A new secret without an end.
+    pub fn random() -> Self {
+        Self { secret: JoinSecret::random(), expires_unix: None }
+    }
+
+    /// Reads what is kept at `path`, or makes it there, for its owner alone to read.
+    pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        let path = path.as_ref();
+        let bytes = keyfile::load_or_create(path, || Self::random().to_bytes())?;
+        Self::from_bytes(&bytes).ok_or_else(|| KeyFileError::Content { path: path.into(), what: "a join secret" })
+    }
+
+    /// Puts a new secret at `path`; tickets with the old one let nobody in any more.
+    pub fn rotate(path: impl AsRef<Path>, expires_unix: Option<u64>) -> Result<Self, KeyFileError> {
+        let right = Self { expires_unix, ..Self::random() };
+        keyfile::replace(path.as_ref(), &right.to_bytes())?;
+        Ok(right)
+    }
+
+    /// The right at `path`, which ends at another time from now on.
+    pub fn limit(path: impl AsRef<Path>, expires_unix: u64) -> Result<Self, KeyFileError> {
+        let right = Self { expires_unix: Some(expires_unix), ..Self::load_or_create(path.as_ref())? };
+        keyfile::replace(path.as_ref(), &right.to_bytes())?;
+        Ok(right)
+    }
+
+    /// The secret, then 8 bytes of its end if it has one.
+    fn to_bytes(&self) -> Vec<u8> {
+        let end = self.expires_unix.map(u64::to_le_bytes);
+        self.secret.0.into_iter().chain(end.into_iter().flatten()).collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (secret, end) = bytes.split_first_chunk()?;
+        let expires_unix = if end.is_empty() { None } else { Some(u64::from_le_bytes(end.try_into().ok()?)) };
+        Some(Self { secret: JoinSecret(*secret), expires_unix })
     }
 }
 
@@ -76,12 +110,27 @@ mod tests {
     }
 
     #[test]
+    fn the_end_is_kept_with_the_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("join.secret");
+        let first = JoinRight::load_or_create(&path).unwrap();
+        let limited = JoinRight::limit(&path, 7).unwrap();
+        assert_eq!(limited, JoinRight { expires_unix: Some(7), ..first });
+        assert_eq!(JoinRight::load_or_create(&path).unwrap(), limited);
+        assert_eq!(JoinRight::limit(&path, 8).unwrap().expires_unix, Some(8));
+        // A new secret starts anew.
+        assert_eq!(JoinRight::rotate(&path, None).unwrap().expires_unix, None);
+        std::fs::write(&path, [0; 23]).unwrap();
+        assert!(matches!(JoinRight::load_or_create(&path), Err(KeyFileError::Content { .. })));
+    }
+
+    #[test]
     fn rotation_replaces_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("join.secret");
-        let first = JoinSecret::load_or_create(&path).unwrap();
-        let second = JoinSecret::rotate(&path).unwrap();
-        assert_ne!(first.id(), second.id());
-        assert_eq!(JoinSecret::load_or_create(&path).unwrap(), second);
+        let first = JoinRight::load_or_create(&path).unwrap();
+        let second = JoinRight::rotate(&path, None).unwrap();
+        assert_ne!(first.secret.id(), second.secret.id());
+        assert_eq!(JoinRight::load_or_create(&path).unwrap(), second);
     }
 }

@@ -38,7 +38,7 @@ impl Sorter {
                 (Err(error), _) => Err(reader.malformed(error)),
             };
             if let Err(error) = sorted {
-                tracing::warn!(peer = ?self.peer, %error, "dropped the connection");
+                tracing::info!(peer = ?self.peer, %error, "dropped the connection");
                 return;
             }
         }

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use crate::{
     Admission, CloseCode, Connection, Endpoint, Frame, FrameKind, FrameReceiver, Gate, Hello, Identity, Incoming,
-    Introduction, JoinSecret, Message, NetError, PayloadSum, PlanEpoch, RangeRequest, RejectCode, Segment,
-    SegmentFlags, SessionId, StepId, StepTimes, Wants, Welcome, WireType, join,
-    limits::PROTOCOL,
+    Introduction, JoinSecret, KnownPeers, Message, NetError, PayloadSum, PeerId, PlanEpoch, RangeRequest, RejectCode,
+    Segment, SegmentFlags, SessionId, StepId, StepTimes, Trail, Wants, Welcome, WireType, join,
+    limits::{DOOR_PER_ADDRESS, KNOWN_PEERS, PROTOCOL},
     memory::{Faults, Network, Packets},
     welcome,
 };
@@ -54,15 +54,22 @@ fn addresses(address: SocketAddr) -> Vec<String> {
     vec![address.to_string()]
 }
 
-/// The worker's end, then the coordinator's.
+/// The worker's end, then the coordinator's, which trusts it.
 async fn connect(coordinator: &Endpoint, worker: &Endpoint) -> (Connection, Connection) {
+    let (near, far) = knock(coordinator, worker).await;
+    far.trust();
+    (near, far)
+}
+
+/// The same, before the worker has proved anything.
+async fn knock(coordinator: &Endpoint, worker: &Endpoint) -> (Connection, Connection) {
     let address = addresses(coordinator.local_addr());
     let (dialled, accepted) = tokio::join!(worker.dial(&address, coordinator.peer_id()), coordinator.accept());
     (dialled.unwrap(), accepted.unwrap())
 }
 
 fn gate() -> Gate {
-    Gate { secret: JoinSecret::random(), expires_unix: None, known: [].into() }
+    Gate { secret: JoinSecret::random(), expires_unix: None, known: KnownPeers::default(), numerics: String::new() }
 }
 
 fn frame(step: u32, rows: u32) -> Frame {
@@ -74,7 +81,14 @@ fn frame(step: u32, rows: u32) -> Frame {
         step: StepId(step),
         width: 512,
         times: StepTimes::default(),
-        segments: vec![Segment { session: SessionId(1), position: step, rows, wants, flags }],
+        segments: vec![Segment {
+            session: SessionId(1),
+            position: step,
+            rows,
+            wants,
+            flags,
+            trail: Trail(step.into()),
+        }],
         ids: vec![step; rows as usize],
         payload: (0..rows * 2048).map(|i| (i + step) as u8).collect::<Vec<_>>().into(),
     }
@@ -94,7 +108,7 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
         let mut gate = gate();
         let secret = gate.secret.clone();
         for round in 0..2 {
-            let (near, far) = connect(&coordinator, &worker).await;
+            let (near, far) = knock(&coordinator, &worker).await;
             assert_eq!((near.peer(), far.peer()), (coordinator.peer_id(), worker.peer_id()));
             assert_eq!(near.exporter(), far.exporter());
             let me = Introduction { name: "w".into(), threads: 2, ..Introduction::default() };
@@ -113,15 +127,15 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
             assert_eq!(receiver.recv().await.unwrap(), Message::Pong { stamp: 5 });
             // The ticket is rotated; the key is known now.
             gate.secret = JoinSecret::random();
-            gate.known.insert(worker.peer_id());
+            gate.known.remember(worker.peer_id());
         }
     });
 }
 
-async fn refused(gate: &Gate, secret: &JoinSecret) -> (RejectCode, String) {
+async fn refused(gate: &Gate, secret: &JoinSecret, me: Introduction) -> (RejectCode, String) {
     let (coordinator, worker) = pair(&Network::new(2));
-    let (near, far) = connect(&coordinator, &worker).await;
-    let (joined, welcomed) = tokio::join!(join(&near, secret, Introduction::default()), welcome(&far, gate));
+    let (near, far) = knock(&coordinator, &worker).await;
+    let (joined, welcomed) = tokio::join!(join(&near, secret, me), welcome(&far, gate));
     assert!(matches!(welcomed.unwrap_err(), NetError::Rejected { .. }));
     let NetError::Rejected { code, text } = joined.unwrap_err() else { panic!("not a rejection") };
     (code, text)
@@ -131,12 +145,78 @@ async fn refused(gate: &Gate, secret: &JoinSecret) -> (RejectCode, String) {
 fn a_wrong_or_expired_ticket_is_refused_with_the_reason() {
     simulate(async {
         let gate = gate();
-        let (code, text) = refused(&gate, &JoinSecret::random()).await;
+        let (code, text) = refused(&gate, &JoinSecret::random(), Introduction::default()).await;
         assert_eq!(code, RejectCode::Secret);
         assert!(text.contains("rotated or belongs to another mesh"), "{text}");
         let expired = Gate { expires_unix: Some(1), ..gate.clone() };
-        assert_eq!(refused(&expired, &gate.secret).await.0, RejectCode::Expired);
+        assert_eq!(refused(&expired, &gate.secret, Introduction::default()).await.0, RejectCode::Expired);
     });
+}
+
+#[test]
+fn who_computes_otherwise_or_hides_something_is_refused() {
+    simulate(async {
+        let gate = Gate { numerics: "arithmetic 1".into(), ..gate() };
+        let me = Introduction { numerics: "arithmetic 2".into(), ..Introduction::default() };
+        let (code, text) = refused(&gate, &gate.secret, me).await;
+        assert_eq!(code, RejectCode::Version);
+        assert!(text.contains("(arithmetic 2)") && text.contains("(arithmetic 1)"), "{text}");
+        let me = Introduction { name: "w\x1b[2J".into(), numerics: "arithmetic 1".into(), ..Introduction::default() };
+        let (code, text) = refused(&gate, &gate.secret, me).await;
+        assert_eq!((code, text.as_str()), (RejectCode::Malformed, "control characters in the hello: w\\u{1b}[2J"));
+    });
+}
+
+#[test]
+fn a_guest_may_send_a_hello_and_little_else() {
+    simulate(async {
+        let (coordinator, worker) = pair(&Network::new(14));
+        let (near, far) = knock(&coordinator, &worker).await;
+        assert!(matches!(near.open_frames(PlanEpoch(1)).await, Err(NetError::Deadline { .. })));
+        let (mut sender, _receiver) = near.open_control().await.unwrap();
+        let long = Message::Bye { text: "x".repeat(500_000) };
+        let gate = gate();
+        let (sent, verdict) = tokio::join!(sender.send(&long), welcome(&far, &gate));
+        assert!(matches!(sent, Err(NetError::Closed { code: CloseCode::Malformed, .. })), "{sent:?}");
+        assert!(matches!(verdict, Err(NetError::Protocol { .. })), "{verdict:?}");
+        // Once it is trusted it may, as far as a worker needs it.
+        let (near, far) = knock(&coordinator, &worker).await;
+        far.trust();
+        let _link = near.open_frames(PlanEpoch(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_crowd_at_the_door_keeps_nobody_out() {
+    simulate(async {
+        let network = Network::new(15);
+        let (coordinator, worker) = pair(&network);
+        let crowd = network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();
+        let address = addresses(coordinator.local_addr());
+        let mut silent = Vec::new();
+        for _ in 0..2 * DOOR_PER_ADDRESS {
+            let (near, far) = tokio::join!(crowd.dial(&address, coordinator.peer_id()), coordinator.accept());
+            silent.push((near.unwrap(), far.unwrap()));
+        }
+        // The last ones still stand there, the first ones had to go.
+        assert!(matches!(silent[0].0.closed().await, NetError::Closed { code: CloseCode::Limit, .. }));
+        let (near, far) = knock(&coordinator, &worker).await;
+        let gate = gate();
+        let (joined, welcomed) = tokio::join!(join(&near, &gate.secret, Introduction::default()), async {
+            let answer = Welcome { mesh: "m".into(), assigned_name: "w".into() };
+            welcome(&far, &gate).await.unwrap().admit(answer).await
+        });
+        assert!(joined.is_ok() && welcomed.is_ok());
+    });
+}
+
+#[test]
+fn only_so_many_keys_are_known() {
+    let known = KnownPeers::default();
+    let peer = |i: usize| PeerId(std::array::from_fn(|k| (i >> (8 * (k % 8))) as u8));
+    (0..=KNOWN_PEERS).for_each(|i| known.remember(peer(i)));
+    known.remember(peer(KNOWN_PEERS));
+    assert!(!known.contains(peer(0)) && known.contains(peer(1)) && known.contains(peer(KNOWN_PEERS)));
 }
 
 #[test]
@@ -169,7 +249,7 @@ fn another_version_is_refused_naming_both() {
         );
         assert!(matches!(verdict, Err(NetError::Rejected { code: RejectCode::Version, .. })));
         let Message::Reject { code: RejectCode::Version, text } = answer else { panic!("{answer:?}") };
-        assert!(text.contains("protocol 99 (qmesh 9.9.9)") && text.contains("protocol 1 (qmesh 0."), "{text}");
+        assert!(text.contains("protocol 99 (qmesh 9.9.9)") && text.contains("protocol 2 (qmesh 0."), "{text}");
     });
 }
 

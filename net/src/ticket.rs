@@ -4,7 +4,7 @@
 //! expiry u64 if flag 0 | count u8 | (length u8 | address) each | first 4 bytes of BLAKE3 of all before`, all of it
 //! little-endian.
 
-use std::{fmt, str::FromStr, time::SystemTime};
+use std::{fmt, str::FromStr};
 
 use bytes::{Buf, BufMut};
 use data_encoding::BASE32_NOPAD;
@@ -13,6 +13,10 @@ use thiserror::Error;
 use crate::{ids::PeerId, limits::TICKET_ADDRESSES, secret::JoinSecret};
 
 const PREFIX: &str = "qmesh1";
+/// What tickets of every version start with.
+const NAME: &str = "qmesh";
+/// What a ticket may have been pasted with.
+const QUOTES: [char; 8] = ['"', '\'', '`', '“', '”', '„', '‘', '’'];
 const VERSION: u8 = 1;
 /// The ticket has an expiry. Readers refuse flags that they do not know.
 const FLAG_EXPIRES: u8 = 1;
@@ -27,7 +31,7 @@ pub struct Ticket {
     pub coordinator: PeerId,
     /// The right to join.
     pub secret: JoinSecret,
-    /// When the right ends, in seconds since 1970.
+    /// When the right ends, in seconds since 1970 by the coordinator's clock, which decides.
     pub expires_unix: Option<u64>,
 }
 
@@ -49,24 +53,19 @@ pub enum TicketError {
     /// The parts are there but wrong.
     #[error("the ticket's checksum is wrong: copy it again")]
     Checksum,
-    /// Its time is over.
-    #[error("the ticket has expired: get a new one from the coordinator")]
-    Expired,
 }
 
 impl Ticket {
-    /// Reads a ticket as of `now_unix`, seconds since 1970. White space, as of a wrapped line, does not matter.
-    pub fn parse_at(text: &str, now_unix: u64) -> Result<Self, TicketError> {
+    /// Reads a ticket, one that has expired too: the coordinator's clock decides on that. White space, as of a wrapped
+    /// line, quotes around it and capitals do not matter.
+    pub fn parse(text: &str) -> Result<Self, TicketError> {
         let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-        let body = text.strip_prefix(PREFIX).ok_or_else(|| match text.strip_prefix("qmesh") {
+        let text = text.trim_matches(QUOTES);
+        let body = strip_prefix(text, PREFIX).ok_or_else(|| match strip_prefix(text, NAME) {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => TicketError::Version,
             Some(_) | None => TicketError::NotATicket,
         })?;
-        let ticket = Self::from_bytes(&decode_base32(body)?)?;
-        match ticket.expires_unix {
-            Some(expires_unix) if expires_unix <= now_unix => Err(TicketError::Expired),
-            Some(_) | None => Ok(ticket),
-        }
+        Self::from_bytes(&decode_base32(body)?)
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, TicketError> {
@@ -137,9 +136,37 @@ impl FromStr for Ticket {
     type Err = TicketError;
 
     fn from_str(text: &str) -> Result<Self, TicketError> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self::parse_at(text, now.as_secs())
+        Self::parse(text)
     }
+}
+
+/// The text with all tickets in it cut short, so that messages about what was typed give none away.
+pub fn without_tickets(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = find_ticket(rest) {
+        out.push_str(&rest[..at + PREFIX.len()]);
+        out.push('…');
+        rest = rest[at + PREFIX.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+    }
+    out + rest
+}
+
+/// Where something begins that looks like a ticket of any version.
+fn find_ticket(text: &str) -> Option<usize> {
+    let begins = |at: &usize| {
+        let rest = text.get(*at..).and_then(|text| strip_prefix(text, NAME));
+        rest.is_some_and(|rest| {
+            let mut rest = rest.chars();
+            rest.next().is_some_and(|c| c.is_ascii_digit()) && rest.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        })
+    };
+    (0..text.len()).find(begins)
+}
+
+fn strip_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 /// Decodes as far as whole groups go, so that a cut text fails for being short, not for how it ends.
@@ -178,9 +205,27 @@ mod tests {
         for ticket in [ticket(), Ticket { addresses: vec![], expires_unix: None, ..ticket() }, many] {
             let text = ticket.to_string();
             assert!(text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{text}");
-            assert_eq!(Ticket::parse_at(&text, 1), Ok(ticket.clone()));
-            assert_eq!(Ticket::parse_at(&format!(" {}\n{}\n", &text[..40], &text[40..]), 1), Ok(ticket));
+            assert_eq!(Ticket::parse(&text), Ok(ticket.clone()));
+            assert_eq!(Ticket::parse(&format!(" {}\n{}\n", &text[..40], &text[40..])), Ok(ticket));
         }
+    }
+
+    #[test]
+    fn how_it_was_pasted_does_not_matter() {
+        let text = ticket().to_string();
+        for pasted in [format!("\"{text}\"\n"), format!(" '{text}'"), format!("“{text}”"), text.to_uppercase()] {
+            assert_eq!(Ticket::parse(&pasted), Ok(ticket()), "{pasted}");
+        }
+    }
+
+    #[test]
+    fn messages_give_no_ticket_away() {
+        let text = ticket().to_string();
+        for said in [text.clone(), text.to_uppercase(), text[..40].to_owned()] {
+            let message = without_tickets(&format!("error: '{said}' and qmesh, {said}"));
+            assert_eq!(message.to_lowercase(), "error: 'qmesh1…' and qmesh, qmesh1…");
+        }
+        assert_eq!(without_tickets("qmesh 0.1 at qmesh1, é"), "qmesh 0.1 at qmesh1, é");
     }
 
     #[test]
@@ -189,20 +234,21 @@ mod tests {
         for i in 0..text.len() {
             for other in ['a', 'z', '2', '7', '1', '-', 'é'].into_iter().filter(|c| !text[i..].starts_with(*c)) {
                 let changed = format!("{}{other}{}", &text[..i], &text[i + 1..]);
-                assert!(Ticket::parse_at(&changed, 1).is_err(), "{changed}");
+                assert!(Ticket::parse(&changed).is_err(), "{changed}");
             }
-            let cut = Ticket::parse_at(&text[..i], 1);
+            let cut = Ticket::parse(&text[..i]);
             let expected = if i < PREFIX.len() { TicketError::NotATicket } else { TicketError::Truncated };
             assert_eq!(cut, Err(expected), "{i}");
         }
-        assert!(Ticket::parse_at(&format!("{text}a"), 1).is_err());
+        assert!(Ticket::parse(&format!("{text}a")).is_err());
     }
 
     #[test]
-    fn time_and_version_are_told_apart() {
+    fn time_is_the_coordinators_to_judge_and_another_version_is_named() {
         let text = ticket().to_string();
-        assert_eq!(Ticket::parse_at(&text, 2_000_000_000), Err(TicketError::Expired));
-        assert_eq!(Ticket::parse_at(&text.replace("qmesh1", "qmesh2"), 1), Err(TicketError::Version));
+        let past = Ticket { expires_unix: Some(1), ..ticket() };
+        assert_eq!(Ticket::parse(&past.to_string()), Ok(past));
+        assert_eq!(Ticket::parse(&text.replace("qmesh1", "qmesh2")), Err(TicketError::Version));
         let mut bytes = ticket().to_bytes();
         bytes[1] |= 0x80;
         assert_eq!(Ticket::from_bytes(&bytes), Err(TicketError::Version));

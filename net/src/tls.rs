@@ -90,7 +90,7 @@ impl ResolvesServerCert for Resolver {
         let offered: Vec<_> = hello.alpn().into_iter().flatten().collect();
         if !offered.contains(&ALPN) {
             let offered: Vec<_> = offered.into_iter().map(String::from_utf8_lossy).collect();
-            tracing::warn!(?offered, speaks = "qmesh/1", "a dialler speaks another protocol");
+            tracing::info!(?offered, speaks = "qmesh/1", "a dialler speaks another protocol");
         }
         Some(self.0.clone())
     }

@@ -12,8 +12,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     identity::Identity,
     limits::{
-        BIDI_STREAMS, CONNECTION_WINDOW_BYTES, IDLE_TIMEOUT, KEEP_ALIVE, PACKETS_PER_ACK, SEND_WINDOW_BYTES,
-        SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES, UDP_PAYLOAD_BYTES, UNI_STREAMS,
+        BIDI_STREAMS, CONNECTION_WINDOW_BYTES, GUEST_SEND_WINDOW_BYTES, GUEST_WINDOW_BYTES, IDLE_TIMEOUT,
+        JOINED_BIDI_STREAMS, JOINED_SEND_WINDOW_BYTES, JOINED_UNI_STREAMS, JOINED_WINDOW_BYTES, KEEP_ALIVE,
+        PACKETS_PER_ACK, SEND_WINDOW_BYTES, SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES, UDP_PAYLOAD_BYTES, UNI_STREAMS,
     },
 };
 
@@ -41,6 +42,10 @@ impl Reach {
 
 /// Settings of a connection to a peer so far away.
 pub(crate) fn transport(reach: Reach) -> Arc<TransportConfig> {
+    Arc::new(settings(reach))
+}
+
+fn settings(reach: Reach) -> TransportConfig {
     let mut config = TransportConfig::default();
     // quinn does not see a killed peer at once: only silence tells.
     config.max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("4 s fit a QUIC timeout")));
@@ -68,7 +73,26 @@ pub(crate) fn transport(reach: Reach) -> Arc<TransportConfig> {
         mtu.upper_bound(UDP_PAYLOAD_BYTES);
         config.mtu_discovery_config(Some(mtu));
     }
+    config
+}
+
+/// Settings of a connection whose peer must still prove that it may join: the limits that it has until then.
+pub(crate) fn guest_transport(reach: Reach) -> Arc<TransportConfig> {
+    let mut config = settings(reach);
+    config.receive_window(GUEST_WINDOW_BYTES.into());
+    config.send_window(GUEST_SEND_WINDOW_BYTES);
+    config.max_concurrent_uni_streams(0_u32.into());
+    // The control stream.
+    config.max_concurrent_bidi_streams(1_u32.into());
     Arc::new(config)
+}
+
+/// The limits of a worker that has joined.
+pub(crate) fn lift_limits(quic: &quinn::Connection) {
+    quic.set_receive_window(JOINED_WINDOW_BYTES.into());
+    quic.set_send_window(JOINED_SEND_WINDOW_BYTES);
+    quic.set_max_concurrent_uni_streams(JOINED_UNI_STREAMS.into());
+    quic.set_max_concurrent_bi_streams(JOINED_BIDI_STREAMS.into());
 }
 
 /// Settings of the socket's packets. Resets are keyed by the identity, so that peers notice a restart at once.

@@ -49,6 +49,38 @@ fn an_expired_ticket_lets_nobody_in() {
 }
 
 #[test]
+fn an_expiry_outlives_a_restart_and_ends_with_a_new_ticket() {
+    let folder = TempDir::new().unwrap();
+    let port = free_port();
+    let limited = serve(&folder, port, &["--ticket-expires", "1s"]);
+    drop(limited.1);
+    std::thread::sleep(Duration::from_secs(1));
+    let again = serve(&folder, port, &[]);
+    assert_eq!(limited.0, again.0, "the same ticket, with the same end");
+    one_line(&join(&again.0), 2, &["expired"]);
+    drop(again.1);
+    let renewed = serve(&folder, port, &["--new-ticket"]);
+    let mut late = worker(&renewed.0, "late", folder.path(), &[]);
+    late.wait_for(Duration::from_secs(20), "the welcome", |line| line.contains("joined ").then_some(()));
+}
+
+#[test]
+fn a_worker_waits_for_its_own_coordinator_to_return() {
+    let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let port = free_port();
+    let own = serve(&folder, port, &[]);
+    drop(own.1);
+    // Another mesh has the address meanwhile.
+    let foreign = serve(&other, port, &[]);
+    let mut patient = worker(&own.0, "patient", folder.path(), &[]);
+    let wrong = patient.wait_for(Duration::from_secs(20), "the wrong key", |l| l.contains("key").then(|| l.to_owned()));
+    assert!(wrong.contains("retrying"), "{wrong}");
+    drop(foreign.1);
+    let _own = serve(&folder, port, &[]);
+    patient.wait_for(Duration::from_secs(30), "the welcome", |line| line.contains("joined ").then_some(()));
+}
+
+#[test]
 fn bad_models_are_named() {
     let folder = TempDir::new().unwrap();
     let write = |name: &str, bytes: &[u8]| {

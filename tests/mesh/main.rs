@@ -1,6 +1,7 @@
 //! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
 
 mod changes;
+mod doors;
 mod errors;
 mod experts;
 mod footprint;
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 /// A coordinator that serves the default model, and a folder for everything it and its workers keep.
 struct Serving {
     /// Killed when the test ends.
-    _coordinator: Running,
+    coordinator: Running,
     folder: TempDir,
     /// Of the API.
     url: String,
@@ -56,7 +57,7 @@ impl Serving {
             line.trim().strip_prefix("shard-worker join ").map(|t| t.trim().to_owned())
         });
         let url = coordinator.wait_for(STARTING, "the API's address", api_address);
-        Self { _coordinator: coordinator, folder, url, ticket }
+        Self { coordinator, folder, url, ticket }
     }
 
     /// A worker that joins, with a cache of its own.

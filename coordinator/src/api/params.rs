@@ -3,12 +3,7 @@
 //! A client that is silent gets OpenAI's defaults; beyond OpenAI there are llama.cpp's `top_k`, `min_p`,
 //! `repeat_penalty` and `repeat_last_n`, which are off (64 for the last) until asked for.
 
-use std::{
-    collections::HashMap,
-    fmt::Display,
-    hash::{BuildHasher, RandomState},
-    ops::RangeInclusive,
-};
+use std::{collections::HashMap, fmt::Display, ops::RangeInclusive};
 
 use qmesh_net::Sampling;
 use serde::Deserialize;
@@ -170,9 +165,9 @@ impl Params {
     }
 }
 
-/// An unguessable number: the standard library keys its hashers from the system's randomness.
+/// A number that nobody can guess.
 pub(crate) fn random() -> u64 {
-    RandomState::new().hash_one(0)
+    getrandom::u64().expect("the system's random source, without which no TLS works either")
 }
 
 /// A whole number in its range, if it was sent.

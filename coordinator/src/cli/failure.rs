@@ -3,6 +3,7 @@
 use std::io;
 
 use qmesh_models::tokenizer::TokenizerError;
+use qmesh_net::without_tickets;
 
 use crate::plan::PlanError;
 
@@ -68,8 +69,11 @@ impl Failure {
         if self.text.is_empty() {
             return Vec::new();
         }
-        let line =
-            |label: &str, text: &str| format!("{label}: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+        // What was typed may be a ticket, in the wrong place.
+        let line = |label: &str, text: &str| {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            format!("{label}: {}", without_tickets(&text))
+        };
         [line("error", &self.text)].into_iter().chain(self.advice.as_ref().map(|text| line("try", text))).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Arguments of the commands about a mesh: `plan`, `serve`, `status`.
+//! Arguments of the commands about a mesh: `plan`, `serve`, `status`, `ticket`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -162,7 +162,7 @@ pub struct ServeArgs {
     /// Make earlier join lines worthless
     #[arg(long, env = "QMESH_NEW_TICKET")]
     pub new_ticket: bool,
-    /// How long the join line lets new workers in: 90s, 30m, 12h, 7d [default: for good]
+    /// How long the join line lets new workers in: 90s, 30m, 12h, 7d [default: as before, at first for good]
     #[arg(long, value_name = "TIME", env = "QMESH_TICKET_EXPIRES", value_parser = parse_time)]
     pub ticket_expires: Option<Duration>,
     /// Key that HTTP clients must send (Authorization: Bearer KEY)
@@ -215,6 +215,25 @@ fn is_host_name(host: &str) -> bool {
 fn is_port(text: &str) -> bool {
     // A number's own parser takes a sign.
     text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// Arguments of `ticket`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  coordinator ticket
+  coordinator ticket --port 8081
+  coordinator ticket --json
+
+It works for the user who runs the coordinator, on the same machine. Whoever has the line can add workers, which see \
+prompts and answers: keep it from others.")]
+pub struct TicketArgs {
+    /// Port of the coordinator's HTTP API, where several run here
+    #[arg(long, env = "QMESH_PORT")]
+    pub port: Option<u16>,
+    /// Print JSON: all that run here, or the one with that port
+    #[arg(long, env = "QMESH_JSON")]
+    pub json: bool,
 }
 
 /// A number and its unit.

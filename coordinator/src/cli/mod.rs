@@ -20,7 +20,7 @@ use self::models::model_ref;
 pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
-    mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, WorkloadArgs},
+    mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
 
@@ -59,6 +59,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Show the state of a running coordinator
     Status(StatusArgs),
+    /// Print the join line of a coordinator that runs on this machine
+    Ticket(TicketArgs),
     /// Score prompts and continue them greedily, as JSON
     Eval(EvalArgs),
 }

@@ -15,6 +15,7 @@ mod run;
 mod serve;
 mod signals;
 mod status;
+mod ticket;
 mod tokenize;
 
 use std::{
@@ -58,6 +59,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => chat::chat(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Status(args) => status::status(&args),
+        Command::Ticket(args) => ticket::ticket(&args),
         Command::Eval(args) => eval::eval(&args),
     }
 }

@@ -1,7 +1,5 @@
 //! `run`: one prompt, one answer.
 
-use std::hash::{BuildHasher, RandomState};
-
 use qmesh_models::{
     chat::Message,
     tokenizer::{LeadingSpace, Specials},
@@ -54,6 +52,6 @@ fn prompt(text: &TextModel, args: &RunArgs) -> Result<(Vec<u32>, LeadingSpace), 
 
 /// Another one each time.
 pub(super) fn random_seed() -> u64 {
-    // The standard library's hasher is keyed by the operating system's randomness. Short enough to be typed again.
-    RandomState::new().hash_one(0) >> 32
+    // Short enough to be typed again.
+    u64::from(getrandom::u32().expect("the system's random source, without which no TLS works either"))
 }

@@ -15,6 +15,7 @@ use crate::{
     api::{self, ApiState, ListenError, Listeners},
     cli::{Failure, ServeArgs},
     generate::MeshHandle,
+    invitation::{Invitation, Posted},
     local::LocalWorkers,
     mesh::{
         Formation, Mesh, MeshConfig, Rotate, TicketSource, Workers,
@@ -48,6 +49,7 @@ async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop
     let addresses = listeners.addresses()?;
     let mesh = Mesh::start(config(args, &model, room)?).await.map_err(|e| Failure::failed(e.to_string()))?;
     introduce(args, &model, room, &mesh, &addresses)?;
+    let _posted = post(&model, &mesh, &addresses)?;
     let workers = local_workers(args, &model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
@@ -87,8 +89,7 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
         // The first of them would form a pipeline alone otherwise.
         (None, local) => Workers::AtLeast(local),
     };
-    let expires = args.ticket_expires.map(|time| SystemTime::now() + time);
-    let expires_unix = expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|d| d.as_secs());
+    let expires_unix = args.ticket_expires.map(|time| now_unix() + time.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
     Ok(MeshConfig {
         model: Arc::clone(model),
@@ -118,10 +119,33 @@ fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: &[So
     ]);
     let reach =
         if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
+    if mesh.ticket().expires_unix.is_some_and(|end| end <= now_unix()) {
+        note(
+            "the ticket has expired: workers that are known come back, --new-ticket or --ticket-expires lets others in",
+        );
+    }
     let api: Vec<String> = api.iter().map(|address| format!("http://{address}/v1")).collect();
     let (join, api) = (mesh.join_command(), api.join(" "));
     output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: {api}"))?;
     Ok(())
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Leaves the join line where `coordinator ticket` finds it.
+fn post(model: &Model, mesh: &Mesh, api: &[SocketAddr]) -> Result<Option<Posted>, Failure> {
+    let Some(&api) = api.first() else { return Ok(None) };
+    let (model, join, expires_unix) = (model.name.clone(), mesh.join_command(), mesh.ticket().expires_unix);
+    let invitation = Invitation { model, api, process: std::process::id(), join, expires_unix };
+    match invitation.post(directories()?.keys()) {
+        Ok(posted) => Ok(Some(posted)),
+        Err(error) => {
+            note(format_args!("note: `coordinator ticket` will not find the join line: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// Says what becomes of the mesh, until it is dropped.

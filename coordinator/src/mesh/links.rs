@@ -1,13 +1,13 @@
 //! The tasks around one worker's connection: they move messages, frames and tensor bytes, and decide nothing.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameReceiver, Gate, Incoming, Message,
-    NetError, PeerId, PlanEpoch, Welcome,
+    Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
+    Incoming, Message, NetError, PlanEpoch, RejectCode, Welcome,
 };
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -53,21 +53,17 @@ pub(crate) async fn accept(
     mesh: String,
     events: mpsc::Sender<Event>,
 ) {
+    // The endpoint bounds how many have not joined yet, the places how many have.
     let mut arrivals = JoinSet::new();
-    // Who was let in once comes back without a ticket, for as long as this process lives.
-    let known = Arc::new(Mutex::new(HashSet::new()));
+    let places = Arc::new(Semaphore::new(WORKERS_MOST));
     let mut next = 1;
     while let Some(connection) = endpoint.accept().await {
         while arrivals.try_join_next().is_some() {}
-        if arrivals.len() >= WORKERS_MOST {
-            connection.close(CloseCode::Limit, "the mesh has no place left");
-            continue;
-        }
         let worker = WorkerId(next);
         next += 1;
-        let known = Arc::clone(&known);
-        let guest = Guest { worker, connection, weights: weights.clone(), events: events.clone(), known };
-        arrivals.spawn(guest.serve(gate.clone(), mesh.clone()));
+        let (gate, places) = (gate.clone(), Arc::clone(&places));
+        let guest = Guest { worker, connection, gate, places, weights: weights.clone(), events: events.clone() };
+        arrivals.spawn(guest.serve(mesh.clone()));
     }
 }
 
@@ -75,26 +71,38 @@ pub(crate) async fn accept(
 struct Guest {
     worker: WorkerId,
     connection: Connection,
+    gate: Gate,
+    places: Arc<Semaphore>,
     weights: Weights,
     events: mpsc::Sender<Event>,
-    known: Arc<Mutex<HashSet<PeerId>>>,
 }
 
 impl Guest {
     /// From hello to goodbye.
-    async fn serve(self, gate: Gate, mesh: String) {
-        let (worker, events) = (self.worker, self.events.clone());
-        match self.arrive(gate, mesh).await {
-            Ok(()) => {}
-            Err(error) => tracing::info!("worker {worker}: {error}"),
+    async fn serve(self, mesh: String) {
+        let worker = self.worker;
+        let applicant = match qmesh_net::welcome(&self.connection, &self.gate).await {
+            Ok(applicant) => applicant,
+            Err(error) => return tracing::info!("worker {worker}: {error}"),
+        };
+        let Some(_place) = self.place(&applicant) else {
+            return applicant.reject(RejectCode::Full, "the mesh has no place left: stop a worker, or try later").await;
+        };
+        if let Err(error) = self.stay(applicant, mesh).await {
+            tracing::info!("worker {worker}: {error}");
         }
         // The mesh's task may be over; then nobody needs to know.
-        drop(events.send(Event::Left { worker, why: self.why().await }).await);
+        drop(self.events.send(Event::Left { worker, why: self.why().await }).await);
     }
 
-    async fn arrive(&self, gate: Gate, mesh: String) -> Result<(), NetError> {
-        let gate = Gate { known: self.known.lock().await.clone(), ..gate };
-        let applicant = qmesh_net::welcome(&self.connection, &gate).await?;
+    /// A place in the mesh, if there is one. The last ones are for those that were here before.
+    fn place(&self, applicant: &Applicant) -> Option<OwnedSemaphorePermit> {
+        let kept = if self.gate.known.contains(applicant.peer()) { 0 } else { WORKERS_KNOWN };
+        let free = self.places.available_permits() > kept;
+        free.then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten()
+    }
+
+    async fn stay(&self, applicant: Applicant, mesh: String) -> Result<(), NetError> {
         let hello = applicant.hello();
         let joined = Joined {
             name: hello.name.clone(),
@@ -109,7 +117,8 @@ impl Guest {
         drop(self.events.send(Event::Arrived { worker: self.worker, joined, link, name }).await);
         // Without a name the mesh is going down.
         let Ok(assigned_name) = named.await else { return Ok(()) };
-        self.known.lock().await.insert(applicant.peer());
+        // Who was let in once comes back without a ticket, for as long as this process lives.
+        self.gate.known.remember(applicant.peer());
         let (_, sender, receiver) = applicant.admit(Welcome { mesh, assigned_name }).await?;
         tokio::select! {
             done = send_messages(sender, messages) => done,
@@ -134,6 +143,7 @@ impl Guest {
         loop {
             match self.connection.accept_stream().await? {
                 Incoming::Frames(receiver) => {
+                    let receiver = receiver.only(FrameKind::Sampled);
                     streams.spawn(receive_frames(self.worker, receiver, self.events.clone()));
                 }
                 Incoming::Range(server) => {
@@ -189,5 +199,7 @@ async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::
 const MESSAGES_WAITING: usize = 1024;
 /// The scheduler's credits keep it far below.
 const FRAMES_WAITING: usize = 512;
-/// Workers and would-be workers.
-const WORKERS_MOST: usize = 1024;
+/// Workers that have joined: each may cost some tens of megabytes here.
+const WORKERS_MOST: usize = 256;
+/// Of these places, those kept for workers that come back.
+const WORKERS_KNOWN: usize = 32;

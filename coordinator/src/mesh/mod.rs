@@ -17,10 +17,10 @@ pub mod status;
 mod thread;
 mod weights;
 
-use std::{collections::HashSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use qmesh_models::{spec::ModelSpec, weights::WeightsError};
-use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinSecret, KeyFileError, NetError, Ticket};
+use qmesh_models::{numerics, spec::ModelSpec, weights::WeightsError};
+use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinRight, KeyFileError, KnownPeers, NetError, Ticket};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -111,7 +111,7 @@ pub enum TicketSource {
         directory: PathBuf,
         /// Whether to make earlier tickets worthless.
         rotate: Rotate,
-        /// When the ticket stops letting new workers in, in seconds since 1970.
+        /// When the ticket stops letting new workers in, in seconds since 1970; `None` leaves it as it was kept.
         expires_unix: Option<u64>,
     },
 }
@@ -168,9 +168,9 @@ impl Mesh {
     pub async fn start(config: MeshConfig) -> Result<Self, MeshError> {
         let thread = MeshThread::spawn()?;
         let starting = async move {
-            let (identity, secret) = credentials(&config.ticket)?;
+            let (identity, right) = credentials(&config.ticket)?;
             let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
-            Self::start_on(endpoint, &identity, secret, config).await
+            Self::start_on(endpoint, &identity, right, config).await
         };
         let mesh = thread.run(starting).await?;
         Ok(Self { _thread: Some(thread), ..mesh })
@@ -183,14 +183,11 @@ impl Mesh {
     pub async fn start_on(
         endpoint: Endpoint,
         identity: &Identity,
-        secret: JoinSecret,
+        right: JoinRight,
         config: MeshConfig,
     ) -> Result<Self, MeshError> {
         check_sizes(&config)?;
-        let expires_unix = match config.ticket {
-            TicketSource::Fresh => None,
-            TicketSource::Kept { expires_unix, .. } => expires_unix,
-        };
+        let JoinRight { secret, expires_unix } = right;
         let model = Arc::clone(&config.model);
         let hashing =
             tokio::task::spawn_blocking(move || Ok((model.file.hashes(&model.spec.tensors)?, model.file.id()?)));
@@ -215,9 +212,8 @@ impl Mesh {
         };
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
         let (stop, stopped) = oneshot::channel();
-        let join = format!("shard-worker join {ticket}");
-        let gate = Gate { secret, expires_unix, known: HashSet::new() };
-        let task = run::MeshTask::new(endpoint, gate, &config, planned, join);
+        let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
+        let task = run::MeshTask::new(endpoint, gate, &config, planned);
         let (status, watched) = watch::channel(Arc::new(task.status()));
         let task = tokio::spawn(task.run(submitted, status, stopped));
         Ok(Self { handle: MeshHandle::new(submissions, watched), ticket, stop: Some(stop), task, _thread: None })
@@ -262,17 +258,18 @@ fn check_sizes(config: &MeshConfig) -> Result<(), MeshError> {
     Err(MeshError::Config { text })
 }
 
-fn credentials(source: &TicketSource) -> Result<(Identity, JoinSecret), KeyFileError> {
+fn credentials(source: &TicketSource) -> Result<(Identity, JoinRight), KeyFileError> {
     match source {
-        TicketSource::Fresh => Ok((Identity::ephemeral(), JoinSecret::random())),
-        TicketSource::Kept { directory, rotate, .. } => {
+        TicketSource::Fresh => Ok((Identity::ephemeral(), JoinRight::random())),
+        TicketSource::Kept { directory, rotate, expires_unix } => {
             let identity = Identity::load_or_create(directory.join("coordinator.key"))?;
             let path = directory.join("join.secret");
-            let secret = match rotate {
-                Rotate::Keep => JoinSecret::load_or_create(path)?,
-                Rotate::New => JoinSecret::rotate(path)?,
+            let right = match (rotate, *expires_unix) {
+                (Rotate::New, end) => JoinRight::rotate(path, end)?,
+                (Rotate::Keep, Some(end)) => JoinRight::limit(path, end)?,
+                (Rotate::Keep, None) => JoinRight::load_or_create(path)?,
             };
-            Ok((identity, secret))
+            Ok((identity, right))
         }
     }
 }

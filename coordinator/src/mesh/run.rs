@@ -36,7 +36,6 @@ pub(crate) struct MeshTask {
     weights: Weights,
     gate: Gate,
     model: Arc<PlannedModel>,
-    join: String,
     roster: Roster,
     scheduler: Scheduler,
     links: BTreeMap<WorkerId, Link>,
@@ -59,13 +58,7 @@ enum News {
 }
 
 impl MeshTask {
-    pub(crate) fn new(
-        endpoint: Endpoint,
-        gate: Gate,
-        config: &MeshConfig,
-        planned: PlannedModel,
-        join: String,
-    ) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, gate: Gate, config: &MeshConfig, planned: PlannedModel) -> Self {
         let limits = Limits {
             context: planned.context,
             kv_positions: planned.kv_positions,
@@ -81,7 +74,6 @@ impl MeshTask {
             endpoint,
             weights: Weights::new(Arc::clone(&config.model), &model.hashes),
             gate,
-            join,
             roster: Roster::new(Arc::clone(&model), config.formation.clone()),
             model,
             scheduler: Scheduler::new(limits),
@@ -150,7 +142,6 @@ impl MeshTask {
             context: self.model.context,
             kv_positions: self.model.kv_positions,
             kv_positions_used: self.scheduler.positions_reserved(),
-            join: self.join.clone(),
             stages: self.roster.stage_status(),
             workers: self.roster.worker_status(now, rtt_ms),
             change: self.roster.change(now).map(|change| self.with_followers(change)),

@@ -258,7 +258,7 @@ impl Scheduler {
                 sequence.restarts = 0;
             }
         }
-        let mut actions = Vec::new();
+        let mut actions = self.fail_strays(frame);
         for segment in frame.segments.iter().filter(|s| s.rows > 0) {
             let rest = rows.split_off((segment.rows as usize).min(rows.len()));
             let own = std::mem::replace(&mut rows, rest);
@@ -516,6 +516,21 @@ impl Scheduler {
         self.totals.drafted_tokens += drafted;
         self.totals.accepted_tokens += right;
         events.into_iter().map(|event| Action::Deliver(session, event)).collect()
+    }
+
+    /// Fails the sequences that the last stage has other ids of: what it sampled would be another text.
+    fn fail_strays(&mut self, frame: &Frame) -> Vec<Action> {
+        let strays = |s: &&Segment| {
+            let sequence = self.sequences.get(&s.session).filter(|q| q.phase == Phase::Running && !q.spoiled);
+            sequence.is_some_and(|sequence| !sequence.agrees(s))
+        };
+        let strays: Vec<_> = frame.segments.iter().filter(strays).copied().collect();
+        let last = self.pipeline.map_or(0, |pipeline| pipeline.stages.saturating_sub(1));
+        let text = |s: &Segment| {
+            let (session, positions) = (s.session, s.position + s.rows);
+            format!("the coordinator and stage {last} disagree about the first {positions} ids of session {session}")
+        };
+        strays.iter().flat_map(|s| self.failed(frame.epoch, s.session, &text(s))).collect()
     }
 
     /// Ends a sequence with a last event, or with none when nobody listens.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Sampled, Segment, SegmentFlags, SessionId, Wants};
+use qmesh_net::{Sampled, Segment, SegmentFlags, SessionId, Trail, Trails, Wants};
 
 use super::{draft::Drafter, pages::PAGE_POSITIONS};
 use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, PromptRows};
@@ -52,6 +52,8 @@ pub(crate) struct Sequence {
     /// Prompt, then generated.
     pub(crate) ids: Vec<u32>,
     sent: usize,
+    /// Of the ids sent, and of drafts behind them.
+    trails: Trails,
     /// Of those sent, what every stage has computed: no rollback touches it any more.
     pub(crate) computed: usize,
     /// Whether a stage has failed it: nothing of it can be relied on.
@@ -94,6 +96,7 @@ impl Sequence {
             waiting_since: None,
             ids: request.ids.clone(),
             sent: 0,
+            trails: Trails::default(),
             computed: 0,
             spoiled: false,
             drafted: Vec::new(),
@@ -188,8 +191,8 @@ impl Sequence {
         self.in_flight += 1;
         let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
         let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
-        let flags = SegmentFlags::default();
-        (Segment { session, position: count(position), rows: count(ids.len()), wants, flags }, ids)
+        let (flags, trail) = (SegmentFlags::default(), self.trail(position, &ids));
+        (Segment { session, position: count(position), rows: count(ids.len()), wants, flags, trail }, ids)
     }
 
     /// The next at most `rows` ids as a segment; two, where they are scored and only one is left room for.
@@ -218,8 +221,21 @@ impl Sequence {
             rows: count(ids.len()),
             wants,
             flags: SegmentFlags::default(),
+            trail: self.trail(position, &ids),
         };
         (segment, ids)
+    }
+
+    /// Whether the stages had the same ids as it has, up to the end of a segment that came back.
+    pub(crate) fn agrees(&self, segment: &Segment) -> bool {
+        self.trails.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
+    }
+
+    /// The trail of its ids before `position`, and of `ids` from there on.
+    fn trail(&mut self, position: usize, ids: &[u32]) -> Trail {
+        let held = self.trails.len().min(position);
+        self.trails.write(held, &self.ids[held..position]);
+        self.trails.write(position, ids).unwrap_or_default()
     }
 
     /// Whether the rows of its prompt are still wanted.

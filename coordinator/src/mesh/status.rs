@@ -21,8 +21,6 @@ pub struct MeshStatus {
     pub kv_positions: usize,
     /// See `kv_positions`.
     pub kv_positions_used: usize,
-    /// The command that lets a worker in.
-    pub join: String,
     /// The stages in order; empty without a plan.
     pub stages: Vec<StageStatus>,
     /// Every worker that is connected.

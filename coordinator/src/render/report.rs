@@ -72,7 +72,6 @@ pub fn status(status: &MeshStatus) -> String {
         ("requests", format!("{} running, {} waiting", status.running, status.waiting)),
         ("tokens", format!("{} read, {} generated", status.prompt_tokens, status.generated_tokens)),
         ("uptime", uptime(status.uptime_s)),
-        ("join", status.join.clone()),
     ]);
     let columns = [
         ("worker", Align::Left),

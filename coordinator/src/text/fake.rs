@@ -152,7 +152,6 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         context: CONTEXT,
         kv_positions: 256,
         kv_positions_used: 0,
-        join: "shard-worker join qmesh1".to_owned(),
         stages: Vec::new(),
         workers: Vec::new(),
         change: None,

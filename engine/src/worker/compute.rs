@@ -19,6 +19,7 @@ use super::{
     emulation::{Compute, Computer},
     event::Turn,
     store::Weights,
+    trails::{SessionTrails, Stray},
 };
 use crate::{
     error::EngineError,
@@ -141,6 +142,7 @@ struct Seat {
     assignment: Arc<Assignment>,
     shard: Computer,
     sessions: BTreeSet<SessionId>,
+    trails: SessionTrails,
 }
 
 impl Desk {
@@ -179,7 +181,8 @@ impl Desk {
         };
         match guarded(load) {
             Ok(shard) => {
-                self.seat = Some(Seat { turn, assignment, shard, sessions: BTreeSet::new() });
+                let (sessions, trails) = (BTreeSet::new(), SessionTrails::default());
+                self.seat = Some(Seat { turn, assignment, shard, sessions, trails });
                 self.waited = Duration::ZERO;
                 Done::Loaded { turn, took: Some(since.elapsed()) }
             }
@@ -215,6 +218,7 @@ impl Desk {
         match guarded(|| seat.shard.open(session.0, most, sampling, prefix)) {
             Ok(()) => {
                 seat.sessions.insert(session);
+                seat.trails.open(session, open.prefix);
                 Done::Opened { turn, session, kv_positions_used: kv_positions_used(&seat.shard) }
             }
             Err(failure) => refused(failure),
@@ -263,6 +267,10 @@ impl Seat {
             Ok(step) => step,
             Err(text) => return (None, 0, vec![fault((None, FaultCode::Frame), text)]),
         };
+        for stray in self.trails.follow(frame) {
+            faults.push(fault((Some(stray.session), FaultCode::Ids), self.disagreement(stray)));
+            convert::remove(&mut step, stray.session, self.assignment.spec.hidden);
+        }
         let output = loop {
             match self.compute(&step) {
                 Ok(output) => break output,
@@ -283,10 +291,17 @@ impl Seat {
         (sendable.then_some(out), rows, faults)
     }
 
+    fn disagreement(&self, Stray { session, positions }: Stray) -> String {
+        let stage = self.assignment.stage.0;
+        let sender = stage.checked_sub(1).map_or("the coordinator".to_owned(), |before| format!("stage {before}"));
+        format!("{sender} and stage {stage} disagree about the first {positions} ids of session {session}")
+    }
+
     fn close(&mut self, session: SessionId) {
         if !self.sessions.remove(&session) {
             return;
         }
+        self.trails.close(session);
         if let Err(failure) = guarded(|| self.shard.close(session.0)) {
             tracing::error!(%session, %failure, "an open session does not close");
         }
@@ -296,6 +311,7 @@ impl Seat {
         if !self.sessions.contains(&session) {
             return;
         }
+        self.trails.keep(session, positions);
         if let Err(failure) = guarded(|| self.shard.keep(session.0, positions)) {
             tracing::error!(%session, %failure, "an open session cannot be shortened");
         }

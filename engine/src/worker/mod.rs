@@ -17,6 +17,7 @@ mod memory;
 mod run;
 mod state;
 mod store;
+mod trails;
 mod wire;
 
 use std::{num::NonZeroUsize, path::PathBuf};

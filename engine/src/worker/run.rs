@@ -4,14 +4,13 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     env::consts::{ARCH, OS},
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     ops::ControlFlow,
     pin::Pin,
     time::Duration,
 };
 
-use qmesh_models::footprint::FRAMES_HELD;
+use qmesh_models::{footprint::FRAMES_HELD, numerics};
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
 };
@@ -22,16 +21,15 @@ use tokio::{
 };
 
 use super::{
-    Exit, Stay, WorkerConfig, compute,
+    Compute, Exit, Stay, WorkerConfig, compute,
     console::Console,
     event::{Departure, Event},
     membership::{self, Ending, Lasting},
     memory::Allowance,
     state::Machine,
 };
+use crate::error::EngineError;
 
-/// Every kernel computes the bits of the scalar reference: the version decides, the machine does not.
-const NUMERICS: &str = concat!("qmesh ", env!("CARGO_PKG_VERSION"));
 /// The first wait after a loss, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
@@ -44,6 +42,9 @@ pub enum WorkerError {
     /// The endpoint cannot be used.
     #[error(transparent)]
     Net(NetError),
+    /// The kernels cannot be used.
+    #[error(transparent)]
+    Kernels(#[from] EngineError),
 }
 
 /// Serves the mesh of the ticket from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
@@ -59,10 +60,14 @@ pub async fn run(
 ) -> Result<Exit, WorkerError> {
     let (done_in, done) = mpsc::channel(2 * FRAMES_HELD);
     let commands = compute::spawn(config.threads.get(), config.compute, FRAMES_HELD, done_in)?;
+    let numerics = match config.compute {
+        Compute::Real => numerics::named(crate::numerics::digest()?),
+        Compute::Emulated(_) => numerics::expected(),
+    };
     let console = Console::new(config.audience);
     let lasting = Lasting { machine: Machine::default(), commands, backlog: VecDeque::new(), done, console };
     endpoint.admission().allow([]);
-    let ended = Worker { config, endpoint: endpoint.clone(), lasting }.run(std::pin::pin!(shutdown)).await;
+    let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
     endpoint.close(CloseCode::Shutdown, "the worker ends");
     endpoint.closed().await;
     ended
@@ -72,6 +77,8 @@ struct Worker {
     config: WorkerConfig,
     endpoint: Endpoint,
     lasting: Lasting,
+    /// What decides the bits of its results.
+    numerics: String,
 }
 
 /// A place in the mesh.
@@ -86,7 +93,7 @@ impl Worker {
         let mut wait = BACKOFF.0;
         loop {
             let joined = tokio::select! {
-                joined = join_mesh(&self.config, &self.endpoint) => joined,
+                joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
                 never = settle(&mut self.lasting) => match never {},
                 () = &mut shutdown => return Ok(Exit::Asked),
             };
@@ -99,7 +106,8 @@ impl Worker {
                     }
                 }
                 Err(NetError::Rejected { code, text }) if is_final(code) => return Ok(Exit::Rejected { code, text }),
-                Err(error @ (NetError::WrongKey { .. } | NetError::Version { .. } | NetError::Setup { .. })) => {
+                // Somebody else at its address, say while its machine is away, does not mean that it is gone for good.
+                Err(error @ (NetError::Version { .. } | NetError::Setup { .. })) => {
                     return Err(WorkerError::Net(error));
                 }
                 Err(error) => error.to_string(),
@@ -126,7 +134,7 @@ impl Worker {
         let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
-        let Self { config, endpoint, lasting } = self;
+        let Self { config, endpoint, lasting, .. } = self;
         match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
             (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Exit::Asked),
             (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Exit::Dismissed),
@@ -150,12 +158,12 @@ async fn settle(lasting: &mut Lasting) -> Infallible {
     }
 }
 
-async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint) -> Result<Joined, NetError> {
+async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
     let connection = endpoint.dial(&config.ticket.addresses, config.ticket.coordinator).await?;
     let me = Introduction {
         name: config.name.clone(),
         os: format!("{OS} {ARCH}"),
-        numerics: NUMERICS.into(),
+        numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
         threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
         features: 0,
@@ -178,6 +186,7 @@ fn is_final(code: RejectCode) -> bool {
 
 /// Up to a quarter more or less, so that the workers of a lost coordinator do not all come back at once.
 fn with_jitter(wait: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish();
-    wait.mul_f64(0.75 + 0.5 * (random as f64 / u64::MAX as f64))
+    // Without a random source it waits neither longer nor shorter.
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    wait.mul_f64(0.75 + 0.5 * (f64::from(random) / f64::from(u32::MAX)))
 }

@@ -10,13 +10,14 @@ use std::{
 use bytes::Bytes;
 use qmesh_models::{
     footprint::{Footprints, ShardDemand},
+    numerics,
     weights::ModelFile,
 };
 use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
     PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Segment, SegmentFlags, SessionId, ShardPhase, StageIndex,
-    StepId, StepTimes, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
+    StepId, StepTimes, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
@@ -114,7 +115,12 @@ impl Stagecraft {
 
     async fn admit(&self) -> Played {
         let connection = self.coordinator.accept().await.unwrap();
-        let gate = Gate { secret: self.secret.clone(), expires_unix: None, known: Default::default() };
+        let gate = Gate {
+            secret: self.secret.clone(),
+            expires_unix: None,
+            known: Default::default(),
+            numerics: numerics::expected(),
+        };
         let applicant = welcome(&connection, &gate).await.unwrap();
         assert!(applicant.hello().memory_bytes > 0 && applicant.hello().threads == 1);
         let place = Welcome { mesh: "stage".into(), assigned_name: "hired".into() };
@@ -224,13 +230,15 @@ async fn serve(mut server: RangeServer, lie: bool) -> Result<u64, NetError> {
     Ok(request.bytes)
 }
 
-fn tokens(epoch: u32, step: u32, parts: &[(u64, u32, &[u32])]) -> Frame {
+/// A frame of the ids from a position on, of sessions with all their ids so far.
+fn tokens(epoch: u32, step: u32, parts: &[(u64, usize, &[u32])]) -> Frame {
     let segments = parts.iter().map(|&(session, position, ids)| Segment {
         session: SessionId(session),
-        position,
-        rows: u32::try_from(ids.len()).unwrap(),
+        position: u32::try_from(position).unwrap(),
+        rows: u32::try_from(ids.len() - position).unwrap(),
         wants: Wants::Last,
         flags: SegmentFlags::default(),
+        trail: Trails::default().write(0, ids).unwrap(),
     });
     Frame {
         kind: FrameKind::Tokens,
@@ -240,7 +248,7 @@ fn tokens(epoch: u32, step: u32, parts: &[(u64, u32, &[u32])]) -> Frame {
         width: 0,
         times: StepTimes::default(),
         segments: segments.collect(),
-        ids: parts.iter().flat_map(|part| part.2).copied().collect(),
+        ids: parts.iter().flat_map(|&(_, position, ids)| &ids[position..]).copied().collect(),
         payload: Bytes::new(),
     }
 }
@@ -250,8 +258,7 @@ async fn generate(epoch: u32, first_step: u32, to: &mut FrameSender, from: &mut 
     let mut ids = PROMPT.to_vec();
     let mut sent = 0;
     for step in 0..6 {
-        let position = u32::try_from(sent).unwrap();
-        to.send(&tokens(epoch, first_step + step, &[(1, position, &ids[sent..])])).await.unwrap();
+        to.send(&tokens(epoch, first_step + step, &[(1, sent, &ids)])).await.unwrap();
         let frame = timeout(Duration::from_secs(20), from.recv()).await.unwrap().unwrap().unwrap();
         let rows = Sampled::decode_rows(&frame).unwrap();
         assert_eq!((frame.kind, rows.len(), rows[0].top.len()), (FrameKind::Sampled, 1, 2));
@@ -339,9 +346,18 @@ async fn one_bad_session_does_not_hurt_the_others() {
     let rows: Vec<_> = frame.segments.iter().map(|s| (s.session.0, s.rows)).collect();
     assert_eq!((rows, frame.step), (vec![(66, 0), (1, 1)], StepId(0)));
 
-    to.send(&tokens(1, 1, &[(1, 9, &[5])])).await.unwrap();
+    to.send(&tokens(1, 1, &[(1, 9, &[5; 10])])).await.unwrap();
     let fault = played.fault().await;
     assert_eq!(fault.code, FaultCode::Gap { need: 4 });
+
+    // An id that is another one here than at the sender.
+    played.open(1, 4, 32).await.unwrap();
+    let mut altered = tokens(1, 2, &[(4, 0, &PROMPT), (1, 0, &PROMPT)]);
+    altered.segments[0].trail = Trail(1);
+    to.send(&altered).await.unwrap();
+    let fault = played.fault().await;
+    assert_eq!((fault.session, fault.code), (Some(SessionId(4)), FaultCode::Ids));
+    assert_eq!(fault.text, "the coordinator and stage 0 disagree about the first 4 ids of session 4");
 }
 
 #[tokio::test]
@@ -398,7 +414,12 @@ async fn too_little_memory_is_said_before_anything_is_fetched() {
     let stage = Stagecraft::new(4);
     let _hired = stage.hire(|config| config.memory = Some(ByteCount(100_000)));
     let connection = stage.coordinator.accept().await.unwrap();
-    let gate = Gate { secret: stage.secret.clone(), expires_unix: None, known: Default::default() };
+    let gate = Gate {
+        secret: stage.secret.clone(),
+        expires_unix: None,
+        known: Default::default(),
+        numerics: numerics::expected(),
+    };
     let applicant = welcome(&connection, &gate).await.unwrap();
     assert_eq!(applicant.hello().memory_bytes, 100_000);
     let place = Welcome { mesh: "stage".into(), assigned_name: "small".into() };
@@ -444,7 +465,12 @@ async fn a_worker_comes_back_to_its_coordinator_with_its_shard() {
 
     let strict = stage.hire(|config| config.ticket.secret = JoinSecret::random());
     let connection = stage.coordinator.accept().await.unwrap();
-    let gate = Gate { secret: stage.secret.clone(), expires_unix: None, known: Default::default() };
+    let gate = Gate {
+        secret: stage.secret.clone(),
+        expires_unix: None,
+        known: Default::default(),
+        numerics: numerics::expected(),
+    };
     assert!(welcome(&connection, &gate).await.is_err());
     assert!(matches!(ended(strict.task).await, Exit::Rejected { .. }));
 

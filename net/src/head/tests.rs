@@ -4,8 +4,10 @@ use super::*;
 use crate::{frame::Wants, tests::Random};
 
 fn hidden() -> Frame {
-    let segment =
-        |session, position, rows, wants, flags| Segment { session: SessionId(session), position, rows, wants, flags };
+    let segment = |session, position, rows, wants, flags| {
+        let trail = Trail(0x0807_0605_0403_0200 + session);
+        Segment { session: SessionId(session), position, rows, wants, flags, trail }
+    };
     Frame {
         kind: FrameKind::Hidden,
         wire: WireType::F32,
@@ -46,8 +48,9 @@ fn the_layout_is_this() {
     let mut expected = vec![0x4d, 0x51, 1, 0, 0, 0, 2, 0, 5, 0, 0, 0, 4, 3, 2, 1, 2, 0, 0, 0, 3, 0, 0, 0, 24, 0, 0, 0];
     expected.extend(&head[28..32]);
     expected.extend([0x0a, 0, 0, 0, 0x0b, 0, 0, 0, 0x0c, 0, 0, 0, 0, 0, 0, 0]);
-    expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 6, 2, 3, 4, 5, 6, 7, 8]);
     expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2 | 4 | 16, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([8, 2, 3, 4, 5, 6, 7, 8]);
     expected.extend([10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0]);
     expected.resize(128, 0);
     assert_eq!(head, expected);
@@ -126,7 +129,7 @@ fn forged_heads_are_refused_by_name() {
         (64, &[3], "segment flags 3"),
         (64, &[32], "segment flags 32"),
         (68, &[1], "reserved"),
-        (110, &[1], "padding"),
+        (126, &[1], "padding"),
     ] {
         let error = forged(offset, bytes).to_string();
         assert!(error.contains(what), "{offset}: {error}");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use qmesh_net::{LoadShard, PlanEpoch, SegmentFlags, StepId, StepTimes, WireType};
+use qmesh_net::{LoadShard, PlanEpoch, SegmentFlags, StepId, StepTimes, Trail, WireType};
 
 use super::*;
 use crate::worker::tests::load_shard;
@@ -13,7 +13,7 @@ fn assignment(layers: std::ops::Range<u32>) -> Arc<Assignment> {
 }
 
 fn segment(session: u64, position: u32, rows: u32, wants: Wants) -> Segment {
-    Segment { session: SessionId(session), position, rows, wants, flags: SegmentFlags::PREFILL }
+    Segment { session: SessionId(session), position, rows, wants, flags: SegmentFlags::PREFILL, trail: Trail(session) }
 }
 
 /// Rows 1, 2 and 3 long; row i is `width` times the value i.

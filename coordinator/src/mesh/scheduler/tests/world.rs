@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use qmesh_net::{SegmentFlags, Wants};
+use qmesh_net::{SegmentFlags, Trails, Wants};
 
 use super::*;
 use crate::generate::Finish;
@@ -308,7 +308,8 @@ impl World {
                 rows.push(sampled(next_token(&held[..end]), target));
             }
             let (position, rows) = (segment.position + first, segment.rows - first);
-            segments.push(Segment { position, rows, flags: SegmentFlags::default(), ..*segment });
+            let trail = Trails::default().write(0, held).unwrap();
+            segments.push(Segment { position, rows, flags: SegmentFlags::default(), trail, ..*segment });
         }
         (Frame { kind: FrameKind::Sampled, segments, ..frame }, rows)
     }

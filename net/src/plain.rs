@@ -1,0 +1,89 @@
+//! Texts from the other side, made harmless before anybody prints or logs them.
+
+use crate::message::{Downstream, Fault, LoadShard, Message, Route, ShardStatus, Welcome};
+
+/// Whether a text has nothing in it that moves a terminal's cursor, changes its colours or turns what stands beside it.
+pub(crate) fn is_plain(text: &str) -> bool {
+    !text.chars().any(acts)
+}
+
+/// The text with such characters spelled out, as `\u{1b}`.
+pub(crate) fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if acts(c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// The message with all its texts made plain. A `Hello` is left as it is: one with such texts is refused.
+pub(crate) fn with_plain_texts(mut message: Message) -> Message {
+    match &mut message {
+        Message::Welcome(Welcome { mesh, assigned_name }) => {
+            make_plain(mesh);
+            make_plain(assigned_name);
+        }
+        Message::Load(LoadShard { model_name: text, .. })
+        | Message::Reject { text, .. }
+        | Message::Refused { text, .. }
+        | Message::Bye { text }
+        | Message::ShardStatus(ShardStatus { text, .. })
+        | Message::Fault(Fault { text, .. }) => make_plain(text),
+        Message::Route(Route { downstream: Downstream::Worker { addresses, .. }, .. }) => {
+            addresses.iter_mut().for_each(make_plain);
+        }
+        Message::Hello(_)
+        | Message::Route(Route { downstream: Downstream::Coordinator, .. })
+        | Message::Linked { .. }
+        | Message::Open(_)
+        | Message::Opened { .. }
+        | Message::Close { .. }
+        | Message::Unload { .. }
+        | Message::StageReport(_)
+        | Message::Ping { .. }
+        | Message::Pong { .. }
+        | Message::Drain
+        | Message::Keep { .. } => {}
+    }
+    message
+}
+
+fn make_plain(text: &mut String) {
+    if !is_plain(text) {
+        *text = plain(text);
+    }
+}
+
+/// Controls, and what sets the direction of writing or breaks a line.
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FaultCode, PlanEpoch, RejectCode};
+
+    #[test]
+    fn only_what_acts_is_spelled_out() {
+        for harmless in ["", "worker-1", "Läuft auf 3 Kernen…", "工作 🦀"] {
+            assert_eq!((is_plain(harmless), plain(harmless).as_str()), (true, harmless));
+        }
+        assert_eq!(plain("a\x1b[2J\r\nb\u{202e}c\u{9b}"), "a\\u{1b}[2J\\u{d}\\u{a}b\\u{202e}c\\u{9b}");
+    }
+
+    #[test]
+    fn every_text_of_a_message_is_made_plain() {
+        let (bad, good) = ("a\x07".to_owned(), "a\\u{7}".to_owned());
+        let fault = |text| Message::Fault(Fault { epoch: PlanEpoch(1), session: None, code: FaultCode::Link, text });
+        for message in [fault, |text| Message::Bye { text }, |text| Message::Reject { code: RejectCode::Full, text }] {
+            assert_eq!(with_plain_texts(message(bad.clone())), message(good.clone()));
+        }
+        let welcome = |text: &String| Message::Welcome(Welcome { mesh: text.clone(), assigned_name: text.clone() });
+        assert_eq!(with_plain_texts(welcome(&bad)), welcome(&good));
+    }
+}
