@@ -18,7 +18,7 @@ pub fn escaped_line(text: &str) -> Cow<'_, str> {
 
 /// The same for JSON, which stays the same JSON: its writers spell out only what JSON demands.
 pub fn escaped_json(json: &str) -> Cow<'_, str> {
-    // Those within JSON's escapes are all below U+10000, and outside of strings there are none.
+    // None of them is beyond U+FFFF, so that four digits do, and a writer of JSON leaves none outside of strings.
     spelled(json, |c, _| steers(c), |c| format!("\\u{:04x}", u32::from(c)))
 }
 

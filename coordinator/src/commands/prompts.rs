@@ -12,7 +12,7 @@ use crate::cli::Failure;
 
 /// One prompt to evaluate.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with `id`, and `text` or `ids`")]
 pub(super) struct Prompt {
     /// Its name in the results.
     pub(super) id: String,
@@ -88,6 +88,7 @@ mod tests {
             (r#"{"id": "a"}"#, "neither `text` nor `ids`"),
             (r#"{"id": "a", "text": "", "ids": []}"#, "both `text` and `ids`"),
             (r#"{"text": "x"}"#, "missing field `id`"),
+            ("7", "invalid type: integer `7`, expected an object with `id`, and `text` or `ids`"),
             (r#"{"id": "a", "txt": "x"}"#, "unknown field `txt`, expected one of `id`, `text`, `special`, `ids`"),
         ] {
             assert_eq!(parse(line).unwrap_err(), expected);

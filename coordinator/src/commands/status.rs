@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let body = get(args)?;
-    let no_coordinator = |e| Failure::failed(format!("{} is no qmesh coordinator: {e}", args.url));
+    let no_coordinator = |_| Failure::failed(format!("{} is no qmesh coordinator: it tells no status", args.url));
     let answer: Value = serde_json::from_str(&body).map_err(no_coordinator)?;
     let status = MeshStatus::deserialize(&answer).map_err(no_coordinator)?;
     if args.json {

@@ -59,14 +59,14 @@ pub fn read(path: &Path) -> Result<Vec<Capacity>, ClusterError> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with a list of workers")]
 struct ClusterFile {
     #[serde(default)]
     worker: Vec<WorkerEntry>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with name, memory and threads")]
 struct WorkerEntry {
     name: String,
     memory: ByteCount,
@@ -136,6 +136,14 @@ mod tests {
         let bad_size = error(&format!("{worker}memory = 'lots'\n"));
         assert_eq!(bad_size, "c.toml:4: memory: `lots` is no size: write it like 800MB, 8GB or 512MiB");
         assert!(error(&format!("{worker}memory = 8")).starts_with("c.toml:4: memory: invalid type"));
+        let numbers = error("worker = [7]");
+        assert_eq!(
+            numbers,
+            "c.toml:1: worker: invalid type: integer `7`, expected a table with name, memory and threads"
+        );
+        assert!(
+            error(&format!("{worker}memory = 8")).ends_with("expected a size in quotes, such as \"8GB\" or \"512MiB\"")
+        );
         assert!(error(&format!("{worker}memry = '1GB'")).starts_with("c.toml:4: unknown field `memry`"));
         assert_eq!(error(worker), "c.toml:1: missing field `memory`");
         assert!(error("[[worker]\n").starts_with("c.toml:1: "));
