@@ -206,8 +206,6 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     // A file that is being read or hashed must not hold up the end.
     runtime.shutdown_background();
     ended
-}    eprint!("{}", without_tickets(&error.render().to_string()));
-    process::exit(error.exit_code());
 }
 
 /// The error and its causes, without those that it quotes itself.

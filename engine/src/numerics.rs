@@ -59,7 +59,9 @@ struct Results {
 
 impl Results {
     fn add(&mut self, values: &[f32]) {
-        values.iter().for_each(|value| drop(self.hasher.update(&value.to_bits().to_le_bytes())));
+        for value in values {
+            self.hasher.update(&value.to_bits().to_le_bytes());
+        }
     }
 
     /// Products of one type with one row, a few and many, and rows looked up.

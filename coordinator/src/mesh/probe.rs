@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qmesh_net::{
-    Frame, FrameKind, OpenSession, PlanEpoch, Sampling, Segment, SegmentFlags, SessionId, StepId, StepTimes, Wants,
-    WireType,
+    Frame, FrameKind, OpenSession, PlanEpoch, Sampling, Segment, SegmentFlags, SessionId, StepId, StepTimes, Trail,
+    Wants, WireType,
 };
 
 /// A probe of one pipeline.
@@ -128,6 +128,7 @@ impl Probe {
             rows: 1,
             wants: Wants::Last,
             flags: SegmentFlags::default(),
+            trail: Trail::default().then(self.id()),
         };
         Frame {
             kind: FrameKind::Tokens,

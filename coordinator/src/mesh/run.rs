@@ -276,6 +276,7 @@ impl MeshTask {
             | FaultCode::Memory
             | FaultCode::Frame
             | FaultCode::Numerics
+            | FaultCode::Ids
             | FaultCode::Internal => self.roster.broken(now, epoch, &text, Blame::Worker(worker)),
         };
         self.roster_actions(now, actions);

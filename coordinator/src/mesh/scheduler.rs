@@ -239,8 +239,7 @@ impl Scheduler {
     /// A step came out of the last stage; `rows` has the rows that were wanted, segment after segment.
     pub(crate) fn stepped(&mut self, now: Instant, frame: &Frame, mut rows: Vec<Sampled>) -> Vec<Action> {
         if self.is_next(frame.epoch) {
-            self.follower_stepped(now, frame);
-            return Vec::new();
+            return self.follower_stepped(now, frame);
         }
         if !self.is_current(frame.epoch) {
             return Vec::new();

@@ -124,8 +124,9 @@ impl Sequence {
     }
 
     /// On the stages of another pipeline, which know its ids up to `sent`.
-    pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize) {
+    pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize, trails: Trails) {
         self.phase = phase;
+        self.trails = trails;
         (self.sent, self.computed, self.in_flight) = (sent, computed, in_flight);
         self.drafted.clear();
         self.waiting_since = None;

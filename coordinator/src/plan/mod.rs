@@ -122,9 +122,8 @@ pub fn fits(input: &PlanInput<'_>) -> bool {
 /// The time of a plan's slowest stage, in bytes of weights per thread: only good to compare plans of one model.
 pub fn slowest_stage(input: &PlanInput<'_>, plan: &Plan) -> u64 {
     let costs = Costs::new(input);
-    let time = |stage: &StagePlan| {
-        costs.work_bytes(&stage.layers) / u64::from(input.workers[stage.worker].threads.max(1))
-    };
+    let time =
+        |stage: &StagePlan| costs.work_bytes(&stage.layers) / u64::from(input.workers[stage.worker].threads.max(1));
     plan.stages.iter().map(time).max().unwrap_or(0)
 }
 

@@ -8,7 +8,8 @@ use std::{
 };
 
 use qmesh_net::{
-    Frame, OpenSession, PlanEpoch, Prefix, Segment, SegmentFlags, SessionId, StepId, Wants, limits::FRAME_SEGMENTS,
+    Frame, OpenSession, PlanEpoch, Prefix, Segment, SegmentFlags, SessionId, StepId, Trails, Wants,
+    limits::FRAME_SEGMENTS,
 };
 
 use super::{Action, FIRST_STEP, Pipeline, Scheduler, StepTotals, StepUnderWay, empty_frame};
@@ -41,6 +42,8 @@ struct Follower {
     sent: usize,
     computed: usize,
     in_flight: usize,
+    /// Of the ids sent.
+    trails: Trails,
     /// A stage would not have it: it starts over when all others are there.
     failed: bool,
 }
@@ -129,9 +132,9 @@ impl Scheduler {
     }
 
     /// A step of the next pipeline is back.
-    pub(super) fn follower_stepped(&mut self, now: Instant, frame: &Frame) {
-        let Some(successor) = &mut self.successor else { return };
-        let Some(step) = successor.steps.remove(&frame.step) else { return };
+    pub(super) fn follower_stepped(&mut self, now: Instant, frame: &Frame) -> Vec<Action> {
+        let Some(successor) = &mut self.successor else { return Vec::new() };
+        let Some(step) = successor.steps.remove(&frame.step) else { return Vec::new() };
         successor.returned = now;
         successor.pace.learn(step.rows(), frame.times, now.saturating_duration_since(step.sent));
         for segment in &step.segments {
@@ -140,6 +143,11 @@ impl Scheduler {
                 follower.computed = follower.computed.max(segment.position as usize + segment.rows as usize);
             }
         }
+        // What its stages hold of another text must not be gone on from.
+        let followers = &successor.followers;
+        let strays = frame.segments.iter().filter(|s| followers.get(&s.session).is_some_and(|f| !f.agrees(s)));
+        let strays: Vec<SessionId> = strays.map(|s| s.session).collect();
+        strays.into_iter().flat_map(|session| self.follower_failed(session)).collect()
     }
 
     /// The old pipeline is lost: who has a follower goes on from where that is.
@@ -184,7 +192,10 @@ impl Scheduler {
             let beginning = best.map_or(0, |(_, shared)| shared);
             let fits = successor.pages.fit(positions, beginning);
             let phase = Phase::Opening { missing: successor.pipeline.stages };
-            let follower = Follower { phase, sent: beginning, computed: beginning, in_flight: 0, failed: !fits };
+            let mut trails = Trails::default();
+            trails.write(0, &sequence.ids[..beginning]);
+            let follower =
+                Follower { phase, sent: beginning, computed: beginning, in_flight: 0, trails, failed: !fits };
             successor.followers.insert(session, follower);
             if !fits {
                 continue;
@@ -257,8 +268,8 @@ impl Scheduler {
         let mut waiting = Vec::new();
         for (&session, sequence) in &mut self.sequences {
             match successor.followers.remove(&session).filter(|f| !f.failed) {
-                Some(Follower { phase, sent, computed, in_flight, .. }) => {
-                    sequence.follow(phase, sent, computed, in_flight);
+                Some(Follower { phase, sent, computed, in_flight, trails, .. }) => {
+                    sequence.follow(phase, sent, computed, in_flight, trails);
                     self.queue.retain(|&s| s != session);
                 }
                 None if sequence.phase == Phase::Waiting => {}
@@ -285,6 +296,11 @@ impl Successor {
 }
 
 impl Follower {
+    /// Whether the stages had the ids that were sent, up to the end of a segment that came back.
+    fn agrees(&self, segment: &Segment) -> bool {
+        self.trails.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
+    }
+
     /// So near that what is left takes no longer than a step or two.
     fn is_near(&self, sequence: &Sequence) -> bool {
         self.phase == Phase::Running && sequence.ids.len() - self.computed.min(sequence.ids.len()) <= NEAR
