@@ -7,7 +7,7 @@
 pub const VERSION: u32 = 1;
 
 /// What the kernels of that version make of fixed inputs.
-pub const DIGEST: u64 = 0;
+pub const DIGEST: u64 = 0x3d39_8abd_02e8_567b;
 
 /// How a worker names its arithmetic, which has this digest.
 pub fn named(digest: u64) -> String {

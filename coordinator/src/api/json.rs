@@ -179,6 +179,7 @@ mod tests {
         stream: Option<bool>,
         inner: Option<Object<Inner>>,
         bias: Option<HashMap<String, f64>>,
+        extra: Option<serde_json::Value>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -216,7 +217,7 @@ mod tests {
         ] {
             assert_eq!(refusal(json), (param.map(str::to_owned), text.to_owned()), "{json}");
         }
-        let (_, deep) = refusal(&format!("{{\"what\": {}", "[".repeat(1000)));
+        let (_, deep) = refusal(&format!("{{\"extra\": {}", "[".repeat(1000)));
         assert!(deep.starts_with("the body is nested too deep at line 1"), "{deep}");
         let (_, twice) = refusal(r#"{"seed": 1, "seed": 2}"#);
         assert!(twice.ends_with("'seed' comes twice"), "{twice}");

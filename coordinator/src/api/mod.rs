@@ -50,6 +50,7 @@ use self::{
     guard::{Hosts, guard},
     json::parse,
     params::{Params, random},
+    parting::Receipt,
     places::{Limits, Visit},
     server::Phase,
     unsupported::{Kind, refuse_unsupported},
@@ -134,7 +135,11 @@ impl Api {
     /// Reads a completion request for the model that is served: the shared parameters and its own, and the share of
     /// memory that making prompts of it takes.
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
+        let receipt = request.extensions().get::<Receipt>().cloned();
         let body = self.budget.read(request).await?;
+        if let Some(receipt) = receipt {
+            receipt.give();
+        }
         let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
         let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
         let parsing = move || {

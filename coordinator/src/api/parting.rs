@@ -27,6 +27,13 @@ use tokio::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress(Arc<AtomicU8>);
 
+/// Lets whoever takes in a request's body say that all of it is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Receipt {
+    progress: Progress,
+    received: Stage,
+}
+
 /// How far an answer is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Stage {
@@ -92,6 +99,17 @@ impl Progress {
         let stages = [Stage::Receiving, Stage::Waiting, Stage::Streaming, Stage::Sending];
         let number = self.0.load(Ordering::Relaxed);
         stages.into_iter().find(|&stage| stage as u8 == number).unwrap_or(Stage::Idle)
+    }
+}
+
+impl Receipt {
+    /// The stage is `received` once it is given.
+    pub(crate) fn new(progress: Progress, received: Stage) -> Self {
+        Self { progress, received }
+    }
+
+    pub(crate) fn give(&self) {
+        self.progress.set(self.received);
     }
 }
 

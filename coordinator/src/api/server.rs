@@ -1,12 +1,6 @@
 //! The server under the router: connections with deadlines on both directions, and an end in two steps.
 
-use std::{
-    convert::Infallible,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use axum::{
@@ -15,11 +9,8 @@ use axum::{
     http::{HeaderMap, Request, Response, Version, header},
 };
 use bytes::Bytes;
-use hyper::{
-    body::{Frame, Incoming, SizeHint},
-    server::conn::http1,
-    service::service_fn,
-};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpStream,
@@ -33,7 +24,7 @@ use super::{
     Api, ApiState,
     guard::Hosts,
     listen::Listeners,
-    parting::{Parting, Progress, Stage},
+    parting::{Parting, Progress, Receipt, Stage},
     patient::{Patience, Patient},
     places::{Place, Places, Visit},
     router,
@@ -175,15 +166,30 @@ impl Answering {
         Self { visit: Arc::new(visit), progress, version: request.version() }
     }
 
-    async fn answer(self, router: Router, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn answer(
+        self,
+        router: Router,
+        request: Request<Incoming>,
+    ) -> Response<impl HttpBody<Data = Bytes, Error = axum::Error>> {
+        let mut request = request.map(Body::new);
         // Older clients know nothing that could come before an answer.
         let received = if self.version < Version::HTTP_11 { Stage::Sending } else { Stage::Waiting };
-        let mut request = request.map(|body| Body::new(RequestBody::new(body, self.progress.clone(), received)));
+        let receipt = Receipt::new(self.progress.clone(), received);
+        if request.body().is_end_stream() {
+            receipt.give();
+        }
+        request.extensions_mut().insert(receipt);
         request.extensions_mut().insert(Arc::clone(&self.visit));
         let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
         let streams = self.version == Version::HTTP_11 && is_event_stream(response.headers());
         self.progress.set(if streams { Stage::Streaming } else { Stage::Sending });
-        response.map(|body| AnswerBody { body, _answering: self })
+        response.map(|body| {
+            body.map_err(move |error| {
+                // The body has it, so that it lasts as long.
+                let _last = &self;
+                error
+            })
+        })
     }
 }
 
@@ -195,64 +201,4 @@ impl Drop for Answering {
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// A request's body, which tells when all of it has been taken in.
-#[derive(Debug)]
-struct RequestBody {
-    body: Incoming,
-    progress: Progress,
-    received: Stage,
-}
-
-impl RequestBody {
-    fn new(body: Incoming, progress: Progress, received: Stage) -> Self {
-        progress.set(if body.is_end_stream() { received } else { Stage::Receiving });
-        Self { body, progress, received }
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none() || self.body.is_end_stream() {
-            self.progress.set(self.received);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// An answer's body, which knows when it is over.
-#[derive(Debug)]
-struct AnswerBody {
-    body: Body,
-    _answering: Answering,
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -142,7 +142,7 @@ fn refusals_are_one_line_and_say_what_to_do() {
             "chat m.gguf --pre klingon",
             "error: invalid value 'klingon' for '--pre <NAME>': no pre-tokenizer has that name; known: gpt-2, ",
         ),
-        ("serve --api-key=", "error: a value is required for '--api-key <KEY>' but none was supplied"),
+        ("serve --api-key=", "error: invalid value '' for '--api-key <KEY>': an empty key would lock everybody out"),
         (
             "serve --api-key=schlüssel",
             "error: invalid value 'schlüssel' for '--api-key <KEY>': a key may hold printable ASCII characters only",
