@@ -59,10 +59,7 @@ struct Results {
 
 impl Results {
     fn add(&mut self, values: &[f32]) {
-<<<<<<< HEAD
-=======
         debug_assert!(values.iter().all(|value| value.is_finite()), "a NaN's bits are no part of the arithmetic");
->>>>>>> edge
         for value in values {
             self.hasher.update(&value.to_bits().to_le_bytes());
         }
