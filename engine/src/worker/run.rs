@@ -1,8 +1,6 @@
 //! A worker's life: join, serve, and join again after a loss.
 
 use std::{
-    collections::VecDeque,
-    convert::Infallible,
     env::consts::{ARCH, OS},
     hash::{BuildHasher, Hasher, RandomState},
     io,
@@ -15,18 +13,14 @@ use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
 };
 use thiserror::Error;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    Exit, Stay, WorkerConfig, compute,
+    Exit, Stay, WorkerConfig,
     console::Console,
     event::{Departure, Event},
     membership::{self, Ending, Lasting},
     memory::{Allowance, ByteCount},
-    state::{FRAMES_HELD, Machine},
 };
 
 /// Every kernel computes the bits of the scalar reference: the version decides, the machine does not.
@@ -56,10 +50,7 @@ pub async fn run(
     endpoint: Endpoint,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Exit, WorkerError> {
-    let (done_in, done) = mpsc::channel(2 * FRAMES_HELD);
-    let commands = compute::spawn(config.threads.get(), config.compute, FRAMES_HELD, done_in)?;
-    let console = Console::new(config.audience);
-    let lasting = Lasting { machine: Machine::default(), commands, backlog: VecDeque::new(), done, console };
+    let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
     let ended = Worker { config, endpoint: endpoint.clone(), lasting }.run(std::pin::pin!(shutdown)).await;
     endpoint.close(CloseCode::Shutdown, "the worker ends");
@@ -86,14 +77,14 @@ impl Worker {
         loop {
             let joined = tokio::select! {
                 joined = join_mesh(&self.config, &self.endpoint, self.lasting.machine.held_bytes()) => joined,
-                never = settle(&mut self.lasting) => match never {},
+                error = settle(&mut self.lasting) => return Err(WorkerError::Thread(error)),
                 () = &mut shutdown => return Ok(Exit::Asked),
             };
             let loss = match joined {
                 Ok(joined) => {
                     wait = BACKOFF.0;
                     match self.stay(joined, shutdown.as_mut()).await {
-                        ControlFlow::Break(exit) => return Ok(exit),
+                        ControlFlow::Break(ended) => return ended,
                         ControlFlow::Continue(loss) => loss,
                     }
                 }
@@ -121,14 +112,14 @@ impl Worker {
         &mut self,
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> ControlFlow<Exit, String> {
+    ) -> ControlFlow<Result<Exit, WorkerError>, String> {
         let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting } = self;
         match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
-            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Exit::Asked),
-            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Exit::Dismissed),
+            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
+            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(Exit::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
                 ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
             }
@@ -136,16 +127,19 @@ impl Worker {
                 tracing::debug!(text, "lost the coordinator");
                 ControlFlow::Continue("lost the coordinator".into())
             }
+            (Ending::NoThread(error), _) => ControlFlow::Break(Err(WorkerError::Thread(error))),
         }
     }
 }
 
-/// Keeps the books on the compute thread while there is no coordinator.
-async fn settle(lasting: &mut Lasting) -> Infallible {
+/// Keeps the books on the compute thread while there is no coordinator, until there can be no such thread any more.
+async fn settle(lasting: &mut Lasting) -> io::Error {
     loop {
-        let done = lasting.next().await;
-        // There is nobody to tell, and no assignment to act for.
-        lasting.machine.handle(Instant::now().into_std(), Event::Done(done));
+        match lasting.next().await {
+            // There is nobody to tell, and no assignment to act for.
+            Ok(done) => drop(lasting.machine.handle(Instant::now().into_std(), Event::Done(done))),
+            Err(error) => return error,
+        }
     }
 }
 
