@@ -8,6 +8,7 @@ use super::{
     assignment::Assignment,
     compute::{Command, Done},
     loading::Loading,
+    memory::ByteCount,
     store::Weights,
 };
 use crate::shard::PackedTensors;
@@ -28,6 +29,14 @@ pub(super) enum Scrutiny {
     Lengths,
     /// Every byte: some of them were wrong.
     Contents,
+}
+
+/// Another shard of this worker.
+#[derive(Clone, Debug)]
+pub(super) struct Beside {
+    pub(super) assignment: Arc<Assignment>,
+    /// Bytes of its weights that are in memory already.
+    pub(super) loaded: ByteCount,
 }
 
 /// What happened.
@@ -72,13 +81,12 @@ pub(super) enum Event {
 pub(super) enum Action {
     /// Tell the coordinator. Peak memory is filled in on the way.
     Tell(Message),
-    /// Check that the shard fits beside the others (and which of them are loaded), then have the tensors that it has not
-    /// taken over.
+    /// Check that the shard fits beside the others, then have the tensors that it has not taken over.
     Fetch {
         turn: Turn,
         assignment: Arc<Assignment>,
         taken_over: Arc<PackedTensors>,
-        beside: Vec<(Arc<Assignment>, bool)>,
+        beside: Vec<Beside>,
         scrutiny: Scrutiny,
     },
     /// Stop having a turn's tensors.

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     assignment::Assignment,
-    event::{Event, Scrutiny, Turn},
+    event::{Beside, Event, Scrutiny, Turn},
     holding::needed_together,
     local::LocalModels,
     memory::{Allowance, Bound, ByteCount},
@@ -50,8 +50,7 @@ pub(super) struct Wanted {
     pub(super) assignment: Arc<Assignment>,
     /// What another shard has already.
     pub(super) taken_over: Arc<PackedTensors>,
-    /// The other shards, and which of them are loaded.
-    pub(super) beside: Vec<(Arc<Assignment>, bool)>,
+    pub(super) beside: Vec<Beside>,
     pub(super) scrutiny: Scrutiny,
 }
 
@@ -204,11 +203,11 @@ impl Wanted {
 
     /// Whether all shards fit together; `limit` is the user's.
     fn check_memory(&self, limit: Option<ByteCount>) -> Result<(), FetchError> {
-        let needed = needed_together(&self.assignment, self.beside.iter().map(|(other, _)| &**other));
+        let needed = needed_together(&self.assignment, self.beside.iter().map(|other| &*other.assignment));
         // What shards take already is not free any more, but it is theirs.
-        let loaded = self.beside.iter().filter(|(_, loaded)| *loaded).map(|(other, _)| other.weight_bytes());
+        let loaded: u64 = self.beside.iter().map(|other| other.loaded.0).sum();
         let free = Allowance::measure(None);
-        let free = Allowance { bytes: ByteCount(free.bytes.0.saturating_add(loaded.sum())), ..free };
+        let free = Allowance { bytes: ByteCount(free.bytes.0.saturating_add(loaded)), ..free };
         let allowance = match limit {
             Some(bytes) if bytes <= free.bytes => Allowance { bytes, bound: Bound::Flag },
             Some(_) | None => free,
@@ -218,8 +217,8 @@ impl Wanted {
         }
         let range = |a: &Assignment| format!("layers {}-{}", a.layers.start, a.layers.end - 1);
         let mut layers = range(&self.assignment);
-        for (other, _) in &self.beside {
-            layers = format!("{layers} beside {} of plan {}", range(other), other.epoch);
+        for Beside { assignment, .. } in &self.beside {
+            layers = format!("{layers} beside {} of plan {}", range(assignment), assignment.epoch);
         }
         Err(FetchError::Memory { needed, layers, allowance })
     }

@@ -20,7 +20,7 @@ use self::stage::{Phase, Stage, failed};
 use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, Loaded},
-    event::{Action, Departure, Event, LinkId, Scrutiny, Turn},
+    event::{Action, Beside, Departure, Event, LinkId, Scrutiny, Turn},
     holding::{Holding, take_over},
     loading::Loading,
     memory::ByteCount,
@@ -141,6 +141,7 @@ impl Machine {
         self.turn.0 += 1;
         self.stages.push(Stage::new(self.turn, assignment, taken_over));
         self.fetch_if_free();
+        self.review_arrivals();
     }
 
     /// Forgets what has failed, and then, where there are too many, the stage that serves least: one that never came up,
@@ -211,7 +212,11 @@ impl Machine {
 
     fn fetch(&mut self, at: usize) {
         let others = self.stages.iter().enumerate().filter(|(i, stage)| *i != at && stage.phase != Phase::Failed);
-        let beside = others.map(|(_, stage)| (Arc::clone(&stage.assignment), stage.holding.is_some())).collect();
+        let beside = others.map(|(_, stage)| Beside {
+            assignment: Arc::clone(&stage.assignment),
+            loaded: stage.holding.as_ref().map_or(ByteCount(0), Holding::bytes),
+        });
+        let beside = beside.collect();
         let stage = &mut self.stages[at];
         stage.phase = Phase::Fetching;
         let (turn, scrutiny) = (stage.turn, stage.scrutiny);
