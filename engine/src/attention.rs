@@ -2,7 +2,7 @@
 
 mod tasks;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
 use qmesh_models::spec::{AttentionSpec, QkNorm};
@@ -33,7 +33,7 @@ pub(crate) struct Attention {
     /// Of q and of k: on each head, or on all of a row together.
     pub(crate) qk_norms: Option<[Norm; 2]>,
     /// A score per query head that belongs to no position, or nothing.
-    pub(crate) sinks: Vec<f32>,
+    pub(crate) sinks: Arc<[f32]>,
     pub(crate) output: Linear,
     pub(crate) residual: Residual,
 }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn norm(width: usize) -> Norm {
-        Norm { gain: vec![1.0; width], bias: None, eps: 1e-5 }
+        Norm { gain: vec![1.0; width].into(), bias: None, eps: 1e-5 }
     }
 
     /// (rows, heads · head_dim) → (1, heads, rows, head_dim), each KV head repeated, and rotated where asked.
@@ -268,7 +268,7 @@ mod tests {
                 k,
                 v,
                 qk_norms: None,
-                sinks: vec![],
+                sinks: Arc::default(),
                 output,
                 residual: Residual { norm: None, scale: 1.0 },
             };
@@ -320,8 +320,19 @@ mod tests {
         let qk_norms = Some([norm(HEAD_DIM), norm(HEAD_DIM)]);
         let spec = AttentionSpec { qk_norm: QkNorm::PerHead, ..spec(Window::Full) };
         let (norm, output, residual) = (Some(norm(HIDDEN)), linear(HIDDEN), Residual { norm: None, scale: 1.0 });
-        let mut half =
-            Attention { spec, layer: 0, rope: Some(0), norm, q, k, v, qk_norms, sinks: vec![], output, residual };
+        let mut half = Attention {
+            spec,
+            layer: 0,
+            rope: Some(0),
+            norm,
+            q,
+            k,
+            v,
+            qk_norms,
+            sinks: Arc::default(),
+            output,
+            residual,
+        };
         // Long enough for runs of pages to be tasks of their own.
         let x = Tensor::from_vec(noise(3000 * HIDDEN, 1), (3000, HIDDEN), &Device::Cpu)?;
         for window in [Window::Full, Window::Sliding(1100)] {

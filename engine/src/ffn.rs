@@ -88,7 +88,7 @@ mod tests {
 
     fn half(weights: FfnWeights) -> (FeedForward, impl Fn(&Tensor) -> Tensor) {
         let gain = Tensor::from_vec(noise(HIDDEN, 2), HIDDEN, &Device::Cpu).unwrap();
-        let norm = Some(Norm { gain: gain.to_vec1().unwrap(), bias: None, eps: 1e-5 });
+        let norm = Some(Norm { gain: gain.to_vec1::<f32>().unwrap().into(), bias: None, eps: 1e-5 });
         let residual = Residual { norm: None, scale: 0.5 };
         (FeedForward { norm, weights, residual }, move |x| candle_nn::ops::rms_norm(x, &gain, 1e-5).unwrap())
     }

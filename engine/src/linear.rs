@@ -6,7 +6,7 @@
 mod activations;
 pub(crate) mod experts;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
 use qmesh_models::{footprint::TILE_BYTES, spec::Activation};
@@ -29,8 +29,8 @@ use crate::{
 /// A norm: a layer norm where it has a bias, an RMS norm where it has none.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    pub(crate) gain: Vec<f32>,
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) gain: Arc<[f32]>,
+    pub(crate) bias: Option<Arc<[f32]>>,
     pub(crate) eps: f32,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Norm {
 #[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) matrix: Matrix,
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) bias: Option<Arc<[f32]>>,
 }
 
 /// down(act(gate(x)) · up(x)), or down(act(gate(x))) where there is no `up`.
@@ -336,9 +336,9 @@ mod tests {
         let (rows, hidden, team) = (5, 256, Team::new(2).unwrap());
         let machine = Machine { simd: Simd::available()[0], team: &team };
         let x = Tensor::from_vec(noise(rows * hidden, 1), (rows, hidden), &Device::Cpu).unwrap();
-        let norm = || Norm { gain: noise(hidden, 2), bias: None, eps: 1e-6 };
+        let norm = || Norm { gain: noise(hidden, 2).into(), bias: None, eps: 1e-6 };
         let (norm, residual) = (norm(), Residual { norm: Some(norm()), scale: 0.5 });
-        let gain = Tensor::from_slice(&norm.gain, hidden, &Device::Cpu).unwrap();
+        let gain = Tensor::from_slice(&norm.gain[..], hidden, &Device::Cpu).unwrap();
         for (dtype, tolerance) in [
             (TensorType::F16, 1e-5),
             (TensorType::Q2K, 2e-2),
@@ -348,10 +348,10 @@ mod tests {
         ] {
             let ((a, a_weight), (b, b_weight)) = (random_matrix(dtype, 24, hidden), random_matrix(dtype, 40, hidden));
             let a = Linear { matrix: a, bias: None };
-            let b = Linear { matrix: b, bias: Some(noise(40, 3)) };
+            let b = Linear { matrix: b, bias: Some(noise(40, 3).into()) };
             let ours = project(machine, &x, Some(&norm), &[&a, &b]).unwrap();
             let normed = candle_nn::ops::rms_norm(&x, &gain, 1e-6).unwrap();
-            let bias = Tensor::from_slice(b.bias.as_ref().unwrap(), 40, &Device::Cpu).unwrap();
+            let bias = Tensor::from_slice(&b.bias.as_ref().unwrap()[..], 40, &Device::Cpu).unwrap();
             let second = normed.matmul(&b_weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
             let first = normed.matmul(&a_weight.t().unwrap()).unwrap();
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);

@@ -2,24 +2,20 @@
 
 mod check;
 mod layer;
+mod tensors;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use qmesh_models::spec::{
-    HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole, TensorSpec,
+    HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
-use self::layer::LayerWeights;
+pub use self::tensors::{PackedTensor, PackedTensors};
+use self::{layer::LayerWeights, tensors::Packed};
 use crate::{
     block::Block,
     error::EngineError,
-    kernel::{
-        Machine,
-        buffer::{Buffer, Bytes},
-        lanes::LANES,
-        matrix::Matrix,
-        rope::Frequencies,
-    },
+    kernel::{Machine, lanes::Simd, matrix::Matrix, rope::Frequencies},
     linear::{Linear, Norm},
     shard::TensorSource,
 };
@@ -47,67 +43,36 @@ pub(crate) struct Head {
     pub(crate) scale: f32,
 }
 
-/// Reads, packs and assembles the shard of `layers`.
+/// Reads and packs what no other shard holds, and assembles the shard of `layers`.
 pub(crate) fn load(
     machine: Machine<'_>,
     spec: &ModelSpec,
     layers: &Range<usize>,
     source: &dyn TensorSource,
     progress: &mut dyn FnMut(u64),
-) -> Result<Parts, EngineError> {
+) -> Result<(Parts, PackedTensors), EngineError> {
     check::check(spec, layers)?;
-    let mut weights = Weights::read(machine, spec, layers, source, progress)?;
+    let packed = tensors::pack(machine, spec, layers, source, progress)?;
+    let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
+    let mut weights =
+        Weights { simd: machine.simd, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
     let parts = weights.parts(spec, layers)?;
-    match weights.tensors.into_values().next() {
-        Some((tensor, _)) => Err(EngineError::LeftoverTensor { tensor }),
-        None => Ok(parts),
+    let left_over = weights.unused.into_values().next();
+    match left_over {
+        Some(tensor) => Err(EngineError::LeftoverTensor { tensor: tensor.into() }),
+        None => Ok((parts, packed)),
     }
 }
 
-/// The shard's tensors, until the parts have taken them.
+/// The shard's tensors, and which of them no part has taken yet.
 struct Weights<'a> {
-    machine: Machine<'a>,
-    tensors: BTreeMap<TensorRole, (String, Matrix)>,
+    simd: Simd,
+    packed: &'a PackedTensors,
+    /// Their names.
+    unused: BTreeMap<TensorRole, &'a str>,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the tensors into one buffer and packs each in its place.
-    fn read(
-        machine: Machine<'a>,
-        spec: &ModelSpec,
-        layers: &Range<usize>,
-        source: &dyn TensorSource,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Self, EngineError> {
-        let own = spec.tensors.iter().filter(|t| spec.holds(layers, t.role));
-        let (places, total) = places(own)?;
-        let mut shared = buffer(total, "the shard")?;
-        let (mut vectors, mut loaded) = (BTreeMap::new(), 0);
-        for Place { tensor, packed } in &places {
-            if tensor.rows > 1 {
-                read_tensor(machine, tensor, source, &mut shared.bytes_mut()[packed.clone()])?;
-            } else {
-                // A vector would take sixteen times its room, for good: it gets its own, which is soon freed.
-                let mut own = buffer(packed.len(), &tensor.name)?;
-                read_tensor(machine, tensor, source, own.bytes_mut())?;
-                vectors.insert(tensor.role, own);
-            }
-            loaded += tensor.bytes;
-            progress(loaded);
-        }
-        let shared = Arc::new(shared);
-        let mut tensors = BTreeMap::new();
-        for Place { tensor, packed } in places {
-            let buffer = vectors.remove(&tensor.role).map_or_else(|| Arc::clone(&shared), Arc::new);
-            let TensorSpec { ref name, role, rows, cols, dtype, .. } = *tensor;
-            let matrix = Matrix { dtype, rows, cols, bytes: Bytes::new(buffer, packed) };
-            if tensors.insert(role, (name.clone(), matrix)).is_some() {
-                return Err(shape(name, format!("{role:?} is listed twice")));
-            }
-        }
-        Ok(Self { machine, tensors })
-    }
-
     fn parts(&mut self, spec: &ModelSpec, layers: &Range<usize>) -> Result<Parts, EngineError> {
         let (first, last) = (layers.start == 0, layers.end == spec.layers.len());
         let tied = spec.head.matrix == HeadMatrix::Tied;
@@ -153,15 +118,11 @@ impl<'a> Weights<'a> {
         let uses = layers.iter().map(|layer| layer.attention.rope.as_ref().map(&mut place)).collect();
         // Every shard is given the factors, whether or not its own layers use them.
         let all = [TensorRole::RopeFactors, TensorRole::RopeFactorsLong, TensorRole::RopeFactorsShort];
-        let all = all.map(|role| (role, self.tensors.remove(&role)));
-        let factors = |rope: &Rope, role: TensorRole| {
-            let found = all.iter().find_map(|(known, tensor)| tensor.as_ref().filter(|_| *known == role));
-            let (name, matrix) = found.ok_or_else(|| missing(role))?;
-            let factors = matrix.vector(self.machine.simd);
-            if factors.len() != rope.dims / 2 {
-                return Err(shape(name, format!("{} factors instead of {}", factors.len(), rope.dims / 2)));
-            }
-            Ok(Frequencies::new(rope, &factors))
+        let all = all.map(|role| (role, self.unused.remove(&role)));
+        let factors = |rope: &Rope, role: TensorRole| -> Result<_, EngineError> {
+            let name = all.iter().find_map(|(known, name)| name.filter(|_| *known == role));
+            let name = name.ok_or_else(|| missing(role))?;
+            Ok(Frequencies::new(rope, &vector(self.packed, role, name, rope.dims / 2)?))
         };
         let frequencies = kinds.into_iter().map(|rope| match rope.scaling {
             RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Yarn { .. } => Ok(Frequencies::new(rope, &[])),
@@ -191,8 +152,9 @@ impl<'a> Weights<'a> {
         Ok(Norm { gain: self.vector(gain, len)?, bias, eps: spec.eps })
     }
 
-    fn vector(&mut self, role: TensorRole, len: usize) -> Result<Vec<f32>, EngineError> {
-        self.rows(role, 1, len)
+    fn vector(&mut self, role: TensorRole, len: usize) -> Result<Arc<[f32]>, EngineError> {
+        let name = self.take(role)?;
+        vector(self.packed, role, name, len)
     }
 
     /// All elements of a small matrix.
@@ -200,61 +162,39 @@ impl<'a> Weights<'a> {
         let (matrix, mut elements) = (self.matrix(role, rows, cols)?, vec![0.0; rows * cols]);
         // Dimensions are held far below 2^32.
         let ids: Vec<u32> = (0..rows as u32).collect();
-        matrix.look_up(self.machine.simd, &ids, &mut elements);
+        matrix.look_up(self.simd, &ids, &mut elements);
         Ok(elements)
     }
 
     fn matrix(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
-        let (name, matrix) = self.tensors.remove(&role).ok_or_else(|| missing(role))?;
-        if (matrix.rows, matrix.cols) != (rows, cols) {
-            return Err(shape(&name, format!("{}x{} instead of {rows}x{cols}", matrix.rows, matrix.cols)));
+        let name = self.take(role)?;
+        match self.packed.get(&role).map(PackedTensor::packed) {
+            Some(Packed::Matrix(matrix)) if (matrix.rows, matrix.cols) == (rows, cols) => Ok(matrix.clone()),
+            Some(Packed::Matrix(matrix)) => {
+                Err(shape(name, format!("{}x{} instead of {rows}x{cols}", matrix.rows, matrix.cols)))
+            }
+            Some(Packed::Vector(elements)) => {
+                Err(shape(name, format!("a vector of {} instead of {rows}x{cols}", elements.len())))
+            }
+            None => Err(missing(role)),
         }
-        Ok(matrix)
+    }
+
+    /// Notes that a part uses the tensor; its name.
+    fn take(&mut self, role: TensorRole) -> Result<&'a str, EngineError> {
+        self.unused.remove(&role).ok_or_else(|| missing(role))
     }
 }
 
-/// Where a tensor lies in the shard's buffer; a vector's place is only a length.
-struct Place<'a> {
-    tensor: &'a TensorSpec,
-    packed: Range<usize>,
-}
-
-/// A place for each tensor, and the bytes that the matrices take together.
-fn places<'a>(tensors: impl Iterator<Item = &'a TensorSpec>) -> Result<(Vec<Place<'a>>, usize), EngineError> {
-    const LINE: usize = 64;
-    let mut total: usize = 0;
-    let mut places = Vec::new();
-    for tensor in tensors {
-        let TensorSpec { ref name, rows, cols, dtype, bytes, .. } = *tensor;
-        let row = dtype.row_bytes(cols).filter(|row| row.checked_mul(rows).is_some_and(|len| len as u64 == bytes));
-        let len = row.and_then(|row| Matrix::packed_len(dtype, rows, row)).filter(|len| *len > 0);
-        let start = if rows > 1 { total.next_multiple_of(LINE) } else { 0 };
-        let end = len.and_then(|len| start.checked_add(len)).ok_or_else(|| {
-            shape(name, format!("{bytes} bytes cannot be {rows} rows of {cols} {dtype} elements, or not be packed"))
-        })?;
-        if rows > 1 {
-            total = end;
+fn vector(packed: &PackedTensors, role: TensorRole, name: &str, len: usize) -> Result<Arc<[f32]>, EngineError> {
+    match packed.get(&role).map(PackedTensor::packed) {
+        Some(Packed::Vector(elements)) if elements.len() == len => Ok(Arc::clone(elements)),
+        Some(Packed::Vector(elements)) => Err(shape(name, format!("{} elements instead of {len}", elements.len()))),
+        Some(Packed::Matrix(matrix)) => {
+            Err(shape(name, format!("{}x{} instead of {len} elements", matrix.rows, matrix.cols)))
         }
-        places.push(Place { tensor, packed: start..end });
+        None => Err(missing(role)),
     }
-    Ok((places, total))
-}
-
-fn buffer(len: usize, what: &str) -> Result<Buffer, EngineError> {
-    Buffer::new(len).ok_or_else(|| EngineError::OutOfMemory { needed: len as u64, tensor: what.into() })
-}
-
-/// Reads a tensor of checked size into its place and packs it there.
-fn read_tensor(
-    machine: Machine<'_>,
-    tensor: &TensorSpec,
-    source: &dyn TensorSource,
-    place: &mut [u8],
-) -> Result<(), EngineError> {
-    let row_bytes = place.len() / tensor.rows.next_multiple_of(LANES);
-    source.read(tensor, &mut place[..row_bytes * tensor.rows])?;
-    Matrix::pack(machine.team, tensor.dtype, row_bytes, &mut place[..row_bytes * tensor.rows.next_multiple_of(LANES)]);
-    Ok(())
 }
 
 fn missing(role: TensorRole) -> EngineError {

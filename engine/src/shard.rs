@@ -11,7 +11,6 @@ use qmesh_models::{
     spec::{ModelSpec, TensorSpec},
 };
 
-pub use crate::kernel::attend::PAGE_POSITIONS;
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
@@ -23,11 +22,20 @@ use crate::{
     sample::SamplingParameters,
     step::{SampledRow, SequenceRows, Step, StepOutput, Wants},
 };
+pub use crate::{
+    kernel::attend::PAGE_POSITIONS,
+    load::{PackedTensor, PackedTensors},
+};
 
 /// Where a shard's tensors come from.
 pub trait TensorSource {
     /// Fills `into` (exactly `tensor.bytes` long) with the tensor's bytes as they are in the file.
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError>;
+
+    /// The very same tensor as another shard of this process holds it: then it is not read.
+    fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
+        None
+    }
 }
 
 /// A loaded range of layers. One thread owns it; it computes on a thread team of its own.
@@ -39,6 +47,8 @@ pub struct Shard {
     vocab: usize,
     embedding_scale: f32,
     parts: Parts,
+    /// What the parts are made of, for other shards to share.
+    tensors: PackedTensors,
     cache: Cache,
     sessions: HashMap<u64, Session>,
 }
@@ -70,9 +80,9 @@ pub(crate) struct Wanted {
 }
 
 impl Shard {
-    /// Loads `layers` of the model: reads each tensor once, as it is. `spec` lists all layers and at least the tensors
-    /// of this shard; `kv_positions` is the KV budget (rounded up to pages of [`PAGE_POSITIONS`]), allocated as it is
-    /// used; `progress` is told the bytes loaded so far after each tensor.
+    /// Loads `layers` of the model: reads each tensor once, as it is, unless another shard holds it. `spec` lists all
+    /// layers and at least the tensors of this shard; `kv_positions` is the KV budget (rounded up to pages of
+    /// [`PAGE_POSITIONS`]), allocated as it is used; `progress` is told the bytes read so far after each tensor.
     pub fn load(
         spec: &ModelSpec,
         layers: Range<usize>,
@@ -156,6 +166,11 @@ impl Shard {
         self.cache.reserved_positions()
     }
 
+    /// Its tensors, for other shards to share.
+    pub fn tensors(&self) -> &PackedTensors {
+        &self.tensors
+    }
+
     /// The instruction set that the kernels run on, as `QMESH_SIMD` names it.
     pub fn simd(&self) -> &'static str {
         self.simd.name()
@@ -194,11 +209,11 @@ impl Shard {
     ) -> Result<Self, EngineError> {
         let team = Team::new(threads)?;
         release_freed();
-        let parts = load(Machine { simd, team: &team }, spec, &layers, source, progress)?;
+        let (parts, tensors) = load(Machine { simd, team: &team }, spec, &layers, source, progress)?;
         release_freed();
         let cache = Cache::new(spec.layers[layers].iter().map(|l| &l.attention), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
-        Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, cache, sessions: HashMap::new() })
+        Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, sessions: HashMap::new() })
     }
 
     fn check(&self, step: &Step) -> Result<(), EngineError> {

@@ -73,10 +73,11 @@ impl FrameSender {
         self.writer.write(&mut [head, frame.payload.clone(), sum]).await
     }
 
-    /// Tells the peer that no frame follows `last`. A sender that is dropped instead looks like a failure to the peer.
+    /// Tells the peer that no frame follows `last`, and waits for a short time until it knows: a connection that is
+    /// dropped takes unread words with it. A sender that is dropped instead looks like a failure to the peer.
     pub async fn finish(mut self, last: StepId) -> Result<(), NetError> {
         self.send(&Frame::end(self.epoch, last)).await?;
-        self.writer.end();
+        self.writer.linger().await;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qmesh_net::{
     Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
-    Incoming, Message, NetError, PlanEpoch, RejectCode, Welcome,
+    Incoming, Message, NetError, PlanEpoch, RejectCode, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -184,11 +184,13 @@ async fn receive_frames(
 
 async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::Receiver<Frame>) {
     let sending = async {
-        let mut sender = connection.open_frames(epoch).await?;
+        let (mut sender, mut last) = (connection.open_frames(epoch).await?, StepId::default());
         while let Some(frame) = queue.recv().await {
             sender.send(&frame).await?;
+            last = frame.step;
         }
-        Ok::<_, NetError>(())
+        // The plan is over: to the first stage that is no failure of the link.
+        sender.finish(last).await
     };
     if let Err(error) = sending.await {
         tracing::warn!("frames to the first stage: {error}");

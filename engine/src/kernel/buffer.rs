@@ -1,26 +1,35 @@
-//! The memory of a shard's weights: one allocation, in huge pages where the system has them; and giving memory back.
+//! The memory of weights: one mapping for what is loaded together, in huge pages where the system has them, in parts that
+//! are given back one by one; and giving freed memory back.
 
-#![allow(unsafe_code, reason = "aligned memory, and advice to the system about it")]
+#![allow(unsafe_code, reason = "memory mappings, and advice to the system about them")]
 
 use std::{
-    alloc::{Layout, alloc, dealloc},
+    num::NonZeroUsize,
     ops::{Deref, Range},
     ptr::NonNull,
     sync::Arc,
 };
 
-/// The size of a huge page, to which memory of at least one is aligned.
-const HUGE_PAGE: usize = 2 << 20;
-/// What less memory is aligned to.
-const LINE: usize = 64;
+use nix::{
+    sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap},
+    unistd::{SysconfVar, sysconf},
+};
 
-/// Zeroed bytes that begin at a cache line, or at a huge page.
+/// The size of a huge page, to which a mapping of at least one is aligned.
+const HUGE_PAGE: usize = 2 << 20;
+/// The largest page of any system we run on, for those that do not say.
+const PAGE: usize = 64 << 10;
+
+/// Zeroed bytes that begin at a page, and whole pages of its own.
 pub(crate) struct Buffer {
     start: NonNull<u8>,
-    layout: Layout,
+    /// Bytes asked for.
+    len: usize,
+    /// Bytes of its pages.
+    mapped: usize,
 }
 
-// SAFETY: it owns its bytes, as a `Vec<u8>` does.
+// SAFETY: it owns its pages, as a `Vec<u8>` owns its bytes.
 unsafe impl Send for Buffer {}
 // SAFETY: shared, the bytes are only read.
 unsafe impl Sync for Buffer {}
@@ -28,23 +37,33 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// `len` zeroed bytes, or nothing where the system has no room for them.
     pub(crate) fn new(len: usize) -> Option<Self> {
-        let align = if len < HUGE_PAGE { LINE } else { HUGE_PAGE };
-        let layout = Layout::from_size_align(len.max(1), align).ok()?;
-        // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        if align == HUGE_PAGE {
-            // Before the first touch, which decides how a page is backed.
-            advise_huge_pages(start, layout.size());
+        Self::adjacent(&[len])?.pop()
+    }
+
+    /// Zeroed buffers of these lengths, one behind another in one mapping, so that huge pages reach over their borders.
+    /// Each gives its pages back when it is dropped.
+    pub(crate) fn adjacent(lens: &[usize]) -> Option<Vec<Self>> {
+        let page = page_bytes();
+        let pages = |len: &usize| len.max(&1).checked_next_multiple_of(page);
+        let mapped: Vec<usize> = lens.iter().map(pages).collect::<Option<_>>()?;
+        let total = mapped.iter().try_fold(0_usize, |total, len| total.checked_add(*len))?;
+        if total == 0 {
+            return Some(Vec::new());
         }
-        // SAFETY: the allocation is as long as its layout.
-        unsafe { start.write_bytes(0, layout.size()) };
-        Some(Self { start, layout })
+        let mut start = map(total)?;
+        let mut buffers = Vec::with_capacity(lens.len());
+        for (&len, mapped) in lens.iter().zip(mapped) {
+            buffers.push(Self { start, len, mapped });
+            // SAFETY: inside the mapping, or at its end.
+            start = unsafe { start.add(mapped) };
+        }
+        Some(buffers)
     }
 
     /// The bytes, to be filled before they are shared.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the allocation is as long as its layout, initialised, and borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+        // SAFETY: the pages are mapped, zeroed by the system, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -52,15 +71,15 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the allocation is as long as its layout, and initialised.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+        // SAFETY: the pages are mapped, and zeroed by the system.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: its own pages, which nobody borrows any more.
+        unsafe { unmap(self.start, self.mapped) };
     }
 }
 
@@ -83,6 +102,12 @@ impl Bytes {
         assert!(range.end <= self.range.len(), "a part lies inside its whole");
         Self::new(Arc::clone(&self.buffer), self.range.start + range.start..self.range.start + range.end)
     }
+
+    /// What tells whether the buffer is still there.
+    #[cfg(test)]
+    pub(crate) fn buffer(&self) -> std::sync::Weak<Buffer> {
+        Arc::downgrade(&self.buffer)
+    }
 }
 
 impl Deref for Bytes {
@@ -103,9 +128,50 @@ pub(crate) fn release_freed() {
     }
 }
 
+fn page_bytes() -> usize {
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    page.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| bytes.is_power_of_two()).unwrap_or(PAGE)
+}
+
+/// `len` bytes, whole pages, of zeroed memory; from a huge page's size on they begin at a huge page.
+fn map(len: usize) -> Option<NonNull<u8>> {
+    let spare = if len < HUGE_PAGE { 0 } else { HUGE_PAGE };
+    let whole = NonZeroUsize::new(len.checked_add(spare)?)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: new memory at an address that the system chooses; nothing else is touched.
+    let start = unsafe { mmap_anonymous(None, whole, protection, MapFlags::MAP_PRIVATE) }.ok()?.cast::<u8>();
+    let before = if spare == 0 { 0 } else { start.addr().get().wrapping_neg() % HUGE_PAGE };
+    // SAFETY: whole pages before and behind the part that is kept, all inside the mapping.
+    let kept = unsafe {
+        let kept = start.add(before);
+        unmap(start, before);
+        unmap(kept.add(len), spare - before);
+        kept
+    };
+    if spare > 0 {
+        // Before the first touch, which decides how a page is backed.
+        advise_huge_pages(kept, len);
+    }
+    Some(kept)
+}
+
+/// Gives pages back; none if `len` is 0.
+///
+/// # Safety
+/// They are mapped, and nothing uses them any more.
+unsafe fn unmap(start: NonNull<u8>, len: usize) {
+    if len == 0 {
+        return;
+    }
+    // SAFETY: promised by the caller.
+    if let Err(error) = unsafe { munmap(start.cast(), len) } {
+        tracing::debug!(%error, "pages of weights stay mapped");
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: NonNull<u8>, len: usize) {
-    // SAFETY: whole pages inside the allocation; the advice changes only how they are backed.
+    // SAFETY: whole pages inside the mapping; the advice changes only how they are backed.
     let advised = unsafe { nix::sys::mman::madvise(start.cast(), len, nix::sys::mman::MmapAdvise::MADV_HUGEPAGE) };
     if let Err(error) = advised {
         tracing::debug!(%error, "no huge pages for the weights");
@@ -114,3 +180,27 @@ fn advise_huge_pages(start: NonNull<u8>, len: usize) {
 
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_start: NonNull<u8>, _len: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adjacent_buffers_are_zeroed_apart_and_freed_one_by_one() {
+        let lens = [100, 3 << 20, 0, 70_000];
+        let mut buffers = Buffer::adjacent(&lens).unwrap();
+        assert_eq!(buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>(), lens);
+        assert!(buffers.iter().all(|buffer| buffer.iter().all(|byte| *byte == 0)));
+        assert_eq!(buffers[0].start.addr().get() % HUGE_PAGE, 0);
+        for (mark, buffer) in (1..).zip(&mut buffers) {
+            assert_eq!(buffer.start.addr().get() % page_bytes(), 0);
+            buffer.bytes_mut().fill(mark);
+        }
+        drop(buffers.remove(1));
+        for (mark, buffer) in [1, 3, 4].iter().zip(&buffers) {
+            assert!(buffer.iter().all(|byte| byte == mark));
+        }
+        assert!(Buffer::adjacent(&[]).unwrap().is_empty());
+        assert!(Buffer::new(usize::MAX).is_none() && Buffer::adjacent(&[usize::MAX / 2; 3]).is_none());
+    }
+}

@@ -1,5 +1,7 @@
 //! The parts of one layer.
 
+use std::sync::Arc;
+
 use qmesh_models::spec::{
     Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerSpec, LayerTensor, NormPlacement, QkNorm, Sinks, TensorRole,
 };
@@ -49,7 +51,7 @@ impl LayerWeights<'_, '_> {
         };
         let qk_norms = normed.map(|[q, k]| Ok::<_, EngineError>([rms(QNorm, q)?, rms(KNorm, k)?])).transpose()?;
         let sinks = match spec.sinks {
-            Sinks::None => vec![],
+            Sinks::None => Arc::default(),
             Sinks::PerHead => self.vector(SinkScores, spec.heads)?,
         };
         Ok(Attention {
@@ -138,7 +140,7 @@ impl LayerWeights<'_, '_> {
         Ok(Residual { norm, scale: layer.residual_scale })
     }
 
-    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Vec<f32>, EngineError> {
+    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Arc<[f32]>, EngineError> {
         self.weights.vector(TensorRole::Layer(self.layer, tensor), len)
     }
 
@@ -170,7 +172,7 @@ impl LayerWeights<'_, '_> {
             )
         };
         let matrices = all.stacked(count).ok_or_else(what)?;
-        let bias = |expert: usize| biases.as_ref().map(|biases| biases[expert * rows..][..rows].to_vec());
+        let bias = |expert: usize| biases.as_ref().map(|biases| Arc::from(&biases[expert * rows..][..rows]));
         Ok(matrices.into_iter().enumerate().map(|(expert, matrix)| Linear { matrix, bias: bias(expert) }).collect())
     }
 }

@@ -3,6 +3,7 @@
 mod exactness;
 mod golden;
 mod refusals;
+mod shared;
 
 use std::{fs, ops::Range};
 

@@ -67,12 +67,6 @@ impl Assignment {
         self.layers.end == self.spec.layers.len()
     }
 
-    /// Whether a shard loaded for `other` serves this one as well.
-    pub(super) fn is_same_shard(&self, other: &Self) -> bool {
-        let key = |a: &Self| (a.model_id, a.layers.clone(), a.kv_positions, a.context, a.chunk_rows);
-        key(self) == key(other) && self.hashes == other.hashes && self.spec == other.spec
-    }
-
     /// Bytes of its tensors.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()

@@ -1,8 +1,8 @@
-//! The compute thread: owns the shard and every KV cache, takes one command after the other, says what came of it.
+//! The compute thread: owns every shard and KV cache, takes one command after the other, says what came of it.
 
 use std::{
     any::Any,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -16,25 +16,22 @@ use tokio::sync::mpsc;
 use super::{
     assignment::Assignment,
     convert,
-    emulation::{Compute, Computer},
+    emulation::Computer,
     event::Turn,
-    store::Weights,
     trails::{SessionTrails, Stray},
 };
 use crate::{
     error::EngineError,
-    shard::{Prefix, Shard},
+    shard::{PackedTensors, Prefix},
     step::{Step, StepOutput},
 };
 
-/// What the compute thread can be asked.
+/// What the compute thread can be asked. What is for a turn that has no shard changes nothing.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Load a shard; there is none.
-    Load { turn: Turn, assignment: Arc<Assignment>, weights: Weights },
-    /// Serve this turn with the shard that is there, without its sessions.
-    Adopt { turn: Turn, assignment: Arc<Assignment> },
-    /// Free the shard, if there is one.
+    /// Compute this turn's steps with a shard.
+    Seat { turn: Turn, assignment: Arc<Assignment>, computer: Computer },
+    /// Free the turn's shard and its sessions, if there are any.
     Unload { turn: Turn },
     /// Make room for a session.
     Open { turn: Turn, open: OpenSession },
@@ -46,16 +43,16 @@ pub(super) enum Command {
     Step { turn: Turn, frame: Frame, arrived: Instant },
 }
 
-/// What came of a command. `Close` and `Keep` are not answered.
+/// What came of it, here or where shards are loaded. `Seat`, `Close` and `Keep` are not answered.
 #[derive(Debug)]
 pub(super) enum Done {
-    /// So many bytes of the weights are loaded.
+    /// So many of the bytes that no other shard had are loaded.
     Loading { turn: Turn, bytes_done: u64, bytes_total: u64 },
-    /// The shard is there; `took` is `None` where it already was.
-    Loaded { turn: Turn, took: Option<Duration> },
+    /// The shard is there.
+    Loaded { turn: Turn, loaded: Loaded, took: Duration },
     /// It is not.
     NotLoaded { turn: Turn, failure: Failure },
-    /// No shard is there.
+    /// No shard of this turn is there.
     Unloaded { turn: Turn },
     /// The session has its room.
     Opened { turn: Turn, session: SessionId, kv_positions_used: u32 },
@@ -63,6 +60,16 @@ pub(super) enum Done {
     Refused { turn: Turn, session: SessionId, text: String },
     /// A frame was computed, or not.
     Stepped(Box<Stepped>),
+    /// The compute thread ended, and another one, without any shard, has taken its place.
+    Ended,
+}
+
+/// A shard that was loaded.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) computer: Computer,
+    /// What it holds.
+    pub(super) tensors: PackedTensors,
 }
 
 /// What came of a frame.
@@ -102,43 +109,37 @@ pub(super) enum Failure {
     Panic(String),
     #[error("no shard is loaded")]
     NoShard,
+    #[error("cannot start the thread that loads it: {0}")]
+    Thread(String),
 }
 
-/// Starts the thread, which lives as long as the sender; `done` is told what comes of each command.
-pub(super) fn spawn(
-    threads: usize,
-    compute: Compute,
-    depth: usize,
-    done: mpsc::Sender<Done>,
-) -> io::Result<mpsc::Sender<Command>> {
-    let (sender, mut commands) = mpsc::channel(depth);
+/// Starts the thread, which lives as long as the sender; the receiver is told what comes of each command, and ends when the
+/// thread does. So many of each may wait.
+pub(super) fn spawn(depth: usize) -> io::Result<(mpsc::Sender<Command>, mpsc::Receiver<Done>)> {
+    let ((sender, mut commands), (done, answers)) = (mpsc::channel(depth), mpsc::channel(depth));
     thread::Builder::new().name("qmesh-compute".into()).spawn(move || {
-        let mut desk = Desk { threads, compute, done, seat: None, waited: Duration::ZERO };
+        let mut desk = Desk { seats: BTreeMap::new(), waited: Duration::ZERO };
         loop {
             let since = Instant::now();
             let Some(command) = commands.blocking_recv() else { return };
             desk.waited += since.elapsed();
             let answer = desk.handle(command);
-            if answer.is_some_and(|answer| desk.done.blocking_send(answer).is_err()) {
+            if answer.is_some_and(|answer| done.blocking_send(answer).is_err()) {
                 return;
             }
         }
     })?;
-    Ok(sender)
+    Ok((sender, answers))
 }
 
 /// The thread's belongings.
 struct Desk {
-    threads: usize,
-    compute: Compute,
-    done: mpsc::Sender<Done>,
-    seat: Option<Seat>,
+    seats: BTreeMap<Turn, Seat>,
     waited: Duration,
 }
 
 /// A shard at work for one turn.
 struct Seat {
-    turn: Turn,
     assignment: Arc<Assignment>,
     shard: Computer,
     sessions: BTreeSet<SessionId>,
@@ -148,62 +149,33 @@ struct Seat {
 impl Desk {
     fn handle(&mut self, command: Command) -> Option<Done> {
         match command {
-            Command::Load { turn, assignment, weights } => Some(self.load(turn, assignment, &weights)),
-            Command::Adopt { turn, assignment } => Some(self.adopt(turn, assignment)),
+            Command::Seat { turn, assignment, computer } => {
+                let (sessions, trails) = (BTreeSet::new(), SessionTrails::default());
+                self.seats.insert(turn, Seat { assignment, shard: computer, sessions, trails });
+                self.waited = Duration::ZERO;
+                None
+            }
             Command::Unload { turn } => {
-                self.seat = None;
+                self.seats.remove(&turn);
                 Some(Done::Unloaded { turn })
             }
             Command::Open { turn, open } => Some(self.open(turn, open)),
             Command::Close { turn, session } => {
-                self.seat.as_mut().filter(|seat| seat.turn == turn)?.close(session);
+                self.seats.get_mut(&turn)?.close(session);
                 None
             }
             Command::Keep { turn, session, positions } => {
-                self.seat.as_mut().filter(|seat| seat.turn == turn)?.keep(session, positions);
+                self.seats.get_mut(&turn)?.keep(session, positions);
                 None
             }
             Command::Step { turn, frame, arrived } => Some(Done::Stepped(Box::new(self.step(turn, frame, arrived)))),
         }
     }
 
-    fn load(&mut self, turn: Turn, assignment: Arc<Assignment>, weights: &Weights) -> Done {
-        let (since, bytes_total) = (Instant::now(), assignment.weight_bytes());
-        let Assignment { spec, layers, kv_positions, .. } = &*assignment;
-        // Progress is told best-effort: nobody waits for it, and the answer says how it ended.
-        let mut told = |bytes_done| drop(self.done.blocking_send(Done::Loading { turn, bytes_done, bytes_total }));
-        let load = || match self.compute {
-            Compute::Real => {
-                let shard = Shard::load(spec, layers.clone(), *kv_positions, self.threads, weights, &mut told)?;
-                Ok(Computer::Shard(Box::new(shard)))
-            }
-            Compute::Emulated(emulation) => Ok(Computer::Emulated(emulation.stage(spec, layers))),
-        };
-        match guarded(load) {
-            Ok(shard) => {
-                let (sessions, trails) = (BTreeSet::new(), SessionTrails::default());
-                self.seat = Some(Seat { turn, assignment, shard, sessions, trails });
-                self.waited = Duration::ZERO;
-                Done::Loaded { turn, took: Some(since.elapsed()) }
-            }
-            Err(failure) => Done::NotLoaded { turn, failure },
-        }
-    }
-
-    fn adopt(&mut self, turn: Turn, assignment: Arc<Assignment>) -> Done {
-        let Some(seat) = &mut self.seat else { return Done::NotLoaded { turn, failure: Failure::NoShard } };
-        for session in seat.sessions.clone() {
-            seat.close(session);
-        }
-        (seat.turn, seat.assignment) = (turn, assignment);
-        self.waited = Duration::ZERO;
-        Done::Loaded { turn, took: None }
-    }
-
     fn open(&mut self, turn: Turn, open: OpenSession) -> Done {
         let session = open.session;
         let refused = |failure: Failure| Done::Refused { turn, session, text: failure.to_string() };
-        let Some(seat) = self.seat.as_mut().filter(|seat| seat.turn == turn) else { return refused(Failure::NoShard) };
+        let Some(seat) = self.seats.get_mut(&turn) else { return refused(Failure::NoShard) };
         let context = seat.assignment.context;
         if open.max_positions as usize > context {
             let text = format!("{} positions are more than the context of {context}", open.max_positions);
@@ -238,8 +210,8 @@ impl Desk {
             kv_positions_used: 0,
             shard: ShardState::Whole,
         };
-        // A frame of an earlier turn: whoever sent it has a new plan.
-        let Some(seat) = self.seat.as_mut().filter(|seat| seat.turn == turn) else { return nothing };
+        // A frame of a turn that is over: whoever sent it has a new plan.
+        let Some(seat) = self.seats.get_mut(&turn) else { return nothing };
         match guarded(|| Ok(seat.step(&frame))) {
             Ok((frame, rows, faults)) => {
                 let kv_positions_used = kv_positions_used(&seat.shard);
@@ -250,7 +222,7 @@ impl Desk {
             }
             Err(failure) => {
                 let (epoch, code, text) = (seat.assignment.epoch, FaultCode::Internal, failure.to_string());
-                self.seat = None;
+                self.seats.remove(&turn);
                 Stepped { faults: vec![Fault { epoch, session: None, code, text }], shard: ShardState::Lost, ..nothing }
             }
         }
@@ -327,7 +299,7 @@ impl Seat {
 }
 
 /// Runs engine code: a panic there fails the command, not the thread.
-fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Failure> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => Ok(result?),
         Err(panic) => Err(Failure::Panic(words(&*panic))),

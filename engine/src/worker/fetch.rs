@@ -12,22 +12,27 @@ use std::{
 };
 
 use blake3::Hash;
-use qmesh_models::{bytes::ByteCount, spec::TensorRole};
+use qmesh_models::{
+    bytes::ByteCount,
+    spec::{TensorRole, TensorSpec},
+};
 use qmesh_net::{Connection, NetError, RangeRequest};
 use thiserror::Error;
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 
 use super::{
     assignment::Assignment,
-    event::{Event, Turn},
+    event::{Event, Scrutiny, Turn},
+    holding::needed_together,
     local::LocalModels,
     memory::Allowance,
     store::{Place, Store, StoreError, Verdict, Weights},
 };
+use crate::shard::PackedTensors;
 
 /// Bytes asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -37,11 +42,26 @@ const IN_FLIGHT: usize = 4;
 const TRIES: usize = 2;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// The waits before a full disk is tried again. Together they are short: the coordinator may have another worker.
+const FULL_DISK_WAITS: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5), Duration::from_secs(10)];
+
+/// What shall be had.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) turn: Turn,
+    pub(super) assignment: Arc<Assignment>,
+    /// What another shard has already.
+    pub(super) taken_over: Arc<PackedTensors>,
+    /// What other plans hold.
+    pub(super) beside: Vec<Arc<Assignment>>,
+    pub(super) scrutiny: Scrutiny,
+}
 
 /// Everything needed to have the tensors of one assignment.
 #[derive(Debug)]
 pub(super) struct Fetch {
-    pub(super) turn: Turn,
+    pub(super) wanted: Wanted,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) connection: Connection,
     pub(super) cache: PathBuf,
@@ -50,14 +70,13 @@ pub(super) struct Fetch {
     pub(super) memory: Option<ByteCount>,
     /// Threads that will compute.
     pub(super) threads: usize,
-    pub(super) assignment: Arc<Assignment>,
 }
 
 /// Why the tensors of a shard cannot be had.
 #[derive(Debug, Error)]
 enum FetchError {
-    #[error("needs {needed} for layers {first}-{last}, this worker has {}: {}", allowance.bytes, allowance.remedy())]
-    Memory { needed: ByteCount, first: usize, last: usize, allowance: Allowance },
+    #[error("needs {needed} for {layers}, this worker has {}: {}", allowance.bytes, allowance.remedy())]
+    Memory { needed: ByteCount, layers: String, allowance: Allowance },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("tensor {tensor}: {source}")]
@@ -79,9 +98,10 @@ struct Missing {
 }
 
 /// Bytes so far.
+/// Bytes of the missing tensors so far.
 #[derive(Debug, Default)]
 struct Counters {
-    /// At hand, however they came.
+    /// At hand, some perhaps from an earlier try.
     here: AtomicU64,
     /// Came over the network.
     received: AtomicU64,
@@ -96,24 +116,35 @@ struct Survey {
 
 impl Fetch {
     /// Fetches what is missing and tells how it goes, up to 4 times a second, and how it ended. What came before a
-    /// failure is kept for a later try.
+    /// failure is kept for a later try. A disk that is full may have room again soon: it is tried for a while.
     pub(super) async fn run(self) {
-        let (turn, events) = (self.turn, self.events.clone());
-        let event = match self.fetch().await {
-            Ok((weights, bytes)) => Event::Fetched { turn, bytes, weights },
-            Err(error) => Event::NotFetched { turn, text: error.to_string() },
+        let turn = self.wanted.turn;
+        let mut waits = FULL_DISK_WAITS.into_iter();
+        let event = loop {
+            match (self.fetch().await, waits.next()) {
+                (Ok((weights, bytes)), _) => break Event::Fetched { turn, bytes, weights },
+                (Err(FetchError::Store(error)), Some(wait)) if error.is_full() => {
+                    let text = format!("{error}; trying again in {} s", wait.as_secs());
+                    self.tell(Event::DiskFull { turn, text }).await;
+                    sleep(wait).await;
+                }
+                (Err(error), _) => break Event::NotFetched { turn, text: error.to_string() },
+            }
         };
-        // Without a receiver the worker has left its coordinator, and nobody waits for the tensors.
-        let _ = events.send(event).await;
+        self.tell(event).await;
     }
 
-    async fn fetch(self) -> Result<(Weights, u64), FetchError> {
-        let (turn, events, bytes_total) = (self.turn, self.events.clone(), self.assignment.weight_bytes());
-        let (connection, assignment) = (self.connection.clone(), Arc::clone(&self.assignment));
-        let Survey { store, mut places, missing } = spawn_blocking(move || self.survey()).await??;
+    async fn tell(&self, event: Event) {
+        // Without a receiver the worker has left its coordinator, and nobody waits for the tensors.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn fetch(&self) -> Result<(Weights, u64), FetchError> {
+        let turn = self.wanted.turn;
+        let survey = self.survey();
+        let Survey { store, mut places, missing } = spawn_blocking(survey).await??;
         let counters = Arc::new(Counters::default());
-        let missing_bytes: u64 = missing.values().map(|tensor| tensor.bytes).sum();
-        counters.here.store(bytes_total.saturating_sub(missing_bytes), Ordering::Relaxed);
+        let bytes_total: u64 = missing.values().map(|tensor| tensor.bytes).sum();
         let mut waiting = missing.into_values();
         let mut tasks = JoinSet::new();
         let mut ticks = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
@@ -122,7 +153,7 @@ impl Fetch {
             while tasks.len() < IN_FLIGHT
                 && let Some(tensor) = waiting.next()
             {
-                tasks.spawn(fetch_tensor(connection.clone(), store.clone(), tensor, Arc::clone(&counters)));
+                tasks.spawn(fetch_tensor(self.connection.clone(), store.clone(), tensor, Arc::clone(&counters)));
             }
             tokio::select! {
                 finished = tasks.join_next() => match finished {
@@ -131,36 +162,65 @@ impl Fetch {
                 },
                 _ = ticks.tick() => {
                     let bytes_done = counters.here.load(Ordering::Relaxed);
-                    let _ = events.send(Event::Fetching { turn, bytes_done, bytes_total }).await;
+                    self.tell(Event::Fetching { turn, bytes_done, bytes_total }).await;
                 }
             }
         }
-        let tensors = assignment.spec.tensors.iter().zip(&assignment.hashes);
-        places.extend(tensors.filter_map(|(t, &hash)| Some((t.role, store.find(hash, t.bytes)?))));
+        let tensors = self.wanted.to_have();
+        places.extend(tensors.filter_map(|(t, hash)| Some((t.role, store.find(hash, t.bytes)?))));
         Ok((places.into_iter().collect(), counters.received.load(Ordering::Relaxed)))
     }
 
-    /// Refuses what cannot fit, then looks for each tensor here. Blocks.
-    fn survey(self) -> Result<Survey, FetchError> {
-        let assignment = self.assignment;
-        let (needed, allowance) = (assignment.needed_bytes(self.threads), Allowance::measure(self.memory));
-        if needed > allowance.bytes {
-            let (first, last) = (assignment.layers.start, assignment.layers.end - 1);
-            return Err(FetchError::Memory { needed, first, last, allowance });
-        }
-        let store = Store::open(&self.cache)?;
-        let models = LocalModels::scan(&self.model_folders);
-        let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
-        for (tensor, &hash) in assignment.spec.tensors.iter().zip(&assignment.hashes) {
-            let (name, bytes) = (tensor.name.clone(), tensor.bytes);
-            match models.find(tensor, hash) {
-                Some(place) => places.push((tensor.role, place)),
-                None if store.find(hash, bytes).is_some() => {}
-                None => drop(missing.insert(*hash.as_bytes(), Missing { name, hash, bytes })),
+    /// What refuses a shard that cannot fit, and then looks for each tensor here. It blocks.
+    fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
+        let (wanted, memory, threads) = (self.wanted.clone(), self.memory, self.threads);
+        let (cache, folders) = (self.cache.clone(), self.model_folders.clone());
+        move || {
+            wanted.check_memory(memory, threads)?;
+            let store = Store::open(&cache)?;
+            let models = LocalModels::scan(&folders);
+            let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
+            for (tensor, hash) in wanted.to_have() {
+                let (name, bytes) = (tensor.name.clone(), tensor.bytes);
+                match (models.find(tensor, hash), store.find(hash, bytes)) {
+                    (Some(place), _) => places.push((tensor.role, place)),
+                    (None, Some(place)) if wanted.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {}
+                    (None, found) => {
+                        if let Some(damaged) = found {
+                            tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
+                            store.remove(hash)?;
+                        }
+                        missing.insert(*hash.as_bytes(), Missing { name, hash, bytes });
+                    }
+                }
             }
+            store.check_space(missing.values().map(|tensor| tensor.bytes).sum())?;
+            Ok(Survey { store, places, missing })
         }
-        store.check_space(missing.values().map(|tensor| tensor.bytes).sum())?;
-        Ok(Survey { store, places, missing })
+    }
+}
+
+impl Wanted {
+    /// The tensors that no other shard has.
+    fn to_have(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+        let tensors = self.assignment.spec.tensors.iter().zip(&self.assignment.hashes);
+        let missing = tensors.filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role));
+        missing.map(|(tensor, &hash)| (tensor, hash))
+    }
+
+    /// Whether all shards fit together, with the user's limit and so many threads.
+    fn check_memory(&self, limit: Option<ByteCount>, threads: usize) -> Result<(), FetchError> {
+        let needed = needed_together(&self.assignment, self.beside.iter().map(|other| &**other), threads);
+        let allowance = Allowance::measure(limit);
+        if needed <= allowance.bytes {
+            return Ok(());
+        }
+        let range = |a: &Assignment| format!("layers {}-{}", a.layers.start, a.layers.end - 1);
+        let mut layers = range(&self.assignment);
+        for assignment in &self.beside {
+            layers = format!("{layers} beside {} of plan {}", range(assignment), assignment.epoch);
+        }
+        Err(FetchError::Memory { needed, layers, allowance })
     }
 }
 

@@ -1,32 +1,31 @@
 //! One stay in a mesh, from the welcome to the loss of the coordinator: feeds the state machine and does what it says.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, HashMap, VecDeque},
+    io,
     time::Duration,
 };
 
 use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameReceiver, Message, ShardStatus,
-    StageReport, Upstream,
+    CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Message, PlanEpoch,
+    ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
     WorkerConfig,
-    assignment::Assignment,
-    compute::{Command, Done},
+    compute::{self, Command, Done},
     console::Console,
     event::{Action, Departure, Event, LinkId, Turn},
-    fetch::Fetch,
-    links::{self, Outgoing},
+    fetch::{Fetch, Wanted},
+    links::{self, Lane, Outgoing},
     memory,
-    state::Machine,
+    state::{Machine, SHARDS_MOST},
 };
 
 /// Events and messages that may wait for the state machine.
@@ -42,23 +41,27 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a coordinator that was told Bye may take to read it and to close.
 const BYE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// What outlives a stay: the compute thread with its shard, and the books on it.
+/// What outlives a stay: the compute thread with its shards, those that are being loaded, and the books on them.
 pub(super) struct Lasting {
     pub(super) machine: Machine,
-    pub(super) commands: mpsc::Sender<Command>,
-    /// Commands that the thread has no place for yet, in order.
-    pub(super) backlog: VecDeque<Command>,
-    pub(super) done: mpsc::Receiver<Done>,
     pub(super) console: Console,
+    commands: mpsc::Sender<Command>,
+    /// Commands that the thread has no place for yet, in order.
+    backlog: VecDeque<Command>,
+    done: mpsc::Receiver<Done>,
+    /// What is said where shards are loaded, and what says it.
+    loads: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
 }
 
 /// How a stay ended.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Ending {
     /// In order.
     Departed(Departure),
     /// The link to the coordinator broke.
     Lost(String),
+    /// The compute thread ended, and the system gives no other.
+    NoThread(io::Error),
 }
 
 /// The tasks and channels of one stay; dropping it ends them all.
@@ -69,16 +72,16 @@ pub(super) struct Membership<'a> {
     connection: Connection,
     tell: mpsc::Sender<Message>,
     events: mpsc::Sender<Event>,
-    frames: mpsc::Sender<(LinkId, Frame)>,
     /// Links that the state machine has not decided on.
     waiting: HashMap<LinkId, FrameReceiver>,
     links_seen: u64,
-    outgoing: Option<mpsc::Sender<(Instant, Frame)>>,
+    lanes: BTreeMap<Turn, Lane>,
     writer: JoinSet<()>,
     acceptors: JoinSet<()>,
-    reader: JoinSet<()>,
-    sender: JoinSet<()>,
-    fetch: JoinSet<()>,
+    /// The tasks of lanes, and of those that are ending.
+    links: JoinSet<()>,
+    fetches: JoinSet<()>,
+    fetching: BTreeMap<Turn, AbortHandle>,
     ending: Option<Ending>,
 }
 
@@ -87,7 +90,6 @@ struct Inbox {
     messages: mpsc::Receiver<Result<Message, String>>,
     events: mpsc::Receiver<Event>,
     arrivals: mpsc::Receiver<FrameReceiver>,
-    frames: mpsc::Receiver<(LinkId, Frame)>,
 }
 
 /// Serves the mesh that `connection` has joined, until one of the two leaves or the link breaks.
@@ -104,21 +106,46 @@ pub(super) async fn serve(
 }
 
 impl Lasting {
-    /// What the compute thread says next. Meanwhile hands it the commands that wait, as it has room. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Done {
+    /// A compute thread without a shard.
+    pub(super) fn new(console: Console) -> io::Result<Self> {
+        let (commands, done) = compute::spawn(2 * FRAMES_HELD)?;
+        let loads = mpsc::channel(2 * SHARDS_MOST);
+        Ok(Self { machine: Machine::default(), console, commands, backlog: VecDeque::new(), done, loads })
+    }
+
+    /// What is said next where shards are computed and loaded. Meanwhile hands the compute thread the commands that wait,
+    /// as it has room; and another one takes the place of a thread that ends. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the system gives no other thread.
+    pub(super) async fn next(&mut self) -> io::Result<Done> {
         loop {
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
-                Some(done) = self.done.recv() => return done,
+                done = self.done.recv() => done,
+                done = self.loads.1.recv() => done,
                 Ok(permit) = self.commands.reserve(), if !self.backlog.is_empty() => {
                     if let Some(command) = self.backlog.pop_front() {
                         permit.send(command);
                     }
+                    continue;
                 }
-                // The thread is gone with a bug that it has reported: nothing comes any more.
-                else => std::future::pending().await,
-            }
+            };
+            return match done {
+                Some(done) => Ok(done),
+                // The thread has panicked, and said so.
+                None => {
+                    (self.commands, self.done) = compute::spawn(2 * FRAMES_HELD)?;
+                    self.backlog.clear();
+                    Ok(Done::Ended)
+                }
+            };
         }
+    }
+
+    /// Commands that wait, here or in the state machine.
+    fn waiting(&self) -> usize {
+        self.backlog.len() + self.machine.queued()
     }
 }
 
@@ -134,7 +161,6 @@ impl<'a> Membership<'a> {
         let (messages_in, messages) = mpsc::channel(QUEUE);
         let (events_in, events) = mpsc::channel(QUEUE);
         let (arrivals_in, arrivals) = mpsc::channel(1);
-        let (frames_in, frames) = mpsc::channel(1);
         let (mut writer, mut acceptors) = (JoinSet::new(), JoinSet::new());
         writer.spawn(write_messages(sender, told));
         acceptors.spawn(read_messages(receiver, messages_in));
@@ -147,18 +173,17 @@ impl<'a> Membership<'a> {
             connection,
             tell,
             events: events_in,
-            frames: frames_in,
             waiting: HashMap::new(),
             links_seen: 0,
-            outgoing: None,
+            lanes: BTreeMap::new(),
             writer,
             acceptors,
-            reader: JoinSet::new(),
-            sender: JoinSet::new(),
-            fetch: JoinSet::new(),
+            links: JoinSet::new(),
+            fetches: JoinSet::new(),
+            fetching: BTreeMap::new(),
             ending: None,
         };
-        (membership, Inbox { messages, events, arrivals, frames })
+        (membership, Inbox { messages, events, arrivals })
     }
 
     async fn run(mut self, mut inbox: Inbox, asked: impl Future<Output = ()>) -> Ending {
@@ -179,9 +204,15 @@ impl<'a> Membership<'a> {
             // In this order: what is done makes room for what comes.
             let event = tokio::select! {
                 biased;
-                done = self.lasting.next() => Event::Done(done),
+                done = self.lasting.next() => match done {
+                    Ok(done) => Event::Done(done),
+                    Err(error) => {
+                        self.ending = Some(Ending::NoThread(error));
+                        continue;
+                    }
+                },
                 Some(event) = inbox.events.recv() => event,
-                Some(message) = inbox.messages.recv(), if self.lasting.backlog.len() < BACKLOG => match message {
+                Some(message) = inbox.messages.recv(), if self.lasting.waiting() < BACKLOG => match message {
                     Ok(message) => Event::Message(message),
                     Err(text) => {
                         self.ending = Some(Ending::Lost(text));
@@ -189,9 +220,7 @@ impl<'a> Membership<'a> {
                     }
                 },
                 Some(receiver) = inbox.arrivals.recv() => self.arrived(receiver),
-                Some((link, frame)) = inbox.frames.recv(), if self.lasting.machine.has_room() => {
-                    Event::Frame { link, frame }
-                }
+                (link, frame) = links::next_frame(&mut self.lanes) => Event::Frame { link, frame },
                 () = &mut asked, if patience.is_none() => {
                     patience = Some(Instant::now() + LEAVE_DEADLINE);
                     Event::Asked
@@ -213,50 +242,43 @@ impl<'a> Membership<'a> {
         for action in self.lasting.machine.handle(Instant::now().into_std(), event) {
             self.perform(action);
         }
+        for (turn, lane) in &mut self.lanes {
+            lane.set_room(self.lasting.machine.has_room(*turn));
+        }
     }
 
     fn perform(&mut self, action: Action) {
         match action {
             Action::Tell(message) => self.tell(message),
-            Action::Fetch { turn, assignment } => self.fetch(turn, assignment),
-            Action::StopFetch => {
-                self.fetch = JoinSet::new();
+            Action::Fetch { turn, assignment, taken_over, beside, scrutiny } => {
+                self.fetch(Wanted { turn, assignment, taken_over, beside, scrutiny });
+            }
+            Action::StopFetch { turn } => {
+                if let Some(fetch) = self.fetching.remove(&turn) {
+                    fetch.abort();
+                }
                 self.lasting.console.finish();
             }
+            Action::Load(loading) => {
+                loading.spawn(self.config.threads.get(), self.config.compute, self.lasting.loads.0.clone());
+            }
             Action::Compute(command) => self.lasting.backlog.push_back(command),
-            Action::Link { turn, epoch, upstream, downstream } => {
-                let neighbour = match upstream {
-                    Upstream::Coordinator => None,
-                    Upstream::Worker(peer) => Some(peer),
-                };
-                self.endpoint.admission().allow([self.connection.peer()].into_iter().chain(neighbour));
-                let (frames_in, frames) = mpsc::channel(FRAMES_HELD);
-                self.outgoing = Some(frames_in);
-                let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.clone());
-                let events = self.events.clone();
-                let outgoing = Outgoing { turn, epoch, downstream, endpoint, coordinator, frames, events };
-                self.sender.spawn(outgoing.run());
+            Action::Link { turn, epoch, upstream, downstream } => self.link(turn, epoch, upstream, downstream),
+            Action::Unlink { turn } => {
+                self.lanes.remove(&turn);
+                self.admit_neighbours();
+                while self.links.try_join_next().is_some() {}
             }
-            Action::Unlink => {
-                self.reader = JoinSet::new();
-                // Without frames to come the sender ends its link in order, and then itself.
-                self.outgoing = None;
-                while self.sender.try_join_next().is_some() {}
-            }
-            Action::Read(link) => {
-                if let Some(receiver) = self.waiting.remove(&link) {
-                    self.reader = JoinSet::new();
-                    self.reader.spawn(links::read(link, receiver, self.frames.clone(), self.events.clone()));
+            Action::Read { turn, link } => {
+                if let (Some(lane), Some(receiver)) = (self.lanes.get_mut(&turn), self.waiting.remove(&link)) {
+                    self.links.spawn(lane.read(link, receiver, self.events.clone()).run());
                 }
             }
             Action::Refuse(link) => drop(self.waiting.remove(&link)),
-            Action::Send(frame) => {
-                // The state machine never has more frames on their way than the channel holds.
-                let full = self.outgoing.as_ref().is_some_and(|outgoing| {
-                    let sent = outgoing.try_send((Instant::now(), frame));
-                    matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
-                });
-                debug_assert!(!full);
+            Action::Send { turn, frame } => {
+                if let Some(lane) = self.lanes.get(&turn) {
+                    lane.send(frame);
+                }
             }
             Action::Say(line) => self.lasting.console.say(&line),
             Action::Leave(departure) => self.ending = Some(Ending::Departed(departure)),
@@ -274,12 +296,30 @@ impl<'a> Membership<'a> {
         }
     }
 
-    fn fetch(&mut self, turn: Turn, assignment: Arc<Assignment>) {
-        self.fetch = JoinSet::new();
+    fn fetch(&mut self, wanted: Wanted) {
         let WorkerConfig { cache, model_folders, memory, threads, .. } = self.config;
         let (cache, model_folders, memory, threads) = (cache.clone(), model_folders.clone(), *memory, threads.get());
-        let (events, connection) = (self.events.clone(), self.connection.clone());
-        self.fetch.spawn(Fetch { turn, events, connection, cache, model_folders, memory, threads, assignment }.run());
+        let (events, connection, turn) = (self.events.clone(), self.connection.clone(), wanted.turn);
+        let fetch = Fetch { wanted, events, connection, cache, model_folders, memory, threads };
+        while self.fetches.try_join_next().is_some() {}
+        self.fetching.retain(|_, fetch| !fetch.is_finished());
+        self.fetching.insert(turn, self.fetches.spawn(fetch.run()));
+    }
+
+    fn link(&mut self, turn: Turn, epoch: PlanEpoch, upstream: Upstream, downstream: Downstream) {
+        let (lane, frames) = Lane::new(upstream);
+        self.lanes.insert(turn, lane);
+        self.admit_neighbours();
+        let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.clone());
+        let events = self.events.clone();
+        let outgoing = Outgoing { turn, epoch, downstream, endpoint, coordinator, frames, events };
+        self.links.spawn(outgoing.run());
+    }
+
+    /// Whoever sends frames of a plan may connect.
+    fn admit_neighbours(&self) {
+        let neighbours = self.lanes.values().filter_map(Lane::neighbour);
+        self.endpoint.admission().allow([self.connection.peer()].into_iter().chain(neighbours));
     }
 
     fn arrived(&mut self, receiver: FrameReceiver) -> Event {
@@ -304,9 +344,15 @@ impl<'a> Membership<'a> {
                 self.connection.close(CloseCode::Shutdown, "the worker left");
             }
             Ending::Lost(text) => self.connection.close(CloseCode::Ok, text),
+            Ending::NoThread(error) => self.connection.close(CloseCode::Internal, &error.to_string()),
         }
         self.endpoint.admission().allow([]);
-        self.lasting.machine.handle(Instant::now().into_std(), Event::Lost);
+        for action in self.lasting.machine.handle(Instant::now().into_std(), Event::Lost) {
+            // Shards are freed; the tasks of links and fetches end with this stay.
+            if let Action::Compute(command) = action {
+                self.lasting.backlog.push_back(command);
+            }
+        }
         self.acceptors.shutdown().await;
         ending
     }
@@ -331,5 +377,22 @@ async fn read_messages(mut receiver: ControlReceiver, messages: mpsc::Sender<Res
         if messages.send(message).await.is_err() || last {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Audience, *};
+
+    #[tokio::test]
+    async fn another_compute_thread_takes_the_place_of_one_that_ends() {
+        let mut lasting = Lasting::new(Console::new(Audience::Nobody)).unwrap();
+        lasting.backlog.push_back(Command::Unload { turn: Turn(1) });
+        // What a thread that panics leaves behind.
+        lasting.done = mpsc::channel(1).1;
+        assert!(matches!(lasting.next().await.unwrap(), Done::Ended));
+        assert_eq!(lasting.waiting(), 0, "what it was to do went with it");
+        lasting.backlog.push_back(Command::Unload { turn: Turn(2) });
+        assert!(matches!(lasting.next().await.unwrap(), Done::Unloaded { turn: Turn(2) }));
     }
 }

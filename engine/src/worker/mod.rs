@@ -1,7 +1,8 @@
-//! A worker: a process (or, in tests, a task) that joins a mesh and serves one shard at a time.
+//! A worker: a process (or, in tests, a task) that joins a mesh and serves a shard, while another one may come up beside it.
 //!
 //! [`run`] is the whole of it. Inside, `state` decides (a state machine without IO), `membership` and `links` move
-//! messages and frames, `compute` owns the shard on a thread of its own, `fetch` and `store` have the tensors.
+//! messages and frames, `compute` owns the shards on a thread of its own, `loading` loads them on another, `fetch` and
+//! `store` have the tensors, and `holding` knows which of them shards can share.
 
 mod assignment;
 mod compute;
@@ -10,7 +11,9 @@ mod convert;
 mod emulation;
 mod event;
 mod fetch;
+mod holding;
 mod links;
+mod loading;
 mod local;
 mod membership;
 mod memory;

@@ -1,8 +1,6 @@
 //! A worker's life: join, serve, and join again after a loss.
 
 use std::{
-    collections::VecDeque,
-    convert::Infallible,
     env::consts::{ARCH, OS},
     io,
     ops::ControlFlow,
@@ -10,23 +8,19 @@ use std::{
     time::Duration,
 };
 
-use qmesh_models::{footprint::FRAMES_HELD, numerics};
+use qmesh_models::numerics;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
 };
 use thiserror::Error;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    Compute, Exit, Stay, WorkerConfig, compute,
+    Compute, Exit, Stay, WorkerConfig,
     console::Console,
     event::{Departure, Event},
     membership::{self, Ending, Lasting},
     memory::Allowance,
-    state::Machine,
 };
 use crate::error::EngineError;
 
@@ -58,14 +52,11 @@ pub async fn run(
     endpoint: Endpoint,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Exit, WorkerError> {
-    let (done_in, done) = mpsc::channel(2 * FRAMES_HELD);
-    let commands = compute::spawn(config.threads.get(), config.compute, FRAMES_HELD, done_in)?;
     let numerics = match config.compute {
         Compute::Real => numerics::named(crate::numerics::digest()?),
         Compute::Emulated(_) => numerics::expected(),
     };
-    let console = Console::new(config.audience);
-    let lasting = Lasting { machine: Machine::default(), commands, backlog: VecDeque::new(), done, console };
+    let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
     let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
     endpoint.close(CloseCode::Shutdown, "the worker ends");
@@ -94,14 +85,14 @@ impl Worker {
         loop {
             let joined = tokio::select! {
                 joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
-                never = settle(&mut self.lasting) => match never {},
+                error = settle(&mut self.lasting) => return Err(WorkerError::Thread(error)),
                 () = &mut shutdown => return Ok(Exit::Asked),
             };
             let loss = match joined {
                 Ok(joined) => {
                     wait = BACKOFF.0;
                     match self.stay(joined, shutdown.as_mut()).await {
-                        ControlFlow::Break(exit) => return Ok(exit),
+                        ControlFlow::Break(ended) => return ended,
                         ControlFlow::Continue(loss) => loss,
                     }
                 }
@@ -130,14 +121,14 @@ impl Worker {
         &mut self,
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> ControlFlow<Exit, String> {
+    ) -> ControlFlow<Result<Exit, WorkerError>, String> {
         let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting, .. } = self;
         match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
-            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Exit::Asked),
-            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Exit::Dismissed),
+            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
+            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(Exit::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
                 ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
             }
@@ -145,16 +136,19 @@ impl Worker {
                 tracing::debug!(text, "lost the coordinator");
                 ControlFlow::Continue("lost the coordinator".into())
             }
+            (Ending::NoThread(error), _) => ControlFlow::Break(Err(WorkerError::Thread(error))),
         }
     }
 }
 
-/// Keeps the books on the compute thread while there is no coordinator.
-async fn settle(lasting: &mut Lasting) -> Infallible {
+/// Keeps the books on the compute thread while there is no coordinator, until there can be no such thread any more.
+async fn settle(lasting: &mut Lasting) -> io::Error {
     loop {
-        let done = lasting.next().await;
-        // There is nobody to tell, and no assignment to act for.
-        lasting.machine.handle(Instant::now().into_std(), Event::Done(done));
+        match lasting.next().await {
+            // There is nobody to tell, and no assignment to act for.
+            Ok(done) => drop(lasting.machine.handle(Instant::now().into_std(), Event::Done(done))),
+            Err(error) => return error,
+        }
     }
 }
 

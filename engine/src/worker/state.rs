@@ -1,51 +1,55 @@
 //! What a worker does and when: a state machine, `handle(now, event) -> actions`. No socket, no clock, no thread.
 //!
-//! Invariants: at most one assignment is current; what belongs to another turn or epoch changes nothing but the books;
-//! `Linked` is told once per turn, when the shard is loaded, the own link stands and the upstream's has arrived; at
-//! most [`FRAMES_HELD`] frames are between `Frame` and `Sent`.
+//! Invariants: at most [`SHARDS_MOST`] plans have a stage here, each with its own turn; what belongs to another turn or epoch
+//! changes nothing but the books; a stage is fetched only when what went before it has left the memory; `Linked` is told
+//! once per turn, when the shard is loaded, the own link stands and the upstream's has arrived; at most [`FRAMES_HELD`]
+//! frames of a turn are between `Frame` and `Sent`.
 
+mod flow;
 mod stage;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use qmesh_models::{bytes::ByteCount, footprint::FRAMES_HELD};
-use qmesh_net::{
-    Fault, FaultCode, Frame, FrameKind, LoadShard, Message, OpenSession, PeerId, PlanEpoch, Route, ShardPhase,
-    ShardStatus, Upstream,
-};
+use qmesh_net::{FaultCode, LoadShard, Message, OpenSession, PeerId, PlanEpoch, ShardPhase};
 
-use self::stage::{Outgoing, Phase, Refetch, Stage, failed};
+use self::stage::{Phase, Stage, failed};
 use super::{
     assignment::Assignment,
-    compute::{Command, Done, Failure, ShardState, Stepped},
-    event::{Action, Departure, Event, LinkId, Turn},
+    compute::{Command, Done, Failure, Loaded},
+    event::{Action, Departure, Event, LinkId, Scrutiny, Turn},
+    holding::{Holding, take_over},
+    loading::Loading,
     store::Weights,
 };
 use crate::error::EngineError;
 
-/// Links from upstream that may wait for their route.
-const ARRIVALS_HELD: usize = 4;
-/// How often progress is told.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Plans that a worker has stages of at a time: the one that serves, and the one that comes up beside it.
+pub(super) const SHARDS_MOST: usize = 2;
 
 /// A worker.
 #[derive(Debug, Default)]
 pub(super) struct Machine {
+    /// The last one given.
     turn: Turn,
     coordinator: Option<PeerId>,
-    stage: Option<Stage>,
+    /// In the order of their turns.
+    stages: Vec<Stage>,
     /// The highest epoch of this coordinator.
     newest: Option<PlanEpoch>,
-    /// What the compute thread has loaded, or is loading.
-    held: Option<Arc<Assignment>>,
-    /// Frames that the compute thread has.
-    computing: usize,
+    /// What was loaded for a coordinator that is gone, until the next one says what it wants.
+    kept: Vec<Holding>,
+    /// Turns that the compute thread was told to forget, and has not yet.
+    unloading: BTreeSet<Turn>,
+    /// Turns that were given up while they were loaded.
+    abandoned: BTreeSet<Turn>,
+    /// Whose step the compute thread was given last.
+    last_fed: Turn,
     arrivals: VecDeque<(LinkId, PeerId, PlanEpoch)>,
-    progress_told: Option<Instant>,
     leaving: bool,
     actions: Vec<Action>,
 }
@@ -58,8 +62,9 @@ impl Machine {
             Event::Message(message) => self.message(message),
             Event::Lost => self.lost(),
             Event::Fetching { turn, bytes_done, bytes_total } => {
-                self.progress(now, turn, Phase::Fetching, ShardPhase::Fetching, bytes_done, bytes_total);
+                self.progress(now, turn, (Phase::Fetching, ShardPhase::Fetching), bytes_done, bytes_total);
             }
+            Event::DiskFull { turn, text } => self.disk_full(turn, text),
             Event::Fetched { turn, bytes, weights } => self.fetched(turn, bytes, weights),
             Event::NotFetched { turn, text } => self.fail(turn, text),
             Event::Done(done) => self.done(now, done),
@@ -68,17 +73,12 @@ impl Machine {
             Event::Broken { link, text } => self.incoming_broken(link, &text),
             Event::Outgoing { turn } => self.outgoing(turn),
             Event::Sent { turn, bytes, took } => self.sent(turn, bytes, took),
-            Event::OutgoingBroken { turn, text } => self.outgoing_broken(turn, text),
+            Event::OutgoingBroken { turn, text } => self.outgoing_broken(turn, &text),
             Event::Tick => self.report(),
             Event::Asked => self.leave(),
         }
         self.depart_if_idle();
         std::mem::take(&mut self.actions)
-    }
-
-    /// Whether another frame may be taken in.
-    pub(super) fn has_room(&self) -> bool {
-        !self.leaving && self.computing + self.stage.as_ref().map_or(0, |stage| stage.sending) < FRAMES_HELD
     }
 
     fn message(&mut self, message: Message) {
@@ -110,82 +110,143 @@ impl Machine {
     fn load(&mut self, load: LoadShard) {
         let epoch = load.epoch;
         if self.newest.is_some_and(|newest| epoch <= newest) {
-            if let Some(stage) = self.stage.as_ref().filter(|s| s.assignment.epoch == epoch && s.phase == Phase::Ready)
-            {
+            if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.phase == Phase::Ready) {
                 let ready = stage.status(ShardPhase::Ready, String::new());
                 self.tell(ready);
             }
             return tracing::warn!(%epoch, "ignored a Load that is not new");
         }
-        self.forget_stage();
         self.newest = Some(epoch);
-        self.turn.0 += 1;
         match Assignment::try_from(load) {
             Ok(assignment) => self.assign(Arc::new(assignment)),
             Err(error) => self.tell(failed(epoch, format!("this plan makes no sense to the worker: {error}"))),
         }
     }
 
-    /// Makes `assignment` current: what the compute thread holds is taken over where it is the same shard, and dropped
-    /// before anything else is fetched, so that two shards never share the memory.
+    /// Begins a stage beside those that are there. It takes over the tensors that any of them has, also of those that
+    /// make way for it.
     fn assign(&mut self, assignment: Arc<Assignment>) {
-        let turn = self.turn;
-        let same = self.held.take_if(|held| held.is_same_shard(&assignment)).is_some();
-        self.held = same.then(|| Arc::clone(&assignment));
-        let (phase, command) = if same {
-            (Phase::Loading, Command::Adopt { turn, assignment: Arc::clone(&assignment) })
-        } else {
-            (Phase::Unloading, Command::Unload { turn })
-        };
-        self.stage = Some(Stage::new(assignment, phase));
-        self.act(Action::Compute(command));
+        let held = self.stages.iter().filter_map(|stage| stage.holding.as_ref());
+        let taken_over = take_over(&assignment, self.kept.iter().chain(held));
+        self.kept.clear();
+        self.make_place();
+        self.turn.0 += 1;
+        self.stages.push(Stage::new(self.turn, assignment, taken_over));
+        self.fetch_if_free();
+        self.review_arrivals();
+    }
+
+    /// Forgets what has failed, and then, where there are too many, the stage that serves least: one that never came up,
+    /// or the one whose last frame is longest ago.
+    fn make_place(&mut self) {
+        while let Some(failed) = self.stages.iter().position(|stage| stage.phase == Phase::Failed) {
+            self.forget(failed);
+        }
+        while self.stages.len() >= SHARDS_MOST {
+            let service = |at: &usize| {
+                let stage = &self.stages[*at];
+                (stage.linked_told, stage.last_frame, stage.turn)
+            };
+            let Some(least) = (0..self.stages.len()).min_by_key(service) else { return };
+            self.forget(least);
+        }
+    }
+
+    /// Ends a stage and all that it set going. Its frames go nowhere, and its links are no fault of anybody.
+    fn forget(&mut self, at: usize) -> Stage {
+        let stage = self.stages.remove(at);
+        let turn = stage.turn;
+        match stage.phase {
+            Phase::Waiting => {}
+            Phase::Fetching => self.act(Action::StopFetch { turn }),
+            Phase::Loading => drop(self.abandoned.insert(turn)),
+            Phase::Ready | Phase::Failed => {
+                self.unloading.insert(turn);
+                self.act(Action::Compute(Command::Unload { turn }));
+            }
+        }
+        if stage.route.is_some() {
+            self.act(Action::Unlink { turn });
+        }
+        stage
     }
 
     fn unload(&mut self, epoch: PlanEpoch) {
-        if self.current(epoch).is_some() {
-            self.forget_stage();
-            self.turn.0 += 1;
-            self.held = None;
-            self.act(Action::Compute(Command::Unload { turn: self.turn }));
+        if let Some(at) = self.stages.iter().position(|stage| stage.epoch() == epoch) {
+            self.forget(at);
+            self.review_arrivals();
+            self.fetch_if_free();
         }
     }
 
     fn lost(&mut self) {
-        self.forget_stage();
-        self.turn.0 += 1;
+        while !self.stages.is_empty() {
+            let stage = self.forget(0);
+            self.kept.extend(stage.holding);
+        }
         self.newest = None;
         self.coordinator = None;
         self.arrivals.clear();
         self.leaving = false;
     }
 
-    /// Ends what the current assignment set going, except in the compute thread.
-    fn forget_stage(&mut self) {
-        if self.stage.take().is_some() {
-            self.actions.extend([Action::StopFetch, Action::Unlink]);
+    /// Starts what waits, as soon as nothing is on its way out of the memory.
+    fn fetch_if_free(&mut self) {
+        if !self.unloading.is_empty() || !self.abandoned.is_empty() {
+            return;
         }
+        for at in 0..self.stages.len() {
+            if self.stages[at].phase == Phase::Waiting {
+                self.fetch(at);
+            }
+        }
+    }
+
+    fn fetch(&mut self, at: usize) {
+        let others = self.stages.iter().enumerate().filter(|(i, stage)| *i != at && stage.phase != Phase::Failed);
+        let beside = others.map(|(_, stage)| Arc::clone(&stage.assignment)).collect();
+        let stage = &mut self.stages[at];
+        stage.phase = Phase::Fetching;
+        let (turn, scrutiny) = (stage.turn, stage.scrutiny);
+        let (assignment, taken_over) = (Arc::clone(&stage.assignment), Arc::clone(&stage.taken_over));
+        self.act(Action::Fetch { turn, assignment, taken_over, beside, scrutiny });
     }
 
     fn fetched(&mut self, turn: Turn, bytes: u64, weights: Weights) {
         let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Fetching) else { return };
         stage.phase = Phase::Loading;
         stage.fetched_bytes += bytes;
-        let assignment = Arc::clone(&stage.assignment);
-        self.held = Some(Arc::clone(&assignment));
-        self.act(Action::Compute(Command::Load { turn, assignment, weights }));
+        let loading = Loading {
+            turn,
+            assignment: Arc::clone(&stage.assignment),
+            weights,
+            taken_over: Arc::clone(&stage.taken_over),
+            bytes_total: stage.own_bytes(),
+            wanted: Arc::downgrade(&stage.wanted),
+        };
+        self.act(Action::Load(loading));
     }
 
-    fn progress(&mut self, now: Instant, turn: Turn, during: Phase, phase: ShardPhase, done: u64, total: u64) {
-        let due = done >= total || self.progress_told.is_none_or(|told| now - told >= PROGRESS_INTERVAL);
-        let Some(stage) = self.in_turn(turn).filter(|stage| due && stage.phase == during) else { return };
-        let status = ShardStatus { bytes_done: done, bytes_total: total, ..stage.bare_status(phase) };
-        self.progress_told = Some(now);
-        self.tell(Message::ShardStatus(status));
+    fn progress(&mut self, now: Instant, turn: Turn, (during, phase): (Phase, ShardPhase), done: u64, total: u64) {
+        let stage = self.in_turn(turn).filter(|stage| stage.phase == during);
+        if let Some(status) = stage.and_then(|stage| stage.progress(now, phase, done, total)) {
+            self.tell(status);
+        }
+    }
+
+    /// It is tried again: the coordinator hears why it takes so long.
+    fn disk_full(&mut self, turn: Turn, text: String) {
+        if let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Fetching) {
+            let status = stage.status(ShardPhase::Fetching, text.clone());
+            self.tell(status);
+            self.act(Action::Say(text));
+        }
     }
 
     fn fail(&mut self, turn: Turn, text: String) {
         if let Some(stage) = self.in_turn(turn) {
             stage.phase = Phase::Failed;
+            stage.taken_over = Arc::default();
             let (title, status) = (stage.assignment.title(), stage.status(ShardPhase::Failed, text.clone()));
             self.tell(status);
             self.act(Action::Say(format!("cannot serve {title}: {text}")));
@@ -195,66 +256,76 @@ impl Machine {
     fn done(&mut self, now: Instant, done: Done) {
         match done {
             Done::Loading { turn, bytes_done, bytes_total } => {
-                self.progress(now, turn, Phase::Loading, ShardPhase::Loading, bytes_done, bytes_total);
+                self.progress(now, turn, (Phase::Loading, ShardPhase::Loading), bytes_done, bytes_total);
             }
-            Done::Loaded { turn, took } => self.loaded(turn, took),
+            Done::Loaded { turn, loaded, took } if self.abandoned.remove(&turn) => {
+                tracing::debug!(?turn, ?took, "loaded what nobody wants any more");
+                drop(loaded);
+                self.fetch_if_free();
+            }
+            Done::NotLoaded { turn, .. } if self.abandoned.remove(&turn) => self.fetch_if_free(),
+            Done::Loaded { turn, loaded, took } => self.loaded(turn, loaded, took),
             Done::NotLoaded { turn, failure } => self.not_loaded(turn, &failure),
             Done::Unloaded { turn } => {
-                let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Unloading) else { return };
-                stage.phase = Phase::Fetching;
-                let assignment = Arc::clone(&stage.assignment);
-                self.act(Action::Fetch { turn, assignment });
+                self.unloading.remove(&turn);
+                self.fetch_if_free();
             }
             Done::Opened { turn, session, kv_positions_used } => {
                 let Some(stage) = self.in_turn(turn) else { return };
                 stage.report.kv_positions_used = kv_positions_used;
-                let epoch = stage.assignment.epoch;
+                let epoch = stage.epoch();
                 self.tell(Message::Opened { epoch, session });
             }
             Done::Refused { turn, session, text } => {
                 let Some(stage) = self.in_turn(turn) else { return };
-                let epoch = stage.assignment.epoch;
+                let epoch = stage.epoch();
                 self.tell(Message::Refused { epoch, session, text });
             }
             Done::Stepped(stepped) => self.stepped(*stepped),
+            Done::Ended => self.thread_ended(),
         }
     }
 
     fn not_loaded(&mut self, turn: Turn, failure: &Failure) {
-        self.held = None;
-        let Some(stage) = self.in_turn(turn) else { return };
-        // A damaged tensor is gone from the cache by now: once, it is worth fetching it again.
+        let Some(at) = self.stages.iter().position(|stage| stage.turn == turn) else { return };
+        // Damage seldom comes alone: once, all of the cache's tensors are looked at, and what is wrong is fetched anew.
         let damaged = matches!(failure, Failure::Engine(EngineError::Read { .. }));
-        if damaged && stage.refetch == Refetch::Allowed {
-            (stage.phase, stage.refetch) = (Phase::Fetching, Refetch::Done);
-            let assignment = Arc::clone(&stage.assignment);
-            return self.act(Action::Fetch { turn, assignment });
+        if damaged && self.stages[at].scrutiny == Scrutiny::Lengths {
+            self.stages[at].scrutiny = Scrutiny::Contents;
+            return self.fetch(at);
         }
         self.fail(turn, failure.to_string());
     }
 
-    fn loaded(&mut self, turn: Turn, took: Option<Duration>) {
+    fn loaded(&mut self, turn: Turn, loaded: Loaded, took: Duration) {
         let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Loading) else { return };
         stage.phase = Phase::Ready;
-        let (title, status) = (stage.assignment.title(), stage.status(ShardPhase::Ready, String::new()));
-        let line = match (took, stage.fetched_bytes) {
-            (None, _) => format!("{title}: still loaded"),
-            (Some(took), 0) => format!("{title}: nothing to fetch, loaded in {:.1} s", took.as_secs_f64()),
-            (Some(took), bytes) => {
-                format!("{title}: fetched {}, loaded in {:.1} s", ByteCount(bytes), took.as_secs_f64())
-            }
+        let Loaded { computer, tensors } = loaded;
+        let assignment = Arc::clone(&stage.assignment);
+        stage.holding = Some(Holding { assignment: Arc::clone(&assignment), tensors });
+        let (title, status) = (assignment.title(), stage.status(ShardPhase::Ready, String::new()));
+        let line = match (stage.own_bytes(), stage.fetched_bytes) {
+            (0, _) => format!("{title}: still loaded"),
+            (_, 0) => format!("{title}: nothing to fetch, loaded in {:.1} s", took.as_secs_f64()),
+            (_, bytes) => format!("{title}: fetched {}, loaded in {:.1} s", ByteCount(bytes), took.as_secs_f64()),
         };
+        // They are in the shard now.
+        stage.taken_over = Arc::default();
+        self.act(Action::Compute(Command::Seat { turn, assignment, computer }));
         self.act(Action::Say(line));
         self.tell(status);
-        self.tell_linked();
+        self.tell_linked(turn);
     }
 
     fn open(&mut self, open: OpenSession) {
-        let (epoch, session, turn) = (open.epoch, open.session, self.turn);
-        match self.current(epoch) {
-            Some(stage) if stage.phase == Phase::Ready => self.act(Action::Compute(Command::Open { turn, open })),
+        let (epoch, session) = (open.epoch, open.session);
+        match self.of_epoch(epoch) {
+            Some(stage) if stage.phase == Phase::Ready => {
+                let turn = stage.turn;
+                self.command(turn, Command::Open { turn, open });
+            }
             Some(_) => {
-                self.tell(Message::Refused { epoch, session, text: "the shard is not loaded yet".into() });
+                self.tell(Message::Refused { epoch, session, text: "the shard is not loaded".into() });
             }
             None => {
                 self.tell(Message::Refused { epoch, session, text: format!("plan {epoch} is not this worker's plan") });
@@ -263,152 +334,27 @@ impl Machine {
     }
 
     fn of_session(&mut self, epoch: PlanEpoch, command: impl FnOnce(Turn) -> Command) {
-        let turn = self.turn;
-        if self.current(epoch).is_some_and(|stage| stage.phase == Phase::Ready) {
-            self.act(Action::Compute(command(turn)));
+        if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.phase == Phase::Ready) {
+            let turn = stage.turn;
+            self.command(turn, command(turn));
         }
     }
 
-    fn route(&mut self, route: Route) {
-        let (epoch, turn) = (route.epoch, self.turn);
-        let Some(stage) = self.current(epoch).filter(|stage| stage.assignment.stage == route.stage) else {
-            return tracing::warn!(%epoch, stage = %route.stage, "ignored a Route of another plan or stage");
-        };
-        if stage.route.is_some() {
-            return tracing::warn!(%epoch, "ignored a second Route");
+    /// The compute thread is gone, and every shard with it; another one takes its place.
+    fn thread_ended(&mut self) {
+        let text = "the compute thread ended: a bug in this program (please report it)";
+        for stage in self.stages.iter_mut().filter(|stage| stage.phase == Phase::Ready) {
+            stage.lose_shard();
+            self.actions.push(stage.fault(FaultCode::Internal, text.into()));
         }
-        let (upstream, downstream) = (route.upstream, route.downstream.clone());
-        stage.route = Some(route);
-        self.act(Action::Link { turn, epoch, upstream, downstream });
-        for (link, peer, epoch) in std::mem::take(&mut self.arrivals) {
-            self.arrived(link, peer, epoch);
-        }
-    }
-
-    /// An incoming link is read, kept for a route to come, or refused.
-    fn arrived(&mut self, link: LinkId, peer: PeerId, epoch: PlanEpoch) {
-        let coordinator = self.coordinator;
-        let newest = self.newest;
-        if let Some(stage) = self.stage.as_mut().filter(|stage| stage.assignment.epoch == epoch)
-            && let Some(route) = &stage.route
-        {
-            let expected = match route.upstream {
-                Upstream::Coordinator => coordinator,
-                Upstream::Worker(peer) => Some(peer),
-            };
-            // Frames have come on the link that stands: a second one could only repeat or reorder them.
-            if expected != Some(peer) || stage.last_step.is_some() {
-                return self.act(Action::Refuse(link));
-            }
-            stage.incoming = Some(link);
-            self.act(Action::Read(link));
-            return self.tell_linked();
-        }
-        if newest.is_some_and(|newest| epoch < newest) {
-            return self.act(Action::Refuse(link));
-        }
-        self.arrivals.push_back((link, peer, epoch));
-        if self.arrivals.len() > ARRIVALS_HELD
-            && let Some((oldest, ..)) = self.arrivals.pop_front()
-        {
-            self.act(Action::Refuse(oldest));
-        }
-    }
-
-    fn outgoing(&mut self, turn: Turn) {
-        if let Some(stage) = self.in_turn(turn) {
-            stage.outgoing = Outgoing::Standing;
-            self.tell_linked();
-        }
-    }
-
-    fn tell_linked(&mut self) {
-        let Some(stage) = self.stage.as_mut() else { return };
-        let stands = stage.outgoing == Outgoing::Standing && stage.incoming.is_some();
-        if stands && stage.phase == Phase::Ready && !stage.linked_told {
-            stage.linked_told = true;
-            let (epoch, index, stages) = (stage.assignment.epoch, stage.assignment.stage, stage.assignment.stages);
-            self.tell(Message::Linked { epoch });
-            self.act(Action::Say(format!("ready as stage {index} of {stages}")));
-        }
-    }
-
-    fn frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
-        let turn = self.turn;
-        let Some(stage) = self.stage.as_mut().filter(|stage| stage.incoming == Some(link)) else { return };
-        let current = stage.assignment.epoch;
-        if frame.kind == FrameKind::End || frame.epoch < current {
-            return;
-        }
-        let wrong = if frame.epoch > current {
-            Some(format!("frame of plan {} on a link of plan {current}", frame.epoch))
-        } else if stage.last_step.is_some_and(|last| frame.step <= last) {
-            Some(format!("frame {} after frame {}", frame.step, stage.last_step.unwrap_or_default()))
-        } else if stage.phase != Phase::Ready || stage.outgoing != Outgoing::Standing {
-            Some(format!("frame {} before the stage was ready", frame.step))
-        } else {
-            None
-        };
-        if let Some(text) = wrong {
-            return self.fault(FaultCode::Frame, text);
-        }
-        stage.last_step = Some(frame.step);
-        self.computing += 1;
-        self.act(Action::Compute(Command::Step { turn, frame, arrived: now }));
-    }
-
-    fn stepped(&mut self, stepped: Stepped) {
-        let Stepped { turn, frame, faults, rows, compute, waited, kv_positions_used, shard } = stepped;
-        self.computing = self.computing.saturating_sub(1);
-        if shard == ShardState::Lost {
-            self.held = None;
-        }
-        let Some(stage) = self.in_turn(turn) else { return };
-        if shard == ShardState::Lost {
-            stage.phase = Phase::Failed;
-        }
-        stage.report.steps += 1;
-        stage.report.rows += rows;
-        stage.report.compute_us += micros(compute);
-        stage.report.wait_us += micros(waited);
-        stage.report.kv_positions_used = kv_positions_used;
-        let frame = frame.filter(|_| stage.outgoing == Outgoing::Standing);
-        stage.sending += usize::from(frame.is_some());
-        self.actions.extend(faults.into_iter().map(|fault| Action::Tell(Message::Fault(fault))));
-        self.actions.extend(frame.map(Action::Send));
-    }
-
-    fn sent(&mut self, turn: Turn, bytes: u64, took: Duration) {
-        if let Some(stage) = self.in_turn(turn) {
-            stage.sending = stage.sending.saturating_sub(1);
-            stage.report.bytes_sent += bytes;
-            stage.report.hop_us += micros(took);
-        }
-    }
-
-    fn incoming_broken(&mut self, link: LinkId, text: &str) {
-        self.arrivals.retain(|&(waiting, ..)| waiting != link);
-        let Some(stage) = self.stage.as_mut().filter(|stage| stage.incoming == Some(link)) else { return };
-        stage.incoming = None;
-        // Before the pipeline stands, the upstream dials again by itself.
-        if stage.linked_told {
-            self.fault(FaultCode::Link, format!("the link from upstream broke: {text}"));
-        }
-    }
-
-    fn outgoing_broken(&mut self, turn: Turn, text: String) {
-        if let Some(stage) = self.in_turn(turn) {
-            stage.outgoing = Outgoing::Broken;
-            stage.sending = 0;
-            self.fault(FaultCode::Link, format!("the link downstream broke: {text}"));
-        }
+        self.act(Action::Say(text.into()));
+        self.unloading.clear();
+        self.fetch_if_free();
     }
 
     fn report(&mut self) {
-        let Some(stage) = self.stage.as_mut().filter(|stage| stage.report.steps > stage.reported_steps) else { return };
-        stage.reported_steps = stage.report.steps;
-        let report = stage.report;
-        self.tell(Message::StageReport(report));
+        let news = self.stages.iter_mut().filter_map(Stage::news);
+        self.actions.extend(news.map(Action::Tell));
     }
 
     fn leave(&mut self) {
@@ -418,21 +364,13 @@ impl Machine {
         }
     }
 
-    /// The running step is finished and on its way: nothing keeps a worker that wants to leave.
+    /// The running steps are finished and on their way: nothing keeps a worker that wants to leave.
     fn depart_if_idle(&mut self) {
-        let idle = self.computing == 0 && self.stage.as_ref().is_none_or(|stage| stage.sending == 0);
+        let idle = self.stages.iter().all(|stage| stage.frames_held() == 0);
         if self.leaving && idle && self.coordinator.take().is_some() {
             self.report();
             self.tell(Message::Bye { text: "the worker was stopped".into() });
             self.act(Action::Leave(Departure::Asked));
-        }
-    }
-
-    /// A fault of the whole stage.
-    fn fault(&mut self, code: FaultCode, text: String) {
-        if let Some(stage) = &self.stage {
-            let epoch = stage.assignment.epoch;
-            self.tell(Message::Fault(Fault { epoch, session: None, code, text }));
         }
     }
 
@@ -445,16 +383,12 @@ impl Machine {
     }
 
     fn in_turn(&mut self, turn: Turn) -> Option<&mut Stage> {
-        self.stage.as_mut().filter(|_| self.turn == turn)
+        self.stages.iter_mut().find(|stage| stage.turn == turn)
     }
 
-    fn current(&mut self, epoch: PlanEpoch) -> Option<&mut Stage> {
-        self.stage.as_mut().filter(|stage| stage.assignment.epoch == epoch)
+    fn of_epoch(&mut self, epoch: PlanEpoch) -> Option<&mut Stage> {
+        self.stages.iter_mut().find(|stage| stage.epoch() == epoch)
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -90,6 +90,17 @@ pub(super) enum StoreError {
     Full { needed: ByteCount, free: ByteCount, path: PathBuf },
 }
 
+impl StoreError {
+    /// Whether the disk, or the user's share of it, has no room.
+    pub(super) fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+        }
+    }
+}
+
 /// The name under which a part is written.
 #[derive(Debug)]
 enum PartPath {
@@ -112,6 +123,15 @@ impl Store {
         let path = self.blob(hash);
         let there = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == bytes);
         there.then_some(Place { path, offset: 0, hash, owner: Owner::Cache })
+    }
+
+    /// Deletes a tensor; that it is not there is no error.
+    pub(super) fn remove(&self, hash: Hash) -> Result<(), StoreError> {
+        let blob = self.blob(hash);
+        match fs::remove_file(&blob) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("delete", &blob)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Checks that `needed` bytes fit on the disk.
@@ -182,11 +202,16 @@ impl Part {
             self.file.set_len(0).map_err(failed("empty", self.path()))?;
             return Ok(Verdict::Wrong);
         }
+        // Whatever happens to the machine, the name never stands for less than the bytes.
+        self.file.sync_all().map_err(failed("write", self.path()))?;
         match self.path {
             PartPath::Shared(path) => fs::rename(&path, &self.blob).map_err(failed("rename", &path))?,
             PartPath::Own(path) => {
                 path.persist(&self.blob).map_err(|error| failed("rename", &error.path)(error.error))?
             }
+        }
+        if let Some(folder) = self.blob.parent() {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))?;
         }
         Ok(Verdict::Kept)
     }
@@ -338,6 +363,10 @@ mod tests {
         assert!(store.find(place.hash, 16).is_none());
 
         assert!(matches!(store.check_space(u64::MAX), Err(StoreError::Full { .. })));
+        assert!(store.check_space(u64::MAX).unwrap_err().is_full());
+        let io = |kind: io::ErrorKind| failed("write", cache.path())(kind.into());
+        assert!(io(io::ErrorKind::StorageFull).is_full() && !io(io::ErrorKind::PermissionDenied).is_full());
+        store.remove(place.hash).unwrap();
         store.check_space(1).unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! Whole workers on a network in memory, with a coordinator that is played by the test.
 
+mod plans;
+
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -381,6 +383,9 @@ async fn tensors_come_over_the_network_only_when_they_must() {
     let mut damaged = std::fs::read(&blob).unwrap();
     damaged[17] ^= 1;
     std::fs::write(&blob, damaged).unwrap();
+    for epoch in [2, 3] {
+        played.tell(Message::Unload { epoch: PlanEpoch(epoch) }).await;
+    }
     played.load(load_shard(4, 0..1)).await.unwrap();
     assert_eq!(played.served, bytes(0..LAYERS as usize) + spec.tensors[0].bytes);
 

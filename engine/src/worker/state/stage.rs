@@ -1,26 +1,35 @@
-//! The current assignment: how far its shard and its links are, and its counters.
+//! One assignment of the worker: how far its shard and its links are, what waits for the compute thread, and its counters.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use qmesh_net::{Message, PlanEpoch, Route, ShardPhase, ShardStatus, StageReport, StepId};
+use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, ShardPhase, ShardStatus, StageReport, StepId};
 
-use crate::worker::{assignment::Assignment, event::LinkId};
+use crate::{
+    shard::PackedTensors,
+    worker::{
+        assignment::Assignment,
+        compute::Command,
+        event::{Action, LinkId, Scrutiny, Turn},
+        holding::Holding,
+    },
+};
 
-/// How far the current assignment is.
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How far a shard is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Phase {
-    Unloading,
+    /// What others had must leave the memory first.
+    Waiting,
     Fetching,
     Loading,
     Ready,
     Failed,
-}
-
-/// Whether tensors that do not load may be fetched again.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refetch {
-    Allowed,
-    Done,
 }
 
 /// How far the own link is.
@@ -31,52 +40,130 @@ pub(super) enum Outgoing {
     Broken,
 }
 
-/// The current assignment.
+/// A shard of one plan, and its place in the pipeline.
 #[derive(Debug)]
 pub(super) struct Stage {
+    pub(super) turn: Turn,
     pub(super) assignment: Arc<Assignment>,
     pub(super) phase: Phase,
-    pub(super) refetch: Refetch,
+    /// Tensors that other shards had when this one was assigned.
+    pub(super) taken_over: Arc<PackedTensors>,
+    pub(super) scrutiny: Scrutiny,
+    /// Whoever loads for this stage sees that it is gone.
+    pub(super) wanted: Arc<()>,
+    /// What it has loaded.
+    pub(super) holding: Option<Holding>,
     pub(super) fetched_bytes: u64,
     pub(super) route: Option<Route>,
     pub(super) incoming: Option<LinkId>,
     pub(super) outgoing: Outgoing,
+    /// Commands for the compute thread, in order.
+    pub(super) queue: VecDeque<Command>,
+    /// Frames in the queue.
+    pub(super) waiting: usize,
+    /// Frames that the compute thread has.
+    pub(super) computing: usize,
     /// Frames on their way into the send buffer.
     pub(super) sending: usize,
     pub(super) linked_told: bool,
     pub(super) last_step: Option<StepId>,
+    /// When the last frame came.
+    pub(super) last_frame: Option<Instant>,
     pub(super) report: StageReport,
-    pub(super) reported_steps: u64,
+    reported_steps: u64,
+    progress_told: Option<Instant>,
 }
 
 impl Stage {
-    pub(super) fn new(assignment: Arc<Assignment>, phase: Phase) -> Self {
+    pub(super) fn new(turn: Turn, assignment: Arc<Assignment>, taken_over: PackedTensors) -> Self {
         let report = StageReport { epoch: assignment.epoch, stage: assignment.stage, ..StageReport::default() };
         Self {
+            turn,
             assignment,
-            phase,
-            refetch: Refetch::Allowed,
+            phase: Phase::Waiting,
+            taken_over: Arc::new(taken_over),
+            scrutiny: Scrutiny::Lengths,
+            wanted: Arc::default(),
+            holding: None,
             fetched_bytes: 0,
             route: None,
             incoming: None,
             outgoing: Outgoing::None,
+            queue: VecDeque::new(),
+            waiting: 0,
+            computing: 0,
             sending: 0,
             linked_told: false,
             last_step: None,
+            last_frame: None,
             report,
             reported_steps: 0,
+            progress_told: None,
         }
     }
 
-    pub(super) fn status(&self, phase: ShardPhase, text: String) -> Message {
-        Message::ShardStatus(ShardStatus { text, ..self.bare_status(phase) })
+    pub(super) fn epoch(&self) -> PlanEpoch {
+        self.assignment.epoch
     }
 
-    pub(super) fn bare_status(&self, phase: ShardPhase) -> ShardStatus {
+    /// Frames between `Frame` and `Sent`.
+    pub(super) fn frames_held(&self) -> usize {
+        self.waiting + self.computing + self.sending
+    }
+
+    /// Its bytes that no other shard had.
+    pub(super) fn own_bytes(&self) -> u64 {
+        let tensors = self.assignment.spec.tensors.iter();
+        tensors.filter(|tensor| !self.taken_over.contains_key(&tensor.role)).map(|tensor| tensor.bytes).sum()
+    }
+
+    pub(super) fn status(&self, phase: ShardPhase, text: String) -> Message {
         let bytes = self.assignment.weight_bytes();
-        let epoch = self.assignment.epoch;
-        let done = if phase == ShardPhase::Ready { bytes } else { 0 };
-        ShardStatus { epoch, phase, bytes_done: done, bytes_total: bytes, text: String::new(), peak_memory_bytes: 0 }
+        let bytes_done = if phase == ShardPhase::Ready { bytes } else { 0 };
+        Message::ShardStatus(ShardStatus {
+            epoch: self.epoch(),
+            phase,
+            bytes_done,
+            bytes_total: bytes,
+            text,
+            peak_memory_bytes: 0,
+        })
+    }
+
+    /// Progress to tell, if it is time.
+    pub(super) fn progress(&mut self, now: Instant, phase: ShardPhase, done: u64, total: u64) -> Option<Message> {
+        let due = done >= total || self.progress_told.is_none_or(|told| now - told >= PROGRESS_INTERVAL);
+        due.then(|| {
+            self.progress_told = Some(now);
+            Message::ShardStatus(ShardStatus {
+                epoch: self.epoch(),
+                phase,
+                bytes_done: done,
+                bytes_total: total,
+                text: String::new(),
+                peak_memory_bytes: 0,
+            })
+        })
+    }
+
+    /// A fault of the whole stage.
+    pub(super) fn fault(&self, code: FaultCode, text: String) -> Action {
+        Action::Tell(Message::Fault(Fault { epoch: self.epoch(), session: None, code, text }))
+    }
+
+    /// Its counters, if they are new.
+    pub(super) fn news(&mut self) -> Option<Message> {
+        (self.report.steps > self.reported_steps).then(|| {
+            self.reported_steps = self.report.steps;
+            Message::StageReport(self.report)
+        })
+    }
+
+    /// The shard is gone, and what waited for it with it.
+    pub(super) fn lose_shard(&mut self) {
+        self.phase = Phase::Failed;
+        self.queue.clear();
+        (self.waiting, self.computing) = (0, 0);
     }
 }
 

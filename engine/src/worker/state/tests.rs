@@ -1,10 +1,21 @@
 //! Sequences of events, and the actions that must follow.
 
+mod side_by_side;
+
 use bytes::Bytes;
-use qmesh_net::{Downstream, OpenSession, Sampling, SessionId, StageIndex, StepId, StepTimes, WireType};
+use qmesh_net::{
+    Downstream, Fault, Frame, FrameKind, Route, Sampling, SessionId, StageIndex, StepId, StepTimes, Upstream, WireType,
+};
 
 use super::*;
-use crate::worker::tests::load_shard;
+use crate::{
+    shard::{PackedTensor, PackedTensors},
+    worker::{
+        compute::{ShardState, Stepped},
+        emulation::{Computer, Emulation},
+        tests::load_shard,
+    },
+};
 
 const COORDINATOR: PeerId = PeerId([1; 32]);
 const UPSTREAM: PeerId = PeerId([2; 32]);
@@ -38,11 +49,22 @@ impl Rig {
 
     /// Loads layers 0-1 of 3 as the first of two stages, the plan `epoch` being the `turn`th.
     fn load(&mut self, epoch: u32, turn: u64) {
+        assert_eq!(self.message(Message::Load(load_shard(epoch, 0..2))), [format!("fetch for {turn}")]);
+        self.come_up(turn);
+    }
+
+    /// Has the tensors of the `turn`th plan, and loads them.
+    fn come_up(&mut self, turn: u64) {
+        assert_eq!(self.on(fetched(turn)), [format!("load for {turn}")]);
+        let loaded = self.loaded(turn);
+        assert_eq!(self.done(loaded), [format!("seat {turn}"), "tell Ready".to_owned()]);
+    }
+
+    /// What is said when the `turn`th plan's shard is loaded.
+    fn loaded(&self, turn: u64) -> Done {
         let turn = Turn(turn);
-        self.message(Message::Load(load_shard(epoch, 0..2)));
-        self.done(Done::Unloaded { turn });
-        self.on(Event::Fetched { turn, bytes: 7, weights: Weights::default() });
-        assert_eq!(self.done(Done::Loaded { turn, took: Some(Duration::ZERO) }), ["tell Ready"]);
+        let stage = self.machine.stages.iter().find(|stage| stage.turn == turn).unwrap();
+        Done::Loaded { turn, loaded: loaded(&stage.assignment), took: Duration::ZERO }
     }
 
     fn link(&mut self, epoch: u32, turn: u64) {
@@ -68,22 +90,34 @@ fn brief(action: &Action) -> Option<String> {
         Action::Tell(Message::Bye { .. }) => "tell Bye".into(),
         Action::Tell(other) => format!("tell {other:?}"),
         Action::Fetch { turn, .. } => format!("fetch for {}", turn.0),
-        Action::Compute(Command::Load { turn, .. }) => format!("load for {}", turn.0),
-        Action::Compute(Command::Adopt { turn, .. }) => format!("adopt for {}", turn.0),
-        Action::Compute(Command::Unload { turn }) => format!("unload for {}", turn.0),
+        Action::Load(loading) => format!("load for {}", loading.turn.0),
+        Action::Compute(Command::Seat { turn, .. }) => format!("seat {}", turn.0),
+        Action::Compute(Command::Unload { turn }) => format!("unload {}", turn.0),
         Action::Compute(Command::Open { open, .. }) => format!("open {}", open.session),
         Action::Compute(Command::Close { session, .. }) => format!("close {session}"),
         Action::Compute(Command::Keep { session, positions, .. }) => format!("keep {positions} of {session}"),
         Action::Compute(Command::Step { frame, .. }) => format!("compute {}", frame.step),
         Action::Link { epoch, upstream, .. } => format!("link {epoch} from {upstream:?}"),
-        Action::Read(link) => format!("read {}", link.0),
+        Action::Read { link, .. } => format!("read {}", link.0),
         Action::Refuse(link) => format!("refuse {}", link.0),
-        Action::Send(frame) => format!("send {}", frame.step),
+        Action::Send { frame, .. } => format!("send {}", frame.step),
         Action::Leave(departure) => format!("leave {departure:?}"),
-        Action::StopFetch => "stop fetching".into(),
-        Action::Unlink => "unlink".into(),
+        Action::StopFetch { turn } => format!("stop fetching for {}", turn.0),
+        Action::Unlink { turn } => format!("unlink {}", turn.0),
         Action::Say(_) => return None,
     })
+}
+
+fn fetched(turn: u64) -> Event {
+    Event::Fetched { turn: Turn(turn), bytes: 7, weights: Weights::default() }
+}
+
+/// A shard that computes nothing, and holds each of its tensors.
+fn loaded(assignment: &Assignment) -> Loaded {
+    let Assignment { spec, layers, .. } = assignment;
+    let computer = Computer::Emulated(Emulation { base_us: 0, row_us: 0 }.stage(spec, layers));
+    let tensors = spec.tensors.iter().map(|tensor| (tensor.role, PackedTensor::vector(&[0.0])));
+    Loaded { computer, tensors: tensors.collect::<PackedTensors>() }
 }
 
 fn route(epoch: u32, upstream: Upstream) -> Message {
@@ -128,13 +162,14 @@ fn stepped(epoch: u32, turn: u64, step: u32) -> Done {
 #[test]
 fn a_stage_comes_up_serves_and_reports() {
     let mut rig = Rig::new();
-    assert_eq!(rig.message(Message::Load(load_shard(4, 0..2))), ["unload for 1"]);
-    assert_eq!(rig.done(Done::Unloaded { turn: Turn(1) }), ["fetch for 1"]);
+    assert_eq!(rig.message(Message::Load(load_shard(4, 0..2))), ["fetch for 1"]);
     assert_eq!(rig.on(Event::Fetching { turn: Turn(1), bytes_done: 1, bytes_total: 9 }), ["tell Fetching"]);
-    let fetched = Event::Fetched { turn: Turn(1), bytes: 9, weights: Weights::default() };
-    assert_eq!(rig.on(fetched), ["load for 1"]);
+    let full = Event::DiskFull { turn: Turn(1), text: "no room".into() };
+    assert_eq!(rig.on(full), ["tell Fetching"]);
+    assert_eq!(rig.on(fetched(1)), ["load for 1"]);
     assert_eq!(rig.done(Done::Loading { turn: Turn(1), bytes_done: 1, bytes_total: 9 }), ["tell Loading"]);
-    assert_eq!(rig.done(Done::Loaded { turn: Turn(1), took: None }), ["tell Ready"]);
+    let loaded = rig.loaded(1);
+    assert_eq!(rig.done(loaded), ["seat 1", "tell Ready"]);
     rig.link(4, 1);
 
     assert_eq!(rig.message(open(4)), ["open 5"]);
@@ -146,12 +181,12 @@ fn a_stage_comes_up_serves_and_reports() {
     assert!(rig.on(Event::Tick).is_empty(), "nothing new to report");
     let sent = Event::Sent { turn: Turn(1), bytes: 100, took: Duration::from_micros(30) };
     assert!(rig.on(sent).is_empty());
-    let report = rig.machine.stage.as_ref().unwrap().report;
+    let report = rig.machine.stages[0].report;
     assert_eq!((report.rows, report.compute_us, report.hop_us, report.bytes_sent), (3, 2000, 30, 100));
     let (epoch, session) = (PlanEpoch(4), SessionId(5));
     assert_eq!(rig.message(Message::Keep { epoch, session, positions: 64 }), ["keep 64 of 5"]);
     assert_eq!(rig.message(Message::Close { epoch, session }), ["close 5"]);
-    assert_eq!(rig.message(Message::Unload { epoch: PlanEpoch(4) }), ["stop fetching", "unlink", "unload for 2"]);
+    assert_eq!(rig.message(Message::Unload { epoch: PlanEpoch(4) }), ["unload 1", "unlink 1"]);
 }
 
 #[test]
@@ -173,12 +208,13 @@ fn old_and_unknown_plans_change_nothing() {
     assert_eq!(rig.step(5, 1, 2), ["tell Fault Frame None"], "a frame of a plan to come");
     assert!(rig.step(4, 9, 2).is_empty(), "a frame of another link");
 
-    // A new plan while a step is computed: its result goes nowhere.
-    rig.message(Message::Load(load_shard(6, 0..1)));
+    // The plan is over while a step is computed: its result goes nowhere.
+    assert_eq!(rig.message(Message::Unload { epoch: PlanEpoch(4) }), ["unload 1", "unlink 1"]);
     assert!(rig.done(stepped(4, 1, 1)).is_empty());
-    assert_eq!(rig.machine.computing, 0);
+    assert!(rig.step(4, 1, 2).is_empty());
     assert!(rig.on(Event::OutgoingBroken { turn: Turn(1), text: "gone".into() }).is_empty());
-    assert!(rig.on(Event::Fetched { turn: Turn(1), bytes: 0, weights: Weights::default() }).is_empty());
+    assert!(rig.on(Event::Broken { link: LinkId(1), text: "gone".into() }).is_empty());
+    assert!(rig.on(fetched(1)).is_empty());
 }
 
 #[test]
@@ -199,9 +235,9 @@ fn links_may_come_before_the_route_and_the_route_before_the_shard() {
     // Until frames flow the upstream may dial again; a break of its first link is no news.
     assert_eq!(rig.on(arrived(4, UPSTREAM, 4)), ["read 4"]);
     assert!(rig.on(Event::Broken { link: LinkId(1), text: "old".into() }).is_empty());
-    rig.done(Done::Unloaded { turn: Turn(1) });
-    rig.on(Event::Fetched { turn: Turn(1), bytes: 0, weights: Weights::default() });
-    assert_eq!(rig.done(Done::Loaded { turn: Turn(1), took: None }), ["tell Ready", "tell Linked 4"]);
+    rig.on(fetched(1));
+    let loaded = rig.loaded(1);
+    assert_eq!(rig.done(loaded), ["seat 1", "tell Ready", "tell Linked 4"]);
     assert_eq!(rig.on(Event::Frame { link: LinkId(4), frame: frame(4, 1) }), ["compute 1"]);
     assert_eq!(rig.on(arrived(5, UPSTREAM, 4)), ["refuse 5"], "frames have come");
     assert_eq!(rig.on(Event::Broken { link: LinkId(4), text: "cut".into() }), ["tell Fault Link None"]);
@@ -213,56 +249,40 @@ fn links_may_come_before_the_route_and_the_route_before_the_shard() {
 }
 
 #[test]
-fn a_second_load_takes_over_the_same_shard_and_replaces_another() {
-    let mut rig = Rig::new();
-    rig.load(4, 1);
-    let replaced = ["stop fetching", "unlink"];
-    assert_eq!(rig.message(Message::Load(load_shard(5, 0..2))), [replaced[0], replaced[1], "adopt for 2"]);
-    assert_eq!(rig.message(open(5)), ["tell Refused 5 in 5"], "not ready yet");
-    assert_eq!(rig.done(Done::Loaded { turn: Turn(2), took: None }), ["tell Ready"]);
-
-    assert_eq!(rig.message(Message::Load(load_shard(6, 0..1))), [replaced[0], replaced[1], "unload for 3"]);
-    assert_eq!(rig.message(Message::Load(load_shard(7, 0..2))), [replaced[0], replaced[1], "unload for 4"]);
-    assert!(rig.done(Done::Unloaded { turn: Turn(3) }).is_empty(), "only the newest is fetched");
-    assert_eq!(rig.done(Done::Unloaded { turn: Turn(4) }), ["fetch for 4"]);
-    assert!(rig.on(Event::NotFetched { turn: Turn(3), text: "late".into() }).is_empty());
-    let why = Event::NotFetched { turn: Turn(4), text: "needs 4 GB".into() };
-    assert_eq!(rig.on(why), ["tell Failed"]);
-
-    let nonsense = LoadShard { spec_json: b"{}".to_vec(), ..load_shard(8, 0..2) };
-    assert_eq!(rig.message(Message::Load(nonsense)), [replaced[0], replaced[1], "tell Failed"]);
-}
-
-#[test]
-fn the_shard_outlives_a_lost_coordinator_and_epochs_may_start_over() {
+fn the_weights_outlive_a_lost_coordinator_and_epochs_may_start_over() {
     let mut rig = Rig::new();
     rig.load(40, 1);
     rig.link(40, 1);
     rig.step(40, 1, 1);
-    assert_eq!(rig.on(Event::Lost), ["stop fetching", "unlink"]);
+    assert_eq!(rig.on(Event::Lost), ["unload 1", "unlink 1"]);
     assert!(rig.done(stepped(40, 1, 1)).is_empty());
-    assert!(rig.machine.held.is_some());
+    assert!(!rig.machine.kept.is_empty());
     rig.on(Event::Joined { coordinator: COORDINATOR });
-    assert_eq!(rig.message(Message::Load(load_shard(1, 0..2))), ["adopt for 3"]);
+    // Not before the old shard's KV is gone.
+    assert!(rig.message(Message::Load(load_shard(1, 0..2))).is_empty());
+    assert_eq!(rig.done(Done::Unloaded { turn: Turn(1) }), ["fetch for 2"]);
+    assert_eq!(rig.machine.stages[0].own_bytes(), 0, "all was kept");
+    assert!(rig.machine.kept.is_empty());
+    rig.come_up(2);
 }
 
 #[test]
-fn a_damaged_tensor_is_fetched_once_more_and_a_lost_shard_is_not_taken_over() {
+fn damaged_tensors_are_looked_for_once_and_a_lost_shard_leaves_its_weights() {
     let mut rig = Rig::new();
     rig.message(Message::Load(load_shard(4, 0..2)));
-    let turn = Turn(1);
-    rig.done(Done::Unloaded { turn });
-    let fetched = || Event::Fetched { turn: Turn(1), bytes: 0, weights: Weights::default() };
     let damaged = || {
         let error = EngineError::Read { tensor: "t".into(), reason: "has changed".into() };
-        Done::NotLoaded { turn: Turn(1), failure: Failure::Engine(error) }
+        Event::Done(Done::NotLoaded { turn: Turn(1), failure: Failure::Engine(error) })
     };
-    rig.on(fetched());
-    assert_eq!(rig.done(damaged()), ["fetch for 1"]);
-    assert_eq!(rig.on(fetched()), ["load for 1"]);
-    assert_eq!(rig.done(damaged()), ["tell Failed"]);
+    rig.on(fetched(1));
+    let again = rig.machine.handle(rig.now, damaged());
+    assert!(matches!(again[..], [Action::Fetch { turn: Turn(1), scrutiny: Scrutiny::Contents, .. }]), "{again:?}");
+    assert_eq!(rig.on(fetched(1)), ["load for 1"]);
+    assert_eq!(rig.on(damaged()), ["tell Failed"]);
 
-    rig.load(5, 2);
+    assert_eq!(rig.message(Message::Load(load_shard(5, 0..2))), ["unload 1"], "what failed makes way");
+    assert_eq!(rig.done(Done::Unloaded { turn: Turn(1) }), ["fetch for 2"]);
+    rig.come_up(2);
     rig.link(5, 2);
     rig.step(5, 2, 1);
     let Done::Stepped(result) = stepped(5, 2, 1) else { unreachable!() };
@@ -270,7 +290,26 @@ fn a_damaged_tensor_is_fetched_once_more_and_a_lost_shard_is_not_taken_over() {
     let lost = Stepped { frame: None, faults: vec![fault], shard: ShardState::Lost, ..*result };
     assert_eq!(rig.done(Done::Stepped(Box::new(lost))), ["tell Fault Internal None"]);
     assert_eq!(rig.message(open(5)), ["tell Refused 5 in 5"]);
-    assert_eq!(rig.message(Message::Load(load_shard(6, 0..2))).last().unwrap(), "unload for 3");
+    assert_eq!(rig.message(Message::Load(load_shard(6, 0..2))), ["unload 2", "unlink 2"]);
+    assert_eq!(rig.done(Done::Unloaded { turn: Turn(2) }), ["fetch for 3"]);
+    assert_eq!(rig.machine.stages[0].own_bytes(), 0);
+}
+
+#[test]
+fn a_compute_thread_that_ends_is_a_fault_of_every_plan() {
+    let mut rig = Rig::new();
+    rig.load(4, 1);
+    rig.link(4, 1);
+    rig.step(4, 1, 1);
+    rig.load(5, 2);
+    assert_eq!(rig.done(Done::Ended), ["tell Fault Internal None"; 2]);
+    assert_eq!(rig.message(open(4)), ["tell Refused 5 in 4"]);
+    // The next plan makes a new start, with the weights that are there.
+    assert_eq!(rig.message(Message::Load(load_shard(6, 0..2))), ["unload 1", "unlink 1", "unload 2"]);
+    rig.done(Done::Unloaded { turn: Turn(1) });
+    assert_eq!(rig.done(Done::Unloaded { turn: Turn(2) }), ["fetch for 3"]);
+    assert_eq!(rig.machine.stages[0].own_bytes(), 0);
+    rig.come_up(3);
 }
 
 #[test]
@@ -279,14 +318,14 @@ fn frames_stop_coming_when_too_many_are_held() {
     rig.load(4, 1);
     rig.link(4, 1);
     for step in 0..FRAMES_HELD {
-        assert!(rig.machine.has_room());
+        assert!(rig.machine.has_room(Turn(1)));
         rig.step(4, 1, u32::try_from(step).unwrap());
     }
-    assert!(!rig.machine.has_room());
-    assert_eq!(rig.done(stepped(4, 1, 0)), ["send 0"]);
-    assert!(!rig.machine.has_room(), "computed, but not sent");
+    assert!(!rig.machine.has_room(Turn(1)));
+    assert_eq!(rig.done(stepped(4, 1, 0)), ["send 0", "compute 2"]);
+    assert!(!rig.machine.has_room(Turn(1)), "computed, but not sent");
     rig.on(Event::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO });
-    assert!(rig.machine.has_room());
+    assert!(rig.machine.has_room(Turn(1)));
     rig.done(stepped(4, 1, 1));
     let broken = Event::OutgoingBroken { turn: Turn(1), text: "cut".into() };
     assert_eq!(rig.on(broken), ["tell Fault Link None"]);
@@ -300,7 +339,7 @@ fn who_wants_to_leave_finishes_the_running_step() {
     rig.link(4, 1);
     rig.step(4, 1, 1);
     assert_eq!(rig.on(Event::Asked), ["tell Drain"]);
-    assert!(!rig.machine.has_room(), "no further frames");
+    assert!(!rig.machine.has_room(Turn(1)), "no further frames");
     assert!(rig.on(Event::Asked).is_empty());
     assert_eq!(rig.done(stepped(4, 1, 1)), ["send 1"]);
     let sent = Event::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO };

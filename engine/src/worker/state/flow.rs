@@ -1,0 +1,212 @@
+//! The links of the stages and the frames on them: what may come in, in which order it is computed, and what goes on.
+
+use std::time::{Duration, Instant};
+
+use qmesh_net::{Fault, FaultCode, Frame, FrameKind, Message, PeerId, PlanEpoch, Route, Upstream};
+
+use super::{
+    FRAMES_HELD, Machine,
+    stage::{Outgoing, Phase, Stage},
+};
+use crate::worker::{
+    compute::{Command, ShardState, Stepped},
+    event::{Action, LinkId, Turn},
+};
+
+/// Links from upstream that may wait for their route.
+const ARRIVALS_HELD: usize = 4;
+/// Steps that the compute thread has at once: one that it computes, and one to go on with. The others wait here, so that
+/// plans take turns and a plan that goes takes its frames with it.
+const STEPS_AHEAD: usize = 2;
+
+impl Machine {
+    /// Whether another frame of this turn may be taken in.
+    pub(in crate::worker) fn has_room(&self, turn: Turn) -> bool {
+        let held = self.stages.iter().find(|stage| stage.turn == turn).map_or(0, Stage::frames_held);
+        !self.leaving && held < FRAMES_HELD
+    }
+
+    /// Commands that the compute thread has not been given yet.
+    pub(in crate::worker) fn queued(&self) -> usize {
+        self.stages.iter().map(|stage| stage.queue.len()).sum()
+    }
+
+    pub(super) fn route(&mut self, route: Route) {
+        let epoch = route.epoch;
+        let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.assignment.stage == route.stage) else {
+            return tracing::warn!(%epoch, stage = %route.stage, "ignored a Route of another plan or stage");
+        };
+        if stage.route.is_some() {
+            return tracing::warn!(%epoch, "ignored a second Route");
+        }
+        let (turn, upstream, downstream) = (stage.turn, route.upstream, route.downstream.clone());
+        stage.route = Some(route);
+        self.act(Action::Link { turn, epoch, upstream, downstream });
+        self.review_arrivals();
+    }
+
+    /// An incoming link is read, kept for a route to come, or refused.
+    pub(super) fn arrived(&mut self, link: LinkId, peer: PeerId, epoch: PlanEpoch) {
+        let (coordinator, newest) = (self.coordinator, self.newest);
+        match self.of_epoch(epoch) {
+            Some(stage) => {
+                if let Some(route) = &stage.route {
+                    let expected = match route.upstream {
+                        Upstream::Coordinator => coordinator,
+                        Upstream::Worker(peer) => Some(peer),
+                    };
+                    // Frames have come on the link that stands: a second one could only repeat or reorder them.
+                    if expected != Some(peer) || stage.last_step.is_some() {
+                        return self.act(Action::Refuse(link));
+                    }
+                    stage.incoming = Some(link);
+                    let turn = stage.turn;
+                    self.act(Action::Read { turn, link });
+                    return self.tell_linked(turn);
+                }
+            }
+            // Of a plan that is no more.
+            None if newest.is_some_and(|newest| epoch <= newest) => return self.act(Action::Refuse(link)),
+            None => {}
+        }
+        self.arrivals.push_back((link, peer, epoch));
+        if self.arrivals.len() > ARRIVALS_HELD
+            && let Some((oldest, ..)) = self.arrivals.pop_front()
+        {
+            self.act(Action::Refuse(oldest));
+        }
+    }
+
+    /// Decides anew on links that wait.
+    pub(super) fn review_arrivals(&mut self) {
+        for (link, peer, epoch) in std::mem::take(&mut self.arrivals) {
+            self.arrived(link, peer, epoch);
+        }
+    }
+
+    pub(super) fn outgoing(&mut self, turn: Turn) {
+        if let Some(stage) = self.in_turn(turn) {
+            stage.outgoing = Outgoing::Standing;
+            self.tell_linked(turn);
+        }
+    }
+
+    pub(super) fn tell_linked(&mut self, turn: Turn) {
+        let Some(stage) = self.in_turn(turn) else { return };
+        let stands = stage.outgoing == Outgoing::Standing && stage.incoming.is_some();
+        if stands && stage.phase == Phase::Ready && !stage.linked_told {
+            stage.linked_told = true;
+            let (epoch, index, stages) = (stage.epoch(), stage.assignment.stage, stage.assignment.stages);
+            self.tell(Message::Linked { epoch });
+            self.act(Action::Say(format!("ready as stage {index} of {stages}")));
+        }
+    }
+
+    pub(super) fn frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
+        let Some(stage) = self.stages.iter_mut().find(|stage| stage.incoming == Some(link)) else { return };
+        let (turn, current) = (stage.turn, stage.epoch());
+        if frame.kind == FrameKind::End || frame.epoch < current {
+            return;
+        }
+        let wrong = if frame.epoch > current {
+            Some(format!("frame of plan {} on a link of plan {current}", frame.epoch))
+        } else if stage.last_step.is_some_and(|last| frame.step <= last) {
+            Some(format!("frame {} after frame {}", frame.step, stage.last_step.unwrap_or_default()))
+        } else if stage.phase != Phase::Ready || stage.outgoing != Outgoing::Standing {
+            Some(format!("frame {} before the stage was ready", frame.step))
+        } else {
+            None
+        };
+        if let Some(text) = wrong {
+            let fault = stage.fault(FaultCode::Frame, text);
+            return self.act(fault);
+        }
+        (stage.last_step, stage.last_frame) = (Some(frame.step), Some(now));
+        stage.waiting += 1;
+        stage.queue.push_back(Command::Step { turn, frame, arrived: now });
+        self.feed();
+    }
+
+    /// Puts a command behind the frames of its session.
+    pub(super) fn command(&mut self, turn: Turn, command: Command) {
+        if let Some(stage) = self.in_turn(turn) {
+            stage.queue.push_back(command);
+            self.feed();
+        }
+    }
+
+    /// Gives the compute thread what it may have: the plans take turns, step by step.
+    pub(super) fn feed(&mut self) {
+        loop {
+            let steps: usize = self.stages.iter().map(|stage| stage.computing).sum();
+            let last_fed = self.last_fed;
+            let may_go = |stage: &&mut Stage| match stage.queue.front() {
+                Some(Command::Step { .. }) => steps < STEPS_AHEAD,
+                Some(_) => true,
+                None => false,
+            };
+            let waiting = self.stages.iter_mut().filter(may_go);
+            let Some(stage) = waiting.min_by_key(|stage| (stage.turn <= last_fed, stage.turn)) else { return };
+            let Some(command) = stage.queue.pop_front() else { return };
+            if matches!(command, Command::Step { .. }) {
+                stage.waiting -= 1;
+                stage.computing += 1;
+                self.last_fed = stage.turn;
+            }
+            self.act(Action::Compute(command));
+        }
+    }
+
+    pub(super) fn stepped(&mut self, stepped: Stepped) {
+        let Stepped { turn, frame, faults, rows, compute, waited, kv_positions_used, shard } = stepped;
+        // The result of a plan that is no more goes nowhere.
+        if let Some(stage) = self.in_turn(turn) {
+            stage.computing = stage.computing.saturating_sub(1);
+            if shard == ShardState::Lost {
+                stage.lose_shard();
+            }
+            stage.report.steps += 1;
+            stage.report.rows += rows;
+            stage.report.compute_us += micros(compute);
+            stage.report.wait_us += micros(waited);
+            stage.report.kv_positions_used = kv_positions_used;
+            let frame = frame.filter(|_| stage.outgoing == Outgoing::Standing);
+            stage.sending += usize::from(frame.is_some());
+            self.actions.extend(faults.into_iter().map(|fault: Fault| Action::Tell(Message::Fault(fault))));
+            self.actions.extend(frame.map(|frame| Action::Send { turn, frame }));
+        }
+        self.feed();
+    }
+
+    pub(super) fn sent(&mut self, turn: Turn, bytes: u64, took: Duration) {
+        if let Some(stage) = self.in_turn(turn) {
+            stage.sending = stage.sending.saturating_sub(1);
+            stage.report.bytes_sent += bytes;
+            stage.report.hop_us += micros(took);
+        }
+    }
+
+    pub(super) fn incoming_broken(&mut self, link: LinkId, text: &str) {
+        self.arrivals.retain(|&(waiting, ..)| waiting != link);
+        let Some(stage) = self.stages.iter_mut().find(|stage| stage.incoming == Some(link)) else { return };
+        stage.incoming = None;
+        // Before the pipeline stands, the upstream dials again by itself.
+        if stage.linked_told {
+            let fault = stage.fault(FaultCode::Link, format!("the link from upstream broke: {text}"));
+            self.act(fault);
+        }
+    }
+
+    pub(super) fn outgoing_broken(&mut self, turn: Turn, text: &str) {
+        if let Some(stage) = self.in_turn(turn) {
+            stage.outgoing = Outgoing::Broken;
+            stage.sending = 0;
+            let fault = stage.fault(FaultCode::Link, format!("the link downstream broke: {text}"));
+            self.act(fault);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
