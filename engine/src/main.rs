@@ -106,7 +106,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     // A wrapped line has become several words.
-    let ticket = match args.ticket.concat().parse() {
+    let ticket = match args.ticket.concat().parse::<Ticket>() {
         Ok(ticket) => ticket,
         Err(error) => {
             say(&error.to_string());

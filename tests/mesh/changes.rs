@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_tests::{http, process::Running};
+use qmesh_tests::http;
 use serde_json::{Value, json};
 
 use super::{MODEL, Serving, number};

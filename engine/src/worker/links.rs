@@ -14,9 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{
-    event::{Event, LinkId, Turn},
-};
+use super::event::{Event, LinkId, Turn};
 
 /// How long a link downstream is tried for: its admission follows a message that may still be on its way.
 const LINK_DEADLINE: Duration = Duration::from_secs(15);

@@ -230,14 +230,11 @@ impl Scheduler {
                 continue;
             }
             let (position, rows) = (count(follower.sent), count(end - follower.sent));
-            frame.ids.extend(&sequence.ids[follower.sent..end]);
-            frame.segments.push(Segment {
-                session,
-                position,
-                rows,
-                wants: Wants::None,
-                flags: SegmentFlags::default(),
-            });
+            let ids = &sequence.ids[follower.sent..end];
+            let trail = follower.trails.write(follower.sent, ids).unwrap_or_default();
+            frame.ids.extend(ids);
+            let flags = SegmentFlags::default();
+            frame.segments.push(Segment { session, position, rows, wants: Wants::None, flags, trail });
             left -= end - follower.sent;
             follower.sent = end;
             follower.in_flight += 1;

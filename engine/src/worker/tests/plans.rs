@@ -115,8 +115,8 @@ async fn a_worker_that_joins_takes_layers_over_while_the_old_plan_serves() {
 #[tokio::test]
 async fn plans_that_do_not_fit_together_are_refused_and_the_first_serves_on() {
     let (first, second) = (assignment(1, 0..LAYERS), assignment(2, 0..LAYERS));
-    let together = needed_together(&second, [&first].into_iter(), THREADS);
-    assert!(first.needed_bytes(THREADS) < together && together.0 < 2 * first.needed_bytes(THREADS).0);
+    let together = needed_together(&second, [&first].into_iter(), 1);
+    assert!(first.needed_bytes(1) < together && together.0 < 2 * first.needed_bytes(1).0);
     for (stage, budget) in [(Stagecraft::new(13), together.0 - 1), (Stagecraft::new(14), together.0)] {
         let _hired = stage.hire(|config| config.memory = Some(ByteCount(budget)));
         let mut played = stage.admit().await;
