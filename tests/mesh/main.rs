@@ -3,6 +3,7 @@
 mod doors;
 mod errors;
 mod experts;
+mod hostile;
 mod memory;
 mod survival;
 mod terminals;
