@@ -5,6 +5,7 @@ mod doors;
 mod errors;
 mod experts;
 mod footprint;
+mod hostile;
 mod memory;
 mod survival;
 mod terminals;
