@@ -9,20 +9,24 @@
 //! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
 
 mod admission;
+mod answers;
 mod follow;
+mod step;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use qmesh_net::{
-    Frame, FrameKind, OpenSession, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, WireType,
-    limits::FRAME_SEGMENTS,
+    Frame, OpenSession, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, limits::FRAME_SEGMENTS,
 };
 
-use self::{admission::Kept, follow::Successor};
+use self::{
+    admission::Kept,
+    follow::Successor,
+    step::{Pipeline, StepUnderWay, empty_frame},
+};
 use super::{
     PrefixReuse, Speculation,
     pace::{Pace, Prompts},
@@ -68,22 +72,6 @@ pub(crate) enum Action {
     Deliver(SessionId, GenerateEvent),
     /// Nothing runs on another pipeline than this epoch's any more.
     Followed(PlanEpoch),
-}
-
-/// The pipeline that steps run through.
-#[derive(Clone, Copy, Debug)]
-struct Pipeline {
-    epoch: PlanEpoch,
-    stages: usize,
-}
-
-/// A step in flight.
-#[derive(Debug)]
-struct StepUnderWay {
-    segments: Vec<Segment>,
-    /// Whether tokens come of it, and not only more of a prompt.
-    decodes: bool,
-    sent: Instant,
 }
 
 /// What was done since the start.
@@ -295,58 +283,6 @@ impl Scheduler {
         actions
     }
 
-    /// Whether a frame of samples is the answer to a step that is under way.
-    ///
-    /// # Errors
-    /// What is wrong with it, in words for a log.
-    pub(crate) fn check_answer(&self, frame: &Frame, rows: &[Sampled]) -> Result<(), &'static str> {
-        let steps = match self.successor.as_ref().filter(|_| self.is_next(frame.epoch)) {
-            Some(successor) => &successor.steps,
-            None if self.is_current(frame.epoch) => &self.steps,
-            None => return Ok(()),
-        };
-        let vocab = self.limits.vocab;
-        if rows.iter().any(|row| row.token as usize >= vocab) {
-            return Err("it sampled a token that is not in the vocabulary");
-        }
-        // A step whose sessions have all failed is forgotten, and may still come back.
-        let Some(step) = steps.get(&frame.step) else {
-            let sent = frame.step < StepId(if self.is_next(frame.epoch) { u32::MAX } else { self.next_step });
-            return if sent { Ok(()) } else { Err("it answered a step that was never sent") };
-        };
-        let answers = |answer: &Segment| {
-            step.segments.iter().any(|s| {
-                s.session == answer.session
-                    && answer.rows <= s.rows
-                    && answer.position >= s.position
-                    && answer.position + answer.rows <= s.position + s.rows
-            })
-        };
-        let known = |answer: &&Segment| !self.sequences.contains_key(&answer.session) || answers(answer);
-        if frame.segments.iter().all(|answer| known(&answer)) {
-            Ok(())
-        } else {
-            Err("it sampled rows that were not sent")
-        }
-    }
-
-    /// The pipeline that has owed an answer for so long that it will not come, and for how long.
-    pub(crate) fn overdue(&self, now: Instant) -> Option<(PlanEpoch, Duration)> {
-        let current = self.pipeline.map(|p| (p.epoch, &self.steps, self.returned));
-        let next = self.successor.as_ref().map(|s| (s.pipeline.epoch, &s.steps, s.returned));
-        current.into_iter().chain(next).find_map(|(epoch, steps, returned)| {
-            let since = steps.values().map(|step| step.sent).min()?.max(returned);
-            let waited = now.saturating_duration_since(since);
-            (waited > self.patience()).then_some((epoch, waited))
-        })
-    }
-
-    /// How long an answer may take: many times what steps were measured to take.
-    pub(crate) fn patience(&self) -> Duration {
-        let measured = self.pace.step_time(self.limits.chunk_rows);
-        measured.map_or(PATIENCE_UNMEASURED, |seconds| PATIENCE_LEAST + Duration::from_secs_f64(PATIENCE * seconds))
-    }
-
     /// Sequences on the stages.
     pub(crate) fn running(&self) -> usize {
         self.sequences.len() - self.queue.len()
@@ -517,21 +453,6 @@ impl Scheduler {
         events.into_iter().map(|event| Action::Deliver(session, event)).collect()
     }
 
-    /// Fails the sequences that the last stage has other ids of: what it sampled would be another text.
-    fn fail_strays(&mut self, frame: &Frame) -> Vec<Action> {
-        let strays = |s: &&Segment| {
-            let sequence = self.sequences.get(&s.session).filter(|q| q.phase == Phase::Running && !q.spoiled);
-            sequence.is_some_and(|sequence| !sequence.agrees(s))
-        };
-        let strays: Vec<_> = frame.segments.iter().filter(strays).copied().collect();
-        let last = self.pipeline.map_or(0, |pipeline| pipeline.stages.saturating_sub(1));
-        let text = |s: &Segment| {
-            let (session, positions) = (s.session, s.position + s.rows);
-            format!("the coordinator and stage {last} disagree about the first {positions} ids of session {session}")
-        };
-        strays.iter().flat_map(|s| self.failed(frame.epoch, s.session, &text(s))).collect()
-    }
-
     /// Ends a sequence with a last event, or with none when nobody listens.
     fn end(&mut self, session: SessionId, last: Option<GenerateEvent>) -> Vec<Action> {
         let Some(sequence) = self.sequences.get_mut(&session) else { return Vec::new() };
@@ -557,39 +478,8 @@ impl Scheduler {
     }
 }
 
-impl StepUnderWay {
-    fn rows(&self) -> usize {
-        self.segments.iter().map(|s| s.rows as usize).sum()
-    }
-
-    /// Takes a session out; `false` where nothing is left.
-    fn forget(&mut self, session: SessionId) -> bool {
-        self.segments.retain(|s| s.session != session);
-        !self.segments.is_empty()
-    }
-}
-
-fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
-    Frame {
-        kind: FrameKind::Tokens,
-        wire: WireType::F32,
-        epoch: pipeline.epoch,
-        step,
-        width: 0,
-        times: StepTimes::default(),
-        segments: Vec::new(),
-        ids: Vec::new(),
-        payload: Bytes::new(),
-    }
-}
-
 /// Steps before that are probes'.
 const FIRST_STEP: u32 = TRIES_MOST;
-/// How many times as long as usual an answer may take, and how much longer in any case.
-const PATIENCE: f64 = 10.0;
-const PATIENCE_LEAST: Duration = Duration::from_secs(5);
-/// Where nothing was measured yet.
-const PATIENCE_UNMEASURED: Duration = Duration::from_secs(300);
 /// Tokens drafted for a sequence at a time.
 const DRAFTS_MOST: usize = 15;
 /// Pipelines that a sequence may lose between two of its tokens.

@@ -3,7 +3,7 @@
 use qmesh_models::weights::ModelFile;
 use qmesh_net::{Downstream, LoadShard, Upstream};
 
-use super::{pipeline::SILENCE, *};
+use super::{change::ANNOUNCED, pipeline::SILENCE, *};
 use crate::{mesh::status::MeshState, plan};
 
 #[test]
@@ -188,12 +188,12 @@ fn neighbours_that_cannot_reach_each_other_are_kept_apart() {
     world.join("b", GB);
     world.now += SETTLE;
     assert_eq!(world.tick().iter().filter_map(load).count(), 2);
-    [1, 2].map(|worker| drop(world.said_ready(worker, 2)));
+    (1..=2).for_each(|worker| drop(world.said_ready(worker, 2)));
     world.roster.link_broken(world.now, WorkerId(1), PlanEpoch(2), "no route to host");
     // The other way round may work.
     let loads: Vec<_> = world.tick().iter().filter_map(sent_load).collect();
     assert_eq!(loads, [(2, 0), (1, 1)]);
-    [1, 2].map(|worker| drop(world.said_ready(worker, 3)));
+    (1..=2).for_each(|worker| drop(world.said_ready(worker, 3)));
     world.now += Duration::from_secs(21);
     let actions = world.tick();
     assert!(

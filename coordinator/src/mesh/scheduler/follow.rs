@@ -12,7 +12,10 @@ use qmesh_net::{
     limits::FRAME_SEGMENTS,
 };
 
-use super::{Action, FIRST_STEP, Pipeline, Scheduler, StepTotals, StepUnderWay, empty_frame};
+use super::{
+    Action, FIRST_STEP, Scheduler, StepTotals,
+    step::{Pipeline, StepUnderWay, empty_frame},
+};
 use crate::mesh::{
     PrefixReuse,
     pace::Pace,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use qmesh_net::{SegmentFlags, Trails, Wants};
+use qmesh_net::{FrameKind, SegmentFlags, Trails, Wants};
 
 use super::*;
 use crate::generate::Finish;
