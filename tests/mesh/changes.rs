@@ -57,8 +57,8 @@ fn a_joiner_takes_over_layers_without_a_gap() {
 #[test]
 fn a_joiner_that_would_not_help_stands_by() {
     let serving = Serving::start(&["--min-workers", "2"]);
-    // Beside eight threads in all, one more makes no stage so much faster that it were worth a change.
-    let _first = [serving.join("one", &["--threads", "8"]), serving.join("two", &["--threads", "8"])];
+    // Beside eight threads, one more makes no stage so much faster that it were worth a change.
+    let _first = [serving.join("one", &["--threads", "4"]), serving.join("two", &["--threads", "4"])];
     serving.wait_ready(2);
     let before = layers(&serving);
     let mut third = None;

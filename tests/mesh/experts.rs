@@ -37,7 +37,8 @@ fn experts_land_where_the_plan_said() {
         let stored: u64 = serving.blobs(worker).values().sum();
         assert_eq!(number(planned, "weight_bytes"), stored, "{worker} stored");
     }
-    let request = serde_json::json!({ "model": "mixtral-with-words", "prompt": "w5 w6", "max_tokens": 4 });
+    let request =
+        serde_json::json!({ "model": "mixtral-with-words", "prompt": "w5 w6", "max_tokens": 4, "temperature": 0 });
     let answer = http::post(&serving.path("/v1/completions"), &request);
     assert_eq!((answer.status, number(&answer.body["usage"], "completion_tokens")), (200, 4), "{}", answer.body);
 }

@@ -108,7 +108,10 @@ fn worker(ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
 
 /// The same, where `command` starts the program.
 fn worker_by(mut command: Command, ticket: &str, name: &str, folder: &Path, more: &[&str]) -> Running {
-    command.args(["join", ticket, "--name", name, "--threads", "1"]).args(more);
+    command.args(["join", ticket, "--name", name]).args(more);
+    if !more.contains(&"--threads") {
+        command.args(["--threads", "1"]);
+    }
     command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name)).env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start(command)
