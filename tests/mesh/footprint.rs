@@ -37,7 +37,7 @@ const REAL: [(&str, usize, u64, Room); 4] = [
     (MODEL, 2, 140_000_000, Room { context: 1024, parallel: 2, chunk_rows: 128 }),
     ("gemma3-270m", 2, 280_000_000, Room { context: 512, parallel: 1, chunk_rows: 256 }),
     ("qwen2.5-coder-0.5b", 3, 400_000_000, Room { context: 1024, parallel: 2, chunk_rows: 256 }),
-    ("qwen2.5-coder-1.5b", 2, 900_000_000, Room { context: 1024, parallel: 4, chunk_rows: 256 }),
+    ("qwen2.5-coder-1.5b", 2, 900_000_000, Room { context: 512, parallel: 1, chunk_rows: 128 }),
 ];
 
 /// Random models that are tried.
