@@ -33,7 +33,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// Nobody answered at any address.
-    #[error("cannot reach {peer:?}: {text}")]
+    #[error("cannot reach peer {}: {text}", peer.short())]
     Unreachable {
         /// Who was dialled.
         peer: PeerId,
@@ -51,13 +51,13 @@ pub enum NetError {
         found: PeerId,
     },
     /// The other end speaks another protocol.
-    #[error("{peer:?} does not speak qmesh/1: run the same version on both machines")]
+    #[error("peer {} does not speak qmesh/1: run the same version on both machines", peer.short())]
     Version {
         /// The other end.
         peer: PeerId,
     },
     /// The peer does not let our key in.
-    #[error("{peer:?} does not admit this machine's key")]
+    #[error("peer {} does not admit this machine's key", peer.short())]
     NotAdmitted {
         /// The other end.
         peer: PeerId,
@@ -71,7 +71,7 @@ pub enum NetError {
         text: String,
     },
     /// The peer closed the connection.
-    #[error("{peer:?} closed the connection ({code}): {text}")]
+    #[error("peer {} closed the connection ({code}): {text}", peer.short())]
     Closed {
         /// The other end.
         peer: PeerId,
@@ -81,13 +81,13 @@ pub enum NetError {
         text: String,
     },
     /// We closed the connection.
-    #[error("the connection to {peer:?} was closed on this side")]
+    #[error("the connection to peer {} was closed on this side", peer.short())]
     ClosedHere {
         /// The other end.
         peer: PeerId,
     },
     /// The peer fell silent.
-    #[error("lost {peer:?}: {text}")]
+    #[error("lost peer {}: {text}", peer.short())]
     Lost {
         /// The other end.
         peer: PeerId,
@@ -95,7 +95,7 @@ pub enum NetError {
         text: String,
     },
     /// The peer did not do its part in time.
-    #[error("{peer:?}: {what} took more than {} s", after.as_secs())]
+    #[error("peer {}: {what} took more than {} s", peer.short(), after.as_secs())]
     Deadline {
         /// The other end.
         peer: PeerId,
@@ -105,7 +105,7 @@ pub enum NetError {
         after: Duration,
     },
     /// The peer broke QUIC or TLS.
-    #[error("{peer:?} broke the transport: {text}")]
+    #[error("peer {} broke the transport: {text}", peer.short())]
     Transport {
         /// The other end.
         peer: PeerId,
@@ -113,7 +113,7 @@ pub enum NetError {
         text: String,
     },
     /// The peer broke our protocol.
-    #[error("{peer:?} broke the protocol: {text}")]
+    #[error("peer {} broke the protocol: {text}", peer.short())]
     Protocol {
         /// The other end.
         peer: PeerId,
@@ -121,7 +121,7 @@ pub enum NetError {
         text: String,
     },
     /// A control message that is not one.
-    #[error("{peer:?} sent a bad message: {source}")]
+    #[error("peer {} sent a bad message: {source}", peer.short())]
     Message {
         /// The other end.
         peer: PeerId,
@@ -129,7 +129,7 @@ pub enum NetError {
         source: MessageError,
     },
     /// A frame that is not one.
-    #[error("{peer:?} sent a bad frame: {source}")]
+    #[error("peer {} sent a bad frame: {source}", peer.short())]
     Frame {
         /// The other end.
         peer: PeerId,
@@ -137,7 +137,7 @@ pub enum NetError {
         source: FrameError,
     },
     /// The peer ended or reset a stream in the middle.
-    #[error("{peer:?} ended a stream early ({code})")]
+    #[error("peer {} ended a stream early ({code})", peer.short())]
     StreamEnded {
         /// The other end.
         peer: PeerId,
@@ -145,7 +145,7 @@ pub enum NetError {
         code: CloseCode,
     },
     /// The peer does not give us this piece of a tensor.
-    #[error("{peer:?} refused a range: {text}")]
+    #[error("peer {} refused a range: {text}", peer.short())]
     RangeRefused {
         /// The other end.
         peer: PeerId,

@@ -192,8 +192,10 @@ async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::
         // The plan is over: to the first stage that is no failure of the link.
         sender.finish(last).await
     };
-    if let Err(error) = sending.await {
-        tracing::warn!("frames to the first stage: {error}");
+    match sending.await {
+        // The mesh is going down.
+        Ok(()) | Err(NetError::ClosedHere { .. }) => {}
+        Err(error) => tracing::warn!("frames to the first stage: {error}"),
     }
 }
 
