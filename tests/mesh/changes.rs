@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -18,6 +18,7 @@ use super::{MODEL, Serving, number};
 
 #[test]
 fn a_joiner_takes_over_layers_without_a_gap() {
+    let _alone = alone();
     let (streams, words) = if soak() { (8, 1300) } else { (3, 350) };
     let serving = Serving::start_for(MODEL, 2048, &["--min-workers", "2", "--parallel", &streams.to_string()]);
     let _first = [serving.join("one", &[]), serving.join("two", &[])];
@@ -56,6 +57,7 @@ fn a_joiner_takes_over_layers_without_a_gap() {
 
 #[test]
 fn a_joiner_that_would_not_help_stands_by() {
+    let _alone = alone();
     let serving = Serving::start(&["--min-workers", "2"]);
     // Beside eight threads, one more makes no stage so much faster that it were worth a change.
     let _first = [serving.join("one", &["--threads", "4"]), serving.join("two", &["--threads", "4"])];
@@ -75,6 +77,7 @@ fn a_joiner_that_would_not_help_stands_by() {
 
 #[test]
 fn a_worker_that_flaps_ends_no_answer() {
+    let _alone = alone();
     let long = if soak() { Duration::from_secs(120) } else { Duration::from_secs(24) };
     let serving = Serving::start(&["--min-workers", "1", "--parallel", "2"]);
     let _steady = serving.join("steady", &[]);
@@ -176,6 +179,12 @@ fn moved(before: &[(String, u64, u64)], after: &[(String, u64, u64)]) -> u64 {
     };
     let layers = before.last().map_or(0, |(.., end)| *end);
     (0..layers).filter(|&layer| holder(before, layer) != holder(after, layer)).count() as u64
+}
+
+/// Gaps are measured: these tests do not disturb each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn soak() -> bool {
