@@ -124,9 +124,9 @@ pub(crate) struct Roster {
     /// When a change that makes everybody wait is carried out.
     pause_at: Option<Instant>,
     troubles: Troubles,
-    /// Plans in a row whose probe failed, and how.
+    /// Plans in a row whose probe failed.
     failed_probes: u32,
-    /// Why there is no plan, where there could be one.
+    /// Whether there is no plan although workers are here; `text` says why.
     failed: bool,
     text: String,
     /// Why workers wait without layers.
