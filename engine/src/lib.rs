@@ -4,7 +4,6 @@ mod block;
 mod cache;
 pub mod error;
 mod ffn;
-mod kernel;
 mod linear;
 mod load;
 mod noise;
@@ -14,3 +13,7 @@ pub mod sample;
 pub mod shard;
 pub mod step;
 pub mod worker;
+
+#[cfg(test)]
+#[path = "../kernels/tests/random.rs"]
+mod random;

@@ -8,16 +8,12 @@ mod layer;
 
 use std::{ops::Range, slice};
 
+pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
+use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
+
 use self::layer::LayerFootprint;
 use crate::spec::{ModelSpec, Rope, TensorRole, TensorSpec};
 
-/// Positions per page of the KV cache.
-pub const PAGE_POSITIONS: usize = 64;
-/// Rows of a matrix that are packed together, and elements that a value in the KV cache is filled up to: the lanes of the
-/// kernels.
-pub const LANES: usize = 16;
-/// Elements that are quantised together, and the bytes that they take then.
-pub const QUANT_BLOCK: (usize, usize) = (32, 48);
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
 /// Frames that a worker holds at once: one computes while the next is received and the last is sent, and one to spare.
@@ -221,8 +217,7 @@ fn allocated(bytes: u64) -> u64 {
 
 /// Bytes of so many quantised activations.
 fn quantized(elements: usize) -> u64 {
-    let (block, bytes) = QUANT_BLOCK;
-    product([elements.div_ceil(block), bytes])
+    product([elements.div_ceil(QUANT_BLOCK), QUANT_BLOCK_BYTES])
 }
 
 fn product<const N: usize>(factors: [usize; N]) -> u64 {

@@ -11,7 +11,8 @@ pub mod gguf;
 pub mod numerics;
 pub mod pull;
 pub mod spec;
-pub mod tensor;
 pub mod terminal;
 pub mod tokenizer;
 pub mod weights;
+
+pub use qmesh_arithmetic::tensor;

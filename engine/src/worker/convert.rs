@@ -103,8 +103,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         | EngineError::LeftoverTensor { .. }
         | EngineError::TensorShape { .. }
         | EngineError::Read { .. }
-        | EngineError::Simd { .. }
-        | EngineError::Threads { .. }
+        | EngineError::Kernels(_)
         | EngineError::SessionOpen { .. }
         | EngineError::Prefix { .. }
         | EngineError::Sampling { .. }
