@@ -11,13 +11,12 @@ use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
-pub use self::tensors::{PackedTensor, PackedTensors};
+pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
 use self::{layer::LayerWeights, tensors::Packed};
 use crate::{
     block::Block,
     error::EngineError,
     linear::{Linear, Norm},
-    shard::TensorSource,
 };
 
 /// What a shard computes with.

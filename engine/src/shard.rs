@@ -6,15 +6,14 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+pub use qmesh_kernels::attend::PAGE_POSITIONS;
+use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
 use qmesh_models::{
     footprint::LOGIT_ROWS,
     spec::{ModelSpec, TensorSpec},
 };
 
-pub use qmesh_kernels::attend::PAGE_POSITIONS;
-use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
-
-pub use crate::load::{PackedTensor, PackedTensors};
+pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
@@ -25,17 +24,6 @@ use crate::{
     sample::SamplingParameters,
     step::{SampledRow, SequenceRows, Step, StepOutput, Wants},
 };
-
-/// Where a shard's tensors come from.
-pub trait TensorSource {
-    /// Fills `into` (exactly `tensor.bytes` long) with the tensor's bytes as they are in the file.
-    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError>;
-
-    /// The very same tensor as another shard of this process holds it: then it is not read.
-    fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
-        None
-    }
-}
 
 /// A loaded range of layers. One thread owns it; it computes on a thread team of its own.
 #[derive(Debug)]

@@ -15,7 +15,18 @@ use qmesh_kernels::{
 use qmesh_models::spec::{LayerTensor, ModelSpec, TensorRole, TensorSpec};
 
 use super::shape;
-use crate::{error::EngineError, shard::TensorSource};
+use crate::error::EngineError;
+
+/// Where a shard's tensors come from.
+pub trait TensorSource {
+    /// Fills `into` (exactly `tensor.bytes` long) with the tensor's bytes as they are in the file.
+    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError>;
+
+    /// The very same tensor as another shard of this process holds it: then it is not read.
+    fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
+        None
+    }
+}
 
 /// A tensor as a loaded shard holds it. Clones share its memory, which lives as long as the last of them.
 #[derive(Clone, Debug)]
