@@ -37,7 +37,7 @@ fn a_joiner_takes_over_layers_without_a_gap() {
     wait(&serving, "every answer to begin", |s| number(s, "running") == streams as u64 && number(s, "waiting") == 0);
     let _third = serving.join("three", &[]);
     let joined = Instant::now();
-    serving.wait_ready(3);
+    wait(&serving, "a third stage", |s| s["stages"].as_array().is_some_and(|stages| stages.len() == 3));
     println!("the third worker serves {:?} after it was started", joined.elapsed());
     let (epoch_after, after) = (self::epoch(&serving), layers(&serving));
     going.store(false, Ordering::Relaxed);
@@ -144,7 +144,8 @@ fn prompt(number: usize, words: usize) -> String {
 }
 
 fn wait(serving: &Serving, what: &str, met: impl Fn(&Value) -> bool) -> Value {
-    let until = Instant::now() + Duration::from_secs(120);
+    // At full length, a new stage computes 13,600 rows beside the running answers before it takes over.
+    let until = Instant::now() + Duration::from_secs(if soak() { 600 } else { 120 });
     loop {
         let status = http::get(&serving.path("/api/status")).body;
         if met(&status) {
