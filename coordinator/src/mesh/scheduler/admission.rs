@@ -1,5 +1,7 @@
 //! Who comes onto the stages, with which beginning, and what stays there of those that leave.
 
+use std::collections::BTreeMap;
+
 use qmesh_net::{OpenSession, Prefix, SessionId};
 
 use super::{Action, Pipeline, Scheduler};
@@ -7,7 +9,7 @@ use crate::{
     generate::ClientId,
     mesh::{
         PrefixReuse,
-        pages::PAGE_POSITIONS,
+        pages::{PAGE_POSITIONS, Pages},
         sequence::{Phase, Sequence},
     },
 };
@@ -16,13 +18,13 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Kept {
     /// One per position: whole pages.
-    ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
     /// When it was last of use; the least recent goes first.
-    turn: u64,
+    pub(super) turn: u64,
 }
 
 /// Beginnings that are kept at a time.
-const KEPT_MOST: usize = 256;
+pub(super) const KEPT_MOST: usize = 256;
 
 impl Scheduler {
     /// Opens waiting sequences while their reservations fit on every stage.
@@ -32,7 +34,9 @@ impl Scheduler {
             let session = self.queue[place];
             let Some(positions) = self.sequences.get(&session).map(|s| s.max_positions) else { break };
             let prefix = self.longest_prefix(session);
-            let Some(prefix) = self.make_room(positions, prefix, &mut actions) else { break };
+            let (prefix, dropped) = make_room(&mut self.pages, &mut self.kept, positions, prefix);
+            actions.extend(dropped.into_iter().flat_map(|session| self.close(session)));
+            let Some(prefix) = prefix else { break };
             self.queue.remove(place);
             self.pages.open(session, positions, prefix.map(|p| (p.session, p.positions as usize)));
             self.turn += 1;
@@ -70,7 +74,7 @@ impl Scheduler {
             self.pipeline.iter().map(|pipeline| Action::Keep(pipeline.epoch, session, kept)).collect();
         actions.extend(shorter.into_iter().flat_map(|session| self.drop_kept(session)));
         if self.kept.len() > KEPT_MOST {
-            let oldest = self.oldest_kept(None);
+            let oldest = oldest_kept(&self.kept, None);
             actions.extend(oldest.into_iter().flat_map(|session| self.drop_kept(session)));
         }
         actions
@@ -111,33 +115,6 @@ impl Scheduler {
         Some(Prefix { session, positions })
     }
 
-    /// Gives up what is kept, the least recently used first, until `positions` fit: with the prefix if that can be, else
-    /// without; `None` where they do not fit at all.
-    fn make_room(
-        &mut self,
-        positions: usize,
-        prefix: Option<Prefix>,
-        actions: &mut Vec<Action>,
-    ) -> Option<Option<Prefix>> {
-        let shared = |prefix: Option<Prefix>| prefix.map_or(0, |p| p.positions as usize);
-        loop {
-            if self.pages.fit(positions, shared(prefix)) {
-                return Some(prefix);
-            }
-            let Some(oldest) = self.oldest_kept(prefix.map(|p| p.session)) else { break };
-            actions.extend(self.drop_kept(oldest));
-        }
-        // Only the prefix itself may still be in the way of the rest.
-        let source = prefix.map(|p| p.session).filter(|session| self.kept.contains_key(session))?;
-        actions.extend(self.drop_kept(source));
-        self.pages.fit(positions, 0).then_some(None)
-    }
-
-    fn oldest_kept(&self, but: Option<SessionId>) -> Option<SessionId> {
-        let others = self.kept.iter().filter(|(session, _)| Some(**session) != but);
-        others.min_by_key(|(_, kept)| kept.turn).map(|(&session, _)| session)
-    }
-
     fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
         self.kept.remove(&session);
         self.pages.keep(session, 0);
@@ -147,4 +124,38 @@ impl Scheduler {
     fn close(&self, session: SessionId) -> Vec<Action> {
         self.pipeline.iter().map(|pipeline| Action::Close(pipeline.epoch, session)).collect()
     }
+}
+
+/// Gives up what is kept, the least recently used first, until `positions` fit: with the prefix if that can be, else
+/// without; `None` where they do not fit at all. Also the sessions that were given up, which are to be closed.
+pub(super) fn make_room(
+    pages: &mut Pages,
+    kept: &mut BTreeMap<SessionId, Kept>,
+    positions: usize,
+    prefix: Option<Prefix>,
+) -> (Option<Option<Prefix>>, Vec<SessionId>) {
+    let shared = prefix.map_or(0, |p| p.positions as usize);
+    let mut dropped = Vec::new();
+    let mut drop_kept = |pages: &mut Pages, kept: &mut BTreeMap<SessionId, Kept>, session| {
+        kept.remove(&session);
+        pages.keep(session, 0);
+        dropped.push(session);
+    };
+    while !pages.fit(positions, shared) {
+        let Some(oldest) = oldest_kept(kept, prefix.map(|p| p.session)) else { break };
+        drop_kept(pages, kept, oldest);
+    }
+    if pages.fit(positions, shared) {
+        return (Some(prefix), dropped);
+    }
+    // Only the prefix itself may still be in the way of the rest.
+    if let Some(source) = prefix.map(|p| p.session).filter(|session| kept.contains_key(session)) {
+        drop_kept(pages, kept, source);
+    }
+    (pages.fit(positions, 0).then_some(None), dropped)
+}
+
+fn oldest_kept(kept: &BTreeMap<SessionId, Kept>, but: Option<SessionId>) -> Option<SessionId> {
+    let others = kept.iter().filter(|(session, _)| Some(**session) != but);
+    others.min_by_key(|(_, kept)| kept.turn).map(|(&session, _)| session)
 }

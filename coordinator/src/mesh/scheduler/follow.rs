@@ -14,12 +14,13 @@ use qmesh_net::{
 
 use super::{
     Action, FIRST_STEP, Scheduler, StepTotals,
+    admission::{KEPT_MOST, Kept, make_room},
     step::{Pipeline, StepUnderWay, empty_frame},
 };
 use crate::mesh::{
     PrefixReuse,
     pace::Pace,
-    pages::Pages,
+    pages::{PAGE_POSITIONS, Pages},
     sequence::{Phase, Sequence},
 };
 
@@ -33,6 +34,8 @@ pub(super) struct Successor {
     next_step: u32,
     pages: Pages,
     followers: BTreeMap<SessionId, Follower>,
+    /// Beginnings that followers of ended sequences have left, as the old pipeline keeps them.
+    kept: BTreeMap<SessionId, Kept>,
     since: Instant,
     /// The old pipeline gets no more steps: its last ones are waited for.
     draining: bool,
@@ -62,6 +65,7 @@ impl Scheduler {
             next_step: FIRST_STEP,
             pages: Pages::new(self.limits.kv_positions),
             followers: BTreeMap::new(),
+            kept: BTreeMap::new(),
             since: now,
             draining: false,
         });
@@ -167,13 +171,15 @@ impl Scheduler {
         actions
     }
 
-    /// Closes followers whose sequences are over, once no step carries their rows.
+    /// Closes followers whose sequences are over, once no step carries their rows; what the old pipeline keeps of them is
+    /// kept.
     fn dismiss_followers(&mut self) -> Vec<Action> {
         let Some(successor) = &mut self.successor else { return Vec::new() };
         let running = |session: &SessionId| self.sequences.get(session).is_some_and(Sequence::has_begun);
         let over = successor.followers.iter().filter(|(session, f)| f.in_flight == 0 && !running(session));
         let over: Vec<SessionId> = over.map(|(&session, _)| session).collect();
-        over.into_iter().filter_map(|session| successor.leave(session)).collect()
+        let kept = &self.kept;
+        over.into_iter().filter_map(|session| successor.end(session, kept.get(&session))).collect()
     }
 
     /// Opens sessions on the next pipeline for all that have their first token, as far as there is room.
@@ -184,27 +190,30 @@ impl Scheduler {
             if successor.followers.contains_key(&session) {
                 continue;
             }
-            let others = successor.followers.iter().filter(|(_, f)| f.phase == Phase::Running && !f.failed);
-            let shared = |(&other, f): (&SessionId, &Follower)| {
-                let ids = &self.sequences.get(&other)?.ids;
-                Some((other, sequence.shareable(ids, f.computed)))
+            let best = if self.limits.prefix_reuse == PrefixReuse::On {
+                successor.longest_prefix(sequence, &self.sequences)
+            } else {
+                None
             };
-            let reuse = self.limits.prefix_reuse == PrefixReuse::On;
-            let best = others.filter_map(shared).filter(|(_, shared)| reuse && *shared > 0).max_by_key(|(_, s)| *s);
             let positions = sequence.max_positions;
-            let beginning = best.map_or(0, |(_, shared)| shared);
-            let fits = successor.pages.fit(positions, beginning);
+            let (prefix, dropped) = make_room(&mut successor.pages, &mut successor.kept, positions, best);
+            actions.extend(dropped.into_iter().map(|dropped| Action::Close(successor.pipeline.epoch, dropped)));
+            let beginning = prefix.flatten().map_or(0, |p| p.positions as usize);
             let phase = Phase::Opening { missing: successor.pipeline.stages };
             let mut trails = Trails::default();
             trails.write(0, &sequence.ids[..beginning]);
-            let follower =
-                Follower { phase, sent: beginning, computed: beginning, in_flight: 0, trails, failed: !fits };
-            successor.followers.insert(session, follower);
-            if !fits {
+            let failed = prefix.is_none();
+            let follower = Follower { phase, sent: beginning, computed: beginning, in_flight: 0, trails, failed };
+            let Some(prefix) = prefix else {
+                // There will be room when those that have ended are off the stages.
+                let running = |session| self.sequences.get(session).is_some_and(Sequence::has_begun);
+                if successor.followers.keys().all(running) {
+                    successor.followers.insert(session, follower);
+                }
                 continue;
-            }
-            successor.pages.open(session, positions, best);
-            let prefix = best.map(|(session, shared)| Prefix { session, positions: count(shared) });
+            };
+            successor.followers.insert(session, follower);
+            successor.pages.open(session, positions, prefix.map(|p| (p.session, p.positions as usize)));
             actions.push(Action::Open(OpenSession {
                 epoch: successor.pipeline.epoch,
                 session,
@@ -264,7 +273,7 @@ impl Scheduler {
         self.pace = successor.pace;
         self.returned = now;
         self.step_totals = StepTotals::default();
-        self.kept.clear();
+        self.kept = successor.kept;
         let mut waiting = Vec::new();
         for (&session, sequence) in &mut self.sequences {
             match successor.followers.remove(&session).filter(|f| !f.failed) {
@@ -286,6 +295,32 @@ impl Scheduler {
 }
 
 impl Successor {
+    /// The longest beginning of `sequence`, in whole pages, that is there already.
+    fn longest_prefix(&self, sequence: &Sequence, sequences: &BTreeMap<SessionId, Sequence>) -> Option<Prefix> {
+        let running = self.followers.iter().filter(|(_, f)| f.phase == Phase::Running && !f.failed);
+        let running = running.filter_map(|(&session, f)| {
+            let ids = &sequences.get(&session)?.ids;
+            Some((session, sequence.shareable(ids, f.computed)))
+        });
+        let kept = self.kept.iter().map(|(&session, k)| (session, sequence.shareable(&k.ids, k.ids.len())));
+        let (session, shared) = running.chain(kept).max_by_key(|(_, shared)| *shared)?;
+        (shared > 0).then(|| Prefix { session, positions: count(shared) })
+    }
+
+    /// Ends a follower; it leaves its beginning, as far as it got, where the old pipeline keeps that of its sequence.
+    fn end(&mut self, session: SessionId, kept: Option<&Kept>) -> Option<Action> {
+        let computed =
+            self.followers.get(&session).filter(|f| f.phase == Phase::Running && !f.failed).map_or(0, |f| f.computed);
+        let positions = kept.map_or(0, |kept| computed.min(kept.ids.len())) / PAGE_POSITIONS * PAGE_POSITIONS;
+        let Some(kept) = kept.filter(|_| positions > 0 && self.kept.len() < KEPT_MOST) else {
+            return self.leave(session);
+        };
+        self.followers.remove(&session);
+        self.pages.keep(session, positions);
+        self.kept.insert(session, Kept { ids: kept.ids[..positions].to_vec(), turn: kept.turn });
+        Some(Action::Keep(self.pipeline.epoch, session, positions))
+    }
+
     /// Forgets a follower; who has failed was closed then.
     fn leave(&mut self, session: SessionId) -> Option<Action> {
         let follower = self.followers.remove(&session).filter(|f| !f.failed)?;

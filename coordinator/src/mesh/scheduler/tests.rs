@@ -119,6 +119,30 @@ fn sequences_follow_to_the_next_pipeline_between_two_tokens() {
 }
 
 #[test]
+fn who_begins_during_a_change_follows_too_where_the_last_one_made_room() {
+    for seed in 0..100 {
+        // Room for one of them at a time, on either pipeline.
+        let mut world = World::new(seed, Limits { kv_positions: 192, chunk_rows: 16, ..limits() });
+        world.up();
+        let beginning: Vec<u32> = (0..100).map(|i| i * 11 % 50).collect();
+        let first = world.submit(request(beginning.clone(), 20));
+        while world.stories[&first].tokens.len() < 5 {
+            world.step();
+        }
+        let second = world.submit(request([&beginning[..], &[7]].concat(), 80));
+        world.next_up();
+        while world.moves == 0 {
+            world.step();
+        }
+        let begun = !world.stories[&second].tokens.is_empty();
+        let sequence = world.scheduler.sequences.get(&second).filter(|_| begun);
+        assert!(sequence.is_none_or(|s| s.phase == Phase::Running && s.unsent() <= 48), "seed {seed}: it starts over");
+        world.drain();
+        world.check_stories();
+    }
+}
+
+#[test]
 fn who_has_followed_some_of_the_way_goes_on_from_there_when_the_old_pipeline_is_lost() {
     let mut world = World::new(2, limits());
     world.up();
