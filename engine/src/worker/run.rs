@@ -9,23 +9,25 @@ use std::{
 };
 
 use qmesh_models::numerics;
-use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
-};
+use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Compute, Exit, Stay, WorkerConfig,
+    compute::Compute,
+    config::{Exit, Stay, WorkerConfig},
     console::Console,
-    event::{Departure, Event},
-    membership::{self, Ending, Lasting},
+    lasting::Lasting,
+    membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
+    state::{Departure, Event},
 };
 use crate::error::EngineError;
 
-/// The first wait after a loss, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// The wait after a loss; every further one in a row is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The longest of them.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Why a worker could not even start, or go on.
 #[derive(Debug, Error)]
@@ -74,14 +76,13 @@ struct Worker {
 
 /// A place in the mesh.
 struct Joined {
-    connection: Connection,
+    coordinator: CoordinatorLink,
     welcome: Welcome,
-    control: (ControlSender, ControlReceiver),
 }
 
 impl Worker {
     async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Exit, WorkerError> {
-        let mut wait = BACKOFF.0;
+        let mut wait = FIRST_WAIT;
         loop {
             let joined = tokio::select! {
                 joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
@@ -90,7 +91,7 @@ impl Worker {
             };
             let loss = match joined {
                 Ok(joined) => {
-                    wait = BACKOFF.0;
+                    wait = FIRST_WAIT;
                     match self.stay(joined, shutdown.as_mut()).await {
                         ControlFlow::Break(ended) => return ended,
                         ControlFlow::Continue(loss) => loss,
@@ -112,7 +113,7 @@ impl Worker {
                 () = sleep(with_jitter(wait)) => {}
                 () = &mut shutdown => return Ok(Exit::Asked),
             }
-            wait = (wait * 2).min(BACKOFF.1);
+            wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
@@ -122,11 +123,11 @@ impl Worker {
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
+        let Joined { coordinator, welcome: Welcome { mesh, assigned_name } } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting, .. } = self;
-        match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
+        match (membership::serve(config, lasting, endpoint, coordinator, shutdown).await, config.stay) {
             (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
             (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(Exit::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
@@ -146,7 +147,7 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
     loop {
         match lasting.next().await {
             // There is nobody to tell, and no assignment to act for.
-            Ok(done) => drop(lasting.machine.handle(Instant::now().into_std(), Event::Done(done))),
+            Ok(done) => drop(lasting.state.handle(Instant::now().into_std(), Event::Done(done))),
             Err(error) => return error,
         }
     }
@@ -163,7 +164,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         features: 0,
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
-    Ok(Joined { connection, welcome, control: (sender, receiver) })
+    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome })
 }
 
 /// Whether a refusal stays one however often the worker asks.

@@ -3,6 +3,7 @@
 mod plans;
 
 use std::{
+    num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
     sync::LazyLock,
@@ -11,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use qmesh_models::{
+    bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
     numerics,
     weights::ModelFile,
@@ -19,11 +21,11 @@ use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
     PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Segment, SegmentFlags, SessionId, ShardPhase, StageIndex,
-    StepId, StepTimes, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
+    StepId, StepTimes, Ticket, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::*;
+use super::{Audience, Compute, Exit, Stay, WorkerConfig, WorkerError, run};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
 const LAYERS: u32 = 3;

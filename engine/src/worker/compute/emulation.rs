@@ -32,7 +32,7 @@ pub struct Emulation {
 
 impl Emulation {
     /// The stage of `layers`.
-    pub(super) fn stage(self, spec: &ModelSpec, layers: &Range<usize>) -> EmulatedShard {
+    pub(crate) fn stage(self, spec: &ModelSpec, layers: &Range<usize>) -> EmulatedShard {
         EmulatedShard {
             emulation: self,
             share: layers.len() as f64 / spec.layers.len().max(1) as f64,
@@ -46,14 +46,14 @@ impl Emulation {
 
 /// What computes.
 #[derive(Debug)]
-pub(super) enum Computer {
+pub(crate) enum Computer {
     Shard(Box<Shard>),
     Emulated(EmulatedShard),
 }
 
 /// A shard without layers: it knows how long they would take.
 #[derive(Debug)]
-pub(super) struct EmulatedShard {
+pub(crate) struct EmulatedShard {
     emulation: Emulation,
     share: f64,
     hidden: usize,

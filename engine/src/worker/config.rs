@@ -1,38 +1,11 @@
-//! A worker: a process (or, in tests, a task) that joins a mesh and serves a shard, while another one may come up beside it.
-//!
-//! [`run`] is the whole of it. Inside, `state` decides (a state machine without IO), `membership` and `links` move
-//! messages and frames, `compute` owns the shards on a thread of its own, `loading` loads them on another, `fetch` and
-//! `store` have the tensors, and `holding` knows which of them shards can share.
-
-mod assignment;
-mod compute;
-mod console;
-mod convert;
-mod emulation;
-mod event;
-mod fetch;
-mod holding;
-mod links;
-mod loading;
-mod local;
-mod membership;
-mod memory;
-mod run;
-mod state;
-mod store;
-mod trails;
-mod wire;
+//! What a worker is asked to do, and how it ended.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RejectCode, Ticket};
 
-pub use self::{
-    console::Audience,
-    emulation::{Compute, Emulation},
-    run::{WorkerError, run},
-};
+use super::{compute::Compute, console::Audience};
 
 /// A worker's resolved settings.
 #[derive(Clone, Debug)]
@@ -84,6 +57,3 @@ pub enum Exit {
         text: String,
     },
 }
-
-#[cfg(test)]
-mod tests;

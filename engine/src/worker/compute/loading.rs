@@ -10,35 +10,34 @@ use qmesh_models::spec::TensorSpec;
 use tokio::sync::mpsc;
 
 use super::{
-    assignment::Assignment,
-    compute::{Done, Failure, Loaded, guarded},
+    command::{Done, Loaded},
     emulation::{Compute, Computer},
-    event::Turn,
-    store::Weights,
+    failure::{Failure, guarded},
 };
 use crate::{
     error::EngineError,
     shard::{PackedTensor, PackedTensors, Shard, TensorSource},
+    worker::{assignment::Assignment, tensors::TensorPlaces, turn::Turn},
 };
 
 /// Everything needed to load the shard of one turn.
 #[derive(Debug)]
-pub(super) struct Loading {
-    pub(super) turn: Turn,
-    pub(super) assignment: Arc<Assignment>,
+pub(crate) struct LoadRequest {
+    pub(crate) turn: Turn,
+    pub(crate) assignment: Arc<Assignment>,
     /// Where the other tensors lie.
-    pub(super) weights: Weights,
+    pub(crate) places: TensorPlaces,
     /// Those that another shard has.
-    pub(super) taken_over: Arc<PackedTensors>,
+    pub(crate) taken_over: Arc<PackedTensors>,
     /// Of the tensors to be read.
-    pub(super) bytes_total: u64,
+    pub(crate) bytes_total: u64,
     /// Gone when nobody wants the shard any more: then no further tensor is read.
-    pub(super) wanted: Weak<()>,
+    pub(crate) wanted: Weak<()>,
 }
 
-impl Loading {
+impl LoadRequest {
     /// Starts the thread; `done` hears how it goes and, as the last word, how it ended.
-    pub(super) fn spawn(self, threads: usize, compute: Compute, done: mpsc::Sender<Done>) {
+    pub(crate) fn spawn(self, threads: usize, compute: Compute, done: mpsc::Sender<Done>) {
         let (turn, answers) = (self.turn, done.clone());
         let load = move || {
             let answer = self.run(threads, compute, &done);
@@ -74,13 +73,13 @@ impl Loading {
     }
 }
 
-impl TensorSource for Loading {
+impl TensorSource for LoadRequest {
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         if self.wanted.strong_count() == 0 {
             let reason = "the plan that wanted it is no more".into();
             return Err(EngineError::Read { tensor: tensor.name.clone(), reason });
         }
-        self.weights.read(tensor, into)
+        self.places.read(tensor, into)
     }
 
     fn packed(&self, tensor: &TensorSpec) -> Option<PackedTensor> {

@@ -12,18 +12,20 @@ use qmesh_models::{
     spec::{TensorRole, TensorSpec},
 };
 
-use super::assignment::Assignment;
-use crate::shard::{PackedTensor, PackedTensors};
+use crate::{
+    shard::{PackedTensor, PackedTensors},
+    worker::assignment::Assignment,
+};
 
 /// The tensors of a shard, and the assignment that says what they were made of. They stay in memory as long as it does.
 #[derive(Clone, Debug)]
-pub(super) struct Holding {
-    pub(super) assignment: Arc<Assignment>,
-    pub(super) tensors: PackedTensors,
+pub(crate) struct Holding {
+    pub(crate) assignment: Arc<Assignment>,
+    pub(crate) tensors: PackedTensors,
 }
 
 /// The tensors of `wanted` that one of `holdings` has already.
-pub(super) fn take_over<'a>(wanted: &Assignment, holdings: impl Iterator<Item = &'a Holding>) -> PackedTensors {
+pub(crate) fn take_over<'a>(wanted: &Assignment, holdings: impl Iterator<Item = &'a Holding>) -> PackedTensors {
     let mut taken = PackedTensors::new();
     for Holding { assignment, tensors } in holdings {
         let contents = contents(assignment);
@@ -35,7 +37,7 @@ pub(super) fn take_over<'a>(wanted: &Assignment, holdings: impl Iterator<Item = 
 
 /// Memory that `new` and the shards `beside` it need together on a worker with so many threads. A tensor that two of them
 /// hold counts once.
-pub(super) fn needed_together<'a>(
+pub(crate) fn needed_together<'a>(
     new: &'a Assignment,
     beside: impl Iterator<Item = &'a Assignment>,
     threads: usize,
