@@ -24,7 +24,6 @@ mod tensors;
 mod turn;
 
 pub use self::{
-    compute::{Compute, Emulation},
     config::{Exit, Stay, WorkerConfig},
     console::Audience,
     run::{WorkerError, run},

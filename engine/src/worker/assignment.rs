@@ -19,7 +19,7 @@ const SIDE_MAX: usize = 1 << 24;
 /// The most positions of a KV budget.
 const POSITIONS_MAX: usize = 1 << 28;
 
-/// One stage of one plan.
+/// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Assignment {
     pub(crate) epoch: PlanEpoch,

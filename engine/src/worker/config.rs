@@ -1,11 +1,12 @@
 //! What a worker is asked to do, and how it ended.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{path::PathBuf, sync::Arc};
 
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RejectCode, Ticket};
 
-use super::{compute::Compute, console::Audience};
+use super::console::Audience;
+use crate::backend::Backend;
 
 /// A worker's resolved settings.
 #[derive(Clone, Debug)]
@@ -16,8 +17,6 @@ pub struct WorkerConfig {
     pub name: String,
     /// The most memory it may use, in bytes; what the machine has free where `None`.
     pub memory: Option<ByteCount>,
-    /// Compute threads.
-    pub threads: NonZeroUsize,
     /// Folder of the tensor cache.
     pub cache: PathBuf,
     /// Folders whose model files it may read tensors from.
@@ -26,8 +25,8 @@ pub struct WorkerConfig {
     pub stay: Stay,
     /// Who reads what it says.
     pub audience: Audience,
-    /// How it computes.
-    pub compute: Compute,
+    /// What it computes with.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// What a worker does when its coordinator is gone.

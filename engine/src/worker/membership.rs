@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    sync::Arc,
     time::Duration,
 };
 
@@ -210,7 +211,7 @@ impl<'a> Membership<'a> {
                 self.lasting.console.finish();
             }
             Action::Load(request) => {
-                request.spawn(self.config.threads.get(), self.config.compute, self.lasting.loads());
+                request.spawn(Arc::clone(&self.config.backend), self.lasting.loads());
             }
             Action::Compute(command) => self.lasting.command(command),
             Action::Link { turn, epoch, upstream, downstream } => self.link(turn, epoch, upstream, downstream),
@@ -247,8 +248,9 @@ impl<'a> Membership<'a> {
     }
 
     fn fetch(&mut self, request: FetchRequest) {
-        let WorkerConfig { cache, model_folders, memory, threads, .. } = self.config;
-        let (cache, model_folders, memory, threads) = (cache.clone(), model_folders.clone(), *memory, threads.get());
+        let WorkerConfig { cache, model_folders, memory, backend, .. } = self.config;
+        let (cache, model_folders, memory) = (cache.clone(), model_folders.clone(), *memory);
+        let threads = backend.threads().get();
         let (news, connection, turn) = (self.fetch_news.clone(), self.connection.clone(), request.turn);
         let fetch = Fetch { request, news, connection, cache, model_folders, memory, threads };
         while self.fetches.try_join_next().is_some() {}

@@ -8,13 +8,11 @@ use std::{
     time::Duration,
 };
 
-use qmesh_models::numerics;
 use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    compute::Compute,
     config::{Exit, Stay, WorkerConfig},
     console::Console,
     lasting::Lasting,
@@ -38,9 +36,9 @@ pub enum WorkerError {
     /// The endpoint cannot be used.
     #[error(transparent)]
     Net(NetError),
-    /// The kernels cannot be used.
+    /// The backend cannot be used.
     #[error(transparent)]
-    Kernels(#[from] EngineError),
+    Backend(#[from] EngineError),
 }
 
 /// Serves the mesh of the ticket from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
@@ -54,10 +52,7 @@ pub async fn run(
     endpoint: Endpoint,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Exit, WorkerError> {
-    let numerics = match config.compute {
-        Compute::Real => numerics::named(crate::numerics::digest()?),
-        Compute::Emulated(_) => numerics::expected(),
-    };
+    let numerics = config.backend.numerics()?;
     let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
     let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
@@ -142,7 +137,8 @@ impl Worker {
     }
 }
 
-/// Keeps the books on the compute thread while there is no coordinator, until there can be no such thread any more.
+/// Lets the state machine know what the compute thread does while there is no coordinator, until there can be no such
+/// thread any more.
 async fn settle(lasting: &mut Lasting) -> io::Error {
     loop {
         match lasting.next().await {
@@ -160,7 +156,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         os: format!("{OS} {ARCH}"),
         numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
-        threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
+        threads: u32::try_from(config.backend.threads().get()).unwrap_or(u32::MAX),
         features: 0,
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;

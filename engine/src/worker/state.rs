@@ -1,9 +1,12 @@
 //! What a worker does and when: a state machine, `handle(now, event) -> actions`. No socket, no clock, no thread.
 //!
-//! Invariants: at most [`SHARDS_MOST`] plans have a stage here, each with its own turn; what belongs to another turn or epoch
-//! changes nothing but the books; a stage is fetched only when what went before it has left the memory; `Linked` is told
-//! once per turn, when the shard is loaded, the own link stands and the upstream's has arrived; at most [`FRAMES_HELD`]
-//! frames of a turn are between `Frame` and `Sent`.
+//! Invariants:
+//!
+//! - at most [`SHARDS_MOST`] plans have a stage here, each with its own turn;
+//! - what belongs to another turn or epoch changes no stage;
+//! - a stage's tensors are fetched only when what made way for it has left the memory;
+//! - `Linked` is told once per turn: when the shard is loaded, the link downstream stands, and the one from upstream came in;
+//! - at most [`FRAMES_HELD`] frames of a turn are between [`Event::Frame`] and `LinkNews::Sent`.
 
 mod event;
 mod flow;
@@ -23,7 +26,7 @@ use self::stage::{Readiness, Stage, failed};
 use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, LoadRequest, Loaded},
-    links::{LinkId, LinkNews},
+    links::LinkId,
     tensors::{FetchNews, FetchRequest, Holding, Scrutiny, TensorPlaces, take_over},
     turn::Turn,
 };
@@ -312,7 +315,7 @@ impl WorkerState {
     fn loaded(&mut self, turn: Turn, loaded: Loaded, took: Duration) {
         let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Loading) else { return };
         stage.readiness = Readiness::Ready;
-        let Loaded { computer, tensors } = loaded;
+        let Loaded { shard, tensors } = loaded;
         let assignment = Arc::clone(&stage.assignment);
         stage.holding = Some(Holding { assignment: Arc::clone(&assignment), tensors });
         let (title, status) = (assignment.title(), stage.status(ShardPhase::Ready, String::new()));
@@ -323,7 +326,7 @@ impl WorkerState {
         };
         // They are in the shard now.
         stage.taken_over = Arc::default();
-        self.act(Action::Compute(Command::Activate { turn, assignment, computer }));
+        self.act(Action::Compute(Command::Activate { turn, assignment, shard }));
         self.act(Action::Say(line));
         self.tell(status);
         self.tell_linked(turn);

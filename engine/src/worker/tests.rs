@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -25,7 +25,8 @@ use qmesh_net::{
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::{Audience, Compute, Exit, Stay, WorkerConfig, WorkerError, run};
+use super::{Audience, Exit, Stay, WorkerConfig, WorkerError, run};
+use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
 const LAYERS: u32 = 3;
@@ -98,12 +99,11 @@ impl Stagecraft {
             ticket,
             name: "hired".into(),
             memory: None,
-            threads: NonZeroUsize::MIN,
             cache: cache.path().to_owned(),
             model_folders: Vec::new(),
             stay: Stay::Once,
             audience: Audience::Nobody,
-            compute: Compute::Real,
+            backend: Arc::new(CpuBackend::new(NonZeroUsize::MIN)),
         };
         change(&mut config);
         let endpoint = self.network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();

@@ -6,21 +6,20 @@ use qmesh_net::{Fault, FaultCode, Frame, FrameKind, OpenSession, PlanEpoch, Sess
 
 use super::{
     convert,
-    emulation::Computer,
     failure::guarded,
     trails::{SessionTrails, Stray},
 };
 use crate::{
+    backend::LoadedShard,
     error::EngineError,
-    shard::Prefix,
-    step::{Step, StepOutput},
+    step::{Prefix, Step, StepOutput},
     worker::assignment::Assignment,
 };
 
 /// A shard at work for one turn.
 pub(super) struct ActiveShard {
     assignment: Arc<Assignment>,
-    shard: Computer,
+    shard: Box<dyn LoadedShard>,
     /// Those that are open.
     sessions: BTreeSet<SessionId>,
     trails: SessionTrails,
@@ -38,7 +37,7 @@ pub(super) struct Computed {
 
 impl ActiveShard {
     /// A shard without sessions.
-    pub(super) fn new(assignment: Arc<Assignment>, shard: Computer) -> Self {
+    pub(super) fn new(assignment: Arc<Assignment>, shard: Box<dyn LoadedShard>) -> Self {
         Self { assignment, shard, sessions: BTreeSet::new(), trails: SessionTrails::default() }
     }
 
@@ -64,7 +63,11 @@ impl ActiveShard {
         }
         let (sampling, most) = (convert::sampling(open.sampling), open.max_positions as usize);
         let prefix = open.prefix.map(|p| Prefix { session: p.session.0, positions: p.positions as usize });
-        guarded(|| self.shard.open(session.0, most, sampling, prefix)).map_err(|failure| failure.to_string())?;
+        let opened = guarded(|| match prefix {
+            None => self.shard.open(session.0, most, sampling),
+            Some(prefix) => self.shard.fork(session.0, most, sampling, prefix),
+        });
+        opened.map_err(|failure| failure.to_string())?;
         self.sessions.insert(session);
         self.trails.open(session, open.prefix);
         Ok(())

@@ -1,4 +1,4 @@
-//! What the compute thread can be asked, and what comes of it.
+//! What the compute thread can be asked, and what it answers.
 
 use std::{
     sync::Arc,
@@ -7,9 +7,9 @@ use std::{
 
 use qmesh_net::{Fault, Frame, OpenSession, SessionId};
 
-use super::{emulation::Computer, failure::Failure};
+use super::failure::Failure;
 use crate::{
-    shard::PackedTensors,
+    backend::{HeldTensors, LoadedShard},
     worker::{assignment::Assignment, turn::Turn},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Compute this turn's steps with a shard.
-    Activate { turn: Turn, assignment: Arc<Assignment>, computer: Computer },
+    Activate { turn: Turn, assignment: Arc<Assignment>, shard: Box<dyn LoadedShard> },
     /// Free the turn's shard and its sessions, if there are any.
     Unload { turn: Turn },
     /// Make room for a session.
@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Step { turn: Turn, frame: Frame, arrived: Instant },
 }
 
-/// What came of it, here or where shards are loaded. `Activate`, `Close` and `Keep` are not answered.
+/// What became of a command, or of a shard that is loaded on another thread. `Activate`, `Close` and `Keep` are not answered.
 #[derive(Debug)]
 pub(crate) enum Done {
     /// So many of the bytes that no other shard had are loaded.
@@ -54,12 +54,12 @@ pub(crate) enum Done {
 /// A shard that was loaded.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    pub(crate) computer: Computer,
+    pub(crate) shard: Box<dyn LoadedShard>,
     /// What it holds.
-    pub(crate) tensors: PackedTensors,
+    pub(crate) tensors: HeldTensors,
 }
 
-/// What came of a frame.
+/// What became of a frame.
 #[derive(Debug)]
 pub(crate) struct Stepped {
     pub(crate) turn: Turn,

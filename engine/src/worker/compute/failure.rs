@@ -1,4 +1,4 @@
-//! Why a command failed, a panic included.
+//! Why a command failed; a panic is one of the reasons.
 
 use std::{
     any::Any,

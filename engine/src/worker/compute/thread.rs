@@ -1,4 +1,4 @@
-//! The compute thread: owns every shard and KV cache, takes one command after the other, says what came of it.
+//! The compute thread: it owns every shard at work, takes one command after the other, and says what became of each.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::worker::turn::Turn;
 pub(crate) struct ComputeThread {
     /// The thread lives as long as this sender.
     pub(crate) commands: mpsc::Sender<Command>,
-    /// What comes of each command; it ends when the thread does.
+    /// What became of each command; it ends when the thread does.
     pub(crate) done: mpsc::Receiver<Done>,
 }
 
@@ -57,8 +57,8 @@ struct Shards {
 impl Shards {
     fn handle(&mut self, command: Command) -> Option<Done> {
         match command {
-            Command::Activate { turn, assignment, computer } => {
-                self.active.insert(turn, ActiveShard::new(assignment, computer));
+            Command::Activate { turn, assignment, shard } => {
+                self.active.insert(turn, ActiveShard::new(assignment, shard));
                 self.waited = Duration::ZERO;
                 None
             }

@@ -56,7 +56,7 @@ impl UpstreamLink {
         }
     }
 
-    /// Takes what still comes: whoever sends it ends the link when he hears of the new plan, and must not find it broken.
+    /// Takes what still comes: whoever sends it ends the link when it hears of the new plan, and must not find it broken.
     async fn drain(mut self) {
         let ended = async { while let Ok(Some(_)) = self.receiver.recv().await {} };
         if timeout(PARTING_DEADLINE, ended).await.is_err() {

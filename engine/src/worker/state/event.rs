@@ -18,9 +18,9 @@ pub(crate) enum Event {
     Message(Message),
     /// The link to the coordinator is gone.
     Lost,
-    /// Tensors are being had.
+    /// How getting a shard's tensors goes.
     Fetch(FetchNews),
-    /// Shards are being loaded, or the compute thread has finished something.
+    /// How loading a shard goes, or what the compute thread has finished.
     Done(Done),
     /// Something became of a link.
     Link(LinkNews),
@@ -37,9 +37,9 @@ pub(crate) enum Event {
 pub(crate) enum Action {
     /// Tell the coordinator. Peak memory is filled in on the way.
     Tell(Message),
-    /// Check that the shard fits beside the others, then have the tensors that it has not taken over.
+    /// Check that the shard fits beside the others, then get the tensors that it has not taken over.
     Fetch(FetchRequest),
-    /// Stop having a turn's tensors.
+    /// Stop getting a turn's tensors.
     StopFetch { turn: Turn },
     /// Load a shard, beside what is computed.
     Load(LoadRequest),

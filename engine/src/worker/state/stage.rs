@@ -10,7 +10,7 @@ use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, ShardPhase, ShardSt
 
 use super::event::Action;
 use crate::{
-    shard::PackedTensors,
+    backend::HeldTensors,
     worker::{
         assignment::Assignment,
         compute::Command,
@@ -49,7 +49,7 @@ pub(super) struct Stage {
     pub(super) assignment: Arc<Assignment>,
     pub(super) readiness: Readiness,
     /// Tensors that other shards had when this one was assigned.
-    pub(super) taken_over: Arc<PackedTensors>,
+    pub(super) taken_over: Arc<HeldTensors>,
     pub(super) scrutiny: Scrutiny,
     /// Whoever loads for this stage sees that it is gone.
     pub(super) wanted: Arc<()>,
@@ -79,7 +79,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn new(turn: Turn, assignment: Arc<Assignment>, taken_over: PackedTensors) -> Self {
+    pub(super) fn new(turn: Turn, assignment: Arc<Assignment>, taken_over: HeldTensors) -> Self {
         let report = StageReport { epoch: assignment.epoch, stage: assignment.stage, ..StageReport::default() };
         Self {
             turn,

@@ -9,9 +9,12 @@ use qmesh_net::{
 
 use super::*;
 use crate::{
-    shard::{PackedTensor, PackedTensors},
+    backend::{HeldTensor, HeldTensors, LoadedShard},
+    sample::SamplingParameters,
+    step::{Prefix, Step, StepOutput},
     worker::{
-        compute::{Computer, Emulation, ShardState, Stepped},
+        compute::{ShardState, Stepped},
+        links::LinkNews,
         tests::load_shard,
     },
 };
@@ -111,12 +114,44 @@ fn fetched(turn: u64) -> Event {
     Event::Fetch(FetchNews::Fetched { turn: Turn(turn), bytes: 7, places: TensorPlaces::default() })
 }
 
-/// A shard that computes nothing, and holds each of its tensors.
+/// A shard that computes nothing: the state machine only hands it on.
+#[derive(Debug)]
+struct Idle;
+
+impl LoadedShard for Idle {
+    fn open(&mut self, _: u64, _: usize, _: SamplingParameters) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn fork(&mut self, _: u64, _: usize, _: SamplingParameters, _: Prefix) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn keep(&mut self, _: u64, _: usize) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn close(&mut self, _: u64) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn step(&mut self, _: &Step) -> Result<StepOutput, EngineError> {
+        Ok(StepOutput::Sampled(Vec::new()))
+    }
+
+    fn kv_positions_used(&self) -> usize {
+        0
+    }
+
+    fn tensors(&self) -> HeldTensors {
+        HeldTensors::new()
+    }
+}
+
+/// Such a shard, and each of its tensors.
 fn loaded(assignment: &Assignment) -> Loaded {
-    let Assignment { spec, layers, .. } = assignment;
-    let computer = Computer::Emulated(Emulation { base_us: 0, row_us: 0 }.stage(spec, layers));
-    let tensors = spec.tensors.iter().map(|tensor| (tensor.role, PackedTensor::vector(&[0.0])));
-    Loaded { computer, tensors: tensors.collect::<PackedTensors>() }
+    let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, HeldTensor::new(())));
+    Loaded { shard: Box::new(Idle), tensors: tensors.collect() }
 }
 
 fn route(epoch: u32, upstream: Upstream) -> Message {

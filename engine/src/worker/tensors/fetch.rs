@@ -1,5 +1,5 @@
-//! Having a shard's tensors: from the cache, from the user's model files, or from the coordinator in ranges, verified
-//! before they get a name. Never asks for, or keeps, a byte of a tensor that the shard does not hold.
+//! Getting a shard's tensors: from the cache, from the user's model files, or from the coordinator in ranges, which are
+//! verified before they get a name. No byte of a tensor that the shard does not hold is asked for, or kept.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use super::{
     store::{Place, Store, StoreError, TensorPlaces, Verdict},
 };
 use crate::{
-    shard::PackedTensors,
+    backend::HeldTensors,
     worker::{assignment::Assignment, memory::Allowance, turn::Turn},
 };
 
@@ -63,7 +63,7 @@ pub(crate) struct FetchRequest {
     /// The shard whose tensors they are.
     pub(crate) assignment: Arc<Assignment>,
     /// Those that another shard has already.
-    pub(crate) taken_over: Arc<PackedTensors>,
+    pub(crate) taken_over: Arc<HeldTensors>,
     /// The shards that stay in memory beside it.
     pub(crate) beside: Vec<Arc<Assignment>>,
     pub(crate) scrutiny: Scrutiny,
@@ -78,11 +78,11 @@ pub(crate) enum FetchNews {
     DiskFull { turn: Turn, text: String },
     /// All tensors are at hand, `bytes` of them came over the network.
     Fetched { turn: Turn, bytes: u64, places: TensorPlaces },
-    /// They could not be had.
+    /// Some are missing, and the fetch has ended.
     Failed { turn: Turn, text: String },
 }
 
-/// Everything needed to have the tensors of one assignment.
+/// The task that gets the tensors of one assignment.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     pub(crate) request: FetchRequest,
@@ -97,7 +97,7 @@ pub(crate) struct Fetch {
     pub(crate) threads: usize,
 }
 
-/// Why the tensors of a shard cannot be had.
+/// Why some of a shard's tensors are missing.
 #[derive(Debug, Error)]
 enum FetchError {
     #[error("needs {needed} for {layers}, this worker has {}: {}", allowance.bytes, allowance.remedy())]
@@ -131,14 +131,14 @@ struct Counters {
     received: AtomicU64,
 }
 
-/// All tensors are here.
+/// All tensors are at hand.
 struct Fetched {
     places: TensorPlaces,
     /// Bytes that came over the network.
     bytes: u64,
 }
 
-/// What is here, and what is not; equal tensors are fetched once.
+/// Which tensors are on this machine, and which are not; equal ones are fetched once.
 struct Survey {
     store: Store,
     places: Vec<(TensorRole, Place)>,
@@ -146,8 +146,8 @@ struct Survey {
 }
 
 impl Fetch {
-    /// Fetches what is missing and tells how it goes, up to 4 times a second, and how it ended. What came before a
-    /// failure is kept for a later try. A disk that is full may have room again soon: it is tried for a while.
+    /// Fetches what is missing, and tells how it goes, up to 4 times a second, and how it ended. What came before a failure
+    /// is kept for a later try. A disk that is full may soon have room again, so it is tried for a while.
     pub(crate) async fn run(self) {
         let turn = self.request.turn;
         let mut waits = FULL_DISK_WAITS.into_iter();
@@ -197,12 +197,12 @@ impl Fetch {
                 }
             }
         }
-        let tensors = self.request.to_have();
+        let tensors = self.request.still_needed();
         places.extend(tensors.filter_map(|(t, hash)| Some((t.role, store.find(hash, t.bytes)?))));
         Ok(Fetched { places: places.into_iter().collect(), bytes: counters.received.load(Ordering::Relaxed) })
     }
 
-    /// What refuses a shard that cannot fit, and then looks for each tensor here. It blocks.
+    /// The blocking part: refuses a shard that does not fit into memory, then looks for each tensor on this machine.
     fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
         let (request, memory, threads) = (self.request.clone(), self.memory, self.threads);
         let (cache, folders) = (self.cache.clone(), self.model_folders.clone());
@@ -211,7 +211,7 @@ impl Fetch {
             let store = Store::open(&cache)?;
             let models = LocalModels::scan(&folders);
             let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
-            for (tensor, hash) in request.to_have() {
+            for (tensor, hash) in request.still_needed() {
                 let (name, bytes) = (tensor.name.clone(), tensor.bytes);
                 match (models.find(tensor, hash), store.find(hash, bytes)) {
                     (Some(place), _) => places.push((tensor.role, place)),
@@ -233,7 +233,7 @@ impl Fetch {
 
 impl FetchRequest {
     /// The tensors that no other shard has.
-    fn to_have(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+    fn still_needed(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
         let tensors = self.assignment.spec.tensors.iter().zip(&self.assignment.hashes);
         let missing = tensors.filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role));
         missing.map(|(tensor, &hash)| (tensor, hash))

@@ -20,7 +20,7 @@ use qmesh_models::{
 use tempfile::TempPath;
 use thiserror::Error;
 
-use crate::{error::EngineError, shard::TensorSource};
+use crate::error::EngineError;
 
 /// Disk space that is left alone, in bytes.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -253,8 +253,12 @@ impl FromIterator<(TensorRole, Place)> for TensorPlaces {
     }
 }
 
-impl TensorSource for TensorPlaces {
-    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
+impl TensorPlaces {
+    /// Fills `into` with a tensor's bytes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are not what they must be; a blob that is damaged is deleted then.
+    pub(crate) fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
         let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
         let read = File::open(&place.path).and_then(|file| file.read_exact_at(into, place.offset));
