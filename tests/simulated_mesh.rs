@@ -14,7 +14,10 @@ use qmesh_coordinator::{
     model::Model,
     plan::Workload,
 };
-use qmesh_engine::worker::{self, Audience, Compute, Stay, WorkerConfig};
+use qmesh_engine::{
+    backend::cpu::CpuBackend,
+    worker::{self, Audience, Stay, WorkerConfig},
+};
 use qmesh_net::{
     Admission, Digest, Identity, JoinRight, Sampling, Ticket,
     memory::{Faults, Network},
@@ -144,12 +147,11 @@ fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig 
         ticket,
         name: format!("w{number}"),
         memory: None,
-        threads: NonZeroUsize::MIN,
         cache,
         model_folders: vec![],
         stay: Stay::Once,
         audience: Audience::Nobody,
-        compute: Compute::Real,
+        backend: Arc::new(CpuBackend::new(NonZeroUsize::MIN)),
     }
 }
 

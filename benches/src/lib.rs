@@ -6,6 +6,7 @@ pub mod clients;
 pub mod commands;
 pub mod compare;
 pub mod datagram;
+pub mod emulation;
 pub mod ideal;
 pub mod machine;
 pub mod model;

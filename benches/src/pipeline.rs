@@ -22,8 +22,9 @@ use qmesh_coordinator::{
     plan::Workload,
 };
 use qmesh_engine::{
+    backend::{Backend, cpu::CpuBackend},
     shard::PAGE_POSITIONS,
-    worker::{self, Audience, Compute, Exit, Stay, WorkerConfig, WorkerError},
+    worker::{self, Audience, Exit, Stay, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
     Admission, Identity, JoinRight,
@@ -39,6 +40,7 @@ use tokio::{
 use crate::{
     children::Children,
     clients::{Load, Running, Stream},
+    emulation::Emulation,
     machine::{cpus, cpus_of_worker},
     model::{Cost, Model},
 };
@@ -126,33 +128,17 @@ impl Pipeline {
     ///
     /// # Errors
     /// No plan is possible, or the system gives no thread.
-    pub fn tasks(layout: &Layout<'_>, compute: Compute) -> Result<Self> {
-        let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::on_system_clock(SEED));
-        let (model, config) = layout.config()?;
+    pub fn tasks(layout: &Layout<'_>) -> Result<Self> {
         let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
-        let mut tasks = JoinSet::new();
-        let mesh = runtime.block_on(async {
-            let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
-            let endpoint = network.endpoint(&identity, Admission::anyone())?;
-            let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
-            for number in 0..layout.stages {
-                let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
-                let config = WorkerConfig {
-                    ticket: mesh.ticket().clone(),
-                    name: worker_name(number),
-                    memory: None,
-                    threads,
-                    cache: folder.path().join(worker_name(number)),
-                    model_folders: vec![model.folder().to_owned()],
-                    stay: Stay::Once,
-                    audience: Audience::Nobody,
-                    compute,
-                };
-                tasks.spawn(worker::run(config, endpoint, pending()));
-            }
-            anyhow::Ok(mesh)
-        })?;
-        Self { mesh, crew: Crew::Tasks { network, tasks }, runtime, _folder: folder }.ready(layout)
+        Self::tasks_on(layout, Arc::new(CpuBackend::new(threads)))
+    }
+
+    /// Starts such workers, whose steps take as long as `emulation` says and mean nothing.
+    ///
+    /// # Errors
+    /// No plan is possible, or the system gives no thread.
+    pub fn emulated(layout: &Layout<'_>, emulation: Emulation) -> Result<Self> {
+        Self::tasks_on(layout, Arc::new(emulation))
     }
 
     /// What happens to packets from now on, between workers that are tasks.
@@ -228,6 +214,34 @@ impl Pipeline {
                 let _stayed = runtime.block_on(async { timeout(LEAVING, all).await });
             }
         }
+    }
+
+    /// Workers that are tasks, which compute with `backend`.
+    fn tasks_on(layout: &Layout<'_>, backend: Arc<dyn Backend>) -> Result<Self> {
+        let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::on_system_clock(SEED));
+        let (model, config) = layout.config()?;
+        let mut tasks = JoinSet::new();
+        let mesh = runtime.block_on(async {
+            let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
+            let endpoint = network.endpoint(&identity, Admission::anyone())?;
+            let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
+            for number in 0..layout.stages {
+                let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
+                let config = WorkerConfig {
+                    ticket: mesh.ticket().clone(),
+                    name: worker_name(number),
+                    memory: None,
+                    cache: folder.path().join(worker_name(number)),
+                    model_folders: vec![model.folder().to_owned()],
+                    stay: Stay::Once,
+                    audience: Audience::Nobody,
+                    backend: Arc::clone(&backend),
+                };
+                tasks.spawn(worker::run(config, endpoint, pending()));
+            }
+            anyhow::Ok(mesh)
+        })?;
+        Self { mesh, crew: Crew::Tasks { network, tasks }, runtime, _folder: folder }.ready(layout)
     }
 
     /// Waits until a token went through.
@@ -352,7 +366,7 @@ mod tests {
         let model = model();
         let load = Load { clients: 3, prompt: 20, tokens: 6 };
         let digests = [1, 2].map(|stages| {
-            let pipeline = Pipeline::tasks(&layout(&model, stages), Compute::Real).unwrap();
+            let pipeline = Pipeline::tasks(&layout(&model, stages)).unwrap();
             let shares = pipeline.shares(&model);
             assert!(shares.len() == stages && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{shares:?}");
             pipeline.faults(Faults { delay: Duration::from_millis(2), ..Faults::default() });

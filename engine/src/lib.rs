@@ -1,5 +1,6 @@
 //! How layers are computed: kernels, the shard with its KV cache, sampling, and the worker that serves a shard to a mesh.
 mod attention;
+pub mod backend;
 mod block;
 mod cache;
 pub mod error;

@@ -8,6 +8,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     process::{self, ExitCode},
+    sync::Arc,
     thread,
 };
 
@@ -16,7 +17,10 @@ use clap::{
     CommandFactory, FromArgMatches, Parser, Subcommand,
     builder::{FalseyValueParser, Resettable},
 };
-use qmesh_engine::worker::{self, Audience, Compute, Exit, Stay, WorkerConfig};
+use qmesh_engine::{
+    backend::cpu::CpuBackend,
+    worker::{self, Audience, Exit, Stay, WorkerConfig},
+};
 use qmesh_models::{
     bytes::ByteCount,
     directories::Directories,
@@ -184,12 +188,11 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
         ticket,
         name,
         memory: args.memory,
-        threads: args.threads.unwrap_or_else(physical_cores),
         cache: args.cache.unwrap_or_else(|| directories.cache().to_owned()),
         model_folders: args.model_dir,
         stay: if args.once { Stay::Once } else { Stay::ForGood },
         audience: Audience::People,
-        compute: Compute::Real,
+        backend: Arc::new(CpuBackend::new(args.threads.unwrap_or_else(physical_cores))),
     };
     let runtime =
         // Each thread that reads and hashes has a stack, for which memory must be left.

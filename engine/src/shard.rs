@@ -22,7 +22,7 @@ use crate::{
     load::{Head, Parts, load},
     ops,
     sample::SamplingParameters,
-    step::{SampledRow, SequenceRows, Step, StepOutput, Wants},
+    step::{Prefix, SampledRow, SequenceRows, Step, StepOutput, WantedRow},
 };
 
 /// A loaded range of layers. One thread owns it; it computes on a thread team of its own.
@@ -47,23 +47,6 @@ struct Session {
     sampling: SamplingParameters,
     /// Id of each position, kept by the last stage only.
     ids: Vec<u32>,
-}
-
-/// The first positions of an open session, for another one to begin with.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Prefix {
-    /// Whose.
-    pub session: u64,
-    /// How many, a multiple of [`PAGE_POSITIONS`].
-    pub positions: usize,
-}
-
-/// A row that the last stage samples after.
-pub(crate) struct Wanted {
-    pub(crate) row: usize,
-    session: u64,
-    pub(crate) position: usize,
-    target: Option<u32>,
 }
 
 impl Shard {
@@ -288,7 +271,7 @@ impl Shard {
 
     /// What the last stage samples: its last block and the head compute only the rows that are wanted.
     fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Vec<SampledRow>, EngineError> {
-        let wanted = wanted(step);
+        let wanted = step.wanted_rows();
         let rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
         let mut x = self.embed(step)?;
         if let Some((last, blocks)) = self.parts.blocks.split_last() {
@@ -317,7 +300,7 @@ impl Shard {
     }
 
     /// Samples after the rows of `x`, which are those wanted.
-    fn sample(&self, wanted: &[Wanted], head: &Head, x: &Tensor) -> Result<Vec<SampledRow>, EngineError> {
+    fn sample(&self, wanted: &[WantedRow], head: &Head, x: &Tensor) -> Result<Vec<SampledRow>, EngineError> {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
@@ -325,39 +308,19 @@ impl Shard {
             let logits = logits(self.cpu(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
             let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
-                self.team.map(rows, |(logits, wanted): (&[f32], &Wanted)| self.sample_row(logits, wanted))
+                self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(logits, wanted))
             })?;
             sampled.extend(chunk.into_iter().collect::<Result<Vec<_>, _>>()?);
         }
         Ok(sampled)
     }
 
-    fn sample_row(&self, logits: &[f32], wanted: &Wanted) -> Result<SampledRow, EngineError> {
-        let Wanted { session, position, target, .. } = *wanted;
+    fn sample_row(&self, logits: &[f32], wanted: &WantedRow) -> Result<SampledRow, EngineError> {
+        let WantedRow { session, position, target, .. } = *wanted;
         let held = self.sessions.get(&session).ok_or(EngineError::UnknownSession { session })?;
         let row = held.sampling.sample(self.simd, logits, &held.ids[..=position], target);
         row.ok_or(EngineError::NonFinite { session, position })
     }
-}
-
-/// The rows of a step that are wanted, in order.
-pub(crate) fn wanted(step: &Step) -> Vec<Wanted> {
-    let mut wanted = Vec::new();
-    let mut start = 0;
-    for &SequenceRows { session, position, rows, wants } in &step.sequences {
-        let end = start + rows;
-        let first = match wants {
-            Wants::None => end,
-            Wants::Last => end - 1,
-            Wants::All => start,
-        };
-        wanted.extend((first..end).map(|row| {
-            let target = (row + 1 < end).then(|| step.ids[row + 1]);
-            Wanted { row, session, position: position + row - start, target }
-        }));
-        start = end;
-    }
-    wanted
 }
 
 #[cfg(test)]

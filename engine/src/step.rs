@@ -1,4 +1,5 @@
-//! A step as the shard sees it: the rows of several sessions that are computed together, and what comes out.
+//! The words of a shard's work: a step is the rows of several sessions that are computed together, and leaves activations
+//! or samples.
 
 /// One micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -9,6 +10,28 @@ pub struct Step {
     pub ids: Vec<u32>,
     /// Activation (rows, hidden), row-major; `None` exactly where the shard embeds.
     pub hidden: Option<Vec<f32>>,
+}
+
+impl Step {
+    /// The rows that the last stage samples after, in order.
+    pub fn wanted_rows(&self) -> Vec<WantedRow> {
+        let mut wanted = Vec::new();
+        let mut start = 0;
+        for &SequenceRows { session, position, rows, wants } in &self.sequences {
+            let end = start + rows;
+            let first = match wants {
+                Wants::None => end,
+                Wants::Last => end.saturating_sub(1).max(start),
+                Wants::All => start,
+            };
+            wanted.extend((first..end).map(|row| {
+                let target = self.ids[..end.min(self.ids.len())].get(row + 1).copied();
+                WantedRow { row, session, position: position + row - start, target }
+            }));
+            start = end;
+        }
+        wanted
+    }
 }
 
 /// Consecutive rows of one session. After the step the session holds `position + rows` positions: rollback is implicit.
@@ -22,6 +45,28 @@ pub struct SequenceRows {
     pub rows: usize,
     /// Which rows the last stage samples after.
     pub wants: Wants,
+}
+
+/// A row that the last stage samples after.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WantedRow {
+    /// Its place among the step's rows.
+    pub row: usize,
+    /// Whose it is.
+    pub session: u64,
+    /// Its position in the session.
+    pub position: usize,
+    /// The session's next id, where this step has it.
+    pub target: Option<u32>,
+}
+
+/// The first positions of an open session, for another one to begin with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Prefix {
+    /// Whose.
+    pub session: u64,
+    /// How many: a multiple of `qmesh_models::footprint::PAGE_POSITIONS`, for room in caches is counted by so many.
+    pub positions: usize,
 }
 
 /// Which rows of a sequence the last stage samples after.

@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Args;
 use qmesh_coordinator::{mesh::Speculation, plan::Workload};
-use qmesh_engine::worker::{Compute, Emulation};
 use qmesh_net::memory::Faults;
 
 use super::streams::WARM_TOKENS;
 use crate::{
     clients::Load,
     compare::interleave,
+    emulation::Emulation,
     ideal::{Best, Limits, StepTable, hops_s},
     model::Model,
     options::{PipelineOptions, most, positive},
@@ -88,7 +88,7 @@ fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec
     // Emulated stages wait for their layers alone, as if for prompts.
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Prompts));
     let layout = Layout { model, stages, threads: 1, context, sessions, speculation, workload };
-    let pipeline = Pipeline::tasks(&layout, Compute::Emulated(emulation(options)))?;
+    let pipeline = Pipeline::emulated(&layout, emulation(options))?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };
     let lanes = options.rtt.iter().flat_map(|&rtt| options.clients.iter().map(move |&clients| (rtt, clients)));
     let lanes: Vec<(u32, usize)> = lanes.collect();

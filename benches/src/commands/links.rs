@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use qmesh_coordinator::{mesh::Speculation, plan::Workload};
-use qmesh_engine::worker::Compute;
 use qmesh_net::memory::Faults;
 
 use super::streams::WARM_TOKENS;
@@ -100,7 +99,7 @@ fn measure(options: &LinksOptions, model: &Model, threads: usize, stages: usize)
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Replies));
     let layout = Layout { model, stages, threads, context, sessions, speculation, workload };
-    let pipeline = Pipeline::tasks(&layout, Compute::Real)?;
+    let pipeline = Pipeline::tasks(&layout)?;
     // Not pinned, as these workers are not.
     let mut steps = StepBench::load(model, threads, Vec::new(), sessions, options.prompt + options.tokens / 2)?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };

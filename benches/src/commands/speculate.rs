@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use qmesh_coordinator::{mesh::Speculation, model::Model as ServedModel, plan::Workload};
-use qmesh_engine::worker::Compute;
 use qmesh_models::{
     chat::{Message, RenderOptions},
     tokenizer::Specials,
@@ -121,7 +120,7 @@ fn measure(
     let pipeline = |speculation| {
         let (context, sessions) = (longest.max(WARM_PROMPT) + options.tokens.max(WARM_TOKENS), 1);
         let workload = options.pipeline.cut.workload(Workload::Replies);
-        Pipeline::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload }, Compute::Real)
+        Pipeline::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload })
     };
     let pipelines = [pipeline(Speculation::Off)?, pipeline(Speculation::On)?];
     let lanes: Vec<(u32, &Prompt)> =

@@ -10,7 +10,7 @@ use std::{fs, ops::Range};
 use qmesh_models::{family, gguf::Gguf, tensor::TensorType};
 
 use super::*;
-use crate::sample::LogitsDigest;
+use crate::{sample::LogitsDigest, step::Wants};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/");
 

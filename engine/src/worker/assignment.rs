@@ -19,29 +19,29 @@ const SIDE_MAX: usize = 1 << 24;
 /// The most positions of a KV budget.
 const POSITIONS_MAX: usize = 1 << 28;
 
-/// One stage of one plan.
+/// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Assignment {
-    pub(super) epoch: PlanEpoch,
-    pub(super) stage: StageIndex,
-    pub(super) stages: u16,
-    pub(super) model_id: [u8; 32],
-    pub(super) model_name: String,
+pub(crate) struct Assignment {
+    pub(crate) epoch: PlanEpoch,
+    pub(crate) stage: StageIndex,
+    pub(crate) stages: u16,
+    pub(crate) model_id: [u8; 32],
+    pub(crate) model_name: String,
     /// The model's shape with only this shard's tensors.
-    pub(super) spec: ModelSpec,
+    pub(crate) spec: ModelSpec,
     /// BLAKE3 of each of the spec's tensors.
-    pub(super) hashes: Vec<Hash>,
+    pub(crate) hashes: Vec<Hash>,
     /// Not empty, inside the model.
-    pub(super) layers: Range<usize>,
-    pub(super) kv_positions: usize,
-    pub(super) context: usize,
-    pub(super) chunk_rows: usize,
-    pub(super) wire: WireType,
+    pub(crate) layers: Range<usize>,
+    pub(crate) kv_positions: usize,
+    pub(crate) context: usize,
+    pub(crate) chunk_rows: usize,
+    pub(crate) wire: WireType,
 }
 
 /// Why a `LoadShard` makes no sense.
 #[derive(Debug, Error)]
-pub(super) enum AssignmentError {
+pub(crate) enum AssignmentError {
     #[error("the spec does not parse: {0}")]
     Spec(#[from] serde_json::Error),
     #[error("layers {}-{} of a model with {of}", layers.start, layers.end)]
@@ -58,33 +58,33 @@ pub(super) enum AssignmentError {
 
 impl Assignment {
     /// Whether the first stage computes it: frames bring token ids.
-    pub(super) fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.layers.start == 0
     }
 
     /// Whether the last stage computes it: frames leave with samples.
-    pub(super) fn is_last(&self) -> bool {
+    pub(crate) fn is_last(&self) -> bool {
         self.layers.end == self.spec.layers.len()
     }
 
     /// Bytes of its tensors.
-    pub(super) fn weight_bytes(&self) -> u64 {
+    pub(crate) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
     /// Memory that a worker takes with it, by the account that the planner keeps as well.
-    pub(super) fn needed_bytes(&self, threads: usize) -> ByteCount {
+    pub(crate) fn needed_bytes(&self, threads: usize) -> ByteCount {
         ByteCount(Footprints::new(&self.spec).shard(&self.demand(threads)).total_bytes())
     }
 
     /// What it asks of a worker with so many threads.
-    pub(super) fn demand(&self, threads: usize) -> ShardDemand {
+    pub(crate) fn demand(&self, threads: usize) -> ShardDemand {
         let Self { ref layers, kv_positions, context, chunk_rows, .. } = *self;
         ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads }
     }
 
     /// `layers 0-9 of smollm2-135m`.
-    pub(super) fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         format!("layers {}-{} of {}", self.layers.start, self.layers.end - 1, self.model_name)
     }
 

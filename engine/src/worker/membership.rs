@@ -1,12 +1,12 @@
 //! One stay in a mesh, from the welcome to the loss of the coordinator: feeds the state machine and does what it says.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     io,
+    sync::Arc,
     time::Duration,
 };
 
-use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Message, PlanEpoch,
     ShardStatus, StageReport, Upstream,
@@ -18,14 +18,13 @@ use tokio::{
 };
 
 use super::{
-    WorkerConfig,
-    compute::{self, Command, Done},
-    console::Console,
-    event::{Action, Departure, Event, LinkId, Turn},
-    fetch::{Fetch, Wanted},
-    links::{self, Lane, Outgoing},
+    config::WorkerConfig,
+    lasting::Lasting,
+    links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
     memory,
-    state::{Machine, SHARDS_MOST},
+    state::{Action, Departure, Event},
+    tensors::{Fetch, FetchNews, FetchRequest},
+    turn::Turn,
 };
 
 /// Events and messages that may wait for the state machine.
@@ -41,16 +40,11 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a coordinator that was told Bye may take to read it and to close.
 const BYE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// What outlives a stay: the compute thread with its shards, those that are being loaded, and the books on them.
-pub(super) struct Lasting {
-    pub(super) machine: Machine,
-    pub(super) console: Console,
-    commands: mpsc::Sender<Command>,
-    /// Commands that the thread has no place for yet, in order.
-    backlog: VecDeque<Command>,
-    done: mpsc::Receiver<Done>,
-    /// What is said where shards are loaded, and what says it.
-    loads: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+/// The link to the coordinator that let the worker in.
+pub(super) struct CoordinatorLink {
+    pub(super) connection: Connection,
+    pub(super) sender: ControlSender,
+    pub(super) receiver: ControlReceiver,
 }
 
 /// How a stay ended.
@@ -71,15 +65,16 @@ pub(super) struct Membership<'a> {
     endpoint: Endpoint,
     connection: Connection,
     tell: mpsc::Sender<Message>,
-    events: mpsc::Sender<Event>,
+    fetch_news: mpsc::Sender<FetchNews>,
+    link_news: mpsc::Sender<LinkNews>,
     /// Links that the state machine has not decided on.
     waiting: HashMap<LinkId, FrameReceiver>,
     links_seen: u64,
-    lanes: BTreeMap<Turn, Lane>,
+    links: BTreeMap<Turn, StageLinks>,
     writer: JoinSet<()>,
     acceptors: JoinSet<()>,
-    /// The tasks of lanes, and of those that are ending.
-    links: JoinSet<()>,
+    /// The tasks of links, also of those that are ending.
+    link_tasks: JoinSet<()>,
     fetches: JoinSet<()>,
     fetching: BTreeMap<Turn, AbortHandle>,
     ending: Option<Ending>,
@@ -88,65 +83,21 @@ pub(super) struct Membership<'a> {
 /// The receiving ends of a stay's channels.
 struct Inbox {
     messages: mpsc::Receiver<Result<Message, String>>,
-    events: mpsc::Receiver<Event>,
+    fetch_news: mpsc::Receiver<FetchNews>,
+    link_news: mpsc::Receiver<LinkNews>,
     arrivals: mpsc::Receiver<FrameReceiver>,
 }
 
-/// Serves the mesh that `connection` has joined, until one of the two leaves or the link breaks.
+/// Serves the coordinator's mesh until one of the two leaves or the link breaks.
 pub(super) async fn serve(
     config: &WorkerConfig,
     lasting: &mut Lasting,
     endpoint: &Endpoint,
-    connection: Connection,
-    control: (ControlSender, ControlReceiver),
+    coordinator: CoordinatorLink,
     asked: impl Future<Output = ()>,
 ) -> Ending {
-    let (membership, inbox) = Membership::begin(config, lasting, endpoint.clone(), connection, control);
+    let (membership, inbox) = Membership::begin(config, lasting, endpoint.clone(), coordinator);
     membership.run(inbox, asked).await
-}
-
-impl Lasting {
-    /// A compute thread without a shard.
-    pub(super) fn new(console: Console) -> io::Result<Self> {
-        let (commands, done) = compute::spawn(2 * FRAMES_HELD)?;
-        let loads = mpsc::channel(2 * SHARDS_MOST);
-        Ok(Self { machine: Machine::default(), console, commands, backlog: VecDeque::new(), done, loads })
-    }
-
-    /// What is said next where shards are computed and loaded. Meanwhile hands the compute thread the commands that wait,
-    /// as it has room; and another one takes the place of a thread that ends. Cancel-safe.
-    ///
-    /// # Errors
-    /// When the system gives no other thread.
-    pub(super) async fn next(&mut self) -> io::Result<Done> {
-        loop {
-            let done = tokio::select! {
-                biased;
-                done = self.done.recv() => done,
-                done = self.loads.1.recv() => done,
-                Ok(permit) = self.commands.reserve(), if !self.backlog.is_empty() => {
-                    if let Some(command) = self.backlog.pop_front() {
-                        permit.send(command);
-                    }
-                    continue;
-                }
-            };
-            return match done {
-                Some(done) => Ok(done),
-                // The thread has panicked, and said so.
-                None => {
-                    (self.commands, self.done) = compute::spawn(2 * FRAMES_HELD)?;
-                    self.backlog.clear();
-                    Ok(Done::Ended)
-                }
-            };
-        }
-    }
-
-    /// Commands that wait, here or in the state machine.
-    fn waiting(&self) -> usize {
-        self.backlog.len() + self.machine.queued()
-    }
 }
 
 impl<'a> Membership<'a> {
@@ -154,12 +105,12 @@ impl<'a> Membership<'a> {
         config: &'a WorkerConfig,
         lasting: &'a mut Lasting,
         endpoint: Endpoint,
-        connection: Connection,
-        (sender, receiver): (ControlSender, ControlReceiver),
+        CoordinatorLink { connection, sender, receiver }: CoordinatorLink,
     ) -> (Self, Inbox) {
         let (tell, told) = mpsc::channel(TELL_QUEUE);
         let (messages_in, messages) = mpsc::channel(QUEUE);
-        let (events_in, events) = mpsc::channel(QUEUE);
+        let (fetch_news_in, fetch_news) = mpsc::channel(QUEUE);
+        let (link_news_in, link_news) = mpsc::channel(QUEUE);
         let (arrivals_in, arrivals) = mpsc::channel(1);
         let (mut writer, mut acceptors) = (JoinSet::new(), JoinSet::new());
         writer.spawn(write_messages(sender, told));
@@ -172,18 +123,19 @@ impl<'a> Membership<'a> {
             endpoint,
             connection,
             tell,
-            events: events_in,
+            fetch_news: fetch_news_in,
+            link_news: link_news_in,
             waiting: HashMap::new(),
             links_seen: 0,
-            lanes: BTreeMap::new(),
+            links: BTreeMap::new(),
             writer,
             acceptors,
-            links: JoinSet::new(),
+            link_tasks: JoinSet::new(),
             fetches: JoinSet::new(),
             fetching: BTreeMap::new(),
             ending: None,
         };
-        (membership, Inbox { messages, events, arrivals })
+        (membership, Inbox { messages, fetch_news, link_news, arrivals })
     }
 
     async fn run(mut self, mut inbox: Inbox, asked: impl Future<Output = ()>) -> Ending {
@@ -211,7 +163,8 @@ impl<'a> Membership<'a> {
                         continue;
                     }
                 },
-                Some(event) = inbox.events.recv() => event,
+                Some(news) = inbox.fetch_news.recv() => Event::Fetch(news),
+                Some(news) = inbox.link_news.recv() => Event::Link(news),
                 Some(message) = inbox.messages.recv(), if self.lasting.waiting() < BACKLOG => match message {
                     Ok(message) => Event::Message(message),
                     Err(text) => {
@@ -220,7 +173,7 @@ impl<'a> Membership<'a> {
                     }
                 },
                 Some(receiver) = inbox.arrivals.recv() => self.arrived(receiver),
-                (link, frame) = links::next_frame(&mut self.lanes) => Event::Frame { link, frame },
+                ArrivedFrame { link, frame } = links::next_frame(&mut self.links) => Event::Frame { link, frame },
                 () = &mut asked, if patience.is_none() => {
                     patience = Some(Instant::now() + LEAVE_DEADLINE);
                     Event::Asked
@@ -236,48 +189,46 @@ impl<'a> Membership<'a> {
     }
 
     fn handle(&mut self, event: Event) {
-        if let Event::Fetching { bytes_done, bytes_total, .. } = event {
+        if let Event::Fetch(FetchNews::Progress { bytes_done, bytes_total, .. }) = event {
             self.lasting.console.progress(bytes_done, bytes_total);
         }
-        for action in self.lasting.machine.handle(Instant::now().into_std(), event) {
+        for action in self.lasting.state.handle(Instant::now().into_std(), event) {
             self.perform(action);
         }
-        for (turn, lane) in &mut self.lanes {
-            lane.set_room(self.lasting.machine.has_room(*turn));
+        for (turn, links) in &mut self.links {
+            links.set_room(self.lasting.state.has_room(*turn));
         }
     }
 
     fn perform(&mut self, action: Action) {
         match action {
             Action::Tell(message) => self.tell(message),
-            Action::Fetch { turn, assignment, taken_over, beside, scrutiny } => {
-                self.fetch(Wanted { turn, assignment, taken_over, beside, scrutiny });
-            }
+            Action::Fetch(request) => self.fetch(request),
             Action::StopFetch { turn } => {
                 if let Some(fetch) = self.fetching.remove(&turn) {
                     fetch.abort();
                 }
                 self.lasting.console.finish();
             }
-            Action::Load(loading) => {
-                loading.spawn(self.config.threads.get(), self.config.compute, self.lasting.loads.0.clone());
+            Action::Load(request) => {
+                request.spawn(Arc::clone(&self.config.backend), self.lasting.loads());
             }
-            Action::Compute(command) => self.lasting.backlog.push_back(command),
+            Action::Compute(command) => self.lasting.command(command),
             Action::Link { turn, epoch, upstream, downstream } => self.link(turn, epoch, upstream, downstream),
             Action::Unlink { turn } => {
-                self.lanes.remove(&turn);
+                self.links.remove(&turn);
                 self.admit_neighbours();
-                while self.links.try_join_next().is_some() {}
+                while self.link_tasks.try_join_next().is_some() {}
             }
             Action::Read { turn, link } => {
-                if let (Some(lane), Some(receiver)) = (self.lanes.get_mut(&turn), self.waiting.remove(&link)) {
-                    self.links.spawn(lane.read(link, receiver, self.events.clone()).run());
+                if let (Some(links), Some(receiver)) = (self.links.get_mut(&turn), self.waiting.remove(&link)) {
+                    self.link_tasks.spawn(links.read(link, receiver, self.link_news.clone()).run());
                 }
             }
             Action::Refuse(link) => drop(self.waiting.remove(&link)),
             Action::Send { turn, frame } => {
-                if let Some(lane) = self.lanes.get(&turn) {
-                    lane.send(frame);
+                if let Some(links) = self.links.get(&turn) {
+                    links.send(frame);
                 }
             }
             Action::Say(line) => self.lasting.console.say(&line),
@@ -296,29 +247,30 @@ impl<'a> Membership<'a> {
         }
     }
 
-    fn fetch(&mut self, wanted: Wanted) {
-        let WorkerConfig { cache, model_folders, memory, threads, .. } = self.config;
-        let (cache, model_folders, memory, threads) = (cache.clone(), model_folders.clone(), *memory, threads.get());
-        let (events, connection, turn) = (self.events.clone(), self.connection.clone(), wanted.turn);
-        let fetch = Fetch { wanted, events, connection, cache, model_folders, memory, threads };
+    fn fetch(&mut self, request: FetchRequest) {
+        let WorkerConfig { cache, model_folders, memory, backend, .. } = self.config;
+        let (cache, model_folders, memory) = (cache.clone(), model_folders.clone(), *memory);
+        let threads = backend.threads().get();
+        let (news, connection, turn) = (self.fetch_news.clone(), self.connection.clone(), request.turn);
+        let fetch = Fetch { request, news, connection, cache, model_folders, memory, threads };
         while self.fetches.try_join_next().is_some() {}
         self.fetching.retain(|_, fetch| !fetch.is_finished());
         self.fetching.insert(turn, self.fetches.spawn(fetch.run()));
     }
 
     fn link(&mut self, turn: Turn, epoch: PlanEpoch, upstream: Upstream, downstream: Downstream) {
-        let (lane, frames) = Lane::new(upstream);
-        self.lanes.insert(turn, lane);
+        let (links, frames) = StageLinks::new(upstream);
+        self.links.insert(turn, links);
         self.admit_neighbours();
         let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.clone());
-        let events = self.events.clone();
-        let outgoing = Outgoing { turn, epoch, downstream, endpoint, coordinator, frames, events };
-        self.links.spawn(outgoing.run());
+        let news = self.link_news.clone();
+        let link = DownstreamLink { turn, epoch, downstream, endpoint, coordinator, frames, news };
+        self.link_tasks.spawn(link.run());
     }
 
     /// Whoever sends frames of a plan may connect.
     fn admit_neighbours(&self) {
-        let neighbours = self.lanes.values().filter_map(Lane::neighbour);
+        let neighbours = self.links.values().filter_map(StageLinks::neighbour);
         self.endpoint.admission().allow([self.connection.peer()].into_iter().chain(neighbours));
     }
 
@@ -327,7 +279,7 @@ impl<'a> Membership<'a> {
         let link = LinkId(self.links_seen);
         let (peer, epoch) = (receiver.peer(), receiver.epoch());
         self.waiting.insert(link, receiver);
-        Event::Arrived { link, peer, epoch }
+        Event::Link(LinkNews::Arrived { link, peer, epoch })
     }
 
     /// Lets the coordinator have the last words, then ends every task.
@@ -347,10 +299,10 @@ impl<'a> Membership<'a> {
             Ending::NoThread(error) => self.connection.close(CloseCode::Internal, &error.to_string()),
         }
         self.endpoint.admission().allow([]);
-        for action in self.lasting.machine.handle(Instant::now().into_std(), Event::Lost) {
+        for action in self.lasting.state.handle(Instant::now().into_std(), Event::Lost) {
             // Shards are freed; the tasks of links and fetches end with this stay.
             if let Action::Compute(command) = action {
-                self.lasting.backlog.push_back(command);
+                self.lasting.command(command);
             }
         }
         self.acceptors.shutdown().await;
@@ -377,22 +329,5 @@ async fn read_messages(mut receiver: ControlReceiver, messages: mpsc::Sender<Res
         if messages.send(message).await.is_err() || last {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{super::Audience, *};
-
-    #[tokio::test]
-    async fn another_compute_thread_takes_the_place_of_one_that_ends() {
-        let mut lasting = Lasting::new(Console::new(Audience::Nobody)).unwrap();
-        lasting.backlog.push_back(Command::Unload { turn: Turn(1) });
-        // What a thread that panics leaves behind.
-        lasting.done = mpsc::channel(1).1;
-        assert!(matches!(lasting.next().await.unwrap(), Done::Ended));
-        assert_eq!(lasting.waiting(), 0, "what it was to do went with it");
-        lasting.backlog.push_back(Command::Unload { turn: Turn(2) });
-        assert!(matches!(lasting.next().await.unwrap(), Done::Unloaded { turn: Turn(2) }));
     }
 }

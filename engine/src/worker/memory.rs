@@ -6,7 +6,7 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 /// What keeps a worker from using more memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Bound {
+pub(crate) enum Bound {
     /// The user's own limit.
     Flag,
     /// Free memory of the machine.
@@ -19,17 +19,17 @@ pub(super) enum Bound {
 
 /// Memory that this process may have resident, what it has already included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     /// How much.
-    pub(super) bytes: ByteCount,
+    pub(crate) bytes: ByteCount,
     /// What sets it.
-    pub(super) bound: Bound,
+    pub(crate) bound: Bound,
 }
 
 impl Allowance {
     /// Measures: the least of what the user allows (`flag`), what the machine and the control group have free beside what
     /// the process has, and what its resource limits leave it. What cannot be measured does not bind.
-    pub(super) fn measure(flag: Option<ByteCount>) -> Self {
+    pub(crate) fn measure(flag: Option<ByteCount>) -> Self {
         let bounds = [(flag.map(|bytes| bytes.0), Bound::Flag)].into_iter().chain(measured());
         let (bytes, bound) = bounds
             .filter_map(|(bytes, bound)| Some((bytes?, bound)))
@@ -39,7 +39,7 @@ impl Allowance {
     }
 
     /// What a user can do about an allowance that is too small.
-    pub(super) fn remedy(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &'static str {
         match self.bound {
             Bound::Flag => "add a worker, or raise --memory",
             Bound::Machine => "add a worker, or free memory on this machine",
@@ -50,7 +50,7 @@ impl Allowance {
 }
 
 /// The most memory the process ever had resident, in bytes; 0 where the system does not say.
-pub(super) fn peak_bytes() -> u64 {
+pub(crate) fn peak_bytes() -> u64 {
     // Linux counts in KiB, macOS in bytes.
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     let usage = || u64::try_from(getrusage(UsageWho::RUSAGE_SELF).ok()?.max_rss()).ok().map(|n| n * unit);

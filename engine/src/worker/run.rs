@@ -8,24 +8,24 @@ use std::{
     time::Duration,
 };
 
-use qmesh_models::numerics;
-use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
-};
+use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Compute, Exit, Stay, WorkerConfig,
+    config::{Exit, Stay, WorkerConfig},
     console::Console,
-    event::{Departure, Event},
-    membership::{self, Ending, Lasting},
+    lasting::Lasting,
+    membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
+    state::{Departure, Event},
 };
 use crate::error::EngineError;
 
-/// The first wait after a loss, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// The wait after a loss; every further one in a row is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The longest of them.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Why a worker could not even start, or go on.
 #[derive(Debug, Error)]
@@ -36,9 +36,9 @@ pub enum WorkerError {
     /// The endpoint cannot be used.
     #[error(transparent)]
     Net(NetError),
-    /// The kernels cannot be used.
+    /// The backend cannot be used.
     #[error(transparent)]
-    Kernels(#[from] EngineError),
+    Backend(#[from] EngineError),
 }
 
 /// Serves the mesh of the ticket from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
@@ -52,10 +52,7 @@ pub async fn run(
     endpoint: Endpoint,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Exit, WorkerError> {
-    let numerics = match config.compute {
-        Compute::Real => numerics::named(crate::numerics::digest()?),
-        Compute::Emulated(_) => numerics::expected(),
-    };
+    let numerics = config.backend.numerics()?;
     let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
     let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
@@ -74,14 +71,13 @@ struct Worker {
 
 /// A place in the mesh.
 struct Joined {
-    connection: Connection,
+    coordinator: CoordinatorLink,
     welcome: Welcome,
-    control: (ControlSender, ControlReceiver),
 }
 
 impl Worker {
     async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Exit, WorkerError> {
-        let mut wait = BACKOFF.0;
+        let mut wait = FIRST_WAIT;
         loop {
             let joined = tokio::select! {
                 joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
@@ -90,7 +86,7 @@ impl Worker {
             };
             let loss = match joined {
                 Ok(joined) => {
-                    wait = BACKOFF.0;
+                    wait = FIRST_WAIT;
                     match self.stay(joined, shutdown.as_mut()).await {
                         ControlFlow::Break(ended) => return ended,
                         ControlFlow::Continue(loss) => loss,
@@ -112,7 +108,7 @@ impl Worker {
                 () = sleep(with_jitter(wait)) => {}
                 () = &mut shutdown => return Ok(Exit::Asked),
             }
-            wait = (wait * 2).min(BACKOFF.1);
+            wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
@@ -122,11 +118,11 @@ impl Worker {
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
+        let Joined { coordinator, welcome: Welcome { mesh, assigned_name } } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting, .. } = self;
-        match (membership::serve(config, lasting, endpoint, connection, control, shutdown).await, config.stay) {
+        match (membership::serve(config, lasting, endpoint, coordinator, shutdown).await, config.stay) {
             (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
             (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(Exit::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
@@ -141,12 +137,13 @@ impl Worker {
     }
 }
 
-/// Keeps the books on the compute thread while there is no coordinator, until there can be no such thread any more.
+/// Lets the state machine know what the compute thread does while there is no coordinator, until there can be no such
+/// thread any more.
 async fn settle(lasting: &mut Lasting) -> io::Error {
     loop {
         match lasting.next().await {
             // There is nobody to tell, and no assignment to act for.
-            Ok(done) => drop(lasting.machine.handle(Instant::now().into_std(), Event::Done(done))),
+            Ok(done) => drop(lasting.state.handle(Instant::now().into_std(), Event::Done(done))),
             Err(error) => return error,
         }
     }
@@ -159,11 +156,11 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         os: format!("{OS} {ARCH}"),
         numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
-        threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
+        threads: u32::try_from(config.backend.threads().get()).unwrap_or(u32::MAX),
         features: 0,
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
-    Ok(Joined { connection, welcome, control: (sender, receiver) })
+    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome })
 }
 
 /// Whether a refusal stays one however often the worker asks.

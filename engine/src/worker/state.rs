@@ -1,10 +1,14 @@
 //! What a worker does and when: a state machine, `handle(now, event) -> actions`. No socket, no clock, no thread.
 //!
-//! Invariants: at most [`SHARDS_MOST`] plans have a stage here, each with its own turn; what belongs to another turn or epoch
-//! changes nothing but the books; a stage is fetched only when what went before it has left the memory; `Linked` is told
-//! once per turn, when the shard is loaded, the own link stands and the upstream's has arrived; at most [`FRAMES_HELD`]
-//! frames of a turn are between `Frame` and `Sent`.
+//! Invariants:
+//!
+//! - at most [`SHARDS_MOST`] plans have a stage here, each with its own turn;
+//! - what belongs to another turn or epoch changes no stage;
+//! - a stage's tensors are fetched only when what made way for it has left the memory;
+//! - `Linked` is told once per turn: when the shard is loaded, the link downstream stands, and the one from upstream came in;
+//! - at most [`FRAMES_HELD`] frames of a turn are between [`Event::Frame`] and `LinkNews::Sent`.
 
+mod event;
 mod flow;
 mod stage;
 
@@ -17,23 +21,23 @@ use std::{
 use qmesh_models::{bytes::ByteCount, footprint::FRAMES_HELD};
 use qmesh_net::{FaultCode, LoadShard, Message, OpenSession, PeerId, PlanEpoch, ShardPhase};
 
-use self::stage::{Phase, Stage, failed};
+pub(crate) use self::event::{Action, Departure, Event};
+use self::stage::{Readiness, Stage, failed};
 use super::{
     assignment::Assignment,
-    compute::{Command, Done, Failure, Loaded},
-    event::{Action, Departure, Event, LinkId, Scrutiny, Turn},
-    holding::{Holding, take_over},
-    loading::Loading,
-    store::Weights,
+    compute::{Command, Done, Failure, LoadRequest, Loaded},
+    links::LinkId,
+    tensors::{FetchNews, FetchRequest, Holding, Scrutiny, TensorPlaces, take_over},
+    turn::Turn,
 };
 use crate::error::EngineError;
 
 /// Plans that a worker has stages of at a time: the one that serves, and the one that comes up beside it.
-pub(super) const SHARDS_MOST: usize = 2;
+pub(crate) const SHARDS_MOST: usize = 2;
 
-/// A worker.
+/// All that a worker knows of its coordinator, its stages and their links.
 #[derive(Debug, Default)]
-pub(super) struct Machine {
+pub(crate) struct WorkerState {
     /// The last one given.
     turn: Turn,
     coordinator: Option<PeerId>,
@@ -49,31 +53,31 @@ pub(super) struct Machine {
     abandoned: BTreeSet<Turn>,
     /// Whose step the compute thread was given last.
     last_fed: Turn,
-    arrivals: VecDeque<(LinkId, PeerId, PlanEpoch)>,
+    /// Links that came before their route.
+    arrivals: VecDeque<Arrival>,
     leaving: bool,
     actions: Vec<Action>,
 }
 
-impl Machine {
+/// A link from upstream: who sends frames on it, and of which plan.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    link: LinkId,
+    peer: PeerId,
+    epoch: PlanEpoch,
+}
+
+impl WorkerState {
     /// Takes an event in and says what to do about it.
-    pub(super) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         match event {
             Event::Joined { coordinator } => self.coordinator = Some(coordinator),
             Event::Message(message) => self.message(message),
             Event::Lost => self.lost(),
-            Event::Fetching { turn, bytes_done, bytes_total } => {
-                self.progress(now, turn, (Phase::Fetching, ShardPhase::Fetching), bytes_done, bytes_total);
-            }
-            Event::DiskFull { turn, text } => self.disk_full(turn, text),
-            Event::Fetched { turn, bytes, weights } => self.fetched(turn, bytes, weights),
-            Event::NotFetched { turn, text } => self.fail(turn, text),
+            Event::Fetch(news) => self.fetch_news(now, news),
             Event::Done(done) => self.done(now, done),
-            Event::Arrived { link, peer, epoch } => self.arrived(link, peer, epoch),
+            Event::Link(news) => self.link_news(news),
             Event::Frame { link, frame } => self.frame(now, link, frame),
-            Event::Broken { link, text } => self.incoming_broken(link, &text),
-            Event::Outgoing { turn } => self.outgoing(turn),
-            Event::Sent { turn, bytes, took } => self.sent(turn, bytes, took),
-            Event::OutgoingBroken { turn, text } => self.outgoing_broken(turn, &text),
             Event::Tick => self.report(),
             Event::Asked => self.leave(),
         }
@@ -107,10 +111,21 @@ impl Machine {
         }
     }
 
+    fn fetch_news(&mut self, now: Instant, news: FetchNews) {
+        match news {
+            FetchNews::Progress { turn, bytes_done, bytes_total } => {
+                self.progress(now, turn, Readiness::Fetching, bytes_done, bytes_total);
+            }
+            FetchNews::DiskFull { turn, text } => self.disk_full(turn, text),
+            FetchNews::Fetched { turn, bytes, places } => self.fetched(turn, bytes, places),
+            FetchNews::Failed { turn, text } => self.fail(turn, text),
+        }
+    }
+
     fn load(&mut self, load: LoadShard) {
         let epoch = load.epoch;
         if self.newest.is_some_and(|newest| epoch <= newest) {
-            if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.phase == Phase::Ready) {
+            if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.readiness == Readiness::Ready) {
                 let ready = stage.status(ShardPhase::Ready, String::new());
                 self.tell(ready);
             }
@@ -139,7 +154,7 @@ impl Machine {
     /// Forgets what has failed, and then, where there are too many, the stage that serves least: one that never came up,
     /// or the one whose last frame is longest ago.
     fn make_place(&mut self) {
-        while let Some(failed) = self.stages.iter().position(|stage| stage.phase == Phase::Failed) {
+        while let Some(failed) = self.stages.iter().position(|stage| stage.readiness == Readiness::Failed) {
             self.forget(failed);
         }
         while self.stages.len() >= SHARDS_MOST {
@@ -156,11 +171,11 @@ impl Machine {
     fn forget(&mut self, at: usize) -> Stage {
         let stage = self.stages.remove(at);
         let turn = stage.turn;
-        match stage.phase {
-            Phase::Waiting => {}
-            Phase::Fetching => self.act(Action::StopFetch { turn }),
-            Phase::Loading => drop(self.abandoned.insert(turn)),
-            Phase::Ready | Phase::Failed => {
+        match stage.readiness {
+            Readiness::Waiting => {}
+            Readiness::Fetching => self.act(Action::StopFetch { turn }),
+            Readiness::Loading => drop(self.abandoned.insert(turn)),
+            Readiness::Ready | Readiness::Failed => {
                 self.unloading.insert(turn);
                 self.act(Action::Compute(Command::Unload { turn }));
             }
@@ -196,47 +211,47 @@ impl Machine {
             return;
         }
         for at in 0..self.stages.len() {
-            if self.stages[at].phase == Phase::Waiting {
+            if self.stages[at].readiness == Readiness::Waiting {
                 self.fetch(at);
             }
         }
     }
 
     fn fetch(&mut self, at: usize) {
-        let others = self.stages.iter().enumerate().filter(|(i, stage)| *i != at && stage.phase != Phase::Failed);
+        let others =
+            self.stages.iter().enumerate().filter(|(i, stage)| *i != at && stage.readiness != Readiness::Failed);
         let beside = others.map(|(_, stage)| Arc::clone(&stage.assignment)).collect();
         let stage = &mut self.stages[at];
-        stage.phase = Phase::Fetching;
+        stage.readiness = Readiness::Fetching;
         let (turn, scrutiny) = (stage.turn, stage.scrutiny);
         let (assignment, taken_over) = (Arc::clone(&stage.assignment), Arc::clone(&stage.taken_over));
-        self.act(Action::Fetch { turn, assignment, taken_over, beside, scrutiny });
+        self.act(Action::Fetch(FetchRequest { turn, assignment, taken_over, beside, scrutiny }));
     }
 
-    fn fetched(&mut self, turn: Turn, bytes: u64, weights: Weights) {
-        let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Fetching) else { return };
-        stage.phase = Phase::Loading;
+    fn fetched(&mut self, turn: Turn, bytes: u64, places: TensorPlaces) {
+        let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Fetching) else { return };
+        stage.readiness = Readiness::Loading;
         stage.fetched_bytes += bytes;
-        let loading = Loading {
+        let request = LoadRequest {
             turn,
             assignment: Arc::clone(&stage.assignment),
-            weights,
+            places,
             taken_over: Arc::clone(&stage.taken_over),
             bytes_total: stage.own_bytes(),
             wanted: Arc::downgrade(&stage.wanted),
         };
-        self.act(Action::Load(loading));
+        self.act(Action::Load(request));
     }
 
-    fn progress(&mut self, now: Instant, turn: Turn, (during, phase): (Phase, ShardPhase), done: u64, total: u64) {
-        let stage = self.in_turn(turn).filter(|stage| stage.phase == during);
-        if let Some(status) = stage.and_then(|stage| stage.progress(now, phase, done, total)) {
+    fn progress(&mut self, now: Instant, turn: Turn, during: Readiness, done: u64, total: u64) {
+        if let Some(status) = self.in_turn(turn).and_then(|stage| stage.progress(now, during, done, total)) {
             self.tell(status);
         }
     }
 
     /// It is tried again: the coordinator hears why it takes so long.
     fn disk_full(&mut self, turn: Turn, text: String) {
-        if let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Fetching) {
+        if let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Fetching) {
             let status = stage.status(ShardPhase::Fetching, text.clone());
             self.tell(status);
             self.act(Action::Say(text));
@@ -245,7 +260,7 @@ impl Machine {
 
     fn fail(&mut self, turn: Turn, text: String) {
         if let Some(stage) = self.in_turn(turn) {
-            stage.phase = Phase::Failed;
+            stage.readiness = Readiness::Failed;
             stage.taken_over = Arc::default();
             let (title, status) = (stage.assignment.title(), stage.status(ShardPhase::Failed, text.clone()));
             self.tell(status);
@@ -256,7 +271,7 @@ impl Machine {
     fn done(&mut self, now: Instant, done: Done) {
         match done {
             Done::Loading { turn, bytes_done, bytes_total } => {
-                self.progress(now, turn, (Phase::Loading, ShardPhase::Loading), bytes_done, bytes_total);
+                self.progress(now, turn, Readiness::Loading, bytes_done, bytes_total);
             }
             Done::Loaded { turn, loaded, took } if self.abandoned.remove(&turn) => {
                 tracing::debug!(?turn, ?took, "loaded what nobody wants any more");
@@ -298,9 +313,9 @@ impl Machine {
     }
 
     fn loaded(&mut self, turn: Turn, loaded: Loaded, took: Duration) {
-        let Some(stage) = self.in_turn(turn).filter(|stage| stage.phase == Phase::Loading) else { return };
-        stage.phase = Phase::Ready;
-        let Loaded { computer, tensors } = loaded;
+        let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Loading) else { return };
+        stage.readiness = Readiness::Ready;
+        let Loaded { shard, tensors } = loaded;
         let assignment = Arc::clone(&stage.assignment);
         stage.holding = Some(Holding { assignment: Arc::clone(&assignment), tensors });
         let (title, status) = (assignment.title(), stage.status(ShardPhase::Ready, String::new()));
@@ -311,7 +326,7 @@ impl Machine {
         };
         // They are in the shard now.
         stage.taken_over = Arc::default();
-        self.act(Action::Compute(Command::Seat { turn, assignment, computer }));
+        self.act(Action::Compute(Command::Activate { turn, assignment, shard }));
         self.act(Action::Say(line));
         self.tell(status);
         self.tell_linked(turn);
@@ -320,7 +335,7 @@ impl Machine {
     fn open(&mut self, open: OpenSession) {
         let (epoch, session) = (open.epoch, open.session);
         match self.of_epoch(epoch) {
-            Some(stage) if stage.phase == Phase::Ready => {
+            Some(stage) if stage.readiness == Readiness::Ready => {
                 let turn = stage.turn;
                 self.command(turn, Command::Open { turn, open });
             }
@@ -334,7 +349,7 @@ impl Machine {
     }
 
     fn of_session(&mut self, epoch: PlanEpoch, command: impl FnOnce(Turn) -> Command) {
-        if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.phase == Phase::Ready) {
+        if let Some(stage) = self.of_epoch(epoch).filter(|stage| stage.readiness == Readiness::Ready) {
             let turn = stage.turn;
             self.command(turn, command(turn));
         }
@@ -343,7 +358,7 @@ impl Machine {
     /// The compute thread is gone, and every shard with it; another one takes its place.
     fn thread_ended(&mut self) {
         let text = "the compute thread ended: a bug in this program (please report it)";
-        for stage in self.stages.iter_mut().filter(|stage| stage.phase == Phase::Ready) {
+        for stage in self.stages.iter_mut().filter(|stage| stage.readiness == Readiness::Ready) {
             stage.lose_shard();
             self.actions.push(stage.fault(FaultCode::Internal, text.into()));
         }

@@ -3,14 +3,16 @@
 mod plans;
 
 use std::{
+    num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use bytes::Bytes;
 use qmesh_models::{
+    bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
     numerics,
     weights::ModelFile,
@@ -19,11 +21,12 @@ use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
     PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Segment, SegmentFlags, SessionId, ShardPhase, StageIndex,
-    StepId, StepTimes, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
+    StepId, StepTimes, Ticket, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::*;
+use super::{Audience, Exit, Stay, WorkerConfig, WorkerError, run};
+use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
 const LAYERS: u32 = 3;
@@ -96,12 +99,11 @@ impl Stagecraft {
             ticket,
             name: "hired".into(),
             memory: None,
-            threads: NonZeroUsize::MIN,
             cache: cache.path().to_owned(),
             model_folders: Vec::new(),
             stay: Stay::Once,
             audience: Audience::Nobody,
-            compute: Compute::Real,
+            backend: Arc::new(CpuBackend::new(NonZeroUsize::MIN)),
         };
         change(&mut config);
         let endpoint = self.network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Fault, FaultCode, Frame, FrameKind, Message, PeerId, PlanEpoch, Route, Upstream};
+use qmesh_net::{Fault, FaultCode, Frame, FrameKind, Message, Route, Upstream};
 
 use super::{
-    FRAMES_HELD, Machine,
-    stage::{Outgoing, Phase, Stage},
+    Arrival, FRAMES_HELD, WorkerState,
+    event::Action,
+    stage::{Downlink, Readiness, Stage},
 };
 use crate::worker::{
     compute::{Command, ShardState, Stepped},
-    event::{Action, LinkId, Turn},
+    links::{LinkId, LinkNews},
+    turn::Turn,
 };
 
 /// Links from upstream that may wait for their route.
@@ -19,16 +21,26 @@ const ARRIVALS_HELD: usize = 4;
 /// plans take turns and a plan that goes takes its frames with it.
 const STEPS_AHEAD: usize = 2;
 
-impl Machine {
+impl WorkerState {
     /// Whether another frame of this turn may be taken in.
-    pub(in crate::worker) fn has_room(&self, turn: Turn) -> bool {
+    pub(crate) fn has_room(&self, turn: Turn) -> bool {
         let held = self.stages.iter().find(|stage| stage.turn == turn).map_or(0, Stage::frames_held);
         !self.leaving && held < FRAMES_HELD
     }
 
     /// Commands that the compute thread has not been given yet.
-    pub(in crate::worker) fn queued(&self) -> usize {
+    pub(crate) fn queued(&self) -> usize {
         self.stages.iter().map(|stage| stage.queue.len()).sum()
+    }
+
+    pub(super) fn link_news(&mut self, news: LinkNews) {
+        match news {
+            LinkNews::Arrived { link, peer, epoch } => self.arrived(Arrival { link, peer, epoch }),
+            LinkNews::UpstreamBroken { link, text } => self.upstream_broken(link, &text),
+            LinkNews::DownstreamStands { turn } => self.downstream_stands(turn),
+            LinkNews::Sent { turn, bytes, took } => self.sent(turn, bytes, took),
+            LinkNews::DownstreamBroken { turn, text } => self.downstream_broken(turn, &text),
+        }
     }
 
     pub(super) fn route(&mut self, route: Route) {
@@ -46,7 +58,8 @@ impl Machine {
     }
 
     /// An incoming link is read, kept for a route to come, or refused.
-    pub(super) fn arrived(&mut self, link: LinkId, peer: PeerId, epoch: PlanEpoch) {
+    fn arrived(&mut self, arrival: Arrival) {
+        let Arrival { link, peer, epoch } = arrival;
         let (coordinator, newest) = (self.coordinator, self.newest);
         match self.of_epoch(epoch) {
             Some(stage) => {
@@ -59,7 +72,7 @@ impl Machine {
                     if expected != Some(peer) || stage.last_step.is_some() {
                         return self.act(Action::Refuse(link));
                     }
-                    stage.incoming = Some(link);
+                    stage.uplink = Some(link);
                     let turn = stage.turn;
                     self.act(Action::Read { turn, link });
                     return self.tell_linked(turn);
@@ -69,32 +82,32 @@ impl Machine {
             None if newest.is_some_and(|newest| epoch <= newest) => return self.act(Action::Refuse(link)),
             None => {}
         }
-        self.arrivals.push_back((link, peer, epoch));
+        self.arrivals.push_back(arrival);
         if self.arrivals.len() > ARRIVALS_HELD
-            && let Some((oldest, ..)) = self.arrivals.pop_front()
+            && let Some(oldest) = self.arrivals.pop_front()
         {
-            self.act(Action::Refuse(oldest));
+            self.act(Action::Refuse(oldest.link));
         }
     }
 
     /// Decides anew on links that wait.
     pub(super) fn review_arrivals(&mut self) {
-        for (link, peer, epoch) in std::mem::take(&mut self.arrivals) {
-            self.arrived(link, peer, epoch);
+        for arrival in std::mem::take(&mut self.arrivals) {
+            self.arrived(arrival);
         }
     }
 
-    pub(super) fn outgoing(&mut self, turn: Turn) {
+    fn downstream_stands(&mut self, turn: Turn) {
         if let Some(stage) = self.in_turn(turn) {
-            stage.outgoing = Outgoing::Standing;
+            stage.downlink = Downlink::Standing;
             self.tell_linked(turn);
         }
     }
 
     pub(super) fn tell_linked(&mut self, turn: Turn) {
         let Some(stage) = self.in_turn(turn) else { return };
-        let stands = stage.outgoing == Outgoing::Standing && stage.incoming.is_some();
-        if stands && stage.phase == Phase::Ready && !stage.linked_told {
+        let stands = stage.downlink == Downlink::Standing && stage.uplink.is_some();
+        if stands && stage.readiness == Readiness::Ready && !stage.linked_told {
             stage.linked_told = true;
             let (epoch, index, stages) = (stage.epoch(), stage.assignment.stage, stage.assignment.stages);
             self.tell(Message::Linked { epoch });
@@ -103,7 +116,7 @@ impl Machine {
     }
 
     pub(super) fn frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
-        let Some(stage) = self.stages.iter_mut().find(|stage| stage.incoming == Some(link)) else { return };
+        let Some(stage) = self.stages.iter_mut().find(|stage| stage.uplink == Some(link)) else { return };
         let (turn, current) = (stage.turn, stage.epoch());
         if frame.kind == FrameKind::End || frame.epoch < current {
             return;
@@ -112,7 +125,7 @@ impl Machine {
             Some(format!("frame of plan {} on a link of plan {current}", frame.epoch))
         } else if stage.last_step.is_some_and(|last| frame.step <= last) {
             Some(format!("frame {} after frame {}", frame.step, stage.last_step.unwrap_or_default()))
-        } else if stage.phase != Phase::Ready || stage.outgoing != Outgoing::Standing {
+        } else if stage.readiness != Readiness::Ready || stage.downlink != Downlink::Standing {
             Some(format!("frame {} before the stage was ready", frame.step))
         } else {
             None
@@ -170,7 +183,7 @@ impl Machine {
             stage.report.compute_us += micros(compute);
             stage.report.wait_us += micros(waited);
             stage.report.kv_positions_used = kv_positions_used;
-            let frame = frame.filter(|_| stage.outgoing == Outgoing::Standing);
+            let frame = frame.filter(|_| stage.downlink == Downlink::Standing);
             stage.sending += usize::from(frame.is_some());
             self.actions.extend(faults.into_iter().map(|fault: Fault| Action::Tell(Message::Fault(fault))));
             self.actions.extend(frame.map(|frame| Action::Send { turn, frame }));
@@ -178,7 +191,7 @@ impl Machine {
         self.feed();
     }
 
-    pub(super) fn sent(&mut self, turn: Turn, bytes: u64, took: Duration) {
+    fn sent(&mut self, turn: Turn, bytes: u64, took: Duration) {
         if let Some(stage) = self.in_turn(turn) {
             stage.sending = stage.sending.saturating_sub(1);
             stage.report.bytes_sent += bytes;
@@ -186,10 +199,10 @@ impl Machine {
         }
     }
 
-    pub(super) fn incoming_broken(&mut self, link: LinkId, text: &str) {
-        self.arrivals.retain(|&(waiting, ..)| waiting != link);
-        let Some(stage) = self.stages.iter_mut().find(|stage| stage.incoming == Some(link)) else { return };
-        stage.incoming = None;
+    fn upstream_broken(&mut self, link: LinkId, text: &str) {
+        self.arrivals.retain(|waiting| waiting.link != link);
+        let Some(stage) = self.stages.iter_mut().find(|stage| stage.uplink == Some(link)) else { return };
+        stage.uplink = None;
         // Before the pipeline stands, the upstream dials again by itself.
         if stage.linked_told {
             let fault = stage.fault(FaultCode::Link, format!("the link from upstream broke: {text}"));
@@ -197,9 +210,9 @@ impl Machine {
         }
     }
 
-    pub(super) fn outgoing_broken(&mut self, turn: Turn, text: &str) {
+    fn downstream_broken(&mut self, turn: Turn, text: &str) {
         if let Some(stage) = self.in_turn(turn) {
-            stage.outgoing = Outgoing::Broken;
+            stage.downlink = Downlink::Broken;
             stage.sending = 0;
             let fault = stage.fault(FaultCode::Link, format!("the link downstream broke: {text}"));
             self.act(fault);

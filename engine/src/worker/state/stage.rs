@@ -8,13 +8,15 @@ use std::{
 
 use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, ShardPhase, ShardStatus, StageReport, StepId};
 
+use super::event::Action;
 use crate::{
-    shard::PackedTensors,
+    backend::HeldTensors,
     worker::{
         assignment::Assignment,
         compute::Command,
-        event::{Action, LinkId, Scrutiny, Turn},
-        holding::Holding,
+        links::LinkId,
+        tensors::{Holding, Scrutiny},
+        turn::Turn,
     },
 };
 
@@ -23,7 +25,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How far a shard is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Phase {
+pub(super) enum Readiness {
     /// What others had must leave the memory first.
     Waiting,
     Fetching,
@@ -32,9 +34,9 @@ pub(super) enum Phase {
     Failed,
 }
 
-/// How far the own link is.
+/// How far the link downstream is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Outgoing {
+pub(super) enum Downlink {
     None,
     Standing,
     Broken,
@@ -45,9 +47,9 @@ pub(super) enum Outgoing {
 pub(super) struct Stage {
     pub(super) turn: Turn,
     pub(super) assignment: Arc<Assignment>,
-    pub(super) phase: Phase,
+    pub(super) readiness: Readiness,
     /// Tensors that other shards had when this one was assigned.
-    pub(super) taken_over: Arc<PackedTensors>,
+    pub(super) taken_over: Arc<HeldTensors>,
     pub(super) scrutiny: Scrutiny,
     /// Whoever loads for this stage sees that it is gone.
     pub(super) wanted: Arc<()>,
@@ -55,8 +57,10 @@ pub(super) struct Stage {
     pub(super) holding: Option<Holding>,
     pub(super) fetched_bytes: u64,
     pub(super) route: Option<Route>,
-    pub(super) incoming: Option<LinkId>,
-    pub(super) outgoing: Outgoing,
+    /// The link that frames come on.
+    pub(super) uplink: Option<LinkId>,
+    /// The link that frames leave on.
+    pub(super) downlink: Downlink,
     /// Commands for the compute thread, in order.
     pub(super) queue: VecDeque<Command>,
     /// Frames in the queue.
@@ -75,20 +79,20 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn new(turn: Turn, assignment: Arc<Assignment>, taken_over: PackedTensors) -> Self {
+    pub(super) fn new(turn: Turn, assignment: Arc<Assignment>, taken_over: HeldTensors) -> Self {
         let report = StageReport { epoch: assignment.epoch, stage: assignment.stage, ..StageReport::default() };
         Self {
             turn,
             assignment,
-            phase: Phase::Waiting,
+            readiness: Readiness::Waiting,
             taken_over: Arc::new(taken_over),
             scrutiny: Scrutiny::Lengths,
             wanted: Arc::default(),
             holding: None,
             fetched_bytes: 0,
             route: None,
-            incoming: None,
-            outgoing: Outgoing::None,
+            uplink: None,
+            downlink: Downlink::None,
             queue: VecDeque::new(),
             waiting: 0,
             computing: 0,
@@ -130,8 +134,16 @@ impl Stage {
         })
     }
 
-    /// Progress to tell, if it is time.
-    pub(super) fn progress(&mut self, now: Instant, phase: ShardPhase, done: u64, total: u64) -> Option<Message> {
+    /// Progress to tell while it is fetched or loaded, if it is time.
+    pub(super) fn progress(&mut self, now: Instant, during: Readiness, done: u64, total: u64) -> Option<Message> {
+        let phase = match during {
+            Readiness::Fetching => ShardPhase::Fetching,
+            Readiness::Loading => ShardPhase::Loading,
+            Readiness::Waiting | Readiness::Ready | Readiness::Failed => return None,
+        };
+        if self.readiness != during {
+            return None;
+        }
         let due = done >= total || self.progress_told.is_none_or(|told| now - told >= PROGRESS_INTERVAL);
         due.then(|| {
             self.progress_told = Some(now);
@@ -161,7 +173,7 @@ impl Stage {
 
     /// The shard is gone, and what waited for it with it.
     pub(super) fn lose_shard(&mut self) {
-        self.phase = Phase::Failed;
+        self.readiness = Readiness::Failed;
         self.queue.clear();
         (self.waiting, self.computing) = (0, 0);
     }

@@ -9,10 +9,12 @@ use qmesh_net::{
 
 use super::*;
 use crate::{
-    shard::{PackedTensor, PackedTensors},
+    backend::{HeldTensor, HeldTensors, LoadedShard},
+    sample::SamplingParameters,
+    step::{Prefix, Step, StepOutput},
     worker::{
         compute::{ShardState, Stepped},
-        emulation::{Computer, Emulation},
+        links::LinkNews,
         tests::load_shard,
     },
 };
@@ -23,20 +25,20 @@ const STRANGER: PeerId = PeerId([3; 32]);
 
 /// A machine, a clock and shorthands; actions are compared as text, without what only people read.
 struct Rig {
-    machine: Machine,
+    state: WorkerState,
     now: Instant,
 }
 
 impl Rig {
     fn new() -> Self {
-        let mut rig = Self { machine: Machine::default(), now: Instant::now() };
+        let mut rig = Self { state: WorkerState::default(), now: Instant::now() };
         rig.on(Event::Joined { coordinator: COORDINATOR });
         rig
     }
 
     fn on(&mut self, event: Event) -> Vec<String> {
         self.now += Duration::from_secs(1);
-        self.machine.handle(self.now, event).iter().filter_map(brief).collect()
+        self.state.handle(self.now, event).iter().filter_map(brief).collect()
     }
 
     fn message(&mut self, message: Message) -> Vec<String> {
@@ -57,20 +59,20 @@ impl Rig {
     fn come_up(&mut self, turn: u64) {
         assert_eq!(self.on(fetched(turn)), [format!("load for {turn}")]);
         let loaded = self.loaded(turn);
-        assert_eq!(self.done(loaded), [format!("seat {turn}"), "tell Ready".to_owned()]);
+        assert_eq!(self.done(loaded), [format!("activate {turn}"), "tell Ready".to_owned()]);
     }
 
     /// What is said when the `turn`th plan's shard is loaded.
     fn loaded(&self, turn: u64) -> Done {
         let turn = Turn(turn);
-        let stage = self.machine.stages.iter().find(|stage| stage.turn == turn).unwrap();
+        let stage = self.state.stages.iter().find(|stage| stage.turn == turn).unwrap();
         Done::Loaded { turn, loaded: loaded(&stage.assignment), took: Duration::ZERO }
     }
 
     fn link(&mut self, epoch: u32, turn: u64) {
         self.message(route(epoch, Upstream::Coordinator));
-        self.on(Event::Outgoing { turn: Turn(turn) });
-        let arrived = Event::Arrived { link: LinkId(turn), peer: COORDINATOR, epoch: PlanEpoch(epoch) };
+        self.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(turn) }));
+        let arrived = Event::Link(LinkNews::Arrived { link: LinkId(turn), peer: COORDINATOR, epoch: PlanEpoch(epoch) });
         assert_eq!(self.on(arrived), [format!("read {turn}"), format!("tell Linked {epoch}")]);
     }
 
@@ -89,9 +91,9 @@ fn brief(action: &Action) -> Option<String> {
         Action::Tell(Message::StageReport(report)) => format!("tell report of {} steps", report.steps),
         Action::Tell(Message::Bye { .. }) => "tell Bye".into(),
         Action::Tell(other) => format!("tell {other:?}"),
-        Action::Fetch { turn, .. } => format!("fetch for {}", turn.0),
-        Action::Load(loading) => format!("load for {}", loading.turn.0),
-        Action::Compute(Command::Seat { turn, .. }) => format!("seat {}", turn.0),
+        Action::Fetch(request) => format!("fetch for {}", request.turn.0),
+        Action::Load(request) => format!("load for {}", request.turn.0),
+        Action::Compute(Command::Activate { turn, .. }) => format!("activate {}", turn.0),
         Action::Compute(Command::Unload { turn }) => format!("unload {}", turn.0),
         Action::Compute(Command::Open { open, .. }) => format!("open {}", open.session),
         Action::Compute(Command::Close { session, .. }) => format!("close {session}"),
@@ -109,15 +111,47 @@ fn brief(action: &Action) -> Option<String> {
 }
 
 fn fetched(turn: u64) -> Event {
-    Event::Fetched { turn: Turn(turn), bytes: 7, weights: Weights::default() }
+    Event::Fetch(FetchNews::Fetched { turn: Turn(turn), bytes: 7, places: TensorPlaces::default() })
 }
 
-/// A shard that computes nothing, and holds each of its tensors.
+/// A shard that computes nothing: the state machine only hands it on.
+#[derive(Debug)]
+struct Idle;
+
+impl LoadedShard for Idle {
+    fn open(&mut self, _: u64, _: usize, _: SamplingParameters) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn fork(&mut self, _: u64, _: usize, _: SamplingParameters, _: Prefix) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn keep(&mut self, _: u64, _: usize) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn close(&mut self, _: u64) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn step(&mut self, _: &Step) -> Result<StepOutput, EngineError> {
+        Ok(StepOutput::Sampled(Vec::new()))
+    }
+
+    fn kv_positions_used(&self) -> usize {
+        0
+    }
+
+    fn tensors(&self) -> HeldTensors {
+        HeldTensors::new()
+    }
+}
+
+/// Such a shard, and each of its tensors.
 fn loaded(assignment: &Assignment) -> Loaded {
-    let Assignment { spec, layers, .. } = assignment;
-    let computer = Computer::Emulated(Emulation { base_us: 0, row_us: 0 }.stage(spec, layers));
-    let tensors = spec.tensors.iter().map(|tensor| (tensor.role, PackedTensor::vector(&[0.0])));
-    Loaded { computer, tensors: tensors.collect::<PackedTensors>() }
+    let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, HeldTensor::new(())));
+    Loaded { shard: Box::new(Idle), tensors: tensors.collect() }
 }
 
 fn route(epoch: u32, upstream: Upstream) -> Message {
@@ -163,13 +197,16 @@ fn stepped(epoch: u32, turn: u64, step: u32) -> Done {
 fn a_stage_comes_up_serves_and_reports() {
     let mut rig = Rig::new();
     assert_eq!(rig.message(Message::Load(load_shard(4, 0..2))), ["fetch for 1"]);
-    assert_eq!(rig.on(Event::Fetching { turn: Turn(1), bytes_done: 1, bytes_total: 9 }), ["tell Fetching"]);
-    let full = Event::DiskFull { turn: Turn(1), text: "no room".into() };
+    assert_eq!(
+        rig.on(Event::Fetch(FetchNews::Progress { turn: Turn(1), bytes_done: 1, bytes_total: 9 })),
+        ["tell Fetching"]
+    );
+    let full = Event::Fetch(FetchNews::DiskFull { turn: Turn(1), text: "no room".into() });
     assert_eq!(rig.on(full), ["tell Fetching"]);
     assert_eq!(rig.on(fetched(1)), ["load for 1"]);
     assert_eq!(rig.done(Done::Loading { turn: Turn(1), bytes_done: 1, bytes_total: 9 }), ["tell Loading"]);
     let loaded = rig.loaded(1);
-    assert_eq!(rig.done(loaded), ["seat 1", "tell Ready"]);
+    assert_eq!(rig.done(loaded), ["activate 1", "tell Ready"]);
     rig.link(4, 1);
 
     assert_eq!(rig.message(open(4)), ["open 5"]);
@@ -179,9 +216,9 @@ fn a_stage_comes_up_serves_and_reports() {
     assert_eq!(rig.done(stepped(4, 1, 10)), ["send 10"]);
     assert_eq!(rig.on(Event::Tick), ["tell report of 1 steps"]);
     assert!(rig.on(Event::Tick).is_empty(), "nothing new to report");
-    let sent = Event::Sent { turn: Turn(1), bytes: 100, took: Duration::from_micros(30) };
+    let sent = Event::Link(LinkNews::Sent { turn: Turn(1), bytes: 100, took: Duration::from_micros(30) });
     assert!(rig.on(sent).is_empty());
-    let report = rig.machine.stages[0].report;
+    let report = rig.state.stages[0].report;
     assert_eq!((report.rows, report.compute_us, report.hop_us, report.bytes_sent), (3, 2000, 30, 100));
     let (epoch, session) = (PlanEpoch(4), SessionId(5));
     assert_eq!(rig.message(Message::Keep { epoch, session, positions: 64 }), ["keep 64 of 5"]);
@@ -212,15 +249,16 @@ fn old_and_unknown_plans_change_nothing() {
     assert_eq!(rig.message(Message::Unload { epoch: PlanEpoch(4) }), ["unload 1", "unlink 1"]);
     assert!(rig.done(stepped(4, 1, 1)).is_empty());
     assert!(rig.step(4, 1, 2).is_empty());
-    assert!(rig.on(Event::OutgoingBroken { turn: Turn(1), text: "gone".into() }).is_empty());
-    assert!(rig.on(Event::Broken { link: LinkId(1), text: "gone".into() }).is_empty());
+    assert!(rig.on(Event::Link(LinkNews::DownstreamBroken { turn: Turn(1), text: "gone".into() })).is_empty());
+    assert!(rig.on(Event::Link(LinkNews::UpstreamBroken { link: LinkId(1), text: "gone".into() })).is_empty());
     assert!(rig.on(fetched(1)).is_empty());
 }
 
 #[test]
 fn links_may_come_before_the_route_and_the_route_before_the_shard() {
     let mut rig = Rig::new();
-    let arrived = |link, peer, epoch| Event::Arrived { link: LinkId(link), peer, epoch: PlanEpoch(epoch) };
+    let arrived =
+        |link, peer, epoch| Event::Link(LinkNews::Arrived { link: LinkId(link), peer, epoch: PlanEpoch(epoch) });
     assert!(rig.on(arrived(1, UPSTREAM, 4)).is_empty());
     assert!(rig.on(arrived(2, STRANGER, 4)).is_empty());
     rig.message(Message::Load(load_shard(4, 0..2)));
@@ -229,18 +267,21 @@ fn links_may_come_before_the_route_and_the_route_before_the_shard() {
     assert_eq!(linked[1..], ["read 1", "refuse 2"]);
     assert!(linked[0].starts_with("link 4 from Worker"));
     assert!(rig.message(route(4, Upstream::Coordinator)).is_empty(), "a second route");
-    assert!(rig.on(Event::Outgoing { turn: Turn(1) }).is_empty(), "not loaded yet");
+    assert!(rig.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(1) })).is_empty(), "not loaded yet");
     assert_eq!(rig.on(Event::Frame { link: LinkId(1), frame: frame(4, 1) }), ["tell Fault Frame None"]);
 
     // Until frames flow the upstream may dial again; a break of its first link is no news.
     assert_eq!(rig.on(arrived(4, UPSTREAM, 4)), ["read 4"]);
-    assert!(rig.on(Event::Broken { link: LinkId(1), text: "old".into() }).is_empty());
+    assert!(rig.on(Event::Link(LinkNews::UpstreamBroken { link: LinkId(1), text: "old".into() })).is_empty());
     rig.on(fetched(1));
     let loaded = rig.loaded(1);
-    assert_eq!(rig.done(loaded), ["seat 1", "tell Ready", "tell Linked 4"]);
+    assert_eq!(rig.done(loaded), ["activate 1", "tell Ready", "tell Linked 4"]);
     assert_eq!(rig.on(Event::Frame { link: LinkId(4), frame: frame(4, 1) }), ["compute 1"]);
     assert_eq!(rig.on(arrived(5, UPSTREAM, 4)), ["refuse 5"], "frames have come");
-    assert_eq!(rig.on(Event::Broken { link: LinkId(4), text: "cut".into() }), ["tell Fault Link None"]);
+    assert_eq!(
+        rig.on(Event::Link(LinkNews::UpstreamBroken { link: LinkId(4), text: "cut".into() })),
+        ["tell Fault Link None"]
+    );
 
     for link in 10..14 {
         assert!(rig.on(arrived(link, STRANGER, 9)).is_empty());
@@ -256,13 +297,13 @@ fn the_weights_outlive_a_lost_coordinator_and_epochs_may_start_over() {
     rig.step(40, 1, 1);
     assert_eq!(rig.on(Event::Lost), ["unload 1", "unlink 1"]);
     assert!(rig.done(stepped(40, 1, 1)).is_empty());
-    assert!(!rig.machine.kept.is_empty());
+    assert!(!rig.state.kept.is_empty());
     rig.on(Event::Joined { coordinator: COORDINATOR });
     // Not before the old shard's KV is gone.
     assert!(rig.message(Message::Load(load_shard(1, 0..2))).is_empty());
     assert_eq!(rig.done(Done::Unloaded { turn: Turn(1) }), ["fetch for 2"]);
-    assert_eq!(rig.machine.stages[0].own_bytes(), 0, "all was kept");
-    assert!(rig.machine.kept.is_empty());
+    assert_eq!(rig.state.stages[0].own_bytes(), 0, "all was kept");
+    assert!(rig.state.kept.is_empty());
     rig.come_up(2);
 }
 
@@ -275,8 +316,11 @@ fn damaged_tensors_are_looked_for_once_and_a_lost_shard_leaves_its_weights() {
         Event::Done(Done::NotLoaded { turn: Turn(1), failure: Failure::Engine(error) })
     };
     rig.on(fetched(1));
-    let again = rig.machine.handle(rig.now, damaged());
-    assert!(matches!(again[..], [Action::Fetch { turn: Turn(1), scrutiny: Scrutiny::Contents, .. }]), "{again:?}");
+    let again = rig.state.handle(rig.now, damaged());
+    assert!(
+        matches!(again[..], [Action::Fetch(FetchRequest { turn: Turn(1), scrutiny: Scrutiny::Contents, .. })]),
+        "{again:?}"
+    );
     assert_eq!(rig.on(fetched(1)), ["load for 1"]);
     assert_eq!(rig.on(damaged()), ["tell Failed"]);
 
@@ -292,7 +336,7 @@ fn damaged_tensors_are_looked_for_once_and_a_lost_shard_leaves_its_weights() {
     assert_eq!(rig.message(open(5)), ["tell Refused 5 in 5"]);
     assert_eq!(rig.message(Message::Load(load_shard(6, 0..2))), ["unload 2", "unlink 2"]);
     assert_eq!(rig.done(Done::Unloaded { turn: Turn(2) }), ["fetch for 3"]);
-    assert_eq!(rig.machine.stages[0].own_bytes(), 0);
+    assert_eq!(rig.state.stages[0].own_bytes(), 0);
 }
 
 #[test]
@@ -308,7 +352,7 @@ fn a_compute_thread_that_ends_is_a_fault_of_every_plan() {
     assert_eq!(rig.message(Message::Load(load_shard(6, 0..2))), ["unload 1", "unlink 1", "unload 2"]);
     rig.done(Done::Unloaded { turn: Turn(1) });
     assert_eq!(rig.done(Done::Unloaded { turn: Turn(2) }), ["fetch for 3"]);
-    assert_eq!(rig.machine.stages[0].own_bytes(), 0);
+    assert_eq!(rig.state.stages[0].own_bytes(), 0);
     rig.come_up(3);
 }
 
@@ -318,16 +362,16 @@ fn frames_stop_coming_when_too_many_are_held() {
     rig.load(4, 1);
     rig.link(4, 1);
     for step in 0..FRAMES_HELD {
-        assert!(rig.machine.has_room(Turn(1)));
+        assert!(rig.state.has_room(Turn(1)));
         rig.step(4, 1, u32::try_from(step).unwrap());
     }
-    assert!(!rig.machine.has_room(Turn(1)));
+    assert!(!rig.state.has_room(Turn(1)));
     assert_eq!(rig.done(stepped(4, 1, 0)), ["send 0", "compute 2"]);
-    assert!(!rig.machine.has_room(Turn(1)), "computed, but not sent");
-    rig.on(Event::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO });
-    assert!(rig.machine.has_room(Turn(1)));
+    assert!(!rig.state.has_room(Turn(1)), "computed, but not sent");
+    rig.on(Event::Link(LinkNews::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO }));
+    assert!(rig.state.has_room(Turn(1)));
     rig.done(stepped(4, 1, 1));
-    let broken = Event::OutgoingBroken { turn: Turn(1), text: "cut".into() };
+    let broken = Event::Link(LinkNews::DownstreamBroken { turn: Turn(1), text: "cut".into() });
     assert_eq!(rig.on(broken), ["tell Fault Link None"]);
     assert!(rig.done(stepped(4, 1, 2)).is_empty(), "nowhere to send it");
 }
@@ -339,10 +383,10 @@ fn who_wants_to_leave_finishes_the_running_step() {
     rig.link(4, 1);
     rig.step(4, 1, 1);
     assert_eq!(rig.on(Event::Asked), ["tell Drain"]);
-    assert!(!rig.machine.has_room(Turn(1)), "no further frames");
+    assert!(!rig.state.has_room(Turn(1)), "no further frames");
     assert!(rig.on(Event::Asked).is_empty());
     assert_eq!(rig.done(stepped(4, 1, 1)), ["send 1"]);
-    let sent = Event::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO };
+    let sent = Event::Link(LinkNews::Sent { turn: Turn(1), bytes: 1, took: Duration::ZERO });
     assert_eq!(rig.on(sent), ["tell report of 1 steps", "tell Bye", "leave Asked"]);
 
     let mut idle = Rig::new();

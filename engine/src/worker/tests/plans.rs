@@ -1,7 +1,7 @@
 //! Workers while a plan follows another: both stand side by side, and what moves is all that moves.
 
 use super::{
-    super::{assignment::Assignment, holding::needed_together},
+    super::{assignment::Assignment, tensors::needed_together},
     *,
 };
 

@@ -1,7 +1,7 @@
 //! Tensors on this machine: a cache in which a file's name is the BLAKE3 of its bytes, and where each tensor of a shard
 //! lies. Everything here blocks; the network thread calls it on other threads.
 //!
-//! Nothing in the cache is trusted for its name: [`Weights`] checks every byte that a shard loads.
+//! Nothing in the cache is trusted for its name: [`TensorPlaces`] checks every byte that a shard loads.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use qmesh_models::{
 use tempfile::TempPath;
 use thiserror::Error;
 
-use crate::{error::EngineError, shard::TensorSource};
+use crate::error::EngineError;
 
 /// Disk space that is left alone, in bytes.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -33,12 +33,12 @@ pub(super) struct Store {
 
 /// A tensor on its way into the cache.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PartialTensor {
     hash: Hash,
     bytes: u64,
     blob: PathBuf,
     file: File,
-    path: PartPath,
+    path: PartialPath,
     hasher: Hasher,
     have: u64,
 }
@@ -76,7 +76,7 @@ pub(super) enum Owner {
 
 /// Where each tensor of a shard lies, by role: a fused one serves several. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Weights(Arc<HashMap<TensorRole, Place>>);
+pub(crate) struct TensorPlaces(Arc<HashMap<TensorRole, Place>>);
 
 /// The cache cannot be used.
 #[derive(Debug, Error)]
@@ -103,7 +103,7 @@ impl StoreError {
 
 /// The name under which a part is written.
 #[derive(Debug)]
-enum PartPath {
+enum PartialPath {
     /// Taken up by a later try; locked while it is written.
     Shared(PathBuf),
     /// Another process writes the shared one: this one is deleted if it does not succeed.
@@ -147,7 +147,7 @@ impl Store {
     }
 
     /// Takes up what an earlier try for the tensor left, or begins anew.
-    pub(super) fn part(&self, hash: Hash, bytes: u64) -> Result<Part, StoreError> {
+    pub(super) fn resume(&self, hash: Hash, bytes: u64) -> Result<PartialTensor, StoreError> {
         let blob = self.blob(hash);
         let folder = blob.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(failed("create", folder))?;
@@ -156,15 +156,15 @@ impl Store {
         let file = open.map_err(failed("open", &shared))?;
         // Whoever held the lock before may have renamed the file that we have open: then the blob is there.
         let (file, path) = match file.try_lock() {
-            Ok(()) if self.find(hash, bytes).is_none() => (file, PartPath::Shared(shared)),
+            Ok(()) if self.find(hash, bytes).is_none() => (file, PartialPath::Shared(shared)),
             Ok(()) | Err(TryLockError::WouldBlock) => {
                 let own = tempfile::Builder::new().suffix(".part").tempfile_in(folder);
                 let (file, path) = own.map_err(failed("write in", folder))?.into_parts();
-                (file, PartPath::Own(path))
+                (file, PartialPath::Own(path))
             }
             Err(TryLockError::Error(source)) => return Err(failed("lock", &shared)(source)),
         };
-        let mut part = Part { hash, bytes, blob, file, path, hasher: Hasher::new(), have: 0 };
+        let mut part = PartialTensor { hash, bytes, blob, file, path, hasher: Hasher::new(), have: 0 };
         part.take_up().map_err(failed("read", part.path()))?;
         Ok(part)
     }
@@ -175,7 +175,7 @@ impl Store {
     }
 }
 
-impl Part {
+impl PartialTensor {
     /// Bytes that are there, from the first on.
     pub(super) fn have(&self) -> u64 {
         self.have
@@ -205,8 +205,8 @@ impl Part {
         // Whatever happens to the machine, the name never stands for less than the bytes.
         self.file.sync_all().map_err(failed("write", self.path()))?;
         match self.path {
-            PartPath::Shared(path) => fs::rename(&path, &self.blob).map_err(failed("rename", &path))?,
-            PartPath::Own(path) => {
+            PartialPath::Shared(path) => fs::rename(&path, &self.blob).map_err(failed("rename", &path))?,
+            PartialPath::Own(path) => {
                 path.persist(&self.blob).map_err(|error| failed("rename", &error.path)(error.error))?
             }
         }
@@ -218,8 +218,8 @@ impl Part {
 
     fn path(&self) -> &Path {
         match &self.path {
-            PartPath::Shared(path) => path,
-            PartPath::Own(path) => path,
+            PartialPath::Shared(path) => path,
+            PartialPath::Own(path) => path,
         }
     }
 
@@ -247,14 +247,18 @@ impl Place {
     }
 }
 
-impl FromIterator<(TensorRole, Place)> for Weights {
+impl FromIterator<(TensorRole, Place)> for TensorPlaces {
     fn from_iter<I: IntoIterator<Item = (TensorRole, Place)>>(places: I) -> Self {
         Self(Arc::new(places.into_iter().collect()))
     }
 }
 
-impl TensorSource for Weights {
-    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
+impl TensorPlaces {
+    /// Fills `into` with a tensor's bytes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are not what they must be; a blob that is damaged is deleted then.
+    pub(crate) fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
         let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
         let read = File::open(&place.path).and_then(|file| file.read_exact_at(into, place.offset));
@@ -285,7 +289,7 @@ mod tests {
 
     fn keep(store: &Store, body: &[u8]) -> Place {
         let (hash, bytes) = (blake3::hash(body), body.len() as u64);
-        let mut part = store.part(hash, bytes).unwrap();
+        let mut part = store.resume(hash, bytes).unwrap();
         let have = usize::try_from(part.have()).unwrap();
         part.append(&body[have..]).unwrap();
         assert_eq!(part.finish().unwrap(), Verdict::Kept);
@@ -301,18 +305,18 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let store = Store::open(cache.path()).unwrap();
         let (hash, bytes) = (blake3::hash(BODY), BODY.len() as u64);
-        store.part(hash, bytes).unwrap().append(&BODY[..5]).unwrap();
-        assert_eq!(store.part(hash, bytes).unwrap().have(), 5);
+        store.resume(hash, bytes).unwrap().append(&BODY[..5]).unwrap();
+        assert_eq!(store.resume(hash, bytes).unwrap().have(), 5);
         assert!(store.find(hash, bytes).is_none());
         keep(&store, BODY);
 
         let other = blake3::hash(b"something else..");
-        let mut part = store.part(other, bytes).unwrap();
+        let mut part = store.resume(other, bytes).unwrap();
         part.append(BODY).unwrap();
         assert!(matches!(part.append(b"x"), Err(StoreError::Io { .. })));
         assert_eq!(part.finish().unwrap(), Verdict::Wrong);
         assert!(store.find(other, bytes).is_none());
-        assert_eq!(store.part(other, bytes).unwrap().have(), 0);
+        assert_eq!(store.resume(other, bytes).unwrap().have(), 0);
         let blob = store.find(hash, bytes).unwrap().path;
         assert_eq!(
             blob.strip_prefix(cache.path()).unwrap(),
@@ -325,9 +329,9 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let store = Store::open(cache.path()).unwrap();
         let (hash, bytes) = (blake3::hash(BODY), BODY.len() as u64);
-        let mut first = store.part(hash, bytes).unwrap();
+        let mut first = store.resume(hash, bytes).unwrap();
         first.append(&BODY[..3]).unwrap();
-        let mut second = store.part(hash, bytes).unwrap();
+        let mut second = store.resume(hash, bytes).unwrap();
         assert_eq!(second.have(), 0);
         second.append(BODY).unwrap();
         first.append(&BODY[3..]).unwrap();
@@ -351,7 +355,7 @@ mod tests {
             offset: 0,
             bytes: 16,
         };
-        let weights = Weights::from_iter([(tensor.role, place.clone())]);
+        let weights = TensorPlaces::from_iter([(tensor.role, place.clone())]);
         let mut into = [0; 16];
         weights.read(&tensor, &mut into).unwrap();
         assert_eq!(into, BODY);

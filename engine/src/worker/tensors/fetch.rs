@@ -1,5 +1,5 @@
-//! Having a shard's tensors: from the cache, from the user's model files, or from the coordinator in ranges, verified
-//! before they get a name. Never asks for, or keeps, a byte of a tensor that the shard does not hold.
+//! Getting a shard's tensors: from the cache, from the user's model files, or from the coordinator in ranges, which are
+//! verified before they get a name. No byte of a tensor that the shard does not hold is asked for, or kept.
 
 use std::{
     collections::BTreeMap,
@@ -25,14 +25,14 @@ use tokio::{
 };
 
 use super::{
-    assignment::Assignment,
-    event::{Event, Scrutiny, Turn},
     holding::needed_together,
     local::LocalModels,
-    memory::Allowance,
-    store::{Place, Store, StoreError, Verdict, Weights},
+    store::{Place, Store, StoreError, TensorPlaces, Verdict},
 };
-use crate::shard::PackedTensors;
+use crate::{
+    backend::HeldTensors,
+    worker::{assignment::Assignment, memory::Allowance, turn::Turn},
+};
 
 /// Bytes asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -46,33 +46,58 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 const FULL_DISK_WAITS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5), Duration::from_secs(10)];
 
-/// What shall be had.
+/// How closely tensors that are on this machine are looked at before they are taken for what their names say. Whatever is
+/// loaded is checked byte for byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Scrutiny {
+    /// Whether they are there, as long as they must be.
+    Lengths,
+    /// Every byte: some of them were wrong.
+    Contents,
+}
+
+/// Which tensors are wanted, and what is in memory already.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) turn: Turn,
-    pub(super) assignment: Arc<Assignment>,
-    /// What another shard has already.
-    pub(super) taken_over: Arc<PackedTensors>,
-    /// What other plans hold.
-    pub(super) beside: Vec<Arc<Assignment>>,
-    pub(super) scrutiny: Scrutiny,
+pub(crate) struct FetchRequest {
+    pub(crate) turn: Turn,
+    /// The shard whose tensors they are.
+    pub(crate) assignment: Arc<Assignment>,
+    /// Those that another shard has already.
+    pub(crate) taken_over: Arc<HeldTensors>,
+    /// The shards that stay in memory beside it.
+    pub(crate) beside: Vec<Arc<Assignment>>,
+    pub(crate) scrutiny: Scrutiny,
 }
 
-/// Everything needed to have the tensors of one assignment.
+/// How a fetch goes, and, as the last word, how it ended.
 #[derive(Debug)]
-pub(super) struct Fetch {
-    pub(super) wanted: Wanted,
-    pub(super) events: mpsc::Sender<Event>,
-    pub(super) connection: Connection,
-    pub(super) cache: PathBuf,
-    pub(super) model_folders: Vec<PathBuf>,
-    /// The user's limit.
-    pub(super) memory: Option<ByteCount>,
-    /// Threads that will compute.
-    pub(super) threads: usize,
+pub(crate) enum FetchNews {
+    /// So many of the missing bytes are at hand.
+    Progress { turn: Turn, bytes_done: u64, bytes_total: u64 },
+    /// The disk has no room for them at present.
+    DiskFull { turn: Turn, text: String },
+    /// All tensors are at hand, `bytes` of them came over the network.
+    Fetched { turn: Turn, bytes: u64, places: TensorPlaces },
+    /// Some are missing, and the fetch has ended.
+    Failed { turn: Turn, text: String },
 }
 
-/// Why the tensors of a shard cannot be had.
+/// The task that gets the tensors of one assignment.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    pub(crate) request: FetchRequest,
+    /// Who hears how it goes.
+    pub(crate) news: mpsc::Sender<FetchNews>,
+    pub(crate) connection: Connection,
+    pub(crate) cache: PathBuf,
+    pub(crate) model_folders: Vec<PathBuf>,
+    /// The user's limit.
+    pub(crate) memory: Option<ByteCount>,
+    /// Threads that will compute.
+    pub(crate) threads: usize,
+}
+
+/// Why some of a shard's tensors are missing.
 #[derive(Debug, Error)]
 enum FetchError {
     #[error("needs {needed} for {layers}, this worker has {}: {}", allowance.bytes, allowance.remedy())]
@@ -97,7 +122,6 @@ struct Missing {
     bytes: u64,
 }
 
-/// Bytes so far.
 /// Bytes of the missing tensors so far.
 #[derive(Debug, Default)]
 struct Counters {
@@ -107,7 +131,14 @@ struct Counters {
     received: AtomicU64,
 }
 
-/// What is here, and what is not; equal tensors are fetched once.
+/// All tensors are at hand.
+struct Fetched {
+    places: TensorPlaces,
+    /// Bytes that came over the network.
+    bytes: u64,
+}
+
+/// Which tensors are on this machine, and which are not; equal ones are fetched once.
 struct Survey {
     store: Store,
     places: Vec<(TensorRole, Place)>,
@@ -115,32 +146,32 @@ struct Survey {
 }
 
 impl Fetch {
-    /// Fetches what is missing and tells how it goes, up to 4 times a second, and how it ended. What came before a
-    /// failure is kept for a later try. A disk that is full may have room again soon: it is tried for a while.
-    pub(super) async fn run(self) {
-        let turn = self.wanted.turn;
+    /// Fetches what is missing, and tells how it goes, up to 4 times a second, and how it ended. What came before a failure
+    /// is kept for a later try. A disk that is full may soon have room again, so it is tried for a while.
+    pub(crate) async fn run(self) {
+        let turn = self.request.turn;
         let mut waits = FULL_DISK_WAITS.into_iter();
-        let event = loop {
+        let last = loop {
             match (self.fetch().await, waits.next()) {
-                (Ok((weights, bytes)), _) => break Event::Fetched { turn, bytes, weights },
+                (Ok(Fetched { places, bytes }), _) => break FetchNews::Fetched { turn, bytes, places },
                 (Err(FetchError::Store(error)), Some(wait)) if error.is_full() => {
                     let text = format!("{error}; trying again in {} s", wait.as_secs());
-                    self.tell(Event::DiskFull { turn, text }).await;
+                    self.tell(FetchNews::DiskFull { turn, text }).await;
                     sleep(wait).await;
                 }
-                (Err(error), _) => break Event::NotFetched { turn, text: error.to_string() },
+                (Err(error), _) => break FetchNews::Failed { turn, text: error.to_string() },
             }
         };
-        self.tell(event).await;
+        self.tell(last).await;
     }
 
-    async fn tell(&self, event: Event) {
+    async fn tell(&self, news: FetchNews) {
         // Without a receiver the worker has left its coordinator, and nobody waits for the tensors.
-        let _ = self.events.send(event).await;
+        let _ = self.news.send(news).await;
     }
 
-    async fn fetch(&self) -> Result<(Weights, u64), FetchError> {
-        let turn = self.wanted.turn;
+    async fn fetch(&self) -> Result<Fetched, FetchError> {
+        let turn = self.request.turn;
         let survey = self.survey();
         let Survey { store, mut places, missing } = spawn_blocking(survey).await??;
         let counters = Arc::new(Counters::default());
@@ -162,29 +193,29 @@ impl Fetch {
                 },
                 _ = ticks.tick() => {
                     let bytes_done = counters.here.load(Ordering::Relaxed);
-                    self.tell(Event::Fetching { turn, bytes_done, bytes_total }).await;
+                    self.tell(FetchNews::Progress { turn, bytes_done, bytes_total }).await;
                 }
             }
         }
-        let tensors = self.wanted.to_have();
+        let tensors = self.request.still_needed();
         places.extend(tensors.filter_map(|(t, hash)| Some((t.role, store.find(hash, t.bytes)?))));
-        Ok((places.into_iter().collect(), counters.received.load(Ordering::Relaxed)))
+        Ok(Fetched { places: places.into_iter().collect(), bytes: counters.received.load(Ordering::Relaxed) })
     }
 
-    /// What refuses a shard that cannot fit, and then looks for each tensor here. It blocks.
+    /// The blocking part: refuses a shard that does not fit into memory, then looks for each tensor on this machine.
     fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
-        let (wanted, memory, threads) = (self.wanted.clone(), self.memory, self.threads);
+        let (request, memory, threads) = (self.request.clone(), self.memory, self.threads);
         let (cache, folders) = (self.cache.clone(), self.model_folders.clone());
         move || {
-            wanted.check_memory(memory, threads)?;
+            request.check_memory(memory, threads)?;
             let store = Store::open(&cache)?;
             let models = LocalModels::scan(&folders);
             let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
-            for (tensor, hash) in wanted.to_have() {
+            for (tensor, hash) in request.still_needed() {
                 let (name, bytes) = (tensor.name.clone(), tensor.bytes);
                 match (models.find(tensor, hash), store.find(hash, bytes)) {
                     (Some(place), _) => places.push((tensor.role, place)),
-                    (None, Some(place)) if wanted.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {}
+                    (None, Some(place)) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {}
                     (None, found) => {
                         if let Some(damaged) = found {
                             tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
@@ -200,9 +231,9 @@ impl Fetch {
     }
 }
 
-impl Wanted {
+impl FetchRequest {
     /// The tensors that no other shard has.
-    fn to_have(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+    fn still_needed(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
         let tensors = self.assignment.spec.tensors.iter().zip(&self.assignment.hashes);
         let missing = tensors.filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role));
         missing.map(|(tensor, &hash)| (tensor, hash))
@@ -233,7 +264,7 @@ async fn fetch_tensor(
     let Missing { name, hash, bytes } = tensor;
     for _ in 0..TRIES {
         let begin = store.clone();
-        let mut part = spawn_blocking(move || begin.part(hash, bytes)).await??;
+        let mut part = spawn_blocking(move || begin.resume(hash, bytes)).await??;
         counters.here.fetch_add(part.have(), Ordering::Relaxed);
         while part.have() < bytes {
             let offset = part.have();

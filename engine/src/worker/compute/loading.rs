@@ -10,38 +10,36 @@ use qmesh_models::spec::TensorSpec;
 use tokio::sync::mpsc;
 
 use super::{
-    assignment::Assignment,
-    compute::{Done, Failure, Loaded, guarded},
-    emulation::{Compute, Computer},
-    event::Turn,
-    store::Weights,
+    command::{Done, Loaded},
+    failure::{Failure, guarded},
 };
 use crate::{
+    backend::{Backend, HeldTensors, ShardRequest},
     error::EngineError,
-    shard::{PackedTensor, PackedTensors, Shard, TensorSource},
+    worker::{assignment::Assignment, tensors::TensorPlaces, turn::Turn},
 };
 
-/// Everything needed to load the shard of one turn.
+/// A shard that is to be loaded for one turn.
 #[derive(Debug)]
-pub(super) struct Loading {
-    pub(super) turn: Turn,
-    pub(super) assignment: Arc<Assignment>,
+pub(crate) struct LoadRequest {
+    pub(crate) turn: Turn,
+    pub(crate) assignment: Arc<Assignment>,
     /// Where the other tensors lie.
-    pub(super) weights: Weights,
+    pub(crate) places: TensorPlaces,
     /// Those that another shard has.
-    pub(super) taken_over: Arc<PackedTensors>,
-    /// Of the tensors to be read.
-    pub(super) bytes_total: u64,
+    pub(crate) taken_over: Arc<HeldTensors>,
+    /// Bytes of the tensors to be read.
+    pub(crate) bytes_total: u64,
     /// Gone when nobody wants the shard any more: then no further tensor is read.
-    pub(super) wanted: Weak<()>,
+    pub(crate) wanted: Weak<()>,
 }
 
-impl Loading {
+impl LoadRequest {
     /// Starts the thread; `done` hears how it goes and, as the last word, how it ended.
-    pub(super) fn spawn(self, threads: usize, compute: Compute, done: mpsc::Sender<Done>) {
+    pub(crate) fn spawn(self, backend: Arc<dyn Backend>, done: mpsc::Sender<Done>) {
         let (turn, answers) = (self.turn, done.clone());
         let load = move || {
-            let answer = self.run(threads, compute, &done);
+            let answer = self.run(&*backend, &done);
             // Without a receiver the worker is ending.
             let _ = done.blocking_send(answer);
         };
@@ -51,39 +49,29 @@ impl Loading {
         }
     }
 
-    fn run(&self, threads: usize, compute: Compute, done: &mpsc::Sender<Done>) -> Done {
+    fn run(&self, backend: &dyn Backend, done: &mpsc::Sender<Done>) -> Done {
         let (turn, bytes_total, since) = (self.turn, self.bytes_total, Instant::now());
         let Assignment { spec, layers, kv_positions, .. } = &*self.assignment;
-        // Progress is told best-effort: nobody waits for it, and the last word says how it ended.
+        let (layers, kv_positions, held) = (layers.clone(), *kv_positions, &*self.taken_over);
+        let read = |tensor: &TensorSpec, into: &mut [u8]| self.read(tensor, into);
+        let request = ShardRequest { spec, layers, kv_positions, held, read: &read };
+        // Without a receiver the worker is ending, and nobody asks how far this is.
         let mut told = |bytes_done| drop(done.blocking_send(Done::Loading { turn, bytes_done, bytes_total }));
-        let loaded = guarded(|| match compute {
-            Compute::Real => {
-                let shard = Shard::load(spec, layers.clone(), *kv_positions, threads, self, &mut told)?;
-                let tensors = shard.tensors().clone();
-                Ok(Loaded { computer: Computer::Shard(Box::new(shard)), tensors })
-            }
-            Compute::Emulated(emulation) => {
-                let computer = Computer::Emulated(emulation.stage(spec, layers));
-                Ok(Loaded { computer, tensors: PackedTensors::new() })
-            }
+        let loaded = guarded(|| {
+            let shard = backend.load(&request, &mut told)?;
+            Ok(Loaded { tensors: shard.tensors(), shard })
         });
         match loaded {
             Ok(loaded) => Done::Loaded { turn, loaded, took: since.elapsed() },
             Err(failure) => Done::NotLoaded { turn, failure },
         }
     }
-}
 
-impl TensorSource for Loading {
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         if self.wanted.strong_count() == 0 {
             let reason = "the plan that wanted it is no more".into();
             return Err(EngineError::Read { tensor: tensor.name.clone(), reason });
         }
-        self.weights.read(tensor, into)
-    }
-
-    fn packed(&self, tensor: &TensorSpec) -> Option<PackedTensor> {
-        self.taken_over.get(&tensor.role).cloned()
+        self.places.read(tensor, into)
     }
 }

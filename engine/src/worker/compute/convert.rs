@@ -3,11 +3,12 @@
 use qmesh_models::footprint::step_rows;
 use qmesh_net::{Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Segment, SessionId, Wants};
 
-use super::{assignment::Assignment, wire};
+use super::wire;
 use crate::{
     error::EngineError,
     sample::{LogitsDigest, SamplingParameters},
     step::{self, SampledRow, SequenceRows, Step, StepOutput},
+    worker::assignment::Assignment,
 };
 
 /// The step that a frame asks for.

@@ -1,38 +1,12 @@
-//! A worker: a process (or, in tests, a task) that joins a mesh and serves a shard, while another one may come up beside it.
-//!
-//! [`run`] is the whole of it. Inside, `state` decides (a state machine without IO), `membership` and `links` move
-//! messages and frames, `compute` owns the shards on a thread of its own, `loading` loads them on another, `fetch` and
-//! `store` have the tensors, and `holding` knows which of them shards can share.
+//! What a worker is asked to do, and how it ended.
 
-mod assignment;
-mod compute;
-mod console;
-mod convert;
-mod emulation;
-mod event;
-mod fetch;
-mod holding;
-mod links;
-mod loading;
-mod local;
-mod membership;
-mod memory;
-mod run;
-mod state;
-mod store;
-mod trails;
-mod wire;
-
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{path::PathBuf, sync::Arc};
 
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RejectCode, Ticket};
 
-pub use self::{
-    console::Audience,
-    emulation::{Compute, Emulation},
-    run::{WorkerError, run},
-};
+use super::console::Audience;
+use crate::backend::Backend;
 
 /// A worker's resolved settings.
 #[derive(Clone, Debug)]
@@ -43,8 +17,6 @@ pub struct WorkerConfig {
     pub name: String,
     /// The most memory it may use, in bytes; what the machine has free where `None`.
     pub memory: Option<ByteCount>,
-    /// Compute threads.
-    pub threads: NonZeroUsize,
     /// Folder of the tensor cache.
     pub cache: PathBuf,
     /// Folders whose model files it may read tensors from.
@@ -53,8 +25,8 @@ pub struct WorkerConfig {
     pub stay: Stay,
     /// Who reads what it says.
     pub audience: Audience,
-    /// How it computes.
-    pub compute: Compute,
+    /// What it computes with.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// What a worker does when its coordinator is gone.
@@ -84,6 +56,3 @@ pub enum Exit {
         text: String,
     },
 }
-
-#[cfg(test)]
-mod tests;

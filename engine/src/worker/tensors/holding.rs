@@ -12,30 +12,29 @@ use qmesh_models::{
     spec::{TensorRole, TensorSpec},
 };
 
-use super::assignment::Assignment;
-use crate::shard::{PackedTensor, PackedTensors};
+use crate::{backend::HeldTensors, worker::assignment::Assignment};
 
 /// The tensors of a shard, and the assignment that says what they were made of. They stay in memory as long as it does.
 #[derive(Clone, Debug)]
-pub(super) struct Holding {
-    pub(super) assignment: Arc<Assignment>,
-    pub(super) tensors: PackedTensors,
+pub(crate) struct Holding {
+    pub(crate) assignment: Arc<Assignment>,
+    pub(crate) tensors: HeldTensors,
 }
 
 /// The tensors of `wanted` that one of `holdings` has already.
-pub(super) fn take_over<'a>(wanted: &Assignment, holdings: impl Iterator<Item = &'a Holding>) -> PackedTensors {
-    let mut taken = PackedTensors::new();
+pub(crate) fn take_over<'a>(wanted: &Assignment, holdings: impl Iterator<Item = &'a Holding>) -> HeldTensors {
+    let mut taken = HeldTensors::new();
     for Holding { assignment, tensors } in holdings {
         let contents = contents(assignment);
         let same = contents_in_order(wanted).filter(|(role, content)| contents.get(role) == Some(content));
-        taken.extend(same.filter_map(|(role, _)| Some((role, PackedTensor::clone(tensors.get(&role)?)))));
+        taken.extend(same.filter_map(|(role, _)| Some((role, tensors.get(&role)?.clone()))));
     }
     taken
 }
 
 /// Memory that `new` and the shards `beside` it need together on a worker with so many threads. A tensor that two of them
 /// hold counts once.
-pub(super) fn needed_together<'a>(
+pub(crate) fn needed_together<'a>(
     new: &'a Assignment,
     beside: impl Iterator<Item = &'a Assignment>,
     threads: usize,
@@ -83,14 +82,14 @@ mod tests {
     use qmesh_models::footprint::PROCESS_BYTES;
 
     use super::*;
-    use crate::worker::tests::load_shard;
+    use crate::{backend::HeldTensor, worker::tests::load_shard};
 
     fn assignment(epoch: u32, layers: std::ops::Range<u32>) -> Arc<Assignment> {
         Arc::new(Assignment::try_from(load_shard(epoch, layers)).unwrap())
     }
 
     fn holding(assignment: &Arc<Assignment>) -> Holding {
-        let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, PackedTensor::vector(&[0.0])));
+        let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, HeldTensor::new(())));
         Holding { assignment: Arc::clone(assignment), tensors: tensors.collect() }
     }
 

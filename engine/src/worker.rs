@@ -1,0 +1,33 @@
+//! A worker: a process (or, in tests, a task) that joins a mesh and serves a shard, while another one may come up beside it.
+//!
+//! [`run`] is the whole of it. Inside there are four rooms, none of which knows the ones after it:
+//!
+//! - `tensors` has the bytes of a shard's tensors on this machine: from its cache, the user's files or the coordinator;
+//! - `compute` loads shards on one thread and computes their steps on another, with a [`Backend`](crate::backend::Backend);
+//! - `links` moves frames to and from the neighbours in the pipeline;
+//! - `state` decides: a state machine without IO, which is told what happened in the other rooms and says what to do.
+//!
+//! Above them `membership` is one stay in a mesh, which does what the state machine says, and `run` is all stays, one after
+//! the other.
+
+mod assignment;
+mod compute;
+mod config;
+mod console;
+mod lasting;
+mod links;
+mod membership;
+mod memory;
+mod run;
+mod state;
+mod tensors;
+mod turn;
+
+pub use self::{
+    config::{Exit, Stay, WorkerConfig},
+    console::Audience,
+    run::{WorkerError, run},
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,14 @@
+//! The tensors of shards on this machine: which are wanted, where each of them lies, and which a loaded shard has already.
+
+mod fetch;
+mod holding;
+mod local;
+mod store;
+
+#[cfg(test)]
+pub(crate) use self::holding::needed_together;
+pub(crate) use self::{
+    fetch::{Fetch, FetchNews, FetchRequest, Scrutiny},
+    holding::{Holding, take_over},
+    store::TensorPlaces,
+};
