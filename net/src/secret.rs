@@ -56,9 +56,7 @@ impl JoinRight {
 
     /// Reads what is kept at `path`, or makes it there, for its owner alone to read.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
-        let path = path.as_ref();
-        let bytes = keyfile::load_or_create(path, || Self::random().to_bytes())?;
-        Self::from_bytes(&bytes).ok_or_else(|| KeyFileError::Content { path: path.into(), what: "a join secret" })
+        keyfile::load_or_create(path.as_ref(), "a join secret", || Self::random().to_bytes(), Self::from_bytes)
     }
 
     /// Puts a new secret at `path`; tickets with the old one let nobody in any more.
