@@ -4,7 +4,8 @@
 //! priority, a control stream of [`Message`]s, one [`Frame`] stream per link and direction, and weight ranges. A worker
 //! is in the mesh once [`join`] returned its `Welcome`. Nothing here looks inside an activation.
 //!
-//! Sends are not cancel-safe, every receive is. [`memory::Network`] runs all of it in a simulation.
+//! Sends are not cancel-safe, every receive is. With the feature `simulation`, which no program that is shipped has,
+//! `memory::Network` runs all of it without a socket, repeatably.
 
 mod admission;
 mod close;
@@ -22,6 +23,7 @@ mod join;
 mod keyfile;
 pub mod limits;
 mod link;
+#[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
 mod plain;
