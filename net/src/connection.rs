@@ -21,10 +21,10 @@ use crate::{
     error::NetError,
     ids::{PeerId, PlanEpoch},
     limits::WAITING_STREAMS,
-    link::{FrameReceiver, FrameSender},
+    link::FrameSender,
     message::RangeRequest,
-    range::{RangeReader, RangeServer},
-    sorter::Sorter,
+    range::RangeReader,
+    sorter::{Incoming, Sorter},
     stream::{Reader, open},
     tls::EXPORTER_LABEL,
     transport,
@@ -46,15 +46,6 @@ struct Inner {
     sorter: AbortHandle,
     /// Keeps its place at the door until it has proved that it may join.
     guest: OnceLock<AbortHandle>,
-}
-
-/// A stream that the peer opened.
-#[derive(Debug)]
-pub enum Incoming {
-    /// A link.
-    Frames(FrameReceiver),
-    /// A request for a piece of a tensor.
-    Range(RangeServer),
 }
 
 impl Connection {

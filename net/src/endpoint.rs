@@ -32,8 +32,10 @@ use crate::{
 const STAGGER: Duration = Duration::from_millis(250);
 /// How long `closed` waits for peers to take leave.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Bytes buffered of a handshake that waits for its turn, and of all of them.
-const INCOMING_BYTES: (u64, u64) = (64 << 10, 1 << 20);
+/// Bytes buffered of one handshake that waits for its turn.
+const INCOMING_BYTES: u64 = 64 << 10;
+/// Bytes buffered of all handshakes that wait.
+const INCOMING_BYTES_TOTAL: u64 = 1 << 20;
 
 /// A socket with an identity. Clones share it; when the last is dropped it accepts no more, but connections live on.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ impl Endpoint {
         let tls = tls::server(identity, admission.clone()).map_err(|error| setup(error.to_string()))?;
         let mut server = ServerConfig::with_crypto(Arc::new(tls));
         server.max_incoming(WAITING_HANDSHAKES);
-        server.incoming_buffer_size(INCOMING_BYTES.0).incoming_buffer_size_total(INCOMING_BYTES.1);
+        server.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
         let runtime = Arc::new(TokioRuntime);
         let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;

@@ -3,9 +3,17 @@
 use std::time::Duration;
 
 /// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Most bytes of one control message, its type included.
 pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Most sections of one message or frame.
+pub const SECTIONS: usize = 16;
+/// Most bytes of a message's sections, their heads included.
+pub const MESSAGE_SECTIONS_BYTES: usize = 256 << 10;
+/// Most bytes of a frame's sections, their heads included.
+pub const FRAME_SECTIONS_BYTES: usize = 4 << 10;
+/// Bytes of one value of an activation row: an f32.
+pub const VALUE_BYTES: usize = 4;
 /// Most bytes of a frame's payload.
 pub const FRAME_PAYLOAD_BYTES: usize = 64 << 20;
 /// Most segments (sequences) in a frame.
@@ -24,7 +32,8 @@ pub const HEAD_ALIGNMENT: usize = 32;
 pub const SEGMENT_BYTES: usize = 32;
 /// Most bytes of a frame's whole head.
 pub const HEAD_BYTES: usize =
-    (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS).next_multiple_of(HEAD_ALIGNMENT);
+    (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS + FRAME_SECTIONS_BYTES)
+        .next_multiple_of(HEAD_ALIGNMENT);
 /// Most bytes of the first message on a control stream: far more than a `Hello` of any version needs.
 pub const HELLO_BYTES: usize = 128 << 10;
 /// Most bytes of a message from a worker: none of them is long.
@@ -93,7 +102,9 @@ const _: () = {
     assert!(FRAME_PAYLOAD_BYTES + HEAD_BYTES <= u32::MAX as usize);
     assert!(FRAME_SEGMENTS <= FRAME_ROWS);
     assert!(FRAME_SEGMENTS <= u16::MAX as usize);
-    assert!(FRAME_WIDTH * 4 <= FRAME_PAYLOAD_BYTES);
+    assert!(FRAME_WIDTH * VALUE_BYTES <= FRAME_PAYLOAD_BYTES);
+    assert!(FRAME_SECTIONS_BYTES <= u16::MAX as usize);
+    assert!(MESSAGE_SECTIONS_BYTES < MESSAGE_BYTES);
     assert!(FRAME_ROWS * (20 + 12 * CANDIDATES) <= FRAME_PAYLOAD_BYTES);
     assert!(MESSAGE_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(HELLO_TEXT_BYTES * 8 <= MESSAGE_BYTES);

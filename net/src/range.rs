@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     close::CloseCode,
-    codec::{decode_range, encode_range},
+    envelope::{MessageError, decode_range, encode_range},
     error::NetError,
     ids::PeerId,
     limits::STALL_DEADLINE,
@@ -49,7 +49,7 @@ impl RangeReader {
         request: RangeRequest,
     ) -> Result<Self, NetError> {
         let mut writer = Writer::new(peer, send, PRIORITY);
-        let unsendable = |error: crate::MessageError| NetError::Unsendable { text: error.to_string() };
+        let unsendable = |error: MessageError| NetError::Unsendable { text: error.to_string() };
         writer.write(&mut [Bytes::from_static(PREFACE)]).await?;
         writer.write_unit(encode_range(&request).map_err(unsendable)?).await?;
         writer.end();

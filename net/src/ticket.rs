@@ -37,6 +37,7 @@ pub struct Ticket {
 
 /// A text that is not a usable ticket.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
 pub enum TicketError {
     /// It does not start as tickets do.
     #[error("not a ticket: tickets start with qmesh1")]

@@ -6,7 +6,6 @@ use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{
     Connection, Downstream, Endpoint, Frame, FrameReceiver, FrameSender, Incoming as Stream, NetError, PeerId,
     PlanEpoch, StepId, Upstream,
-    limits::{FIXED_HEAD_BYTES, SEGMENT_BYTES},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -213,7 +212,7 @@ impl Outgoing {
         let (mut next, mut last) = (first, StepId::default());
         while let Some((since, frame)) = next {
             link.send(&frame).await?;
-            let bytes = wire_bytes(&frame);
+            let bytes = frame.wire_bytes() as u64;
             last = frame.step;
             // The memory of a large activation goes before the next one comes.
             drop(frame);
@@ -245,10 +244,4 @@ impl Outgoing {
         // Without a receiver the worker has left its coordinator, and this task is about to be dropped.
         let _ = self.events.send(event).await;
     }
-}
-
-/// Bytes of a frame on the wire.
-fn wire_bytes(frame: &Frame) -> u64 {
-    let head = FIXED_HEAD_BYTES + frame.segments.len() * SEGMENT_BYTES + frame.ids.len() * 4;
-    (head.next_multiple_of(FIXED_HEAD_BYTES) + frame.payload.len()) as u64
 }

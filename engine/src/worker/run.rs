@@ -10,7 +10,8 @@ use std::{
 
 use qmesh_models::numerics;
 use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Welcome, join,
+    CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, NetError, RejectCode, Sections,
+    Welcome, join,
 };
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
@@ -122,7 +123,7 @@ impl Worker {
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { connection, welcome: Welcome { mesh, assigned_name }, control } = joined;
+        let Joined { connection, welcome: Welcome { mesh, assigned_name, .. }, control } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting, .. } = self;
@@ -160,7 +161,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
         threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
-        features: 0,
+        sections: Sections::default(),
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
     Ok(Joined { connection, welcome, control: (sender, receiver) })
@@ -169,12 +170,8 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
 /// Whether a refusal stays one however often the worker asks.
 fn is_final(code: RejectCode) -> bool {
     match code {
-        RejectCode::Version
-        | RejectCode::Secret
-        | RejectCode::Expired
-        | RejectCode::Malformed
-        | RejectCode::Revoked => true,
-        RejectCode::Full | RejectCode::Shutdown => false,
+        RejectCode::Version | RejectCode::Secret | RejectCode::Expired | RejectCode::Malformed => true,
+        RejectCode::Full => false,
     }
 }
 

@@ -91,9 +91,7 @@ impl Machine {
                 self.of_session(epoch, |turn| Command::Keep { turn, session, positions: positions as usize });
             }
             Message::Unload { epoch } => self.unload(epoch),
-            Message::Ping { stamp } => self.tell(Message::Pong { stamp }),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
-            Message::Pong { .. } => {}
             other @ (Message::Hello(_)
             | Message::Welcome(_)
             | Message::Reject { .. }
