@@ -25,7 +25,7 @@ pub struct ControlSender(Writer);
 #[derive(Debug)]
 pub struct ControlReceiver {
     reader: Reader,
-    /// Bytes of a message.
+    /// Most bytes of a message.
     most: usize,
 }
 

@@ -187,12 +187,12 @@ impl Endpoint {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // It holds the endpoint too, whose socket would else stay open.
+        // The task holds the endpoint too, whose socket would otherwise stay open.
         self.acceptor.abort();
     }
 }
 
-/// Lets handshakes proceed side by side, as far as there are places at the door.
+/// Runs handshakes side by side, each with a place at the door.
 struct Acceptor {
     quic: quinn::Endpoint,
     server: ServerConfig,
@@ -217,12 +217,12 @@ impl Acceptor {
         while let Some(incoming) = self.quic.accept().await {
             while handshakes.try_join_next().is_some() {}
             if self.door.waiting() >= UNPROVEN_ADDRESSES && !incoming.remote_address_validated() {
-                // An address that is not proven may always be asked to prove itself, and takes nobody's place.
+                // Asking a dialler to prove its address costs nothing, and takes nobody's place.
                 let _ = incoming.retry();
             } else {
                 handshakes.spawn(self.handshake(incoming));
             }
-            // A handshake's arithmetic is done on the thread that serves the mesh: other work comes in between.
+            // A handshake's arithmetic is done on the thread that serves the mesh: let other work come in between.
             yield_now().await;
         }
     }
@@ -249,7 +249,7 @@ impl Acceptor {
                         Err(error) => tracing::debug!(%address, %error, "refused a peer"),
                     }
                 }
-                // Anybody can cause it, as often as they like: no more than a line for who looks for it.
+                // Anybody can cause this as often as they like, so it is worth a line to those who debug and no more.
                 Err(why) => tracing::debug!(%address, why, "no handshake"),
             }
         }

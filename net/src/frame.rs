@@ -56,7 +56,7 @@ pub struct Segment {
 pub struct StepTimes {
     /// Computing, over all stages.
     pub compute_us: u32,
-    /// Computing, on the stage that took longest.
+    /// Computing, on the stage that took the longest.
     pub slowest_us: u32,
     /// Waiting for a stage to have finished what came before.
     pub queued_us: u32,
@@ -76,7 +76,7 @@ pub struct Frame {
     pub step: StepId,
     /// Values per `Hidden` row, candidates per `Sampled` row.
     pub width: u32,
-    /// Where its time went.
+    /// Where the time of its step went, so far.
     pub times: StepTimes,
     /// The sequences, in the order of their rows.
     pub segments: Vec<Segment>,

@@ -45,9 +45,9 @@ pub struct Introduction {
 /// Whom a coordinator lets in.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// The secret in the tickets of today.
+    /// The secret in the tickets that are valid now.
     pub secret: JoinSecret,
-    /// When those tickets expire, in seconds since 1970.
+    /// When these tickets expire, in seconds since 1970.
     pub expires_unix: Option<u64>,
     /// Keys that joined before: they need no ticket any more.
     pub known: KnownPeers,

@@ -9,7 +9,7 @@ use std::{
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
-/// No secret file is longer; ours are below 100 bytes.
+/// No more is read of a file; what we write has fewer than 100 bytes.
 const FILE_BYTES: u64 = 1024;
 /// What some editors put before a file that they save.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
@@ -84,7 +84,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
     write().map_err(|source| KeyFileError::Io { path: path.into(), source })
 }
 
-/// Bytes nobody can guess.
+/// Bytes that nobody can guess.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system's random source, without which no TLS works either");

@@ -55,7 +55,7 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// Unread bytes that a peer may have here before it has proved that it may join; it may open a control stream only.
 pub const GUEST_WINDOW_BYTES: u32 = 16 << 10;
-/// The same, of bytes sent to it and not yet acknowledged.
+/// Bytes sent to such a peer, and not yet acknowledged.
 pub const GUEST_SEND_WINDOW_BYTES: u64 = 16 << 10;
 /// One-way streams that a worker may have open at its coordinator: the last stage's link, and that of the next plan.
 pub const JOINED_UNI_STREAMS: u32 = 4;
@@ -65,7 +65,7 @@ pub const JOINED_BIDI_STREAMS: u32 = 16;
 pub const JOINED_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes sent to a worker that has joined, and not yet acknowledged.
 pub const JOINED_SEND_WINDOW_BYTES: u64 = 16 << 20;
-/// Largest UDP payload: above it ten segments in one send would exceed 65,507 bytes and vanish.
+/// Largest UDP payload: with a larger one, ten segments in one send would exceed 65,507 bytes and vanish.
 pub const UDP_PAYLOAD_BYTES: u16 = 6500;
 /// Packets that may come before they are acknowledged, unless they have waited for 25 ms.
 pub const PACKETS_PER_ACK: u32 = 10;
@@ -73,15 +73,15 @@ pub const PACKETS_PER_ACK: u32 = 10;
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Handshakes that wait to be begun; more are refused.
 pub const WAITING_HANDSHAKES: usize = 512;
-/// Connections of one address that have not yet proved that they may join; the oldest of them makes room for another.
-pub const DOOR_PER_ADDRESS: usize = 16;
-/// Such connections from other machines.
+/// Connections at the door, that is, before they have proved that they may join, from other machines.
 pub const DOOR_REMOTE: usize = 128;
-/// Such connections from this machine, for which there is always room.
+/// Connections at the door from one address; the oldest of them makes room for another.
+pub const DOOR_PER_ADDRESS: usize = 16;
+/// Connections at the door from this machine. They have places of their own, so that there is always room for them.
 pub const DOOR_LOOPBACK: usize = 64;
-/// Such connections above which a dialler must first prove its address.
+/// Connections at the door above which a dialler must first prove its address.
 pub const UNPROVEN_ADDRESSES: usize = 16;
-/// Keys that joined and need no ticket to come back; beyond, the one that joined first is forgotten.
+/// Keys that joined and need no ticket to come back; when there are more, the one that joined first is forgotten.
 pub const KNOWN_PEERS: usize = 4096;
 /// Streams of one connection that arrived and were not yet taken.
 pub const WAITING_STREAMS: usize = 16;

@@ -168,7 +168,7 @@ pub enum RejectCode {
     Full,
 }
 
-/// The layers a worker shall hold, and with what room.
+/// The layers that a worker is to hold, and how much room it needs for sessions.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct LoadShard {
     /// The plan's epoch.
@@ -197,7 +197,7 @@ pub struct LoadShard {
     pub sections: Sections,
 }
 
-/// How far a shard is.
+/// How far a shard has come.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct ShardStatus {
     /// The plan's epoch.
@@ -234,27 +234,27 @@ pub struct Route {
     pub epoch: PlanEpoch,
     /// The receiver's stage.
     pub stage: StageIndex,
-    /// Who sends its frames.
+    /// Who sends frames to it.
     pub upstream: Upstream,
-    /// Who gets its frames.
+    /// Who receives frames from it.
     pub downstream: Downstream,
 }
 
 /// Where a stage's frames come from.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Upstream {
-    /// Stage 0: token ids from the coordinator.
+    /// The coordinator, which sends token ids to stage 0.
     Coordinator,
-    /// The stage before, which will dial.
+    /// The worker of the stage before, which will dial.
     Worker(PeerId),
 }
 
 /// Where a stage's frames go.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Downstream {
-    /// Last stage: samples to the coordinator.
+    /// The coordinator, to which the last stage sends samples.
     Coordinator,
-    /// The stage after.
+    /// The worker of the stage after.
     Worker {
         /// Its key.
         peer: PeerId,
@@ -281,9 +281,9 @@ pub struct OpenSession {
 /// The first positions of a session that is open, for another one to begin with: their keys and values are shared.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Prefix {
-    /// Whose.
+    /// Whose positions.
     pub session: SessionId,
-    /// How many: whole pages of the KV cache.
+    /// How many positions: those of whole pages of the KV cache.
     pub positions: u32,
 }
 
@@ -310,7 +310,7 @@ pub struct Sampling {
     pub seed: u64,
     /// Tells the sequences of one request apart.
     pub sequence: u64,
-    /// Added to the logits of these tokens.
+    /// Tokens, each with what is added to its logit.
     pub logit_bias: Vec<(u32, f32)>,
     /// How many candidates to report per sampled row, at most [`crate::limits::CANDIDATES`].
     pub top: u16,

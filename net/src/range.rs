@@ -1,6 +1,6 @@
-//! Weight ranges: a piece of a tensor, asked for by content on a stream of its own, behind everything else.
+//! Weight ranges: a piece of a tensor, asked for by its hash on a stream of its own, which yields to all other streams.
 //!
-//! Asker: `"QMR1" | u32 length | request`. Answer: `u32 length | reply`, then the bytes.
+//! Who asks sends `"QMR1" | u32 length | request`; who answers sends `u32 length | reply`, then the bytes.
 
 use bytes::Bytes;
 
@@ -21,7 +21,7 @@ pub(crate) const PREFACE: &[u8; 4] = b"QMR1";
 const PRIORITY: i32 = -10;
 /// Most bytes of a request or reply.
 const HEAD_BYTES: usize = 4096;
-/// Pieces in which a range is handed out.
+/// Bytes of a piece in which a range is handed out.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// A range on its way in.
@@ -32,7 +32,7 @@ pub struct RangeReader {
     bytes_left: u64,
 }
 
-/// A range somebody asks for. Dropped without an answer it fails at the asker.
+/// A range that the peer asks for. If it is dropped without an answer, the request fails at the peer.
 #[derive(Debug)]
 pub struct RangeServer {
     peer: PeerId,

@@ -19,6 +19,9 @@ const SIDE_MAX: usize = 1 << 24;
 /// The most positions of a KV budget.
 const POSITIONS_MAX: usize = 1 << 28;
 
+/// The tags that this version knows in a `LoadShard`.
+const KNOWN_TAGS: [u16; 0] = [];
+
 /// One stage of one plan.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Assignment {
@@ -125,7 +128,7 @@ impl TryFrom<LoadShard> for Assignment {
     type Error = AssignmentError;
 
     fn try_from(load: LoadShard) -> Result<Self, AssignmentError> {
-        load.sections.understood(&[])?;
+        load.sections.understood(&KNOWN_TAGS)?;
         let mut spec: ModelSpec = serde_json::from_slice(&load.spec_json)?;
         let (hashes, tensors) = (load.tensor_hashes.len(), spec.tensors.len());
         if hashes != tensors {
