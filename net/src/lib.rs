@@ -4,7 +4,8 @@
 //! priority, a control stream of [`Message`]s, one [`Frame`] stream per link and direction, and weight ranges. A worker
 //! is in the mesh once [`join`] returned its `Welcome`. Nothing here looks inside an activation.
 //!
-//! Sends are not cancel-safe, every receive is. [`memory::Network`] runs all of it in a simulation.
+//! Sends are not cancel-safe, every receive is. With the feature `simulation`, which no program that is shipped has,
+//! `memory::Network` runs all of it without a socket, repeatably.
 
 mod admission;
 mod close;
@@ -13,6 +14,7 @@ mod connection;
 mod control;
 mod door;
 mod endpoint;
+mod envelope;
 mod error;
 mod frame;
 mod head;
@@ -22,12 +24,14 @@ mod join;
 mod keyfile;
 pub mod limits;
 mod link;
+#[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
 mod plain;
 mod range;
 mod sampled;
 mod secret;
+mod section;
 mod sorter;
 mod stream;
 mod ticket;
@@ -37,13 +41,13 @@ mod transport;
 
 pub use admission::Admission;
 pub use close::CloseCode;
-pub use codec::{MessageError, decode, encode};
-pub use connection::{Connection, Incoming};
+pub use connection::Connection;
 pub use control::{ControlReceiver, ControlSender};
 pub use endpoint::Endpoint;
+pub use envelope::{MessageError, decode, encode};
 pub use error::NetError;
-pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, Wants, WireType};
-pub use head::{FrameError, FrameHead};
+pub use frame::{Frame, FrameError, FrameKind, Segment, StepTimes, Wants};
+pub use head::FrameHead;
 pub use identity::Identity;
 pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
 pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
@@ -56,6 +60,8 @@ pub use message::{
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
+pub use section::{SectionError, Sections};
+pub use sorter::Incoming;
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 

@@ -119,7 +119,7 @@ impl Guest {
         let Ok(assigned_name) = named.await else { return Ok(()) };
         // Who was let in once comes back without a ticket, for as long as this process lives.
         self.gate.known.remember(applicant.peer());
-        let (_, sender, receiver) = applicant.admit(Welcome { mesh, assigned_name }).await?;
+        let (_, sender, receiver) = applicant.admit(Welcome { mesh, assigned_name, ..Welcome::default() }).await?;
         tokio::select! {
             done = send_messages(sender, messages) => done,
             done = self.receive_messages(receiver) => done,

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qmesh_net::{
-    Frame, FrameKind, OpenSession, PlanEpoch, Sampling, Segment, SegmentFlags, SessionId, StepId, StepTimes, Trail,
-    Wants, WireType,
+    Frame, FrameKind, OpenSession, PlanEpoch, Sampling, Sections, Segment, SessionId, StepId, StepTimes, Trail, Wants,
 };
 
 /// A probe of one pipeline.
@@ -127,12 +126,10 @@ impl Probe {
             position: 0,
             rows: 1,
             wants: Wants::Last,
-            flags: SegmentFlags::default(),
             trail: Trail::default().then(self.id()),
         };
         Frame {
             kind: FrameKind::Tokens,
-            wire: WireType::F32,
             epoch: self.epoch,
             step: self.step(),
             width: 0,
@@ -140,6 +137,7 @@ impl Probe {
             segments: vec![segment],
             ids: vec![self.id()],
             payload: Bytes::new(),
+            sections: Sections::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Sampled, Segment, SegmentFlags, SessionId, Trail, Trails, Wants};
+use qmesh_net::{Sampled, Segment, SessionId, Trail, Trails, Wants};
 
 use super::{draft::Drafter, pages::PAGE_POSITIONS};
 use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, PromptRows};
@@ -192,8 +192,8 @@ impl Sequence {
         self.in_flight += 1;
         let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
         let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
-        let (flags, trail) = (SegmentFlags::default(), self.trail(position, &ids));
-        (Segment { session, position: count(position), rows: count(ids.len()), wants, flags, trail }, ids)
+        let trail = self.trail(position, &ids);
+        (Segment { session, position: count(position), rows: count(ids.len()), wants, trail }, ids)
     }
 
     /// The next at most `rows` ids as a segment; two, where they are scored and only one is left room for.
@@ -221,7 +221,6 @@ impl Sequence {
             position: count(position),
             rows: count(ids.len()),
             wants,
-            flags: SegmentFlags::default(),
             trail: self.trail(position, &ids),
         };
         (segment, ids)

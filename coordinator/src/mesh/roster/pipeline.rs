@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use qmesh_net::{
-    Downstream, LoadShard, Message, PlanEpoch, Route, ShardPhase, ShardStatus, StageIndex, StageReport, Upstream,
-    WireType,
+    Downstream, LoadShard, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageIndex, StageReport,
+    Upstream,
 };
 
 use super::{Joined, Misconduct, PlannedModel, WorkerId, choice::Choice, troubles::Blame};
@@ -145,12 +145,12 @@ impl Pipeline {
             model_name: model.name.clone(),
             // A spec is plain numbers and texts: writing it as JSON cannot fail.
             spec_json: serde_json::to_vec(&spec).unwrap_or_default(),
-            layers: (count(layers.start), count(layers.end)),
+            layers: count(layers.start)..count(layers.end),
             tensor_hashes,
             kv_positions: count(model.kv_positions),
             context: count(model.context),
             chunk_rows: count(model.chunk_rows),
-            wire: WireType::F32,
+            sections: Sections::default(),
         }
     }
 

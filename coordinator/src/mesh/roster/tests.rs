@@ -15,7 +15,7 @@ fn workers_become_a_pipeline_step_by_step() {
     world.join("b", GB);
     let actions = world.tick();
     let loads: Vec<_> = actions.iter().filter_map(load).collect();
-    assert_eq!(loads.iter().map(|l| l.layers).collect::<Vec<_>>(), [(0, 2), (2, 3)]);
+    assert_eq!(loads.iter().map(|l| layers(l)).collect::<Vec<_>>(), [(0, 2), (2, 3)]);
     for load in &loads {
         let spec: ModelSpec = serde_json::from_slice(&load.spec_json).unwrap();
         assert_eq!(spec.tensors.len(), load.tensor_hashes.len(), "a hash for each of its own tensors");
@@ -43,7 +43,7 @@ fn a_lost_stage_brings_the_pipeline_down_and_the_rest_is_planned_anew() {
     assert_eq!(down.as_deref(), Some("lost b (layers 2-2): timed out"));
     // One worker holds the model, so one worker it is.
     let actions = world.tick();
-    assert!(matches!(actions.iter().find_map(load), Some(l) if l.layers == (0, 3) && l.epoch == PlanEpoch(2)));
+    assert!(matches!(actions.iter().find_map(load), Some(l) if layers(l) == (0, 3) && l.epoch == PlanEpoch(2)));
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_spare_is_left_alone_until_it_is_needed() {
     world.join("c", GB);
     assert!(world.tick().is_empty());
     world.roster.left(world.now, WorkerId(1), "gone");
-    let loads: Vec<_> = world.tick().iter().filter_map(load).map(|l| l.layers).collect();
+    let loads: Vec<_> = world.tick().iter().filter_map(load).map(layers).collect();
     assert_eq!(loads, [(0, 2), (2, 3)], "two stages again");
 }
 
@@ -67,7 +67,7 @@ fn when_it_fits_waits_for_enough_memory_and_deals_again_for_who_joins() {
     assert!(world.roster.text().contains("MB"), "{}", world.roster.text());
     world.join("a", GB);
     world.now += SETTLE;
-    let loads: Vec<_> = world.tick().iter().filter_map(load).map(|l| l.layers).collect();
+    let loads: Vec<_> = world.tick().iter().filter_map(load).map(layers).collect();
     assert_eq!(loads, [(0, 3)], "the one that is large enough");
     world.join("b", GB);
     world.now += SETTLE;
@@ -85,7 +85,7 @@ fn a_worker_that_cannot_load_or_hangs_is_left_out() {
     world.tick();
     let failed = ShardStatus { phase: ShardPhase::Failed, text: "needs 9 GB".to_owned(), ..status(1) };
     world.roster.shard_status(world.now, WorkerId(1), failed).unwrap();
-    let loads: Vec<_> = world.tick().iter().filter_map(load).map(|l| l.layers).collect();
+    let loads: Vec<_> = world.tick().iter().filter_map(load).map(layers).collect();
     assert_eq!(loads, [(0, 3)], "the other takes it all");
     world.now += SILENCE + Duration::from_secs(1);
     world.tick();
@@ -329,6 +329,11 @@ fn status(epoch: u32) -> ShardStatus {
         text: String::new(),
         peak_memory_bytes: 1,
     }
+}
+
+/// The first layer to load, and the one after the last.
+fn layers(load: &LoadShard) -> (u32, u32) {
+    (load.layers.start, load.layers.end)
 }
 
 fn load(action: &Action) -> Option<&LoadShard> {

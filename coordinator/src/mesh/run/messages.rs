@@ -30,12 +30,10 @@ impl MeshTask {
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
             Message::StageReport(report) => self.roster.report(worker, report),
-            Message::Ping { stamp } => self.send(worker, Message::Pong { stamp }),
             Message::Drain | Message::Bye { .. } => {
                 let actions = self.roster.left(now, worker, "it has left");
                 self.roster_actions(now, actions);
             }
-            Message::Pong { .. } => {}
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Reject { .. }

@@ -8,8 +8,7 @@ use std::{
 };
 
 use qmesh_net::{
-    Frame, OpenSession, PlanEpoch, Prefix, Segment, SegmentFlags, SessionId, StepId, Trails, Wants,
-    limits::FRAME_SEGMENTS,
+    Frame, OpenSession, PlanEpoch, Prefix, Segment, SessionId, StepId, Trails, Wants, limits::FRAME_SEGMENTS,
 };
 
 use super::{
@@ -245,8 +244,7 @@ impl Scheduler {
             let ids = &sequence.ids[follower.sent..end];
             let trail = follower.trails.write(follower.sent, ids).unwrap_or_default();
             frame.ids.extend(ids);
-            let flags = SegmentFlags::default();
-            frame.segments.push(Segment { session, position, rows, wants: Wants::None, flags, trail });
+            frame.segments.push(Segment { session, position, rows, wants: Wants::None, trail });
             left -= end - follower.sent;
             follower.sent = end;
             follower.in_flight += 1;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use qmesh_net::{Frame, FrameKind, PlanEpoch, Segment, SessionId, StepId, StepTimes, WireType};
+use qmesh_net::{Frame, FrameKind, PlanEpoch, Sections, Segment, SessionId, StepId, StepTimes};
 
 /// The pipeline that steps run through.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,6 @@ impl StepUnderWay {
 pub(super) fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
     Frame {
         kind: FrameKind::Tokens,
-        wire: WireType::F32,
         epoch: pipeline.epoch,
         step,
         width: 0,
@@ -45,5 +44,6 @@ pub(super) fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
         segments: Vec::new(),
         ids: Vec::new(),
         payload: Bytes::new(),
+        sections: Sections::default(),
     }
 }

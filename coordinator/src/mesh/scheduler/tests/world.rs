@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use qmesh_net::{FrameKind, SegmentFlags, Trails, Wants};
+use qmesh_net::{FrameKind, Trails, Wants};
 
 use super::*;
 use crate::generate::Finish;
@@ -309,7 +309,7 @@ impl World {
             }
             let (position, rows) = (segment.position + first, segment.rows - first);
             let trail = Trails::default().write(0, held).unwrap();
-            segments.push(Segment { position, rows, flags: SegmentFlags::default(), trail, ..*segment });
+            segments.push(Segment { position, rows, trail, ..*segment });
         }
         (Frame { kind: FrameKind::Sampled, segments, ..frame }, rows)
     }
