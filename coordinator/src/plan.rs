@@ -12,7 +12,6 @@ mod solver;
 
 use std::ops::Range;
 
-use clap::ValueEnum;
 use qmesh_models::{footprint::Footprint, spec::ModelSpec};
 use serde::Serialize;
 
@@ -32,15 +31,15 @@ pub struct Capacity {
 
 /// What the stages shall be equally busy with: prompts pass the layers alone, generated tokens the head as well, so that no
 /// cut is the best for both.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Workload {
-    /// Some of both
+    /// Some of both.
     #[default]
     Mixed,
-    /// Long prompts, short answers
+    /// Long prompts, short answers.
     Prompts,
-    /// Short prompts, long answers
+    /// Short prompts, long answers.
     Replies,
 }
 
