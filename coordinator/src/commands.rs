@@ -7,6 +7,7 @@ mod eval;
 mod inspect;
 mod list;
 mod local_mesh;
+mod opened;
 mod plan;
 mod prompts;
 mod pull;
