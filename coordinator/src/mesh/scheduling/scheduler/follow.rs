@@ -12,44 +12,18 @@ use qmesh_net::{
     limits::FRAME_SEGMENTS,
 };
 
-use super::{
-    Action, FIRST_STEP, Scheduler, StepTotals,
-    step::{Pipeline, StepUnderWay, empty_frame},
-};
+use super::{FIRST_STEP, Scheduler, StepTotals};
 use crate::mesh::{
-    PrefixReuse,
-    pace::Pace,
-    pages::Pages,
-    sequence::{Phase, Sequence},
+    config::PrefixReuse,
+    scheduling::{
+        action::Action,
+        pace::Pace,
+        pages::PageLedger,
+        sequence::{Phase, Sequence, agree},
+        step::{Pipeline, StepUnderWay, empty_frame},
+        successor::{Follower, Successor},
+    },
 };
-
-/// The pipeline that sequences follow to.
-#[derive(Debug)]
-pub(super) struct Successor {
-    pub(super) pipeline: Pipeline,
-    pub(super) steps: BTreeMap<StepId, StepUnderWay>,
-    pub(super) pace: Pace,
-    pub(super) returned: Instant,
-    next_step: u32,
-    pages: Pages,
-    followers: BTreeMap<SessionId, Follower>,
-    since: Instant,
-    /// The old pipeline gets no more steps: its last ones are waited for.
-    draining: bool,
-}
-
-/// A sequence's second self, which has computed a beginning of its ids.
-#[derive(Debug)]
-struct Follower {
-    phase: Phase,
-    sent: usize,
-    computed: usize,
-    in_flight: usize,
-    /// Of the ids sent.
-    trails: Trails,
-    /// A stage would not have it: it starts over when all others are there.
-    failed: bool,
-}
 
 impl Scheduler {
     /// A second pipeline stands: whoever runs shall follow there. `Action::Followed` says when all have.
@@ -60,7 +34,7 @@ impl Scheduler {
             pace: Pace::new(stages),
             returned: now,
             next_step: FIRST_STEP,
-            pages: Pages::new(self.limits.kv_positions),
+            pages: PageLedger::new(self.limits.kv_positions),
             followers: BTreeMap::new(),
             since: now,
             draining: false,
@@ -148,7 +122,7 @@ impl Scheduler {
         }
         // What its stages hold of another text must not be gone on from.
         let followers = &successor.followers;
-        let strays = frame.segments.iter().filter(|s| followers.get(&s.session).is_some_and(|f| !f.agrees(s)));
+        let strays = frame.segments.iter().filter(|s| followers.get(&s.session).is_some_and(|f| !agree(&f.trails, s)));
         let strays: Vec<SessionId> = strays.map(|s| s.session).collect();
         strays.into_iter().flat_map(|session| self.follower_failed(session)).collect()
     }
@@ -262,7 +236,7 @@ impl Scheduler {
         self.next_step = successor.next_step;
         self.pages = successor.pages;
         self.pace = successor.pace;
-        self.returned = now;
+        self.returned = Some(now);
         self.step_totals = StepTotals::default();
         self.kept.clear();
         let mut waiting = Vec::new();
@@ -285,28 +259,6 @@ impl Scheduler {
     }
 }
 
-impl Successor {
-    /// Forgets a follower; who has failed was closed then.
-    fn leave(&mut self, session: SessionId) -> Option<Action> {
-        let follower = self.followers.remove(&session).filter(|f| !f.failed)?;
-        debug_assert!(follower.sent >= follower.computed, "what was computed was sent");
-        self.pages.keep(session, 0);
-        Some(Action::Close(self.pipeline.epoch, session))
-    }
-}
-
-impl Follower {
-    /// Whether the stages had the ids that were sent, up to the end of a segment that came back.
-    fn agrees(&self, segment: &Segment) -> bool {
-        self.trails.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
-    }
-
-    /// So near that what is left takes no longer than a step or two.
-    fn is_near(&self, sequence: &Sequence) -> bool {
-        self.phase == Phase::Running && sequence.ids.len() - self.computed.min(sequence.ids.len()) <= NEAR
-    }
-}
-
 /// Positions fit: a context is bounded far below 2³².
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
@@ -316,8 +268,6 @@ fn count(n: usize) -> u32 {
 const CHUNK_TIME: f64 = 0.04;
 /// Rows of a step of followers, at least: fewer cost nearly as much.
 const CHUNK_LEAST: usize = 16;
-/// Positions that a follower may lack when its sequence moves.
-const NEAR: usize = 48;
 /// For how long new sequences still come onto the old pipeline.
 const OPEN_MOST: Duration = Duration::from_secs(90);
 /// After that sequences move whether they have a follower or not.

@@ -4,12 +4,16 @@ use std::time::Instant;
 
 use qmesh_net::{PlanEpoch, ShardPhase};
 
-use super::{
-    Pipeline, Roster, Worker, WorkerId,
-    pipeline::{Stage, Standing},
-};
+use super::Roster;
 use crate::{
-    mesh::status::{ChangeStatus, MeshState, StageStatus, WorkerStatus},
+    mesh::{
+        events::{MeshEvent, PlannedStage},
+        formation::{
+            pipeline::{Pipeline, Stage, Standing},
+            worker::{Worker, WorkerId},
+        },
+        status::{ChangeStatus, MeshState, StagePhase, StageStatus, WorkerStatus},
+    },
     plan::StagePlan,
 };
 
@@ -34,6 +38,17 @@ impl Roster {
 
     pub(crate) fn stage_status(&self) -> Vec<StageStatus> {
         self.shown().map(|p| self.stages_of(p)).unwrap_or_default()
+    }
+
+    /// The plan that is being made ready, as an event.
+    pub(crate) fn plan_made(&self) -> Option<MeshEvent> {
+        let next = self.next.as_ref()?;
+        let stages = next.plan.stages.iter().zip(&next.stages).map(|(planned, stage)| PlannedStage {
+            worker: self.name_of(stage.worker).to_owned(),
+            first_layer: planned.layers.start,
+            end_layer: planned.layers.end,
+        });
+        Some(MeshEvent::PlanMade { epoch: next.epoch.0, why: next.why, stages: stages.collect() })
     }
 
     /// The plan that is to take the place of the one that serves.
@@ -119,7 +134,7 @@ impl Roster {
             weight_bytes: planned.weight_bytes,
             planned_bytes: planned.memory_bytes,
             peak_bytes: report.peak_memory_bytes,
-            phase: stage.status.as_ref().map_or("asked", |s| phase_name(s.phase)).to_owned(),
+            phase: stage.status.as_ref().map_or(StagePhase::Asked, |s| phase(s.phase)),
             bytes_done: stage.status.as_ref().map_or(0, |s| s.bytes_done),
             bytes_total: stage.status.as_ref().map_or(planned.weight_bytes, |s| s.bytes_total),
             steps: report.steps,
@@ -129,11 +144,11 @@ impl Roster {
     }
 }
 
-fn phase_name(phase: ShardPhase) -> &'static str {
-    match phase {
-        ShardPhase::Fetching => "fetching",
-        ShardPhase::Loading => "loading",
-        ShardPhase::Ready => "ready",
-        ShardPhase::Failed => "failed",
+fn phase(said: ShardPhase) -> StagePhase {
+    match said {
+        ShardPhase::Fetching => StagePhase::Fetching,
+        ShardPhase::Loading => StagePhase::Loading,
+        ShardPhase::Ready => StagePhase::Ready,
+        ShardPhase::Failed => StagePhase::Failed,
     }
 }

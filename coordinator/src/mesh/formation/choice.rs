@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, time::Instant};
 use qmesh_net::PeerId;
 
 use super::{
-    super::{Formation, Workers},
-    PlannedModel, Worker, WorkerId,
+    planned::PlannedModel,
     troubles::{Severity, Troubles},
+    worker::{Worker, WorkerId},
 };
-use crate::plan::{self, Capacity, Plan, PlanError, PlanInput};
+use crate::{
+    mesh::config::{Formation, Workers},
+    plan::{self, Capacity, Plan, PlanError, PlanInput},
+};
 
 /// A plan and the worker of each of its stages.
 #[derive(Debug)]

@@ -2,21 +2,55 @@
 
 use std::time::Instant;
 
-use qmesh_net::{Fault, FaultCode, Frame, FrameKind, Message, PlanEpoch, Sampled, SessionId, ShardStatus};
+use qmesh_net::{Fault, FaultCode, Frame, FrameError, FrameKind, Message, PlanEpoch, Sampled, SessionId, ShardStatus};
 
-use super::MeshTask;
+use super::{Action, Conductor};
 use crate::mesh::{
-    probe::Probe,
-    roster::{Blame, Misconduct, WorkerId},
+    events::MeshEvent,
+    formation::{Blame, Misconduct, WorkerId},
+    scheduling::BadAnswer,
 };
 
-impl MeshTask {
-    pub(super) fn control(&mut self, now: Instant, worker: WorkerId, message: Message) -> Result<(), Misconduct> {
+/// Why a worker is hung up on.
+#[derive(Debug, thiserror::Error)]
+enum Offence {
+    #[error(transparent)]
+    Misconduct(#[from] Misconduct),
+    #[error("it sent something else than samples")]
+    NotSamples,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Answer(#[from] BadAnswer),
+}
+
+impl Conductor {
+    /// A worker says something on its control stream.
+    pub(crate) fn said(&mut self, now: Instant, worker: WorkerId, message: Message) {
+        if let Err(misconduct) = self.control(now, worker, message) {
+            self.hang_up(worker, &misconduct.into());
+        }
+    }
+
+    /// A frame came out of a pipeline.
+    pub(crate) fn sampled(&mut self, now: Instant, worker: WorkerId, frame: &Frame) {
+        if let Err(offence) = self.frame(now, worker, frame) {
+            self.hang_up(worker, &offence);
+        }
+    }
+
+    fn hang_up(&mut self, worker: WorkerId, offence: &Offence) {
+        let (name, text) = (self.roster.name_of(worker).to_owned(), offence.to_string());
+        self.publish(MeshEvent::FaultSeen { worker: name, text: text.clone() });
+        self.actions.push_back(Action::HangUp(worker, text));
+    }
+
+    fn control(&mut self, now: Instant, worker: WorkerId, message: Message) -> Result<(), Misconduct> {
         match message {
             Message::ShardStatus(status) => self.shard_status(now, worker, status)?,
             Message::Linked { epoch } => {
                 let actions = self.roster.linked(worker, epoch)?;
-                self.roster_actions(now, actions);
+                self.order(now, actions);
             }
             Message::Opened { epoch, session } => {
                 if self.answers(worker, epoch, session)? {
@@ -30,11 +64,8 @@ impl MeshTask {
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
             Message::StageReport(report) => self.roster.report(worker, report),
-            Message::Ping { stamp } => self.send(worker, Message::Pong { stamp }),
-            Message::Drain | Message::Bye { .. } => {
-                let actions = self.roster.left(now, worker, "it has left");
-                self.roster_actions(now, actions);
-            }
+            Message::Ping { stamp } => self.actions.push_back(Action::Send(worker, Message::Pong { stamp })),
+            Message::Drain | Message::Bye { .. } => self.left(now, worker, "it has left"),
             Message::Pong { .. } => {}
             Message::Hello(_)
             | Message::Welcome(_)
@@ -51,7 +82,7 @@ impl MeshTask {
 
     fn shard_status(&mut self, now: Instant, worker: WorkerId, status: ShardStatus) -> Result<(), Misconduct> {
         let actions = self.roster.shard_status(now, worker, status)?;
-        self.roster_actions(now, actions);
+        self.order(now, actions);
         Ok(())
     }
 
@@ -66,11 +97,8 @@ impl MeshTask {
     }
 
     fn opened(&mut self, now: Instant, epoch: PlanEpoch, session: SessionId) {
-        match self.probe.as_mut().filter(|probe| probe.epoch() == epoch && Probe::owns(session)) {
-            Some(probe) => {
-                let outcome = probe.opened(session);
-                self.probe_outcomes(now, outcome.into_iter().collect());
-            }
+        match self.prober.opened(epoch, session) {
+            Some(outcomes) => self.order(now, outcomes),
             None => self.scheduler.opened(epoch, session),
         }
     }
@@ -85,7 +113,9 @@ impl MeshTask {
             self.session_fault(now, worker, epoch, session, &text);
             return Ok(());
         }
-        tracing::warn!("fault on {}: {text}", self.roster.name_of(worker));
+        let name = self.roster.name_of(worker).to_owned();
+        tracing::warn!("fault on {name}: {text}");
+        self.publish(MeshEvent::FaultSeen { worker: name, text: text.clone() });
         let actions = match code {
             FaultCode::Link => self.roster.link_broken(now, worker, epoch, &text),
             FaultCode::Gap { .. }
@@ -97,37 +127,39 @@ impl MeshTask {
             | FaultCode::Ids
             | FaultCode::Internal => self.roster.broken(now, epoch, &text, Blame::Worker(worker)),
         };
-        self.roster_actions(now, actions);
+        self.order(now, actions);
         Ok(())
     }
 
     fn session_fault(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, session: SessionId, text: &str) {
-        let text = format!("{}: {text}", self.roster.name_of(worker));
-        tracing::warn!("fault on {text}");
-        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.epoch() == epoch && Probe::owns(session)) {
-            let outcomes = probe.failed(session, &text);
-            return self.probe_outcomes(now, outcomes);
+        let name = self.roster.name_of(worker).to_owned();
+        let named = format!("{name}: {text}");
+        tracing::warn!("fault on {named}");
+        self.publish(MeshEvent::FaultSeen { worker: name, text: text.to_owned() });
+        match self.prober.failed(epoch, session, &named) {
+            Some(outcomes) => self.order(now, outcomes),
+            None => {
+                let actions = self.scheduler.failed(epoch, session, &named);
+                self.order(now, actions);
+            }
         }
-        let actions = self.scheduler.failed(epoch, session, &text);
-        self.scheduler_actions(now, actions);
     }
 
-    pub(super) fn frame(&mut self, now: Instant, worker: WorkerId, frame: &Frame) -> Result<(), String> {
-        if !self.roster.may_sample(worker, frame.epoch).map_err(|e| e.to_string())? {
+    fn frame(&mut self, now: Instant, worker: WorkerId, frame: &Frame) -> Result<(), Offence> {
+        if !self.roster.may_sample(worker, frame.epoch)? {
             return Ok(());
         }
         if frame.kind != FrameKind::Sampled {
-            return Err("it sent something else than samples".to_owned());
+            return Err(Offence::NotSamples);
         }
-        let rows = Sampled::decode_rows(frame).map_err(|e| e.to_string())?;
-        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.epoch() == frame.epoch) {
-            let outcomes = probe.sampled(frame.step);
-            self.probe_outcomes(now, outcomes);
+        let rows = Sampled::decode_rows(frame)?;
+        if let Some(outcomes) = self.prober.sampled(frame.epoch, frame.step) {
+            self.order(now, outcomes);
             return Ok(());
         }
         self.scheduler.check_answer(frame, &rows)?;
         let actions = self.scheduler.stepped(now, frame, rows);
-        self.scheduler_actions(now, actions);
+        self.order(now, actions);
         Ok(())
     }
 }

@@ -2,27 +2,20 @@
 
 use qmesh_net::{OpenSession, Prefix, SessionId};
 
-use super::{Action, Pipeline, Scheduler};
+use super::Scheduler;
 use crate::{
     generate::ClientId,
     mesh::{
-        PrefixReuse,
-        pages::PAGE_POSITIONS,
-        sequence::{Phase, Sequence},
+        config::PrefixReuse,
+        scheduling::{
+            action::Action,
+            kept::{KEPT_MOST, Kept},
+            pages::PAGE_POSITIONS,
+            sequence::{Phase, Sequence},
+            step::Pipeline,
+        },
     },
 };
-
-/// The beginning of a sequence that has ended, for others to begin with.
-#[derive(Debug)]
-pub(super) struct Kept {
-    /// One per position: whole pages.
-    ids: Vec<u32>,
-    /// When it was last of use; the least recent goes first.
-    turn: u64,
-}
-
-/// Beginnings that are kept at a time.
-const KEPT_MOST: usize = 256;
 
 impl Scheduler {
     /// Opens waiting sequences while their reservations fit on every stage.

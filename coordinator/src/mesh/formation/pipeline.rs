@@ -7,8 +7,14 @@ use qmesh_net::{
     WireType,
 };
 
-use super::{Joined, Misconduct, PlannedModel, WorkerId, choice::Choice, troubles::Blame};
-use crate::plan::Plan;
+use super::{
+    choice::Choice,
+    misconduct::Misconduct,
+    planned::PlannedModel,
+    troubles::Blame,
+    worker::{Joined, WorkerId},
+};
+use crate::{mesh::events::PlanReason, plan::Plan};
 
 /// A plan under its epoch.
 #[derive(Debug)]
@@ -20,6 +26,8 @@ pub(super) struct Pipeline {
     /// Time of the slowest stage, in the planner's unit.
     pub(super) slowest: u64,
     pub(super) standing: Standing,
+    /// What it was made for.
+    pub(super) why: PlanReason,
     began: Instant,
 }
 
@@ -48,7 +56,7 @@ pub(super) enum Standing {
 
 /// What a message changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Step {
+pub(super) enum Advance {
     /// Nothing that others need to know.
     None,
     /// The last stage is loaded: routes may go out.
@@ -58,12 +66,12 @@ pub(super) enum Step {
 }
 
 impl Pipeline {
-    pub(super) fn new(now: Instant, epoch: PlanEpoch, choice: Choice) -> Self {
+    pub(super) fn new(now: Instant, epoch: PlanEpoch, choice: Choice, why: PlanReason) -> Self {
         let Choice { plan, stages, slowest } = choice;
         let report = StageReport::default();
         let stage = |worker| Stage { worker, status: None, report, heard: now, linked: false };
         let stages = stages.into_iter().map(stage).collect();
-        Self { epoch, plan, stages, slowest, standing: Standing::Loading, began: now }
+        Self { epoch, plan, stages, slowest, standing: Standing::Loading, why, began: now }
     }
 
     pub(super) fn stage_of(&self, worker: WorkerId) -> Option<usize> {
@@ -76,7 +84,12 @@ impl Pipeline {
     }
 
     /// How a stage's loading goes. After `Ready` there is nothing more to say.
-    pub(super) fn shard_status(&mut self, now: Instant, stage: usize, status: ShardStatus) -> Result<Step, Misconduct> {
+    pub(super) fn shard_status(
+        &mut self,
+        now: Instant,
+        stage: usize,
+        status: ShardStatus,
+    ) -> Result<Advance, Misconduct> {
         let stage = &mut self.stages[stage];
         if stage.is_ready() {
             return Err(Misconduct::Twice("the state of a shard that is loaded"));
@@ -86,13 +99,13 @@ impl Pipeline {
         stage.status = Some(status);
         if self.standing == Standing::Loading && self.stages.iter().all(Stage::is_ready) {
             self.standing = Standing::Linking(now);
-            return Ok(Step::Loaded);
+            return Ok(Advance::Loaded);
         }
-        Ok(Step::None)
+        Ok(Advance::None)
     }
 
     /// A stage has both its links.
-    pub(super) fn linked(&mut self, stage: usize) -> Result<Step, Misconduct> {
+    pub(super) fn linked(&mut self, stage: usize) -> Result<Advance, Misconduct> {
         if !matches!(self.standing, Standing::Linking(_)) {
             return Err(Misconduct::Twice("that its links stand"));
         }
@@ -100,10 +113,10 @@ impl Pipeline {
             return Err(Misconduct::Twice("that its links stand"));
         }
         if !self.stages.iter().all(|s| s.linked) {
-            return Ok(Step::None);
+            return Ok(Advance::None);
         }
         self.standing = Standing::Linked;
-        Ok(Step::Linked)
+        Ok(Advance::Linked)
     }
 
     /// Who has been silent for too long, and how that shows.

@@ -227,9 +227,9 @@ impl Sequence {
         (segment, ids)
     }
 
-    /// Whether the stages had the same ids as it has, up to the end of a segment that came back.
-    pub(crate) fn agrees(&self, segment: &Segment) -> bool {
-        self.trails.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
+    /// Of the ids that were sent.
+    pub(crate) fn trails(&self) -> &Trails {
+        &self.trails
     }
 
     /// The trail of its ids before `position`, and of `ids` from there on.
@@ -320,6 +320,11 @@ impl Sequence {
             decode: now.checked_duration_since(first).unwrap_or(Duration::ZERO),
         }
     }
+}
+
+/// Whether the stages had the ids that were sent, up to the end of a segment that came back.
+pub(crate) fn agree(sent: &Trails, segment: &Segment) -> bool {
+    sent.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
 }
 
 /// Rows of a prompt that is over soon.

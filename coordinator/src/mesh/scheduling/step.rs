@@ -33,6 +33,25 @@ impl StepUnderWay {
     }
 }
 
+/// Why a frame of samples answers no step that is under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum BadAnswer {
+    /// A token that does not exist.
+    #[error("it sampled token {token}, which is not in the vocabulary of {vocab}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Ids that there are.
+        vocab: usize,
+    },
+    /// No such step was sent.
+    #[error("it answered step {0}, which was never sent")]
+    Step(StepId),
+    /// The step had no such rows.
+    #[error("it sampled rows of session {0} that were not sent")]
+    Rows(SessionId),
+}
+
 /// A step's frame before it has any rows.
 pub(super) fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
     Frame {

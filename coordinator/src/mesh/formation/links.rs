@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    roster::{Joined, WorkerId},
-    weights::Weights,
+    weights::TensorServer,
+    worker::{Joined, WorkerId},
 };
 
 /// What happens on links, as the mesh's task hears of it.
@@ -49,7 +49,7 @@ impl Link {
 pub(crate) async fn accept(
     endpoint: Endpoint,
     gate: Gate,
-    weights: Weights,
+    tensors: TensorServer,
     mesh: String,
     events: mpsc::Sender<Event>,
 ) {
@@ -62,7 +62,7 @@ pub(crate) async fn accept(
         let worker = WorkerId(next);
         next += 1;
         let (gate, places) = (gate.clone(), Arc::clone(&places));
-        let guest = Guest { worker, connection, gate, places, weights: weights.clone(), events: events.clone() };
+        let guest = Guest { worker, connection, gate, places, tensors: tensors.clone(), events: events.clone() };
         arrivals.spawn(guest.serve(mesh.clone()));
     }
 }
@@ -73,7 +73,7 @@ struct Guest {
     connection: Connection,
     gate: Gate,
     places: Arc<Semaphore>,
-    weights: Weights,
+    tensors: TensorServer,
     events: mpsc::Sender<Event>,
 }
 
@@ -147,8 +147,8 @@ impl Guest {
                     streams.spawn(receive_frames(self.worker, receiver, self.events.clone()));
                 }
                 Incoming::Range(server) => {
-                    let weights = self.weights.clone();
-                    streams.spawn(async move { weights.serve(server).await });
+                    let tensors = self.tensors.clone();
+                    streams.spawn(async move { tensors.serve(server).await });
                 }
             }
             while streams.try_join_next().is_some() {}

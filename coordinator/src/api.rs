@@ -10,6 +10,7 @@ mod error;
 mod guard;
 mod json;
 mod key;
+mod limits;
 mod listen;
 mod mesh;
 mod params;
@@ -40,7 +41,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 pub use self::{
     key::{ApiKey, ApiKeyError},
     listen::{ListenError, Listeners},
-    server::serve,
+    server::{ServeError, serve},
 };
 
 use self::{
@@ -57,8 +58,8 @@ use self::{
     weight::Weight,
 };
 use crate::{
-    generate::{ClientId, MeshHandle},
-    mesh::status::MeshState,
+    generate::ClientId,
+    mesh::{MeshHandle, status::MeshState},
     text::TextModel,
 };
 

@@ -10,12 +10,12 @@ use crate::model::Model;
 
 /// Tensors by content. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Weights {
+pub(crate) struct TensorServer {
     model: Arc<Model>,
     tensors: Arc<HashMap<[u8; 32], TensorSpec>>,
 }
 
-impl Weights {
+impl TensorServer {
     /// `hashes` are those of the model's tensors, in their order.
     pub(crate) fn new(model: Arc<Model>, hashes: &[[u8; 32]]) -> Self {
         let tensors = hashes.iter().copied().zip(model.spec.tensors.iter().cloned()).collect();

@@ -8,13 +8,17 @@ use std::{
 use qmesh_models::footprint::Footprints;
 use qmesh_net::{Message, PlanEpoch};
 
-use super::{
-    Action, Held, Roster, WorkerId,
-    choice::{Choice, Chooser},
-    pipeline::Pipeline,
-};
+use super::{Action, Pause, Roster};
 use crate::{
-    mesh::Workers,
+    mesh::{
+        config::Workers,
+        events::PlanReason,
+        formation::{
+            choice::{Choice, Chooser},
+            pipeline::Pipeline,
+            worker::{Held, Worker, WorkerId},
+        },
+    },
     plan::{Plan, PlanError},
 };
 
@@ -84,6 +88,11 @@ impl Roster {
 
     /// Starts to carry a plan out: beside what serves where there is room for both, else in its place.
     fn begin(&mut self, now: Instant, choice: Choice) -> Vec<Action> {
+        let why = match (self.newest, &self.serving) {
+            (PlanEpoch(0), _) => PlanReason::First,
+            (_, Some(_)) => PlanReason::Better,
+            (_, None) => PlanReason::Lost,
+        };
         let mut actions = Vec::new();
         if let Some(epoch) = self.next.take().map(|p| p.epoch) {
             // Nobody has used it yet.
@@ -93,24 +102,19 @@ impl Roster {
         if !self.has_room(&choice)
             && let Some(serving) = self.serving.take()
         {
-            let why = "the layers are dealt again, for which not every worker has room beside its old ones";
-            actions.push(Action::Down(serving.epoch, why.to_owned()));
+            let pause = "the layers are dealt again, for which not every worker has room beside its old ones";
+            actions.push(Action::Down(serving.epoch, pause.to_owned()));
         }
         // A shard that serves nobody any more stays only where tensors can be taken from it.
         let live = self.live();
-        let crowded: Vec<WorkerId> = self
-            .workers
-            .keys()
-            .copied()
-            .filter(|&w| !choice.stages.contains(&w) || !self.fits_beside(w, &choice))
-            .collect();
+        let crowded = self.crowded(&choice);
         actions.extend(self.unload(|worker, held| !live.contains(&held) && crowded.contains(&worker)));
         self.newest = PlanEpoch(self.newest.0 + 1);
         self.failed = false;
         if self.serving.is_none() {
             self.text = format!("loading {} into {} workers", self.model.name, choice.stages.len());
         }
-        let next = Pipeline::new(now, self.newest, choice);
+        let next = Pipeline::new(now, self.newest, choice, why);
         for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
             if let Some(worker) = self.workers.get_mut(&place.worker) {
                 worker.holds.push(Held { epoch: next.epoch, layers: planned.layers.clone() });
@@ -182,24 +186,27 @@ impl Roster {
 
     /// Whether every worker has room for its new stage beside what it holds for the pipeline that serves.
     fn has_room(&self, choice: &Choice) -> bool {
-        choice.stages.iter().all(|&worker| self.fits_beside(worker, choice))
+        let footprints = Footprints::new(&self.model.spec);
+        let fits = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.fits_beside(&footprints, *id, w, choice));
+        choice.stages.iter().all(fits)
     }
 
-    fn fits_beside(&self, id: WorkerId, choice: &Choice) -> bool {
-        let Some(worker) = self.workers.get(&id) else { return false };
+    /// Workers that shall keep nothing that is not needed: they get no stage, or have no room for it beside the rest.
+    fn crowded(&self, choice: &Choice) -> Vec<WorkerId> {
+        let footprints = Footprints::new(&self.model.spec);
+        let takes_all = |(id, worker): &(&WorkerId, &Worker)| {
+            choice.stages.contains(*id) && self.fits_beside(&footprints, **id, worker, choice)
+        };
+        self.workers.iter().filter(|entry| !takes_all(entry)).map(|(&id, _)| id).collect()
+    }
+
+    /// Whether a worker has room for all that it holds and for its stage of this choice, if it has one.
+    fn fits_beside(&self, footprints: &Footprints<'_>, id: WorkerId, worker: &Worker, choice: &Choice) -> bool {
         let held = worker.holds.iter().map(|held| held.layers.clone());
         let new = choice.stages.iter().position(|&w| w == id).map(|s| choice.plan.stages[s].layers.clone());
         let demands: Vec<_> = held.chain(new).map(|layers| self.model.demand(layers, worker.joined.threads)).collect();
-        let footprint = Footprints::new(&self.model.spec).shards(&demands);
-        footprint.total_bytes() <= worker.joined.memory_bytes
+        footprints.shards(&demands).total_bytes() <= worker.joined.memory_bytes
     }
-}
-
-/// Whether a change that makes everybody wait is announced first.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Pause {
-    Announce,
-    Now,
 }
 
 /// What a new plan is worth beside the present one.

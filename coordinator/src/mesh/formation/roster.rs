@@ -6,71 +6,25 @@
 //! (`troubles`), and left out of the next plan.
 
 mod change;
-mod choice;
-mod pipeline;
 mod report;
-mod troubles;
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    net::SocketAddr,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use qmesh_models::{footprint::ShardDemand, spec::ModelSpec};
-use qmesh_net::{Message, PeerId, PlanEpoch, ShardPhase, ShardStatus, StageReport};
+use qmesh_net::{Message, PlanEpoch, ShardPhase, ShardStatus, StageReport};
 
-pub(crate) use self::troubles::Blame;
-use self::{
-    change::Pause,
-    pipeline::{Pipeline, Standing, Step},
-    troubles::Troubles,
+use super::{
+    misconduct::Misconduct,
+    pipeline::{Advance, Pipeline, Standing},
+    planned::PlannedModel,
+    troubles::{Blame, Troubles},
+    worker::{Joined, Worker, WorkerId},
 };
-use super::{Formation, Workers};
-
-/// A worker's connection, counted from 1: a worker that comes back is another one.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct WorkerId(pub(crate) u64);
-
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// What a worker said when it joined.
-#[derive(Clone, Debug)]
-pub(crate) struct Joined {
-    pub(crate) name: String,
-    pub(crate) peer: PeerId,
-    pub(crate) address: SocketAddr,
-    pub(crate) memory_bytes: u64,
-    pub(crate) threads: u32,
-}
-
-/// The model as the roster needs it.
-#[derive(Debug)]
-pub(crate) struct PlannedModel {
-    pub(crate) name: String,
-    pub(crate) id: [u8; 32],
-    pub(crate) spec: ModelSpec,
-    /// BLAKE3 of every tensor, in the order of `spec.tensors`.
-    pub(crate) hashes: Vec<[u8; 32]>,
-    pub(crate) context: usize,
-    pub(crate) kv_positions: usize,
-    pub(crate) chunk_rows: usize,
-}
-
-impl PlannedModel {
-    /// What a worker with so many threads shall hold of it.
-    fn demand(&self, layers: Range<usize>, threads: u32) -> ShardDemand {
-        let Self { kv_positions, context, chunk_rows, .. } = *self;
-        ShardDemand { layers, kv_positions, context, chunk_rows, threads: threads as usize }
-    }
-}
+use crate::mesh::config::{Formation, Workers};
 
 /// What the roster wants done.
 #[derive(Debug)]
@@ -87,26 +41,6 @@ pub(crate) enum Action {
     Follow(PlanEpoch, usize),
     /// This epoch's pipeline is gone.
     Down(PlanEpoch, String),
-}
-
-/// What an honest worker never says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Misconduct {
-    /// It has no stage in that plan.
-    #[error("it spoke for plan {0}, in which it has no stage")]
-    NoStage(PlanEpoch),
-    /// No such plan was made.
-    #[error("it spoke of plan {0}, which was never made")]
-    NoPlan(PlanEpoch),
-    /// Once is enough.
-    #[error("it said a second time {0}")]
-    Twice(&'static str),
-    /// Only one stage sends these.
-    #[error("it sent samples, but stage {0} is not the last one")]
-    NotLast(usize),
-    /// Nobody asked.
-    #[error("it answered what nobody had asked: {0}")]
-    Unasked(&'static str),
 }
 
 /// The workers, the pipeline that serves, and the one that is to take its place.
@@ -133,18 +67,11 @@ pub(crate) struct Roster {
     standby: Option<String>,
 }
 
-#[derive(Debug)]
-struct Worker {
-    joined: Joined,
-    since: Instant,
-    /// Shards that it has, or is loading.
-    holds: Vec<Held>,
-}
-
-#[derive(Clone, Debug)]
-struct Held {
-    epoch: PlanEpoch,
-    layers: Range<usize>,
+/// Whether a change that makes everybody wait is announced first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pause {
+    Announce,
+    Now,
 }
 
 impl Roster {
@@ -217,11 +144,11 @@ impl Roster {
         let (epoch, phase, text) = (status.epoch, status.phase, status.text.clone());
         let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
         let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
-        let step = pipeline.shard_status(now, stage, status)?;
+        let advance = pipeline.shard_status(now, stage, status)?;
         if phase == ShardPhase::Failed {
             return Ok(self.broken(now, epoch, &text, Blame::Load(worker)));
         }
-        Ok(if step == Step::Loaded { self.link(epoch) } else { Vec::new() })
+        Ok(if advance == Advance::Loaded { self.link(epoch) } else { Vec::new() })
     }
 
     /// A stage has both its links.
@@ -232,8 +159,8 @@ impl Roster {
         let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
         let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
         let stages = pipeline.stages.len();
-        let step = pipeline.linked(stage)?;
-        Ok(if step == Step::Linked { vec![Action::Up(epoch, stages)] } else { Vec::new() })
+        let advance = pipeline.linked(stage)?;
+        Ok(if advance == Advance::Linked { vec![Action::Up(epoch, stages)] } else { Vec::new() })
     }
 
     /// A probe token has come through the pipeline of this epoch.
@@ -379,6 +306,17 @@ impl Roster {
         behind.or(pipeline.stages.first()).map(|s| s.worker)
     }
 
+    /// Whether a worker is in.
+    pub(crate) fn has(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
+    /// The epoch of the newest plan; 0 before the first one.
+    pub(crate) fn newest(&self) -> PlanEpoch {
+        self.newest
+    }
+
+    /// What a worker is called, for people.
     pub(crate) fn name_of(&self, worker: WorkerId) -> &str {
         self.workers.get(&worker).map_or("a worker", |w| &w.joined.name)
     }

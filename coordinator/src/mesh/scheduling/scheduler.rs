@@ -11,30 +11,30 @@
 mod admission;
 mod answers;
 mod follow;
-mod step;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use qmesh_net::{
-    Frame, OpenSession, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, limits::FRAME_SEGMENTS,
-};
+use qmesh_net::{Frame, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, limits::FRAME_SEGMENTS};
 
-use self::{
-    admission::Kept,
-    follow::Successor,
-    step::{Pipeline, StepUnderWay, empty_frame},
-};
 use super::{
-    PrefixReuse, Speculation,
-    pace::{Pace, Prompts},
-    pages::Pages,
-    probe::TRIES_MOST,
+    action::Action,
+    kept::Kept,
+    pace::{Pace, Prompts, WaitingPrompts},
+    pages::PageLedger,
     sequence::{Phase, Sequence, Taken},
+    step::{Pipeline, StepUnderWay, empty_frame},
+    successor::Successor,
 };
-use crate::generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest};
+use crate::{
+    generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest},
+    mesh::{
+        config::{PrefixReuse, Speculation},
+        probe::TRIES_MOST,
+    },
+};
 
 /// Bounds that do not change while the mesh runs.
 #[derive(Clone, Copy, Debug)]
@@ -55,23 +55,6 @@ pub(crate) struct Limits {
     pub(crate) prefix_reuse: PrefixReuse,
     /// Whether tokens are drafted.
     pub(crate) speculation: Speculation,
-}
-
-/// What the scheduler wants done.
-#[derive(Debug)]
-pub(crate) enum Action {
-    /// To every stage.
-    Open(OpenSession),
-    /// To every stage of the epoch.
-    Close(PlanEpoch, SessionId),
-    /// To every stage of the epoch: the session has ended, but its first positions stay.
-    Keep(PlanEpoch, SessionId, usize),
-    /// To stage 0.
-    Frame(Frame),
-    /// To whoever submitted the sequence.
-    Deliver(SessionId, GenerateEvent),
-    /// Nothing runs on another pipeline than this epoch's any more.
-    Followed(PlanEpoch),
 }
 
 /// What was done since the start.
@@ -108,9 +91,9 @@ pub(crate) struct Scheduler {
     sequences: BTreeMap<SessionId, Sequence>,
     queue: VecDeque<SessionId>,
     steps: BTreeMap<StepId, StepUnderWay>,
-    /// When a step last came back, or the pipeline came up.
-    returned: Instant,
-    pages: Pages,
+    /// When a step last came back, or the sequences came over from another pipeline.
+    returned: Option<Instant>,
+    pages: PageLedger,
     pace: Pace,
     /// Beginnings that ended sequences have left on the stages.
     kept: BTreeMap<SessionId, Kept>,
@@ -132,8 +115,8 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             queue: VecDeque::new(),
             steps: BTreeMap::new(),
-            returned: Instant::now(),
-            pages: Pages::new(limits.kv_positions),
+            returned: None,
+            pages: PageLedger::new(limits.kv_positions),
             pace: Pace::default(),
             kept: BTreeMap::new(),
             served: BTreeMap::new(),
@@ -233,7 +216,7 @@ impl Scheduler {
             return Vec::new();
         }
         let Some(step) = self.steps.remove(&frame.step) else { return Vec::new() };
-        self.returned = now;
+        self.returned = Some(now);
         let sessions: Vec<SessionId> = step.segments.iter().map(|s| s.session).collect();
         // Stages take the rows of what they have failed out of a step, which says nothing then.
         if sessions.iter().all(|session| self.sequences.get(session).is_some_and(|s| !s.spoiled)) {
@@ -281,6 +264,11 @@ impl Scheduler {
             actions.push(Action::Frame(frame));
         }
         actions
+    }
+
+    /// Whether a sequence has not come to its end yet.
+    pub(crate) fn computes(&self, session: SessionId) -> bool {
+        self.sequences.get(&session).is_some_and(|sequence| sequence.phase != Phase::Ending)
     }
 
     /// Sequences on the stages.
@@ -359,7 +347,8 @@ impl Scheduler {
                 if under_way < steps { rows } else { 0 }
             }
             (_, true) => {
-                let waiting = [all - short, short].map(|count| count as f64 / decoding as f64);
+                let each = |count: usize| count as f64 / decoding as f64;
+                let waiting = WaitingPrompts { long: each(all - short), short: each(short) };
                 self.pace.prompt_rows(frame.ids.len(), groups, waiting, if all > 0 { room } else { 0 })
             }
         };

@@ -8,7 +8,7 @@ use std::{
 
 use qmesh_net::PeerId;
 
-use super::WorkerId;
+use super::worker::WorkerId;
 
 /// Whose fault it was, as far as one can tell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -23,7 +23,10 @@ pub use self::{
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
 };
-use crate::generate::{GenerateError, GenerateRequest, MeshHandle};
+use crate::{
+    generate::{GenerateError, GenerateRequest},
+    mesh::MeshHandle,
+};
 
 /// A model's text side. Immutable: share it by `Arc`.
 #[derive(Clone, Debug)]

@@ -1,9 +1,11 @@
 //! The roster, told what workers say.
 
-use qmesh_models::weights::ModelFile;
-use qmesh_net::{Downstream, LoadShard, Upstream};
+use std::net::SocketAddr;
 
-use super::{change::ANNOUNCED, pipeline::SILENCE, *};
+use qmesh_models::{spec::ModelSpec, weights::ModelFile};
+use qmesh_net::{Downstream, LoadShard, PeerId, Upstream};
+
+use super::{super::pipeline::SILENCE, change::ANNOUNCED, *};
 use crate::{mesh::status::MeshState, plan};
 
 #[test]

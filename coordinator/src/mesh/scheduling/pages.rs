@@ -9,14 +9,14 @@ use qmesh_net::SessionId;
 
 /// Pages of all open sessions.
 #[derive(Debug)]
-pub(crate) struct Pages {
+pub(crate) struct PageLedger {
     budget: usize,
     used: usize,
     /// The pages of each session, in order; equal ones are shared.
     sessions: BTreeMap<SessionId, Vec<Arc<()>>>,
 }
 
-impl Pages {
+impl PageLedger {
     /// Pages for so many positions.
     pub(crate) fn new(positions: usize) -> Self {
         Self { budget: positions.div_ceil(PAGE_POSITIONS), used: 0, sessions: BTreeMap::new() }
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn shared_pages_count_once_and_last_as_long_as_a_holder() {
-        let mut pages = Pages::new(640);
+        let mut pages = PageLedger::new(640);
         let [first, second, third] = [1, 2, 3].map(SessionId);
         pages.open(first, 300, None);
         assert_eq!(pages.used_positions(), 320);

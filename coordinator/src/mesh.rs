@@ -1,152 +1,38 @@
 //! The mesh: who is connected, who holds which layers, and the pipeline they form.
 //!
-//! `roster` and `scheduler` decide, as state machines; `run` is the task that feeds them and carries out what they say;
-//! `links` and `weights` move messages, frames and tensor bytes.
+//! Two rooms of state machines, without IO or clock: `formation` decides who is in and which pipelines are made, and
+//! `scheduling` what runs through them. The `conductor` plays both together, with the `probe` that proves a new pipeline, and
+//! turns what happens into actions; `run` is the task that carries these out. Others hold a [`MeshHandle`]: requests go in
+//! by it, [`status`] and [`events`] come out.
 
-mod draft;
-mod links;
-mod openings;
-mod pace;
-mod pages;
+mod conductor;
+pub mod config;
+mod error;
+pub mod events;
+mod formation;
+pub(crate) mod handle;
+mod observer;
 mod probe;
-mod roster;
 mod run;
-mod scheduler;
-mod sequence;
+mod scheduling;
 pub mod status;
 mod thread;
-mod weights;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use qmesh_models::{numerics, spec::ModelSpec, weights::WeightsError};
-use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinRight, KeyFileError, KnownPeers, NetError, Ticket};
+use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinRight, KeyFileError, KnownPeers, Ticket};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 
-use self::{roster::PlannedModel, thread::MeshThread};
-use crate::{
-    generate::{MeshHandle, SUBMISSIONS_WAITING},
-    model::Model,
-    plan::Workload,
+pub use self::{
+    config::{Formation, MeshConfig, PrefixReuse, Rotate, Speculation, TicketSource, Workers},
+    error::MeshError,
+    handle::MeshHandle,
 };
-
-/// What a mesh is made of.
-#[derive(Clone, Debug)]
-pub struct MeshConfig {
-    /// The model that it serves.
-    pub model: Arc<Model>,
-    /// Where workers dial in.
-    pub listen: SocketAddr,
-    /// Addresses for the ticket; with none, those of `listen`.
-    pub advertise: Vec<String>,
-    /// The most positions of one session.
-    pub context: usize,
-    /// KV positions of all sessions together; at least `context`.
-    pub kv_positions: usize,
-    /// When workers become a pipeline.
-    pub formation: Formation,
-    /// Rows of one step: a prompt's chunk.
-    pub chunk_rows: usize,
-    /// Whether the ticket outlives the process.
-    pub ticket: TicketSource,
-    /// Whether prompts begin with what earlier ones have left on the stages.
-    pub prefix_reuse: PrefixReuse,
-    /// Whether tokens are drafted from the text so far.
-    pub speculation: Speculation,
-}
-
-/// Whether prompts begin with what earlier ones have left on the stages. It changes no bit.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum PrefixReuse {
-    /// Ended sessions leave their beginning behind, as long as nobody needs the room.
-    #[default]
-    On,
-    /// Every prompt is computed whole.
-    Off,
-}
-
-/// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Speculation {
-    /// Where it pays, by the times measured.
-    #[default]
-    On,
-    /// A step, a token.
-    Off,
-}
-
-/// When workers become a pipeline, and with what cut.
-#[derive(Clone, Debug)]
-pub struct Formation {
-    /// How many it takes.
-    pub workers: Workers,
-    /// Layers at which to cut, instead of the planner's choice.
-    pub cut: Option<Vec<usize>>,
-    /// What that choice shall be good for.
-    pub workload: Workload,
-}
-
-/// How many workers it takes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Workers {
-    /// So many; those who join later are spares.
-    Exactly(usize),
-    /// So many or more, dealt again when others join.
-    AtLeast(usize),
-    /// As many as hold the model, dealt again when others join.
-    WhenItFits,
-}
-
-/// Whether the ticket outlives the process.
-#[derive(Clone, Debug)]
-pub enum TicketSource {
-    /// A key and a secret for this process only.
-    Fresh,
-    /// Kept in a directory, so that workers find back after a restart.
-    Kept {
-        /// Where the key and the secret lie, mode 0600.
-        directory: PathBuf,
-        /// Whether to make earlier tickets worthless.
-        rotate: Rotate,
-        /// When the ticket stops letting new workers in, in seconds since 1970; `None` leaves it as it was kept.
-        expires_unix: Option<u64>,
-    },
-}
-
-/// Whether to make earlier tickets worthless.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Rotate {
-    /// Earlier tickets stay good.
-    Keep,
-    /// A new secret: who has only an old ticket is refused.
-    New,
-}
-
-/// Why a mesh could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum MeshError {
-    /// The endpoint, the key or the secret.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// The key's or the secret's file.
-    #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
-    /// The model's file.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The system gives no thread.
-    #[error("cannot start the mesh's thread: {0}")]
-    Thread(#[from] io::Error),
-    /// Sizes that contradict each other.
-    #[error("{text}")]
-    Config {
-        /// Which, and what to do.
-        text: String,
-    },
-}
+use self::{formation::PlannedModel, handle::SUBMISSIONS_WAITING, run::MeshTask, thread::MeshThread};
 
 /// A running mesh.
 #[derive(Debug)]
@@ -186,13 +72,12 @@ impl Mesh {
         right: JoinRight,
         config: MeshConfig,
     ) -> Result<Self, MeshError> {
-        check_sizes(&config)?;
+        config.check()?;
         let JoinRight { secret, expires_unix } = right;
         let model = Arc::clone(&config.model);
         let hashing =
             tokio::task::spawn_blocking(move || Ok((model.file.hashes(&model.spec.tensors)?, model.file.id()?)));
-        let hashed: Result<_, WeightsError> =
-            hashing.await.map_err(|e| MeshError::Config { text: format!("hashing the model failed: {e}") })?;
+        let hashed: Result<_, WeightsError> = hashing.await.map_err(MeshError::Hashing)?;
         let (hashes, id) = hashed?;
         let ticket = Ticket {
             addresses: addresses(&config, endpoint.local_addr()),
@@ -213,10 +98,10 @@ impl Mesh {
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
         let (stop, stopped) = oneshot::channel();
         let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
-        let task = run::MeshTask::new(endpoint, gate, &config, planned);
-        let (status, watched) = watch::channel(Arc::new(task.status()));
-        let task = tokio::spawn(task.run(submitted, status, stopped));
-        Ok(Self { handle: MeshHandle::new(submissions, watched), ticket, stop: Some(stop), task, _thread: None })
+        let task = MeshTask::new(endpoint, gate, &config, planned);
+        let handle = MeshHandle::new(submissions, task.watch_status(), task.events());
+        let task = tokio::spawn(task.run(submitted, stopped));
+        Ok(Self { handle, ticket, stop: Some(stop), task, _thread: None })
     }
 
     /// The way in for requests.
@@ -244,18 +129,6 @@ impl Mesh {
             self.task.abort();
         }
     }
-}
-
-fn check_sizes(config: &MeshConfig) -> Result<(), MeshError> {
-    let (context, positions) = (config.context, config.kv_positions);
-    let text = if context == 0 || config.chunk_rows == 0 {
-        "the context and the chunk must hold at least one position".to_owned()
-    } else if positions < context {
-        format!("{positions} KV positions cannot hold a context of {context}: lower --ctx-size or raise --parallel")
-    } else {
-        return Ok(());
-    };
-    Err(MeshError::Config { text })
 }
 
 fn credentials(source: &TicketSource) -> Result<(Identity, JoinRight), KeyFileError> {
