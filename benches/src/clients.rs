@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use qmesh_coordinator::generate::{ClientId, GenerateEvent, GenerateRequest, Generation, MeshHandle, PromptRows};
+use qmesh_coordinator::{
+    generate::{ClientId, GenerateEvent, GenerateRequest, Generation, PromptRows},
+    mesh::MeshHandle,
+};
 use qmesh_net::Sampling;
 
 use crate::statistics::Samples;

@@ -12,10 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
-    generate::MeshHandle,
     local::worker_command,
     mesh::{
-        Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers,
+        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
     },
     model::Model as ServedModel,

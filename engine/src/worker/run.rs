@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use qmesh_net::{
-    CloseCode, Endpoint, Introduction, NetError, RejectCode, Sections, Welcome, join,
-};
+use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Sections, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use qmesh_net::{
-    Connection, Downstream, Endpoint, Frame, FrameSender, NetError, PeerId, PlanEpoch, StepId,
-};
+use qmesh_net::{Connection, Downstream, Endpoint, Frame, FrameSender, NetError, PeerId, PlanEpoch, StepId};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
