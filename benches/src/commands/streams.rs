@@ -8,13 +8,13 @@ use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 
 use crate::{
     clients::Load,
-    compare::{Comparison, interleave, peer_headings, report},
+    compare::{Comparison, PeerSamples, interleave, peer_and_setting, peer_headings, report},
     datagram,
     ideal::{Best, Limits, StepTable},
     machine::{cpus, cpus_of_worker},
     model::Model,
     options::{ComparisonOptions, CutOptions, most, positive},
-    peer::Peer,
+    peer::{Peer, Setting},
     pipeline::{Layout, Pipeline},
     plot::Plot,
     record::{LATENCY_HEADINGS, Record, STEP_HEADINGS, same_tokens},
@@ -162,14 +162,17 @@ impl<'a> Bench<'a> {
         let mut records = vec![Record::default(); lanes.len()];
         // The steps take their turn too: what disturbs the machine shall meet them as well.
         let count = steps.len();
-        let mut samples = interleave(count + lanes.len() * (1 + peers.len()), options.comparison.run.repeat, |lane| {
+        let settings = Setting::BOTH_ATTENTIONS;
+        let contenders = 1 + peers.len() * settings.len();
+        let mut samples = interleave(count + lanes.len() * contenders, options.comparison.run.repeat, |lane| {
             let Some(lane) = lane.checked_sub(count) else { return steps[lane].sample() };
             let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
             let (at, clients) = lanes[lane];
-            match contender.checked_sub(1) {
-                None => records[lane].push(&pipelines[at].load(model, load(clients))?),
-                Some(p) => peers[p].sample_clients(&servers[p][at], &model.path, *threads, load(clients)),
-            }
+            let Some(other) = contender.checked_sub(1) else {
+                return records[lane].push(&pipelines[at].load(model, load(clients))?);
+            };
+            let (peer, setting) = peer_and_setting(other, &settings);
+            peers[peer].sample_clients(&servers[peer][at], &model.path, *threads, load(clients), setting)
         })?;
         let beside = samples.split_off(count + lanes.len());
         for &clients in &options.clients {
@@ -191,7 +194,7 @@ impl<'a> Bench<'a> {
                 clients,
                 times: Comparison {
                     ours: record.steady.clone(),
-                    peers: beside.iter().skip(lane).step_by(lanes.len()).cloned().collect(),
+                    peers: PeerSamples::by_peer(beside.iter().skip(lane).step_by(lanes.len()).cloned(), &settings),
                 },
                 record: record.clone(),
                 best: limits.best(clients),
@@ -225,7 +228,8 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
     let ideals = ["ideal", "groups", "of ideal"];
     let ours = starts.into_iter().chain(ideals).chain(LATENCY_HEADINGS).chain(STEP_HEADINGS).map(String::from);
     let ends = ["ratio", "output"].map(String::from);
-    let mut table = Table::new(title, ours.chain(peer_headings(peers, "tok/s")).chain(ends));
+    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
+    let mut table = Table::new(title, ours.chain(beside).chain(ends));
     for m in measured {
         let rate = m.record.rate();
         let one = measured.iter().find(|o| {
@@ -241,6 +245,7 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.extend(m.record.latency_cells());
         row.extend(m.record.step_cells());
         row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend(m.times.peer_attentions(peers.len()));
         row.extend([Cell::maybe(m.times.ratio(), 2), m.record.digest.as_str().into()]);
         table.rows.push(row);
     }
