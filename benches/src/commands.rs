@@ -8,6 +8,7 @@ pub mod load;
 pub mod prefill;
 pub mod speculate;
 pub mod streams;
+pub mod synth;
 
 use std::path::PathBuf;
 
