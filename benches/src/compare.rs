@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     machine::peak_memory_mib,
     peer::{Peer, Setting},
-    report::{Cell, Report, Table},
+    report::{Cell, Report, ReportTable},
     statistics::{Samples, geometric_mean},
 };
 
@@ -103,7 +103,7 @@ pub fn peer_headings(peers: &[Peer], unit: &str) -> Vec<String> {
 
 /// The report of `times` in `table`, with this process's peak memory after the other notes.
 pub fn report<'a>(
-    table: Table,
+    table: ReportTable,
     times: impl IntoIterator<Item = &'a Comparison>,
     mut notes: Vec<String>,
     peers: Vec<Peer>,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use qmesh_benches::{
     commands::{
-        Command,
+        Measurement,
         synth::{self, SynthOptions},
     },
     machine,
@@ -24,7 +24,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     #[command(flatten)]
-    Measure(Command),
+    Measure(Measurement),
     /// Writes a GGUF of random weights in the shape of a published model; llama.cpp loads it too.
     Synth(SynthOptions),
 }
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(command: &Command) -> anyhow::Result<()> {
+fn measure(command: &Measurement) -> anyhow::Result<()> {
     let options = command.options();
     machine::pin(&options.pin)?;
     let before = machine::load_average();

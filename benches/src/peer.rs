@@ -66,7 +66,7 @@ pub enum PeerAttention {
 
 /// What we read of the report; it has one entry per test.
 #[derive(Debug, Deserialize)]
-struct Entry {
+struct BenchEntry {
     build_commit: String,
     build_number: u64,
     n_threads: usize,
@@ -255,10 +255,10 @@ fn run(command: &mut Command) -> Result<Vec<u8>> {
     Ok(stdout)
 }
 
-fn parse(output: &[u8], threads: usize, test: Test, setting: Setting) -> Result<Entry> {
-    let entries: Vec<Entry> =
+fn parse(output: &[u8], threads: usize, test: Test, setting: Setting) -> Result<BenchEntry> {
+    let entries: Vec<BenchEntry> =
         serde_json::from_slice(output).context("this llama-bench reports otherwise than we read")?;
-    let [entry] = <[Entry; 1]>::try_from(entries).ok().context("a report of not exactly one test")?;
+    let [entry] = <[BenchEntry; 1]>::try_from(entries).ok().context("a report of not exactly one test")?;
     let counts = (entry.n_prompt, entry.n_gen, entry.n_depth);
     ensure!(counts == test.counts() && entry.n_threads == threads, "it ran another test than asked for: {entry:?}");
     let ran = Setting { ubatch: entry.n_ubatch, attention: entry.flash_attn };

@@ -16,7 +16,7 @@ use crate::random_blocks::RandomBlocks;
 
 /// A layer's shape: gate and up take `hidden` elements to `inner` ones, down takes them back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Shape {
+pub struct LayerShape {
     /// Width of the hidden state.
     pub hidden: usize,
     /// Width between the products.
@@ -39,7 +39,7 @@ const SCALE_EXPONENT: u16 = 9;
 
 /// A model of `layers` layers with matrices of `dtype`, and one layer more at each end, so that the shard 1..=`layers`
 /// neither embeds nor samples. `None` where rows of that width cannot be of that type.
-pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec> {
+pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<ModelSpec> {
     let tensors = (1..=layers).map(|layer| tensors(layer, dtype, shape)).collect::<Option<Vec<_>>>()?.concat();
     let scaling = RopeScaling::None;
     let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 10_000.0, scaling, magnitude: 1.0 };
@@ -72,7 +72,7 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
     })
 }
 
-fn tensors(layer: usize, dtype: TensorType, Shape { hidden, inner }: Shape) -> Option<Vec<TensorSpec>> {
+fn tensors(layer: usize, dtype: TensorType, LayerShape { hidden, inner }: LayerShape) -> Option<Vec<TensorSpec>> {
     use LayerTensor::{AttnNorm, AttnOutput, Down, FfnNorm, Gate, K, Q, Up, V};
     let attended = HEADS * HEAD_DIM;
     let places = [
@@ -105,7 +105,7 @@ impl TensorSource for Synthetic {
     }
 }
 
-impl FromStr for Shape {
+impl FromStr for LayerShape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -117,7 +117,7 @@ impl FromStr for Shape {
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for LayerShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.hidden, self.inner)
     }
@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn shapes_are_read() {
-        assert_eq!("576x1536".parse(), Ok(Shape { hidden: 576, inner: 1536 }));
-        assert!(["576", "0x5", "5x", "ax5"].iter().all(|text| text.parse::<Shape>().is_err()));
+        assert_eq!("576x1536".parse(), Ok(LayerShape { hidden: 576, inner: 1536 }));
+        assert!(["576", "0x5", "5x", "ax5"].iter().all(|text| text.parse::<LayerShape>().is_err()));
     }
 
     #[test]
     fn a_shape_that_blocks_do_not_divide_has_no_model() {
-        assert!(spec(TensorType::Q4K, Shape { hidden: 576, inner: 1536 }, 1).is_none());
+        assert!(spec(TensorType::Q4K, LayerShape { hidden: 576, inner: 1536 }, 1).is_none());
     }
 }

@@ -9,10 +9,10 @@ use qmesh_engine::shard::Shard;
 use crate::{
     bandwidth::Bandwidths,
     compare::{Comparison, PeerSamples, interleave, means, peer_and_setting, peer_headings, report},
-    model::{self, Cost, Model},
+    model::{self, BenchModel, Cost},
     options::{ComparisonOptions, most, positive},
     peer::{Peer, Setting, Test},
-    report::{Cell, Report, Table},
+    report::{Cell, Report, ReportTable},
 };
 
 /// Options of `decode`.
@@ -75,7 +75,7 @@ struct Measured {
 }
 
 struct Bench<'a> {
-    model: &'a Model,
+    model: &'a BenchModel,
     shard: Shard,
     threads: usize,
     read_gbps: f64,
@@ -85,7 +85,7 @@ impl<'a> Bench<'a> {
     /// With a note on how it was loaded.
     fn load(
         options: &DecodeOptions,
-        model: &'a Model,
+        model: &'a BenchModel,
         threads: usize,
         bandwidths: &mut Bandwidths,
     ) -> Result<(Self, String)> {
@@ -148,12 +148,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let title = format!("Decode of {} tokens a sample; medians of {}", options.tokens, options.comparison.run.repeat);
     let headings = ["model", "threads", "prompt", "rows", "ms/step", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GB/s", "read GB/s", "× one row", "× first prompt", "output"].map(String::from);
     let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
-    let mut table = Table::new(title, headings.into_iter().chain(beside).chain(ends));
+    let mut table = ReportTable::new(title, headings.into_iter().chain(beside).chain(ends));
     for m in measured {
         let (ours, seconds) = (&m.times.ours, m.times.ours.median());
         // Against the same run with one row, in tokens a second, and with the first prompt, in time.

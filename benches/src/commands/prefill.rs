@@ -10,10 +10,10 @@ use qmesh_engine::shard::Shard;
 
 use crate::{
     compare::{Comparison, PeerSamples, interleave, means, peer_and_setting, peer_headings, report},
-    model::{self, Cost, Model},
+    model::{self, BenchModel, Cost},
     options::{ComparisonOptions, CutOptions, positive},
     peer::{Peer, Setting, Test},
-    report::{Cell, Report, Table},
+    report::{Cell, Report, ReportTable},
 };
 
 /// Options of `prefill`.
@@ -70,7 +70,7 @@ struct Measured {
 
 fn measure(
     options: &PrefillOptions,
-    model: &Model,
+    model: &BenchModel,
     shard: &mut Shard,
     threads: usize,
     prompt: usize,
@@ -100,12 +100,12 @@ fn measure(
     Ok(Measured { model: model.name.clone(), threads, prompt, chunk, macs, times: Comparison { ours, peers } })
 }
 
-fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let headings = ["model", "threads", "prompt", "chunk", "ms", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GMAC/s"].map(String::from);
     let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
     let columns = headings.into_iter().chain(beside).chain(ends);
-    let mut table = Table::new(format!("Prefill; medians of {}", options.comparison.run.repeat), columns);
+    let mut table = ReportTable::new(format!("Prefill; medians of {}", options.comparison.run.repeat), columns);
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let seconds = ours.median() * tokens;

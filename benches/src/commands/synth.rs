@@ -130,7 +130,7 @@ mod tests {
     use qmesh_models::spec::{Ffn, TensorRole};
 
     use super::*;
-    use crate::model::{self, Model};
+    use crate::model::{self, BenchModel};
 
     #[derive(Parser)]
     struct Cli {
@@ -157,7 +157,7 @@ mod tests {
         ] {
             let path = folder.path().join(arguments.replace(' ', "_"));
             synth(&format!("{arguments} {small}"), &path).unwrap();
-            let model = Model::open(&path).unwrap();
+            let model = BenchModel::open(&path).unwrap();
             let spec = model.spec();
             assert_eq!((spec.layers.len(), spec.hidden, spec.vocab), (2, 256, 600), "{arguments}");
             let found = match &spec.layers[1].ffn {

@@ -12,12 +12,12 @@ use crate::{
     commands::streams::{lanes, one_process_threads, servers, split_peers},
     compare::{Comparison, PeerSamples, interleave, peer_and_setting, peer_headings, report},
     machine::{cpus, cpus_of_worker, on_cpus},
-    model::{self, Model},
+    model::{self, BenchModel},
     options::{ComparisonOptions, most},
     peer::{Peer, Setting, Test},
-    pipeline::{CHUNK_ROWS, Layout, Pipeline},
-    record::{Record, same_tokens},
-    report::{Cell, Report, Table},
+    pipeline::{CHUNK_ROWS, Layout, ReadyMesh},
+    record::{LoadRecord, same_tokens},
+    report::{Cell, Report, ReportTable},
     rpc::RpcServers,
     statistics::Samples,
 };
@@ -67,7 +67,7 @@ struct OneProcess {
 }
 
 impl OneProcess {
-    fn load(model: &Model, threads: usize, positions: usize) -> Result<Self> {
+    fn load(model: &BenchModel, threads: usize, positions: usize) -> Result<Self> {
         let cpus = cpus_of_worker(&cpus(), 0, threads);
         let (shard, _) = on_cpus(&cpus, || model.load(1, positions, threads))?;
         Ok(Self { threads, cpus, shard })
@@ -81,12 +81,12 @@ impl OneProcess {
     }
 }
 
-fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
+fn measure(options: &PrefillOptions, model: &BenchModel, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
     let (stages, prompts) = (&options.stages, &options.prompt);
     let pipelines = stages.iter().map(|&stages| {
         let (context, speculation) = (most(prompts) + 1, Speculation::Off);
         let workload = options.cut.workload(Workload::Prompts);
-        Pipeline::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
+        ReadyMesh::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
     });
     let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
     let servers: Vec<Vec<RpcServers>> =
@@ -100,7 +100,7 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
     for pipeline in &pipelines {
         pipeline.load(model, load(most(prompts)))?;
     }
-    let mut records = vec![Record::default(); lanes.len()];
+    let mut records = vec![LoadRecord::default(); lanes.len()];
     let settings = Setting::each(&UBATCHES);
     let contenders = 2 + peers.len() * settings.len();
     let mut samples = interleave(lanes.len() * contenders, options.comparison.run.repeat, |lane| {
@@ -140,17 +140,17 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
         }
     });
     let measured = measured.collect();
-    pipelines.into_iter().for_each(Pipeline::stop);
+    pipelines.into_iter().for_each(ReadyMesh::stop);
     Ok(measured)
 }
 
-fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let title = format!("Prefill through workers on QUIC loopback; medians of {}", options.comparison.run.repeat);
     let headings = ["model", "threads", "stages", "prompt", "ms", "min", "max", "tok/s", "× one stage", "one process"];
     let bounds = ["bound ms", "of bound"];
     let beside = ["tok/s", "-fa", "-ub"].into_iter().flat_map(|unit| peer_headings(peers, unit));
     let ours = headings.into_iter().chain(bounds).map(String::from);
-    let mut table = Table::new(title, ours.chain(beside).chain(["ratio".into()]));
+    let mut table = ReportTable::new(title, ours.chain(beside).chain(["ratio".into()]));
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let same = |o: &&Measured| o.model == m.model && (o.threads, o.stages, o.prompt) == (m.threads, 1, m.prompt);
