@@ -38,12 +38,12 @@ pub struct Stream {
 
 /// A request under way.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningRequest {
     generation: Generation,
     stream: Stream,
 }
 
-impl Running {
+impl RunningRequest {
     /// Asks for up to `tokens` greedy tokens after `prompt`, or up to one of `ends`.
     ///
     /// # Errors

@@ -25,11 +25,11 @@ pub use self::{
     reference::{Choice, HubRef, ModelRef, ReferenceError, WebUrl},
 };
 use self::{
-    http::{Http, Patience, Source},
+    http::{Http, ServerPatience, Source},
     hub::Hub,
     names::SplitName,
     part::Expected,
-    slot::Record,
+    slot::SlotRecord,
     wheels::Pip,
 };
 use crate::{
@@ -81,7 +81,7 @@ pub fn local(reference: &ModelRef, directories: &Directories) -> Option<PathBuf>
             let path = folder.join(model.file);
             path.metadata().is_ok_and(|file| file.is_file() && file.len() == model.bytes).then_some(path)
         }
-        ModelRef::Hub(_) | ModelRef::Web(_) => Record::read(&record_path(reference, &folder))?.whole(&folder),
+        ModelRef::Hub(_) | ModelRef::Web(_) => SlotRecord::read(&record_path(reference, &folder))?.whole(&folder),
     }
 }
 
@@ -94,15 +94,15 @@ struct Puller {
 }
 
 /// A model's files and where each comes from.
-struct Fetch {
-    record: Record,
+struct Download {
+    record: SlotRecord,
     sources: Vec<Source>,
 }
 
 impl Puller {
     fn from_env() -> Self {
         let patience =
-            Patience { waits: [1, 2, 4, 8].map(Duration::from_secs).into(), silence: Duration::from_secs(60) };
+            ServerPatience { waits: [1, 2, 4, 8].map(Duration::from_secs).into(), silence: Duration::from_secs(60) };
         let pythons = [&["python3"][..], &["python"], &["py", "-3"]];
         Self {
             http: Http::new(&patience, ureq::Proxy::try_from_env()),
@@ -148,7 +148,7 @@ impl Puller {
         Ok(path)
     }
 
-    fn on_hub(&self, reference: &HubRef) -> Result<Fetch, PullError> {
+    fn on_hub(&self, reference: &HubRef) -> Result<Download, PullError> {
         let chosen = self.hub.choose(&self.http, reference)?;
         let mut name = format!("hf:{}/{}", reference.org(), reference.repo());
         if let Some(exact) = chosen.exact {
@@ -156,11 +156,11 @@ impl Puller {
         }
         let files = chosen.files.iter().map(|file| local_name(&file.path)).collect::<Result<_, _>>()?;
         let source = |file| self.hub.source(reference, file, format!("{}/{}", reference.org(), reference.repo()));
-        Ok(Fetch { record: Record { name, files }, sources: chosen.files.iter().map(source).collect() })
+        Ok(Download { record: SlotRecord { name, files }, sources: chosen.files.iter().map(source).collect() })
     }
 
-    /// A URL is taken by its word, except that the first part of a split model stands for all of them.
-    fn on_web(&self, url: &WebUrl) -> Result<Fetch, PullError> {
+    /// A URL is taken at its word, except that the first part of a split model stands for all of them.
+    fn on_web(&self, url: &WebUrl) -> Result<Download, PullError> {
         let (address, query) = url.as_str().split_at(url.as_str().find(['?', '#']).unwrap_or(url.as_str().len()));
         let split = SplitName::parse(address);
         let addresses = match split {
@@ -175,17 +175,20 @@ impl Puller {
             expected: Expected::default(),
         };
         let files = addresses.iter().map(file_name).collect::<Result<_, _>>()?;
-        Ok(Fetch { record: Record { name: url.to_string(), files }, sources: addresses.iter().map(source).collect() })
+        Ok(Download {
+            record: SlotRecord { name: url.to_string(), files },
+            sources: addresses.iter().map(source).collect(),
+        })
     }
 
     fn download(
         &self,
-        fetch: &Fetch,
+        fetch: &Download,
         reference: &ModelRef,
         folder: &Path,
         progress: &mut dyn Progress,
     ) -> Result<PathBuf, PullError> {
-        let Fetch { record, sources } = fetch;
+        let Download { record, sources } = fetch;
         let paths: Vec<_> = record.files.iter().map(|file| folder.join(file)).collect();
         let missing: Vec<_> = sources.iter().zip(&paths).filter(|(source, path)| !is_there(source, path)).collect();
         let needed = missing.iter().filter_map(|(source, _)| source.expected.bytes).fold(0, u64::saturating_add);

@@ -168,7 +168,7 @@ impl Tokenizer {
 
     /// The text of `ids`, with U+FFFD for bytes that are no UTF-8.
     pub fn decode(&self, ids: &[u32], control: ControlTokens) -> String {
-        let mut decoding = detokenizer::State::new(LeadingSpace::Strip, control);
+        let mut decoding = detokenizer::DecoderState::new(LeadingSpace::Strip, control);
         let mut text: String = ids.iter().map(|&id| decoding.push(self, id)).collect();
         text.push_str(&decoding.finish());
         text

@@ -9,7 +9,7 @@ pub enum Activation {
     Silu,
     /// GELU in its tanh form.
     GeluTanh,
-    /// x·σ(1.702·x) of x held to at most 7, and `up` held to ±7, plus 1 (gpt-oss).
+    /// x·σ(1.702·x), where x is at most 7. It is multiplied by `up` + 1, where `up` is between -7 and 7 (gpt-oss).
     SiluClamped,
 }
 
@@ -49,28 +49,28 @@ pub enum RopePairing {
 /// How RoPE frequencies are changed for longer contexts.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// They are not changed.
     None,
-    /// Positions divided by the factor.
+    /// Positions are divided by the factor.
     Linear(f32),
-    /// Each frequency divided by its factor in the `RopeFactors` tensor (Llama 3).
+    /// Each frequency is divided by its factor in the `RopeFactors` tensor (Llama 3).
     Factors,
-    /// Each frequency divided by its factor in the `RopeFactorsLong` tensor where the model's `context` exceeds `original`
-    /// positions, and in `RopeFactorsShort` where it does not (Phi 3).
+    /// Each frequency is divided by its factor in the `RopeFactorsLong` tensor where the model's `context` exceeds
+    /// `original` positions, and by its factor in `RopeFactorsShort` where it does not (Phi 3).
     LongRope {
         /// The context before it was extended.
         original: usize,
     },
     /// YaRN (Peng et al., 2023): frequencies that turn more than `beta_fast` times in the original context stay, those that
-    /// turn less than `beta_slow` times are divided by `factor`, and those between go over from one to the other.
+    /// turn less than `beta_slow` times are divided by `factor`, and those between change gradually from one to the other.
     Yarn {
-        /// By what slow frequencies are divided.
+        /// What slow frequencies are divided by.
         factor: f32,
         /// The context before it was extended.
         original: usize,
-        /// Turns above which a frequency stays.
+        /// A frequency that turns more often than this stays as it is.
         beta_fast: f32,
-        /// Turns below which it is divided.
+        /// A frequency that turns less often than this is divided by `factor`.
         beta_slow: f32,
     },
 }

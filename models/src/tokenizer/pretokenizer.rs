@@ -16,21 +16,21 @@ pub fn pretokenizers() -> impl Iterator<Item = &'static str> {
 #[derive(Debug)]
 pub(super) struct Pretokenizer {
     cutters: Vec<Cutter>,
-    kind: &'static Kind,
+    kind: &'static CutKind,
 }
 
 /// Whether a word that is a token as a whole skips the merges.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum WholeWords {
-    /// No.
+    /// It is merged like any other.
     Merge,
-    /// Yes.
+    /// It becomes that token.
     Keep,
 }
 
 /// One way to cut, with everything that goes by the same name.
 #[derive(Debug)]
-struct Kind {
+struct CutKind {
     names: &'static [&'static str],
     /// Each cuts the pieces of the one before.
     passes: &'static [Pass],

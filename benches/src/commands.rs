@@ -8,6 +8,7 @@ pub mod load;
 pub mod prefill;
 pub mod speculate;
 pub mod streams;
+pub mod synth;
 
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ use crate::{
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum Measurement {
     /// Products of each tensor type by rows, beside the read bandwidth of the machine.
     Kernels(kernels::KernelsOptions),
     /// Time per token of a whole model in one shard, without a network.
@@ -40,7 +41,7 @@ pub enum Command {
     Speculate(speculate::SpeculateOptions),
 }
 
-impl Command {
+impl Measurement {
     /// Measures.
     ///
     /// # Errors
