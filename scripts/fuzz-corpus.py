@@ -12,8 +12,11 @@ from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent.parent / "fuzz" / "corpus"
 
-# A ticket has a checksum by BLAKE3, which Python does not have; this one was printed by a test.
-TICKET = "@TICKET@"
+# A ticket ends with a checksum by BLAKE3, which Python does not have: so it is written out here.
+TICKET = (
+    "qmesh1aeawgaaaaebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d5sgkzthnbuwu23mnvxg64drojzqbmz7oeaaaa"
+    "aaaihdcojsfyyc4mroge5dinbtgmjfwmrqgaytuzdcha5dumk5hi2dimztrebwbta"
+)
 
 
 def text(value):
@@ -101,9 +104,9 @@ def gguf_header():
 
 def frame(kind=2, wire=0, flags=0, width=0, segments=((7, 3, 2, 1),), ids=(5, 6), crc=None, rows=None, payload=None):
     """The head of a frame; a segment is (session, position, rows, flags)."""
-    bytes_per_row = {1: 4 * width, 4: 20 + 12 * width}.get(kind, 0)
+    bytes_per_row = 4 * width if kind == 1 else 0
     rows = len(ids) if rows is None else rows
-    payload = bytes_per_row * rows if payload is None else payload
+    payload = bytes_per_row * rows % (1 << 32) if payload is None else payload
     head = struct.pack("<HBBHHIIIII", 0x514D, kind, wire, flags, len(segments), 9, 1, width, rows, payload)
     head += struct.pack("<5I", 0, 100, 50, 10, 0)
     for session, position, count, word in segments:
@@ -213,7 +216,7 @@ def main():
         for old in [*folder.glob("valid*"), *folder.glob("bad*")]:
             old.unlink()
         for name, content in make():
-            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            (folder / f"{name}.bin").write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 if __name__ == "__main__":
