@@ -216,7 +216,7 @@ def main():
         for old in [*folder.glob("valid*"), *folder.glob("bad*")]:
             old.unlink()
         for name, content in make():
-            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            (folder / f"{name}.bin").write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ impl Message {
         }
     }
 
-    /// The same, to be put there.
+    /// The place for the sections of such a message.
     pub(crate) fn sections_mut(&mut self) -> Option<&mut Sections> {
         if let Self::Hello(Hello { sections, .. })
         | Self::Welcome(Welcome { sections, .. })
@@ -122,7 +122,7 @@ pub struct Hello {
     pub protocol: u16,
     /// Version of the program.
     pub version: String,
-    /// Always 0, and not read: what was meant to stand here has sections. Frozen like the others.
+    /// Always 0, and not read: abilities are named in sections. It stays because the fields are frozen.
     pub features: u64,
     /// The name the worker would like to have.
     pub name: String,
@@ -193,7 +193,7 @@ pub struct LoadShard {
     pub context: u32,
     /// Most rows of a chunk of a prompt, which the worker makes its buffers for.
     pub chunk_rows: u32,
-    /// What a worker may do without, and what it must know about this plan beyond the fields.
+    /// What only some versions say about a plan.
     pub sections: Sections,
 }
 
