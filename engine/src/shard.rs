@@ -8,10 +8,7 @@ use std::{
 use candle_core::{Device, Tensor};
 pub use qmesh_kernels::attend::PAGE_POSITIONS;
 use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
-use qmesh_models::{
-    footprint::LOGIT_ROWS,
-    spec::{ModelSpec, TensorSpec},
-};
+use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
 
 pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{

@@ -52,7 +52,8 @@ async fn host(endpoint: Endpoint, secret: JoinSecret) -> Result<Message, Box<dyn
     let gate = Gate { secret, expires_unix: None, known: KnownPeers::default(), numerics: String::new() };
     let connection = endpoint.accept().await.ok_or("the endpoint is closed")?;
     let applicant = welcome(&connection, &gate).await?;
-    let answer = Welcome { mesh: "example".into(), assigned_name: applicant.hello().name.clone() };
+    let answer =
+        Welcome { mesh: "example".into(), assigned_name: applicant.hello().name.clone(), ..Welcome::default() };
     let (_hello, _sender, mut receiver) = applicant.admit(answer).await?;
     Ok(receiver.recv().await?)
 }

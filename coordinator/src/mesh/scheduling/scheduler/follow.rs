@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{
-    Frame, OpenSession, PlanEpoch, Prefix, Segment, SessionId, StepId, Trails, Wants, limits::FRAME_SEGMENTS,
-};
+use qmesh_net::{Frame, OpenSession, PlanEpoch, Segment, SessionId, StepId, Trails, Wants, limits::FRAME_SEGMENTS};
 
 use super::{FIRST_STEP, Scheduler, StepTotals};
 use crate::mesh::{
