@@ -1,4 +1,5 @@
-//! Who comes onto the stages, with which beginning, and what stays there of those that leave.
+//! Admission: when a waiting sequence gets its room on the stages, which computed beginning it starts from, and what an ended
+//! one leaves behind for others.
 
 use qmesh_net::{OpenSession, Prefix, SessionId};
 
@@ -18,7 +19,7 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Opens waiting sequences while their reservations fit on every stage.
+    /// Opens waiting sequences on the stages, for as long as there is room for all positions that the next one may need.
     pub(super) fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some(place) = self.next_in_queue() {
@@ -41,7 +42,8 @@ impl Scheduler {
         actions
     }
 
-    /// What becomes of a sequence's pages: its beginning is kept, where that is of use, and the rest is freed.
+    /// Ends a sequence on the stages: the pages of its beginning are kept where they can be of use to others, and the rest
+    /// is freed.
     pub(super) fn leave(&mut self, session: SessionId, sequence: Sequence) -> Vec<Action> {
         self.forget_if_gone(sequence.request.client);
         let mut ids = sequence.ids;
@@ -50,7 +52,8 @@ impl Scheduler {
             PrefixReuse::On | PrefixReuse::Off => 0,
         };
         ids.truncate(kept);
-        // One that begins with all of it is as good, and one that is all its beginning has become useless.
+        // Where another kept beginning starts with this one, that one does for both. The other way round, kept beginnings with
+        // which this one starts are needed no more.
         if kept == 0 || self.kept.values().any(|other| other.ids.starts_with(&ids)) {
             self.pages.keep(session, 0);
             return self.close(session);
@@ -69,7 +72,8 @@ impl Scheduler {
         actions
     }
 
-    /// A client that comes has been served as much as the least served one that is here, and no less.
+    /// A client without sequences here starts level with the one that was served least: what it was served before does not
+    /// count against it, and having been away does not put it ahead of the others.
     pub(super) fn welcome(&mut self, client: ClientId) {
         let least = self.served.values().min().copied().unwrap_or_default();
         self.served.entry(client).or_insert(least);
@@ -81,7 +85,8 @@ impl Scheduler {
         }
     }
 
-    /// The longest waiting one of the client that was served least.
+    /// The place in the queue of the sequence that is admitted next: of the client that was served least, the one that has
+    /// waited longest.
     fn next_in_queue(&self) -> Option<usize> {
         let served = |i: &usize| {
             let sequence = self.sequences.get(&self.queue[*i]);
@@ -90,7 +95,8 @@ impl Scheduler {
         (0..self.queue.len()).min_by_key(served)
     }
 
-    /// The longest beginning, in whole pages, that is on the stages already.
+    /// The session with which this one has the longest beginning in common, and how much of it, in whole pages: one that is
+    /// kept, or one that runs.
     fn longest_prefix(&self, session: SessionId) -> Option<Prefix> {
         let sequence = self.sequences.get(&session)?;
         if self.limits.prefix_reuse == PrefixReuse::Off {
@@ -104,8 +110,9 @@ impl Scheduler {
         Some(Prefix { session, positions })
     }
 
-    /// Gives up what is kept, the least recently used first, until `positions` fit: with the prefix if that can be, else
-    /// without; `None` where they do not fit at all.
+    /// Makes room for `positions` by giving up kept beginnings, the least recently used first. Says which prefix the sequence
+    /// can still begin with: the one asked for, or none where that had to be given up as well; `None` where there is no
+    /// room in either case.
     fn make_room(
         &mut self,
         positions: usize,
@@ -120,7 +127,7 @@ impl Scheduler {
             let Some(oldest) = self.oldest_kept(prefix.map(|p| p.session)) else { break };
             actions.extend(self.drop_kept(oldest));
         }
-        // Only the prefix itself may still be in the way of the rest.
+        // All other beginnings are given up. The prefix itself may go too, if it is only kept and does not run.
         let source = prefix.map(|p| p.session).filter(|session| self.kept.contains_key(session))?;
         actions.extend(self.drop_kept(source));
         self.pages.fit(positions, 0).then_some(None)
