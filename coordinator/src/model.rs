@@ -1,4 +1,4 @@
-//! A model as the coordinator holds it: its file, its shape, and what turns its tokens into text.
+//! A model as the coordinator holds it: its file, its shape, its tokenizer and its chat template.
 
 use std::{
     borrow::Cow,
@@ -15,8 +15,6 @@ use qmesh_models::{
     tokenizer::{PretokenizerChoice, Tokenizer, TokenizerError, Vocabulary},
     weights::ModelFile,
 };
-
-use crate::text::TextModel;
 
 /// An opened model.
 #[derive(Debug)]
@@ -105,18 +103,6 @@ impl Model {
     /// The folder of its file.
     pub fn folder(&self) -> &Path {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-    }
-
-    /// What turns its tokens into text and back, in sessions of `context` positions.
-    ///
-    /// # Errors
-    /// The file has no tokenizer.
-    pub fn text(&self, context: usize) -> Result<TextModel, ModelError> {
-        let (name, template, ends) = (self.name.clone(), self.template.clone(), self.ends());
-        match self.tokenizer.clone() {
-            Some(tokenizer) => Ok(TextModel { name, tokenizer, template, context, ends }),
-            None => Err(ModelError::NoTokenizer { name }),
-        }
     }
 
     /// The ids that end a generation.

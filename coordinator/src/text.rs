@@ -26,6 +26,7 @@ pub use self::{
 use crate::{
     generate::{GenerateError, GenerateRequest},
     mesh::MeshHandle,
+    model::{Model, ModelError},
 };
 
 /// A model's text side. Immutable: share it by `Arc`.
@@ -86,6 +87,18 @@ pub enum TextError {
 }
 
 impl TextModel {
+    /// The text side of a model, for sessions of `context` positions.
+    ///
+    /// # Errors
+    /// The model has no tokenizer.
+    pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
+        let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
+        match model.tokenizer.clone() {
+            Some(tokenizer) => Ok(Self { name, tokenizer, template, context, ends }),
+            None => Err(ModelError::NoTokenizer { name }),
+        }
+    }
+
     /// The ids of a conversation. Control tokens come from the template alone, whatever the messages and tools spell.
     ///
     /// # Errors

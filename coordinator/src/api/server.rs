@@ -89,10 +89,10 @@ pub async fn serve(
     let addresses = listeners.addresses().map_err(ServeError::Listeners)?;
     let open = addresses.into_iter().find(|address| !address.ip().is_loopback());
     let hosts = if open.is_none() { Hosts::Loopback(state.hosts.clone()) } else { Hosts::Any };
-    if let Some(address) = open {
-        if state.api_key.is_none() {
-            return Err(ServeError::Open { address });
-        }
+    if let Some(address) = open
+        && state.api_key.is_none()
+    {
+        return Err(ServeError::Open { address });
     }
     let drain = state.drain;
     let places = Places::new(state.limits, state.trusted_proxies.clone());

@@ -42,7 +42,7 @@ impl Opened {
     /// # Errors
     /// The model has no tokenizer.
     pub(super) fn text(&self) -> Result<TextModel, Failure> {
-        Ok(self.model.text(self.room.context)?)
+        Ok(TextModel::of(&self.model, self.room.context)?)
     }
 
     /// A mesh for this process alone: workers dial in over loopback, with a ticket that ends with it.

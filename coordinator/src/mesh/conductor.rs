@@ -392,3 +392,6 @@ impl From<probe::Outcome> for Order {
         Self::Prober(outcome)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,9 @@ use std::collections::HashMap;
 pub(crate) struct Drafter {
     /// The end of the latest occurrence of every run of [`GRAM`] ids.
     latest: HashMap<[u32; GRAM], usize>,
-    /// For each end, the occurrence before.
+    /// For each end, that of the occurrence before it.
     earlier: Vec<Option<usize>>,
-    /// Drafted tokens that were right, and those that were tried, fading.
+    /// Drafted tokens that were right, and those that were tried; earlier ones count less and less.
     right: f64,
     tried: f64,
 }
@@ -25,19 +25,19 @@ const OCCURRENCES: usize = 16;
 const MATCH_MOST: usize = 32;
 /// How much of the past counts after each verification.
 const FADING: f64 = 0.85;
-/// What is believed before anything was tried: so many right of so many.
+/// How many drafted tokens count as right, and of how many, before any was tried.
 const PRIOR: (f64, f64) = (1.2, 2.0);
 
 impl Drafter {
-    /// What may follow `ids`, at most `most` of it; nothing where they end as never before.
+    /// What may follow `ids`, at most `most` ids of it; nothing where their ending has not occurred before.
     pub(crate) fn draft(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
-        // What is not looked up need not be indexed yet.
+        // Indexing can wait until something is looked up.
         if most == 0 {
             return Vec::new();
         }
         self.index(ids);
         let Some(follows) = self.longest_match(ids) else { return Vec::new() };
-        // A match may run into what is being drafted: then it repeats with that period.
+        // A match may reach up to the end of the ids: then the draft goes on with itself, and repeats with that period.
         let period = ids.len() - follows;
         let mut draft = Vec::with_capacity(most);
         for i in 0..most {
@@ -47,7 +47,7 @@ impl Drafter {
         draft
     }
 
-    /// Learns that the first `right` of `drafted` were so.
+    /// Learns that of `drafted` tokens the first `right` were right.
     pub(crate) fn verified(&mut self, drafted: usize, right: usize) {
         if drafted > 0 {
             // What comes after the first wrong one was not tried.
@@ -61,7 +61,7 @@ impl Drafter {
         (self.right + PRIOR.0) / (self.tried + PRIOR.1)
     }
 
-    /// Takes up all runs of `ids` but the last, which has no successor yet.
+    /// Enters all runs of `ids` but the last one, which nothing follows yet.
     fn index(&mut self, ids: &[u32]) {
         // An end is the index of the id that followed.
         self.earlier.resize(self.earlier.len().max(GRAM), None);
@@ -71,7 +71,8 @@ impl Drafter {
         }
     }
 
-    /// Where the longest of the latest earlier occurrences of the ids' ending goes on.
+    /// Where the text goes on after an earlier occurrence of the ending of `ids`: of the latest ones, the one that matches
+    /// the most ids backwards.
     fn longest_match(&self, ids: &[u32]) -> Option<usize> {
         let mut next = self.latest.get(ids.last_chunk::<GRAM>()?).copied();
         let mut best = None;

@@ -18,8 +18,9 @@ pub(super) struct Kept {
 /// Beginnings that are kept at a time.
 pub(super) const KEPT_MOST: usize = 256;
 
-/// Gives up what is kept, the least recently used first, until `positions` fit: with the prefix if that can be, else
-/// without; `None` where they do not fit at all. Also the sessions that were given up, which are to be closed.
+/// Makes room for `positions` by giving up kept beginnings, the least recently used first. Says which prefix the sequence
+/// can still begin with: the one asked for, or none where that had to be given up as well; `None` where there is no room in
+/// either case. Also says which sessions were given up: they are to be closed.
 pub(super) fn make_room(
     pages: &mut PageLedger,
     kept: &mut BTreeMap<SessionId, Kept>,
@@ -40,7 +41,7 @@ pub(super) fn make_room(
     if pages.fit(positions, shared) {
         return (Some(prefix), dropped);
     }
-    // Only the prefix itself may still be in the way of the rest.
+    // All other beginnings are given up. The prefix itself may go too, if it is only kept and does not run.
     if let Some(source) = prefix.map(|p| p.session).filter(|session| kept.contains_key(session)) {
         drop_kept(pages, kept, source);
     }

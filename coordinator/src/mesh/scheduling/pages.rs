@@ -1,4 +1,4 @@
-//! The books on KV pages: the same sums that every stage does, so that no stage is ever asked for room it lacks.
+//! The books on KV pages. They do the same sums as every stage, so that no stage is ever asked for room that it lacks.
 //!
 //! Sessions that begin alike share pages; a page counts once, for as long as somebody holds it.
 
@@ -17,7 +17,7 @@ pub(crate) struct PageLedger {
 }
 
 impl PageLedger {
-    /// Pages for so many positions.
+    /// The books of stages with pages for so many positions.
     pub(crate) fn new(positions: usize) -> Self {
         Self { budget: positions.div_ceil(PAGE_POSITIONS), used: 0, sessions: BTreeMap::new() }
     }
@@ -27,12 +27,13 @@ impl PageLedger {
         self.used * PAGE_POSITIONS
     }
 
-    /// Whether `positions`, of which the first `shared` are somebody's already, fit.
+    /// Whether there is room for `positions`, of which the first `shared` lie in pages that another session has already.
     pub(crate) fn fit(&self, positions: usize, shared: usize) -> bool {
         self.used + positions.div_ceil(PAGE_POSITIONS) - shared / PAGE_POSITIONS <= self.budget
     }
 
-    /// Sets `positions` aside for a session that begins with the first `shared`, whole pages, of another one.
+    /// Sets `positions` aside for a session. It may begin with the first positions of another one, whole pages, which are
+    /// shared then.
     pub(crate) fn open(&mut self, session: SessionId, positions: usize, shared: Option<(SessionId, usize)>) {
         let source = shared.and_then(|(source, shared)| self.sessions.get(&source)?.get(..shared / PAGE_POSITIONS));
         let mut pages = source.unwrap_or_default().to_vec();
@@ -42,7 +43,7 @@ impl PageLedger {
         self.sessions.insert(session, pages);
     }
 
-    /// Leaves a session its first `positions`, and takes it off the books where these are none.
+    /// Leaves a session the pages of its first `positions` only; with 0 it leaves the books.
     pub(crate) fn keep(&mut self, session: SessionId, positions: usize) {
         let Some(pages) = self.sessions.get_mut(&session) else { return };
         let kept = positions.div_ceil(PAGE_POSITIONS).min(pages.len());
@@ -53,7 +54,7 @@ impl PageLedger {
         }
     }
 
-    /// Nobody holds anything any more.
+    /// All sessions are gone.
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         self.sessions.clear();

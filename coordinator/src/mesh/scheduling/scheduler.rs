@@ -1,9 +1,9 @@
 //! Which rows travel in the next step: a state machine without IO or clock.
 //!
-//! A sequence's ids are all that matters. `sent` counts those that went out under the present plan; whatever lies between
-//! `sent` and the end of `ids` is ready to go, one token in decode and a chunk in prefill. A lost plan sets `sent` back to
+//! A sequence is its ids. `sent` counts those that went out under the present plan; whatever lies between `sent` and the end
+//! of `ids` is ready to go: one id while it decodes, the rest of the prompt before that. A lost plan sets `sent` back to
 //! zero, and the ids are computed again under the next one: the stream goes on with the same text. Where the next pipeline
-//! stands before the present one goes, they are computed there beforehand (`follow`).
+//! stands before the present one is given up, they are computed there beforehand (`follow`).
 //!
 //! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
 //! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
@@ -57,16 +57,16 @@ pub(crate) struct Limits {
     pub(crate) speculation: Speculation,
 }
 
-/// What was done since the start.
+/// Tokens counted since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
-    /// Of prompts that are done.
+    /// Tokens of prompts that are done.
     pub(crate) prompt_tokens: u64,
-    /// Of those, what was there already.
+    /// Of these, what was on the stages already.
     pub(crate) cached_tokens: u64,
     pub(crate) generated_tokens: u64,
     pub(crate) drafted_tokens: u64,
-    /// Of those drafted, the right ones.
+    /// Of the drafted tokens, the right ones.
     pub(crate) accepted_tokens: u64,
 }
 
@@ -191,7 +191,8 @@ impl Scheduler {
         }
     }
 
-    /// The session has failed on a stage, which took its rows out of the step: a step of its own does not come back.
+    /// A stage has failed the session and taken its rows out of the steps under way; a step without other rows does not come
+    /// back.
     pub(crate) fn failed(&mut self, epoch: PlanEpoch, session: SessionId, text: &str) -> Vec<Action> {
         if self.is_next(epoch) {
             return self.follower_failed(session);
@@ -218,7 +219,7 @@ impl Scheduler {
         let Some(step) = self.steps.remove(&frame.step) else { return Vec::new() };
         self.returned = Some(now);
         let sessions: Vec<SessionId> = step.segments.iter().map(|s| s.session).collect();
-        // Stages take the rows of what they have failed out of a step, which says nothing then.
+        // A step from which a stage took rows tells nothing of how long so many rows take.
         if sessions.iter().all(|session| self.sequences.get(session).is_some_and(|s| !s.spoiled)) {
             self.learn(step.rows(), frame.times, now.saturating_duration_since(step.sent));
         }
@@ -251,7 +252,7 @@ impl Scheduler {
         sessions.into_iter().flat_map(|s| self.end(s, Some(GenerateEvent::Failed(error.clone())))).collect()
     }
 
-    /// Admits what has room and fills steps, as far as credits reach.
+    /// Admits the sequences for which there is room, and fills steps, as many as may be under way.
     pub(crate) fn pump(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.pump_successor(now);
         let Some(pipeline) = self.pipeline else { return actions };
@@ -322,7 +323,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// One frame with what is ready and may go: a group of those that decode, and prompt rows in the time that is left.
+    /// The next step, if one may go: the tokens of a group of sequences that decode, and as many prompt rows as the time
+    /// allows.
     fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
         let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
@@ -340,7 +342,7 @@ impl Scheduler {
         let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
         let rows = match (decoding, decodes) {
             (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
-            // A step of its own comes between two tokens of everybody, unless stages are idle between them.
+            // A step of prompt rows alone would come between two tokens of everybody, unless stages are idle in between.
             (_, false) => {
                 let (steps, rows) = self.pace.between(group_rows, groups, room);
                 let under_way = self.steps.values().filter(|step| !step.decodes).count();
@@ -403,8 +405,8 @@ impl Scheduler {
         frame.ids.extend(ids);
     }
 
-    /// Sequences that may send and are as wanted: short prompts before long ones, then those of the client that was served
-    /// least, then those that have waited longest.
+    /// Sequences that have ids to send and are as wanted, in the order in which they go: those with short prompts before
+    /// those with long ones, then by how little their client was served, then by how long ago they were.
     fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
         let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
         let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();
@@ -413,7 +415,7 @@ impl Scheduler {
         ready.into_iter().map(|(.., session)| session).collect()
     }
 
-    /// Of all prompts that are being computed.
+    /// Ids of all sequences that have some to send.
     fn prompt_rows(&self) -> usize {
         self.sequences.values().filter(|s| s.is_ready()).map(|s| s.ids.len()).sum()
     }
@@ -467,7 +469,7 @@ impl Scheduler {
     }
 }
 
-/// Steps before that are probes'.
+/// The number of a pipeline's first step; probes have those before it.
 const FIRST_STEP: u32 = TRIES_MOST;
 /// Tokens drafted for a sequence at a time.
 const DRAFTS_MOST: usize = 15;

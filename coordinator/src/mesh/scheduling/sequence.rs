@@ -10,21 +10,21 @@ use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, Prom
 /// Where a sequence stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Phase {
-    /// For room, or for a pipeline.
+    /// It waits for room on the stages, or for a pipeline.
     Waiting,
-    /// On its way to the stages; so many have not answered yet.
+    /// Its session is being opened on the stages.
     Opening {
-        /// Stages without an answer.
+        /// Stages that have not answered yet.
         missing: usize,
     },
-    /// On every stage.
+    /// Its session is open on every stage.
     Running,
     /// Over, but a step may still carry its rows.
     Ending,
 }
 
 impl Phase {
-    /// One stage more has made room.
+    /// The phase after one more stage has opened the session.
     pub(crate) fn answered(self) -> Self {
         match self {
             Self::Opening { missing: 0 | 1 } => Self::Running,
@@ -39,7 +39,7 @@ impl Phase {
 pub(crate) struct Sequence {
     pub(crate) request: GenerateRequest,
     pub(crate) phase: Phase,
-    /// Positions that it may come to hold.
+    /// The most positions that it can come to hold: its prompt and all tokens that it may generate.
     pub(crate) max_positions: usize,
     /// Steps that carry rows of it.
     pub(crate) in_flight: usize,
@@ -52,16 +52,16 @@ pub(crate) struct Sequence {
     /// Prompt, then generated.
     pub(crate) ids: Vec<u32>,
     sent: usize,
-    /// Of the ids sent, and of drafts behind them.
+    /// The trails of the ids that were sent, and of the drafts behind them.
     trails: Trails,
-    /// Of those sent, what every stage has computed: no rollback touches it any more.
+    /// How many of the ids sent every stage has computed; no rejected draft is among them.
     pub(crate) computed: usize,
     /// Whether a stage has failed it: nothing of it can be relied on.
     pub(crate) spoiled: bool,
     /// What was drafted behind the ids that are sent.
     drafted: Vec<u32>,
     drafter: Drafter,
-    /// Positions of the prompt that it shares with an earlier sequence, as first admitted.
+    /// Positions of the prompt that were on the stages already when it was first admitted.
     cached: Option<usize>,
     prompt_rows: Vec<Sampled>,
     prompt_done: bool,
@@ -72,15 +72,15 @@ pub(crate) struct Sequence {
 /// What came of a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// For whoever asked.
+    /// What whoever asked is told.
     pub(crate) events: Vec<GenerateEvent>,
-    /// Of the prompt, now that it is done.
+    /// Tokens of the prompt, if it is done with this segment; else 0.
     pub(crate) prompt_tokens: u64,
-    /// Of the prompt, what was there already.
+    /// Of these, what was on the stages already.
     pub(crate) cached: u64,
     pub(crate) generated: u64,
     pub(crate) drafted: u64,
-    /// Of those drafted.
+    /// Of the drafted tokens, the right ones.
     pub(crate) right: u64,
 }
 
@@ -110,7 +110,7 @@ impl Sequence {
         }
     }
 
-    /// Back to the start, with all the ids that it has: the stages that knew it are gone.
+    /// Starts over with all the ids that it has, because the stages that knew it are gone.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.restarts += usize::from(self.in_flight > 0);
         self.phase = Phase::Waiting;
@@ -123,7 +123,7 @@ impl Sequence {
         }
     }
 
-    /// On the stages of another pipeline, which know its ids up to `sent`.
+    /// Goes on with the stages of another pipeline, to which its ids up to `sent` were sent already.
     pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize, trails: Trails) {
         self.phase = phase;
         self.trails = trails;
@@ -132,7 +132,7 @@ impl Sequence {
         self.waiting_since = None;
     }
 
-    /// Whether it has its first token, and so an answer that would have to wait if it started over.
+    /// Whether it runs and its prompt is done: its answer would pause if it started over.
     pub(crate) fn has_begun(&self) -> bool {
         self.phase == Phase::Running && self.prompt_done
     }
@@ -145,7 +145,7 @@ impl Sequence {
         same / PAGE_POSITIONS * PAGE_POSITIONS
     }
 
-    /// On its way to the stages, where its first `shared` positions already are.
+    /// Its session is being opened on the stages, where its first `shared` positions are already.
     pub(crate) fn opening(&mut self, stages: usize, shared: usize) {
         self.phase = Phase::Opening { missing: stages };
         (self.sent, self.computed) = (shared, shared);
@@ -164,7 +164,7 @@ impl Sequence {
         self.ids.len() - self.sent
     }
 
-    /// Whether so few rows make its prompt that those who decode can wait for them.
+    /// Whether its prompt is so short that the sequences that decode can wait for it.
     pub(crate) fn is_short(&self) -> bool {
         self.prompt_done || self.request.ids.len() - self.cached.unwrap_or(0) <= SHORT_ROWS
     }
@@ -182,7 +182,7 @@ impl Sequence {
         self.drafter.acceptance()
     }
 
-    /// The last id, which is all that is unsent, and what may follow it, at most `most` ids of it.
+    /// A segment of the last id, which is the only one not sent yet, and of at most `most` drafted ids after it; and these ids.
     pub(crate) fn drafted_segment(&mut self, session: SessionId, most: usize) -> (Segment, Vec<u32>) {
         // The token after the last draft is drawn too, and is the last that there is room for.
         let room = self.max_positions.saturating_sub(self.ids.len() + 1);
@@ -196,7 +196,8 @@ impl Sequence {
         (Segment { session, position: count(position), rows: count(ids.len()), wants, trail }, ids)
     }
 
-    /// The next at most `rows` ids as a segment; two, where they are scored and only one is left room for.
+    /// A segment of the next ids, at most `rows` of them, and these ids. A scored prompt
+    /// takes two where only one is asked for.
     pub(crate) fn next_segment(&mut self, now: Instant, session: SessionId, rows: usize) -> (Segment, Vec<u32>) {
         if self.sent == 0 && !self.prompt_done && self.prompt_rows.is_empty() {
             self.started = now;
@@ -226,7 +227,7 @@ impl Sequence {
         (segment, ids)
     }
 
-    /// Of the ids that were sent.
+    /// The trails of the ids that were sent.
     pub(crate) fn trails(&self) -> &Trails {
         &self.trails
     }
@@ -243,7 +244,7 @@ impl Sequence {
         self.request.prompt_rows == PromptRows::All && !self.prompt_done
     }
 
-    /// Takes a segment's rows back.
+    /// Takes in the rows of a segment that came back.
     pub(crate) fn take_rows(&mut self, now: Instant, segment: &Segment, mut rows: Vec<Sampled>) -> Taken {
         let end = segment.position as usize + segment.rows as usize;
         let mut taken = Taken::default();
@@ -274,7 +275,7 @@ impl Sequence {
         taken
     }
 
-    /// Takes the first row's token, and those after drafts that were right.
+    /// Takes in the token of the first row, and those of the rows behind drafts as far as the drafts were right.
     fn take_tokens(&mut self, now: Instant, rows: Vec<Sampled>, drafted: &[u32], taken: &mut Taken) {
         let mut right = 0;
         for (row, draft) in rows.into_iter().zip(drafted.iter().map(Some).chain([None])) {

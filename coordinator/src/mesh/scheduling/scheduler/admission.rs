@@ -1,4 +1,5 @@
-//! Who comes onto the stages, with which beginning, and what stays there of those that leave.
+//! Admission: when a waiting sequence gets its room on the stages, which computed beginning it starts from, and what an ended
+//! one leaves behind for others.
 
 use qmesh_net::{OpenSession, Prefix, SessionId};
 
@@ -18,7 +19,7 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Opens waiting sequences while their reservations fit on every stage.
+    /// Opens waiting sequences on the stages, for as long as there is room for all positions that the next one may need.
     pub(super) fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some(place) = self.next_in_queue() {
@@ -43,7 +44,8 @@ impl Scheduler {
         actions
     }
 
-    /// What becomes of a sequence's pages: its beginning is kept, where that is of use, and the rest is freed.
+    /// Ends a sequence on the stages: the pages of its beginning are kept where they can be of use to others, and the rest
+    /// is freed.
     pub(super) fn leave(&mut self, session: SessionId, sequence: Sequence) -> Vec<Action> {
         self.forget_if_gone(sequence.request.client);
         let mut ids = sequence.ids;
@@ -52,7 +54,8 @@ impl Scheduler {
             PrefixReuse::On | PrefixReuse::Off => 0,
         };
         ids.truncate(kept);
-        // One that begins with all of it is as good, and one that is all its beginning has become useless.
+        // Where another kept beginning starts with this one, that one does for both. The other way round, kept beginnings with
+        // which this one starts are needed no more.
         if kept == 0 || self.kept.values().any(|other| other.ids.starts_with(&ids)) {
             self.pages.keep(session, 0);
             return self.close(session);
@@ -71,7 +74,8 @@ impl Scheduler {
         actions
     }
 
-    /// A client that comes has been served as much as the least served one that is here, and no less.
+    /// A client without sequences here starts level with the one that was served least: what it was served before does not
+    /// count against it, and having been away does not put it ahead of the others.
     pub(super) fn welcome(&mut self, client: ClientId) {
         let least = self.served.values().min().copied().unwrap_or_default();
         self.served.entry(client).or_insert(least);
@@ -83,7 +87,8 @@ impl Scheduler {
         }
     }
 
-    /// The longest waiting one of the client that was served least.
+    /// The place in the queue of the sequence that is admitted next: of the client that was served least, the one that has
+    /// waited longest.
     fn next_in_queue(&self) -> Option<usize> {
         let served = |i: &usize| {
             let sequence = self.sequences.get(&self.queue[*i]);
@@ -92,7 +97,8 @@ impl Scheduler {
         (0..self.queue.len()).min_by_key(served)
     }
 
-    /// The longest beginning, in whole pages, that is on the stages already.
+    /// The session with which this one has the longest beginning in common, and how much of it, in whole pages: one that is
+    /// kept, or one that runs.
     fn longest_prefix(&self, session: SessionId) -> Option<Prefix> {
         let sequence = self.sequences.get(&session)?;
         if self.limits.prefix_reuse == PrefixReuse::Off {

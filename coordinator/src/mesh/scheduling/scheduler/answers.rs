@@ -77,7 +77,7 @@ impl Scheduler {
     }
 }
 
-/// How many times as long as usual an answer may take, and how much longer in any case.
+/// An answer may take so many times as long as a step of the most rows usually takes, and so much longer in any case.
 const PATIENCE: f64 = 10.0;
 const PATIENCE_LEAST: Duration = Duration::from_secs(5);
 /// Where nothing was measured yet.

@@ -40,12 +40,12 @@ impl Scheduler {
         });
     }
 
-    /// It is gone before anybody got there.
+    /// The second pipeline is gone before the sequences have moved there.
     pub(crate) fn successor_down(&mut self, epoch: PlanEpoch) {
         self.successor.take_if(|s| s.pipeline.epoch == epoch);
     }
 
-    /// Sequences that run, and how many of them have followed.
+    /// How many sequences have followed, and how many there are to follow.
     pub(crate) fn following(&self) -> Option<(usize, usize)> {
         let successor = self.successor.as_ref()?;
         let running = self.sequences.iter().filter(|(_, s)| s.has_begun());
