@@ -247,8 +247,19 @@ fn word(line: &str, word: &str) -> bool {
 
 /// A quoted thing that names a place in the repository.
 fn looks_like_path(quoted: &str) -> bool {
-    let tops =
-        ["models/", "net/", "engine/", "coordinator/", "tests/", "benches/", "docs/", "scripts/", ".ci/", ".config/"];
+    let tops = [
+        "models/",
+        "net/",
+        "engine/",
+        "coordinator/",
+        "tests/",
+        "benches/",
+        "docs/",
+        "scripts/",
+        "fuzz/",
+        ".ci/",
+        ".config/",
+    ];
     tops.iter().any(|t| quoted.starts_with(t)) && !quoted.contains([' ', '*', '<', '{'])
 }
 
