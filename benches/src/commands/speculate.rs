@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use qmesh_coordinator::{mesh::Speculation, model::Model, plan::Workload};
+use qmesh_coordinator::{mesh::Speculation, model::Model, plan::Workload, text::TextModel};
 use qmesh_models::{
     chat::{Message, RenderOptions},
     tokenizer::Specials,
@@ -83,7 +83,7 @@ struct Prompt {
 /// Tokenised as a chat where the model can, else as text to continue.
 fn prompts(path: &Path) -> Result<Vec<Prompt>> {
     let model = Model::open(path)?;
-    let text = model.text(usize::MAX)?;
+    let text = TextModel::of(&model, usize::MAX)?;
     let prompts = PROMPTS.map(|(name, content)| {
         let ids = match &text.template {
             Ok(_) => text.chat_prompt(&[Message::new("user", content)], &RenderOptions::new(SystemTime::now()))?,
