@@ -34,10 +34,11 @@ fn every_kind_of_layer_is_the_oracles() {
     for (name, file) in golden().iter().filter(|(_, file)| floats(file)) {
         for (cuts, fed) in ways(file.spec()) {
             let distances = compare(file.spec(), file, &cuts, Rounding::ENGINE, fed);
-            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, F32);
+            let bound = if fed == Fed::Engine { LAYER } else { MODEL };
+            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, bound);
         }
     }
-    report.check(66);
+    report.check(65);
 }
 
 #[test]
@@ -47,13 +48,13 @@ fn every_type_of_weights_is_the_oracles() {
     for (name, file) in golden().iter().filter(|(_, file)| quantised(file)) {
         for (cuts, fed) in ways(file.spec()) {
             let distances = compare(file.spec(), file, &cuts, Rounding::ENGINE, fed);
-            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, ROUNDED);
+            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, QUANTISED);
         }
         let exact = Rounding { activations: Activations::Exact, ..Rounding::ENGINE };
         let distances = compare(file.spec(), file, &[], exact, Fed::Own);
         report.hold(&format!("{name}, exact activations"), &distances, EXACT);
     }
-    report.check(16 * 4);
+    report.check(16 * 3);
 }
 
 #[test]
@@ -65,8 +66,9 @@ fn what_no_family_combines_is_the_oracles() {
         let mut spec = file.spec().clone();
         change(&mut spec);
         let plain = compare(file.spec(), file, &[], Rounding::ENGINE, Fed::Own);
-        let distances = compare(&spec, file, &[1], Rounding::ENGINE, Fed::Own);
-        report.hold(&format!("{name}: {what}"), &distances, F32);
+        let cuts: Vec<usize> = (1..spec.layers.len()).collect();
+        let distances = compare(&spec, file, &cuts, Rounding::ENGINE, Fed::Engine);
+        report.hold(&format!("{name}: {what}"), &distances, LAYER);
         assert_ne!(plain.last, distances.last, "{name}: {what} changes nothing");
     }
     report.check(VARIATIONS.len());
@@ -97,14 +99,17 @@ struct Bound {
     same_top: f64,
 }
 
-/// Only the order of sums differs, and now and then a key or a value that it moves to the next f16.
-const F32: Bound = Bound { median: 1e-5, largest: 1e-4, same_top: 1.0 };
-/// The same, and now and then an activation that it moves to the next int8 step.
-const ROUNDED: Bound = Bound { median: 1e-5, largest: 1e-2, same_top: 0.98 };
+/// A layer that is given the engine's rows: only the order of sums differs, and in some rows a key or a value that it moves
+/// to the next f16.
+const LAYER: Bound = Bound { median: 2e-5, largest: 2e-3, same_top: 1.0 };
+/// A whole model. An f16 that differs early is seen in all rows behind it.
+const MODEL: Bound = Bound { median: 1e-3, largest: 5e-3, same_top: 0.98 };
+/// Quantised weights: in some rows an activation moves to the next int8 step.
+const QUANTISED: Bound = Bound { median: 2e-4, largest: 2e-2, same_top: 0.95 };
 /// What rounding activations to int8 costs.
-const EXACT: Bound = Bound { median: 2e-2, largest: 5e-2, same_top: 0.9 };
-/// As `ROUNDED`, over many layers.
-const REAL: Bound = Bound { median: 1e-2, largest: 5e-2, same_top: 0.9 };
+const EXACT: Bound = Bound { median: 2e-2, largest: 4e-2, same_top: 0.9 };
+/// Many layers of quantised weights, where one step leads to others.
+const REAL: Bound = Bound { median: 5e-2, largest: 0.2, same_top: 0.9 };
 
 /// What was compared, and what was too far.
 #[derive(Debug, Default)]
@@ -132,10 +137,10 @@ impl Report {
 }
 
 /// A model in one shard, in two, and with a shard for each layer that is given the engine's rows.
-fn ways(spec: &ModelSpec) -> [(Vec<usize>, Fed); 3] {
-    let cuts = 1..spec.layers.len();
-    let middle = cuts.clone().filter(|cut| *cut == spec.layers.len() / 2).collect();
-    [(vec![], Fed::Own), (middle, Fed::Own), (cuts.collect(), Fed::Engine)]
+fn ways(spec: &ModelSpec) -> Vec<(Vec<usize>, Fed)> {
+    let (count, each) = (spec.layers.len(), (1..spec.layers.len()).collect());
+    let cut = (count > 1).then_some((vec![count / 2], Fed::Own));
+    [(vec![], Fed::Own), (each, Fed::Engine)].into_iter().chain(cut).collect()
 }
 
 /// What a spec is changed to.
@@ -228,7 +233,7 @@ fn without(spec: &mut ModelSpec, tensors: &[LayerTensor]) {
 }
 
 /// What each stage of the oracle is fed with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fed {
     /// The hidden rows of its own stage before.
     Own,

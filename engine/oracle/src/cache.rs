@@ -50,7 +50,7 @@ mod tests {
             Tensor::arange(first, first + rows as f32, &Device::Cpu).unwrap().reshape((1, rows, 1)).unwrap()
         };
         let mut cache = KeysValues::default();
-        let mut append = |cache: &mut KeysValues, first: f32, count| {
+        let append = |cache: &mut KeysValues, first: f32, count| {
             let (keys, values) = cache.append(&rows(first, count), &rows(-first, count), CacheType::F32).unwrap();
             (keys.flatten_all().unwrap().to_vec1::<f32>().unwrap(), values.dims().to_vec())
         };

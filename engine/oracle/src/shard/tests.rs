@@ -140,7 +140,9 @@ fn what_a_shard_does_not_take_is_refused() {
     let mut cut = Pipeline::open(&file, spec, &[1]);
     let row = vec![0.5; spec.hidden];
     let [first, last] = &mut cut.shards[..] else { panic!("two shards") };
-    let refused = |shard: &mut OracleShard, input, position| shard.forward(1, input, position).unwrap_err();
+    fn refused(shard: &mut OracleShard, input: Input<'_>, position: usize) -> OracleError {
+        shard.forward(1, input, position).unwrap_err()
+    }
     assert!(matches!(refused(first, Input::Hidden(&row), 0), OracleError::Input { embeds: true }));
     assert!(matches!(refused(last, Input::Ids(&[1]), 0), OracleError::Input { embeds: false }));
     assert!(matches!(refused(first, Input::Ids(&[]), 0), OracleError::Rows { elements: 0, .. }));
