@@ -171,7 +171,7 @@ mod tests {
         let qwen = |name, ne: &[u64]| type_of(RandomFamily::Qwen2, "7B", name, ne);
         assert_eq!(qwen("output.weight", &[3584, 152_064]), TensorType::Q6K);
         assert_eq!(qwen("token_embd.weight", &[3584, 152_064]), TensorType::Q4K);
-        assert_eq!(qwen("blk.2.attn_v.weight", &[3584, 512]), TensorType::Q4K);
+        assert_eq!(qwen("blk.4.attn_v.weight", &[3584, 512]), TensorType::Q4K);
         assert_eq!(qwen("blk.5.attn_v.weight", &[3584, 512]), TensorType::Q6K);
         assert_eq!(qwen("blk.5.ffn_down.weight", &[18_944, 3584]), TensorType::Q6K);
         assert_eq!(qwen("blk.5.ffn_up.weight", &[3584, 18_944]), TensorType::Q4K);
