@@ -1,4 +1,4 @@
-//! The commands: each parses nothing, decides little and prints what the library found.
+//! The commands. Their arguments are parsed already (`cli`); each calls the library and prints what it found (`render`).
 
 mod answer;
 mod chat;

@@ -1,4 +1,4 @@
-//! What callers ask of the mesh and what comes back: token ids in, token ids out. Text is `text`'s business.
+//! What callers ask of the mesh and what comes back: token ids in, token ids out. `text` turns them into text and back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ pub struct GenerateRequest {
     pub ends: Arc<[u32]>,
     /// Whether the prompt's own rows are wanted as well.
     pub prompt_rows: PromptRows,
-    /// Whose turn it uses up: the scheduler is fair between clients.
+    /// On whose behalf it is computed: the scheduler is fair between clients.
     pub client: ClientId,
 }
 

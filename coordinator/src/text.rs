@@ -1,4 +1,4 @@
-//! Text at the edge of the mesh: prompts become ids, generations become text. Nothing behind it knows of text.
+//! Text at the edge of the mesh: prompts become ids, generations become text. The mesh itself knows token ids only.
 
 #[cfg(test)]
 pub(crate) mod fake;

@@ -1,4 +1,4 @@
-//! What one request may cost, in bytes and in time.
+//! What one request may cost the server, in bytes and in time.
 
 use std::time::Duration;
 

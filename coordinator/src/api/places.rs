@@ -73,7 +73,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Room {
-    /// Counts up: what happened earlier has a smaller number.
+    /// A counter that orders what happens: what was earlier has a smaller number.
     now: u64,
     connections: BTreeMap<u64, Connection>,
     /// Requests that proxies forward, by the client's address.

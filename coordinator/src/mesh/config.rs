@@ -20,7 +20,7 @@ pub struct MeshConfig {
     pub kv_positions: usize,
     /// When workers become a pipeline.
     pub formation: Formation,
-    /// Rows of one step: a prompt's chunk.
+    /// The most rows of one step: how long prompts are cut into chunks.
     pub chunk_rows: usize,
     /// Whether the ticket outlives the process.
     pub ticket: TicketSource,
@@ -60,10 +60,10 @@ pub enum PrefixReuse {
 /// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Speculation {
-    /// Where it pays, by the times measured.
+    /// Where it pays, going by the measured times.
     #[default]
     On,
-    /// A step, a token.
+    /// Every step computes one token.
     Off,
 }
 
@@ -74,18 +74,18 @@ pub struct Formation {
     pub workers: Workers,
     /// Layers at which to cut, instead of the planner's choice.
     pub cut: Option<Vec<usize>>,
-    /// What that choice shall be good for.
+    /// What the planner shall optimise its choice for.
     pub workload: Workload,
 }
 
 /// How many workers it takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Workers {
-    /// So many; those who join later are spares.
+    /// Exactly so many; workers that join later stand by.
     Exactly(usize),
-    /// So many or more, dealt again when others join.
+    /// So many or more; when others join, the layers are dealt again.
     AtLeast(usize),
-    /// As many as hold the model, dealt again when others join.
+    /// As many as it takes to hold the model; when others join, the layers are dealt again.
     WhenItFits,
 }
 

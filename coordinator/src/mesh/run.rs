@@ -22,7 +22,7 @@ use super::{
     events::{EventBus, EventSource},
     formation::{
         Joined, PlannedModel, WorkerId,
-        links::{self, Event, Link},
+        links::{self, Link, LinkEvent},
         weights::TensorServer,
     },
     handle::{SUBMISSIONS_WAITING, Submission},
@@ -128,19 +128,19 @@ impl MeshTask {
         accepting.abort();
     }
 
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, event: LinkEvent) {
         let now = Instant::now();
         match event {
-            Event::Arrived { worker, joined, link, name } => {
+            LinkEvent::Arrived { worker, joined, link, name } => {
                 let named = self.conductor.free_name(&joined.name);
                 if name.send(named.clone()).is_ok() {
                     self.links.insert(worker, link);
                     self.conductor.joined(now, worker, Joined { name: named, ..joined });
                 }
             }
-            Event::Control { worker, message } => self.conductor.said(now, worker, message),
-            Event::Frame { worker, frame } => self.conductor.sampled(now, worker, &frame),
-            Event::Left { worker, why } => {
+            LinkEvent::Control { worker, message } => self.conductor.said(now, worker, message),
+            LinkEvent::Frame { worker, frame } => self.conductor.sampled(now, worker, &frame),
+            LinkEvent::Left { worker, why } => {
                 self.links.remove(&worker);
                 self.conductor.left(now, worker, &why);
             }

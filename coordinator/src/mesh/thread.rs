@@ -1,5 +1,4 @@
-//! The thread of a mesh: what others compute, such as tokens of a long text, delays no step there, and a step that returns
-//! finds everything it needs awake.
+//! The thread of a mesh. It does nothing else, so that other work, such as cutting a long text into tokens, delays no step.
 
 use std::{convert::Infallible, io, thread};
 
@@ -14,7 +13,7 @@ use super::error::MeshError;
 #[derive(Debug)]
 pub(super) struct MeshThread {
     handle: Handle,
-    /// Dropped, it ends the runtime and all that runs on it.
+    /// When it is dropped, the runtime ends with all that runs on it.
     _lease: oneshot::Sender<Infallible>,
 }
 
@@ -28,7 +27,7 @@ impl MeshThread {
         let handle = runtime.handle().clone();
         let (lease, ended) = oneshot::channel();
         thread::Builder::new().name("qmesh-mesh".into()).spawn(move || {
-            // Nothing is ever sent: what comes is the end.
+            // Nothing is ever sent: this returns when the other end is dropped.
             let _end = runtime.block_on(ended);
             // A read of a large file must not hold the end up.
             runtime.shutdown_background();

@@ -93,7 +93,7 @@ impl Stops {
         self.hidden.iter().any(|token| token.start < at && at < token.end)
     }
 
-    /// Lets go of what is held before `end`, which is inside of no control token.
+    /// Releases what is held before `end`, which does not lie inside a control token.
     fn pass(&mut self, end: usize) -> Passed {
         let mut text = String::new();
         let mut shown = 0;

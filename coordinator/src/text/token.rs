@@ -8,7 +8,7 @@ use super::TextModel;
 /// A token of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenText {
-    /// It, and its log-probability; `None` for the first of a prompt, which nothing predicts.
+    /// The token and its log-probability; `None` for the first one of a prompt, which nothing predicts.
     pub spelled: Spelled,
     /// See `spelled`.
     pub logprob: Option<f32>,

@@ -72,13 +72,13 @@ impl Rotation {
 
     /// Cosines and sines: (rows, dims / 2) each, on the device of `like`.
     fn tables(&self, first_position: usize, rows: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
-        let table = |function: fn(f64) -> f64| {
+        let table = |function: &dyn Fn(f64) -> f64| {
             let angles = (first_position..first_position + rows)
                 .flat_map(|position| self.frequencies.iter().map(move |frequency| position as f64 * frequency));
             let elements = angles.map(|angle| (self.magnitude * function(angle)) as f32).collect::<Vec<_>>();
             Tensor::from_vec(elements, (rows, self.frequencies.len()), like.device())
         };
-        Ok((table(f64::cos)?, table(f64::sin)?))
+        Ok((table(&f64::cos)?, table(&f64::sin)?))
     }
 }
 

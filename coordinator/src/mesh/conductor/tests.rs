@@ -144,7 +144,8 @@ impl World {
         self.conductor.joined(self.now, A, joined);
         self.conductor.tick(self.now);
         self.play();
-        assert_eq!(self.conductor.status(self.now, |_| 0.0).state, MeshState::Ready);
+        let status = self.conductor.status(self.now, |_| 0.0);
+        assert_eq!(status.state, MeshState::Ready, "{}: {:?}, {:?}", status.text, self.hung_up, self.events);
     }
 
     /// Carries out everything, until nothing more comes of it.
@@ -201,7 +202,8 @@ fn answer(frame: Frame) -> Frame {
     let last = |s: &Segment| Segment { position: s.position + s.rows - 1, rows: 1, ..*s };
     let segments: Vec<_> = frame.segments.iter().filter(|s| s.wants != Wants::None).map(last).collect();
     let (width, payload) = Sampled::encode_rows(&vec![sampled; segments.len()]);
-    Frame { kind: FrameKind::Sampled, width, payload, segments, ids: Vec::new(), ..frame }
+    let ids = vec![0; segments.len()];
+    Frame { kind: FrameKind::Sampled, width, payload, segments, ids, ..frame }
 }
 
 fn request() -> GenerateRequest {

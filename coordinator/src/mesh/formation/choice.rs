@@ -1,4 +1,4 @@
-//! Which workers get which layers, and whether a change is worth it: nothing here changes the roster.
+//! Which workers get which layers: the best plan over those that can be relied on. Nothing here changes the roster.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -30,12 +30,12 @@ pub(super) struct Chooser<'a> {
     pub(super) formation: &'a Formation,
     pub(super) workers: &'a BTreeMap<WorkerId, Worker>,
     pub(super) troubles: &'a Troubles,
-    /// Those that serve now, who are kept before others.
+    /// The workers that serve now; they are kept where one of two has to go.
     pub(super) serving: &'a [WorkerId],
 }
 
 impl Chooser<'_> {
-    /// The best plan over the workers that are steady, or where these cannot do it, over all that are fit.
+    /// The best plan over the workers that are steady or, where these cannot hold the model, over all that are fit.
     pub(super) fn choose(&self) -> Result<Choice, PlanError> {
         let candidates = |worst: Option<Severity>| -> Vec<WorkerId> {
             let severity = |w: &Worker| self.troubles.of(self.now, w.joined.peer).map(|t| t.severity);
@@ -48,7 +48,7 @@ impl Chooser<'_> {
         if chosen.is_err() && all != steady { self.over(all) } else { chosen }
     }
 
-    /// Workers that hold the most that the formation wants.
+    /// The most workers that the formation wants.
     fn most(&self) -> usize {
         match self.formation.workers {
             Workers::Exactly(n) => n,
@@ -66,7 +66,7 @@ impl Chooser<'_> {
             if let Some(choice) = reordered.into_iter().find(|c| self.broken_link(&c.stages).is_none()) {
                 return Ok(choice);
             }
-            // Who serves stays; of two that do, or do not, the one that came first.
+            // One that serves stays. Where both do, or neither, the first of the two in the pipeline stays.
             let out = if self.serving.contains(&to) && !self.serving.contains(&from) { from } else { to };
             candidates.retain(|&c| c != out);
         }
@@ -79,7 +79,7 @@ impl Chooser<'_> {
         stages.windows(2).find(broken).map(|pair| (pair[0], pair[1]))
     }
 
-    /// A plan over all of these, or over the largest of them when the small ones cannot hold a layer.
+    /// A plan over all of these workers or, where there is none, over as many of them as possible, the smallest left out first.
     fn largest(&self, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
         let all = self.solve(candidates);
         if all.is_ok() || self.formation.cut.is_some() {
@@ -118,7 +118,7 @@ impl Chooser<'_> {
     }
 }
 
-/// The same workers with one of the two elsewhere.
+/// The same workers, with one of the two moved to the front or to the end.
 fn reorderings(order: &[WorkerId], from: WorkerId, to: WorkerId) -> impl Iterator<Item = Vec<WorkerId>> {
     let moved = |who: WorkerId, first: bool| {
         let mut others: Vec<_> = order.iter().copied().filter(|&w| w != who).collect();

@@ -16,15 +16,15 @@ use super::{
     worker::{Joined, WorkerId},
 };
 
-/// What happens on links, as the mesh's task hears of it.
-pub(crate) enum Event {
+/// What happens on a link, as the mesh's task hears of it.
+pub(crate) enum LinkEvent {
     /// A worker has proved that it may join, and wants a name.
     Arrived { worker: WorkerId, joined: Joined, link: Link, name: oneshot::Sender<String> },
-    /// It says something.
+    /// A worker sent a message.
     Control { worker: WorkerId, message: Message },
-    /// A frame came out of the pipeline.
+    /// A worker sent a frame: it came out of the pipeline.
     Frame { worker: WorkerId, frame: Frame },
-    /// It is gone.
+    /// A worker is gone.
     Left { worker: WorkerId, why: String },
 }
 
@@ -51,9 +51,9 @@ pub(crate) async fn accept(
     gate: Gate,
     tensors: TensorServer,
     mesh: String,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<LinkEvent>,
 ) {
-    // The endpoint bounds how many have not joined yet, the places how many have.
+    // The endpoint bounds the number of connections that have not joined yet, and the places that of workers that have.
     let mut arrivals = JoinSet::new();
     let places = Arc::new(Semaphore::new(WORKERS_MOST));
     let mut next = 1;
@@ -74,7 +74,7 @@ struct Guest {
     gate: Gate,
     places: Arc<Semaphore>,
     tensors: TensorServer,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<LinkEvent>,
 }
 
 impl Guest {
@@ -92,7 +92,7 @@ impl Guest {
             tracing::info!("worker {worker}: {error}");
         }
         // The mesh's task may be over; then nobody needs to know.
-        drop(self.events.send(Event::Left { worker, why: self.why().await }).await);
+        drop(self.events.send(LinkEvent::Left { worker, why: self.why().await }).await);
     }
 
     /// A place in the mesh, if there is one. The last ones are for those that were here before.
@@ -114,7 +114,7 @@ impl Guest {
         let (control, messages) = mpsc::channel(MESSAGES_WAITING);
         let (name, named) = oneshot::channel();
         let link = Link { connection: self.connection.clone(), control };
-        drop(self.events.send(Event::Arrived { worker: self.worker, joined, link, name }).await);
+        drop(self.events.send(LinkEvent::Arrived { worker: self.worker, joined, link, name }).await);
         // Without a name the mesh is going down.
         let Ok(assigned_name) = named.await else { return Ok(()) };
         // Who was let in once comes back without a ticket, for as long as this process lives.
@@ -131,7 +131,7 @@ impl Guest {
         loop {
             let message = receiver.recv().await?;
             let left = matches!(message, Message::Bye { .. });
-            drop(self.events.send(Event::Control { worker: self.worker, message }).await);
+            drop(self.events.send(LinkEvent::Control { worker: self.worker, message }).await);
             if left {
                 return Ok(());
             }
@@ -174,10 +174,10 @@ async fn send_messages(mut sender: ControlSender, mut messages: mpsc::Receiver<M
 async fn receive_frames(
     worker: WorkerId,
     mut receiver: FrameReceiver,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<LinkEvent>,
 ) -> Result<(), NetError> {
     while let Some(frame) = receiver.recv().await? {
-        drop(events.send(Event::Frame { worker, frame }).await);
+        drop(events.send(LinkEvent::Frame { worker, frame }).await);
     }
     Ok(())
 }
@@ -201,9 +201,9 @@ async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::
 
 /// Control messages that may wait for one worker: a burst of sessions opening.
 const MESSAGES_WAITING: usize = 1024;
-/// The scheduler's credits keep it far below.
+/// Frames that may wait for one pipeline. There are fewer of them, because the scheduler bounds the steps under way.
 const FRAMES_WAITING: usize = 512;
-/// Workers that have joined: each may cost some tens of megabytes here.
+/// The most workers that may have joined: each may cost some tens of megabytes here.
 const WORKERS_MOST: usize = 256;
-/// Of these places, those kept for workers that come back.
+/// How many of these places are kept for workers that come back.
 const WORKERS_KNOWN: usize = 32;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{mesh::events::PlanReason, plan::Plan};
 
-/// A plan under its epoch.
+/// A plan that is being carried out, under its epoch.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     pub(super) epoch: PlanEpoch,
@@ -46,7 +46,7 @@ pub(super) struct Stage {
 pub(super) enum Standing {
     /// Its stages fetch and load.
     Loading,
-    /// They reach for each other, since then.
+    /// They connect to each other; since when.
     Linking(Instant),
     /// Every link stands; a probe token is under way.
     Linked,
@@ -119,7 +119,7 @@ impl Pipeline {
         Ok(Advance::Linked)
     }
 
-    /// Who has been silent for too long, and how that shows.
+    /// Who is to blame that the pipeline has not got on for too long, and what for.
     pub(super) fn overdue(&self, now: Instant) -> Option<(Blame, &'static str)> {
         match self.standing {
             Standing::Loading => {
@@ -204,7 +204,7 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// A stage that loads says so many times a second; silence this long means that it hangs.
+/// A stage that loads reports several times a second: after so long a silence it hangs.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
-/// Dialling a neighbour takes milliseconds, or 10 s when it fails.
+/// How long stages have to connect: it takes milliseconds, or 10 s where it fails.
 const LINKING: Duration = Duration::from_secs(20);

@@ -50,7 +50,7 @@ pub(crate) struct Roster {
     formation: Formation,
     workers: BTreeMap<WorkerId, Worker>,
     serving: Option<Pipeline>,
-    /// Loading, linking or being followed to.
+    /// The pipeline that is loading, linking or being followed to.
     next: Option<Pipeline>,
     newest: PlanEpoch,
     /// When to plan again: a little after the last join, so that ten joins are one plan.
@@ -63,7 +63,7 @@ pub(crate) struct Roster {
     /// Whether there is no plan although workers are here; `text` says why.
     failed: bool,
     text: String,
-    /// Why workers wait without layers.
+    /// Why workers without layers have none.
     standby: Option<String>,
 }
 
@@ -103,7 +103,7 @@ impl Roster {
             Workers::Exactly(n) if self.workers.len() >= n => self.plan_at = Some(now),
             Workers::Exactly(n) if planned.is_none() => {
                 self.text = format!("waiting for workers: {} of {n}", self.workers.len());
-                // Once formed, whoever comes may be what is missing.
+                // Where there was a plan before, this worker may be all that is missing.
                 self.plan_at = (self.newest.0 > 0).then_some(now);
             }
             Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
@@ -131,10 +131,10 @@ impl Roster {
         held.into_iter().flat_map(|(epoch, layers)| self.drop_pipeline(now, epoch, lost(layers))).collect()
     }
 
-    /// How a stage's loading goes.
+    /// A stage says how its loading goes.
     ///
     /// # Errors
-    /// What only a worker says that is none of this plan's.
+    /// The worker has no stage in this plan, or has said already that it is loaded.
     pub(crate) fn shard_status(
         &mut self,
         now: Instant,
@@ -151,10 +151,10 @@ impl Roster {
         Ok(if advance == Advance::Loaded { self.link(epoch) } else { Vec::new() })
     }
 
-    /// A stage has both its links.
+    /// A stage says that both its links stand.
     ///
     /// # Errors
-    /// What only a worker says that is none of this plan's.
+    /// The worker has no stage in this plan, or has said so already.
     pub(crate) fn linked(&mut self, worker: WorkerId, epoch: PlanEpoch) -> Result<Vec<Action>, Misconduct> {
         let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
         let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
@@ -182,7 +182,7 @@ impl Roster {
         if self.next.as_ref().is_some_and(|p| p.epoch == epoch) { self.serve_next() } else { Vec::new() }
     }
 
-    /// A stage's counters.
+    /// A stage says what it has computed so far.
     pub(crate) fn report(&mut self, worker: WorkerId, report: StageReport) {
         if let Some(pipeline) = self.pipeline_mut(report.epoch)
             && let Some(stage) = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))
@@ -236,11 +236,11 @@ impl Roster {
         actions
     }
 
-    /// A link of this epoch broke, or never came about, as a stage says of its own.
+    /// A stage says that one of its links broke, or never came about.
     pub(crate) fn link_broken(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, why: &str) -> Vec<Action> {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
         let blame = match pipeline.standing {
-            // Its own link downstream is all that a stage tries by itself.
+            // A stage dials the next one only, so the link to that one is meant.
             Standing::Loading | Standing::Linking(_) => {
                 let stage = pipeline.stage_of(worker);
                 let to = stage.and_then(|s| pipeline.stages.get(s + 1)).map(|s| s.worker);
@@ -259,7 +259,7 @@ impl Roster {
             self.pause_at = None;
             return self.replan(now, Pause::Now);
         }
-        // A change that is under way is seen through, unless nobody waits for its end.
+        // A change beside a pipeline that serves is brought to its end before the next one.
         let busy = self.next.is_some() && self.serving.is_some();
         if !busy && self.plan_at.is_some_and(|at| at <= now) {
             self.plan_at = None;
@@ -336,7 +336,7 @@ impl Roster {
         self.serving.iter_mut().chain(&mut self.next).find(|p| p.epoch == epoch)
     }
 
-    /// Gives up a pipeline. Its shards stay where they are until a next plan has taken from them what it needs.
+    /// Gives up a pipeline. Its shards stay until the next plan has taken over the tensors that it needs.
     fn drop_pipeline(&mut self, now: Instant, epoch: PlanEpoch, why: String) -> Vec<Action> {
         self.plan_at = Some(now);
         self.pause_at = None;
@@ -346,7 +346,7 @@ impl Roster {
         let mut actions = Vec::new();
         if self.serving.is_none() {
             self.text.clone_from(&why);
-            // Those who were following are on their way already.
+            // The sequences that were following to the next pipeline go on there.
             if let Some(next) = self.next.as_ref().filter(|p| p.standing == Standing::Proved) {
                 actions.push(Action::Serve(next.epoch, next.stages.len()));
                 actions.extend(self.serve_next());
@@ -367,9 +367,9 @@ impl Roster {
 
 /// Joins within this time make one plan.
 const SETTLE: Duration = Duration::from_millis(500);
-/// A worker that stays for less than that is unsteady.
+/// A worker that stays for a shorter time is unsteady.
 const STEADY: Duration = Duration::from_secs(60);
-/// Plans in a row whose probe may fail; what fails under two of them is in the model.
+/// So many plans in a row may fail their probe; after that the fault is the model's.
 const PROBES_MOST: u32 = 2;
 
 #[cfg(test)]

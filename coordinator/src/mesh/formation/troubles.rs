@@ -1,5 +1,5 @@
-//! What went wrong with whom: workers that flap, fail or cannot reach each other are left out for a while, the longer the
-//! more often it happened.
+//! What went wrong with whom. Workers that come and go, fail or cannot reach each other are left out of plans for a while, and
+//! the longer the more often it happened.
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +50,7 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    /// The worker failed, or left after so short a time that nothing can be built on it.
+    /// The worker failed, or left so soon after it came that it cannot be relied on.
     pub(super) fn unsteady(&mut self, now: Instant, peer: PeerId, why: String) {
         enter(&mut self.workers, now, peer, why, Severity::Unsteady, UNSTEADY);
     }
@@ -65,7 +65,7 @@ impl Troubles {
         enter(&mut self.links, now, (from, to), why, Severity::Unfit, UNREACHABLE);
     }
 
-    /// A peer has gone, so that a link to it that broke just now tells nothing of the way there.
+    /// A peer has gone: links to it and from it that broke just before broke for that, and not because the way is bad.
     pub(super) fn gone(&mut self, now: Instant, peer: PeerId) {
         self.links.retain(|(from, to), t| (*from != peer && *to != peer) || now - t.last > DEPARTURE);
     }
@@ -86,22 +86,22 @@ impl Troubles {
     }
 }
 
-/// The first entries of these are what a first trouble costs; each further one within [`MEMORY`] costs twice the one before.
+/// For how long trouble of one kind counts: the first one, and twice as long for each further one within [`MEMORY`].
 struct BackOff {
-    /// Troubles that cost nothing yet.
+    /// So many troubles count for nothing.
     free: u32,
     first: Duration,
     most: Duration,
 }
 
-/// A worker may get lost once: many things happen once.
+/// A worker may get lost once without consequences.
 const UNSTEADY: BackOff = BackOff { free: 1, first: Duration::from_secs(15), most: Duration::from_secs(600) };
-/// Longer than a loader may be silent.
+/// For the first time longer than a stage that loads may be silent.
 const UNFIT: BackOff = BackOff { free: 0, first: Duration::from_secs(75), most: Duration::from_secs(900) };
 const UNREACHABLE: BackOff = BackOff { free: 0, first: Duration::from_secs(60), most: Duration::from_secs(900) };
 /// What lies further back does not count.
 const MEMORY: Duration = Duration::from_secs(1800);
-/// A neighbour may notice that a worker has gone so much before the coordinator does.
+/// A neighbour may notice so much earlier than the coordinator that a worker has gone.
 const DEPARTURE: Duration = Duration::from_secs(10);
 /// Peers and links that are remembered; those whose trouble is over longest are forgotten first.
 const REMEMBERED: usize = 1024;

@@ -16,7 +16,7 @@ pub(crate) struct TensorServer {
 }
 
 impl TensorServer {
-    /// `hashes` are those of the model's tensors, in their order.
+    /// Serves all tensors of the model; `hashes` are theirs, in their order.
     pub(crate) fn new(model: Arc<Model>, hashes: &[[u8; 32]]) -> Self {
         let tensors = hashes.iter().copied().zip(model.spec.tensors.iter().cloned()).collect();
         Self { model, tensors: Arc::new(tensors) }
@@ -40,7 +40,7 @@ impl TensorServer {
             match self.read(tensor, at, bytes).await {
                 Ok(piece) => server.write(piece).await?,
                 Err(text) => {
-                    // Fewer bytes than announced fail at the peer too.
+                    // The peer notices that bytes are missing.
                     tracing::error!("reading {}: {text}", tensor.name);
                     return server.finish();
                 }
@@ -61,5 +61,5 @@ impl TensorServer {
     }
 }
 
-/// Read and handed on at a time.
+/// Bytes that are read and handed on at a time.
 const PIECE_BYTES: u64 = 1 << 20;

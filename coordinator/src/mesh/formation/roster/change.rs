@@ -66,7 +66,7 @@ impl Roster {
         chooser.choose()
     }
 
-    /// Whether a plan is worth giving up the one that serves, or is about to.
+    /// Whether a plan is worth more than the present one, which serves or is being made ready.
     fn worth(&self, choice: &Choice) -> Worth {
         let Some(now) = self.serving.as_ref().or(self.next.as_ref()) else { return Worth::Change };
         let same_workers = now.stages.iter().map(|s| s.worker).eq(choice.stages.iter().copied());
@@ -125,7 +125,8 @@ impl Roster {
         actions
     }
 
-    /// Every stage of the next pipeline is loaded: they reach for each other, and old shards have nothing more to give.
+    /// Every stage of the next pipeline is loaded: they may connect to each other, and nobody takes tensors from old shards
+    /// any more.
     pub(super) fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
@@ -136,7 +137,7 @@ impl Roster {
         actions
     }
 
-    /// No new plan: a standing one goes on.
+    /// There is no new plan. A pipeline that stands goes on; where there is none, the text says why.
     fn stay(&mut self, now: Instant, why: Option<String>) -> Vec<Action> {
         if self.serving.is_some() || self.next.is_some() {
             return self.settle(why);
@@ -191,7 +192,8 @@ impl Roster {
         choice.stages.iter().all(fits)
     }
 
-    /// Workers that shall keep nothing that is not needed: they get no stage, or have no room for it beside the rest.
+    /// Workers that have to give up shards of dead pipelines at once: they get no stage of this choice, from which tensors could
+    /// be taken over, or have no room for it beside what they hold.
     fn crowded(&self, choice: &Choice) -> Vec<WorkerId> {
         let footprints = Footprints::new(&self.model.spec);
         let takes_all = |(id, worker): &(&WorkerId, &Worker)| {
@@ -213,12 +215,12 @@ impl Roster {
 enum Worth {
     Change,
     Same,
-    /// Not what it costs; the words say so to people.
+    /// Less than the change costs; the text says so to people.
     TooLittle(String),
 }
 
-/// A change pays if it makes the slowest stage faster by so great a part of its time: a seventh, so that the others are at
-/// least 15 % faster for it.
+/// A change pays if the time of the slowest stage falls by at least this part of it: by a seventh, which makes it at
+/// least 15 % faster.
 const WORTH: u64 = 7;
-/// How long before a pause people are told.
+/// How long before it comes a pause is announced.
 pub(super) const ANNOUNCED: Duration = Duration::from_secs(5);
