@@ -6,11 +6,11 @@
 use std::{hint::black_box, path::PathBuf};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use qmesh_benches::model::{Cost, Model, prefill};
+use qmesh_benches::model::{BenchModel, Cost, prefill};
 
 fn steps(criterion: &mut Criterion) {
     for path in models() {
-        let model = Model::open(&path).unwrap_or_else(|e| panic!("{e:#}"));
+        let model = BenchModel::open(&path).unwrap_or_else(|e| panic!("{e:#}"));
         let cost = Cost::of(model.spec());
         for threads in [1, 2] {
             let mut group = criterion.benchmark_group(format!("{}, {threads} threads", model.name));

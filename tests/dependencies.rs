@@ -1,4 +1,4 @@
-//! The rules on dependencies that `Cargo.lock` can show, offline.
+//! The rules on dependencies that `Cargo.lock` and the manifests can show, offline.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -36,6 +36,16 @@ fn every_source_is_the_registry() {
     let text = lock_file();
     let foreign = text.lines().find(|l| l.starts_with("source = ") && !l.contains("registry+"));
     assert_eq!(foreign, None, "only published crates");
+}
+
+#[test]
+fn only_tests_and_benchmarks_have_the_simulated_network() {
+    for package in ["models", "net", "engine", "coordinator"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("Cargo.toml");
+        let manifest = fs::read_to_string(path).expect("every package has a manifest");
+        let shipped = manifest.split("[dev-dependencies]").next().unwrap_or_default();
+        assert!(!shipped.contains("\"simulation\""), "{package}: enable it below [dev-dependencies] only");
+    }
 }
 
 fn locked() -> BTreeMap<String, Vec<String>> {

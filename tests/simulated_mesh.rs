@@ -9,8 +9,10 @@ use std::{
 };
 
 use qmesh_coordinator::{
-    generate::{ClientId, GenerateEvent, GenerateRequest, MeshHandle, PromptRows},
-    mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState},
+    generate::{ClientId, GenerateEvent, GenerateRequest, PromptRows},
+    mesh::{
+        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState,
+    },
     model::Model,
     plan::Workload,
 };

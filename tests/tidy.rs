@@ -70,7 +70,7 @@ fn unfinished_work_does_not_land() {
 
 #[test]
 fn unsafe_stays_in_the_kernels_and_the_mmap() {
-    only_in("unsafe code", |line| word(line, "unsafe"), &["engine/src/kernel/", "models/src/map.rs"]);
+    only_in("unsafe code", |line| word(line, "unsafe"), &["engine/kernels/src/", "models/src/map.rs"]);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn bincode_stays_in_one_file() {
 
 #[test]
 fn candle_stays_in_the_engine() {
-    only_in("candle", |line| line.contains("candle_"), &["engine/src/", "benches/"]);
+    only_in("candle", |line| line.contains("candle_"), &["engine/", "benches/"]);
     for manifest in ["models", "net", "coordinator"] {
         let text = read(&root().join(manifest).join("Cargo.toml"));
         assert!(!text.contains("candle"), "{manifest} must not link a tensor library");
@@ -141,7 +141,7 @@ fn the_rules_see_what_they_forbid() {
     assert!(declared(concat!("let user_", "data = 1;")).any(|n| n == "user_data"));
     assert!(declared(concat!("pub(crate) f", "n helper(x: u8) {")).any(|n| n == "helper"));
     assert!(word("unsafe { x }", "unsafe") && !word("#![deny(unsafe_code)]", "unsafe"));
-    assert!(looks_like_path("engine/src/kernel/") && !looks_like_path("a/b") && !looks_like_path("/v1/models"));
+    assert!(looks_like_path("engine/kernels/src/") && !looks_like_path("a/b") && !looks_like_path("/v1/models"));
 }
 
 /// One Rust file of the repository, its path relative to the root.
@@ -247,8 +247,19 @@ fn word(line: &str, word: &str) -> bool {
 
 /// A quoted thing that names a place in the repository.
 fn looks_like_path(quoted: &str) -> bool {
-    let tops =
-        ["models/", "net/", "engine/", "coordinator/", "tests/", "benches/", "docs/", "scripts/", ".ci/", ".config/"];
+    let tops = [
+        "models/",
+        "net/",
+        "engine/",
+        "coordinator/",
+        "tests/",
+        "benches/",
+        "docs/",
+        "scripts/",
+        "fuzz/",
+        ".ci/",
+        ".config/",
+    ];
     tops.iter().any(|t| quoted.starts_with(t)) && !quoted.contains([' ', '*', '<', '{'])
 }
 

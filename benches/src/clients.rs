@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use qmesh_coordinator::generate::{ClientId, GenerateEvent, GenerateRequest, Generation, MeshHandle, PromptRows};
+use qmesh_coordinator::{
+    generate::{ClientId, GenerateEvent, GenerateRequest, Generation, PromptRows},
+    mesh::MeshHandle,
+};
 use qmesh_net::Sampling;
 
 use crate::statistics::Samples;
@@ -35,12 +38,12 @@ pub struct Stream {
 
 /// A request under way.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningRequest {
     generation: Generation,
     stream: Stream,
 }
 
-impl Running {
+impl RunningRequest {
     /// Asks for up to `tokens` greedy tokens after `prompt`, or up to one of `ends`.
     ///
     /// # Errors

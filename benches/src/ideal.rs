@@ -6,7 +6,7 @@ pub struct StepTable(Vec<(f64, f64)>);
 
 /// What bounds a pipeline.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub struct PipelineBounds {
     /// Of the whole model.
     pub steps: StepTable,
     /// Each stage's share of a step, together 1.
@@ -48,7 +48,7 @@ impl StepTable {
     }
 }
 
-impl Limits {
+impl PipelineBounds {
     /// Tokens a second of `clients` in `groups` of equal size: as many as the slowest stage or link lets through, and no
     /// more than what is under way in the time of one round.
     pub fn rate(&self, clients: usize, groups: usize) -> f64 {
@@ -86,8 +86,8 @@ mod tests {
     use super::*;
 
     /// Equal stages of 10 ms whatever the rows, in a ring of as many links.
-    fn ring(stages: usize, rtt_ms: f64) -> Limits {
-        Limits {
+    fn ring(stages: usize, rtt_ms: f64) -> PipelineBounds {
+        PipelineBounds {
             steps: StepTable::new([(1, 0.01 * stages as f64), (64, 0.01 * stages as f64)]),
             shares: vec![1.0 / stages as f64; stages],
             hops_s: stages as f64 * rtt_ms / 2e3,
@@ -120,14 +120,14 @@ mod tests {
     fn rows_that_cost_are_dealt_to_groups() {
         // A step takes 20 ms and 2 ms more a row: all at once leaves one of two stages idle at any time.
         let steps = StepTable::new([(1, 0.022), (8, 0.036)]);
-        let two = Limits { steps: steps.clone(), shares: vec![0.5, 0.5], hops_s: 0.0, row_wire_s: 0.0 };
+        let two = PipelineBounds { steps: steps.clone(), shares: vec![0.5, 0.5], hops_s: 0.0, row_wire_s: 0.0 };
         let best = two.best(8);
         assert_eq!(best.groups, 2);
         assert!((best.tokens_per_s - 4.0 / 0.014).abs() < 1e-9);
-        let one = Limits { shares: vec![1.0], ..two.clone() };
+        let one = PipelineBounds { shares: vec![1.0], ..two.clone() };
         assert_eq!(one.best(8), Best { tokens_per_s: 8.0 / 0.036, groups: 1 });
         // A link that takes 10 ms a row is the slowest stage.
-        let narrow = Limits { row_wire_s: 0.01, ..two };
+        let narrow = PipelineBounds { row_wire_s: 0.01, ..two };
         assert!((narrow.best(8).tokens_per_s - 100.0).abs() < 1e-9);
     }
 

@@ -14,6 +14,8 @@ pub mod options;
 pub mod peer;
 pub mod pipeline;
 pub mod plot;
+pub mod random_blocks;
+pub mod random_model;
 pub mod receipt;
 pub mod record;
 pub mod report;

@@ -1,11 +1,14 @@
-//! The `qmesh-bench` binary: parses, pins, runs one command, prints its report and writes the receipt.
+//! The `qmesh-bench` binary: parses, pins, runs one command, prints its report and writes the receipt; or writes a model.
 
 use std::{io::Write, process::ExitCode};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use qmesh_benches::{
-    commands::Command,
+    commands::{
+        Measurement,
+        synth::{self, SynthOptions},
+    },
     machine,
     receipt::{self, LoadAverage},
 };
@@ -15,11 +18,23 @@ use qmesh_benches::{
 #[command(version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    #[command(flatten)]
+    Measure(Measurement),
+    /// Writes a GGUF of random weights in the shape of a published model; llama.cpp loads it too.
+    Synth(SynthOptions),
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().command) {
+    let done = match &Cli::parse().task {
+        Task::Measure(command) => measure(command),
+        Task::Synth(options) => synth::run(options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -28,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
+fn measure(command: &Measurement) -> anyhow::Result<()> {
     let options = command.options();
     machine::pin(&options.pin)?;
     let before = machine::load_average();

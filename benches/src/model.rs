@@ -21,7 +21,7 @@ use qmesh_models::{
 
 /// An opened GGUF.
 #[derive(Debug)]
-pub struct Model {
+pub struct BenchModel {
     /// The file's stem.
     pub name: String,
     /// The file.
@@ -40,7 +40,7 @@ pub struct Cost {
     pub head_macs: u64,
 }
 
-impl Model {
+impl BenchModel {
     /// Opens the model at `path`.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Model {
     }
 }
 
-impl TensorSource for Model {
+impl TensorSource for BenchModel {
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
         let read = self.file.read_range(tensor.part, tensor.offset, into);
         read.map_err(|error| EngineError::Read { tensor: tensor.name.clone(), reason: error.to_string() })
@@ -189,7 +189,7 @@ mod tests {
     fn a_tied_table_is_read_as_the_head() {
         let open = |name: &str| {
             let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
-            Model::open(&Path::new(folder).join(name)).unwrap()
+            BenchModel::open(&Path::new(folder).join(name)).unwrap()
         };
         for name in ["mistral-tied.gguf", "llama.gguf"] {
             let model = open(name);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use qmesh_coordinator::plan::Workload;
 
-use crate::{model::Model, peer::Peer, report::Format};
+use crate::{model::BenchModel, peer::Peer, report::ReportFormat};
 
 /// How to run and what to do with the result.
 #[derive(Args, Clone, Debug)]
@@ -19,8 +19,8 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 5, value_parser = positive)]
     pub repeat: usize,
     /// How the report is printed.
-    #[arg(short, long, value_enum, default_value_t = Format::Md)]
-    pub output: Format,
+    #[arg(short, long, value_enum, default_value_t = ReportFormat::Md)]
+    pub output: ReportFormat,
     /// A folder for a receipt: the report as JSON, with machine, load average, commit, command, models and peers.
     #[arg(long, value_name = "DIR")]
     pub receipt: Option<PathBuf>,
@@ -112,8 +112,8 @@ impl ModelOptions {
     ///
     /// # Errors
     /// Names the file that is no model.
-    pub fn open(&self) -> Result<Vec<Model>> {
-        self.models.iter().map(|path| Model::open(path).context("--model")).collect()
+    pub fn open(&self) -> Result<Vec<BenchModel>> {
+        self.models.iter().map(|path| BenchModel::open(path).context("--model")).collect()
     }
 }
 

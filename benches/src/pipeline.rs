@@ -12,10 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
-    generate::MeshHandle,
     local::worker_command,
     mesh::{
-        Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers,
+        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
     },
     model::Model as ServedModel,
@@ -39,17 +38,17 @@ use tokio::{
 
 use crate::{
     children::Children,
-    clients::{Load, Running, Stream},
+    clients::{Load, RunningRequest, Stream},
     emulation::Emulation,
     machine::{cpus, cpus_of_worker},
-    model::{Cost, Model},
+    model::{BenchModel, Cost},
 };
 
 /// What a pipeline is made of, and for whom.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout<'a> {
     /// What it computes.
-    pub model: &'a Model,
+    pub model: &'a BenchModel,
     /// Workers, a stage each.
     pub stages: usize,
     /// Compute threads of each.
@@ -66,7 +65,7 @@ pub struct Layout<'a> {
 
 /// A mesh that is ready; dropping it ends its workers.
 #[derive(Debug)]
-pub struct Pipeline {
+pub struct ReadyMesh {
     mesh: Mesh,
     crew: Crew,
     // Last, so that what runs on it goes before.
@@ -77,7 +76,7 @@ pub struct Pipeline {
 
 /// What came of a load.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct LoadRun {
     /// One per client.
     pub streams: Vec<Stream>,
     /// The steps meanwhile.
@@ -105,7 +104,7 @@ enum Crew {
     Tasks { network: Network, tasks: JoinSet<Result<Exit, WorkerError>> },
 }
 
-impl Pipeline {
+impl ReadyMesh {
     /// Starts `shard-worker` processes, each on CPUs of its own, and waits until they are ready.
     ///
     /// # Errors
@@ -155,7 +154,7 @@ impl Pipeline {
     }
 
     /// Each stage's share of the weights that a step of `model` reads, in order: what it takes of a step's time.
-    pub fn shares(&self, model: &Model) -> Vec<f64> {
+    pub fn shares(&self, model: &BenchModel) -> Vec<f64> {
         let all = Cost::of(model.spec()).weight_bytes as f64;
         let status = self.handle().status();
         let stages = status.stages.iter().map(|s| Cost::of_stage(model.spec(), s.first_layer..s.end_layer));
@@ -166,7 +165,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// A request fails, or stops short of its tokens.
-    pub fn load(&self, model: &Model, load: Load) -> Result<Run> {
+    pub fn load(&self, model: &BenchModel, load: Load) -> Result<LoadRun> {
         let prompts = (0..load.clients as u64).map(|client| model.prompt(client, load.prompt)).collect();
         let run = self.run(prompts, load.tokens, &Arc::from([]))?;
         let short = run.streams.iter().find(|s| s.ids.len() != load.tokens);
@@ -178,12 +177,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// A request fails.
-    pub fn run(&self, prompts: Vec<Vec<u32>>, tokens: usize, ends: &Arc<[u32]>) -> Result<Run> {
+    pub fn run(&self, prompts: Vec<Vec<u32>>, tokens: usize, ends: &Arc<[u32]>) -> Result<LoadRun> {
         let handle = self.handle();
         self.block_on(async {
             let before = handle.status();
             let clients = (0..).zip(prompts).map(|(client, prompt)| {
-                let running = Running::submit(&handle, client, prompt, tokens, Arc::clone(ends))?;
+                let running = RunningRequest::submit(&handle, client, prompt, tokens, Arc::clone(ends))?;
                 Ok(tokio::spawn(running.finish()))
             });
             let clients = clients.collect::<Result<Vec<_>>>()?;
@@ -193,7 +192,7 @@ impl Pipeline {
             }
             let generated: usize = streams.iter().map(|s| s.ids.len()).sum();
             let after = counted(&handle, before.generated_tokens + generated as u64).await;
-            Ok(Run { streams, steps: Steps::between(&before, &after) })
+            Ok(LoadRun { streams, steps: Steps::between(&before, &after) })
         })
     }
 
@@ -344,12 +343,12 @@ mod tests {
     use super::*;
     use crate::clients::digest;
 
-    fn model() -> Model {
+    fn model() -> BenchModel {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama.gguf");
-        Model::open(Path::new(path)).unwrap()
+        BenchModel::open(Path::new(path)).unwrap()
     }
 
-    fn layout(model: &Model, stages: usize) -> Layout<'_> {
+    fn layout(model: &BenchModel, stages: usize) -> Layout<'_> {
         Layout {
             model,
             stages,
@@ -366,7 +365,7 @@ mod tests {
         let model = model();
         let load = Load { clients: 3, prompt: 20, tokens: 6 };
         let digests = [1, 2].map(|stages| {
-            let pipeline = Pipeline::tasks(&layout(&model, stages)).unwrap();
+            let pipeline = ReadyMesh::tasks(&layout(&model, stages)).unwrap();
             let shares = pipeline.shares(&model);
             assert!(shares.len() == stages && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{shares:?}");
             pipeline.faults(Faults { delay: Duration::from_millis(2), ..Faults::default() });

@@ -17,12 +17,12 @@ pub struct Plot {
     /// The vertical axis, units included; from 0 on.
     pub y: &'static str,
     /// The lines.
-    pub lines: Vec<Line>,
+    pub lines: Vec<PlotLine>,
 }
 
 /// One line.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct PlotLine {
     /// What it is of.
     pub label: String,
     /// Its points by x.
@@ -34,7 +34,7 @@ impl Plot {
     pub fn push(&mut self, label: &str, x: f64, y: f64) {
         match self.lines.iter_mut().find(|line| line.label == label) {
             Some(line) => line.points.push((x, y)),
-            None => self.lines.push(Line { label: label.to_owned(), points: vec![(x, y)] }),
+            None => self.lines.push(PlotLine { label: label.to_owned(), points: vec![(x, y)] }),
         }
     }
 

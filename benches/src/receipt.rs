@@ -13,9 +13,9 @@ use qmesh_models::chat::date::strftime;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::Command,
+    commands::Measurement,
     machine,
-    model::{Model, hash},
+    model::{BenchModel, hash},
     peer::Peer,
     report::Report,
 };
@@ -46,7 +46,7 @@ impl LoadAverage {
 ///
 /// # Errors
 /// Names the file that cannot be read or written.
-pub fn write(folder: &Path, command: &Command, report: &Report, load: LoadAverage) -> Result<PathBuf> {
+pub fn write(folder: &Path, command: &Measurement, report: &Report, load: LoadAverage) -> Result<PathBuf> {
     let date = strftime("%Y-%m-%dT%H:%M:%SZ", SystemTime::now()).expect("the format is a good one");
     let receipt = json!({
         "date": date,
@@ -68,7 +68,7 @@ pub fn write(folder: &Path, command: &Command, report: &Report, load: LoadAverag
 }
 
 fn model(path: &Path) -> Result<Value> {
-    let model = Model::open(path)?;
+    let model = BenchModel::open(path)?;
     let (bytes, blake3) = model.hashes()?;
     Ok(json!({ "name": model.name, "bytes": bytes, "blake3": blake3 }))
 }

@@ -4,14 +4,14 @@ use anyhow::{Result, ensure};
 
 use crate::{
     clients::{digest, firsts, gaps, steady_s, whole_s},
-    pipeline::{Run, Steps},
+    pipeline::{LoadRun, Steps},
     report::Cell,
     statistics::Samples,
 };
 
 /// Runs of one load on one pipeline.
 #[derive(Clone, Debug, Default)]
-pub struct Record {
+pub struct LoadRecord {
     /// Seconds a token of all clients together while all decode, one per run.
     pub steady: Samples,
     /// Seconds a token with the prompts' time in it, one per run.
@@ -28,12 +28,12 @@ pub struct Record {
     pub apart: usize,
 }
 
-impl Record {
+impl LoadRecord {
     /// Adds a run; its seconds a token while all decode.
     ///
     /// # Errors
     /// Its tokens are not those of the run before.
-    pub fn push(&mut self, run: &Run) -> Result<f64> {
+    pub fn push(&mut self, run: &LoadRun) -> Result<f64> {
         let digest = digest(&run.streams);
         ensure!(self.digest.is_empty() || self.digest == digest, "two runs of one load gave different tokens");
         self.digest = digest;
@@ -82,16 +82,16 @@ impl Record {
     }
 }
 
-/// Headings of [`Record::latency_cells`].
+/// Headings of [`LoadRecord::latency_cells`].
 pub const LATENCY_HEADINGS: [&str; 3] = ["TTFT p50 ms", "ITL p50 ms", "ITL p99 ms"];
-/// Headings of [`Record::step_cells`].
+/// Headings of [`LoadRecord::step_cells`].
 pub const STEP_HEADINGS: [&str; 3] = ["compute ms", "slowest ms", "hops ms"];
 
 /// Checks that all records of one load have the same digest, however they were computed.
 ///
 /// # Errors
 /// Names the load whose tokens differ.
-pub fn same_tokens<'a>(what: &str, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
+pub fn same_tokens<'a>(what: &str, records: impl IntoIterator<Item = &'a LoadRecord>) -> Result<()> {
     let mut digests = records.into_iter().map(|record| record.digest.as_str());
     let first = digests.next();
     ensure!(digests.all(|digest| Some(digest) == first), "{what}: different tokens over different pipelines");

@@ -9,7 +9,7 @@ use crate::{peer::Peer, plot::Plot};
 #[derive(Debug, Default)]
 pub struct Report {
     /// In the order to print.
-    pub tables: Vec<Table>,
+    pub tables: Vec<ReportTable>,
     /// Sentences below the tables: what is included, and what disturbed.
     pub notes: Vec<String>,
     /// What the medians are of, in the order of the first table's rows: for JSON and the receipt.
@@ -22,7 +22,7 @@ pub struct Report {
 
 /// One table.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct ReportTable {
     /// What it shows, units included.
     pub title: String,
     /// Headings, different from each other.
@@ -44,7 +44,7 @@ pub enum Cell {
 
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Format {
+pub enum ReportFormat {
     /// Markdown.
     Md,
     /// One object with `tables`, `samples` and `notes`.
@@ -55,29 +55,29 @@ pub enum Format {
 
 impl Report {
     /// The report as text that ends with a line end.
-    pub fn render(&self, format: Format) -> String {
+    pub fn render(&self, format: ReportFormat) -> String {
         match format {
-            Format::Md => {
-                let tables = self.tables.iter().map(Table::markdown);
+            ReportFormat::Md => {
+                let tables = self.tables.iter().map(ReportTable::markdown);
                 let notes = self.notes.iter().map(|note| format!("- {note}\n")).collect();
                 tables.chain([notes]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
             }
-            Format::Json => format!("{:#}\n", self.json()),
-            Format::Csv => {
+            ReportFormat::Json => format!("{:#}\n", self.json()),
+            ReportFormat::Csv => {
                 let notes = self.notes.iter().map(|note| format!("# {note}\n"));
-                self.tables.iter().map(Table::csv).chain(notes).collect()
+                self.tables.iter().map(ReportTable::csv).chain(notes).collect()
             }
         }
     }
 
     /// `{"tables": [{"title", "rows": [{heading: value}]}], "samples": [..], "notes": [..]}`.
     pub fn json(&self) -> Value {
-        let tables: Vec<Value> = self.tables.iter().map(Table::json).collect();
+        let tables: Vec<Value> = self.tables.iter().map(ReportTable::json).collect();
         json!({ "tables": tables, "samples": self.samples, "notes": self.notes })
     }
 }
 
-impl Table {
+impl ReportTable {
     /// A table without rows.
     pub fn new(title: impl Into<String>, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { title: title.into(), columns: columns.into_iter().map(Into::into).collect(), rows: Vec::new() }
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let mut table = Table::new("decode", ["model", "threads", "tok/s"]);
+        let mut table = ReportTable::new("decode", ["model", "threads", "tok/s"]);
         table.rows.push(vec!["a,b".into(), Cell::count(2), Cell::number(12.3456, 1)]);
         table.rows.push(vec!["c".into(), Cell::count(16), Cell::Empty]);
         Report { tables: vec![table], notes: vec!["calm".into()], ..Report::default() }
@@ -206,18 +206,21 @@ mod tests {
     fn markdown_is_aligned() {
         let text = "decode\n\n| model | threads | tok/s |\n|:------|--------:|------:|\n| a,b   |       2 |  12.3 |\n\
                     | c     |      16 |     – |\n\n- calm\n";
-        assert_eq!(report().render(Format::Md), text);
+        assert_eq!(report().render(ReportFormat::Md), text);
     }
 
     #[test]
     fn csv_quotes_and_keeps_digits() {
-        assert_eq!(report().render(Format::Csv), "# decode\nmodel,threads,tok/s\n\"a,b\",2,12.3456\nc,16,\n# calm\n");
+        assert_eq!(
+            report().render(ReportFormat::Csv),
+            "# decode\nmodel,threads,tok/s\n\"a,b\",2,12.3456\nc,16,\n# calm\n"
+        );
     }
 
     #[test]
     fn json_keeps_types() {
         let row = json!({ "model": "a,b", "threads": 2, "tok/s": 12.3456 });
-        let json: Value = serde_json::from_str(&report().render(Format::Json)).unwrap();
+        let json: Value = serde_json::from_str(&report().render(ReportFormat::Json)).unwrap();
         assert_eq!(json["tables"][0]["rows"][0], row);
         assert_eq!(json["tables"][0]["rows"][1]["tok/s"], Value::Null);
     }

@@ -8,8 +8,8 @@ use qmesh_engine::shard::Shard;
 use crate::{
     ideal::StepTable,
     machine::on_cpus,
-    model::{self, Model},
-    report::{Cell, Table},
+    model::{self, BenchModel},
+    report::{Cell, ReportTable},
     statistics::Samples,
 };
 
@@ -30,7 +30,7 @@ impl StepBench {
     ///
     /// # Errors
     /// The model cannot be loaded, or the CPUs are not ours.
-    pub fn load(model: &Model, threads: usize, cpus: Vec<usize>, rows: usize, position: usize) -> Result<Self> {
+    pub fn load(model: &BenchModel, threads: usize, cpus: Vec<usize>, rows: usize, position: usize) -> Result<Self> {
         let (shard, first) = on_cpus(&cpus, || {
             let (mut shard, _) = model.load(rows as u64, position + 1, threads)?;
             let prompts = (0..rows as u64)
@@ -81,9 +81,9 @@ impl StepBench {
 }
 
 /// What the ideals are made from, as a table without rows.
-pub fn step_table() -> Table {
+pub fn step_table() -> ReportTable {
     let title = "Steps of the whole model in one process, one row a sequence: what the ideals are made from";
-    Table::new(title, ["model", "threads", "position", "rows", "ms", "min", "max", "tok/s"])
+    ReportTable::new(title, ["model", "threads", "position", "rows", "ms", "min", "max", "tok/s"])
 }
 
 /// Seconds of a step of one row for each of `ids`, the mean of as many as take a while; one before warms up.

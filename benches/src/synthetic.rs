@@ -12,9 +12,11 @@ use qmesh_models::{
     tensor::TensorType,
 };
 
+use crate::random_blocks::RandomBlocks;
+
 /// A layer's shape: gate and up take `hidden` elements to `inner` ones, down takes them back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Shape {
+pub struct LayerShape {
     /// Width of the hidden state.
     pub hidden: usize,
     /// Width between the products.
@@ -30,9 +32,14 @@ pub struct Synthetic;
 const HEADS: usize = 4;
 const HEAD_DIM: usize = 64;
 
+/// What all bytes follow from.
+const SEED: u64 = 0x9E37_79B9_7F4A_7C15;
+/// Scales lie between 2^-9 and 2^-8.
+const SCALE_EXPONENT: u16 = 9;
+
 /// A model of `layers` layers with matrices of `dtype`, and one layer more at each end, so that the shard 1..=`layers`
 /// neither embeds nor samples. `None` where rows of that width cannot be of that type.
-pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec> {
+pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<ModelSpec> {
     let tensors = (1..=layers).map(|layer| tensors(layer, dtype, shape)).collect::<Option<Vec<_>>>()?.concat();
     let scaling = RopeScaling::None;
     let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 10_000.0, scaling, magnitude: 1.0 };
@@ -65,7 +72,7 @@ pub fn spec(dtype: TensorType, shape: Shape, layers: usize) -> Option<ModelSpec>
     })
 }
 
-fn tensors(layer: usize, dtype: TensorType, Shape { hidden, inner }: Shape) -> Option<Vec<TensorSpec>> {
+fn tensors(layer: usize, dtype: TensorType, LayerShape { hidden, inner }: LayerShape) -> Option<Vec<TensorSpec>> {
     use LayerTensor::{AttnNorm, AttnOutput, Down, FfnNorm, Gate, K, Q, Up, V};
     let attended = HEADS * HEAD_DIM;
     let places = [
@@ -92,65 +99,13 @@ impl TensorSource for Synthetic {
         if tensor.rows == 1 {
             into.as_chunks_mut::<4>().0.fill(1f32.to_le_bytes());
         } else {
-            fill(tensor.dtype, into);
+            RandomBlocks::new(SEED).fill(tensor.dtype, SCALE_EXPONENT, into);
         }
         Ok(())
     }
 }
 
-fn fill(dtype: TensorType, into: &mut [u8]) {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    for bytes in into.chunks_mut(8) {
-        // Xorshift: fast, and random enough to time with.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.copy_from_slice(&state.to_le_bytes()[..bytes.len()]);
-    }
-    // Where the floats of a block stand; random ones would be infinite here and there, and too small to be normal.
-    let (floats, exponent): (&[usize], Exponent) = match dtype {
-        TensorType::F32 => (&[2], Exponent::Float),
-        TensorType::BF16 => (&[0], Exponent::Float),
-        TensorType::F16 => (&[0], Exponent::Half),
-        TensorType::MXFP4 => (&[0], Exponent::Byte),
-        TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => (&[0], Exponent::Half),
-        TensorType::IQ4NL | TensorType::IQ4XS => (&[0], Exponent::Half),
-        TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K => (&[0, 2], Exponent::Half),
-        TensorType::Q2K => (&[80, 82], Exponent::Half),
-        TensorType::Q3K => (&[108], Exponent::Half),
-        TensorType::Q6K => (&[208], Exponent::Half),
-    };
-    for block in into.chunks_exact_mut(dtype.block_bytes()) {
-        for &at in floats {
-            let float = exponent.tame(u16::from_le_bytes([block[at], block[at + 1]]));
-            block[at..at + 2].copy_from_slice(&float.to_le_bytes());
-        }
-    }
-}
-
-/// Where the exponent is in the two bytes of a float, or in its upper two.
-#[derive(Clone, Copy)]
-enum Exponent {
-    /// Eight bits behind the sign: BF16, and the upper half of F32.
-    Float,
-    /// Five bits behind the sign.
-    Half,
-    /// The first byte, which is all of the float.
-    Byte,
-}
-
-impl Exponent {
-    /// The float with its own sign and mantissa, between 2⁻⁹ and 2⁻⁸.
-    fn tame(self, bits: u16) -> u16 {
-        match self {
-            Self::Float => bits & 0x807F | (127 - 9) << 7,
-            Self::Half => bits & 0x83FF | (15 - 9) << 10,
-            Self::Byte => bits & 0xFF00 | (127 - 9),
-        }
-    }
-}
-
-impl FromStr for Shape {
+impl FromStr for LayerShape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -162,7 +117,7 @@ impl FromStr for Shape {
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for LayerShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.hidden, self.inner)
     }
@@ -174,21 +129,12 @@ mod tests {
 
     #[test]
     fn shapes_are_read() {
-        assert_eq!("576x1536".parse(), Ok(Shape { hidden: 576, inner: 1536 }));
-        assert!(["576", "0x5", "5x", "ax5"].iter().all(|text| text.parse::<Shape>().is_err()));
+        assert_eq!("576x1536".parse(), Ok(LayerShape { hidden: 576, inner: 1536 }));
+        assert!(["576", "0x5", "5x", "ax5"].iter().all(|text| text.parse::<LayerShape>().is_err()));
     }
 
     #[test]
-    fn floats_are_normal() {
-        for dtype in [TensorType::F32, TensorType::F16, TensorType::BF16] {
-            let mut bytes = vec![0; dtype.block_bytes() * 512];
-            fill(dtype, &mut bytes);
-            for block in bytes.chunks_exact(dtype.block_bytes()) {
-                let upper = u16::from_le_bytes([block[block.len() - 2], block[block.len() - 1]]);
-                let exponent = if dtype == TensorType::F16 { (upper >> 10 & 31) + 112 } else { upper >> 7 & 255 };
-                assert_eq!(exponent, 118, "{dtype}");
-            }
-        }
-        assert!(spec(TensorType::Q4K, Shape { hidden: 576, inner: 1536 }, 1).is_none());
+    fn a_shape_that_blocks_do_not_divide_has_no_model() {
+        assert!(spec(TensorType::Q4K, LayerShape { hidden: 576, inner: 1536 }, 1).is_none());
     }
 }

@@ -5,17 +5,27 @@
 
 use std::{
     ffi::OsString,
+    io,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
 use qmesh_net::Ticket;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStderr, Command},
 };
+
+/// Why a worker cannot be started on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {}: build it with `cargo build --release`: {error}", program.display())]
+pub struct CannotStart {
+    /// The worker's program.
+    pub program: PathBuf,
+    /// What the system said.
+    pub error: io::Error,
+}
 
 /// Workers that this process started.
 #[derive(Debug)]
@@ -29,7 +39,7 @@ impl LocalWorkers {
     ///
     /// # Errors
     /// When `shard-worker` is neither beside this program nor on the path, or cannot be started.
-    pub fn spawn(ticket: &Ticket, count: usize, threads_each: usize, model_folder: &Path) -> Result<Self> {
+    pub fn spawn(ticket: &Ticket, count: usize, threads_each: usize, model_folder: &Path) -> Result<Self, CannotStart> {
         let mut children = Vec::with_capacity(count);
         for number in 1..=count {
             let command = worker_command(ticket, &format!("local-{number}"), threads_each, model_folder);
@@ -42,9 +52,7 @@ impl LocalWorkers {
                 // Ctrl-C in the terminal is for the coordinator, which drains and then says goodbye.
                 .process_group(0)
                 .spawn()
-                .with_context(|| {
-                    format!("cannot start {}: build it with `cargo build --release`", program.display())
-                })?;
+                .map_err(|error| CannotStart { program, error })?;
             if let Some(stderr) = child.stderr.take() {
                 tokio::spawn(log_lines(number, stderr));
             }

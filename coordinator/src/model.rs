@@ -1,4 +1,4 @@
-//! A model as the coordinator holds it: its file, its shape, and what turns its tokens into text.
+//! A model as the coordinator holds it: its file, its shape, its tokenizer and its chat template.
 
 use std::{
     borrow::Cow,
@@ -6,17 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
 use qmesh_models::{
     catalog,
-    chat::ChatTemplate,
+    chat::{ChatTemplate, TemplateError},
+    family,
     gguf::Gguf,
     spec::ModelSpec,
-    tokenizer::{PretokenizerChoice, Tokenizer, Vocabulary},
+    tokenizer::{PretokenizerChoice, Tokenizer, TokenizerError, Vocabulary},
     weights::ModelFile,
 };
-
-use crate::text::TextModel;
 
 /// An opened model.
 #[derive(Debug)]
@@ -35,12 +33,47 @@ pub struct Model {
     pub template: Result<Arc<ChatTemplate>, String>,
 }
 
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file is no model, or one that this program does not know.
+    #[error(transparent)]
+    File(#[from] family::ModelError),
+    /// Its vocabulary makes no tokenizer.
+    #[error("{}: {error}", path.display())]
+    Tokenizer {
+        /// The model's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: TokenizerError,
+    },
+    /// The file has no vocabulary.
+    #[error("{name} has no tokenizer, so only `eval` with ids can use it")]
+    NoTokenizer {
+        /// The model's name.
+        name: String,
+    },
+}
+
+/// Why there is no tokenizer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoTokenizer {
+    /// The file has no vocabulary.
+    #[error("the model has no tokenizer: it takes token ids only")]
+    Missing,
+    /// It has one that this program does not know.
+    #[error(transparent)]
+    Unusable(#[from] TokenizerError),
+}
+
 impl Model {
     /// Opens the model at `path` and builds its tokenizer. Blocks, for tenths of a second.
     ///
     /// # Errors
     /// The file is no model, or one that this program does not know; the text names it and says why.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
         Self::open_with(path, PretokenizerChoice::FromModel)
     }
 
@@ -48,15 +81,15 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn open_with(path: &Path, choice: PretokenizerChoice<'_>) -> Result<Self> {
+    pub fn open_with(path: &Path, choice: PretokenizerChoice<'_>) -> Result<Self, ModelError> {
+        let unusable = |error| ModelError::Tokenizer { path: path.to_owned(), error };
         let file = ModelFile::open(path)?;
-        let vocabulary = vocabulary(file.gguf()).with_context(|| path.display().to_string())?;
+        let vocabulary = vocabulary(file.gguf()).map_err(unusable)?;
         let template = match &vocabulary {
-            Some(vocabulary) => ChatTemplate::from_vocabulary(vocabulary).map(Arc::new).map_err(|e| e.to_string()),
-            None => Err(NO_TOKENIZER.to_owned()),
+            Some(vocabulary) => ChatTemplate::from_vocabulary(vocabulary).map(Arc::new).map_err(no_template),
+            None => Err(NoTokenizer::Missing.to_string()),
         };
-        let tokenizer = vocabulary.map(|v| Tokenizer::new(v, choice)).transpose();
-        let tokenizer = tokenizer.with_context(|| path.display().to_string())?.map(Arc::new);
+        let tokenizer = vocabulary.map(|v| Tokenizer::new(v, choice)).transpose().map_err(unusable)?.map(Arc::new);
         Ok(Self {
             name: served_name(path),
             path: path.to_owned(),
@@ -72,16 +105,6 @@ impl Model {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// What turns its tokens into text and back, in sessions of `context` positions.
-    ///
-    /// # Errors
-    /// The file has no tokenizer.
-    pub fn text(&self, context: usize) -> Result<TextModel> {
-        let tokenizer = self.tokenizer.clone().with_context(|| format!("{}: {NO_TOKENIZER}", self.path.display()))?;
-        let (name, template, ends) = (self.name.clone(), self.template.clone(), self.ends());
-        Ok(TextModel { name, tokenizer, template, context, ends })
-    }
-
     /// The ids that end a generation.
     pub fn ends(&self) -> Arc<[u32]> {
         self.tokenizer.as_ref().map_or_else(|| Arc::new([]) as Arc<[u32]>, |t| t.ends_of_generation().into())
@@ -92,8 +115,8 @@ impl Model {
 ///
 /// # Errors
 /// The file has no vocabulary, or one that this program does not know.
-pub fn tokenizer(gguf: &Gguf, choice: PretokenizerChoice<'_>) -> Result<Tokenizer> {
-    Ok(Tokenizer::new(vocabulary(gguf)?.context(NO_TOKENIZER)?, choice)?)
+pub fn tokenizer(gguf: &Gguf, choice: PretokenizerChoice<'_>) -> Result<Tokenizer, NoTokenizer> {
+    Ok(Tokenizer::new(vocabulary(gguf)?.ok_or(NoTokenizer::Missing)?, choice)?)
 }
 
 /// The kind of tokenizer, where the file has one: llama.cpp writes `no_vocab` for none.
@@ -101,8 +124,16 @@ pub(crate) fn tokenizer_model(gguf: &Gguf) -> Option<Cow<'_, str>> {
     gguf.text_lossy("tokenizer.ggml.model").ok().filter(|model| !["no_vocab", "none"].contains(&&**model))
 }
 
-fn vocabulary(gguf: &Gguf) -> Result<Option<Vocabulary>> {
-    Ok(tokenizer_model(gguf).map(|_| Vocabulary::from_gguf(gguf)).transpose()?)
+fn vocabulary(gguf: &Gguf) -> Result<Option<Vocabulary>, TokenizerError> {
+    tokenizer_model(gguf).map(|_| Vocabulary::from_gguf(gguf)).transpose()
+}
+
+/// For people who want to chat.
+fn no_template(error: TemplateError) -> String {
+    if matches!(error, TemplateError::Missing) {
+        return "it is a base model, without a chat template".to_owned();
+    }
+    error.to_string()
 }
 
 fn served_name(path: &Path) -> String {
@@ -110,5 +141,3 @@ fn served_name(path: &Path) -> String {
     let named = catalog::ALL.iter().find(|model| model.file == file);
     named.map_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), |m| m.name.to_owned())
 }
-
-const NO_TOKENIZER: &str = "the model has no tokenizer: it takes token ids only";

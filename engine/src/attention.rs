@@ -5,15 +5,15 @@ mod tasks;
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
+use qmesh_kernels::{
+    Cpu,
+    attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
+    rope::RopeTable,
+};
 use qmesh_models::spec::{AttentionSpec, QkNorm};
 
 use crate::{
     cache::{Cache, Pages},
-    kernel::{
-        Machine,
-        attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
-        rope::RopeTable,
-    },
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
 };
@@ -41,7 +41,7 @@ pub(crate) struct Attention {
 /// The rows of a step as its layers see them.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
-    pub(crate) machine: Machine<'a>,
+    pub(crate) cpu: Cpu<'a>,
     pub(crate) cache: &'a Cache,
     /// One per kind of RoPE in the shard, with a row per row of the step.
     pub(crate) ropes: Vec<RopeTable>,
@@ -76,9 +76,9 @@ impl Attention {
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
         let linears = [&self.q, &self.k, &self.v];
-        let mut qkv = project(batch.machine, x, self.norm.as_ref(), &linears)?; // (rows, heads + 2 kv_heads, head_dim)
+        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, heads + 2 kv_heads, head_dim)
         if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.machine, qkv, norms))?;
+            qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv, norms))?;
         }
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
         ops::map("attend", &qkv, |qkv| {
@@ -90,32 +90,32 @@ impl Attention {
     }
 
     /// x + scale · norm(output(attended)): (rows, hidden).
-    pub(crate) fn output(&self, machine: Machine<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
-        project_add(machine, attended, &self.output, &self.residual, x)
+    pub(crate) fn output(&self, cpu: Cpu<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
+        project_add(cpu, attended, &self.output, &self.residual, x)
     }
 
     /// Normalises each row's q and its k, all heads together.
-    fn normed(&self, machine: Machine<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
+    fn normed(&self, cpu: Cpu<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
         let (q_width, k_width) = self.widths();
         let mut normed = qkv.to_vec();
         for row in normed.chunks_exact_mut(q_width + 2 * k_width) {
-            q_norm.apply(machine, &mut row[..q_width]);
-            k_norm.apply(machine, &mut row[q_width..q_width + k_width]);
+            q_norm.apply(cpu, &mut row[..q_width]);
+            k_norm.apply(cpu, &mut row[q_width..q_width + k_width]);
         }
         normed
     }
 
     /// Normalises heads of q (0) or k (1), where each is normalised on its own.
-    fn normalize_heads(&self, machine: Machine<'_>, which: usize, heads: &mut [f32]) {
+    fn normalize_heads(&self, cpu: Cpu<'_>, which: usize, heads: &mut [f32]) {
         if let (QkNorm::PerHead, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            norms[which].apply(machine, heads);
+            norms[which].apply(cpu, heads);
         }
     }
 
     /// Rotates heads of row `row` of the step.
-    fn rotate(&self, machine: Machine<'_>, ropes: &[RopeTable], row: usize, heads: &mut [f32]) {
+    fn rotate(&self, cpu: Cpu<'_>, ropes: &[RopeTable], row: usize, heads: &mut [f32]) {
         if let Some(rope) = self.rope {
-            ropes[rope].rotate(machine.simd, row, heads, self.spec.head_dim);
+            ropes[rope].rotate(cpu.simd, row, heads, self.spec.head_dim);
         }
     }
 
@@ -140,7 +140,7 @@ impl Attention {
 
     /// Writes the rows' keys, normalised and rotated, and their values to the cache.
     fn append(&self, batch: &mut Batch<'_>, qkv: &[f32]) {
-        let Batch { machine, cache, ropes, slices } = batch;
+        let Batch { cpu, cache, ropes, slices } = batch;
         let rows: usize = slices.iter().map(|s| s.rows).sum();
         let mut tasks = Vec::new();
         for Slice { pages, first, rows, position } in slices {
@@ -151,28 +151,28 @@ impl Attention {
                 part,
             }));
         }
-        let work = |task: Append<'_>| task.run(self, *machine, ropes, qkv);
+        let work = |task: Append<'_>| task.run(self, *cpu, ropes, qkv);
         if rows < APPEND_TOGETHER {
             tasks.into_iter().for_each(work);
         } else {
-            machine.team.each(tasks, work);
+            cpu.team.each(tasks, work);
         }
     }
 }
 
 impl Append<'_> {
-    fn run(self, attention: &Attention, machine: Machine<'_>, ropes: &[RopeTable], qkv: &[f32]) {
+    fn run(self, attention: &Attention, cpu: Cpu<'_>, ropes: &[RopeTable], qkv: &[f32]) {
         let ((q_width, k_width), head_dim) = (attention.widths(), attention.spec.head_dim);
         let layout = HeadLayout { head_dim };
         let mut keys = vec![0.0; k_width];
         for (row, position) in (self.row..).zip(self.positions) {
             let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
             keys.copy_from_slice(k);
-            attention.normalize_heads(machine, 1, &mut keys);
-            attention.rotate(machine, ropes, row, &mut keys);
+            attention.normalize_heads(cpu, 1, &mut keys);
+            attention.rotate(cpu, ropes, row, &mut keys);
             let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (page, (key, value)) in self.part.chunks_exact_mut(layout.page_len()).zip(rows) {
-                machine.simd.run(Write { layout, page, slot: position % PAGE_POSITIONS, key, value });
+                Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);
             }
         }
     }
@@ -186,13 +186,10 @@ mod tests {
         tensor::TensorType,
     };
 
+    use qmesh_kernels::{lanes::Simd, rope::Frequencies, team::Team};
+
     use super::*;
-    use crate::kernel::{
-        lanes::Simd,
-        matrix::tests::{noise, random_matrix},
-        rope::Frequencies,
-        team::Team,
-    };
+    use crate::random::{noise, random_matrix};
 
     const HEADS: usize = 4;
     const KV_HEADS: usize = 2;
@@ -235,7 +232,7 @@ mod tests {
     #[test]
     fn the_half_is_what_plain_framework_operations_make_of_it() -> Result<()> {
         let (rows, team) = (70, Team::new(2).unwrap());
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let linear = |outputs, inputs| {
             let (matrix, weight) = random_matrix(TensorType::F32, outputs, inputs);
             (Linear { matrix, bias: None }, weight.t().unwrap())
@@ -258,7 +255,7 @@ mod tests {
             let ropes =
                 vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
             let slices = vec![Slice { pages, first: 0, rows, position: 0 }];
-            let mut batch = Batch { machine, cache: &cache, ropes, slices };
+            let mut batch = Batch { cpu, cache: &cache, ropes, slices };
             let half = Attention {
                 spec,
                 layer: 0,
@@ -273,7 +270,7 @@ mod tests {
                 residual: Residual { norm: None, scale: 1.0 },
             };
             let attended = half.attended(&x, &mut batch)?;
-            let ours = half.output(machine, &attended, &x)?;
+            let ours = half.output(cpu, &attended, &x)?;
 
             let q = heads(&normed.matmul(&q_t)?, 1, Some(&angles))?;
             let k = heads(&normed.matmul(&k_t)?, HEADS / KV_HEADS, Some(&angles))?;
@@ -296,7 +293,7 @@ mod tests {
     /// What comes out for `rows`, cut into steps of so many rows, on a team of `threads`.
     fn attended(half: &Attention, x: &Tensor, steps: &[usize], threads: usize) -> Result<Vec<f32>> {
         let (rows, team) = (steps.iter().sum(), Team::new(threads).unwrap());
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let mut cache = Cache::new([&half.spec].into_iter(), rows);
         let mut pages = cache.reserve(rows).unwrap();
         cache.extend(&mut pages, rows).unwrap();
@@ -305,7 +302,7 @@ mod tests {
             let positions: Vec<usize> = (position..position + rows).collect();
             let ropes = vec![Frequencies::new(half.spec.rope.as_ref().unwrap(), &[]).table(&team, &positions)];
             let slices = vec![Slice { pages, first: 0, rows, position }];
-            let mut batch = Batch { machine, cache: &cache, ropes, slices };
+            let mut batch = Batch { cpu, cache: &cache, ropes, slices };
             out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
             pages = batch.slices.remove(0).pages;
             position += rows;

@@ -34,7 +34,7 @@ impl Block {
 
     /// What follows the attention: nothing of it knows other rows.
     fn finish(&self, batch: &Batch<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let x = self.attention.output(batch.machine, attended, x)?;
-        self.ffn.forward(batch.machine, &x)
+        let x = self.attention.output(batch.cpu, attended, x)?;
+        self.ffn.forward(batch.cpu, &x)
     }
 }

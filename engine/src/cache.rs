@@ -6,12 +6,10 @@
 
 use std::{ops::Range, sync::Arc};
 
+use qmesh_kernels::attend::{HeadLayout, PAGE_POSITIONS};
 use qmesh_models::spec::AttentionSpec;
 
-use crate::{
-    error::EngineError,
-    kernel::attend::{HeadLayout, PAGE_POSITIONS},
-};
+use crate::error::EngineError;
 
 /// The page budget of a shard and its unused pages.
 #[derive(Debug)]

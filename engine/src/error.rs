@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use qmesh_kernels::KernelError;
+
 /// Why a shard could not be loaded, or a step not be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EngineError {
@@ -55,22 +57,9 @@ pub enum EngineError {
         /// The tensor's name, or what else the bytes were for.
         tensor: String,
     },
-    /// `QMESH_SIMD` names no tier, or one that this CPU lacks.
-    #[error("QMESH_SIMD={value}: choose one of {known} or leave it unset")]
-    Simd {
-        /// What was set.
-        value: String,
-        /// The tiers of this machine, comma-separated.
-        known: String,
-    },
-    /// The thread team could not be started.
-    #[error("cannot start {threads} compute threads: {reason}")]
-    Threads {
-        /// Threads asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
+    /// There is no instruction set or no team of threads to compute with.
+    #[error(transparent)]
+    Kernels(#[from] KernelError),
     /// The KV budget has no room for the session.
     #[error("session {session} needs {needed} KV positions, {free} are free")]
     KvFull {

@@ -1,14 +1,12 @@
 //! The feed-forward half of a block.
 
 use candle_core::{Result, Tensor};
+use qmesh_kernels::Cpu;
 
-use crate::{
-    kernel::Machine,
-    linear::{
-        Gated, Norm, Residual,
-        experts::{Experts, routed},
-        gated,
-    },
+use crate::linear::{
+    Gated, Norm, Residual,
+    experts::{Experts, routed},
+    gated,
 };
 
 /// x + scale · norm(ffn(norm(x))).
@@ -28,11 +26,11 @@ pub(crate) enum FfnWeights {
 
 impl FeedForward {
     /// x (rows, hidden) → (rows, hidden)
-    pub(crate) fn forward(&self, machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, cpu: Cpu<'_>, x: &Tensor) -> Result<Tensor> {
         let (norm, residual) = (self.norm.as_ref(), &self.residual);
         match &self.weights {
-            FfnWeights::Gated(weights) => gated(machine, x, norm, weights, residual),
-            FfnWeights::Experts(experts) => routed(machine, x, norm, experts, residual),
+            FfnWeights::Gated(weights) => gated(cpu, x, norm, weights, residual),
+            FfnWeights::Experts(experts) => routed(cpu, x, norm, experts, residual),
         }
     }
 }
@@ -40,6 +38,7 @@ impl FeedForward {
 #[cfg(test)]
 mod tests {
     use candle_core::{D, Device};
+    use qmesh_kernels::{lanes::Simd, team::Team};
     use qmesh_models::{
         spec::{Activation, Weighting},
         tensor::TensorType,
@@ -47,12 +46,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        kernel::{
-            lanes::Simd,
-            matrix::tests::{noise, packed},
-            team::Team,
-        },
         linear::{Linear, experts::Shared},
+        random::{noise, packed},
     };
 
     const HIDDEN: usize = 64;
@@ -96,18 +91,18 @@ mod tests {
     #[test]
     fn the_half_is_what_plain_framework_operations_make_of_it() {
         let team = Team::new(2).unwrap();
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let x = tensor(noise(3 * HIDDEN, 1), HIDDEN);
         let (weights, oracle) = random_gated(96, 3);
         let (ffn, norm) = half(FfnWeights::Gated(weights));
-        assert_near(&ffn.forward(machine, &x).unwrap(), &(oracle(&norm(&x)) * 0.5 + &x).unwrap());
+        assert_near(&ffn.forward(cpu, &x).unwrap(), &(oracle(&norm(&x)) * 0.5 + &x).unwrap());
     }
 
     #[test]
     fn experts_are_those_that_the_router_chooses_and_rows_do_not_know_each_other() {
         let (rows, count, used) = (9, 5, 2);
         let team = Team::new(2).unwrap();
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let x = tensor(noise(rows * HIDDEN, 1), HIDDEN);
         for (weighting, with_shared) in [(Weighting::OfAll, true), (Weighting::OfUsed, false)] {
             let (router, router_t) = linear(count, HIDDEN, 40);
@@ -117,7 +112,7 @@ mod tests {
             let shared = with_shared.then_some(Shared { router: shared_router, expert: shared });
             let experts = Experts { router, experts, used, weighting, weight_scale: 1.5, shared };
             let (ffn, norm) = half(FfnWeights::Experts(experts));
-            let ours = ffn.forward(machine, &x).unwrap();
+            let ours = ffn.forward(cpu, &x).unwrap();
 
             let normed = norm(&x);
             let scores = normed.matmul(&router_t).unwrap();
@@ -142,7 +137,7 @@ mod tests {
                     expected = (expected + (shared * 0.5).unwrap()).unwrap();
                 }
                 assert_near(&ours.narrow(0, row, 1).unwrap(), &expected);
-                let alone = ffn.forward(machine, &x.narrow(0, row, 1).unwrap().contiguous().unwrap()).unwrap();
+                let alone = ffn.forward(cpu, &x.narrow(0, row, 1).unwrap().contiguous().unwrap()).unwrap();
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(bits(&alone), bits(&ours.narrow(0, row, 1).unwrap()), "row {row} alone");
             }

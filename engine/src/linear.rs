@@ -9,22 +9,20 @@ pub(crate) mod experts;
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
+use qmesh_kernels::{
+    Cpu,
+    columns::Columns,
+    lanes::LANES,
+    math::{Gate, SoftCap},
+    matrix::Matrix,
+    norm::{LayerNorm, RmsNorm},
+    product::Product,
+    quantize::{BLOCK, QuantBlock, QuantizeTiles},
+};
 use qmesh_models::{footprint::TILE_BYTES, spec::Activation};
 
 use self::activations::Activations;
-use crate::{
-    kernel::{
-        Machine,
-        columns::Columns,
-        lanes::LANES,
-        math::{Gate, SoftCap},
-        matrix::Matrix,
-        norm::{LayerNorm, RmsNorm},
-        product::Product,
-        quantize::{BLOCK, QuantBlock, QuantizeTiles},
-    },
-    ops,
-};
+use crate::ops;
 
 /// A norm: a layer norm where it has a bias, an RMS norm where it has none.
 #[derive(Debug)]
@@ -69,20 +67,20 @@ pub(crate) struct LogitScaling {
 
 impl Norm {
     /// Normalises rows in place; `rows` may also be heads.
-    pub(crate) fn apply(&self, machine: Machine<'_>, rows: &mut [f32]) {
+    pub(crate) fn apply(&self, cpu: Cpu<'_>, rows: &mut [f32]) {
         let Self { gain, bias, eps } = self;
         match bias {
-            None => machine.simd.run(RmsNorm { x: rows, gain, eps: *eps }),
-            Some(bias) => machine.simd.run(LayerNorm { x: rows, gain, bias, eps: *eps }),
+            None => RmsNorm { x: rows, gain, eps: *eps }.run(cpu.simd),
+            Some(bias) => LayerNorm { x: rows, gain, bias, eps: *eps }.run(cpu.simd),
         }
     }
 }
 
 /// The products of the (normalised) rows of `x` with each matrix, side by side: (rows, all outputs).
-pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, linears: &[&Linear]) -> Result<Tensor> {
+pub(crate) fn project(cpu: Cpu<'_>, x: &Tensor, norm: Option<&Norm>, linears: &[&Linear]) -> Result<Tensor> {
     ops::map("project", x, |x| {
-        let x = Activations::new(machine, x, norm, linears);
-        products(machine, &x, linears, |_, _, _| ())
+        let x = Activations::new(cpu, x, norm, linears);
+        products(cpu, &x, linears, |_, _, _| ())
     })
 }
 
@@ -90,18 +88,18 @@ pub(crate) fn project(machine: Machine<'_>, x: &Tensor, norm: Option<&Norm>, lin
 /// activations costs goes straight into the logits, and their rows are few: they are taken as the sum of two int8 terms, a
 /// row each.
 pub(crate) fn logits(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     x: &Tensor,
     norm: &Norm,
     head: &Linear,
     LogitScaling { scale, soft_cap }: LogitScaling,
 ) -> Result<Tensor> {
     ops::map("logits", x, |x| {
-        let x = Activations::in_two_terms(machine, x, norm, head);
-        products(machine, &x, &[head], |_, _, logits| {
+        let x = Activations::in_two_terms(cpu, x, norm, head);
+        products(cpu, &x, &[head], |_, _, logits| {
             logits.iter_mut().for_each(|x| *x *= scale);
             if let Some(cap) = soft_cap {
-                machine.simd.run(SoftCap { x: logits, cap });
+                SoftCap { x: logits, cap }.run(cpu.simd);
             }
         })
     })
@@ -109,29 +107,29 @@ pub(crate) fn logits(
 
 /// hidden + scale · norm(W·x): (rows, hidden).
 pub(crate) fn project_add(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     x: &Tensor,
     linear: &Linear,
     residual: &Residual,
     hidden: &Tensor,
 ) -> Result<Tensor> {
     ops::map2("project_add", x, hidden, |x, hidden| {
-        add(machine, &Activations::new(machine, x, None, &[linear]), linear, residual, hidden)
+        add(cpu, &Activations::new(cpu, x, None, &[linear]), linear, residual, hidden)
     })
 }
 
 /// x + scale · norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
 pub(crate) fn gated(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     x: &Tensor,
     before: Option<&Norm>,
     gated: &Gated,
     residual: &Residual,
 ) -> Result<Tensor> {
     ops::map("gated", x, |x| {
-        let inputs = Activations::new(machine, x, before, &gated.inputs());
-        let inner = inner_products(machine, &[(gated, inputs)]); // (rows, inner)
-        add(machine, &inner[0], &gated.down, residual, x)
+        let inputs = Activations::new(cpu, x, before, &gated.inputs());
+        let inner = inner_products(cpu, &[(gated, inputs)]); // (rows, inner)
+        add(cpu, &inner[0], &gated.down, residual, x)
     })
 }
 
@@ -150,16 +148,16 @@ struct Share<'a> {
 
 impl<'a> Share<'a> {
     /// All groups of `linears` in shares of an even number of groups.
-    fn of(machine: Machine<'_>, rows: usize, linears: &[&'a Linear]) -> Vec<Self> {
-        let len = Self::len(machine, rows, linears.iter().map(|l| l.matrix.groups()).sum());
+    fn of(cpu: Cpu<'_>, rows: usize, linears: &[&'a Linear]) -> Vec<Self> {
+        let len = Self::len(cpu, rows, linears.iter().map(|l| l.matrix.groups()).sum());
         linears.iter().flat_map(|linear| Self::cut(linear, len)).collect()
     }
 
     /// Groups to a share: enough shares that no thread waits long for another, and few enough rows at a time that their
     /// outputs stay in the L2 cache.
-    fn len(machine: Machine<'_>, rows: usize, groups: usize) -> usize {
+    fn len(cpu: Cpu<'_>, rows: usize, groups: usize) -> usize {
         let cached = TILE_BYTES / (rows * LANES * size_of::<f32>());
-        groups.div_ceil(4 * machine.team.threads()).min(cached).max(1).next_multiple_of(2)
+        groups.div_ceil(4 * cpu.team.threads()).min(cached).max(1).next_multiple_of(2)
     }
 
     fn cut(linear: &'a Linear, len: usize) -> impl Iterator<Item = Self> {
@@ -177,10 +175,10 @@ impl<'a> Share<'a> {
     }
 
     /// The outputs with their bias: (groups, terms, rows, 16), of which the first of the terms is their sum.
-    fn compute(&self, machine: Machine<'_>, x: &Activations) -> Vec<[f32; LANES]> {
+    fn compute(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<[f32; LANES]> {
         let mut tiles = vec![[0.0; LANES]; self.groups.len() * x.terms * x.rows];
         let (matrix, groups) = (&self.linear.matrix, self.groups.clone());
-        machine.simd.run(Product { matrix, groups, x: x.inputs(), out: &mut tiles });
+        Product { matrix, groups, x: x.inputs(), out: &mut tiles }.run(cpu.simd);
         if x.terms > 1 {
             for tiles in tiles.chunks_exact_mut(x.terms * x.rows) {
                 let (sums, terms) = tiles.split_at_mut(x.rows);
@@ -203,17 +201,17 @@ impl<'a> Share<'a> {
 /// The products of all rows with each matrix, side by side: (rows, all outputs). `finish` is given each share's part of
 /// each row: the row, the first of the outputs, and their values.
 fn products(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     x: &Activations,
     linears: &[&Linear],
     finish: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let shares = Share::of(machine, x.terms * x.rows, linears);
+    let shares = Share::of(cpu, x.terms * x.rows, linears);
     let widths: Vec<usize> = shares.iter().map(Share::width).collect();
     let mut out = vec![0.0; x.rows * widths.iter().sum::<usize>()];
     let tasks = shares.into_iter().zip(Columns::split(&mut out, &widths)).collect();
-    machine.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
-        let tiles = share.compute(machine, x);
+    cpu.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
+        let tiles = share.compute(cpu, x);
         for row in 0..x.rows {
             let to = columns.row(row);
             copy_row(tiles[row..].iter().step_by(x.terms * x.rows), to);
@@ -235,25 +233,25 @@ fn copy_row<'a>(mut tiles: impl Iterator<Item = &'a [f32; LANES]>, to: &mut [f32
 }
 
 /// hidden + scale · norm(W·x): (rows, outputs).
-fn add(machine: Machine<'_>, x: &Activations, linear: &Linear, residual: &Residual, hidden: &[f32]) -> Vec<f32> {
+fn add(cpu: Cpu<'_>, x: &Activations, linear: &Linear, residual: &Residual, hidden: &[f32]) -> Vec<f32> {
     let width = linear.matrix.rows;
     if residual.norm.is_none() {
-        return products(machine, x, &[linear], |row, first, y| {
+        return products(cpu, x, &[linear], |row, first, y| {
             residual.add(&hidden[row * width + first..], y);
         });
     }
-    let mut out = products(machine, x, &[linear], |_, _, _| ());
-    residual.apply(machine, &mut out, hidden, width);
+    let mut out = products(cpu, x, &[linear], |_, _, _| ());
+    residual.apply(cpu, &mut out, hidden, width);
     out
 }
 
 impl Residual {
     /// out ← hidden + scale · norm(out), rows of `width`.
-    fn apply(&self, machine: Machine<'_>, out: &mut [f32], hidden: &[f32], width: usize) {
+    fn apply(&self, cpu: Cpu<'_>, out: &mut [f32], hidden: &[f32], width: usize) {
         let rows = out.chunks_mut(ROWS_TOGETHER * width).zip(hidden.chunks(ROWS_TOGETHER * width)).collect();
-        machine.team.each(rows, |(rows, hidden): (&mut [f32], &[f32])| {
+        cpu.team.each(rows, |(rows, hidden): (&mut [f32], &[f32])| {
             if let Some(norm) = &self.norm {
-                norm.apply(machine, rows);
+                norm.apply(cpu, rows);
             }
             self.add(hidden, rows);
         });
@@ -271,11 +269,11 @@ enum Target<'a> {
 }
 
 /// act(gate(x)) · up(x) of each, as its `down` needs it.
-fn inner_products(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec<Activations> {
+fn inner_products(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Activations> {
     let mut inner: Vec<_> = halves.iter().map(|(half, x)| Activations::zeros(x.rows, &[&half.down])).collect();
     // Two matrices are computed at once, so that a share has half of the groups.
     let rows = halves.iter().map(|(_, x)| 2 * x.rows).max().unwrap_or(1);
-    let len = Share::len(machine, rows, halves.iter().map(|(half, _)| half.gate.matrix.groups()).sum());
+    let len = Share::len(cpu, rows, halves.iter().map(|(half, _)| half.gate.matrix.groups()).sum());
     let mut tasks = Vec::new();
     for ((half, x), inner) in halves.iter().zip(&mut inner) {
         let shares: Vec<_> = Share::cut(&half.gate, len).collect();
@@ -289,13 +287,13 @@ fn inner_products(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec
         };
         tasks.extend(shares.into_iter().zip(targets).map(|(share, target)| (*half, x, share, target)));
     }
-    machine.team.each(tasks, |(half, x, share, target): (&Gated, &Activations, Share<'_>, Target<'_>)| {
-        let tiles = half.activated(machine, x, &share);
+    cpu.team.each(tasks, |(half, x, share, target): (&Gated, &Activations, Share<'_>, Target<'_>)| {
+        let tiles = half.activated(cpu, x, &share);
         match target {
             Target::Floats(mut columns) => {
                 (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
             }
-            Target::Blocks(blocks) => machine.simd.run(QuantizeTiles { tiles: &tiles, rows: x.rows, blocks }),
+            Target::Blocks(blocks) => QuantizeTiles { tiles: &tiles, rows: x.rows, blocks }.run(cpu.simd),
         }
     });
     inner
@@ -303,11 +301,11 @@ fn inner_products(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec
 
 impl Gated {
     /// One share of act(gate(x)) · up(x): (groups, rows, 16).
-    fn activated(&self, machine: Machine<'_>, x: &Activations, share: &Share<'_>) -> Vec<[f32; LANES]> {
-        let mut gate = share.compute(machine, x);
-        let up = self.up.as_ref().map(|linear| Share { linear, groups: share.groups.clone() }.compute(machine, x));
+    fn activated(&self, cpu: Cpu<'_>, x: &Activations, share: &Share<'_>) -> Vec<[f32; LANES]> {
+        let mut gate = share.compute(cpu, x);
+        let up = self.up.as_ref().map(|linear| Share { linear, groups: share.groups.clone() }.compute(cpu, x));
         let (activation, up) = (self.activation, up.as_ref().map(|up| up.as_flattened()));
-        machine.simd.run(Gate { activation, gate: gate.as_flattened_mut(), up });
+        Gate { activation, gate: gate.as_flattened_mut(), up }.run(cpu.simd);
         gate
     }
 }
@@ -317,12 +315,10 @@ mod tests {
     use candle_core::Device;
     use qmesh_models::tensor::TensorType;
 
+    use qmesh_kernels::{lanes::Simd, team::Team};
+
     use super::*;
-    use crate::kernel::{
-        lanes::Simd,
-        matrix::tests::{noise, random_matrix},
-        team::Team,
-    };
+    use crate::random::{noise, random_matrix};
 
     fn assert_near(ours: &Tensor, oracle: &Tensor, tolerance: f32) {
         assert_eq!(ours.dims(), oracle.dims());
@@ -334,7 +330,7 @@ mod tests {
     #[test]
     fn projections_are_those_of_plain_framework_operations() {
         let (rows, hidden, team) = (5, 256, Team::new(2).unwrap());
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let x = Tensor::from_vec(noise(rows * hidden, 1), (rows, hidden), &Device::Cpu).unwrap();
         let norm = || Norm { gain: noise(hidden, 2).into(), bias: None, eps: 1e-6 };
         let (norm, residual) = (norm(), Residual { norm: Some(norm()), scale: 0.5 });
@@ -349,7 +345,7 @@ mod tests {
             let ((a, a_weight), (b, b_weight)) = (random_matrix(dtype, 24, hidden), random_matrix(dtype, 40, hidden));
             let a = Linear { matrix: a, bias: None };
             let b = Linear { matrix: b, bias: Some(noise(40, 3).into()) };
-            let ours = project(machine, &x, Some(&norm), &[&a, &b]).unwrap();
+            let ours = project(cpu, &x, Some(&norm), &[&a, &b]).unwrap();
             let normed = candle_nn::ops::rms_norm(&x, &gain, 1e-6).unwrap();
             let bias = Tensor::from_slice(&b.bias.as_ref().unwrap()[..], 40, &Device::Cpu).unwrap();
             let second = normed.matmul(&b_weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
@@ -357,13 +353,13 @@ mod tests {
             assert_near(&ours, &Tensor::cat(&[first, second], 1).unwrap(), tolerance);
 
             let scaling = LogitScaling { scale: 0.25, soft_cap: None };
-            let ours = logits(machine, &x, &norm, &a, scaling).unwrap();
+            let ours = logits(cpu, &x, &norm, &a, scaling).unwrap();
             let logits = (normed.matmul(&a_weight.t().unwrap()).unwrap() * 0.25).unwrap();
             assert_near(&ours, &logits, 1e-4);
 
             let (down, down_weight) = random_matrix(dtype, hidden, hidden);
             let down = Linear { matrix: down, bias: None };
-            let ours = project_add(machine, &x, &down, &residual, &x).unwrap();
+            let ours = project_add(cpu, &x, &down, &residual, &x).unwrap();
             let product = x.matmul(&down_weight.t().unwrap()).unwrap();
             let oracle = (candle_nn::ops::rms_norm(&product, &gain, 1e-6).unwrap() * 0.5 + &x).unwrap();
             assert_near(&ours, &oracle, tolerance);
@@ -372,10 +368,10 @@ mod tests {
     #[test]
     fn rows_beyond_the_cache_leave_shares_that_have_groups() {
         let team = Team::new(2).unwrap();
-        let machine = Machine { simd: Simd::available()[0], team: &team };
+        let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let linear = Linear { matrix: random_matrix(TensorType::F32, 100, 4).0, bias: None };
         for rows in [1, 300, 1 << 14, 1 << 20] {
-            let shares = Share::of(machine, rows, &[&linear, &linear]);
+            let shares = Share::of(cpu, rows, &[&linear, &linear]);
             assert!(shares.iter().all(|share| !share.groups.is_empty()));
             assert_eq!(shares.iter().map(Share::width).sum::<usize>(), 200);
         }

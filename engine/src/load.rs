@@ -6,18 +6,17 @@ mod tensors;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use qmesh_kernels::{Cpu, lanes::Simd, matrix::Matrix, rope::Frequencies};
 use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
-pub use self::tensors::{PackedTensor, PackedTensors};
+pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
 use self::{layer::LayerWeights, tensors::Packed};
 use crate::{
     block::Block,
     error::EngineError,
-    kernel::{Machine, lanes::Simd, matrix::Matrix, rope::Frequencies},
     linear::{Linear, Norm},
-    shard::TensorSource,
 };
 
 /// What a shard computes with.
@@ -45,17 +44,16 @@ pub(crate) struct Head {
 
 /// Reads and packs what no other shard holds, and assembles the shard of `layers`.
 pub(crate) fn load(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     spec: &ModelSpec,
     layers: &Range<usize>,
     source: &dyn TensorSource,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Parts, PackedTensors), EngineError> {
     check::check(spec, layers)?;
-    let packed = tensors::pack(machine, spec, layers, source, progress)?;
+    let packed = tensors::pack(cpu, spec, layers, source, progress)?;
     let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
-    let mut weights =
-        Weights { simd: machine.simd, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
+    let mut weights = Weights { simd: cpu.simd, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
     let parts = weights.parts(spec, layers)?;
     let left_over = weights.unused.into_values().next();
     match left_over {

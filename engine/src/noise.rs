@@ -1,6 +1,6 @@
 //! Sampling noise that can be made anywhere: a function of (seed, sequence, position, id), with no state.
 
-use crate::kernel::real;
+use qmesh_kernels::real;
 
 /// The noise of one step of one sequence.
 #[derive(Clone, Copy, Debug)]

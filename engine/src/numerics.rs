@@ -5,27 +5,24 @@
 
 use std::sync::Arc;
 
+use qmesh_kernels::{
+    attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Scoring, Target, Write},
+    buffer::{Buffer, Bytes},
+    lanes::{LANES, Simd},
+    math::{Exponentials, Gate, SoftCap, SumExponentials},
+    matrix::Matrix,
+    norm::{LayerNorm, RmsNorm},
+    product::{Inputs, Product},
+    quantize::{BLOCK, QuantBlock, Quantize, QuantizeTwice},
+    rope::Frequencies,
+    team::Team,
+};
 use qmesh_models::{
     spec::{Activation, Rope, RopePairing, RopeScaling, Window},
     tensor::TensorType,
 };
 
-use crate::{
-    error::EngineError,
-    kernel::{
-        attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Scoring, Target, Write},
-        buffer::{Buffer, Bytes},
-        lanes::{LANES, Simd},
-        math::{Exponentials, Gate, SoftCap, SumExponentials},
-        matrix::Matrix,
-        norm::{LayerNorm, RmsNorm},
-        product::{Inputs, Product},
-        quantize::{BLOCK, QuantBlock, Quantize, QuantizeTwice},
-        rope::Frequencies,
-        team::Team,
-    },
-    noise::Noise,
-};
+use crate::{error::EngineError, noise::Noise};
 
 /// The digest of the instruction set that this process computes with.
 pub(crate) fn digest() -> Result<u64, EngineError> {
@@ -72,13 +69,13 @@ impl Results {
         let x = Sequence(u64::from(dtype.ggml_id())).floats(ROW_COUNTS[ROW_COUNTS.len() - 1] * cols);
         let mut blocks = vec![QuantBlock::default(); x.len() / BLOCK];
         if dtype.block_len() > 1 {
-            self.simd.run(Quantize { x: &x, blocks: &mut blocks });
+            Quantize { x: &x, blocks: &mut blocks }.run(self.simd);
         }
         for rows in ROW_COUNTS {
             let blocks = if dtype.block_len() > 1 { &blocks[..rows * cols / BLOCK] } else { &[] };
             let x = Inputs { rows, cols, floats: &x[..rows * cols], blocks };
             let mut out = vec![[0.0; LANES]; matrix.groups() * rows];
-            self.simd.run(Product { matrix: &matrix, groups: 0..matrix.groups(), x, out: &mut out });
+            Product { matrix: &matrix, groups: 0..matrix.groups(), x, out: &mut out }.run(self.simd);
             self.add(out.as_flattened());
         }
         let mut looked_up = vec![0.0; 2 * cols];
@@ -95,7 +92,7 @@ impl Results {
         for position in 0..positions {
             let (key, value) = (sequence.floats(head_dim), sequence.floats(head_dim));
             let (page, slot) = (&mut pages[position / PAGE_POSITIONS][..], position % PAGE_POSITIONS);
-            self.simd.run(Write { layout, page, slot, key: &key, value: &value });
+            Write { layout, page, slot, key: &key, value: &value }.run(self.simd);
         }
         for rows in [1, 7] {
             let (width, position) = (HEADS * head_dim, positions - rows);
@@ -108,7 +105,7 @@ impl Results {
             Attend { layout, scoring, queries, pages: &run, first_page: range.start, into }.gather(self.simd);
             let mut out = vec![0.0; x.len()];
             let mut outs: Vec<&mut [f32]> = out.chunks_mut(width).collect();
-            self.simd.run(Finish { gathered: &gathered, out: &mut outs, head_dim });
+            Finish { gathered: &gathered, out: &mut outs, head_dim }.run(self.simd);
             self.add(&out);
         }
     }
@@ -123,17 +120,17 @@ impl Results {
             change(&mut x);
             self.add(&x);
         };
-        changed(&|x| simd.run(RmsNorm { x, gain: &gain, eps: 1e-5 }));
-        changed(&|x| simd.run(LayerNorm { x, gain: &gain, bias: &bias, eps: 1e-5 }));
-        changed(&|x| simd.run(SoftCap { x, cap: 0.5 }));
-        changed(&|x| simd.run(Exponentials { x, largest: 1.0 }));
+        changed(&|x| RmsNorm { x, gain: &gain, eps: 1e-5 }.run(simd));
+        changed(&|x| LayerNorm { x, gain: &gain, bias: &bias, eps: 1e-5 }.run(simd));
+        changed(&|x| SoftCap { x, cap: 0.5 }.run(simd));
+        changed(&|x| Exponentials { x, largest: 1.0 }.run(simd));
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::SiluClamped] {
-            changed(&|x| simd.run(Gate { activation, gate: &mut x[..100], up: Some(&gain) }));
+            changed(&|x| Gate { activation, gate: &mut x[..100], up: Some(&gain) }.run(simd));
         }
-        let sum = simd.run(SumExponentials(&x));
+        let sum = SumExponentials(&x).run(simd);
         self.add(&[sum.largest, sum.sum, sum.log_sum]);
         let [mut first, mut second] = [(); 2].map(|()| vec![QuantBlock::default(); 9]);
-        simd.run(QuantizeTwice { x: &x[..9 * BLOCK], first: &mut first, second: &mut second });
+        QuantizeTwice { x: &x[..9 * BLOCK], first: &mut first, second: &mut second }.run(simd);
         for block in first.iter().chain(&second) {
             self.hasher.update(block.words.as_flattened());
             self.add(&[block.scale, block.scaled_sum]);

@@ -2,16 +2,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use crate::{
-    error::EngineError,
-    kernel::{
-        lanes::Simd,
-        math::{Exponentials, LogSum, SumExponentials},
-        real,
-    },
-    noise::Noise,
-    step::SampledRow,
+use qmesh_kernels::{
+    lanes::Simd,
+    math::{Exponentials, LogSum, SumExponentials},
+    real,
 };
+
+use crate::{error::EngineError, noise::Noise, step::SampledRow};
 
 /// How a session's tokens are chosen, in this order: bias, penalties, top-k, top-p, min-p, temperature.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,7 +102,7 @@ impl SamplingParameters {
         target: Option<u32>,
     ) -> Option<SampledRow> {
         logits.iter().all(|x| x.is_finite()).then_some(())?;
-        let sum = simd.run(SumExponentials(logits));
+        let sum = SumExponentials(logits).run(simd);
         let adjusted = self.adjust(logits, history);
         let token = if self.temperature == 0.0 { most_likely(&adjusted) } else { self.draw(simd, &adjusted, history) };
         Some(SampledRow {
@@ -165,12 +162,12 @@ impl SamplingParameters {
         if kept < logits.len() {
             let mut candidates = largest(logits, kept);
             let all: Vec<f32> = candidates.iter().map(|(_, x)| *x).collect();
-            let sum = simd.run(SumExponentials(&all));
+            let sum = SumExponentials(&all).run(simd);
             candidates.truncate(self.nucleus(simd, &candidates, sum).unwrap_or(kept));
             return candidates;
         }
         // A few ids nearly always hold the mass that is asked for: sort more of them only where they do not.
-        let sum = simd.run(SumExponentials(logits));
+        let sum = SumExponentials(logits).run(simd);
         let mut count = 256.min(logits.len());
         loop {
             let mut candidates = largest(logits, count);
@@ -188,7 +185,7 @@ impl SamplingParameters {
     /// How many of the candidates, best first, reach top-p; `None` where all of them do not.
     fn nucleus(&self, simd: Simd, candidates: &[(u32, f32)], sum: LogSum) -> Option<usize> {
         let mut shares: Vec<f32> = candidates.iter().map(|(_, x)| *x).collect();
-        simd.run(Exponentials { x: &mut shares, largest: sum.largest });
+        Exponentials { x: &mut shares, largest: sum.largest }.run(simd);
         let mut reached = 0.0;
         let last = shares.iter().position(|share| {
             reached += share;

@@ -6,37 +6,21 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use qmesh_models::{
-    footprint::LOGIT_ROWS,
-    spec::{ModelSpec, TensorSpec},
-};
+pub use qmesh_kernels::attend::PAGE_POSITIONS;
+use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
+use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
 
+pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
-    kernel::{Machine, buffer::release_freed, lanes::Simd, team::Team},
     linear::{LogitScaling, logits},
     load::{Head, Parts, load},
     ops,
     sample::SamplingParameters,
     step::{Prefix, SampledRow, SequenceRows, Step, StepOutput, WantedRow},
 };
-pub use crate::{
-    kernel::attend::PAGE_POSITIONS,
-    load::{PackedTensor, PackedTensors},
-};
-
-/// Where a shard's tensors come from.
-pub trait TensorSource {
-    /// Fills `into` (exactly `tensor.bytes` long) with the tensor's bytes as they are in the file.
-    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError>;
-
-    /// The very same tensor as another shard of this process holds it: then it is not read.
-    fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
-        None
-    }
-}
 
 /// A loaded range of layers. One thread owns it; it computes on a thread team of its own.
 #[derive(Debug)]
@@ -192,7 +176,7 @@ impl Shard {
     ) -> Result<Self, EngineError> {
         let team = Team::new(threads)?;
         release_freed();
-        let (parts, tensors) = load(Machine { simd, team: &team }, spec, &layers, source, progress)?;
+        let (parts, tensors) = load(Cpu { simd, team: &team }, spec, &layers, source, progress)?;
         release_freed();
         let cache = Cache::new(spec.layers[layers].iter().map(|l| &l.attention), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
@@ -262,7 +246,7 @@ impl Shard {
     fn compute(&self, step: &Step, slices: Vec<Slice>) -> (Result<StepOutput, EngineError>, Vec<Slice>) {
         let positions: Vec<usize> = slices.iter().flat_map(|s| s.position..s.position + s.rows).collect();
         let ropes = self.parts.ropes.iter().map(|frequencies| frequencies.table(&self.team, &positions)).collect();
-        let mut batch = Batch { machine: self.machine(), cache: &self.cache, ropes, slices };
+        let mut batch = Batch { cpu: self.cpu(), cache: &self.cache, ropes, slices };
         let outcome = match &self.parts.head {
             Some(head) => self.compute_last(step, head, &mut batch).map(StepOutput::Sampled),
             None => {
@@ -272,8 +256,8 @@ impl Shard {
         (outcome, batch.slices)
     }
 
-    fn machine(&self) -> Machine<'_> {
-        Machine { simd: self.simd, team: &self.team }
+    fn cpu(&self) -> Cpu<'_> {
+        Cpu { simd: self.simd, team: &self.team }
     }
 
     /// The last hidden state of every row: (rows, hidden).
@@ -318,7 +302,7 @@ impl Shard {
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
             let scaling = LogitScaling { scale: head.scale, soft_cap: head.soft_cap };
-            let logits = logits(self.machine(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
+            let logits = logits(self.cpu(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
             let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
                 self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(logits, wanted))

@@ -1,23 +1,18 @@
 //! What shards take of a worker's memory: the one account by which the planner promises and the worker refuses.
 //!
-//! A figure is what the worker's whole process has resident at most, in bytes. Whatever makes it a number and is nobody
-//! else's business (positions per page, rows of logits, frames held) is a constant here, and the code that fills the
-//! memory reads it from here.
+//! A figure is what the worker's whole process has resident at most, in bytes. The numbers that it is made of (positions
+//! per page, rows of logits, frames held) are constants here, and the code that fills the memory reads them from here.
 
 mod layer;
 
 use std::{ops::Range, slice};
 
+pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
+use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
+
 use self::layer::LayerFootprint;
 use crate::spec::{ModelSpec, Rope, TensorRole, TensorSpec};
 
-/// Positions per page of the KV cache.
-pub const PAGE_POSITIONS: usize = 64;
-/// Rows of a matrix that are packed together, and elements that a value in the KV cache is filled up to: the lanes of the
-/// kernels.
-pub const LANES: usize = 16;
-/// Elements that are quantised together, and the bytes that they take then.
-pub const QUANT_BLOCK: (usize, usize) = (32, 48);
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
 /// Frames that a worker holds at once: one computes while the next is received and the last is sent, and one to spare.
@@ -28,7 +23,7 @@ pub const FRAMES_ON_LINKS: usize = 2;
 pub const TILE_BYTES: usize = 512 << 10;
 /// The most queries that a thread takes through a page of keys at once.
 pub const QUERIES_TOGETHER: usize = 256;
-/// The fewest, where there are as many.
+/// The fewest queries that it takes at once, where there are that many.
 pub const QUERIES_LEAST: usize = 16;
 /// Tasks for each thread into which attention is cut at least, where there is enough of it.
 pub const TASKS_PER_THREAD: usize = 4;
@@ -85,7 +80,7 @@ pub struct Footprints<'a> {
     layers: Vec<LayerFootprint>,
     /// Tensors that belong to no layer.
     others: Vec<(TensorRole, TensorFootprint)>,
-    /// Of the cosines and sines of one row, for all kinds of RoPE in the model.
+    /// Bytes of the cosines and sines of one row, for all kinds of RoPE in the model.
     rope_bytes: u64,
 }
 
@@ -180,11 +175,11 @@ impl<'a> Footprints<'a> {
 /// Bytes of a tensor, or of some.
 #[derive(Clone, Copy, Debug, Default)]
 struct TensorFootprint {
-    /// As in the file.
+    /// Bytes in the file.
     bytes: u64,
-    /// What it takes beside them for good.
+    /// Bytes beside those for as long as it is loaded.
     padding: u64,
-    /// And only until everything is loaded.
+    /// Bytes beside those until everything is loaded.
     packing: u64,
 }
 
@@ -221,8 +216,7 @@ fn allocated(bytes: u64) -> u64 {
 
 /// Bytes of so many quantised activations.
 fn quantized(elements: usize) -> u64 {
-    let (block, bytes) = QUANT_BLOCK;
-    product([elements.div_ceil(block), bytes])
+    product([elements.div_ceil(QUANT_BLOCK), QUANT_BLOCK_BYTES])
 }
 
 fn product<const N: usize>(factors: [usize; N]) -> u64 {
@@ -237,11 +231,11 @@ fn sum<const N: usize>(terms: [u64; N]) -> u64 {
 const FLOAT: usize = size_of::<f32>();
 /// Bytes to which matrices and pages are aligned.
 const LINE_BYTES: u64 = 64;
-/// Of a row's token id and position, as often as they are listed.
+/// Bytes of a row's token id and position, in all lists that have them.
 const ID_BYTES: u64 = 32;
 /// Bytes of a row's outputs in a thread's smallest share: two groups of two matrices, or of two terms.
 const TILE_ROW_BYTES: usize = 2 * 2 * LANES * FLOAT;
-/// What of a thread's stack is ever touched.
+/// Bytes of a thread's stack that are ever touched.
 const STACK_BYTES: u64 = 128 << 10;
 /// Bytes of one row's logit in a thread that samples: adjusted, numbered and as a share.
 const SAMPLING_BYTES: usize = 16;

@@ -5,6 +5,7 @@
 
 use std::{fmt, ops::Range};
 
+pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::TensorType;
@@ -41,7 +42,7 @@ pub struct LayerSpec {
     pub ffn: Ffn,
     /// Where the norms stand.
     pub norms: NormPlacement,
-    /// What they are; those on q and k are always RMS norms.
+    /// What these norms compute; those on q and k are always RMS norms.
     pub norm: NormSpec,
     /// Factor on what each half adds to the hidden state, 1.0 for none.
     pub residual_scale: f32,
@@ -50,9 +51,9 @@ pub struct LayerSpec {
 /// What a norm computes.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct NormSpec {
-    /// Its kind.
+    /// Which formula.
     pub kind: NormKind,
-    /// ε under the root.
+    /// The ε that is added under the root.
     pub eps: f32,
 }
 
@@ -76,7 +77,7 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
-    /// Scores s become cap · tanh(s / cap).
+    /// The cap c: each score s becomes c · tanh(s / c). `None` leaves scores as they are.
     pub soft_cap: Option<f32>,
     /// Scores that belong to no position.
     pub sinks: Sinks,
@@ -88,85 +89,23 @@ pub struct AttentionSpec {
     pub qk_norm: QkNorm,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
-    /// Whether the product after attention has one.
+    /// Whether the product that follows attention has a bias.
     pub output_bias: Bias,
-}
-
-/// How far back a query attends.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Window {
-    /// All positions up to its own.
-    Full,
-    /// Its own position and the `n - 1` before it.
-    Sliding(usize),
 }
 
 /// Scores that belong to no position: they take their share of a softmax and have no value.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Sinks {
-    /// None.
+    /// There are none.
     None,
     /// One per query head (`Sinks` tensor).
     PerHead,
 }
 
-/// Rotary position embedding of the first `dims` elements of each head.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Rope {
-    /// Which elements form a rotated pair.
-    pub pairing: RopePairing,
-    /// Elements of the head that are rotated; even.
-    pub dims: usize,
-    /// Base θ of the frequencies θ^(-2i/dims).
-    pub base: f32,
-    /// How the frequencies are changed for longer contexts.
-    pub scaling: RopeScaling,
-    /// Factor on cosines and sines, 1.0 for none.
-    pub magnitude: f32,
-}
-
-/// Which elements form a rotated pair.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum RopePairing {
-    /// (2i, 2i+1): what ggml calls "normal"; llama GGUFs are permuted for it.
-    Interleaved,
-    /// (i, i + dims/2): what ggml calls "neox".
-    Halves,
-}
-
-/// How RoPE frequencies are changed for longer contexts.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Positions divided by the factor.
-    Linear(f32),
-    /// Each frequency divided by its factor in the `RopeFactors` tensor (Llama 3).
-    Factors,
-    /// Each frequency divided by its factor in the `RopeFactorsLong` tensor where the model's `context` exceeds `original`
-    /// positions, and in `RopeFactorsShort` where it does not (Phi 3).
-    LongRope {
-        /// The context before it was extended.
-        original: usize,
-    },
-    /// YaRN (Peng et al., 2023): frequencies that turn more than `beta_fast` times in the original context stay, those that
-    /// turn less than `beta_slow` times are divided by `factor`, and those between go over from one to the other.
-    Yarn {
-        /// By what slow frequencies are divided.
-        factor: f32,
-        /// The context before it was extended.
-        original: usize,
-        /// Turns above which a frequency stays.
-        beta_fast: f32,
-        /// Turns below which it is divided.
-        beta_slow: f32,
-    },
-}
-
 /// Whether q and k are normalised, and over what.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum QkNorm {
-    /// No.
+    /// They are not.
     None,
     /// RMS norm over each head's elements.
     PerHead,
@@ -177,9 +116,9 @@ pub enum QkNorm {
 /// Whether a product has a bias.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Bias {
-    /// No.
+    /// It has none.
     None,
-    /// Yes.
+    /// It has one.
     Present,
 }
 
@@ -190,18 +129,18 @@ pub enum Ffn {
     Gated {
         /// Width between the products.
         inner: usize,
-        /// On the gate.
+        /// The activation on the gate.
         activation: Activation,
-        /// Of all three products.
+        /// Whether the three products have biases.
         bias: Bias,
     },
     /// down(act(up(x))).
     Plain {
         /// Width between the products.
         inner: usize,
-        /// Between the products.
+        /// The activation between the products.
         activation: Activation,
-        /// Of both products.
+        /// Whether both products have biases.
         bias: Bias,
     },
     /// A mixture of experts.
@@ -211,21 +150,22 @@ pub enum Ffn {
 /// A mixture of experts: Σ weight · expert(x) over the experts that the router gives the highest scores.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ExpertsSpec {
-    /// Experts, each a gated FFN.
+    /// How many experts there are, each a gated FFN.
     pub count: usize,
     /// Experts that a token goes through; at most `count`.
     pub used: usize,
     /// Width between an expert's products.
     pub inner: usize,
-    /// On an expert's gate.
+    /// The activation on an expert's gate.
     pub activation: Activation,
-    /// Of the router and of the experts' products.
+    /// Whether the router and the experts' products have biases.
     pub bias: Bias,
     /// How scores become weights.
     pub weighting: Weighting,
     /// Factor on the weights, 1.0 for none.
     pub weight_scale: f32,
-    /// Width of the expert that every token goes through, weighed by σ(`SharedRouter` · x).
+    /// Width of the expert that every token goes through, whose output is multiplied by σ(`SharedRouter` · x); `None`
+    /// where there is no such expert.
     pub shared: Option<usize>,
 }
 
@@ -236,17 +176,6 @@ pub enum Weighting {
     OfAll,
     /// Softmax over the scores of the experts used: their weights sum to 1.
     OfUsed,
-}
-
-/// An activation; on a gate, its result is multiplied by `up`.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Activation {
-    /// x·σ(x).
-    Silu,
-    /// GELU in its tanh form.
-    GeluTanh,
-    /// x·σ(1.702·x) of x held to at most 7, and `up` held to ±7, plus 1 (gpt-oss).
-    SiluClamped,
 }
 
 /// Where a layer's norms stand.
@@ -267,7 +196,7 @@ pub struct HeadSpec {
     pub norm: NormSpec,
     /// Which matrix makes the logits.
     pub matrix: HeadMatrix,
-    /// Logits x become cap · tanh(x / cap).
+    /// The cap c: each logit x becomes c · tanh(x / c). `None` leaves logits as they are.
     pub soft_cap: Option<f32>,
     /// Factor on the logits, 1.0 for none.
     pub logit_scale: f32,
@@ -311,7 +240,7 @@ pub enum TensorRole {
     Embedding,
     /// Gain of the norm before the head.
     OutputNorm,
-    /// Its bias.
+    /// Bias of the norm before the head.
     OutputNormBias,
     /// The head's matrix.
     Output,
@@ -319,9 +248,9 @@ pub enum TensorRole {
     RopeFactors,
     /// Factors of `RopeScaling::LongRope` for long contexts; every shard holds them.
     RopeFactorsLong,
-    /// And for short ones.
+    /// Factors of `RopeScaling::LongRope` for short contexts; every shard holds them.
     RopeFactorsShort,
-    /// Part of one layer.
+    /// A tensor of one layer.
     Layer(LayerIndex, LayerTensor),
 }
 
@@ -367,7 +296,7 @@ pub enum LayerTensor {
 }
 
 impl LayerTensor {
-    /// Whether it holds all experts' matrices, of which a token needs some only.
+    /// Whether it holds all experts' matrices, of which a token needs only some.
     pub fn is_routed(self) -> bool {
         matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns)
     }

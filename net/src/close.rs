@@ -4,7 +4,7 @@ use std::fmt;
 
 use quinn::VarInt;
 
-/// Why a connection was closed. Append only.
+/// Why a connection was closed. Numbers are never used again: 3, 7 and 9 were codes that nobody sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CloseCode {
     /// All is done.
@@ -13,20 +13,14 @@ pub enum CloseCode {
     Version,
     /// The join proof did not hold.
     Auth,
-    /// The peer's key was revoked.
-    Revoked,
     /// A limit was exceeded.
     Limit,
     /// Bytes that are not the protocol.
     Malformed,
     /// The program ends.
     Shutdown,
-    /// A newer plan or connection took its place.
-    Superseded,
     /// A bug at the closing side.
     Internal,
-    /// Memory could not be had.
-    NoMemory,
     /// A code this version does not know.
     Other(u32),
 }
@@ -37,13 +31,10 @@ impl CloseCode {
             Self::Ok => 0,
             Self::Version => 1,
             Self::Auth => 2,
-            Self::Revoked => 3,
             Self::Limit => 4,
             Self::Malformed => 5,
             Self::Shutdown => 6,
-            Self::Superseded => 7,
             Self::Internal => 8,
-            Self::NoMemory => 9,
             Self::Other(code) => code,
         })
     }
@@ -53,13 +44,10 @@ impl CloseCode {
             0 => Self::Ok,
             1 => Self::Version,
             2 => Self::Auth,
-            3 => Self::Revoked,
             4 => Self::Limit,
             5 => Self::Malformed,
             6 => Self::Shutdown,
-            7 => Self::Superseded,
             8 => Self::Internal,
-            9 => Self::NoMemory,
             other => Self::Other(u32::try_from(other).unwrap_or(u32::MAX)),
         }
     }
@@ -71,13 +59,10 @@ impl fmt::Display for CloseCode {
             Self::Ok => "done",
             Self::Version => "version",
             Self::Auth => "authentication",
-            Self::Revoked => "revoked",
             Self::Limit => "limit exceeded",
             Self::Malformed => "malformed",
             Self::Shutdown => "shutting down",
-            Self::Superseded => "superseded",
             Self::Internal => "internal error",
-            Self::NoMemory => "out of memory",
             Self::Other(code) => return write!(f, "code {code}"),
         })
     }

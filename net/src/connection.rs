@@ -21,10 +21,10 @@ use crate::{
     error::NetError,
     ids::{PeerId, PlanEpoch},
     limits::WAITING_STREAMS,
-    link::{FrameReceiver, FrameSender},
+    link::FrameSender,
     message::RangeRequest,
-    range::{RangeReader, RangeServer},
-    sorter::Sorter,
+    range::RangeReader,
+    sorter::{Incoming, Sorter},
     stream::{Reader, open},
     tls::EXPORTER_LABEL,
     transport,
@@ -44,17 +44,8 @@ struct Inner {
     control: Mutex<mpsc::Receiver<(SendStream, Reader)>>,
     streams: Mutex<mpsc::Receiver<Incoming>>,
     sorter: AbortHandle,
-    /// Keeps its place at the door until it has proved that it may join.
+    /// Waits until the place at the door is lost, for as long as the peer has not proved that it may join.
     guest: OnceLock<AbortHandle>,
-}
-
-/// A stream that the peer opened.
-#[derive(Debug)]
-pub enum Incoming {
-    /// A link.
-    Frames(FrameReceiver),
-    /// A request for a piece of a tensor.
-    Range(RangeServer),
 }
 
 impl Connection {
@@ -74,7 +65,7 @@ impl Connection {
         Ok(Self(Arc::new(Inner { quic, peer, local_peer, exporter, control, streams, sorter, guest })))
     }
 
-    /// One that must still prove that it may join, and is closed if its place is lost before.
+    /// A connection whose peer must still prove that it may join, and which is closed if its place is lost before that.
     pub(crate) fn guest(quic: quinn::Connection, local_peer: PeerId, place: Place) -> Result<Self, NetError> {
         let connection = Self::new(quic.clone(), local_peer)?;
         let waiting = tokio::spawn(async move {
@@ -85,7 +76,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// The peer has proved that it may join: it gets the limits of a worker, and its place at the door is free.
+    /// The peer has proved that it may join: it gets the limits of a worker, and its place at the door becomes free.
     pub(crate) fn trust(&self) {
         if let Some(waiting) = self.0.guest.get() {
             waiting.abort();
@@ -99,7 +90,7 @@ impl Connection {
     }
 
     /// Who we are.
-    pub fn local_peer(&self) -> PeerId {
+    pub(crate) fn local_peer(&self) -> PeerId {
         self.0.local_peer
     }
 
@@ -113,8 +104,8 @@ impl Connection {
         self.0.quic.rtt()
     }
 
-    /// Bytes that only the two ends of this one connection know.
-    pub fn exporter(&self) -> [u8; 32] {
+    /// Bytes that only the two ends of this connection know, and that no other connection has.
+    pub(crate) fn exporter(&self) -> [u8; 32] {
         self.0.exporter
     }
 
@@ -180,7 +171,7 @@ impl fmt::Debug for Connection {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // They hold the connection too, which would else never close.
+        // Both tasks hold the connection too, which would otherwise never close.
         self.sorter.abort();
         if let Some(waiting) = self.guest.get() {
             waiting.abort();

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 
 use crate::{
-    codec::{decode, encode},
+    envelope::{decode, encode},
     error::NetError,
+    ids::PeerId,
     limits::MESSAGE_BYTES,
     message::Message,
     plain::with_plain_texts,
@@ -24,18 +25,18 @@ pub struct ControlSender(Writer);
 #[derive(Debug)]
 pub struct ControlReceiver {
     reader: Reader,
-    /// Bytes of a message.
+    /// Most bytes of a message.
     most: usize,
 }
 
 impl ControlSender {
-    pub(crate) async fn open(peer: crate::PeerId, send: quinn::SendStream) -> Result<Self, NetError> {
+    pub(crate) async fn open(peer: PeerId, send: quinn::SendStream) -> Result<Self, NetError> {
         let mut sender = Self::accepted(peer, send);
         sender.0.write(&mut [Bytes::from_static(PREFACE)]).await?;
         Ok(sender)
     }
 
-    pub(crate) fn accepted(peer: crate::PeerId, send: quinn::SendStream) -> Self {
+    pub(crate) fn accepted(peer: PeerId, send: quinn::SendStream) -> Self {
         Self(Writer::new(peer, send, PRIORITY))
     }
 

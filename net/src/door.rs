@@ -1,7 +1,8 @@
 //! The door: connections that have not yet proved that they may join. They cost little, and their number is bounded.
 //!
-//! Who comes late is not turned away for those who only stand there: at a limit the oldest of the address with the most
-//! waits no longer. A peer that means to join says so with its first packets, and so is through before its turn comes.
+//! A newcomer is never turned away. Where all places are taken, one that waits must go instead: the oldest connection of
+//! the address that has the most. A peer that means to join says hello with its first packets, so it has long left the
+//! door when it would be the oldest; those that only stand there go.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::limits::{DOOR_LOOPBACK, DOOR_PER_ADDRESS, DOOR_REMOTE};
 
-/// The places of one endpoint. Clones share them.
+/// The places at the door of one endpoint. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Door(Arc<Mutex<Places>>);
 
@@ -38,12 +39,12 @@ struct Waiting {
     turned_away: Arc<Notify>,
 }
 
-/// Who counts as one: an IPv4 address, or an IPv6 network, of which one machine has every address.
+/// What counts as one address: one of IPv4, or a whole /64 network of IPv6, since a machine can use all that is in it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Origin(IpAddr);
 
 impl Door {
-    /// A place for who comes from `address`; who has had one for longest makes room where there is none.
+    /// A place for a connection from `address`. Where there is none, another connection loses its own.
     pub(crate) fn enter(&self, address: IpAddr) -> Place {
         let mut places = self.places();
         let from = Origin::of(address);
@@ -58,7 +59,7 @@ impl Door {
         Place { door: self.clone(), number, turned_away }
     }
 
-    /// How many wait.
+    /// How many connections wait.
     pub(crate) fn waiting(&self) -> usize {
         self.places().waiting.len()
     }
@@ -82,7 +83,7 @@ impl Drop for Place {
 }
 
 impl Places {
-    /// Who must go before one more from there can come.
+    /// Which connection must go before one more from there can come, if any must.
     fn in_the_way(&self, from: Origin) -> Option<u64> {
         let oldest = |from: Origin| self.waiting.iter().find(|(_, w)| w.from == from).map(|(&number, _)| number);
         let same_kind = self.waiting.values().map(|w| w.from).filter(|other| other.is_loopback() == from.is_loopback());

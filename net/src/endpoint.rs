@@ -32,8 +32,10 @@ use crate::{
 const STAGGER: Duration = Duration::from_millis(250);
 /// How long `closed` waits for peers to take leave.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Bytes buffered of a handshake that waits for its turn, and of all of them.
-const INCOMING_BYTES: (u64, u64) = (64 << 10, 1 << 20);
+/// Bytes buffered of one handshake that waits for its turn.
+const INCOMING_BYTES: u64 = 64 << 10;
+/// Bytes buffered of all handshakes that wait.
+const INCOMING_BYTES_TOTAL: u64 = 1 << 20;
 
 /// A socket with an identity. Clones share it; when the last is dropped it accepts no more, but connections live on.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ impl Endpoint {
         let tls = tls::server(identity, admission.clone()).map_err(|error| setup(error.to_string()))?;
         let mut server = ServerConfig::with_crypto(Arc::new(tls));
         server.max_incoming(WAITING_HANDSHAKES);
-        server.incoming_buffer_size(INCOMING_BYTES.0).incoming_buffer_size_total(INCOMING_BYTES.1);
+        server.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
         let runtime = Arc::new(TokioRuntime);
         let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;
@@ -185,12 +187,12 @@ impl Endpoint {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // It holds the endpoint too, whose socket would else stay open.
+        // The task holds the endpoint too, whose socket would otherwise stay open.
         self.acceptor.abort();
     }
 }
 
-/// Lets handshakes proceed side by side, as far as there are places at the door.
+/// Runs handshakes side by side, each with a place at the door.
 struct Acceptor {
     quic: quinn::Endpoint,
     server: ServerConfig,
@@ -215,12 +217,12 @@ impl Acceptor {
         while let Some(incoming) = self.quic.accept().await {
             while handshakes.try_join_next().is_some() {}
             if self.door.waiting() >= UNPROVEN_ADDRESSES && !incoming.remote_address_validated() {
-                // An address that is not proven may always be asked to prove itself, and takes nobody's place.
+                // Asking a dialler to prove its address costs nothing, and takes nobody's place.
                 let _ = incoming.retry();
             } else {
                 handshakes.spawn(self.handshake(incoming));
             }
-            // A handshake's arithmetic is done on the thread that serves the mesh: other work comes in between.
+            // A handshake's arithmetic is done on the thread that serves the mesh: let other work come in between.
             yield_now().await;
         }
     }
@@ -247,7 +249,7 @@ impl Acceptor {
                         Err(error) => tracing::debug!(%address, %error, "refused a peer"),
                     }
                 }
-                // Anybody can cause it, as often as they like: no more than a line for who looks for it.
+                // Anybody can cause this as often as they like, so it is worth a line to those who debug and no more.
                 Err(why) => tracing::debug!(%address, why, "no handshake"),
             }
         }

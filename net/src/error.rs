@@ -6,8 +6,8 @@ use quinn::{ConnectionError, ReadError, WriteError};
 use thiserror::Error;
 
 use crate::{
-    close::CloseCode, codec::MessageError, head::FrameError, ids::PeerId, limits::IDLE_TIMEOUT, message::RejectCode,
-    plain::plain,
+    close::CloseCode, envelope::MessageError, frame::FrameError, ids::PeerId, limits::IDLE_TIMEOUT,
+    message::RejectCode, plain::plain, section::SectionError,
 };
 
 /// TLS alert `no_application_protocol`, as QUIC carries it.
@@ -17,6 +17,7 @@ const KEY_REFUSED: [u64; 4] = [0x100 + 42, 0x100 + 46, 0x100 + 49, 0x100 + 116];
 
 /// A failure of the network, of a peer, or of how it was asked.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum NetError {
     /// Ours: another socket has the address.
     #[error("{address} is in use by another program: stop it, or listen on another port")]
@@ -127,6 +128,16 @@ pub enum NetError {
         peer: PeerId,
         /// What is wrong with it.
         source: MessageError,
+    },
+    /// A message whose reader does not know a section that must be understood.
+    #[error("the {what} of peer {} cannot be taken: {source}", peer.short())]
+    Section {
+        /// The other end.
+        peer: PeerId,
+        /// Which message.
+        what: &'static str,
+        /// Which section.
+        source: SectionError,
     },
     /// A frame that is not one.
     #[error("peer {} sent a bad frame: {source}", peer.short())]

@@ -1,15 +1,13 @@
 //! Frames: one micro-batch on a link. Their bytes are `head.rs`'s business; nothing here looks inside a row.
 
-use std::{
-    iter,
-    ops::{BitOr, Range},
-    time::Duration,
-};
+use std::{iter, ops::Range, time::Duration};
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use crate::{
     ids::{PlanEpoch, SessionId, StepId},
+    section::{SectionError, Sections},
     trail::Trail,
 };
 
@@ -26,18 +24,6 @@ pub enum FrameKind {
     End,
 }
 
-/// How the values of an activation row are written.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub enum WireType {
-    /// 4 bytes a value, lossless.
-    #[default]
-    F32,
-    /// 2 bytes a value.
-    F16,
-    /// Blocks of 32 values: an f16 scale and 32 bytes.
-    Q8,
-}
-
 /// Which rows of a segment the coordinator wants sampled.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum Wants {
@@ -50,10 +36,6 @@ pub enum Wants {
     All,
 }
 
-/// What a segment is, one property a bit.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct SegmentFlags(u32);
-
 /// The rows of one sequence in a frame. Its KV holds `position + rows` positions afterwards.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment {
@@ -65,8 +47,6 @@ pub struct Segment {
     pub rows: u32,
     /// Which rows to sample.
     pub wants: Wants,
-    /// What the segment is.
-    pub flags: SegmentFlags,
     /// The sender's hash of the sequence's ids from its first to the segment's last.
     pub trail: Trail,
 }
@@ -76,7 +56,7 @@ pub struct Segment {
 pub struct StepTimes {
     /// Computing, over all stages.
     pub compute_us: u32,
-    /// Computing, on the stage that took longest.
+    /// Computing, on the stage that took the longest.
     pub slowest_us: u32,
     /// Waiting for a stage to have finished what came before.
     pub queued_us: u32,
@@ -90,32 +70,89 @@ pub struct StepTimes {
 pub struct Frame {
     /// What the payload is.
     pub kind: FrameKind,
-    /// How `Hidden` rows are written.
-    pub wire: WireType,
     /// The plan the frame belongs to.
     pub epoch: PlanEpoch,
     /// The step it belongs to.
     pub step: StepId,
     /// Values per `Hidden` row, candidates per `Sampled` row.
     pub width: u32,
-    /// Where its time went.
+    /// Where the time of its step went, so far.
     pub times: StepTimes,
     /// The sequences, in the order of their rows.
     pub segments: Vec<Segment>,
     /// The token id of each row.
     pub ids: Vec<u32>,
-    /// The rows.
+    /// The rows; those of a `Hidden` frame are f32.
     pub payload: Bytes,
+    /// What only some versions know. It is meant for the receiver of this frame, who passes none of it on.
+    pub sections: Sections,
 }
 
-/// Whether frames end with a hash of their payload, for journals and debugging.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum PayloadSum {
-    /// The link's encryption already authenticates every byte.
-    #[default]
-    Off,
-    /// 8 bytes of BLAKE3 follow the payload.
-    On,
+/// Bytes that are not a frame, or a frame that has no bytes.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The bytes do not start with a frame.
+    #[error("not a frame: starts with {found:#06x}")]
+    Magic {
+        /// The first two bytes.
+        found: u16,
+    },
+    /// Fewer bytes than the head says.
+    #[error("head of {have} bytes, {need} are needed")]
+    Short {
+        /// Bytes there.
+        have: usize,
+        /// Bytes needed.
+        need: usize,
+    },
+    /// A code or flag this version does not know.
+    #[error("unknown {what} {code}")]
+    Unknown {
+        /// Of what.
+        what: &'static str,
+        /// The code.
+        code: u32,
+    },
+    /// A count outside its limits.
+    #[error("{what} of {found}, outside {least} to {most}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// The count.
+        found: u64,
+        /// The least it may be.
+        least: u64,
+        /// The most it may be.
+        most: u64,
+    },
+    /// Two parts of the frame disagree.
+    #[error("{what}: stated {stated}, computed {computed}")]
+    Mismatch {
+        /// What was counted.
+        what: &'static str,
+        /// What the frame says.
+        stated: u64,
+        /// What it is.
+        computed: u64,
+    },
+    /// Sections that cannot be taken.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// A frame that has no business on this link.
+    #[error("a frame of kind {found:?} where {wanted:?} is due")]
+    Kind {
+        /// The kind it has.
+        found: FrameKind,
+        /// The kind that the link is for.
+        wanted: FrameKind,
+    },
+    /// Rows that do not decode.
+    #[error("sampled frame has kind {kind:?}")]
+    NotSampled {
+        /// The kind it has.
+        kind: FrameKind,
+    },
 }
 
 impl FrameKind {
@@ -139,78 +176,22 @@ impl FrameKind {
     }
 }
 
-impl WireType {
-    /// Bytes of a row of `width` values; `None` when the width does not fill whole blocks.
-    pub fn row_bytes(self, width: u32) -> Option<u64> {
-        let width = u64::from(width);
+impl Wants {
+    pub(crate) const fn code(self) -> u16 {
         match self {
-            Self::F32 => Some(4 * width),
-            Self::F16 => Some(2 * width),
-            Self::Q8 => width.is_multiple_of(32).then_some(34 * (width / 32)),
+            Self::None => 0,
+            Self::Last => 1,
+            Self::All => 2,
         }
     }
 
-    pub(crate) const fn code(self) -> u8 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q8 => 4,
-        }
-    }
-
-    pub(crate) const fn from_code(code: u8) -> Option<Self> {
+    pub(crate) const fn from_code(code: u16) -> Option<Self> {
         match code {
-            0 => Some(Self::F32),
-            1 => Some(Self::F16),
-            4 => Some(Self::Q8),
+            0 => Some(Self::None),
+            1 => Some(Self::Last),
+            2 => Some(Self::All),
             _ => None,
         }
-    }
-}
-
-impl SegmentFlags {
-    /// The rows are a prompt's, not generated.
-    pub const PREFILL: Self = Self(1 << 2);
-    /// The rows were computed before and only rebuild KV.
-    pub const REPLAY: Self = Self(1 << 3);
-    /// The last chunk of a prompt.
-    pub const LAST: Self = Self(1 << 4);
-
-    const ALL: Self = Self(Self::PREFILL.0 | Self::REPLAY.0 | Self::LAST.0);
-
-    /// Whether all of `other`'s properties hold.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The wire's word for flags and wants together.
-    pub(crate) const fn word(self, wants: Wants) -> u32 {
-        self.0
-            | match wants {
-                Wants::None => 0,
-                Wants::Last => 1,
-                Wants::All => 2,
-            }
-    }
-
-    /// The reverse of `word`. Unknown bits in the lower half are `None`, those in the upper half are optional.
-    pub(crate) const fn from_word(word: u32) -> Option<(Self, Wants)> {
-        let wants = match word & 3 {
-            0 => Wants::None,
-            1 => Wants::Last,
-            2 => Wants::All,
-            _ => return None,
-        };
-        let flags = word & 0xfffc;
-        if flags & !Self::ALL.0 == 0 { Some((Self(flags), wants)) } else { None }
-    }
-}
-
-impl BitOr for SegmentFlags {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
     }
 }
 
@@ -231,9 +212,9 @@ impl StepTimes {
 impl Frame {
     /// The frame that ends a link.
     pub fn end(epoch: PlanEpoch, step: StepId) -> Self {
-        let (segments, ids, payload) = (Vec::new(), Vec::new(), Bytes::new());
+        let (segments, ids, payload, sections) = (Vec::new(), Vec::new(), Bytes::new(), Sections::default());
         let times = StepTimes::default();
-        Self { kind: FrameKind::End, wire: WireType::F32, epoch, step, width: 0, times, segments, ids, payload }
+        Self { kind: FrameKind::End, epoch, step, width: 0, times, segments, ids, payload, sections }
     }
 
     /// Rows over all segments.

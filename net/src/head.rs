@@ -1,4 +1,5 @@
-//! The bytes before a frame's payload: a fixed part, the segments, the token ids, zeros up to a multiple of 32.
+//! The bytes before a frame's payload: a fixed part, the segments, the token ids, the sections, and zeros up to a
+//! multiple of 32.
 //!
 //! Everything is checked before anything is allocated; little-endian throughout.
 //!
@@ -6,8 +7,8 @@
 //! |---|---|---|
 //! | 0 | 2 | magic `0x514D` |
 //! | 2 | 1 | kind: 1 hidden, 2 tokens, 4 sampled, 5 end |
-//! | 3 | 1 | wire type: 0 f32, 1 f16, 4 q8 |
-//! | 4 | 2 | flags: bit 0 a payload sum follows; the upper 8 may be ignored |
+//! | 3 | 1 | wire type: 0, rows of f32 |
+//! | 4 | 2 | flags: none is known; the lower 8 must be, the upper 8 may be ignored |
 //! | 6 | 2 | segments |
 //! | 8 | 4 | step |
 //! | 12 | 4 | plan epoch |
@@ -16,100 +17,36 @@
 //! | 24 | 4 | bytes of the payload |
 //! | 28 | 4 | CRC-32C of all bytes before the payload, these four as zero |
 //! | 32 | 12 | step times, microseconds: compute u32, slowest stage's compute u32, queued u32 |
-//! | 44 | 4 | zero |
-//! | 48 | 32 each | segment: session u64, position u32, rows u32, flags u32, zero u32, trail u64 |
+//! | 44 | 2 | bytes of the sections |
+//! | 46 | 2 | zero |
+//! | 48 | 32 each | segment: session u64, position u32, rows u32, wants u16, flags u16, zero u32, trail u64 |
 //! | … | 4 each | token id of each row |
+//! | … | | sections, as in `section.rs` |
+//!
+//! A segment wants 0 no row, 1 the last, 2 every row; all of its flags may be ignored.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use thiserror::Error;
 
 use crate::{
-    frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, WireType},
+    frame::{Frame, FrameError, FrameKind, Segment, StepTimes, Wants},
     ids::{PlanEpoch, SessionId, StepId},
     limits::{
-        CANDIDATES, FIXED_HEAD_BYTES, FRAME_PAYLOAD_BYTES, FRAME_ROWS, FRAME_SEGMENTS, FRAME_WIDTH, HEAD_ALIGNMENT,
-        SEGMENT_BYTES,
+        CANDIDATES, FIXED_HEAD_BYTES, FRAME_PAYLOAD_BYTES, FRAME_ROWS, FRAME_SECTIONS_BYTES, FRAME_SEGMENTS,
+        FRAME_WIDTH, HEAD_ALIGNMENT, SEGMENT_BYTES, VALUE_BYTES,
     },
     sampled,
+    section::Sections,
     trail::Trail,
 };
 
 const MAGIC: u16 = 0x514d;
 const CRC_OFFSET: usize = 28;
-const FLAG_SUM: u16 = 1;
-/// Frame flags a receiver must know; the others are optional.
+/// Rows of f32, the only wire type there is.
+const WIRE_F32: u8 = 0;
+/// Flags of a frame that a receiver must know; the others may be ignored.
 const CRITICAL_FLAGS: u16 = 0x00ff;
-/// Bytes of the sum after a payload.
-const SUM_BYTES: usize = 8;
-
-/// Bytes that are not a frame, or a frame that has no bytes.
-#[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub enum FrameError {
-    /// The bytes do not start with a frame.
-    #[error("not a frame: starts with {found:#06x}")]
-    Magic {
-        /// The first two bytes.
-        found: u16,
-    },
-    /// Fewer bytes than the head says.
-    #[error("head of {have} bytes, {need} are needed")]
-    Short {
-        /// Bytes there.
-        have: usize,
-        /// Bytes needed.
-        need: usize,
-    },
-    /// A code or flag this version does not know.
-    #[error("unknown {what} {code}")]
-    Unknown {
-        /// Of what.
-        what: &'static str,
-        /// The code.
-        code: u32,
-    },
-    /// A count outside its limits.
-    #[error("{what} of {found}, outside {least} to {most}")]
-    Limit {
-        /// Of what.
-        what: &'static str,
-        /// The count.
-        found: u64,
-        /// The least it may be.
-        least: u64,
-        /// The most it may be.
-        most: u64,
-    },
-    /// Two parts of the frame disagree.
-    #[error("{what}: stated {stated}, computed {computed}")]
-    Mismatch {
-        /// What was counted.
-        what: &'static str,
-        /// What the frame says.
-        stated: u64,
-        /// What it is.
-        computed: u64,
-    },
-    /// The width does not fill the wire type's blocks.
-    #[error("width {width} is not a multiple of 32, which q8 needs")]
-    Blocks {
-        /// The width.
-        width: u32,
-    },
-    /// A frame that has no business on this link.
-    #[error("a frame of kind {found:?} where {wanted:?} is due")]
-    Kind {
-        /// The kind it has.
-        found: FrameKind,
-        /// The kind that the link is for.
-        wanted: FrameKind,
-    },
-    /// Rows that do not decode.
-    #[error("sampled frame has kind {kind:?}")]
-    NotSampled {
-        /// The kind it has.
-        kind: FrameKind,
-    },
-}
+/// The tags of a frame's sections that this version knows.
+const KNOWN_TAGS: [u16; 0] = [];
 
 /// A head whose every field was checked; the payload is still to come.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -117,14 +54,13 @@ pub struct FrameHead {
     fixed: FixedHead,
     segments: Vec<Segment>,
     ids: Vec<u32>,
+    sections: Sections,
 }
 
 /// The fixed part, which says how many bytes follow. All its fields are within limits and agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FixedHead {
     kind: FrameKind,
-    wire: WireType,
-    sum: PayloadSum,
     segments: usize,
     step: StepId,
     epoch: PlanEpoch,
@@ -132,6 +68,7 @@ pub(crate) struct FixedHead {
     rows: usize,
     payload_bytes: usize,
     times: StepTimes,
+    sections_bytes: usize,
     crc: u32,
 }
 
@@ -144,13 +81,16 @@ impl FrameHead {
         equal("bytes of the head", bytes.len() as u64, fixed.head_bytes() as u64)?;
         equal("checksum of the head", u64::from(fixed.crc), u64::from(checksum(bytes)))?;
         let (mut segments, rest) = table.split_at(fixed.segments * SEGMENT_BYTES);
-        let (mut ids, padding) = rest.split_at(fixed.rows * 4);
+        let (mut ids, rest) = rest.split_at(fixed.rows * 4);
+        let (sections, padding) = rest.split_at(fixed.sections_bytes);
         equal("padding of the head", 0, padding.iter().map(|byte| u64::from(*byte)).sum())?;
         let segments = (0..fixed.segments).map(|_| parse_segment(&mut segments, fixed.kind));
         let segments = segments.collect::<Result<Vec<_>, _>>()?;
         equal("rows", fixed.rows as u64, segments.iter().map(|segment| u64::from(segment.rows)).sum())?;
         let ids = (0..fixed.rows).map(|_| ids.get_u32_le()).collect();
-        Ok(Self { fixed, segments, ids })
+        let sections = Sections::parse(sections, FRAME_SECTIONS_BYTES)?;
+        sections.understood(&KNOWN_TAGS)?;
+        Ok(Self { fixed, segments, ids, sections })
     }
 
     /// Bytes of the payload that follows.
@@ -158,17 +98,12 @@ impl FrameHead {
         self.fixed.payload_bytes
     }
 
-    /// Joins the head with the bytes after it: the payload and its sum, if the head announces one.
-    pub(crate) fn into_frame(self, mut tail: Bytes) -> Result<Frame, FrameError> {
-        let Self { fixed, segments, ids } = self;
-        let FixedHead { kind, wire, epoch, step, width, times, .. } = fixed;
-        equal("bytes after the head", tail.len() as u64, (fixed.payload_bytes + fixed.sum_bytes()) as u64)?;
-        let payload = tail.split_to(fixed.payload_bytes);
-        match fixed.sum {
-            PayloadSum::Off => {}
-            PayloadSum::On => equal("sum of the payload", tail.get_u64_le(), payload_sum(&payload))?,
-        }
-        Ok(Frame { kind, wire, epoch, step, width, times, segments, ids, payload })
+    /// Joins the head with the bytes after it, which are the payload.
+    pub(crate) fn into_frame(self, payload: Bytes) -> Result<Frame, FrameError> {
+        let Self { fixed, segments, ids, sections } = self;
+        let FixedHead { kind, epoch, step, width, times, .. } = fixed;
+        equal("bytes after the head", payload.len() as u64, fixed.payload_bytes as u64)?;
+        Ok(Frame { kind, epoch, step, width, times, segments, ids, payload, sections })
     }
 }
 
@@ -181,22 +116,26 @@ impl FixedHead {
         }
         let (kind, wire, flags) = (bytes.get_u8(), bytes.get_u8(), bytes.get_u16_le());
         let unknown = |what, code: u8| FrameError::Unknown { what, code: code.into() };
-        if flags & CRITICAL_FLAGS & !FLAG_SUM != 0 {
+        if flags & CRITICAL_FLAGS != 0 {
             return Err(FrameError::Unknown { what: "frame flags", code: flags.into() });
         }
         let segments = usize::from(bytes.get_u16_le());
         let (step, epoch) = (StepId(bytes.get_u32_le()), PlanEpoch(bytes.get_u32_le()));
         let (width, rows, stated) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
         let kind = FrameKind::from_code(kind).ok_or(unknown("frame kind", kind))?;
-        let wire = WireType::from_code(wire).ok_or(unknown("wire type", wire))?;
-        let payload_bytes = check_shape(kind, wire, segments, rows as usize, width)?;
+        if wire != WIRE_F32 {
+            return Err(unknown("wire type", wire));
+        }
+        let payload_bytes = check_shape(kind, segments, rows as usize, width)?;
         equal("bytes of the payload", stated.into(), payload_bytes as u64)?;
-        let sum = if flags & FLAG_SUM == 0 { PayloadSum::Off } else { PayloadSum::On };
         let crc = bytes.get_u32_le();
         let (compute_us, slowest_us, queued_us) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
         let times = StepTimes { compute_us, slowest_us, queued_us };
-        equal("reserved field of the head", 0, bytes.get_u32_le().into())?;
-        Ok(Self { kind, wire, sum, segments, step, epoch, width, rows: rows as usize, payload_bytes, times, crc })
+        let (sections_bytes, reserved) = (usize::from(bytes.get_u16_le()), bytes.get_u16_le());
+        within("bytes of the sections", sections_bytes as u64, 0, FRAME_SECTIONS_BYTES)?;
+        equal("reserved field of the head", 0, reserved.into())?;
+        let rows = rows as usize;
+        Ok(Self { kind, segments, step, epoch, width, rows, payload_bytes, times, sections_bytes, crc })
     }
 
     pub(crate) fn kind(&self) -> FrameKind {
@@ -205,37 +144,34 @@ impl FixedHead {
 
     /// Bytes before the payload.
     pub(crate) fn head_bytes(&self) -> usize {
-        head_bytes(self.segments, self.rows)
+        head_bytes(self.segments, self.rows, self.sections_bytes)
     }
 
     /// Bytes of the whole frame.
     pub(crate) fn frame_bytes(&self) -> usize {
-        self.head_bytes() + self.payload_bytes + self.sum_bytes()
-    }
-
-    fn sum_bytes(&self) -> usize {
-        match self.sum {
-            PayloadSum::Off => 0,
-            PayloadSum::On => SUM_BYTES,
-        }
+        self.head_bytes() + self.payload_bytes
     }
 }
 
 impl Frame {
+    /// How many bytes the frame has on the wire, head and payload together.
+    pub fn wire_bytes(&self) -> usize {
+        head_bytes(self.segments.len(), self.rows(), self.sections.wire_bytes()) + self.payload.len()
+    }
+
     /// All bytes before the payload, or what is wrong with the frame.
-    pub fn head_bytes(&self, sum: PayloadSum) -> Result<Bytes, FrameError> {
-        let payload_bytes = check_shape(self.kind, self.wire, self.segments.len(), self.rows(), self.width)?;
+    pub fn head_bytes(&self) -> Result<Bytes, FrameError> {
+        let payload_bytes = check_shape(self.kind, self.segments.len(), self.rows(), self.width)?;
         equal("bytes of the payload", self.payload.len() as u64, payload_bytes as u64)?;
         equal("rows", self.rows() as u64, self.segments.iter().map(|segment| u64::from(segment.rows)).sum())?;
-        let mut head = BytesMut::zeroed(head_bytes(self.segments.len(), self.rows()));
+        self.sections.check(FRAME_SECTIONS_BYTES)?;
+        let sections_bytes = self.sections.wire_bytes();
+        let mut head = BytesMut::zeroed(head_bytes(self.segments.len(), self.rows(), sections_bytes));
         let mut out = &mut head[..];
         out.put_u16_le(MAGIC);
         out.put_u8(self.kind.code());
-        out.put_u8(self.wire.code());
-        out.put_u16_le(match sum {
-            PayloadSum::Off => 0,
-            PayloadSum::On => FLAG_SUM,
-        });
+        out.put_u8(WIRE_F32);
+        out.put_u16_le(0);
         // The limits that check_shape enforces, and limits.rs relates, keep these counts within their fields.
         out.put_u16_le(self.segments.len() as u16);
         out.put_u32_le(self.step.0);
@@ -244,30 +180,29 @@ impl Frame {
         out.put_u32_le(self.rows() as u32);
         out.put_u32_le(payload_bytes as u32);
         let StepTimes { compute_us, slowest_us, queued_us } = self.times;
-        [0, compute_us, slowest_us, queued_us, 0].into_iter().for_each(|word| out.put_u32_le(word));
+        [0, compute_us, slowest_us, queued_us].into_iter().for_each(|word| out.put_u32_le(word));
+        out.put_u16_le(sections_bytes as u16);
+        out.put_u16_le(0);
         for segment in &self.segments {
             check_segment(segment, self.kind)?;
             out.put_u64_le(segment.session.0);
             out.put_u32_le(segment.position);
             out.put_u32_le(segment.rows);
-            out.put_u32_le(segment.flags.word(segment.wants));
+            out.put_u16_le(segment.wants.code());
+            out.put_u16_le(0);
             out.put_u32_le(0);
             out.put_u64_le(segment.trail.0);
         }
         self.ids.iter().for_each(|id| out.put_u32_le(*id));
+        self.sections.write(&mut out);
         let crc = checksum(&head);
         head[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
         Ok(head.freeze())
     }
 }
 
-/// The sum that follows a payload: the first 8 bytes of its BLAKE3.
-pub(crate) fn payload_sum(payload: &[u8]) -> u64 {
-    (&blake3::hash(payload).as_bytes()[..SUM_BYTES]).get_u64_le()
-}
-
 /// Bytes of the payload of such a frame, if there may be such a frame.
-fn check_shape(kind: FrameKind, wire: WireType, segments: usize, rows: usize, width: u32) -> Result<usize, FrameError> {
+fn check_shape(kind: FrameKind, segments: usize, rows: usize, width: u32) -> Result<usize, FrameError> {
     let (least, rows_most, width_least, width_most) = match kind {
         FrameKind::Hidden => (1, FRAME_ROWS, 1, FRAME_WIDTH),
         FrameKind::Tokens => (1, FRAME_ROWS, 0, FRAME_WIDTH),
@@ -279,7 +214,7 @@ fn check_shape(kind: FrameKind, wire: WireType, segments: usize, rows: usize, wi
     within("rows", rows as u64, 0, rows_most)?;
     within("width", width.into(), width_least, width_most)?;
     let row_bytes = match kind {
-        FrameKind::Hidden => wire.row_bytes(width).ok_or(FrameError::Blocks { width })?,
+        FrameKind::Hidden => VALUE_BYTES as u64 * u64::from(width),
         FrameKind::Sampled => sampled::row_bytes(width),
         FrameKind::Tokens | FrameKind::End => 0,
     };
@@ -290,12 +225,13 @@ fn check_shape(kind: FrameKind, wire: WireType, segments: usize, rows: usize, wi
 
 fn parse_segment(bytes: &mut &[u8], kind: FrameKind) -> Result<Segment, FrameError> {
     let session = SessionId(bytes.get_u64_le());
-    let (position, rows, word) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
+    let (position, rows) = (bytes.get_u32_le(), bytes.get_u32_le());
+    let (wants, _optional_flags) = (bytes.get_u16_le(), bytes.get_u16_le());
     equal("reserved field of a segment", 0, bytes.get_u32_le().into())?;
     let trail = Trail(bytes.get_u64_le());
-    let unknown = FrameError::Unknown { what: "segment flags", code: word };
-    let (flags, wants) = SegmentFlags::from_word(word).ok_or(unknown)?;
-    let segment = Segment { session, position, rows, wants, flags, trail };
+    let unknown = FrameError::Unknown { what: "segment flags", code: wants.into() };
+    let wants = Wants::from_code(wants).ok_or(unknown)?;
+    let segment = Segment { session, position, rows, wants, trail };
     check_segment(&segment, kind)?;
     Ok(segment)
 }
@@ -309,8 +245,8 @@ fn check_segment(segment: &Segment, kind: FrameKind) -> Result<(), FrameError> {
     within("end of a segment", u64::from(segment.position) + u64::from(segment.rows), 0, u32::MAX as usize)
 }
 
-const fn head_bytes(segments: usize, rows: usize) -> usize {
-    (FIXED_HEAD_BYTES + segments * SEGMENT_BYTES + rows * 4).next_multiple_of(HEAD_ALIGNMENT)
+const fn head_bytes(segments: usize, rows: usize, sections_bytes: usize) -> usize {
+    (FIXED_HEAD_BYTES + segments * SEGMENT_BYTES + rows * 4 + sections_bytes).next_multiple_of(HEAD_ALIGNMENT)
 }
 
 fn checksum(head: &[u8]) -> u32 {

@@ -25,9 +25,7 @@ pub struct Identity {
 impl Identity {
     /// Reads the key at `path` (PKCS#8), or makes one there that only its owner can read.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
-        let path = path.as_ref();
-        let pkcs8 = keyfile::load_or_create(path, new_pkcs8)?;
-        Self::from_pkcs8(&pkcs8).ok_or(KeyFileError::Content { path: path.into(), what: "an Ed25519 key" })
+        keyfile::load_or_create(path.as_ref(), "an Ed25519 key", new_pkcs8, Self::from_pkcs8)
     }
 
     /// A key that lives as long as the process.

@@ -16,11 +16,14 @@ use crate::{
     message::{Hello, Message, RejectCode, Welcome},
     plain::{is_plain, plain},
     secret::JoinSecret,
+    section::Sections,
     stream::within,
 };
 
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The tags that this version knows in a `Hello` or `Welcome`.
+const KNOWN_TAGS: [u16; 0] = [];
 
 /// What a worker tells about itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -35,16 +38,16 @@ pub struct Introduction {
     pub memory_bytes: u64,
     /// Compute threads.
     pub threads: u32,
-    /// Optional abilities, one a bit.
-    pub features: u64,
+    /// What only some versions say of themselves.
+    pub sections: Sections,
 }
 
 /// Whom a coordinator lets in.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// The secret in the tickets of today.
+    /// The secret in the tickets that are valid now.
     pub secret: JoinSecret,
-    /// When those tickets expire, in seconds since 1970.
+    /// When these tickets expire, in seconds since 1970.
     pub expires_unix: Option<u64>,
     /// Keys that joined before: they need no ticket any more.
     pub known: KnownPeers,
@@ -82,14 +85,17 @@ pub async fn join(
 ) -> Result<(Welcome, ControlSender, ControlReceiver), NetError> {
     let peer = connection.peer();
     let (mut sender, mut receiver) = connection.open_control().await?;
-    let Introduction { name, os, numerics, memory_bytes, threads, features } = me;
-    let (protocol, version, secret_id) = (PROTOCOL, VERSION.to_owned(), secret.id());
-    let proof = secret.proof(&connection.exporter(), connection.local_peer(), peer);
-    let hello = Hello { protocol, version, features, name, os, numerics, memory_bytes, threads, secret_id, proof };
-    sender.send(&Message::Hello(hello)).await?;
+    sender.send(&Message::Hello(hello(connection, secret, me))).await?;
     let answer = within(peer, "answering our hello", JOIN_DEADLINE, receiver.recv()).await?;
     if let Message::Welcome(welcome) = answer {
-        return Ok((welcome, sender, receiver));
+        return match welcome.sections.understood(&KNOWN_TAGS) {
+            Ok(()) => Ok((welcome, sender, receiver)),
+            Err(source) => {
+                let error = NetError::Section { peer, what: "welcome", source };
+                connection.close(CloseCode::Version, &error.to_string());
+                Err(error)
+            }
+        };
     }
     let Message::Reject { code, text } = answer else { return Err(unexpected(connection, "a welcome")) };
     connection.close(CloseCode::Ok, "");
@@ -115,11 +121,18 @@ pub async fn welcome(connection: &Connection, gate: &Gate) -> Result<Applicant, 
             connection.trust();
             Ok(applicant)
         }
-        Err((code, text)) => {
+        Err(Refusal { code, text }) => {
             applicant.reject(code, &text).await;
             Err(NetError::Rejected { code, text })
         }
     }
+}
+
+/// Why a worker may not join.
+struct Refusal {
+    code: RejectCode,
+    /// One line for the person at the worker.
+    text: String,
 }
 
 impl Applicant {
@@ -146,8 +159,6 @@ impl Applicant {
             RejectCode::Secret | RejectCode::Expired => CloseCode::Auth,
             RejectCode::Malformed => CloseCode::Malformed,
             RejectCode::Full => CloseCode::Limit,
-            RejectCode::Revoked => CloseCode::Revoked,
-            RejectCode::Shutdown => CloseCode::Shutdown,
         };
         // A worker that is gone already needs no reason.
         if self.sender.send(&Message::Reject { code, text: text.into() }).await.is_ok() {
@@ -179,46 +190,71 @@ impl KnownPeers {
 }
 
 impl Gate {
-    fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), (RejectCode, String)> {
+    fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), Refusal> {
+        let refuse = |code, text| Err(Refusal { code, text });
         if hello.protocol != PROTOCOL {
             let theirs = format!("protocol {} (qmesh {:.40})", hello.protocol, plain(&hello.version));
             let text = format!("the worker speaks {theirs}, the coordinator protocol {PROTOCOL} (qmesh {VERSION})");
-            return Err((RejectCode::Version, text + ": install the same version on both"));
+            return refuse(RejectCode::Version, text + ": install the same version on both");
+        }
+        if let Err(error) = hello.sections.understood(&KNOWN_TAGS) {
+            let text = format!("the hello of peer {}: {error} (qmesh {VERSION})", connection.peer().short());
+            return refuse(RejectCode::Version, text + ": install the same version on both");
         }
         let texts = [&hello.version, &hello.name, &hello.os, &hello.numerics];
         if texts.iter().any(|text| text.len() > HELLO_TEXT_BYTES) {
-            return Err((RejectCode::Malformed, format!("a text in the hello exceeds {HELLO_TEXT_BYTES} bytes")));
+            return refuse(RejectCode::Malformed, format!("a text in the hello exceeds {HELLO_TEXT_BYTES} bytes"));
         }
         if let Some(text) = texts.iter().find(|text| !is_plain(text)) {
-            return Err((RejectCode::Malformed, format!("control characters in the hello: {}", plain(text))));
+            return refuse(RejectCode::Malformed, format!("control characters in the hello: {}", plain(text)));
         }
         self.judge_right(connection, hello, now_unix)?;
         if hello.numerics != self.numerics {
             let (theirs, ours) = (&hello.numerics, &self.numerics);
             let text = format!("the worker computes other bits ({theirs}) than this mesh ({ours})");
-            return Err((RejectCode::Version, text + ": install the same version on both; if it is, please report it"));
+            let text = text + ": install the same version on both; if it is, please report it";
+            return refuse(RejectCode::Version, text);
         }
         Ok(())
     }
 
-    fn judge_right(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), (RejectCode, String)> {
+    fn judge_right(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), Refusal> {
+        let refuse = |code, text: &str| Err(Refusal { code, text: text.into() });
         if self.known.contains(connection.peer()) {
             return Ok(());
         }
         let (worker, coordinator) = (connection.peer(), connection.local_peer());
         if hello.secret_id != self.secret.id() {
             let text = "the ticket was rotated or belongs to another mesh: get a new one from the coordinator";
-            return Err((RejectCode::Secret, text.into()));
+            return refuse(RejectCode::Secret, text);
         }
         if !self.secret.verify(&hello.proof, &connection.exporter(), worker, coordinator) {
-            return Err((RejectCode::Secret, "the proof of the ticket does not hold on this connection".into()));
+            return refuse(RejectCode::Secret, "the proof of the ticket does not hold on this connection");
         }
         match self.expires_unix {
             Some(expires_unix) if expires_unix <= now_unix => {
-                Err((RejectCode::Expired, "the ticket has expired: get a new one from the coordinator".into()))
+                refuse(RejectCode::Expired, "the ticket has expired: get a new one from the coordinator")
             }
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+/// What a worker says of itself, with its proof for this connection.
+fn hello(connection: &Connection, secret: &JoinSecret, me: Introduction) -> Hello {
+    let Introduction { name, os, numerics, memory_bytes, threads, sections } = me;
+    Hello {
+        protocol: PROTOCOL,
+        version: VERSION.to_owned(),
+        features: 0,
+        name,
+        os,
+        numerics,
+        memory_bytes,
+        threads,
+        secret_id: secret.id(),
+        proof: secret.proof(&connection.exporter(), connection.local_peer(), connection.peer()),
+        sections,
     }
 }
 

@@ -1,7 +1,7 @@
-//! Secret files: created once, readable by their owner alone.
+//! Secret files: created once, readable by their owner alone. Only regular files are opened, so that nothing blocks.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, FileType, OpenOptions},
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
 };
@@ -9,11 +9,14 @@ use std::{
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
-/// No secret file is longer; ours are below 100 bytes.
+/// No more is read of a file; what we write has fewer than 100 bytes.
 const FILE_BYTES: u64 = 1024;
+/// What some editors put before a file that they save.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A key or secret file that cannot be used.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum KeyFileError {
     /// The system says no.
     #[error("{}: {source}", path.display())]
@@ -22,6 +25,14 @@ pub enum KeyFileError {
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// It is something else than a file with bytes in it.
+    #[error("{}: this is a {kind}, not a regular file", path.display())]
+    NotRegular {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
     },
     /// Others than the owner may read it.
     #[error("{} is readable by others (mode {mode:03o}): run chmod 600 on it", path.display())]
@@ -41,21 +52,17 @@ pub enum KeyFileError {
     },
 }
 
-/// Reads the file, or creates it with the bytes that `make` returns.
-pub(crate) fn load_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, KeyFileError> {
-    match open_to_read(path) {
-        Ok(bytes) => Ok(bytes),
-        Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            let bytes = make();
-            match create(path, &bytes) {
-                Ok(()) => Ok(bytes),
-                // Another process was faster; its key is the key.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => open_to_read(path),
-                Err(source) => Err(KeyFileError::Io { path: path.into(), source }),
-            }
-        }
-        Err(error) => Err(error),
-    }
+/// Reads `what` from the file, or creates the file with the bytes that `make` returns. `parse` says what bytes mean.
+pub(crate) fn load_or_create<T>(
+    path: &Path,
+    what: &'static str,
+    make: impl FnOnce() -> Vec<u8>,
+    parse: impl Fn(&[u8]) -> Option<T>,
+) -> Result<T, KeyFileError> {
+    let bytes = read_or_create(path, make)?;
+    // The whole comes first: a random secret may begin as a byte order mark does.
+    let content = parse(&bytes).or_else(|| parse(bytes.strip_prefix(BYTE_ORDER_MARK)?));
+    content.ok_or_else(|| KeyFileError::Content { path: path.into(), what })
 }
 
 /// Puts new bytes in the place of the file, at once or not at all.
@@ -69,23 +76,68 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
         create(&fresh, bytes)?;
         fs::rename(&fresh, path)
     };
+    match check_kind(path) {
+        // There is nothing yet that would be replaced.
+        Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+        checked => checked?,
+    }
     write().map_err(|source| KeyFileError::Io { path: path.into(), source })
 }
 
-/// Bytes nobody can guess.
+/// Bytes that nobody can guess.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system's random source, without which no TLS works either");
     bytes
 }
 
-fn open_to_read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, KeyFileError> {
+    match read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            let bytes = make();
+            match create(path, &bytes) {
+                Ok(()) => Ok(bytes),
+                // Another process was faster; its key is the key.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path),
+                Err(source) => Err(KeyFileError::Io { path: path.into(), source }),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
     let fail = |source| KeyFileError::Io { path: path.into(), source };
+    check_kind(path)?;
     let file = File::open(path).map_err(fail)?;
     check_mode(path, &file)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES).read_to_end(&mut bytes).map_err(fail)?;
     Ok(bytes)
+}
+
+/// Looks at the file before it is opened: opening a FIFO waits for somebody to write.
+fn check_kind(path: &Path) -> Result<(), KeyFileError> {
+    let metadata = fs::metadata(path).map_err(|source| KeyFileError::Io { path: path.into(), source })?;
+    let kind = metadata.file_type();
+    if kind.is_file() { Ok(()) } else { Err(KeyFileError::NotRegular { path: path.into(), kind: name(kind) }) }
+}
+
+/// What is no regular file, in a word.
+fn name(kind: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+
+        if kind.is_fifo() {
+            return "FIFO";
+        }
+        if kind.is_socket() {
+            return "socket";
+        }
+    }
+    if kind.is_dir() { "directory" } else { "device" }
 }
 
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -117,4 +169,54 @@ fn check_mode(path: &Path, file: &File) -> Result<(), KeyFileError> {
 #[cfg(not(unix))]
 fn check_mode(_path: &Path, _file: &File) -> Result<(), KeyFileError> {
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn four(bytes: &[u8]) -> Option<[u8; 4]> {
+        bytes.try_into().ok()
+    }
+
+    fn load(path: &Path) -> Result<[u8; 4], KeyFileError> {
+        load_or_create(path, "four bytes", || b"made".to_vec(), four)
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_unopened() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&fifo).status().unwrap().success());
+        let refusals = [
+            (folder.path(), "directory", load(folder.path()).map(drop)),
+            (folder.path(), "directory", replace(folder.path(), b"new.")),
+            (&fifo, "FIFO", load(&fifo).map(drop)),
+            (&fifo, "FIFO", replace(&fifo, b"new.")),
+            (Path::new("/dev/zero"), "device", load(Path::new("/dev/zero")).map(drop)),
+        ];
+        for (path, expected, refused) in refusals {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, KeyFileError::NotRegular { kind, .. } if kind == expected), "{error}");
+            assert_eq!(error.to_string(), format!("{}: this is a {expected}, not a regular file", path.display()));
+        }
+        assert!(check_kind(&fifo).is_err(), "it is still there, and still a FIFO");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_unless_it_is_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let read = |bytes: &[u8]| {
+            replace(&path, bytes).unwrap();
+            load(&path)
+        };
+        assert_eq!(read(b"\xef\xbb\xbfabcd").unwrap(), *b"abcd");
+        assert_eq!(read(b"\xef\xbb\xbfa").unwrap(), *b"\xef\xbb\xbfa");
+        for bad in [&b"\xef\xbb\xbfabc"[..], b"abcd\xef\xbb\xbf", b""] {
+            assert!(matches!(read(bad), Err(KeyFileError::Content { what: "four bytes", .. })), "{bad:?}");
+        }
+    }
 }

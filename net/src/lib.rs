@@ -4,7 +4,23 @@
 //! priority, a control stream of [`Message`]s, one [`Frame`] stream per link and direction, and weight ranges. A worker
 //! is in the mesh once [`join`] returned its `Welcome`. Nothing here looks inside an activation.
 //!
-//! Sends are not cancel-safe, every receive is. [`memory::Network`] runs all of it in a simulation.
+//! # Who is who
+//! A machine's name on a mesh is its public key ([`PeerId`]); there are no certificates and no names that could be forged or
+//! expire. A [`Ticket`] tells a worker its coordinator's key and addresses, and a secret by which it proves that it may
+//! join. The proof is bound to this one connection: the secret never travels, and a proof is worthless elsewhere. Neighbours in
+//! a pipeline learn each other's keys from the coordinator.
+//!
+//! # What travels
+//! Messages say what shall be or has become: join, load, route, open a session. They are few and small, and travel in order on a
+//! stream of their own. Frames carry the work, one micro-batch each: a head that says whose rows these are, then the rows as
+//! they lie in memory. A link is a stream of frames in one direction, for one plan; it ends with a frame that says so, so that
+//! a link that stops otherwise is known to be lost. Weights are asked for by the hash of their content.
+//!
+//! Every length is checked before anything is allocated for it ([`limits`] has all of them), every queue is bounded and
+//! every wait has a deadline. `docs/wire.md` describes the bytes; `examples/exchange.rs` joins two ends.
+//!
+//! Sends are not cancel-safe, every receive is. With the feature `simulation`, which no program that is shipped has,
+//! `memory::Network` runs all of it without a socket, repeatably.
 
 mod admission;
 mod close;
@@ -13,6 +29,7 @@ mod connection;
 mod control;
 mod door;
 mod endpoint;
+mod envelope;
 mod error;
 mod frame;
 mod head;
@@ -22,12 +39,14 @@ mod join;
 mod keyfile;
 pub mod limits;
 mod link;
+#[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
 mod plain;
 mod range;
 mod sampled;
 mod secret;
+mod section;
 mod sorter;
 mod stream;
 mod ticket;
@@ -37,13 +56,13 @@ mod transport;
 
 pub use admission::Admission;
 pub use close::CloseCode;
-pub use codec::{MessageError, decode, encode};
-pub use connection::{Connection, Incoming};
+pub use connection::Connection;
 pub use control::{ControlReceiver, ControlSender};
 pub use endpoint::Endpoint;
+pub use envelope::{MessageError, decode, encode};
 pub use error::NetError;
-pub use frame::{Frame, FrameKind, PayloadSum, Segment, SegmentFlags, StepTimes, Wants, WireType};
-pub use head::{FrameError, FrameHead};
+pub use frame::{Frame, FrameError, FrameKind, Segment, StepTimes, Wants};
+pub use head::FrameHead;
 pub use identity::Identity;
 pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
 pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
@@ -56,6 +75,8 @@ pub use message::{
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
+pub use section::{SectionError, Sections};
+pub use sorter::Incoming;
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 

@@ -3,9 +3,17 @@
 use std::time::Duration;
 
 /// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Most bytes of one control message, its type included.
 pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Most sections of one message or frame.
+pub const SECTIONS: usize = 16;
+/// Most bytes of a message's sections, their heads included.
+pub const MESSAGE_SECTIONS_BYTES: usize = 256 << 10;
+/// Most bytes of a frame's sections, their heads included.
+pub const FRAME_SECTIONS_BYTES: usize = 4 << 10;
+/// Bytes of one value of an activation row: an f32.
+pub const VALUE_BYTES: usize = 4;
 /// Most bytes of a frame's payload.
 pub const FRAME_PAYLOAD_BYTES: usize = 64 << 20;
 /// Most segments (sequences) in a frame.
@@ -24,7 +32,8 @@ pub const HEAD_ALIGNMENT: usize = 32;
 pub const SEGMENT_BYTES: usize = 32;
 /// Most bytes of a frame's whole head.
 pub const HEAD_BYTES: usize =
-    (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS).next_multiple_of(HEAD_ALIGNMENT);
+    (FIXED_HEAD_BYTES + FRAME_SEGMENTS * SEGMENT_BYTES + 4 * FRAME_ROWS + FRAME_SECTIONS_BYTES)
+        .next_multiple_of(HEAD_ALIGNMENT);
 /// Most bytes of the first message on a control stream: far more than a `Hello` of any version needs.
 pub const HELLO_BYTES: usize = 128 << 10;
 /// Most bytes of a message from a worker: none of them is long.
@@ -46,7 +55,7 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// Unread bytes that a peer may have here before it has proved that it may join; it may open a control stream only.
 pub const GUEST_WINDOW_BYTES: u32 = 16 << 10;
-/// The same, of bytes sent to it and not yet acknowledged.
+/// Bytes sent to such a peer, and not yet acknowledged.
 pub const GUEST_SEND_WINDOW_BYTES: u64 = 16 << 10;
 /// One-way streams that a worker may have open at its coordinator: the last stage's link, and that of the next plan.
 pub const JOINED_UNI_STREAMS: u32 = 4;
@@ -56,7 +65,7 @@ pub const JOINED_BIDI_STREAMS: u32 = 16;
 pub const JOINED_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes sent to a worker that has joined, and not yet acknowledged.
 pub const JOINED_SEND_WINDOW_BYTES: u64 = 16 << 20;
-/// Largest UDP payload: above it ten segments in one send would exceed 65,507 bytes and vanish.
+/// Largest UDP payload: with a larger one, ten segments in one send would exceed 65,507 bytes and vanish.
 pub const UDP_PAYLOAD_BYTES: u16 = 6500;
 /// Packets that may come before they are acknowledged, unless they have waited for 25 ms.
 pub const PACKETS_PER_ACK: u32 = 10;
@@ -64,15 +73,15 @@ pub const PACKETS_PER_ACK: u32 = 10;
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Handshakes that wait to be begun; more are refused.
 pub const WAITING_HANDSHAKES: usize = 512;
-/// Connections of one address that have not yet proved that they may join; the oldest of them makes room for another.
-pub const DOOR_PER_ADDRESS: usize = 16;
-/// Such connections from other machines.
+/// Connections at the door, that is, before they have proved that they may join, from other machines.
 pub const DOOR_REMOTE: usize = 128;
-/// Such connections from this machine, for which there is always room.
+/// Connections at the door from one address; the oldest of them makes room for another.
+pub const DOOR_PER_ADDRESS: usize = 16;
+/// Connections at the door from this machine. They have places of their own, so that there is always room for them.
 pub const DOOR_LOOPBACK: usize = 64;
-/// Such connections above which a dialler must first prove its address.
+/// Connections at the door above which a dialler must first prove its address.
 pub const UNPROVEN_ADDRESSES: usize = 16;
-/// Keys that joined and need no ticket to come back; beyond, the one that joined first is forgotten.
+/// Keys that joined and need no ticket to come back; when there are more, the one that joined first is forgotten.
 pub const KNOWN_PEERS: usize = 4096;
 /// Streams of one connection that arrived and were not yet taken.
 pub const WAITING_STREAMS: usize = 16;
@@ -93,7 +102,9 @@ const _: () = {
     assert!(FRAME_PAYLOAD_BYTES + HEAD_BYTES <= u32::MAX as usize);
     assert!(FRAME_SEGMENTS <= FRAME_ROWS);
     assert!(FRAME_SEGMENTS <= u16::MAX as usize);
-    assert!(FRAME_WIDTH * 4 <= FRAME_PAYLOAD_BYTES);
+    assert!(FRAME_WIDTH * VALUE_BYTES <= FRAME_PAYLOAD_BYTES);
+    assert!(FRAME_SECTIONS_BYTES <= u16::MAX as usize);
+    assert!(MESSAGE_SECTIONS_BYTES < MESSAGE_BYTES);
     assert!(FRAME_ROWS * (20 + 12 * CANDIDATES) <= FRAME_PAYLOAD_BYTES);
     assert!(MESSAGE_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(HELLO_TEXT_BYTES * 8 <= MESSAGE_BYTES);

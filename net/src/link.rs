@@ -2,12 +2,12 @@
 //!
 //! It starts with `"QMS1" | plan epoch u32`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
 use crate::{
     error::NetError,
-    frame::{Frame, FrameKind, PayloadSum},
-    head::{FixedHead, FrameError, FrameHead, payload_sum},
+    frame::{Frame, FrameError, FrameKind},
+    head::{FixedHead, FrameHead},
     ids::{PeerId, PlanEpoch, StepId},
     limits::FIXED_HEAD_BYTES,
     stream::{Filled, Reader, Writer},
@@ -23,7 +23,6 @@ const PRIORITY: i32 = 5;
 pub struct FrameSender {
     writer: Writer,
     epoch: PlanEpoch,
-    sum: PayloadSum,
 }
 
 /// The receiving end of a link.
@@ -48,7 +47,7 @@ impl FrameSender {
         preface.put_u32_le(epoch.0);
         let mut writer = Writer::new(peer, send, PRIORITY);
         writer.write(&mut [preface.freeze()]).await?;
-        Ok(Self { writer, epoch, sum: PayloadSum::Off })
+        Ok(Self { writer, epoch })
     }
 
     /// The plan the link was opened for.
@@ -56,21 +55,12 @@ impl FrameSender {
         self.epoch
     }
 
-    /// Whether frames from now on carry a sum of their payload; off at first.
-    pub fn set_sum(&mut self, sum: PayloadSum) {
-        self.sum = sum;
-    }
-
     /// Sends a frame without copying its payload; fails if the peer takes nothing for 30 s.
     ///
     /// Not cancel-safe: a dropped send leaves the link torn, and the next one fails.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), NetError> {
-        let head = frame.head_bytes(self.sum).map_err(|error| NetError::Unsendable { text: error.to_string() })?;
-        let sum = match self.sum {
-            PayloadSum::Off => Bytes::new(),
-            PayloadSum::On => Bytes::copy_from_slice(&payload_sum(&frame.payload).to_le_bytes()),
-        };
-        self.writer.write(&mut [head, frame.payload.clone(), sum]).await
+        let head = frame.head_bytes().map_err(|error| NetError::Unsendable { text: error.to_string() })?;
+        self.writer.write(&mut [head, frame.payload.clone()]).await
     }
 
     /// Tells the peer that no frame follows `last`, and waits for a short time until it knows: a connection that is

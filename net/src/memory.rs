@@ -1,8 +1,8 @@
 //! A UDP network in memory, with delay, loss and cuts drawn from a seed.
 //!
 //! Endpoints on it are real ones, QUIC and TLS included. On a `current_thread` runtime with a paused clock a run takes
-//! no time and repeats exactly, since quinn's clock is tokio's. That clock's timers are up to a millisecond late when time
-//! does pass: a network [on the system's clock](Network::on_system_clock) delivers within some 0.1 ms.
+//! no time and repeats exactly, since quinn's clock is tokio's. Where time does pass, that clock's timers are up to a
+//! millisecond late: a network [on the system's clock](Network::on_system_clock) delivers within some 0.1 ms.
 
 use std::{
     cmp::Reverse,
@@ -32,11 +32,11 @@ const SEGMENTS: usize = 10;
 /// What happens to packets from now on, one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Faults {
-    /// Time every packet takes.
+    /// Time that every packet takes.
     pub delay: Duration,
-    /// Up to so much more, drawn per packet, which also reorders.
+    /// The most that is added to it, drawn anew for every packet, so that packets also overtake each other.
     pub jitter: Duration,
-    /// Share of the packets that is lost, 0 to 1.
+    /// Share of the packets that are lost, 0 to 1.
     pub loss: f64,
     /// Bytes a second that pass from one endpoint to another; 0 is no limit.
     pub rate: u64,
@@ -62,7 +62,7 @@ struct State {
     cuts: BTreeSet<(SocketAddr, SocketAddr)>,
     dead: BTreeSet<SocketAddr>,
     inboxes: HashMap<SocketAddr, Inbox>,
-    /// When the link from one to the other has sent what it was given.
+    /// When the link from the one to the other will have sent what it was given.
     free: HashMap<(SocketAddr, SocketAddr), Instant>,
     packets: Packets,
     endpoints: u16,
@@ -99,7 +99,7 @@ impl Network {
         Self::timed_by(Clock::Tokio, seed)
     }
 
-    /// As `new`, for runs in real time that shall have its delays as they are set: tokio's clock must not be paused.
+    /// Like `new`, for runs in real time that need delays to be exact. Tokio's clock must not be paused.
     pub fn on_system_clock(seed: u64) -> Self {
         Self::timed_by(Clock::System, seed)
     }

@@ -1,12 +1,15 @@
-//! Control messages: who says what to whom. Their bytes are `codec.rs`'s business.
+//! Control messages: who says what to whom. Their bytes are the business of `envelope.rs`.
 //!
-//! Variants of every enum here are only ever appended, since their index is their number on the wire. `Hello`,
-//! `Welcome` and `Reject` never change at all: with them peers of different versions tell each other so.
+//! The index of an enum's variant is its number on the wire, so within a version nothing here is inserted, moved or
+//! removed. The fields of `Hello`, `Welcome` and `Reject` never change at all: with them peers of different versions
+//! tell each other so. What a version can do without comes in sections.
+
+use std::ops::Range;
 
 use crate::{
     codec::{Decode, Encode},
-    frame::WireType,
     ids::{PeerId, PlanEpoch, SessionId, StageIndex},
+    section::Sections,
 };
 
 /// What travels on a control stream.
@@ -68,16 +71,6 @@ pub enum Message {
     Fault(Fault),
     /// Worker to coordinator: counters of a stage.
     StageReport(StageReport),
-    /// Either way: answer with a `Pong` of the same stamp.
-    Ping {
-        /// Opaque to the receiver.
-        stamp: u64,
-    },
-    /// The answer to a `Ping`.
-    Pong {
-        /// The stamp of the `Ping`.
-        stamp: u64,
-    },
     /// Worker to coordinator: finish what runs, plan nothing more here.
     Drain,
     /// Either way: the sender is about to leave.
@@ -96,14 +89,40 @@ pub enum Message {
     },
 }
 
-/// A worker introduces itself. The layout is frozen.
+impl Message {
+    /// The sections of a message that has a field for them.
+    pub(crate) fn sections(&self) -> Option<&Sections> {
+        if let Self::Hello(Hello { sections, .. })
+        | Self::Welcome(Welcome { sections, .. })
+        | Self::Load(LoadShard { sections, .. }) = self
+        {
+            Some(sections)
+        } else {
+            None
+        }
+    }
+
+    /// The place for the sections of such a message.
+    pub(crate) fn sections_mut(&mut self) -> Option<&mut Sections> {
+        if let Self::Hello(Hello { sections, .. })
+        | Self::Welcome(Welcome { sections, .. })
+        | Self::Load(LoadShard { sections, .. }) = self
+        {
+            Some(sections)
+        } else {
+            None
+        }
+    }
+}
+
+/// A worker introduces itself. The fields are frozen.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Hello {
     /// Version of the messages, [`crate::limits::PROTOCOL`].
     pub protocol: u16,
     /// Version of the program.
     pub version: String,
-    /// Optional abilities, one a bit; unknown bits are ignored.
+    /// Always 0, and not read: abilities are named in sections. It stays because the fields are frozen.
     pub features: u64,
     /// The name the worker would like to have.
     pub name: String,
@@ -119,18 +138,22 @@ pub struct Hello {
     pub secret_id: [u8; 8],
     /// Proof that the worker holds the secret, bound to this connection.
     pub proof: [u8; 32],
+    /// What only some versions say of themselves.
+    pub sections: Sections,
 }
 
-/// The coordinator lets a worker in. The layout is frozen.
-#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+/// The coordinator lets a worker in. The fields are frozen.
+#[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct Welcome {
     /// The mesh's name.
     pub mesh: String,
     /// The worker's name on this mesh, unique.
     pub assigned_name: String,
+    /// What only some versions say of themselves.
+    pub sections: Sections,
 }
 
-/// Why a join was refused. Append only.
+/// Why a join was refused.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum RejectCode {
     /// The two programs speak different versions, or compute different bits.
@@ -143,13 +166,9 @@ pub enum RejectCode {
     Malformed,
     /// The mesh has no place left.
     Full,
-    /// This key was revoked.
-    Revoked,
-    /// The coordinator is going down.
-    Shutdown,
 }
 
-/// The layers a worker shall hold, and with what room.
+/// The layers that a worker is to hold, and how much room it needs for sessions.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct LoadShard {
     /// The plan's epoch.
@@ -164,8 +183,8 @@ pub struct LoadShard {
     pub model_name: String,
     /// The model's spec as JSON.
     pub spec_json: Vec<u8>,
-    /// First layer and the one after the last.
-    pub layers: (u32, u32),
+    /// The layers, from the first one to before the end.
+    pub layers: Range<u32>,
     /// BLAKE3 of every tensor of the spec, in its order.
     pub tensor_hashes: Vec<[u8; 32]>,
     /// KV budget in positions, all sessions together.
@@ -174,11 +193,11 @@ pub struct LoadShard {
     pub context: u32,
     /// Most rows of a chunk of a prompt, which the worker makes its buffers for.
     pub chunk_rows: u32,
-    /// How rows travel to the next stage.
-    pub wire: WireType,
+    /// What only some versions say about a plan.
+    pub sections: Sections,
 }
 
-/// How far a shard is.
+/// How far a shard has come.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct ShardStatus {
     /// The plan's epoch.
@@ -195,7 +214,7 @@ pub struct ShardStatus {
     pub peak_memory_bytes: u64,
 }
 
-/// The phases of a shard. Append only.
+/// The phases of a shard.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum ShardPhase {
     /// Tensors come over the network or from the cache.
@@ -215,27 +234,27 @@ pub struct Route {
     pub epoch: PlanEpoch,
     /// The receiver's stage.
     pub stage: StageIndex,
-    /// Who sends its frames.
+    /// Who sends frames to it.
     pub upstream: Upstream,
-    /// Who gets its frames.
+    /// Who receives frames from it.
     pub downstream: Downstream,
 }
 
-/// Where a stage's frames come from. Append only.
+/// Where a stage's frames come from.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Upstream {
-    /// Stage 0: token ids from the coordinator.
+    /// The coordinator, which sends token ids to stage 0.
     Coordinator,
-    /// The stage before, which will dial.
+    /// The worker of the stage before, which will dial.
     Worker(PeerId),
 }
 
-/// Where a stage's frames go. Append only.
+/// Where a stage's frames go.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Downstream {
-    /// Last stage: samples to the coordinator.
+    /// The coordinator, to which the last stage sends samples.
     Coordinator,
-    /// The stage after.
+    /// The worker of the stage after.
     Worker {
         /// Its key.
         peer: PeerId,
@@ -262,9 +281,9 @@ pub struct OpenSession {
 /// The first positions of a session that is open, for another one to begin with: their keys and values are shared.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Prefix {
-    /// Whose.
+    /// Whose positions.
     pub session: SessionId,
-    /// How many: whole pages of the KV cache.
+    /// How many positions: those of whole pages of the KV cache.
     pub positions: u32,
 }
 
@@ -291,7 +310,7 @@ pub struct Sampling {
     pub seed: u64,
     /// Tells the sequences of one request apart.
     pub sequence: u64,
-    /// Added to the logits of these tokens.
+    /// Tokens, each with what is added to its logit.
     pub logit_bias: Vec<(u32, f32)>,
     /// How many candidates to report per sampled row, at most [`crate::limits::CANDIDATES`].
     pub top: u16,
@@ -319,7 +338,7 @@ impl Default for Sampling {
     }
 }
 
-/// Whether sampled rows carry a digest of their logits. Append only.
+/// Whether sampled rows carry a digest of their logits.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub enum Digest {
     /// The digest is 0.
@@ -342,7 +361,7 @@ pub struct Fault {
     pub text: String,
 }
 
-/// Kinds of faults. Append only.
+/// Kinds of faults.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum FaultCode {
     /// A frame's segment starts past the session's KV; it must come again from `need`.
@@ -404,7 +423,7 @@ pub struct RangeRequest {
     pub bytes: u64,
 }
 
-/// What comes before the bytes of a range. Append only.
+/// What comes before the bytes of a range.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum RangeReply {
     /// So many bytes follow.

@@ -23,7 +23,7 @@ pub(crate) fn plain(text: &str) -> String {
 /// The message with all its texts made plain. A `Hello` is left as it is: one with such texts is refused.
 pub(crate) fn with_plain_texts(mut message: Message) -> Message {
     match &mut message {
-        Message::Welcome(Welcome { mesh, assigned_name }) => {
+        Message::Welcome(Welcome { mesh, assigned_name, .. }) => {
             make_plain(mesh);
             make_plain(assigned_name);
         }
@@ -44,8 +44,6 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Close { .. }
         | Message::Unload { .. }
         | Message::StageReport(_)
-        | Message::Ping { .. }
-        | Message::Pong { .. }
         | Message::Drain
         | Message::Keep { .. } => {}
     }
@@ -66,7 +64,10 @@ fn acts(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FaultCode, PlanEpoch, RejectCode};
+    use crate::{
+        ids::PlanEpoch,
+        message::{FaultCode, RejectCode},
+    };
 
     #[test]
     fn only_what_acts_is_spelled_out() {
@@ -83,7 +84,10 @@ mod tests {
         for message in [fault, |text| Message::Bye { text }, |text| Message::Reject { code: RejectCode::Full, text }] {
             assert_eq!(with_plain_texts(message(bad.clone())), message(good.clone()));
         }
-        let welcome = |text: &String| Message::Welcome(Welcome { mesh: text.clone(), assigned_name: text.clone() });
+        let welcome = |text: &String| {
+            let (mesh, assigned_name) = (text.clone(), text.clone());
+            Message::Welcome(Welcome { mesh, assigned_name, ..Welcome::default() })
+        };
         assert_eq!(with_plain_texts(welcome(&bad)), welcome(&good));
     }
 }

@@ -1,12 +1,12 @@
-//! Weight ranges: a piece of a tensor, asked for by content on a stream of its own, behind everything else.
+//! Weight ranges: a piece of a tensor, asked for by its hash on a stream of its own, which yields to all other streams.
 //!
-//! Asker: `"QMR1" | u32 length | request`. Answer: `u32 length | reply`, then the bytes.
+//! Who asks sends `"QMR1" | u32 length | request`; who answers sends `u32 length | reply`, then the bytes.
 
 use bytes::Bytes;
 
 use crate::{
     close::CloseCode,
-    codec::{decode_range, encode_range},
+    envelope::{MessageError, decode_range, encode_range},
     error::NetError,
     ids::PeerId,
     limits::STALL_DEADLINE,
@@ -21,7 +21,7 @@ pub(crate) const PREFACE: &[u8; 4] = b"QMR1";
 const PRIORITY: i32 = -10;
 /// Most bytes of a request or reply.
 const HEAD_BYTES: usize = 4096;
-/// Pieces in which a range is handed out.
+/// Bytes of a piece in which a range is handed out.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// A range on its way in.
@@ -32,7 +32,7 @@ pub struct RangeReader {
     bytes_left: u64,
 }
 
-/// A range somebody asks for. Dropped without an answer it fails at the asker.
+/// A range that the peer asks for. If it is dropped without an answer, the request fails at the peer.
 #[derive(Debug)]
 pub struct RangeServer {
     peer: PeerId,
@@ -49,7 +49,7 @@ impl RangeReader {
         request: RangeRequest,
     ) -> Result<Self, NetError> {
         let mut writer = Writer::new(peer, send, PRIORITY);
-        let unsendable = |error: crate::MessageError| NetError::Unsendable { text: error.to_string() };
+        let unsendable = |error: MessageError| NetError::Unsendable { text: error.to_string() };
         writer.write(&mut [Bytes::from_static(PREFACE)]).await?;
         writer.write_unit(encode_range(&request).map_err(unsendable)?).await?;
         writer.end();

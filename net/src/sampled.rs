@@ -2,10 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{
-    frame::{Frame, FrameKind},
-    head::FrameError,
-};
+use crate::frame::{Frame, FrameError, FrameKind};
 
 /// Bytes of a row without its candidates.
 const ROW_BYTES: u32 = 20;

@@ -16,7 +16,7 @@ pub struct JoinSecret(pub(crate) [u8; 16]);
 pub struct JoinRight {
     /// What its tickets prove.
     pub secret: JoinSecret,
-    /// When it ends for who has not joined before, in seconds since 1970.
+    /// When it ends for workers that have not joined before, in seconds since 1970.
     pub expires_unix: Option<u64>,
 }
 
@@ -56,19 +56,17 @@ impl JoinRight {
 
     /// Reads what is kept at `path`, or makes it there, for its owner alone to read.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
-        let path = path.as_ref();
-        let bytes = keyfile::load_or_create(path, || Self::random().to_bytes())?;
-        Self::from_bytes(&bytes).ok_or_else(|| KeyFileError::Content { path: path.into(), what: "a join secret" })
+        keyfile::load_or_create(path.as_ref(), "a join secret", || Self::random().to_bytes(), Self::from_bytes)
     }
 
-    /// Puts a new secret at `path`; tickets with the old one let nobody in any more.
+    /// Puts a new secret at `path`; tickets with the old one no longer let anybody in.
     pub fn rotate(path: impl AsRef<Path>, expires_unix: Option<u64>) -> Result<Self, KeyFileError> {
         let right = Self { expires_unix, ..Self::random() };
         keyfile::replace(path.as_ref(), &right.to_bytes())?;
         Ok(right)
     }
 
-    /// The right at `path`, which ends at another time from now on.
+    /// Gives the right at `path` another end, in seconds since 1970.
     pub fn limit(path: impl AsRef<Path>, expires_unix: u64) -> Result<Self, KeyFileError> {
         let right = Self { expires_unix: Some(expires_unix), ..Self::load_or_create(path.as_ref())? };
         keyfile::replace(path.as_ref(), &right.to_bytes())?;

@@ -7,7 +7,7 @@ use quinn::{ConnectionError, RecvStream, SendStream};
 use tokio::{select, sync::mpsc};
 
 use crate::{
-    connection::Incoming,
+    close::CloseCode,
     control,
     error::NetError,
     ids::{PeerId, PlanEpoch},
@@ -16,6 +16,15 @@ use crate::{
     range::{self, RangeServer},
     stream::{Filled, Reader, within},
 };
+
+/// A stream that the peer opened.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A link.
+    Frames(FrameReceiver),
+    /// A request for a piece of a tensor.
+    Range(RangeServer),
+}
 
 pub(crate) struct Sorter {
     pub(crate) quic: quinn::Connection,
@@ -69,7 +78,7 @@ impl Sorter {
             Ok(server) => self.pass(Incoming::Range(server)).await,
             Err(NetError::StreamEnded { .. }) => {}
             Err(error) => {
-                self.quic.close(crate::CloseCode::Malformed.to_varint(), error.to_string().as_bytes());
+                self.quic.close(CloseCode::Malformed.to_varint(), error.to_string().as_bytes());
                 return Err(error);
             }
         }

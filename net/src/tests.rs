@@ -7,12 +7,16 @@ use tokio::time::Instant;
 
 use crate::{
     Admission, CloseCode, Connection, Endpoint, Frame, FrameKind, FrameReceiver, Gate, Hello, Identity, Incoming,
-    Introduction, JoinSecret, KnownPeers, Message, NetError, PayloadSum, PeerId, PlanEpoch, RangeRequest, RejectCode,
-    Segment, SegmentFlags, SessionId, StepId, StepTimes, Trail, Wants, Welcome, WireType, join,
+    Introduction, JoinSecret, KnownPeers, Message, NetError, PeerId, PlanEpoch, RangeRequest, RejectCode, SectionError,
+    Sections, Segment, SessionId, StepId, StepTimes, Trail, Wants, Welcome, join,
     limits::{DOOR_PER_ADDRESS, KNOWN_PEERS, PROTOCOL},
     memory::{Faults, Network, Packets},
     welcome,
 };
+
+mod sections;
+
+use self::sections::sections;
 
 /// Chances for tests, repeatable.
 pub(crate) struct Random(pub(crate) u64);
@@ -73,24 +77,18 @@ fn gate() -> Gate {
 }
 
 fn frame(step: u32, rows: u32) -> Frame {
-    let (wants, flags) = (Wants::Last, SegmentFlags::PREFILL);
+    let segment =
+        Segment { session: SessionId(1), position: step, rows, wants: Wants::Last, trail: Trail(step.into()) };
     Frame {
         kind: FrameKind::Hidden,
-        wire: WireType::F32,
         epoch: PlanEpoch(1),
         step: StepId(step),
         width: 512,
         times: StepTimes::default(),
-        segments: vec![Segment {
-            session: SessionId(1),
-            position: step,
-            rows,
-            wants,
-            flags,
-            trail: Trail(step.into()),
-        }],
+        segments: vec![segment],
         ids: vec![step; rows as usize],
         payload: (0..rows * 2048).map(|i| (i + step) as u8).collect::<Vec<_>>().into(),
+        sections: Sections::default(),
     }
 }
 
@@ -112,7 +110,7 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
             assert_eq!((near.peer(), far.peer()), (coordinator.peer_id(), worker.peer_id()));
             assert_eq!(near.exporter(), far.exporter());
             let me = Introduction { name: "w".into(), threads: 2, ..Introduction::default() };
-            let answer = Welcome { mesh: "m".into(), assigned_name: format!("w{round}") };
+            let answer = Welcome { mesh: "m".into(), assigned_name: format!("w{round}"), ..Welcome::default() };
             let (joined, admitted) = tokio::join!(join(&near, &secret, me), async {
                 let applicant = welcome(&far, &gate).await?;
                 assert_eq!((applicant.hello().name.as_str(), applicant.hello().protocol), ("w", PROTOCOL));
@@ -121,10 +119,11 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
             let ((welcome, mut sender, mut receiver), (hello, mut back, mut forth)) =
                 (joined.unwrap(), admitted.unwrap());
             assert_eq!((welcome, hello.threads), (answer, 2));
-            sender.send(&Message::Ping { stamp: 5 }).await.unwrap();
-            assert_eq!(forth.recv().await.unwrap(), Message::Ping { stamp: 5 });
-            back.send(&Message::Pong { stamp: 5 }).await.unwrap();
-            assert_eq!(receiver.recv().await.unwrap(), Message::Pong { stamp: 5 });
+            sender.send(&Message::Drain).await.unwrap();
+            assert_eq!(forth.recv().await.unwrap(), Message::Drain);
+            let bye = Message::Bye { text: "over".into() };
+            back.send(&bye).await.unwrap();
+            assert_eq!(receiver.recv().await.unwrap(), bye);
             // The ticket is rotated; the key is known now.
             gate.secret = JoinSecret::random();
             gate.known.remember(worker.peer_id());
@@ -203,7 +202,7 @@ fn a_crowd_at_the_door_keeps_nobody_out() {
         let (near, far) = knock(&coordinator, &worker).await;
         let gate = gate();
         let (joined, welcomed) = tokio::join!(join(&near, &gate.secret, Introduction::default()), async {
-            let answer = Welcome { mesh: "m".into(), assigned_name: "w".into() };
+            let answer = Welcome { mesh: "m".into(), assigned_name: "w".into(), ..Welcome::default() };
             welcome(&far, &gate).await.unwrap().admit(answer).await
         });
         assert!(joined.is_ok() && welcomed.is_ok());
@@ -236,6 +235,8 @@ fn another_version_is_refused_naming_both() {
             threads: 0,
             secret_id: [0; 8],
             proof: [0; 32],
+            // A peer of another version is told so whatever else it says.
+            sections: sections(&[7]),
         };
         sender.send(&Message::Hello(hello)).await.unwrap();
         let gate = gate();
@@ -249,7 +250,7 @@ fn another_version_is_refused_naming_both() {
         );
         assert!(matches!(verdict, Err(NetError::Rejected { code: RejectCode::Version, .. })));
         let Message::Reject { code: RejectCode::Version, text } = answer else { panic!("{answer:?}") };
-        assert!(text.contains("protocol 99 (qmesh 9.9.9)") && text.contains("protocol 2 (qmesh 0."), "{text}");
+        assert!(text.contains("protocol 99 (qmesh 9.9.9)") && text.contains("protocol 3 (qmesh 0."), "{text}");
     });
 }
 
@@ -298,7 +299,6 @@ async fn echo(seed: u64) -> (Duration, Packets, blake3::Hash) {
     let server = tokio::spawn(async move {
         let mut frames = next_link(&far).await;
         let mut back = far.open_frames(frames.epoch()).await.unwrap();
-        back.set_sum(PayloadSum::On);
         while let Some(frame) = frames.recv().await.unwrap() {
             back.send(&frame).await.unwrap();
         }

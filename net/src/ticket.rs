@@ -15,7 +15,7 @@ use crate::{ids::PeerId, limits::TICKET_ADDRESSES, secret::JoinSecret};
 const PREFIX: &str = "qmesh1";
 /// What tickets of every version start with.
 const NAME: &str = "qmesh";
-/// What a ticket may have been pasted with.
+/// Quotes that a ticket may have been pasted with.
 const QUOTES: [char; 8] = ['"', '\'', '`', '“', '”', '„', '‘', '’'];
 const VERSION: u8 = 1;
 /// The ticket has an expiry. Readers refuse flags that they do not know.
@@ -25,7 +25,7 @@ const CHECKSUM_BYTES: usize = 4;
 /// What a worker needs to join a mesh.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ticket {
-    /// `host:port`s to try; hints only, since the key decides who answers.
+    /// Where to try, each as `host:port`; hints only, since the key decides who answers.
     pub addresses: Vec<String>,
     /// The coordinator's key.
     pub coordinator: PeerId,
@@ -37,6 +37,7 @@ pub struct Ticket {
 
 /// A text that is not a usable ticket.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
 pub enum TicketError {
     /// It does not start as tickets do.
     #[error("not a ticket: tickets start with qmesh1")]
@@ -56,8 +57,8 @@ pub enum TicketError {
 }
 
 impl Ticket {
-    /// Reads a ticket, one that has expired too: the coordinator's clock decides on that. White space, as of a wrapped
-    /// line, quotes around it and capitals do not matter.
+    /// Reads a ticket, even one that has expired, since the coordinator's clock decides about that. White space (as in a
+    /// wrapped line), quotes around it and capital letters do not matter.
     pub fn parse(text: &str) -> Result<Self, TicketError> {
         let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let text = text.trim_matches(QUOTES);

@@ -1,6 +1,6 @@
 //! The trail of a session: a hash of its ids so far, by which two ends notice that they do not mean the same text.
 //!
-//! It finds mistakes and changed ids. It is no seal: who wants to can compute it, and it says nothing of activations.
+//! It finds mistakes and altered ids. It is no signature: anybody can compute it, and it says nothing about activations.
 
 /// A hash of a session's first ids.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]

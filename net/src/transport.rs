@@ -61,7 +61,7 @@ fn settings(reach: Reach) -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(PACKETS_PER_ACK.into());
     config.ack_frequency_config(Some(acks));
-    // The default of 12 kB never grows on a link that sends a frame at a time, and so costs each large frame an RTT.
+    // The default of 12 kB never grows on a link that sends one frame at a time, so each large frame would take an RTT more.
     let mut cubic = CubicConfig::default();
     cubic.initial_window(match reach {
         Reach::Loopback | Reach::Local => 1 << 20,
@@ -76,7 +76,7 @@ fn settings(reach: Reach) -> TransportConfig {
     config
 }
 
-/// Settings of a connection whose peer must still prove that it may join: the limits that it has until then.
+/// Settings of a connection whose peer must still prove that it may join, with the tight limits that it has until then.
 pub(crate) fn guest_transport(reach: Reach) -> Arc<TransportConfig> {
     let mut config = settings(reach);
     config.receive_window(GUEST_WINDOW_BYTES.into());

@@ -26,21 +26,22 @@ fn a_joiner_takes_over_layers_without_a_gap() {
     let undisturbed: Vec<_> = (0..streams).map(|i| stream(&serving.url, &prompt(i, words), 40, |_| {})).collect();
     let (epoch, before) = (epoch(&serving), layers(&serving));
 
-    let (url, going) = (serving.url.clone(), Arc::new(AtomicBool::new(true)));
+    let (url, going, joining) = (serving.url.clone(), Flag::new(true), Flag::new(false));
     let answers: Vec<_> = (0..streams)
         .map(|i| {
-            let (url, going) = (url.clone(), Arc::clone(&going));
-            thread::spawn(move || endless(&url, &prompt(i, words), &going))
+            let (url, going, joining) = (url.clone(), going.clone(), joining.clone());
+            thread::spawn(move || endless(&url, &prompt(i, words), &going, &joining))
         })
         .collect();
     // Every stream has its first token before the third worker comes.
     wait(&serving, "every answer to begin", |s| number(s, "running") == streams as u64 && number(s, "waiting") == 0);
+    joining.set(true);
     let _third = serving.join("three", &[]);
     let joined = Instant::now();
-    serving.wait_ready(3);
+    wait(&serving, "a third stage", |s| s["stages"].as_array().is_some_and(|stages| stages.len() == 3));
     println!("the third worker serves {:?} after it was started", joined.elapsed());
     let (epoch_after, after) = (self::epoch(&serving), layers(&serving));
-    going.store(false, Ordering::Relaxed);
+    going.set(false);
     let mut longest = Duration::ZERO;
     for (i, answer) in answers.into_iter().enumerate() {
         let (text, gap) = answer.join().expect("a stream goes on");
@@ -83,11 +84,11 @@ fn a_worker_that_flaps_ends_no_answer() {
     let _steady = serving.join("steady", &[]);
     serving.wait_ready(1);
     let (undisturbed, _) = stream(&serving.url, &prompt(0, 20), 60, |_| {});
-    let (url, going) = (serving.url.clone(), Arc::new(AtomicBool::new(true)));
-    let still = Arc::clone(&going);
+    let (url, going) = (serving.url.clone(), Flag::new(true));
+    let still = going.clone();
     let answers = thread::spawn(move || {
         let mut answers = vec![];
-        while still.load(Ordering::Relaxed) {
+        while still.get() {
             answers.push(stream(&url, &prompt(0, 20), 60, |_| {}));
         }
         answers
@@ -100,22 +101,46 @@ fn a_worker_that_flaps_ends_no_answer() {
         drop(flapping);
         thread::sleep(Duration::from_millis(4500));
     }
-    going.store(false, Ordering::Relaxed);
+    going.set(false);
     let answers = answers.join().expect("no stream ends early");
     let longest = answers.iter().map(|(_, gap)| *gap).max().unwrap_or_default();
     println!("{} answers, epoch {}, longest gap {longest:?}", answers.len(), epoch(&serving));
     assert!(answers.len() > 2 && answers.iter().all(|(text, _)| *text == undisturbed));
 }
 
-/// Streams greedy answers to one prompt after the other until told to stop; the first text, and the longest gap in any.
-fn endless(url: &str, prompt: &str, going: &AtomicBool) -> (String, Duration) {
-    let (first, mut longest) = stream(url, prompt, 300, |_| {});
-    while going.load(Ordering::Relaxed) {
-        let (text, gap) = stream(url, prompt, 300, |_| {});
-        assert_eq!(text, first, "the same text again");
-        longest = longest.max(gap);
+/// Streams greedy answers to one prompt after the other until told to stop; the first text, and the longest gap in any that
+/// ended after the third worker had begun to join: before that, the prompts of the others are computed between the tokens.
+fn endless(url: &str, prompt: &str, going: &Flag, joining: &Flag) -> (String, Duration) {
+    let (mut first, mut longest) = (None, Duration::ZERO);
+    while first.is_none() || going.get() {
+        let mut last: Option<Instant> = None;
+        let (text, _) = stream(url, prompt, 300, |_| {
+            let now = Instant::now();
+            longest = longest.max(last.filter(|_| joining.get()).map_or(Duration::ZERO, |last| now - last));
+            last = Some(now);
+        });
+        let first = first.get_or_insert_with(|| text.clone());
+        assert_eq!(text, *first, "the same text again");
     }
-    (first, longest)
+    (first.expect("one answer at least"), longest)
+}
+
+/// What one thread tells the others.
+#[derive(Clone)]
+struct Flag(Arc<AtomicBool>);
+
+impl Flag {
+    fn new(value: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(value)))
+    }
+
+    fn set(&self, value: bool) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A streamed greedy answer and the longest time between two of its pieces.
@@ -144,7 +169,8 @@ fn prompt(number: usize, words: usize) -> String {
 }
 
 fn wait(serving: &Serving, what: &str, met: impl Fn(&Value) -> bool) -> Value {
-    let until = Instant::now() + Duration::from_secs(120);
+    // At full length, a new stage computes 13,600 rows beside the running answers before it takes over.
+    let until = Instant::now() + Duration::from_secs(if soak() { 600 } else { 120 });
     loop {
         let status = http::get(&serving.path("/api/status")).body;
         if met(&status) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use qmesh_models::numerics;
 use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Endpoint, Fault, FaultCode, Frame, FrameKind, Identity,
-    Introduction, Message, PlanEpoch, Sampled, Segment, SegmentFlags, SessionId, ShardPhase, ShardStatus, StepId,
-    Ticket, Trail, Wants, join,
+    Introduction, Message, PlanEpoch, Sampled, Segment, SessionId, ShardPhase, ShardStatus, StepId, Ticket, Trail,
+    Wants, join,
 };
 use qmesh_tests::http;
 use tokio::{runtime::Runtime, time::timeout};
@@ -109,8 +109,8 @@ fn shut_out(runtime: &Runtime, mut liar: Liar, lie: Lie, epoch: PlanEpoch) {
 
 /// A token for a session that runs, as if this were the last stage.
 fn samples(epoch: PlanEpoch) -> Frame {
-    let (wants, flags, session) = (Wants::Last, SegmentFlags::default(), SessionId(3));
-    let segment = Segment { session, position: 0, rows: 1, wants, flags, trail: Trail(0) };
+    let (wants, session) = (Wants::Last, SessionId(3));
+    let segment = Segment { session, position: 0, rows: 1, wants, trail: Trail(0) };
     let (width, payload) = Sampled::encode_rows(&[Sampled { token: 7, ..Sampled::default() }]);
     let end = Frame::end(epoch, StepId(0));
     Frame { kind: FrameKind::Sampled, width, segments: vec![segment], ids: vec![0], payload, ..end }

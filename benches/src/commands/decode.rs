@@ -8,11 +8,11 @@ use qmesh_engine::shard::Shard;
 
 use crate::{
     bandwidth::Bandwidths,
-    compare::{Comparison, interleave, means, peer_headings, report},
-    model::{self, Cost, Model},
+    compare::{Comparison, PeerSamples, interleave, means, peer_and_setting, peer_headings, report},
+    model::{self, BenchModel, Cost},
     options::{ComparisonOptions, most, positive},
-    peer::{Peer, Test},
-    report::{Cell, Report, Table},
+    peer::{Peer, Setting, Test},
+    report::{Cell, Report, ReportTable},
 };
 
 /// Options of `decode`.
@@ -75,7 +75,7 @@ struct Measured {
 }
 
 struct Bench<'a> {
-    model: &'a Model,
+    model: &'a BenchModel,
     shard: Shard,
     threads: usize,
     read_gbps: f64,
@@ -85,7 +85,7 @@ impl<'a> Bench<'a> {
     /// With a note on how it was loaded.
     fn load(
         options: &DecodeOptions,
-        model: &'a Model,
+        model: &'a BenchModel,
         threads: usize,
         bandwidths: &mut Bandwidths,
     ) -> Result<(Self, String)> {
@@ -106,16 +106,19 @@ impl<'a> Bench<'a> {
         });
         let first = prompts.collect::<Result<Vec<u32>>>()?;
         let mut digests = vec![None; lanes.len()];
-        let mut samples = interleave(lanes.len() + peers.len(), options.comparison.run.repeat, |lane| {
+        let settings = Setting::BOTH_ATTENTIONS;
+        let contenders = lanes.len() + peers.len() * settings.len();
+        let mut samples = interleave(contenders, options.comparison.run.repeat, |lane| {
             let Some(&rows) = lanes.get(lane) else {
-                return peers[lane - lanes.len()].sample(&self.model.path, self.threads, test);
+                let (peer, setting) = peer_and_setting(lane - lanes.len(), &settings);
+                return peers[peer].sample(&self.model.path, self.threads, test, setting);
             };
             let (seconds, digest) = self.sample(&first[..rows], prompt, options.tokens)?;
             let known = digests[lane].get_or_insert_with(|| digest.clone());
             ensure!(*known == digest, "{}: two runs of {rows} rows gave different tokens", self.model.name);
             Ok(seconds)
         })?;
-        let beside = samples.split_off(lanes.len());
+        let beside = PeerSamples::by_peer(samples.split_off(lanes.len()), &settings);
         let measured = lanes.iter().zip(samples).zip(digests).map(|((&rows, ours), digest)| Measured {
             model: self.model.name.clone(),
             threads: self.threads,
@@ -145,11 +148,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let title = format!("Decode of {} tokens a sample; medians of {}", options.tokens, options.comparison.run.repeat);
     let headings = ["model", "threads", "prompt", "rows", "ms/step", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GB/s", "read GB/s", "× one row", "× first prompt", "output"].map(String::from);
-    let mut table = Table::new(title, headings.into_iter().chain(peer_headings(peers, "tok/s")).chain(ends));
+    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
+    let mut table = ReportTable::new(title, headings.into_iter().chain(beside).chain(ends));
     for m in measured {
         let (ours, seconds) = (&m.times.ours, m.times.ours.median());
         // Against the same run with one row, in tokens a second, and with the first prompt, in time.
@@ -163,6 +167,7 @@ fn table(options: &DecodeOptions, measured: &[Measured], peers: &[Peer]) -> Tabl
         row.extend([seconds, ours.min(), ours.max()].map(|s| Cell::number(s * 1e3, 2)));
         row.push(Cell::number(m.rows as f64 / seconds, 2));
         row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend(m.times.peer_attentions(peers.len()));
         row.push(Cell::maybe(m.times.ratio(), 2));
         row.extend([m.weight_bytes as f64 / seconds / 1e9, m.read_gbps].map(|gbps| Cell::number(gbps, 1)));
         row.extend([of_one_row, of_first].map(|times| Cell::maybe(times, 2)));
@@ -201,7 +206,10 @@ mod tests {
             read_gbps: 4.0,
             times: Comparison {
                 ours: [ours].into_iter().collect(),
-                peers: peers.iter().map(|p| [*p].into_iter().collect()).collect(),
+                peers: PeerSamples::by_peer(
+                    peers.iter().map(|p| [*p].into_iter().collect()),
+                    &Setting::BOTH_ATTENTIONS[..1],
+                ),
             },
             digest: "0".into(),
         };

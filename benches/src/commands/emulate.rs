@@ -12,12 +12,12 @@ use crate::{
     clients::Load,
     compare::interleave,
     emulation::Emulation,
-    ideal::{Best, Limits, StepTable, hops_s},
-    model::Model,
+    ideal::{Best, PipelineBounds, StepTable, hops_s},
+    model::BenchModel,
     options::{PipelineOptions, most, positive},
-    pipeline::{Layout, Pipeline},
-    record::{LATENCY_HEADINGS, Record, STEP_HEADINGS, same_tokens},
-    report::{Cell, Report, Table},
+    pipeline::{Layout, ReadyMesh},
+    record::{LATENCY_HEADINGS, LoadRecord, STEP_HEADINGS, same_tokens},
+    report::{Cell, Report, ReportTable},
 };
 
 /// Options of `emulate`.
@@ -79,20 +79,20 @@ struct Measured {
     stages: usize,
     rtt_ms: u32,
     clients: usize,
-    record: Record,
+    record: LoadRecord,
     best: Best,
 }
 
-fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec<Measured>> {
+fn measure(options: &EmulateOptions, model: &BenchModel, stages: usize) -> Result<Vec<Measured>> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
     // Emulated stages wait for their layers alone, as if for prompts.
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Prompts));
     let layout = Layout { model, stages, threads: 1, context, sessions, speculation, workload };
-    let pipeline = Pipeline::emulated(&layout, emulation(options))?;
+    let pipeline = ReadyMesh::emulated(&layout, emulation(options))?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };
     let lanes = options.rtt.iter().flat_map(|&rtt| options.clients.iter().map(move |&clients| (rtt, clients)));
     let lanes: Vec<(u32, usize)> = lanes.collect();
-    let mut records = vec![Record::default(); lanes.len()];
+    let mut records = vec![LoadRecord::default(); lanes.len()];
     interleave(lanes.len(), options.pipeline.run.repeat, |lane| {
         let (rtt_ms, clients) = lanes[lane];
         pipeline.faults(Faults { delay: Duration::from_millis(rtt_ms.into()) / 2, ..Faults::default() });
@@ -108,7 +108,7 @@ fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec
     let measured = lanes.into_iter().zip(records).map(|((rtt_ms, clients), record)| {
         let steps = steps(emulation(options), sessions);
         let hops_s = hops_s(stages, f64::from(rtt_ms) / 1e3);
-        let best = Limits { steps, shares: shares.clone(), hops_s, row_wire_s: 0.0 }.best(clients);
+        let best = PipelineBounds { steps, shares: shares.clone(), hops_s, row_wire_s: 0.0 }.best(clients);
         Measured { model: model.name.clone(), stages, rtt_ms, clients, record, best }
     });
     let measured = measured.collect();
@@ -117,7 +117,7 @@ fn measure(options: &EmulateOptions, model: &Model, stages: usize) -> Result<Vec
 }
 
 /// Emulated stages wait by layers, not by weights.
-fn layer_shares(pipeline: &Pipeline, model: &Model) -> Vec<f64> {
+fn layer_shares(pipeline: &ReadyMesh, model: &BenchModel) -> Vec<f64> {
     let layers = model.spec().layers.len() as f64;
     let status = pipeline.handle().status();
     status.stages.iter().map(|s| (s.end_layer - s.first_layer) as f64 / layers).collect()
@@ -134,13 +134,13 @@ fn steps(emulation: Emulation, rows: usize) -> StepTable {
     StepTable::new([1, rows.max(2)].map(|rows| (rows, (base_us + row_us * rows as u64) as f64 / 1e6)))
 }
 
-fn table(options: &EmulateOptions, measured: &[Measured]) -> Table {
+fn table(options: &EmulateOptions, measured: &[Measured]) -> ReportTable {
     let title = format!(
         "Emulated compute: streams of {} tokens, a step of {} ms of which {} ms a row; medians of {}",
         options.tokens, options.step_ms, options.row_ms, options.pipeline.run.repeat
     );
     let starts = ["model", "stages", "RTT ms", "clients", "tok/s", "ideal", "groups", "of ideal"];
-    let mut table = Table::new(title, starts.into_iter().chain(LATENCY_HEADINGS).chain(STEP_HEADINGS));
+    let mut table = ReportTable::new(title, starts.into_iter().chain(LATENCY_HEADINGS).chain(STEP_HEADINGS));
     for m in measured {
         let rate = m.record.rate();
         let mut row = vec![m.model.as_str().into(), Cell::count(m.stages), Cell::number(m.rtt_ms.into(), 0)];

@@ -19,8 +19,8 @@ use crate::{
     compare::interleave,
     model::Cost,
     options::{RunOptions, positive},
-    report::{Cell, Report, Table},
-    synthetic::{self, Shape, Synthetic},
+    report::{Cell, Report, ReportTable},
+    synthetic::{self, LayerShape, Synthetic},
 };
 
 /// Options of `kernels`.
@@ -33,7 +33,7 @@ pub struct KernelsOptions {
     types: Vec<TensorType>,
     /// Shapes KxN of a layer: gate and up take K elements to N ones, down takes them back.
     #[arg(long, value_delimiter = ',', default_value = "1536x8960,8960x1536,576x1536")]
-    shapes: Vec<Shape>,
+    shapes: Vec<LayerShape>,
     /// Rows of a step: one row is shown as GB/s, more rows as GMAC/s.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 128, 512], value_parser = positive)]
     rows: Vec<usize>,
@@ -48,7 +48,7 @@ pub(super) fn run(options: &KernelsOptions) -> Result<Report> {
     let machine = machine(&counts, &mut bandwidths);
     let rates = options.rows.iter().map(|&rows| if rows == 1 { "GB/s @1".into() } else { format!("GMAC/s @{rows}") });
     let headings = ["type", "KxN", "threads", "MiB"].map(String::from).into_iter().chain(rates);
-    let mut table = Table::new(
+    let mut table = ReportTable::new(
         "Layers of one tensor type: GB/s of weights at one row, GMAC/s at more; read GB/s is this machine's bandwidth over \
          as many bytes",
         headings.chain(["read GB/s".into()]),
@@ -73,10 +73,10 @@ pub(super) fn run(options: &KernelsOptions) -> Result<Report> {
 }
 
 /// What the machine can read, from its caches and from memory.
-fn machine(threads: &[usize], bandwidths: &mut Bandwidths) -> Table {
+fn machine(threads: &[usize], bandwidths: &mut Bandwidths) -> ReportTable {
     let headings = threads.iter().map(|n| format!("-t {n}"));
     let mut table =
-        Table::new("Read bandwidth of this machine, GB/s", ["buffer".to_owned()].into_iter().chain(headings));
+        ReportTable::new("Read bandwidth of this machine, GB/s", ["buffer".to_owned()].into_iter().chain(headings));
     let mut row = |name: &str, bytes: &dyn Fn(usize) -> usize| {
         let cells = threads.iter().map(|&threads| Cell::number(bandwidths.read(bytes(threads), threads), 1));
         table.rows.push([name.into()].into_iter().chain(cells).collect());
@@ -95,7 +95,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn load(options: &KernelsOptions, dtype: TensorType, shape: Shape, threads: usize) -> Result<Option<Self>> {
+    fn load(options: &KernelsOptions, dtype: TensorType, shape: LayerShape, threads: usize) -> Result<Option<Self>> {
         let Some(one) = synthetic::spec(dtype, shape, 1) else { return Ok(None) };
         let wanted = (options.weights as u64) << 20;
         let layers = usize::try_from(wanted.div_ceil(Cost::of(&one).weight_bytes))?.max(1);

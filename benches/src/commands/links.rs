@@ -11,13 +11,13 @@ use super::streams::WARM_TOKENS;
 use crate::{
     clients::Load,
     compare::interleave,
-    ideal::{Best, Limits, hops_s},
-    model::Model,
+    ideal::{Best, PipelineBounds, hops_s},
+    model::BenchModel,
     options::{PipelineOptions, most, positive},
-    pipeline::{Layout, Pipeline},
+    pipeline::{Layout, ReadyMesh},
     plot::Plot,
-    record::{LATENCY_HEADINGS, Record, STEP_HEADINGS, same_tokens},
-    report::{Cell, Report, Table},
+    record::{LATENCY_HEADINGS, LoadRecord, STEP_HEADINGS, same_tokens},
+    report::{Cell, Report, ReportTable},
     step_bench::{StepBench, step_table},
 };
 
@@ -61,7 +61,7 @@ pub(super) fn run(options: &LinksOptions) -> Result<Report> {
     let samples = measured.iter().map(|m| m.record.steady.all().into()).collect();
     let tables = vec![table(options, &measured), steps];
     let warnings = measured.iter().filter_map(|m| {
-        let Lane { rtt_ms, rate_mbit, clients } = m.lane;
+        let LinkLane { rtt_ms, rate_mbit, clients } = m.lane;
         m.record.warning(&format!("{}, {rtt_ms} ms, {rate_mbit} Mbit/s, {clients} clients", m.model))
     });
     let notes = warnings.chain(NOTES.map(String::from)).collect();
@@ -78,7 +78,7 @@ const NOTES: [&str; 3] = [
 
 /// A link's condition and who is on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Lane {
+struct LinkLane {
     rtt_ms: u32,
     rate_mbit: u32,
     clients: usize,
@@ -90,24 +90,29 @@ struct Measured {
     model: String,
     threads: usize,
     stages: usize,
-    lane: Lane,
-    record: Record,
+    lane: LinkLane,
+    record: LoadRecord,
     best: Best,
 }
 
-fn measure(options: &LinksOptions, model: &Model, threads: usize, stages: usize) -> Result<(Vec<Measured>, StepBench)> {
+fn measure(
+    options: &LinksOptions,
+    model: &BenchModel,
+    threads: usize,
+    stages: usize,
+) -> Result<(Vec<Measured>, StepBench)> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Replies));
     let layout = Layout { model, stages, threads, context, sessions, speculation, workload };
-    let pipeline = Pipeline::tasks(&layout)?;
+    let pipeline = ReadyMesh::tasks(&layout)?;
     // Not pinned, as these workers are not.
     let mut steps = StepBench::load(model, threads, Vec::new(), sessions, options.prompt + options.tokens / 2)?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };
     let lanes = lanes(options);
-    let mut records = vec![Record::default(); lanes.len()];
+    let mut records = vec![LoadRecord::default(); lanes.len()];
     interleave(1 + lanes.len(), options.pipeline.run.repeat, |lane| {
         let Some(lane) = lane.checked_sub(1) else { return steps.sample() };
-        let Lane { clients, .. } = lanes[lane];
+        let LinkLane { clients, .. } = lanes[lane];
         pipeline.faults(lanes[lane].faults());
         // QUIC and the coordinator learn the new times first.
         pipeline.load(model, load(clients, options.tokens.min(WARM_TOKENS)))?;
@@ -118,7 +123,7 @@ fn measure(options: &LinksOptions, model: &Model, threads: usize, stages: usize)
         same_tokens(&format!("{}, {clients} clients", model.name), same)?;
     }
     let measured = lanes.into_iter().zip(records).map(|(lane, record)| {
-        let limits = Limits {
+        let limits = PipelineBounds {
             steps: steps.table(),
             shares: pipeline.shares(model),
             hops_s: hops_s(stages, f64::from(lane.rtt_ms) / 1e3),
@@ -132,15 +137,15 @@ fn measure(options: &LinksOptions, model: &Model, threads: usize, stages: usize)
     Ok((measured, steps))
 }
 
-fn lanes(options: &LinksOptions) -> Vec<Lane> {
+fn lanes(options: &LinksOptions) -> Vec<LinkLane> {
     let links = options.rtt.iter().flat_map(|&rtt_ms| options.rate.iter().map(move |&rate| (rtt_ms, rate)));
     let lanes = links.flat_map(|(rtt_ms, rate_mbit)| {
-        options.clients.iter().map(move |&clients| Lane { rtt_ms, rate_mbit, clients })
+        options.clients.iter().map(move |&clients| LinkLane { rtt_ms, rate_mbit, clients })
     });
     lanes.collect()
 }
 
-impl Lane {
+impl LinkLane {
     fn faults(self) -> Faults {
         Faults {
             delay: Duration::from_millis(u64::from(self.rtt_ms)) / 2,
@@ -158,16 +163,16 @@ impl Lane {
 
 const BYTES_PER_MBIT: u64 = 125_000;
 
-fn table(options: &LinksOptions, measured: &[Measured]) -> Table {
+fn table(options: &LinksOptions, measured: &[Measured]) -> ReportTable {
     let title = format!(
         "Streams of {} tokens after prompts of {} over links in memory, real compute; medians of {}",
         options.tokens, options.prompt, options.pipeline.run.repeat
     );
     let starts = ["model", "threads", "stages", "RTT ms", "Mbit/s", "clients", "tok/s", "ideal", "groups", "of ideal"];
     let columns = starts.into_iter().chain(LATENCY_HEADINGS).chain(STEP_HEADINGS).chain(["output"]);
-    let mut table = Table::new(title, columns);
+    let mut table = ReportTable::new(title, columns);
     for m in measured {
-        let Lane { rtt_ms, rate_mbit, clients } = m.lane;
+        let LinkLane { rtt_ms, rate_mbit, clients } = m.lane;
         let rate = m.record.rate();
         let mut row = vec![m.model.as_str().into()];
         row.extend([m.threads, m.stages].map(Cell::count));
@@ -192,7 +197,7 @@ fn plots(measured: &[Measured]) -> Vec<Plot> {
             plots.push(Plot { name, title, x: "RTT, ms", y: "measured / ideal", lines: Vec::new() });
         }
         let Some(plot) = plots.last_mut() else { continue };
-        let Lane { rtt_ms, rate_mbit, clients } = m.lane;
+        let LinkLane { rtt_ms, rate_mbit, clients } = m.lane;
         let limit = if rate_mbit == 0 { String::new() } else { format!(", {rate_mbit} Mbit/s") };
         plot.push(&format!("{clients} clients{limit}"), rtt_ms.into(), m.record.rate() / m.best.tokens_per_s);
     }

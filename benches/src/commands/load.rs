@@ -8,12 +8,12 @@ use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    clients::{Load, Running, Stream, firsts},
+    clients::{Load, RunningRequest, Stream, firsts},
     compare::interleave,
-    model::Model,
+    model::BenchModel,
     options::{PipelineOptions, positive},
-    pipeline::{Layout, Pipeline},
-    report::{Cell, Report, Table},
+    pipeline::{Layout, ReadyMesh},
+    report::{Cell, Report, ReportTable},
     statistics::Samples,
 };
 
@@ -76,12 +76,18 @@ struct Measured {
     loaded: Samples,
 }
 
-fn measure(options: &LoadOptions, model: &Model, threads: usize, stages: usize, clients: usize) -> Result<Measured> {
+fn measure(
+    options: &LoadOptions,
+    model: &BenchModel,
+    threads: usize,
+    stages: usize,
+    clients: usize,
+) -> Result<Measured> {
     let most = stream_tokens(options);
     let context = options.prompt.max(STREAM_PROMPT + most) + 1;
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Mixed));
     let layout = Layout { model, stages, threads, context, sessions: clients + 1, speculation, workload };
-    let pipeline = Pipeline::processes(&layout)?;
+    let pipeline = ReadyMesh::processes(&layout)?;
     let mut measured = Measured { model: model.name.clone(), threads, stages, clients, ..Measured::default() };
     let alone = Load { clients: 1, prompt: options.prompt, tokens: 1 };
     // The coordinator learns what steps take.
@@ -111,8 +117,8 @@ fn stream_tokens(options: &LoadOptions) -> usize {
 /// Lets the clients decode, then sends the prompt, and cancels them when its first token is there.
 async fn arrive(
     options: &LoadOptions,
-    model: &Model,
-    pipeline: &Pipeline,
+    model: &BenchModel,
+    pipeline: &ReadyMesh,
     clients: usize,
 ) -> Result<(Stream, Vec<Stream>)> {
     let handle = pipeline.handle();
@@ -120,7 +126,7 @@ async fn arrive(
     let mut warm = Vec::new();
     let streams = (0..clients as u64).map(|client| {
         let ids = model.prompt(client, STREAM_PROMPT);
-        let running = Running::submit(&handle, client, ids, stream_tokens(options), Arc::from([]))?;
+        let running = RunningRequest::submit(&handle, client, ids, stream_tokens(options), Arc::from([]))?;
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         warm.push(is_ready);
         Ok(tokio::spawn(decode(running, options.tokens, ready, stopped.clone())))
@@ -131,7 +137,7 @@ async fn arrive(
         let _failed = ready.await;
     }
     let prompt = model.prompt(clients as u64, options.prompt);
-    let prompt = Running::submit(&handle, clients as u64, prompt, 1, Arc::from([]))?.finish().await;
+    let prompt = RunningRequest::submit(&handle, clients as u64, prompt, 1, Arc::from([]))?.finish().await;
     drop(stop);
     let mut done = Vec::with_capacity(streams.len());
     for stream in streams {
@@ -142,7 +148,7 @@ async fn arrive(
 
 /// Reads until told to stop, and says when `calm` tokens are there.
 async fn decode(
-    mut running: Running,
+    mut running: RunningRequest,
     calm: usize,
     ready: tokio::sync::oneshot::Sender<Instant>,
     mut stopped: watch::Receiver<()>,
@@ -164,14 +170,15 @@ async fn decode(
     Ok(running.cancel())
 }
 
-fn table(options: &LoadOptions, measured: &[Measured]) -> Table {
+fn table(options: &LoadOptions, measured: &[Measured]) -> ReportTable {
     let title = format!(
         "A prompt of {} tokens arrives while others decode; workers on QUIC loopback; medians of {}",
         options.prompt, options.pipeline.run.repeat
     );
     let itl = ["ITL p50 ms", "ITL p99 ms", "loaded p50 ms", "loaded p99 ms", "loaded max ms", "ratio", "p99 ratio"];
     let ttft = ["TTFT alone ms", "TTFT loaded ms", "TTFT ratio"];
-    let mut table = Table::new(title, ["model", "threads", "stages", "clients"].into_iter().chain(itl).chain(ttft));
+    let mut table =
+        ReportTable::new(title, ["model", "threads", "stages", "clients"].into_iter().chain(itl).chain(ttft));
     for m in measured {
         let (calm, p99) = (m.calm.median(), m.busy.quantile(0.99));
         let mut row = vec![m.model.as_str().into()];

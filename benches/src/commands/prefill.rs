@@ -9,11 +9,11 @@ use clap::Args;
 use qmesh_engine::shard::Shard;
 
 use crate::{
-    compare::{Comparison, interleave, means, peer_headings, report},
-    model::{self, Cost, Model},
+    compare::{Comparison, PeerSamples, interleave, means, peer_and_setting, peer_headings, report},
+    model::{self, BenchModel, Cost},
     options::{ComparisonOptions, CutOptions, positive},
-    peer::{Peer, Test},
-    report::{Cell, Report, Table},
+    peer::{Peer, Setting, Test},
+    report::{Cell, Report, ReportTable},
 };
 
 /// Options of `prefill`.
@@ -70,7 +70,7 @@ struct Measured {
 
 fn measure(
     options: &PrefillOptions,
-    model: &Model,
+    model: &BenchModel,
     shard: &mut Shard,
     threads: usize,
     prompt: usize,
@@ -81,9 +81,11 @@ fn measure(
     let test = Test::Prefill { rows: prompt };
     // Warms up, and is what the others must sample too.
     let token = model::prefill(shard, 0, 0, &ids, chunk)?;
-    let mut samples = interleave(1 + peers.len(), options.comparison.run.repeat, |lane| {
-        if lane > 0 {
-            return peers[lane - 1].sample(&model.path, threads, test);
+    let settings = Setting::BOTH_ATTENTIONS;
+    let mut samples = interleave(1 + peers.len() * settings.len(), options.comparison.run.repeat, |lane| {
+        if let Some(other) = lane.checked_sub(1) {
+            let (peer, setting) = peer_and_setting(other, &settings);
+            return peers[peer].sample(&model.path, threads, test, setting);
         }
         let started = Instant::now();
         let sampled = model::prefill(shard, 0, 0, &ids, chunk)?;
@@ -92,16 +94,18 @@ fn measure(
         Ok(seconds / prompt as f64)
     })?;
     let ours = samples.remove(0);
+    let peers = PeerSamples::by_peer(samples, &settings);
     let Cost { layer_macs, head_macs, .. } = Cost::of(model.spec());
     let macs = layer_macs * prompt as u64 + head_macs;
-    Ok(Measured { model: model.name.clone(), threads, prompt, chunk, macs, times: Comparison { ours, peers: samples } })
+    Ok(Measured { model: model.name.clone(), threads, prompt, chunk, macs, times: Comparison { ours, peers } })
 }
 
-fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let headings = ["model", "threads", "prompt", "chunk", "ms", "min", "max", "tok/s"].map(String::from);
     let ends = ["ratio", "GMAC/s"].map(String::from);
-    let columns = headings.into_iter().chain(peer_headings(peers, "tok/s")).chain(ends);
-    let mut table = Table::new(format!("Prefill; medians of {}", options.comparison.run.repeat), columns);
+    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
+    let columns = headings.into_iter().chain(beside).chain(ends);
+    let mut table = ReportTable::new(format!("Prefill; medians of {}", options.comparison.run.repeat), columns);
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let seconds = ours.median() * tokens;
@@ -110,6 +114,7 @@ fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.extend([seconds, ours.min() * tokens, ours.max() * tokens].map(|s| Cell::number(s * 1e3, 1)));
         row.push(Cell::number(tokens / seconds, 1));
         row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend(m.times.peer_attentions(peers.len()));
         row.extend([Cell::maybe(m.times.ratio(), 2), Cell::number(m.macs as f64 / seconds / 1e9, 1)]);
         table.rows.push(row);
     }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use qmesh_coordinator::{mesh::Speculation, model::Model as ServedModel, plan::Workload};
+use qmesh_coordinator::{mesh::Speculation, model::Model, plan::Workload, text::TextModel};
 use qmesh_models::{
     chat::{Message, RenderOptions},
     tokenizer::Specials,
@@ -18,11 +18,11 @@ use qmesh_net::memory::Faults;
 use super::streams::WARM_TOKENS;
 use crate::{
     compare::interleave,
-    model::Model,
+    model::BenchModel,
     options::{PipelineOptions, positive},
-    pipeline::{Layout, Pipeline},
-    record::{Record, same_tokens},
-    report::{Cell, Report, Table},
+    pipeline::{Layout, ReadyMesh},
+    record::{LoadRecord, same_tokens},
+    report::{Cell, Report, ReportTable},
     statistics::geometric_mean,
 };
 
@@ -82,8 +82,8 @@ struct Prompt {
 
 /// Tokenised as a chat where the model can, else as text to continue.
 fn prompts(path: &Path) -> Result<Vec<Prompt>> {
-    let model = ServedModel::open(path)?;
-    let text = model.text(usize::MAX)?;
+    let model = Model::open(path)?;
+    let text = TextModel::of(&model, usize::MAX)?;
     let prompts = PROMPTS.map(|(name, content)| {
         let ids = match &text.template {
             Ok(_) => text.chat_prompt(&[Message::new("user", content)], &RenderOptions::new(SystemTime::now()))?,
@@ -103,15 +103,15 @@ struct Measured {
     rtt_ms: u32,
     prompt: &'static str,
     prompt_tokens: usize,
-    off: Record,
-    on: Record,
+    off: LoadRecord,
+    on: LoadRecord,
     drafted: u64,
     accepted: u64,
 }
 
 fn measure(
     options: &SpeculateOptions,
-    model: &Model,
+    model: &BenchModel,
     threads: usize,
     stages: usize,
     prompts: &[Prompt],
@@ -120,7 +120,7 @@ fn measure(
     let pipeline = |speculation| {
         let (context, sessions) = (longest.max(WARM_PROMPT) + options.tokens.max(WARM_TOKENS), 1);
         let workload = options.pipeline.cut.workload(Workload::Replies);
-        Pipeline::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload })
+        ReadyMesh::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload })
     };
     let pipelines = [pipeline(Speculation::Off)?, pipeline(Speculation::On)?];
     let lanes: Vec<(u32, &Prompt)> =
@@ -134,8 +134,8 @@ fn measure(
             rtt_ms: *rtt_ms,
             prompt: prompt.name,
             prompt_tokens: prompt.ids.len(),
-            off: Record::default(),
-            on: Record::default(),
+            off: LoadRecord::default(),
+            on: LoadRecord::default(),
             drafted: 0,
             accepted: 0,
         })
@@ -159,21 +159,21 @@ fn measure(
     for m in &measured {
         same_tokens(&format!("{}, {}, drafts off and on", m.model, m.prompt), [&m.off, &m.on])?;
     }
-    pipelines.into_iter().for_each(Pipeline::stop);
+    pipelines.into_iter().for_each(ReadyMesh::stop);
     Ok(measured)
 }
 
 /// Rows of the prompt before the first answer over other links.
 const WARM_PROMPT: usize = 128;
 
-fn table(options: &SpeculateOptions, measured: &[Measured]) -> Table {
+fn table(options: &SpeculateOptions, measured: &[Measured]) -> ReportTable {
     let title = format!(
         "Drafted tokens: answers of up to {} tokens, real compute over links in memory; medians of {}",
         options.tokens, options.pipeline.run.repeat
     );
     let starts = ["model", "threads", "stages", "RTT ms", "prompt", "prompt tokens", "tokens"];
     let ends = ["off tok/s", "on tok/s", "ratio", "drafted", "accepted", "output"];
-    let mut table = Table::new(title, starts.into_iter().chain(ends));
+    let mut table = ReportTable::new(title, starts.into_iter().chain(ends));
     for m in measured {
         let (off, on) = (m.off.rate(), m.on.rate());
         let tokens = (m.off.gaps.all().len() + m.off.steady.all().len()) / m.off.steady.all().len().max(1);

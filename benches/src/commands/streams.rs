@@ -8,17 +8,17 @@ use qmesh_coordinator::{mesh::Speculation, plan::Workload};
 
 use crate::{
     clients::Load,
-    compare::{Comparison, interleave, peer_headings, report},
+    compare::{Comparison, PeerSamples, interleave, peer_and_setting, peer_headings, report},
     datagram,
-    ideal::{Best, Limits, StepTable},
+    ideal::{Best, PipelineBounds, StepTable},
     machine::{cpus, cpus_of_worker},
-    model::Model,
+    model::BenchModel,
     options::{ComparisonOptions, CutOptions, most, positive},
-    peer::Peer,
-    pipeline::{Layout, Pipeline},
+    peer::{Peer, Setting},
+    pipeline::{Layout, ReadyMesh},
     plot::Plot,
-    record::{LATENCY_HEADINGS, Record, STEP_HEADINGS, same_tokens},
-    report::{Cell, Report, Table},
+    record::{LATENCY_HEADINGS, LoadRecord, STEP_HEADINGS, same_tokens},
+    report::{Cell, Report, ReportTable},
     rpc::RpcServers,
     step_bench::{StepBench, step_table},
 };
@@ -55,7 +55,7 @@ pub(super) fn run(options: &StreamsOptions) -> Result<Report> {
             let mut bench = Bench::start(options, model, threads, &peers)?;
             measured.extend(bench.measure(&mut peers)?);
             steps.rows.extend(bench.steps.iter().flat_map(|steps| steps.rows(&model.name)));
-            bench.pipelines.into_iter().for_each(Pipeline::stop);
+            bench.pipelines.into_iter().for_each(ReadyMesh::stop);
         }
     }
     notes.extend(measured.iter().filter_map(|m| {
@@ -89,7 +89,7 @@ pub(super) fn servers(peer: &Peer, stages: &[usize], threads: usize) -> Result<V
 }
 
 /// Bytes of a row between two stages, and the seconds that a datagram of them takes from one thread to another.
-fn hop_floor(model: &Model) -> Result<(usize, f64)> {
+fn hop_floor(model: &BenchModel) -> Result<(usize, f64)> {
     let row_bytes = (model.spec().hidden * size_of::<f32>()).min(DATAGRAM_MOST);
     Ok((row_bytes, datagram::one_way(row_bytes)?))
 }
@@ -117,7 +117,7 @@ struct Measured {
     clients: usize,
     /// Seconds per token of all clients together.
     times: Comparison,
-    record: Record,
+    record: LoadRecord,
     best: Best,
     /// Tokens a second of the whole model in one process with as many threads as all stages have.
     one_process: f64,
@@ -125,10 +125,10 @@ struct Measured {
 
 struct Bench<'a> {
     options: &'a StreamsOptions,
-    model: &'a Model,
+    model: &'a BenchModel,
     threads: usize,
     /// By stages.
-    pipelines: Vec<Pipeline>,
+    pipelines: Vec<ReadyMesh>,
     /// By peer and stages.
     servers: Vec<Vec<RpcServers>>,
     /// Of the whole model in this process, with one worker's threads and with those of all stages.
@@ -136,11 +136,11 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn start(options: &'a StreamsOptions, model: &'a Model, threads: usize, peers: &[Peer]) -> Result<Self> {
+    fn start(options: &'a StreamsOptions, model: &'a BenchModel, threads: usize, peers: &[Peer]) -> Result<Self> {
         let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
         let pipelines = options.stages.iter().map(|&stages| {
             let (speculation, workload) = (Speculation::Off, options.cut.workload(Workload::Replies));
-            Pipeline::processes(&Layout { model, stages, threads, context, sessions, speculation, workload })
+            ReadyMesh::processes(&Layout { model, stages, threads, context, sessions, speculation, workload })
         });
         let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
         let servers = peers.iter().map(|peer| servers(peer, &options.stages, threads)).collect::<Result<_>>()?;
@@ -159,17 +159,20 @@ impl<'a> Bench<'a> {
         for &(at, clients) in &lanes {
             pipelines[at].load(model, Load { tokens: options.tokens.min(WARM_TOKENS), ..load(clients) })?;
         }
-        let mut records = vec![Record::default(); lanes.len()];
+        let mut records = vec![LoadRecord::default(); lanes.len()];
         // The steps take their turn too: what disturbs the machine shall meet them as well.
         let count = steps.len();
-        let mut samples = interleave(count + lanes.len() * (1 + peers.len()), options.comparison.run.repeat, |lane| {
+        let settings = Setting::BOTH_ATTENTIONS;
+        let contenders = 1 + peers.len() * settings.len();
+        let mut samples = interleave(count + lanes.len() * contenders, options.comparison.run.repeat, |lane| {
             let Some(lane) = lane.checked_sub(count) else { return steps[lane].sample() };
             let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
             let (at, clients) = lanes[lane];
-            match contender.checked_sub(1) {
-                None => records[lane].push(&pipelines[at].load(model, load(clients))?),
-                Some(p) => peers[p].sample_clients(&servers[p][at], &model.path, *threads, load(clients)),
-            }
+            let Some(other) = contender.checked_sub(1) else {
+                return records[lane].push(&pipelines[at].load(model, load(clients))?);
+            };
+            let (peer, setting) = peer_and_setting(other, &settings);
+            peers[peer].sample_clients(&servers[peer][at], &model.path, *threads, load(clients), setting)
         })?;
         let beside = samples.split_off(count + lanes.len());
         for &clients in &options.clients {
@@ -182,8 +185,12 @@ impl<'a> Bench<'a> {
             let tables: Vec<StepTable> = steps.iter().map(StepBench::table).collect();
             let threads_in_all = *threads * options.stages[at];
             let whole = steps.iter().position(|steps| steps.threads() == threads_in_all).unwrap_or_default();
-            let limits =
-                Limits { steps: tables[0].clone(), shares: pipelines[at].shares(model), hops_s, row_wire_s: 0.0 };
+            let limits = PipelineBounds {
+                steps: tables[0].clone(),
+                shares: pipelines[at].shares(model),
+                hops_s,
+                row_wire_s: 0.0,
+            };
             Measured {
                 model: model.name.clone(),
                 threads: *threads,
@@ -191,7 +198,7 @@ impl<'a> Bench<'a> {
                 clients,
                 times: Comparison {
                     ours: record.steady.clone(),
-                    peers: beside.iter().skip(lane).step_by(lanes.len()).cloned().collect(),
+                    peers: PeerSamples::by_peer(beside.iter().skip(lane).step_by(lanes.len()).cloned(), &settings),
                 },
                 record: record.clone(),
                 best: limits.best(clients),
@@ -216,7 +223,7 @@ pub(super) fn lanes(stages: &[usize], clients: &[usize]) -> Vec<(usize, usize)> 
 /// Tokens that let the coordinator learn what steps take.
 pub(super) const WARM_TOKENS: usize = 16;
 
-fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let title = format!(
         "Streams of {} tokens after prompts of {} through workers on QUIC loopback; medians of {}",
         options.tokens, options.prompt, options.comparison.run.repeat
@@ -225,7 +232,8 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
     let ideals = ["ideal", "groups", "of ideal"];
     let ours = starts.into_iter().chain(ideals).chain(LATENCY_HEADINGS).chain(STEP_HEADINGS).map(String::from);
     let ends = ["ratio", "output"].map(String::from);
-    let mut table = Table::new(title, ours.chain(peer_headings(peers, "tok/s")).chain(ends));
+    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-fa"));
+    let mut table = ReportTable::new(title, ours.chain(beside).chain(ends));
     for m in measured {
         let rate = m.record.rate();
         let one = measured.iter().find(|o| {
@@ -241,6 +249,7 @@ fn table(options: &StreamsOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.extend(m.record.latency_cells());
         row.extend(m.record.step_cells());
         row.extend(m.times.peer_rates(1.0, peers.len()));
+        row.extend(m.times.peer_attentions(peers.len()));
         row.extend([Cell::maybe(m.times.ratio(), 2), m.record.digest.as_str().into()]);
         table.rows.push(row);
     }

@@ -13,12 +13,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{error::ApiError, weight::MOST_BYTES};
-
-/// Most bytes of a body; long contexts need more than axum's 2 MiB.
-pub(crate) const BODY_BYTES: usize = 8 << 20;
-/// Time for a whole body to arrive.
-pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(30);
+use super::{
+    error::ApiError,
+    limits::{BODY_BYTES, BODY_DEADLINE, MOST_BYTES},
+};
 
 /// KiB of bodies that may be in memory together.
 const BODIES_KIB: usize = 128 << 10;

@@ -12,9 +12,8 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{
-    body::{BODY_BYTES, BODY_DEADLINE},
+    limits::{BODY_BYTES, BODY_DEADLINE, MOST_BYTES},
     places::Crowd,
-    weight::MOST_BYTES,
 };
 use crate::{generate::GenerateError, mesh::status::MeshState, text::TextError};
 

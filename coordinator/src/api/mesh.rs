@@ -10,12 +10,18 @@ use axum::{
 };
 use futures_util::stream;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use super::{Api, answer, error::ApiError, server::Phase};
-use crate::mesh::status::MeshStatus;
+use crate::mesh::{
+    events::{EventReader, Heard},
+    status::MeshStatus,
+};
 
-/// Least time between two events of a status stream.
+/// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
 const ENDPOINTS: [(&str, &str); 8] = [
@@ -26,7 +32,7 @@ const ENDPOINTS: [(&str, &str); 8] = [
     ("GET  /health", "200 while this process answers"),
     ("GET  /ready", "200 while tokens can flow"),
     ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
-    ("GET  /api/events", "the same as server-sent events, on every change"),
+    ("GET  /api/events", "the same as server-sent events, on every change; what happens as named ones"),
 ];
 
 /// Names the endpoints.
@@ -55,21 +61,48 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<MeshStatus> {
     Json(MeshStatus::clone(&api.state.mesh.status()))
 }
 
-/// The status now and after each change, until the server stops.
+/// The status now and after each change as events without a name, and whatever happens as events with one, until the server
+/// stops.
 pub(crate) async fn events(State(api): State<Arc<Api>>) -> Response {
+    let happens = api.state.mesh.events();
     let mut changes = api.state.mesh.watch();
     changes.mark_changed();
-    let start = (changes, api.phase.clone(), Duration::ZERO);
-    let statuses = stream::unfold(start, |(mut changes, mut phase, rest)| async move {
-        sleep(rest).await;
-        let status = tokio::select! {
-            changed = changes.changed() => changed.ok().map(|()| Arc::clone(&changes.borrow_and_update())),
-            () = Phase::Draining.reached(&mut phase) => None,
-        }?;
-        let event = Event::default().json_data(&*status).ok()?;
-        Some((event, (changes, phase, EVENT_INTERVAL)))
-    });
-    answer::events(statuses)
+    let watching = Watching { changes, happens, phase: api.phase.clone(), next_status: Instant::now() };
+    let next = async |mut watching: Watching| watching.next().await.map(|event| (event, watching));
+    answer::events(stream::unfold(watching, next))
+}
+
+/// A client that watches the mesh.
+struct Watching {
+    changes: watch::Receiver<Arc<MeshStatus>>,
+    happens: EventReader,
+    phase: watch::Receiver<Phase>,
+    /// A status is sent no earlier than that.
+    next_status: Instant,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Event> {
+        let Self { changes, happens, phase, next_status } = self;
+        let changed = async {
+            sleep_until(*next_status).await;
+            changes.changed().await
+        };
+        tokio::select! {
+            biased;
+            () = Phase::Draining.reached(phase) => None,
+            changed = changed => {
+                changed.ok()?;
+                *next_status = Instant::now() + EVENT_INTERVAL;
+                let status = Arc::clone(&changes.borrow_and_update());
+                Event::default().json_data(&*status).ok()
+            }
+            heard = happens.next() => match heard? {
+                Heard::Event(event) => Event::default().event(event.name()).json_data(&*event).ok(),
+                Heard::Lost(events) => Event::default().event("lost").json_data(json!({"events": events})).ok(),
+            },
+        }
+    }
 }
 
 pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {

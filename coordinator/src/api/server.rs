@@ -1,8 +1,7 @@
 //! The server under the router: connections with deadlines on both directions, and an end in two steps.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::ensure;
 use axum::{
     Router,
     body::{Body, HttpBody},
@@ -12,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -42,6 +42,21 @@ const PATIENCE: Patience =
 /// Time to write the last words once streams have been told to end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Why the API cannot be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Whoever reaches this machine could use the API, and no key is asked of them.
+    #[error("{address} can be reached from other machines: set --api-key, or listen on 127.0.0.1")]
+    Open {
+        /// Where it would listen.
+        address: SocketAddr,
+    },
+    /// The system does not say where the sockets listen.
+    #[error("cannot tell where the API listens: {0}")]
+    Listeners(#[source] io::Error),
+}
+
 /// Where the server is in its life.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Phase {
@@ -69,15 +84,15 @@ pub async fn serve(
     listeners: impl Into<Listeners>,
     state: ApiState,
     shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+) -> Result<(), ServeError> {
     let listeners = listeners.into();
-    let open = listeners.addresses()?.into_iter().find(|address| !address.ip().is_loopback());
+    let addresses = listeners.addresses().map_err(ServeError::Listeners)?;
+    let open = addresses.into_iter().find(|address| !address.ip().is_loopback());
     let hosts = if open.is_none() { Hosts::Loopback(state.hosts.clone()) } else { Hosts::Any };
-    if let Some(address) = open {
-        ensure!(
-            state.api_key.is_some(),
-            "{address} can be reached from other machines: set --api-key, or listen on 127.0.0.1"
-        );
+    if let Some(address) = open
+        && state.api_key.is_none()
+    {
+        return Err(ServeError::Open { address });
     }
     let drain = state.drain;
     let places = Places::new(state.limits, state.trusted_proxies.clone());

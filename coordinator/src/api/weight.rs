@@ -8,10 +8,7 @@ use serde::{
 };
 use serde_json::error::Category;
 
-use super::{error::ApiError, json::malformed};
-
-/// What one request may take: a body of eight megabytes can be made to take gigabytes.
-pub(crate) const MOST_BYTES: usize = 512 << 20;
+use super::{error::ApiError, json::malformed, limits::MOST_BYTES};
 
 /// Memory for each value, over all the forms that it takes on its way through a template.
 const VALUE_BYTES: usize = 640;

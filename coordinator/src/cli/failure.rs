@@ -5,7 +5,13 @@ use std::io;
 use qmesh_models::tokenizer::TokenizerError;
 use qmesh_net::without_tickets;
 
-use crate::plan::PlanError;
+use crate::{
+    api::ServeError,
+    local::CannotStart,
+    mesh::MeshError,
+    model::{ModelError, NoTokenizer},
+    plan::PlanError,
+};
 
 /// Exit codes, the same for all commands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,11 +105,44 @@ impl From<io::Error> for Failure {
 }
 
 fn advice(error: &anyhow::Error) -> Option<String> {
-    let pretokenizer = |e: &&TokenizerError| {
-        matches!(e, TokenizerError::PretokenizerMissing { .. } | TokenizerError::Pretokenizer { .. })
-    };
-    let found = error.downcast_ref().filter(pretokenizer);
-    found.map(|_| "--pre NAME, with the name of the one that the model was trained with".to_owned())
+    match error.downcast_ref() {
+        Some(NoTokenizer::Unusable(error)) => tokenizer_advice(error),
+        Some(NoTokenizer::Missing) | None => None,
+    }
+}
+
+fn tokenizer_advice(error: &TokenizerError) -> Option<String> {
+    let pretokenizer =
+        matches!(error, TokenizerError::PretokenizerMissing { .. } | TokenizerError::Pretokenizer { .. });
+    pretokenizer.then(|| "--pre NAME, with the name of the one that the model was trained with".to_owned())
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        let advice = match &error {
+            ModelError::Tokenizer { error, .. } => tokenizer_advice(error),
+            ModelError::File(_) | ModelError::NoTokenizer { .. } => None,
+        };
+        Self { advice, ..Self::failed(error.to_string()) }
+    }
+}
+
+impl From<MeshError> for Failure {
+    fn from(error: MeshError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<CannotStart> for Failure {
+    fn from(error: CannotStart) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        Self::failed(error.to_string())
+    }
 }
 
 impl From<PlanError> for Failure {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgGroup, Args, builder::NonEmptyStringValueParser};
+use clap::{
+    ArgGroup, Args, ValueEnum,
+    builder::{NonEmptyStringValueParser, PossibleValue},
+};
 use qmesh_models::{bytes::ByteCount, pull::ModelRef};
 
 use super::{ModelArg, TokenizerArgs, model_ref};
@@ -79,6 +82,22 @@ pub struct WorkloadArgs {
     /// What the cut keeps all workers equally busy with
     #[arg(long, value_enum, env = "QMESH_WORKLOAD", default_value_t = Workload::Mixed)]
     pub workload: Workload,
+}
+
+/// The planner knows nothing of command lines.
+impl ValueEnum for Workload {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Mixed, Self::Prompts, Self::Replies]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Mixed => ("mixed", "Some of both"),
+            Self::Prompts => ("prompts", "Long prompts, short answers"),
+            Self::Replies => ("replies", "Short prompts, long answers"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// What the pipeline does to be quicker. None of it changes a token.

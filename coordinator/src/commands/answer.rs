@@ -10,7 +10,8 @@ use qmesh_net::Sampling;
 
 use crate::{
     cli::Failure,
-    generate::{ClientId, GenerateError, GenerateRequest, MeshHandle, PromptRows},
+    generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
+    mesh::MeshHandle,
     render::{output, report},
     text::{TextEnd, TextEvent, TextModel, TextOptions, TokenDetail},
 };

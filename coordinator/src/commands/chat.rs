@@ -9,20 +9,21 @@ use rustyline::{DefaultEditor, error::ReadlineError};
 use super::{
     answer::{self, AnswerError},
     block_on_to_the_end,
-    local_mesh::{self, LocalMesh},
+    local_mesh::LocalMesh,
+    opened::Opened,
     run::{TEMPERATURE, random_seed},
     signals::{Stop, next_stop, stop_asked},
 };
 use crate::{
     cli::{ChatArgs, Failure},
-    generate::MeshHandle,
+    mesh::MeshHandle,
     render::note,
     text::TextModel,
 };
 
 pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model, args.tokenizer.choice())?;
-    let text = local_mesh::text(&model, args.split.room)?;
+    let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
+    let text = opened.text()?;
     if let Err(reason) = &text.template {
         return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))
             .with_advice(format!("coordinator run {} --raw -p \"…\"", args.model)));
@@ -30,7 +31,7 @@ pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
     block_on_to_the_end(async {
         let local = tokio::select! {
-            started = LocalMesh::start(&model, &args.split, 1) => started?,
+            started = LocalMesh::start(&opened, &args.split) => started?,
             () = stop_asked() => return Err(Failure::interrupted()),
         };
         let system = args.system.iter().map(|system| Message::new("system", system)).collect();

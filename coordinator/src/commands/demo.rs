@@ -5,24 +5,22 @@ use qmesh_models::{
     tokenizer::{LeadingSpace, PretokenizerChoice},
 };
 
-use super::{
-    answer, block_on,
-    local_mesh::{self, LocalMesh},
-};
+use super::{answer, block_on, local_mesh::LocalMesh, opened::Opened};
 use crate::{
     cli::{DemoArgs, Failure, PipelineArgs, RoomArgs, SplitArgs, WorkloadArgs},
     render::{count, note, report},
 };
 
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model.model, PretokenizerChoice::FromModel)?;
     let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
     let (workload, pipeline) = (WorkloadArgs::default(), PipelineArgs::default());
     let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, workload, pipeline };
-    let text = local_mesh::text(&model, room)?;
+    let opened = Opened::open(&args.model.model, PretokenizerChoice::FromModel, room, 1)?;
+    let text = opened.text()?;
     let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
     block_on(async {
-        let local = LocalMesh::start(&model, &split, 1).await?;
+        let local = LocalMesh::start(&opened, &split).await?;
+        let model = &opened.model;
         let layers = count(model.spec.layers.len(), "layer");
         note(format_args!("\n{}: {layers} over {} on this machine", model.name, count(WORKERS, "worker")));
         note(report::stages(&local.handle().status()));

@@ -9,12 +9,14 @@ use serde::Serialize;
 
 use super::{
     block_on,
-    local_mesh::{LocalMesh, open},
+    local_mesh::LocalMesh,
+    opened::Opened,
     prompts::{self, Prompt},
 };
 use crate::{
     cli::{EvalArgs, Failure},
-    generate::{ClientId, FinishReason, GenerateEvent, GenerateRequest, MeshHandle, PromptRows},
+    generate::{ClientId, FinishReason, GenerateEvent, GenerateRequest, PromptRows},
+    mesh::MeshHandle,
     model::Model,
     render::{count, note, output},
 };
@@ -64,10 +66,11 @@ struct Rows {
 
 pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let prompts = prompts::read(&args.prompts)?;
-    let model = open(&args.model, args.tokenizer.choice())?;
-    let requests = requests(args, &model, &prompts)?;
+    let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, args.parallel)?;
+    let model = &opened.model;
+    let requests = requests(args, model, &prompts)?;
     block_on(async {
-        let local = LocalMesh::start(&model, &args.split, args.parallel).await?;
+        let local = LocalMesh::start(&opened, &args.split).await?;
         let handle = local.handle();
         let rows: Vec<Rows> = stream::iter(requests.iter().zip(&prompts))
             .map(|(request, prompt)| rows(&handle, request, &prompt.id))
@@ -76,7 +79,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
             .await?;
         local.stop().await;
         let results = prompts.into_iter().zip(requests).zip(rows);
-        let results = results.map(|((prompt, request), rows)| result(&model, prompt, request.ids, rows, args));
+        let results = results.map(|((prompt, request), rows)| result(model, prompt, request.ids, rows, args));
         let results = Results { prompts: results.collect() };
         note(results.summary());
         write(args, &results)

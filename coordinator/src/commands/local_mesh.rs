@@ -5,27 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_models::{
-    bytes::ByteCount,
-    chat::{ChatTemplate, TemplateError},
-    pull::{ModelRef, Progress as _},
-    tokenizer::{PretokenizerChoice, Vocabulary},
-};
+use qmesh_models::{bytes::ByteCount, pull::Progress as _};
 use tokio::time::timeout;
 
-use super::{fetch, room::Room};
+use super::opened::Opened;
 use crate::{
-    cli::{Failure, RoomArgs, SplitArgs},
-    generate::MeshHandle,
+    cli::{Failure, SplitArgs},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshConfig, TicketSource, Workers,
-        status::{MeshState, MeshStatus, StageStatus},
+        Formation, Mesh, MeshHandle, Workers,
+        status::{MeshState, MeshStatus, StagePhase, StageStatus},
     },
-    model::Model,
     plan::{self, Capacity, PlanInput, machine::Machine},
     render::{count, progress::Progress},
-    text::TextModel,
 };
 
 /// A mesh with its workers; dropping it ends them.
@@ -34,43 +26,13 @@ pub(super) struct LocalMesh {
     workers: LocalWorkers,
 }
 
-/// The model, its file fetched where it is not there yet.
-pub(super) fn open(reference: &ModelRef, choice: PretokenizerChoice<'_>) -> Result<Arc<Model>, Failure> {
-    let mut model = Model::open_with(&fetch(reference)?, choice)?;
-    // The planner's messages use the name that people gave.
-    model.spec.name.clone_from(&model.name);
-    Ok(Arc::new(model))
-}
-
-/// The model's text side, for sessions of the context asked for.
-///
-/// # Errors
-/// The model has no tokenizer, or the context is more than it was trained for.
-pub(super) fn text(model: &Model, room: RoomArgs) -> Result<TextModel, Failure> {
-    let context = Room::new(room, 1, &model.spec)?.context;
-    let Some(tokenizer) = model.tokenizer.clone() else {
-        return Err(Failure::failed(format!("{} has no tokenizer, so only `eval` with ids can use it", model.name)));
-    };
-    let vocabulary = Vocabulary::from_gguf(model.file.gguf()).map_err(anyhow::Error::from)?;
-    Ok(TextModel {
-        name: model.name.clone(),
-        tokenizer,
-        template: ChatTemplate::from_vocabulary(&vocabulary).map(Arc::new).map_err(|e| {
-            let base_model = matches!(e, TemplateError::Missing);
-            if base_model { "it is a base model, without a chat template".to_owned() } else { e.to_string() }
-        }),
-        context,
-        ends: model.ends(),
-    })
-}
-
 impl LocalMesh {
     /// Starts the workers and waits until they hold the model, with progress on standard error.
     ///
     /// # Errors
     /// What keeps the mesh from becoming ready: no room, a worker that ended, no progress for a long time.
-    pub(super) async fn start(model: &Arc<Model>, split: &SplitArgs, parallel: usize) -> Result<Self, Failure> {
-        let mut local = Self::spawn(model, split, parallel).await?;
+    pub(super) async fn start(opened: &Opened, split: &SplitArgs) -> Result<Self, Failure> {
+        let mut local = Self::spawn(opened, split).await?;
         local.wait_until_ready().await?;
         Ok(local)
     }
@@ -84,10 +46,10 @@ impl LocalMesh {
     pub(super) async fn measured(&self) -> Arc<MeshStatus> {
         let handle = self.mesh.handle();
         let mut status = handle.watch();
-        // Published several times a second: the next one knows of all steps that came back.
-        let published = status.changed().await.is_ok();
+        // After this time what is published knows of all steps that came back by now.
+        drop(timeout(PUBLISHED, status.changed()).await);
         let steps = status.borrow().steps.count;
-        let counted = |status: &Arc<MeshStatus>| published && status.stages.iter().all(|stage| stage.steps >= steps);
+        let counted = |status: &Arc<MeshStatus>| status.stages.iter().all(|stage| stage.steps >= steps);
         match timeout(COUNTERS, status.wait_for(counted)).await {
             Ok(Ok(status)) => Arc::clone(&status),
             // Older counters are better than none.
@@ -106,29 +68,15 @@ impl LocalMesh {
         self.workers.stop().await;
     }
 
-    async fn spawn(model: &Arc<Model>, split: &SplitArgs, parallel: usize) -> Result<Self, Failure> {
-        let room = Room::new(split.room, parallel, &model.spec)?;
+    async fn spawn(opened: &Opened, split: &SplitArgs) -> Result<Self, Failure> {
         let machine = Machine::measure();
-        check_plan(model, split, room, machine)?;
-        let Room { context, kv_positions, chunk_rows } = room;
+        check_plan(opened, split, machine)?;
         let count = split.worker_count();
         let formation =
             Formation { workers: Workers::Exactly(count), cut: split.cut.clone(), workload: split.workload.workload };
-        let mesh = Mesh::start(MeshConfig {
-            model: Arc::clone(model),
-            listen: ([127, 0, 0, 1], 0).into(),
-            advertise: Vec::new(),
-            context,
-            kv_positions,
-            formation,
-            chunk_rows,
-            ticket: TicketSource::Fresh,
-            prefix_reuse: split.pipeline.prefix_reuse(),
-            speculation: split.pipeline.speculation(),
-        });
-        let mesh = mesh.await.map_err(|e| Failure::failed(e.to_string()))?;
+        let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
-        let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, model.folder())?;
+        let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, opened.model.folder())?;
         Ok(Self { mesh, workers })
     }
 
@@ -166,7 +114,8 @@ impl LocalMesh {
 
 /// Refuses what cannot come about before anything is started. The workers share this machine, so their plan must fit it
 /// as a whole.
-fn check_plan(model: &Model, split: &SplitArgs, room: Room, machine: Machine) -> Result<(), Failure> {
+fn check_plan(opened: &Opened, split: &SplitArgs, machine: Machine) -> Result<(), Failure> {
+    let Opened { model, room } = opened;
     let workers = machine.shared_by(split.worker_count());
     let input = PlanInput {
         spec: &model.spec,
@@ -216,16 +165,18 @@ impl Loading {
 fn loaded_bytes(status: &MeshStatus) -> u64 {
     let done = |stage: &StageStatus| {
         let part = if stage.bytes_total == 0 { 0.0 } else { stage.bytes_done as f64 / stage.bytes_total as f64 };
-        let share = match stage.phase.as_str() {
-            "ready" => 1.0,
-            "loading" => 0.5 + part / 2.0,
-            _ => part / 2.0,
+        let share = match stage.phase {
+            StagePhase::Ready => 1.0,
+            StagePhase::Loading => 0.5 + part / 2.0,
+            StagePhase::Asked | StagePhase::Fetching | StagePhase::Failed => part / 2.0,
         };
         (stage.weight_bytes as f64 * share) as u64
     };
     status.stages.iter().map(done).sum()
 }
 
+/// A status is published several times as often, if anything has changed.
+const PUBLISHED: Duration = Duration::from_millis(400);
 /// For the counters of the last steps to arrive.
 const COUNTERS: Duration = Duration::from_secs(2);
 /// How often to look whether a worker has ended.

@@ -5,10 +5,7 @@ use qmesh_models::{
     tokenizer::{LeadingSpace, Specials},
 };
 
-use super::{
-    answer, block_on,
-    local_mesh::{self, LocalMesh},
-};
+use super::{answer, block_on, local_mesh::LocalMesh, opened::Opened};
 use crate::{
     cli::{Failure, RunArgs},
     render::{note, report},
@@ -19,12 +16,12 @@ use crate::{
 pub(super) const TEMPERATURE: f32 = 0.7;
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let model = local_mesh::open(&args.model, args.tokenizer.choice())?;
-    let text = local_mesh::text(&model, args.split.room)?;
+    let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
+    let text = opened.text()?;
     let (ids, leading_space) = prompt(&text, args)?;
     let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
     block_on(async {
-        let local = LocalMesh::start(&model, &args.split, 1).await?;
+        let local = LocalMesh::start(&opened, &args.split).await?;
         let seed = sampling.seed;
         let request = answer::request(&text, ids, args.length.max_tokens, sampling);
         let answer = answer::stream(&text, &local.handle(), request, leading_space).await?;

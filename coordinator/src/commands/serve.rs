@@ -7,19 +7,18 @@ use tokio::sync::oneshot;
 
 use super::{
     block_on_to_the_end, directories,
-    local_mesh::{self, open},
-    room::Room,
+    opened::Opened,
     signals::{Stop, next_stop, stop_asked},
 };
 use crate::{
     api::{self, ApiState, ListenError, Listeners},
     cli::{Failure, ServeArgs},
-    generate::MeshHandle,
     invitation::{Invitation, Posted},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshConfig, Rotate, TicketSource, Workers,
-        status::{MeshState, MeshStatus},
+        Formation, Mesh, MeshConfig, MeshHandle, Rotate, TicketSource, Workers,
+        events::{Heard, MeshEvent},
+        status::MeshState,
     },
     model::Model,
     plan::machine::Machine,
@@ -27,18 +26,17 @@ use crate::{
 };
 
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    let model = open(&args.model.model, args.tokenizer.choice())?;
+    let opened = Opened::open(&args.model.model, args.tokenizer.choice(), args.room, args.parallel)?;
     block_on_to_the_end(async {
-        match serve_until_stopped(args, model).await? {
+        match serve_until_stopped(args, &opened).await? {
             Stop::Interrupt => Err(Failure::interrupted()),
             Stop::Terminate => Ok(()),
         }
     })
 }
 
-async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop, Failure> {
-    let text = Arc::new(local_mesh::text(&model, args.room)?);
-    let room = Room::new(args.room, args.parallel, &model.spec)?;
+async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
+    let text = Arc::new(opened.text()?);
     let listeners = Listeners::bind(&args.host, args.port).await.map_err(|error| {
         let advice = match &error {
             ListenError::Unknown { .. } => "--host with an address of this machine, or localhost",
@@ -47,10 +45,10 @@ async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop
         Failure::failed(error.to_string()).with_advice(advice)
     })?;
     let addresses = listeners.addresses()?;
-    let mesh = Mesh::start(config(args, &model, room)?).await.map_err(|e| Failure::failed(e.to_string()))?;
-    introduce(args, &model, room, &mesh, &addresses)?;
-    let _posted = post(&model, &mesh, &addresses)?;
-    let workers = local_workers(args, &model, &mesh)?;
+    let mesh = Mesh::start(config(args, opened)?).await?;
+    introduce(args, opened, &mesh, &addresses)?;
+    let _posted = post(&opened.model, &mesh, &addresses)?;
+    let workers = local_workers(args, &opened.model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
     let mut state = ApiState::new(mesh.handle(), text);
@@ -82,7 +80,7 @@ async fn serve_until_stopped(args: &ServeArgs, model: Arc<Model>) -> Result<Stop
     }
 }
 
-fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig, Failure> {
+fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
     let workers = match (args.min_workers, args.local_workers) {
         (Some(least), _) => Workers::AtLeast(least),
         (None, 0) => Workers::WhenItFits,
@@ -91,17 +89,12 @@ fn config(args: &ServeArgs, model: &Arc<Model>, room: Room) -> Result<MeshConfig
     };
     let expires_unix = args.ticket_expires.map(|time| now_unix() + time.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
+    let formation = Formation { workers, cut: None, workload: args.workload.workload };
     Ok(MeshConfig {
-        model: Arc::clone(model),
         listen: args.listen,
         advertise: args.advertise.clone(),
-        context: room.context,
-        kv_positions: room.kv_positions,
-        formation: Formation { workers, cut: None, workload: args.workload.workload },
-        chunk_rows: room.chunk_rows,
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
-        prefix_reuse: args.pipeline.prefix_reuse(),
-        speculation: args.pipeline.speculation(),
+        ..opened.mesh(formation, args.pipeline)
     })
 }
 
@@ -111,7 +104,8 @@ fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWo
 }
 
 /// The join line stands alone on its line, to be copied.
-fn introduce(args: &ServeArgs, model: &Model, room: Room, mesh: &Mesh, api: &[SocketAddr]) -> Result<(), Failure> {
+fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr]) -> Result<(), Failure> {
+    let Opened { model, room } = opened;
     let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
     let summary = pairs([
         ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), ByteCount(weights))),
@@ -148,35 +142,49 @@ fn post(model: &Model, mesh: &Mesh, api: &[SocketAddr]) -> Result<Option<Posted>
     }
 }
 
-/// Says what becomes of the mesh, until it is dropped.
+/// Says what becomes of the mesh, until it is dropped or the mesh is over.
 async fn announce(mesh: MeshHandle) {
-    let mut watch = mesh.watch();
+    // Before the first look at the status, so that nothing that happens after it is missed.
+    let mut events = mesh.events();
     let mut said = None;
-    let mut next = 0;
     loop {
-        let status = Arc::clone(&watch.borrow_and_update());
-        // While it loads, the text counts bytes.
-        let text = if status.state == MeshState::Loading { String::new() } else { status.text.clone() };
-        let mark = Some((status.state, status.epoch, text));
-        if said != mark {
-            said = mark;
-            announce_state(&status);
-        }
-        if let Some(change) = status.change.as_ref().filter(|change| change.epoch != next) {
-            next = change.epoch;
-            note(format_args!("plan {next} is next: {}", change.text));
-        }
-        if watch.changed().await.is_err() {
-            return;
+        announce_phase(&mesh, &mut said);
+        loop {
+            match events.next().await {
+                Some(Heard::Event(event)) => match &*event {
+                    MeshEvent::PhaseChanged { .. } => break,
+                    MeshEvent::ChangeAnnounced { epoch, text } => note(format_args!("plan {epoch} is next: {text}")),
+                    MeshEvent::WorkerJoined { .. }
+                    | MeshEvent::WorkerLeft { .. }
+                    | MeshEvent::PlanMade { .. }
+                    | MeshEvent::LoadProgress { .. }
+                    | MeshEvent::RequestStarted { .. }
+                    | MeshEvent::RequestEnded { .. }
+                    | MeshEvent::TokenRates { .. }
+                    | MeshEvent::FaultSeen { .. } => {}
+                },
+                // Whatever was lost, the status tells what came of it.
+                Some(Heard::Lost(_)) => break,
+                None => return,
+            }
         }
     }
 }
 
-fn announce_state(status: &MeshStatus) {
+/// Says in which phase the mesh is, if that was not `said` before.
+fn announce_phase(mesh: &MeshHandle, said: &mut Option<(MeshState, u32, String)>) {
+    let status = mesh.status();
+    // Several texts while it loads are one phase.
+    let text = if status.state == MeshState::Loading { String::new() } else { status.text.clone() };
+    let phase = Some((status.state, status.epoch, text));
+    if *said == phase {
+        return;
+    }
+    *said = phase;
     match status.state {
         MeshState::Waiting => note(&status.text),
         MeshState::Loading => {
-            note(format_args!("\nplan {}, loading:\n{}", status.epoch, report::stages(status)));
+            note(format_args!("\nplan {}, loading:\n{}", status.epoch, report::stages(&status)));
         }
         MeshState::Ready => note(format_args!("ready: {}", status.text)),
         MeshState::Failed => note(format_args!("no pipeline: {}", status.text)),

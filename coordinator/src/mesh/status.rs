@@ -1,11 +1,10 @@
-//! What the mesh says of itself: the one source of `/health`, `/ready`, `/api/status` and the tables after a run.
+//! What the mesh says of itself: the one source of `/health`, `/ready`, `/api/status` and the tables after a run. What
+//! *happens* in it is in [`events`](super::events).
 
 use serde::{Deserialize, Serialize};
 
-use super::scheduler::StepTotals;
-
 /// A snapshot of the mesh.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct MeshStatus {
     /// The model's name.
     pub model: String,
@@ -77,7 +76,7 @@ pub enum MeshState {
 }
 
 /// One stage of the pipeline.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct StageStatus {
     /// From 0.
     pub stage: usize,
@@ -93,8 +92,8 @@ pub struct StageStatus {
     pub planned_bytes: u64,
     /// Peak memory that the worker measured.
     pub peak_bytes: u64,
-    /// `fetching`, `loading`, `ready`, `failed`.
-    pub phase: String,
+    /// How far its shard is.
+    pub phase: StagePhase,
     /// Bytes fetched or loaded of `phase`.
     pub bytes_done: u64,
     /// Bytes that `phase` has to do.
@@ -107,8 +106,24 @@ pub struct StageStatus {
     pub hop_ms: f64,
 }
 
+/// How far the shard of a stage is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StagePhase {
+    /// Its worker was told to load it, and has not answered yet.
+    Asked,
+    /// Its tensors are read from disk, or come over the network.
+    Fetching,
+    /// They are packed for computing.
+    Loading,
+    /// It can compute.
+    Ready,
+    /// It cannot be loaded.
+    Failed,
+}
+
 /// One connected worker.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct WorkerStatus {
     /// Its name in the mesh.
     pub name: String,
@@ -129,7 +144,7 @@ pub struct WorkerStatus {
 }
 
 /// A plan on its way to serve in the place of another.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ChangeStatus {
     /// Its epoch.
     pub epoch: u32,
@@ -139,10 +154,14 @@ pub struct ChangeStatus {
     pub stages: Vec<StageStatus>,
 }
 
-impl From<StepTotals> for StepsStatus {
-    fn from(totals: StepTotals) -> Self {
-        let StepTotals { steps, compute, slowest, hops } = totals;
-        let [compute_ms, slowest_ms, hops_ms] = [compute, slowest, hops].map(|time| time.as_secs_f64() * 1e3);
-        Self { count: steps, compute_ms, slowest_ms, hops_ms }
+impl MeshStatus {
+    /// Whether it says something that `older` did not. Time that passes is no news, and neither is a link's round-trip time,
+    /// which is measured with every packet.
+    pub(crate) fn is_news_after(&self, older: &Self) -> bool {
+        let lasting = |status: &Self| {
+            let workers = status.workers.iter().map(|worker| WorkerStatus { rtt_ms: 0.0, ..worker.clone() }).collect();
+            Self { uptime_s: 0, workers, ..status.clone() }
+        };
+        lasting(self) != lasting(older)
     }
 }

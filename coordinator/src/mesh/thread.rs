@@ -8,7 +8,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::MeshError;
+use super::error::MeshError;
 
 /// A runtime on one thread, which ends with this.
 #[derive(Debug)]
@@ -42,6 +42,6 @@ impl MeshThread {
         work: impl Future<Output = Result<T, MeshError>> + Send + 'static,
     ) -> Result<T, MeshError> {
         let ended = self.handle.spawn(work).await;
-        ended.map_err(|e| MeshError::Config { text: format!("starting the mesh failed: {e}") })?
+        ended.map_err(MeshError::Starting)?
     }
 }

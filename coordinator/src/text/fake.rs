@@ -14,8 +14,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::TextModel;
 use crate::{
-    generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, MeshHandle, Submission},
-    mesh::status::{MeshState, MeshStatus, StepsStatus},
+    generate::{Finish, FinishReason, GenerateEvent, GenerateRequest},
+    mesh::{
+        MeshHandle,
+        events::EventBus,
+        handle::Submission,
+        status::{MeshState, MeshStatus, StepsStatus},
+    },
 };
 
 /// Positions that the made-up model holds.
@@ -102,6 +107,7 @@ pub(crate) fn generation(tokens: &[u32]) -> Vec<GenerateEvent> {
 pub(crate) struct FakeMesh {
     pub(crate) handle: MeshHandle,
     pub(crate) status: watch::Sender<Arc<MeshStatus>>,
+    pub(crate) bus: EventBus,
     /// What was submitted.
     pub(crate) seen: Arc<Mutex<Vec<GenerateRequest>>>,
     /// Says so when the reader of a generation that its script did not end goes away.
@@ -132,7 +138,8 @@ impl FakeMesh {
                 }
             }
         });
-        Self { handle: MeshHandle::new(submissions, watched), status, seen, cancelled }
+        let bus = EventBus::new();
+        Self { handle: MeshHandle::new(submissions, watched, bus.source()), status, bus, seen, cancelled }
     }
 
     /// Waits until the reader of an unended generation has gone.

@@ -8,13 +8,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use qmesh_models::footprint::{QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD};
-
-use super::{Attention, Batch, Slice};
-use crate::kernel::{
+use qmesh_kernels::{
     attend::{Attend, Finish, Gathered, Merge, Queries, Target},
     lanes::Simd,
 };
+use qmesh_models::footprint::{QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD};
+
+use super::{Attention, Batch, Slice};
 
 /// Queries that share the widening of a page: as many as leave each thread some tasks, so that all end together.
 const JOB_QUERIES: [usize; 5] = [QUERIES_TOGETHER, 128, 64, 32, QUERIES_LEAST];
@@ -56,12 +56,12 @@ pub(super) fn attend(attention: &Attention, batch: &Batch<'_>, qkv: &[f32], out:
     if total < SERIAL_PRODUCTS {
         tasks.into_iter().for_each(work);
     } else {
-        batch.machine.team.each(tasks, work);
+        batch.cpu.team.each(tasks, work);
     }
 }
 
 fn jobs<'a>(attention: &Attention, batch: &'a Batch<'_>, out: &'a mut [f32]) -> Vec<Job<'a>> {
-    let (group, kv_heads, threads) = (attention.group(), attention.spec.kv_heads, batch.machine.team.threads());
+    let (group, kv_heads, threads) = (attention.group(), attention.spec.kv_heads, batch.cpu.team.threads());
     let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
     let rows = |queries: usize| (queries / group).max(1);
     let count = |queries: usize| batch.slices.iter().map(|s| s.rows.div_ceil(rows(queries)) * kv_heads).sum::<usize>();
@@ -94,7 +94,7 @@ fn jobs<'a>(attention: &Attention, batch: &'a Batch<'_>, out: &'a mut [f32]) -> 
 impl Job<'_> {
     /// Computes one run; whoever finishes the last one merges them all.
     fn run(&self, attention: &Attention, batch: &Batch<'_>, qkv: &[f32], run: usize) {
-        let (layout, simd) = (batch.cache.layout(attention.layer), batch.machine.simd);
+        let (layout, simd) = (batch.cache.layout(attention.layer), batch.cpu.simd);
         let cut = |run: usize| self.pages.start + self.pages.len() * run / self.runs;
         let pages = batch.cache.head(attention.layer, &self.slice.pages, self.head, cut(run)..cut(run + 1));
         let x = self.queries(attention, batch, qkv);
@@ -129,9 +129,9 @@ impl Job<'_> {
         for row in rows.clone() {
             queries.extend_from_slice(&qkv[row * (q_width + 2 * k_width) + self.head * part..][..part]);
         }
-        attention.normalize_heads(batch.machine, 0, &mut queries);
+        attention.normalize_heads(batch.cpu, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
-            attention.rotate(batch.machine, &batch.ropes, row, heads);
+            attention.rotate(batch.cpu, &batch.ropes, row, heads);
         }
         queries
     }
@@ -142,8 +142,8 @@ impl Results<'_> {
         let mut runs = self.runs.iter_mut().flatten();
         let Some(first) = runs.next() else { return };
         for later in runs {
-            simd.run(Merge { into: first, later });
+            Merge { into: first, later }.run(simd);
         }
-        simd.run(Finish { gathered: first, out: &mut self.out, head_dim });
+        Finish { gathered: first, out: &mut self.out, head_dim }.run(simd);
     }
 }

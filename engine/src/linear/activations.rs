@@ -1,11 +1,12 @@
 //! Activations as products take them: as they are, quantised, or both.
 
-use super::{Linear, Norm, ROWS_TOGETHER};
-use crate::kernel::{
-    Machine,
+use qmesh_kernels::{
+    Cpu,
     product::Inputs,
     quantize::{BLOCK, QuantBlock, Quantize, QuantizeTwice},
 };
+
+use super::{Linear, Norm, ROWS_TOGETHER};
 
 /// Rows as products take them.
 pub(super) struct Activations {
@@ -19,19 +20,19 @@ pub(super) struct Activations {
 
 impl Activations {
     /// The (normalised) rows of `x`, as `linears`, which all have as many columns, need them.
-    pub(super) fn new(machine: Machine<'_>, x: &[f32], norm: Option<&Norm>, linears: &[&Linear]) -> Self {
+    pub(super) fn new(cpu: Cpu<'_>, x: &[f32], norm: Option<&Norm>, linears: &[&Linear]) -> Self {
         let mut prepared = Self::zeros(x.len() / linears[0].matrix.cols, linears);
         let Self { cols, floats, blocks, .. } = &mut prepared;
         let cols = *cols;
         let mut floats = floats.chunks_mut(ROWS_TOGETHER * cols);
         let mut blocks = blocks.chunks_mut((ROWS_TOGETHER * cols / BLOCK).max(1));
         let tasks = x.chunks(ROWS_TOGETHER * cols).map(|x| (x, floats.next(), blocks.next())).collect();
-        machine.team.each(tasks, |(x, floats, blocks): (&[f32], Option<&mut [f32]>, Option<&mut [QuantBlock]>)| {
+        cpu.team.each(tasks, |(x, floats, blocks): (&[f32], Option<&mut [f32]>, Option<&mut [QuantBlock]>)| {
             let mut normed = Vec::new();
             let x = match norm {
                 Some(norm) => {
                     normed.extend_from_slice(x);
-                    norm.apply(machine, &mut normed);
+                    norm.apply(cpu, &mut normed);
                     &normed
                 }
                 None => x,
@@ -40,7 +41,7 @@ impl Activations {
                 floats.copy_from_slice(x);
             }
             if let Some(blocks) = blocks {
-                machine.simd.run(Quantize { x, blocks });
+                Quantize { x, blocks }.run(cpu.simd);
             }
         });
         prepared
@@ -65,17 +66,17 @@ impl Activations {
     }
 
     /// The normalised rows of `x`, each as a sum of two where `linear` takes int8.
-    pub(super) fn in_two_terms(machine: Machine<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
+    pub(super) fn in_two_terms(cpu: Cpu<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
         let rows = x.len() / linear.matrix.cols;
         let twice = Self::zeros(2 * rows, &[linear]);
         if twice.blocks.is_empty() {
-            return Self::new(machine, x, Some(norm), &[linear]);
+            return Self::new(cpu, x, Some(norm), &[linear]);
         }
         let mut prepared = Self { rows, terms: 2, ..twice };
         let mut normed = x.to_vec();
-        norm.apply(machine, &mut normed);
+        norm.apply(cpu, &mut normed);
         let (first, second) = prepared.blocks.split_at_mut(rows * linear.matrix.cols / BLOCK);
-        machine.simd.run(QuantizeTwice { x: &normed, first, second });
+        QuantizeTwice { x: &normed, first, second }.run(cpu.simd);
         prepared
     }
 

@@ -3,18 +3,16 @@
 //! What a row gets does not depend on the rows beside it: its experts' outputs are added in the order of their scores.
 
 use candle_core::{Result, Tensor};
+use qmesh_kernels::{
+    Cpu,
+    columns::Columns,
+    lanes::Simd,
+    math::{Exponentials, SumExponentials},
+};
 use qmesh_models::spec::Weighting;
 
 use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
-use crate::{
-    kernel::{
-        Machine,
-        columns::Columns,
-        lanes::Simd,
-        math::{Exponentials, SumExponentials},
-    },
-    ops,
-};
+use crate::ops;
 
 /// The experts of a layer and what chooses between them.
 #[derive(Debug)]
@@ -38,16 +36,16 @@ pub(crate) struct Shared {
 
 /// x + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
 pub(crate) fn routed(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     x: &Tensor,
     before: Option<&Norm>,
     experts: &Experts,
     residual: &Residual,
 ) -> Result<Tensor> {
     ops::map("routed", x, |x| {
-        let inputs = Activations::new(machine, x, before, &experts.inputs());
-        let mut out = experts.mix(machine, &inputs);
-        residual.apply(machine, &mut out, x, x.len() / inputs.rows);
+        let inputs = Activations::new(cpu, x, before, &experts.inputs());
+        let mut out = experts.mix(cpu, &inputs);
+        residual.apply(cpu, &mut out, x, x.len() / inputs.rows);
         out
     })
 }
@@ -71,12 +69,12 @@ impl Experts {
     }
 
     /// Σ weight · expert(x): (rows, hidden).
-    fn mix(&self, machine: Machine<'_>, x: &Activations) -> Vec<f32> {
+    fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
         let (mut rows, mut terms) = (vec![Vec::new(); self.experts.len()], Vec::with_capacity(x.rows));
-        let scores = products(machine, x, &[&self.router], |_, _, _| ()); // (rows, experts)
+        let scores = products(cpu, x, &[&self.router], |_, _, _| ()); // (rows, experts)
         for (row, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
             let mut of_row = Vec::with_capacity(self.used + 1);
-            for (expert, weight) in self.route(machine.simd, scores) {
+            for (expert, weight) in self.route(cpu.simd, scores) {
                 of_row.push(Term { expert, at: rows[expert].len(), weight });
                 rows[expert].push(row);
             }
@@ -92,13 +90,13 @@ impl Experts {
         }
         terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
         if let Some(shared) = &self.shared {
-            let weights = shared.weights(machine, x);
+            let weights = shared.weights(cpu, x);
             for (row, (terms, weight)) in terms.iter_mut().zip(weights).enumerate() {
                 terms.push(Term { expert: halves.len(), at: row, weight });
             }
             halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
         }
-        sums(machine, &outputs(machine, &halves), &terms, halves[0].0.down.matrix.rows)
+        sums(cpu, &outputs(cpu, &halves), &terms, halves[0].0.down.matrix.rows)
     }
 
     /// The experts with the highest scores, from the highest down, and their weights; of equal ones the first.
@@ -107,31 +105,32 @@ impl Experts {
         order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
         order.truncate(self.used);
         let mut weights: Vec<f32> = order.iter().map(|expert| scores[*expert]).collect();
-        let sum = simd.run(SumExponentials(match self.weighting {
+        let sum = SumExponentials(match self.weighting {
             Weighting::OfAll => scores,
             Weighting::OfUsed => &weights,
-        }));
-        simd.run(Exponentials { x: &mut weights, largest: sum.largest });
+        })
+        .run(simd);
+        Exponentials { x: &mut weights, largest: sum.largest }.run(simd);
         order.into_iter().zip(weights.into_iter().map(|e| e / sum.sum * self.weight_scale)).collect()
     }
 }
 
 impl Shared {
     /// σ(router · x) of each row.
-    fn weights(&self, machine: Machine<'_>, x: &Activations) -> Vec<f32> {
-        let mut scores = products(machine, x, &[&self.router], |_, _, _| ());
+    fn weights(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
+        let mut scores = products(cpu, x, &[&self.router], |_, _, _| ());
         scores.iter_mut().for_each(|x| *x = -*x);
-        machine.simd.run(Exponentials { x: &mut scores, largest: 0.0 });
+        Exponentials { x: &mut scores, largest: 0.0 }.run(cpu.simd);
         scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + *x));
         scores
     }
 }
 
 /// down(act(gate(x)) · up(x)) of each expert: (its rows, hidden).
-fn outputs(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
-    let inner = inner_products(machine, halves);
+fn outputs(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
+    let inner = inner_products(cpu, halves);
     let rows = inner.iter().map(|x| x.rows).max().unwrap_or(1);
-    let len = Share::len(machine, rows, halves.iter().map(|(half, _)| half.down.matrix.groups()).sum());
+    let len = Share::len(cpu, rows, halves.iter().map(|(half, _)| half.down.matrix.groups()).sum());
     let mut outputs: Vec<_> = halves.iter().map(|(half, x)| vec![0.0; x.rows * half.down.matrix.rows]).collect();
     let mut tasks = Vec::new();
     for (((half, _), x), out) in halves.iter().zip(&inner).zip(&mut outputs) {
@@ -140,18 +139,18 @@ fn outputs(machine: Machine<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f3
         let columns = Columns::split(out, &widths);
         tasks.extend(shares.into_iter().zip(columns).map(|(share, columns)| (x, share, columns)));
     }
-    machine.team.each(tasks, |(x, share, mut columns): (&Activations, Share<'_>, Columns<'_, f32>)| {
-        let tiles = share.compute(machine, x);
+    cpu.team.each(tasks, |(x, share, mut columns): (&Activations, Share<'_>, Columns<'_, f32>)| {
+        let tiles = share.compute(cpu, x);
         (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
     });
     outputs
 }
 
 /// Σ weight · output of each row's terms, in their order: (rows, width).
-fn sums(machine: Machine<'_>, outputs: &[Vec<f32>], terms: &[Vec<Term>], width: usize) -> Vec<f32> {
+fn sums(cpu: Cpu<'_>, outputs: &[Vec<f32>], terms: &[Vec<Term>], width: usize) -> Vec<f32> {
     let mut sums = vec![0.0; terms.len() * width];
     let tasks = terms.chunks(ROWS_TOGETHER).zip(sums.chunks_mut(ROWS_TOGETHER * width)).collect();
-    machine.team.each(tasks, |(terms, sums): (&[Vec<Term>], &mut [f32])| {
+    cpu.team.each(tasks, |(terms, sums): (&[Vec<Term>], &mut [f32])| {
         for (terms, sum) in terms.iter().zip(sums.chunks_exact_mut(width)) {
             for Term { expert, at, weight } in terms {
                 let output = &outputs[*expert][at * width..][..width];

@@ -6,19 +6,27 @@ use std::{
     sync::Arc,
 };
 
+use qmesh_kernels::{
+    Cpu,
+    buffer::{Buffer, Bytes},
+    lanes::LANES,
+    matrix::Matrix,
+};
 use qmesh_models::spec::{LayerTensor, ModelSpec, TensorRole, TensorSpec};
 
 use super::shape;
-use crate::{
-    error::EngineError,
-    kernel::{
-        Machine,
-        buffer::{Buffer, Bytes},
-        lanes::LANES,
-        matrix::Matrix,
-    },
-    shard::TensorSource,
-};
+use crate::error::EngineError;
+
+/// Where a shard's tensors come from.
+pub trait TensorSource {
+    /// Fills `into` (exactly `tensor.bytes` long) with the tensor's bytes as they are in the file.
+    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError>;
+
+    /// The very same tensor as another shard of this process holds it: then it is not read.
+    fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
+        None
+    }
+}
 
 /// A tensor as a loaded shard holds it. Clones share its memory, which lives as long as the last of them.
 #[derive(Clone, Debug)]
@@ -72,7 +80,7 @@ impl PackedTensor {
 /// All that is read lies in one mapping, so that huge pages reach over the borders of layers; the embedding table, the
 /// head and each layer have a part of it that is freed alone, when no shard holds it any more.
 pub(super) fn pack(
-    machine: Machine<'_>,
+    cpu: Cpu<'_>,
     spec: &ModelSpec,
     layers: &Range<usize>,
     source: &dyn TensorSource,
@@ -96,7 +104,7 @@ pub(super) fn pack(
         progress(loaded);
     };
     for tensor in vectors {
-        tensors.insert(tensor.role, PackedTensor(Packed::Vector(read_vector(machine, tensor, source)?)));
+        tensors.insert(tensor.role, PackedTensor(Packed::Vector(read_vector(cpu, tensor, source)?)));
         told(tensor);
     }
     let parts = matrices.into_values().map(places).collect::<Result<Vec<_>, _>>()?;
@@ -106,7 +114,7 @@ pub(super) fn pack(
     let buffers = Buffer::adjacent(&lens).ok_or_else(out_of_memory)?;
     for ((places, _), mut buffer) in parts.into_iter().zip(buffers) {
         for Place { tensor, packed } in &places {
-            read(machine, tensor, source, &mut buffer.bytes_mut()[packed.clone()])?;
+            read(cpu, tensor, source, &mut buffer.bytes_mut()[packed.clone()])?;
             told(tensor);
         }
         let buffer = Arc::new(buffer);
@@ -210,24 +218,15 @@ fn unpackable(tensor: &TensorSpec) -> EngineError {
 }
 
 /// Reads a tensor of checked size into its place and packs it there.
-fn read(
-    machine: Machine<'_>,
-    tensor: &TensorSpec,
-    source: &dyn TensorSource,
-    place: &mut [u8],
-) -> Result<(), EngineError> {
+fn read(cpu: Cpu<'_>, tensor: &TensorSpec, source: &dyn TensorSource, place: &mut [u8]) -> Result<(), EngineError> {
     let row_bytes = place.len() / tensor.rows.next_multiple_of(LANES);
     source.read(tensor, &mut place[..row_bytes * tensor.rows])?;
-    Matrix::pack(machine.team, tensor.dtype, row_bytes, place);
+    Matrix::pack(cpu.team, tensor.dtype, row_bytes, place);
     Ok(())
 }
 
 /// The elements of a vector, by way of a matrix that is freed at once.
-fn read_vector(
-    machine: Machine<'_>,
-    tensor: &TensorSpec,
-    source: &dyn TensorSource,
-) -> Result<Arc<[f32]>, EngineError> {
+fn read_vector(cpu: Cpu<'_>, tensor: &TensorSpec, source: &dyn TensorSource) -> Result<Arc<[f32]>, EngineError> {
     let TensorSpec { ref name, rows, cols, dtype, .. } = *tensor;
     let len = packed_len(tensor)?;
     if rows != 1 {
@@ -235,7 +234,7 @@ fn read_vector(
     }
     let out_of_memory = || EngineError::OutOfMemory { needed: len as u64, tensor: name.clone() };
     let mut buffer = Buffer::new(len).ok_or_else(out_of_memory)?;
-    read(machine, tensor, source, buffer.bytes_mut())?;
+    read(cpu, tensor, source, buffer.bytes_mut())?;
     let matrix = Matrix { dtype, rows, cols, bytes: Bytes::new(Arc::new(buffer), 0..len) };
-    Ok(matrix.vector(machine.simd).into())
+    Ok(matrix.vector(cpu.simd).into())
 }

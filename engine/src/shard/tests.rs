@@ -7,7 +7,7 @@ mod shared;
 
 use std::{fs, ops::Range};
 
-use qmesh_models::{family, gguf::Gguf, tensor::TensorType};
+use qmesh_models::{family, gguf::Gguf, spec::TensorSpec, tensor::TensorType};
 
 use super::*;
 use crate::{sample::LogitsDigest, step::Wants};

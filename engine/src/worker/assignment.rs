@@ -9,7 +9,7 @@ use qmesh_models::{
     spec::{ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PlanEpoch, StageIndex, WireType,
+    LoadShard, PlanEpoch, SectionError, StageIndex,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -18,6 +18,9 @@ use thiserror::Error;
 const SIDE_MAX: usize = 1 << 24;
 /// The most positions of a KV budget.
 const POSITIONS_MAX: usize = 1 << 28;
+
+/// The tags that this version knows in a `LoadShard`.
+const KNOWN_TAGS: [u16; 0] = [];
 
 /// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,12 +39,13 @@ pub(crate) struct Assignment {
     pub(crate) kv_positions: usize,
     pub(crate) context: usize,
     pub(crate) chunk_rows: usize,
-    pub(crate) wire: WireType,
 }
 
 /// Why a `LoadShard` makes no sense.
 #[derive(Debug, Error)]
 pub(crate) enum AssignmentError {
+    #[error(transparent)]
+    Section(#[from] SectionError),
     #[error("the spec does not parse: {0}")]
     Spec(#[from] serde_json::Error),
     #[error("layers {}-{} of a model with {of}", layers.start, layers.end)]
@@ -124,12 +128,13 @@ impl TryFrom<LoadShard> for Assignment {
     type Error = AssignmentError;
 
     fn try_from(load: LoadShard) -> Result<Self, AssignmentError> {
+        load.sections.understood(&KNOWN_TAGS)?;
         let mut spec: ModelSpec = serde_json::from_slice(&load.spec_json)?;
         let (hashes, tensors) = (load.tensor_hashes.len(), spec.tensors.len());
         if hashes != tensors {
             return Err(AssignmentError::Hashes { hashes, tensors });
         }
-        let layers = load.layers.0 as usize..load.layers.1 as usize;
+        let layers = load.layers.start as usize..load.layers.end as usize;
         // A coordinator may send the whole model's list: what is not this shard's is neither fetched nor kept.
         let all = std::mem::take(&mut spec.tensors).into_iter().zip(load.tensor_hashes);
         let own: Vec<_> = all.filter(|(tensor, _)| spec.holds(&layers, tensor.role)).collect();
@@ -147,7 +152,6 @@ impl TryFrom<LoadShard> for Assignment {
             kv_positions: load.kv_positions as usize,
             context: load.context as usize,
             chunk_rows: load.chunk_rows as usize,
-            wire: load.wire,
         };
         assignment.check_place()?;
         assignment.check_sizes()?;

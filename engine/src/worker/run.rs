@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Welcome, join};
+use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Sections, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
@@ -118,7 +118,7 @@ impl Worker {
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { coordinator, welcome: Welcome { mesh, assigned_name } } = joined;
+        let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. } } = joined;
         let peer = self.endpoint.peer_id().short();
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
         let Self { config, endpoint, lasting, .. } = self;
@@ -157,7 +157,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
         threads: u32::try_from(config.backend.threads().get()).unwrap_or(u32::MAX),
-        features: 0,
+        sections: Sections::default(),
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
     Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome })
@@ -166,12 +166,8 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
 /// Whether a refusal stays one however often the worker asks.
 fn is_final(code: RejectCode) -> bool {
     match code {
-        RejectCode::Version
-        | RejectCode::Secret
-        | RejectCode::Expired
-        | RejectCode::Malformed
-        | RejectCode::Revoked => true,
-        RejectCode::Full | RejectCode::Shutdown => false,
+        RejectCode::Version | RejectCode::Secret | RejectCode::Expired | RejectCode::Malformed => true,
+        RejectCode::Full => false,
     }
 }
 

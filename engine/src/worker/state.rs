@@ -95,9 +95,7 @@ impl WorkerState {
                 self.of_session(epoch, |turn| Command::Keep { turn, session, positions: positions as usize });
             }
             Message::Unload { epoch } => self.unload(epoch),
-            Message::Ping { stamp } => self.tell(Message::Pong { stamp }),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
-            Message::Pong { .. } => {}
             other @ (Message::Hello(_)
             | Message::Welcome(_)
             | Message::Reject { .. }

@@ -20,8 +20,8 @@ use qmesh_models::{
 use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
-    PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Segment, SegmentFlags, SessionId, ShardPhase, StageIndex,
-    StepId, StepTimes, Ticket, Trail, Trails, Upstream, Wants, Welcome, WireType, memory::Network, welcome,
+    PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Sections, Segment, SessionId, ShardPhase, StageIndex,
+    StepId, StepTimes, Ticket, Trail, Trails, Upstream, Wants, Welcome, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
@@ -45,12 +45,12 @@ pub(super) fn load_shard(epoch: u32, layers: Range<u32>) -> LoadShard {
         model_id: [7; 32],
         model_name: "tiny".into(),
         spec_json: serde_json::to_vec(&spec).unwrap(),
-        layers: (layers.start, layers.end),
+        layers,
         tensor_hashes: MODEL.hashes(&spec.tensors).unwrap(),
         kv_positions: 256,
         context: 128,
         chunk_rows: 64,
-        wire: WireType::F32,
+        sections: Sections::default(),
     }
 }
 
@@ -127,7 +127,7 @@ impl Stagecraft {
         };
         let applicant = welcome(&connection, &gate).await.unwrap();
         assert!(applicant.hello().memory_bytes > 0 && applicant.hello().threads == 1);
-        let place = Welcome { mesh: "stage".into(), assigned_name: "hired".into() };
+        let place = Welcome { mesh: "stage".into(), assigned_name: "hired".into(), ..Welcome::default() };
         let (_, sender, receiver) = applicant.admit(place).await.unwrap();
         Played { connection, sender, receiver, served: 0, lies: 0 }
     }
@@ -241,12 +241,10 @@ fn tokens(epoch: u32, step: u32, parts: &[(u64, usize, &[u32])]) -> Frame {
         position: u32::try_from(position).unwrap(),
         rows: u32::try_from(ids.len() - position).unwrap(),
         wants: Wants::Last,
-        flags: SegmentFlags::default(),
         trail: Trails::default().write(0, ids).unwrap(),
     });
     Frame {
         kind: FrameKind::Tokens,
-        wire: WireType::F32,
         epoch: PlanEpoch(epoch),
         step: StepId(step),
         width: 0,
@@ -254,6 +252,7 @@ fn tokens(epoch: u32, step: u32, parts: &[(u64, usize, &[u32])]) -> Frame {
         segments: segments.collect(),
         ids: parts.iter().flat_map(|&(_, position, ids)| &ids[position..]).copied().collect(),
         payload: Bytes::new(),
+        sections: Sections::default(),
     }
 }
 
@@ -429,7 +428,7 @@ async fn too_little_memory_is_said_before_anything_is_fetched() {
     };
     let applicant = welcome(&connection, &gate).await.unwrap();
     assert_eq!(applicant.hello().memory_bytes, 100_000);
-    let place = Welcome { mesh: "stage".into(), assigned_name: "small".into() };
+    let place = Welcome { mesh: "stage".into(), assigned_name: "small".into(), ..Welcome::default() };
     let (_, sender, receiver) = applicant.admit(place).await.unwrap();
     let mut played = Played { connection, sender, receiver, served: 0, lies: 0 };
     let text = played.load(load_shard(1, 0..LAYERS)).await.unwrap_err();

@@ -13,14 +13,14 @@ const PIECE_UNITS: usize = 16;
 
 /// Units left, each a byte of text or a value touched. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<AtomicU64>);
+pub(super) struct RenderBudget(Arc<AtomicU64>);
 
 /// The source of the error that ends a render whose budget is used up.
 #[derive(Debug, Error)]
 #[error("the budget is used up")]
 pub(super) struct OverBudget;
 
-impl Budget {
+impl RenderBudget {
     pub(super) fn new(units: usize) -> Self {
         Self(Arc::new(AtomicU64::new(units as u64)))
     }

@@ -11,7 +11,7 @@ use minijinja_contrib::pycompat;
 use thiserror::Error;
 
 use super::{
-    budget::{Budget, own_len},
+    budget::{RenderBudget, own_len},
     date,
     filters::FILTERS,
     guard, methods, operators, repr,
@@ -28,7 +28,7 @@ const REMOVED: [&str; 6] = ["batch", "chain", "pprint", "slice", "sum", "zip"];
 const WIDTH_DIGITS_MAX: u32 = 4;
 
 /// Everything a template may call, each render's own.
-pub(super) fn environment(budget: &Budget, now: SystemTime) -> Environment<'static> {
+pub(super) fn environment(budget: &RenderBudget, now: SystemTime) -> Environment<'static> {
     let mut env = Environment::new();
     // In debug mode errors name what is undefined.
     env.set_debug(true);
@@ -71,7 +71,7 @@ pub(super) fn environment(budget: &Budget, now: SystemTime) -> Environment<'stat
 }
 
 /// The functions that `guard` calls.
-fn guards(env: &mut Environment<'_>, budget: &Budget) {
+fn guards(env: &mut Environment<'_>, budget: &RenderBudget) {
     let own = budget.clone();
     env.add_function(guard::COUNT, move |value: Value| own.count(&value).map(|()| value));
     let own = budget.clone();
@@ -117,7 +117,7 @@ fn guards(env: &mut Environment<'_>, budget: &Budget) {
 }
 
 /// The tests that compare or scan: as arguments of `select` and its like they run once an item.
-fn guarded_tests(env: &mut Environment<'_>, budget: &Budget) {
+fn guarded_tests(env: &mut Environment<'_>, budget: &RenderBudget) {
     let mut add = |names: &[&'static str], test: Value| {
         for &name in names {
             let (own, test) = (budget.clone(), test.clone());
@@ -147,7 +147,7 @@ fn guarded_tests(env: &mut Environment<'_>, budget: &Budget) {
 }
 
 /// The filters that make more than they take, or do it once an item.
-fn guarded_filters(env: &mut Environment<'_>, budget: &Budget) {
+fn guarded_filters(env: &mut Environment<'_>, budget: &RenderBudget) {
     let mut add = |name, filter, cost| growing(env, name, filter, cost, budget);
     add("format", Value::from_function(filters::format), |args| format_cost(args, '%'));
     add("map", Value::from_function(filters::map), each_cost);
@@ -161,7 +161,7 @@ fn guarded_filters(env: &mut Environment<'_>, budget: &Budget) {
 }
 
 /// The filters that are ours, and those that Jinja has a default for.
-fn own_filters(env: &mut Environment<'_>, budget: &Budget) {
+fn own_filters(env: &mut Environment<'_>, budget: &RenderBudget) {
     for (name, filter) in FILTERS {
         let own = budget.clone();
         env.add_filter(name, move |args: Rest<ValueOrKwargs>| filter(&own, &args.into_values()));
@@ -180,7 +180,13 @@ fn own_filters(env: &mut Environment<'_>, budget: &Budget) {
 }
 
 /// Puts `filter` behind its `cost`.
-fn growing(env: &mut Environment<'_>, name: &'static str, filter: Value, cost: fn(&[Value]) -> usize, budget: &Budget) {
+fn growing(
+    env: &mut Environment<'_>,
+    name: &'static str,
+    filter: Value,
+    cost: fn(&[Value]) -> usize,
+    budget: &RenderBudget,
+) {
     let own = budget.clone();
     env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
         let args = args.into_values();

@@ -6,12 +6,12 @@ use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
 use super::{
     args::{bound, integer, required_text, truth},
-    budget::Budget,
+    budget::RenderBudget,
     json, methods, repr,
 };
 
 /// A filter of ours: its arguments begin with the value.
-pub(super) type Filter = fn(&Budget, &[Value]) -> Result<Value, Error>;
+pub(super) type Filter = fn(&RenderBudget, &[Value]) -> Result<Value, Error>;
 
 /// Filters by name.
 pub(super) const FILTERS: [(&str, Filter); 14] = [
@@ -51,19 +51,19 @@ pub(super) fn escaped(value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-fn default(_: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn default(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, default, boolean] = bound(args, ["value", "default_value", "boolean"])?;
     let value = value.unwrap_or_default();
     let replaced = value.is_undefined() || truth(boolean.as_ref()) && !value.is_true();
     Ok(if replaced { default.unwrap_or_else(|| Value::from("")) } else { value })
 }
 
-fn escape(_: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn escape(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value] = bound(args, ["s"])?;
     escaped(&value.unwrap_or_default()).map(Value::from_safe_string)
 }
 
-fn first(_: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn first(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value] = bound(args, ["seq"])?;
     let value = value.unwrap_or_default();
     if value.is_none() {
@@ -72,7 +72,7 @@ fn first(_: &Budget, args: &[Value]) -> Result<Value, Error> {
     Ok(value.try_iter()?.next().unwrap_or_default())
 }
 
-fn indent(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn indent(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, width, first, blank] = bound(args, ["s", "width", "first", "blank"])?;
     let value = value.filter(|value| value.kind() == ValueKind::String);
     let text = required_text(value.as_ref())?;
@@ -98,7 +98,7 @@ fn indent(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
-fn join(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn join(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, separator, attribute] = bound(args, ["value", "d", "attribute"])?;
     let separator = separator.unwrap_or_default();
     let separator = repr::text(&separator)?;
@@ -117,7 +117,7 @@ fn join(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
 }
 
 /// What a dotted path leads to from a value; its numbers are indices.
-fn attribute_of(budget: &Budget, value: Value, path: &Value) -> Result<Value, Error> {
+fn attribute_of(budget: &RenderBudget, value: Value, path: &Value) -> Result<Value, Error> {
     let path = repr::text(path)?;
     budget.charge(path.len())?;
     path.split('.').try_fold(value, |value, part| match part.parse::<usize>() {
@@ -126,14 +126,14 @@ fn attribute_of(budget: &Budget, value: Value, path: &Value) -> Result<Value, Er
     })
 }
 
-fn length(_: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn length(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value] = bound(args, ["obj"])?;
     let value = value.unwrap_or_default();
     let none = || Error::new(ErrorKind::InvalidOperation, format!("{} has no length", value.kind()));
     if value.is_undefined() { Ok(Value::from(0)) } else { value.len().map(Value::from).ok_or_else(none) }
 }
 
-fn list(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn list(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value] = bound(args, ["value"])?;
     let value = value.unwrap_or_default();
     if let Some(text) = value.as_str() {
@@ -142,19 +142,19 @@ fn list(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(value.try_iter()?.collect::<Vec<_>>()))
 }
 
-fn replace(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn replace(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, old, new, count] = bound(args, ["s", "old", "new", "count"])?;
     let text = |value: Option<Value>| repr::text(&value.unwrap_or_default()).map(Cow::into_owned);
     methods::replace(budget, &text(value)?, &text(old)?, &text(new)?, integer(count.as_ref())?)
 }
 
-fn string(_: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn string(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value] = bound(args, ["object"])?;
     let value = value.unwrap_or_default();
     if value.kind() == ValueKind::String { Ok(value) } else { Ok(Value::from(repr::text(&value)?.into_owned())) }
 }
 
-fn trim(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+fn trim(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, chars] = bound(args, ["value", "chars"])?;
     let value = value.unwrap_or_default();
     let trimmed = methods::strip(budget, &repr::text(&value)?, chars.as_ref(), methods::Sides::Both)?;

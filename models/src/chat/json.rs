@@ -6,7 +6,7 @@ use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
 use super::{
     args::{bound, truth},
-    budget::Budget,
+    budget::RenderBudget,
     repr,
 };
 
@@ -14,7 +14,7 @@ use super::{
 const INDENT_BYTES_MAX: usize = 16;
 
 /// `value|tojson(ensure_ascii, indent, separators, sort_keys)`, charged as it is written.
-pub(super) fn tojson(budget: &Budget, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn tojson(budget: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let names = ["x", "ensure_ascii", "indent", "separators", "sort_keys"];
     let [value, ascii, indent, separators, sorted] = bound(args, names)?;
     let indent = indent.filter(|indent| !indent.is_none()).map(|indent| margin(&indent)).transpose()?;
@@ -75,7 +75,7 @@ struct Style {
 }
 
 struct Writer<'a> {
-    budget: &'a Budget,
+    budget: &'a RenderBudget,
     style: &'a Style,
     out: String,
 }

@@ -7,7 +7,7 @@ use minijinja::{
 
 use super::{
     args::{bound, integer, required_text},
-    budget::Budget,
+    budget::RenderBudget,
     operators::clamped,
 };
 
@@ -30,7 +30,7 @@ pub(super) enum LineEnds {
 }
 
 /// `value.name(args)`; `None` where the method is not one of these.
-pub(super) fn method(budget: &Budget, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+pub(super) fn method(budget: &RenderBudget, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     match (value.kind(), name) {
         (ValueKind::String, _) => text_method(budget, value.as_str().unwrap_or_default(), name, args),
         (ValueKind::Seq, "index" | "count") => {
@@ -51,7 +51,7 @@ pub(super) fn method(budget: &Budget, value: &Value, name: &str, args: &[Value])
     }
 }
 
-fn text_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn text_method(budget: &RenderBudget, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let value = match name {
         "strip" | "lstrip" | "rstrip" => {
             let [chars] = bound(args, ["chars"])?;
@@ -105,7 +105,7 @@ fn text_method(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Resul
 }
 
 /// `text.strip(chars)`, or of one side; null for white space.
-pub(super) fn strip(budget: &Budget, text: &str, chars: Option<&Value>, sides: Sides) -> Result<Value, Error> {
+pub(super) fn strip(budget: &RenderBudget, text: &str, chars: Option<&Value>, sides: Sides) -> Result<Value, Error> {
     let chars: Option<Vec<char>> = match chars.filter(|chars| !chars.is_none()) {
         Some(chars) => Some(required_text(Some(chars))?.chars().collect()),
         None => None,
@@ -117,7 +117,13 @@ pub(super) fn strip(budget: &Budget, text: &str, chars: Option<&Value>, sides: S
 }
 
 /// `text.replace(old, new, count)`; a negative count is all of them.
-pub(super) fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: Option<i64>) -> Result<Value, Error> {
+pub(super) fn replace(
+    budget: &RenderBudget,
+    text: &str,
+    old: &str,
+    new: &str,
+    count: Option<i64>,
+) -> Result<Value, Error> {
     let count = usize::try_from(count.unwrap_or(-1)).unwrap_or(usize::MAX);
     budget.charge(text.len())?;
     let replaced = text.matches(old).count().min(count);
@@ -189,7 +195,7 @@ fn rsplit<'t>(text: &'t str, separator: Option<&str>, limit: usize) -> Result<Ve
     Ok(pieces)
 }
 
-fn pieces_value(budget: &Budget, pieces: Vec<&str>) -> Result<Value, Error> {
+fn pieces_value(budget: &RenderBudget, pieces: Vec<&str>) -> Result<Value, Error> {
     budget.pieces(pieces.len())?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }
@@ -248,7 +254,7 @@ fn window(text: &str, start: i64, end: i64) -> Option<(&str, usize)> {
     Some((&text[byte(start)..byte(end)], start))
 }
 
-fn join(budget: &Budget, separator: &str, items: &Value) -> Result<Value, Error> {
+fn join(budget: &RenderBudget, separator: &str, items: &Value) -> Result<Value, Error> {
     if items.is_none() {
         return Err(invalid("none cannot be joined"));
     }
@@ -302,7 +308,7 @@ fn swapcase(text: &str) -> String {
     out
 }
 
-fn padded(budget: &Budget, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn padded(budget: &RenderBudget, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let [width, fill] = bound(args, ["width", "fillchar"])?;
     let width = integer(width.as_ref())?.ok_or(ErrorKind::MissingArgument)?;
     if width > WIDTH_MAX {

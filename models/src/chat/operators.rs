@@ -6,13 +6,13 @@ use minijinja::{
 };
 
 use super::{
-    budget::{Budget, own_len},
+    budget::{RenderBudget, own_len},
     filters::escaped,
     repr,
 };
 
 /// `left + right`: numbers, texts, lists or tuples.
-pub(super) fn sum(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
+pub(super) fn sum(budget: &RenderBudget, left: &Value, right: &Value) -> Result<Value, Error> {
     budget.count(left)?;
     budget.count(right)?;
     if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
@@ -30,7 +30,7 @@ pub(super) fn sum(budget: &Budget, left: &Value, right: &Value) -> Result<Value,
 }
 
 /// `left * right`: numbers, or a text or a sequence and how often.
-pub(super) fn product(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
+pub(super) fn product(budget: &RenderBudget, left: &Value, right: &Value) -> Result<Value, Error> {
     let repeats = |value: &Value| matches!(value.kind(), ValueKind::String | ValueKind::Seq);
     let (repeated, times) = match (repeats(left), repeats(right)) {
         (true, _) => (left, right),
@@ -60,7 +60,7 @@ pub(super) fn remainder(left: &Value, right: &Value) -> Option<Value> {
 }
 
 /// `value[start:stop:step]`.
-pub(super) fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Result<Value, Error> {
+pub(super) fn slice(budget: &RenderBudget, value: &Value, bounds: [&Value; 3]) -> Result<Value, Error> {
     budget.count(value)?;
     let mut parts = [None; 3];
     for (part, bound) in parts.iter_mut().zip(bounds) {
@@ -86,7 +86,7 @@ pub(super) fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Resu
 }
 
 /// The value as text, for `left ~ right`.
-pub(super) fn text(budget: &Budget, value: Value) -> Result<Value, Error> {
+pub(super) fn text(budget: &RenderBudget, value: Value) -> Result<Value, Error> {
     budget.weigh(&value)?;
     if value.kind() == ValueKind::String && !value.is_safe() {
         return Ok(value);
@@ -95,7 +95,7 @@ pub(super) fn text(budget: &Budget, value: Value) -> Result<Value, Error> {
 }
 
 /// A value that is iterated over: null is not empty.
-pub(super) fn iterated(budget: &Budget, value: Value) -> Result<Value, Error> {
+pub(super) fn iterated(budget: &RenderBudget, value: Value) -> Result<Value, Error> {
     if value.is_none() {
         return Err(invalid("none cannot be iterated over".to_owned()));
     }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     RENDERED_BYTES_MAX, TemplateError,
-    budget::{Budget, OverBudget},
+    budget::{OverBudget, RenderBudget},
     builtins::{self, Raised},
     guard,
 };
@@ -60,7 +60,7 @@ pub(super) fn render(source: &str, variables: &Map<String, Json>, now: SystemTim
         generator.compile_stmt(&template);
         let (instructions, blocks) = generator.finish();
         let input_bytes = variables.values().map(bytes).sum::<usize>();
-        let budget = Budget::new(BUDGET_UNITS.saturating_add(input_bytes.saturating_mul(BUDGET_UNITS_PER_BYTE)));
+        let budget = RenderBudget::new(BUDGET_UNITS.saturating_add(input_bytes.saturating_mul(BUDGET_UNITS_PER_BYTE)));
         let mut env = builtins::environment(&budget, now);
         env.set_fuel(Some(FUEL));
         let mut text = String::new();

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::{
     gguf::{GgufError, KeyError},
-    weights::WeightsError,
+    weights::error::WeightsError,
 };
 
 /// Why a model cannot be used; each a line that names the key or tensor.

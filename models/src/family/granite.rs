@@ -24,7 +24,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         }
     }
     let embedding_scale = m.float_or("embedding_scale", 1.0, SCALE)?;
-    // The file says by what the logits are divided.
+    // The file has what the logits are divided by.
     let logit_scale = 1.0 / m.float("logit_scale", SCALE)?;
     Ok(Decoder { embedding_scale, logit_scale, ..Decoder::plain(dense::rms_norm(m)?, layers) })
 }

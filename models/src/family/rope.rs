@@ -39,7 +39,7 @@ pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError
     Ok((scaling, magnitude))
 }
 
-/// By what positions are divided; ggml takes 0 for none.
+/// What positions are divided by; ggml takes 0 for no scaling.
 fn factor(m: &Metadata<'_>) -> Result<f32, ModelError> {
     let key = if m.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
     match m.float_or(key, 1.0, 0.0..=*FACTOR.end())? {

@@ -53,7 +53,7 @@ pub(super) fn list(
         expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, rope.dims / 2)));
     }
     for (index, layer) in layers.iter().enumerate() {
-        Block { gguf, hidden, index, expected: &mut expected }.layer(layer);
+        LayerTensors { gguf, hidden, index, expected: &mut expected }.layer(layer);
     }
     resolve(gguf, &expected)
 }
@@ -75,7 +75,7 @@ struct Expected {
     name: String,
     cols: usize,
     pieces: Vec<(TensorRole, usize)>,
-    /// Matrices that the rows are, one below the other.
+    /// How many matrices the rows make up, one below the other.
     stacked: usize,
 }
 
@@ -124,14 +124,14 @@ impl Expected {
 }
 
 /// Collects the tensors of one layer.
-struct Block<'a> {
+struct LayerTensors<'a> {
     gguf: &'a Gguf,
     hidden: usize,
     index: usize,
     expected: &'a mut Vec<Expected>,
 }
 
-impl Block<'_> {
+impl LayerTensors<'_> {
     fn layer(&mut self, layer: &LayerSpec) {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         let (before, after) = match layer.norms {

@@ -9,7 +9,7 @@ use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, Mode
 /// What a layer takes, in bytes.
 #[derive(Clone, Debug)]
 pub(super) struct LayerFootprint {
-    /// Of its tensors.
+    /// What its tensors take.
     pub(super) tensors: TensorFootprint,
     /// Its part of a page of the KV cache.
     pub(super) page_bytes: u64,
@@ -23,7 +23,7 @@ pub(super) struct LayerFootprint {
 }
 
 impl LayerFootprint {
-    /// Of the spec's layer `index`, without its tensors.
+    /// What the spec's layer `index` takes, but for its tensors.
     pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
         let (layer, hidden) = (&spec.layers[index], spec.hidden);
         let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = layer.attention;

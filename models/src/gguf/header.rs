@@ -109,7 +109,7 @@ fn looks_like(start: &[u8; 8]) -> &'static str {
         [0xef, 0xbb, 0xbf, b'<', ..] => HTML,
         // safetensors: the length of a JSON text, which no other format keeps under 2^32 in eight bytes.
         [_, _, _, _, 0, 0, 0, 0] => "this may be a safetensors file; convert it to GGUF",
-        // Magics of before GGUF, written as text or as a little-endian number.
+        // Magic numbers of the formats before GGUF, written as text or as a little-endian number.
         _ if [b"GGML", b"ggml", b"lmgg", b"ggmf", b"fmgg", b"ggjt", b"tjgg"].iter().any(|m| start.starts_with(*m)) => {
             "this is a GGML file from before GGUF; convert it again from its source"
         }

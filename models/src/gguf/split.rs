@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<(Header, Part)>, GgufError> {
     let mut opened = Some(opened);
     let mut parts = Vec::new();
     for no in 0..place.count {
-        let expected = Place { no, ..place };
+        let expected = PartNumber { no, ..place };
         let part = match opened.take_if(|_| no == place.no) {
             Some(part) => part,
             None => read_sibling(&sibling(path, stem, expected), expected)?,
@@ -49,19 +49,19 @@ pub(super) fn check(model: &Gguf) -> Result<(), GgufFault> {
 
 /// Part `no`, from 0, of `count`.
 #[derive(Clone, Copy, PartialEq)]
-struct Place {
+struct PartNumber {
     no: u64,
     count: u64,
 }
 
-impl Place {
+impl PartNumber {
     fn suffix(self) -> String {
         format!("-{:05}-of-{:05}.gguf", self.no + 1, self.count)
     }
 }
 
 /// Where a file stands in its model; `None` where it is the whole of it.
-fn place(header: &Header) -> Result<Option<Place>, GgufFault> {
+fn place(header: &Header) -> Result<Option<PartNumber>, GgufFault> {
     let count = header::read_optional(&header.metadata, "split.count")?.unwrap_or(1);
     if count <= 1 {
         return Ok(None);
@@ -70,25 +70,25 @@ fn place(header: &Header) -> Result<Option<Place>, GgufFault> {
     if no >= count {
         return Err(GgufFault::SplitMismatch { key: "split.no", expected: count - 1, found: no });
     }
-    Ok(Some(Place { no, count }))
+    Ok(Some(PartNumber { no, count }))
 }
 
 /// The file name of a part without its suffix; as bytes, for names that are not UTF-8.
-fn stem(path: &Path, place: Place) -> Option<&[u8]> {
+fn stem(path: &Path, place: PartNumber) -> Option<&[u8]> {
     path.file_name()?.as_bytes().strip_suffix(place.suffix().as_bytes())
 }
 
-fn sibling(path: &Path, stem: &[u8], place: Place) -> PathBuf {
+fn sibling(path: &Path, stem: &[u8], place: PartNumber) -> PathBuf {
     path.with_file_name(OsStr::from_bytes(&[stem, place.suffix().as_bytes()].concat()))
 }
 
-fn read_sibling(path: &Path, expected: Place) -> Result<(Header, Part), GgufError> {
+fn read_sibling(path: &Path, expected: PartNumber) -> Result<(Header, Part), GgufError> {
     let at = |fault| GgufError { path: path.to_owned(), fault };
     let part = read_file(path).map_err(|error| {
         let absent = matches!(&error.fault, GgufFault::Io(cause) if cause.kind() == io::ErrorKind::NotFound);
         if absent { at(GgufFault::PartMissing) } else { error }
     })?;
-    let found = place(&part.0).map_err(at)?.unwrap_or(Place { no: 0, count: 1 });
+    let found = place(&part.0).map_err(at)?.unwrap_or(PartNumber { no: 0, count: 1 });
     if found.count != expected.count {
         return Err(at(GgufFault::SplitMismatch { key: "split.count", expected: expected.count, found: found.count }));
     }

@@ -1,4 +1,4 @@
-//! Writes GGUF files: the random test models, and files that hold only a vocabulary.
+//! Writes GGUF files: random models for tests and benchmarks, and files that hold only a vocabulary.
 
 use std::io::{self, Write};
 
@@ -100,6 +100,40 @@ impl GgufWriter {
         Ok(())
     }
 
+    /// Writes the file without ever holding a whole tensor: `fill` makes pieces of at most `piece_bytes` bytes, tensor after
+    /// tensor and in order within each. A piece is whole blocks; one block where that is more than `piece_bytes`.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_in_pieces(
+        &self,
+        out: &mut impl Write,
+        piece_bytes: usize,
+        mut fill: impl FnMut(&Declared, &mut [u8]),
+    ) -> io::Result<()> {
+        out.write_all(&self.header())?;
+        for tensor in &self.tensors {
+            let block = tensor.dtype.block_bytes();
+            let mut piece = vec![0; block * (piece_bytes / block).max(1)];
+            let mut left = tensor.bytes;
+            while left > 0 {
+                let length = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+                piece[..length].fill(0);
+                fill(tensor, &mut piece[..length]);
+                out.write_all(&piece[..length])?;
+                left -= length as u64;
+            }
+            let padding = tensor.bytes.next_multiple_of(self.alignment()) - tensor.bytes;
+            out.write_all(&vec![0; usize::try_from(padding).map_err(io::Error::other)?])?;
+        }
+        Ok(())
+    }
+
+    /// The tensors in the order of the file.
+    pub fn tensors(&self) -> &[Declared] {
+        &self.tensors
+    }
+
     /// The whole file, as `write` makes it.
     pub fn to_bytes(&self, fill: impl FnMut(&Declared, &mut [u8])) -> Vec<u8> {
         let mut out = Vec::new();
@@ -171,5 +205,28 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::Strings(strings) => strings.iter().for_each(|text| put_text(out, text.as_bytes())),
         Array::ByteStrings(strings) => strings.iter().for_each(|bytes| put_text(out, bytes)),
         Array::Arrays(arrays) => arrays.iter().for_each(|inner| put_array(out, inner)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_make_the_same_file() {
+        let writer =
+            GgufWriter::new("llama").tensor("a", &[256, 3], TensorType::Q4K).tensor("b", &[5], TensorType::F32);
+        let whole = writer.to_bytes(|tensor, bytes| bytes.fill(tensor.name.as_bytes()[0]));
+        for (piece_bytes, pieces) in [(1, 3 + 5), (300, 2 + 1), (1 << 20, 2)] {
+            let (mut out, mut seen) = (Vec::new(), Vec::new());
+            let written = writer.write_in_pieces(&mut out, piece_bytes, |tensor, bytes| {
+                assert!(bytes.iter().all(|byte| *byte == 0), "a piece is empty before it is filled");
+                bytes.fill(tensor.name.as_bytes()[0]);
+                seen.push(bytes.len());
+            });
+            written.unwrap();
+            assert_eq!((out.len() as u64, seen.len()), (writer.file_bytes(), pieces));
+            assert!(out == whole, "pieces of {piece_bytes} bytes");
+        }
     }
 }

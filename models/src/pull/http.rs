@@ -10,7 +10,7 @@ use ureq::{
 
 use super::{
     Progress, PullError, names,
-    part::{BLOCK, Expected, Part},
+    part::{BLOCK, Expected, PartialFile},
     slot::ensure_space,
 };
 
@@ -21,7 +21,7 @@ const GAIN: u64 = 1 << 20;
 
 /// How long to be patient.
 #[derive(Clone, Debug)]
-pub(super) struct Patience {
+pub(super) struct ServerPatience {
     /// Waits before the second, third, … try.
     pub(super) waits: Vec<Duration>,
     /// How long a server, or pip, may bring nothing.
@@ -47,7 +47,7 @@ pub(super) struct Http {
 
 impl Http {
     /// A client that goes through `proxy`.
-    pub(super) fn new(patience: &Patience, proxy: Option<ureq::Proxy>) -> Self {
+    pub(super) fn new(patience: &ServerPatience, proxy: Option<ureq::Proxy>) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
@@ -90,7 +90,7 @@ impl Http {
             Some(sha256) => format!("sha256:{sha256}"),
             None => format!("url:{}", blake3::hash(source.url.as_bytes())),
         };
-        let part = Part::open(target, &identity, progress)?;
+        let part = PartialFile::open(target, &identity, progress)?;
         let mut transfer = Transfer { http: self, source, target, part, progress, total: source.expected.bytes };
         let mut failures = 0;
         loop {
@@ -137,7 +137,7 @@ struct Transfer<'a> {
     http: &'a Http,
     source: &'a Source,
     target: &'a Path,
-    part: Part,
+    part: PartialFile,
     progress: &'a mut dyn Progress,
     /// Bytes of the whole file, once they are known.
     total: Option<u64>,

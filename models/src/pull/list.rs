@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{part, slot::Record};
+use super::{part, slot::SlotRecord};
 use crate::{catalog, directories::Directories};
 
 /// A model in the cache, or one of the catalog that could be.
@@ -65,9 +65,9 @@ fn cached(name: &str, folder: &Path, files: &[String]) -> CachedModel {
     CachedModel { name: name.into(), path: folder.join(&files[0]), bytes: there, state }
 }
 
-fn records(folder: &Path) -> Vec<Record> {
+fn records(folder: &Path) -> Vec<SlotRecord> {
     let refs = entries(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "ref"));
-    refs.filter_map(|path| Record::read(&path)).collect()
+    refs.filter_map(|path| SlotRecord::read(&path)).collect()
 }
 
 fn subfolders(folder: &Path) -> Vec<PathBuf> {

@@ -39,7 +39,7 @@ pub(super) struct Sidecar {
 }
 
 /// A file that is being fetched to `target`. The caller holds the lock of its folder.
-pub(super) struct Part {
+pub(super) struct PartialFile {
     target: PathBuf,
     path: PathBuf,
     sidecar_path: PathBuf,
@@ -50,7 +50,7 @@ pub(super) struct Part {
     bytes: u64,
 }
 
-impl Part {
+impl PartialFile {
     /// Takes up what an earlier try for the same `identity` left, or begins anew.
     pub(super) fn open(target: &Path, identity: &str, progress: &mut dyn Progress) -> Result<Self, PullError> {
         let (path, sidecar_path) = (part_path(target), sidecar_path(target));
@@ -197,13 +197,13 @@ mod tests {
     fn only_the_checkpointed_bytes_of_the_same_content_are_taken_up() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("m.gguf");
-        let mut part = Part::open(&target, "one", &mut Silent).unwrap();
+        let mut part = PartialFile::open(&target, "one", &mut Silent).unwrap();
         part.append(b"GGUF first").unwrap();
         part.checkpoint().unwrap();
         part.append(b" lost").unwrap();
         drop(part);
 
-        let mut part = Part::open(&target, "one", &mut Silent).unwrap();
+        let mut part = PartialFile::open(&target, "one", &mut Silent).unwrap();
         assert_eq!(part.bytes(), 10);
         part.append(b" second").unwrap();
         let sha256 = Some(hex(&Sha256::digest(b"GGUF first second")));
@@ -211,11 +211,11 @@ mod tests {
         assert_eq!(fs::read(&target).unwrap(), b"GGUF first second");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
-        let mut part = Part::open(&target, "one", &mut Silent).unwrap();
+        let mut part = PartialFile::open(&target, "one", &mut Silent).unwrap();
         part.append(b"GGUF").unwrap();
         part.checkpoint().unwrap();
         drop(part);
-        assert_eq!(Part::open(&target, "two", &mut Silent).unwrap().bytes(), 0);
+        assert_eq!(PartialFile::open(&target, "two", &mut Silent).unwrap().bytes(), 0);
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("m.gguf");
         let finish = |content: &[u8], expected: Expected| {
-            let mut part = Part::open(&target, "x", &mut Silent).unwrap();
+            let mut part = PartialFile::open(&target, "x", &mut Silent).unwrap();
             part.append(content).unwrap();
             part.checkpoint().unwrap();
             part.finish(&expected).unwrap_err()

@@ -19,14 +19,14 @@ const RESERVE: u64 = 64 << 20;
 /// What a hub or web reference stands for: written before its files are fetched, so that a list can tell a partial
 /// model and a later pull needs no network.
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(super) struct Record {
+pub(super) struct SlotRecord {
     /// The reference, in its most exact form.
     pub(super) name: String,
     /// Local names of the model's files, in order.
     pub(super) files: Vec<String>,
 }
 
-impl Record {
+impl SlotRecord {
     /// The record at `path`; `None` where there is none, or where it names what is no plain file name.
     pub(super) fn read(path: &Path) -> Option<Self> {
         let record: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
@@ -123,10 +123,10 @@ mod tests {
         assert!(matches!(ensure_space(folder.path(), u64::MAX), Err(PullError::NoSpace { .. })));
 
         let path = folder.path().join("a.json");
-        let record = Record { name: "hf:o/r".into(), files: vec!["a.gguf".into()] };
+        let record = SlotRecord { name: "hf:o/r".into(), files: vec!["a.gguf".into()] };
         record.write(&path).unwrap();
-        assert_eq!(Record::read(&path), Some(record));
-        Record { name: "hf:o/r".into(), files: vec!["../a.gguf".into()] }.write(&path).unwrap();
-        assert_eq!(Record::read(&path), None);
+        assert_eq!(SlotRecord::read(&path), Some(record));
+        SlotRecord { name: "hf:o/r".into(), files: vec!["../a.gguf".into()] }.write(&path).unwrap();
+        assert_eq!(SlotRecord::read(&path), None);
     }
 }

@@ -119,7 +119,7 @@ struct Bench {
 
 impl Bench {
     fn new(retries: usize) -> Self {
-        let patience = Patience { waits: vec![Duration::ZERO; retries], silence: Duration::from_millis(500) };
+        let patience = ServerPatience { waits: vec![Duration::ZERO; retries], silence: Duration::from_millis(500) };
         let root = tempfile::tempdir().unwrap();
         let puller = Puller {
             http: Http::new(&patience, None),

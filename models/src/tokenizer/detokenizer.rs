@@ -8,7 +8,7 @@ use super::Tokenizer;
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    state: State,
+    state: DecoderState,
 }
 
 /// What becomes of control tokens in decoded text.
@@ -32,7 +32,7 @@ pub enum LeadingSpace {
 impl Detokenizer {
     /// A decoder at the start of a stream.
     pub fn new(tokenizer: Arc<Tokenizer>, leading_space: LeadingSpace, control: ControlTokens) -> Self {
-        Self { tokenizer, state: State::new(leading_space, control) }
+        Self { tokenizer, state: DecoderState::new(leading_space, control) }
     }
 
     /// The text that is certain once `id` has come; an incomplete character is held back.
@@ -49,14 +49,14 @@ impl Detokenizer {
 
 /// Where a decoder stands.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct DecoderState {
     /// The beginning of a character: at most three bytes between calls.
     pending: Vec<u8>,
     leading_space: LeadingSpace,
     control: ControlTokens,
 }
 
-impl State {
+impl DecoderState {
     pub(super) fn new(leading_space: LeadingSpace, control: ControlTokens) -> Self {
         Self { pending: Vec::new(), leading_space, control }
     }

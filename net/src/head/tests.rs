@@ -1,55 +1,50 @@
 //! The layout to the byte, frames that must be refused, and a seeded fuzz of the parser.
 
 use super::*;
-use crate::{frame::Wants, tests::Random};
+use crate::{section::SectionError, tests::Random};
 
 fn hidden() -> Frame {
-    let segment = |session, position, rows, wants, flags| {
+    let segment = |session, position, rows, wants| {
         let trail = Trail(0x0807_0605_0403_0200 + session);
-        Segment { session: SessionId(session), position, rows, wants, flags, trail }
+        Segment { session: SessionId(session), position, rows, wants, trail }
     };
     Frame {
         kind: FrameKind::Hidden,
-        wire: WireType::F32,
         epoch: PlanEpoch(0x0102_0304),
         step: StepId(5),
         width: 2,
         times: StepTimes { compute_us: 0x0a, slowest_us: 0x0b, queued_us: 0x0c },
-        segments: vec![
-            segment(6, 7, 1, Wants::Last, SegmentFlags::default()),
-            segment(8, 0, 2, Wants::All, SegmentFlags::PREFILL | SegmentFlags::LAST),
-        ],
+        segments: vec![segment(6, 7, 1, Wants::Last), segment(8, 0, 2, Wants::All)],
         ids: vec![10, 11, 12],
         payload: (0..24).collect::<Vec<u8>>().into(),
+        sections: Sections::default(),
     }
+}
+
+/// With sections that nobody has to understand.
+fn sectioned() -> Frame {
+    let mut sections = Sections::default();
+    sections.set(2, vec![7; 5]);
+    sections.set(0x8000, Bytes::new());
+    Frame { sections, ..hidden() }
 }
 
 fn frames() -> Vec<Frame> {
     let tokens = Frame { kind: FrameKind::Tokens, width: 0, payload: Bytes::new(), ..hidden() };
-    let f16 = Frame { wire: WireType::F16, payload: Bytes::from_static(&[1; 12]), ..hidden() };
-    let q8 = Frame { wire: WireType::Q8, width: 64, payload: Bytes::from_static(&[1; 3 * 68]), ..hidden() };
     let mut sampled = Frame { kind: FrameKind::Sampled, width: 1, payload: vec![0; 2 * 32].into(), ..hidden() };
     sampled.ids.pop();
     (sampled.segments[0].rows, sampled.segments[1].rows) = (0, 2);
-    vec![hidden(), tokens, f16, q8, sampled, Frame::end(PlanEpoch(1), StepId(2))]
-}
-
-fn whole(frame: &Frame, sum: PayloadSum) -> (Bytes, Bytes) {
-    let mut tail = frame.payload.to_vec();
-    if sum == PayloadSum::On {
-        tail.put_u64_le(payload_sum(&frame.payload));
-    }
-    (frame.head_bytes(sum).unwrap(), tail.into())
+    vec![hidden(), tokens, sectioned(), sampled, Frame::end(PlanEpoch(1), StepId(2))]
 }
 
 #[test]
 fn the_layout_is_this() {
-    let (head, _) = whole(&hidden(), PayloadSum::Off);
+    let head = hidden().head_bytes().unwrap();
     let mut expected = vec![0x4d, 0x51, 1, 0, 0, 0, 2, 0, 5, 0, 0, 0, 4, 3, 2, 1, 2, 0, 0, 0, 3, 0, 0, 0, 24, 0, 0, 0];
     expected.extend(&head[28..32]);
     expected.extend([0x0a, 0, 0, 0, 0x0b, 0, 0, 0, 0x0c, 0, 0, 0, 0, 0, 0, 0]);
     expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 6, 2, 3, 4, 5, 6, 7, 8]);
-    expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2 | 4 | 16, 0, 0, 0, 0, 0, 0, 0]);
+    expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
     expected.extend([8, 2, 3, 4, 5, 6, 7, 8]);
     expected.extend([10, 0, 0, 0, 11, 0, 0, 0, 12, 0, 0, 0]);
     expected.resize(128, 0);
@@ -62,29 +57,37 @@ fn the_layout_is_this() {
 #[test]
 fn every_kind_survives() {
     for frame in frames() {
-        for sum in [PayloadSum::Off, PayloadSum::On] {
-            let (head, tail) = whole(&frame, sum);
-            let parsed = FrameHead::parse(&head).unwrap();
-            assert_eq!((parsed.payload_bytes(), head.len() % 32), (frame.payload.len(), 0));
-            assert_eq!(parsed.fixed.frame_bytes(), head.len() + tail.len());
-            assert_eq!(parsed.into_frame(tail).unwrap(), frame);
-        }
+        let head = frame.head_bytes().unwrap();
+        let parsed = FrameHead::parse(&head).unwrap();
+        assert_eq!((parsed.payload_bytes(), head.len() % 32), (frame.payload.len(), 0));
+        assert_eq!(parsed.fixed.frame_bytes(), head.len() + frame.payload.len());
+        assert_eq!(frame.wire_bytes(), parsed.fixed.frame_bytes());
+        assert_eq!(parsed.into_frame(frame.payload.clone()).unwrap(), frame);
     }
 }
 
 #[test]
-fn a_changed_payload_shows_in_its_sum() {
-    let (head, tail) = whole(&hidden(), PayloadSum::On);
-    let mut tail = tail.to_vec();
-    tail[3] ^= 1;
-    let error = FrameHead::parse(&head).unwrap().into_frame(tail.into()).unwrap_err();
-    assert!(matches!(error, FrameError::Mismatch { what: "sum of the payload", .. }), "{error}");
+fn sections_follow_the_ids() {
+    let head = sectioned().head_bytes().unwrap();
+    assert_eq!(head[44..48], [17, 0, 0, 0]);
+    assert_eq!(head[124..141], [2, 0, 5, 0, 0, 0, 7, 7, 7, 7, 7, 0, 0x80, 0, 0, 0, 0]);
+    assert_eq!((head.len(), head[141..].iter().all(|byte| *byte == 0)), (160, true));
+}
+
+#[test]
+fn sections_that_must_be_understood_are_refused_by_their_tag() {
+    let mut frame = sectioned();
+    frame.sections.set(7, Bytes::new());
+    let refused = FrameHead::parse(&frame.head_bytes().unwrap());
+    assert_eq!(refused, Err(FrameError::Section(SectionError::Unknown { tag: 7 })));
+    frame.sections.set(2, vec![0; FRAME_SECTIONS_BYTES]);
+    assert!(matches!(frame.head_bytes(), Err(FrameError::Section(SectionError::TooLong { .. }))));
 }
 
 #[test]
 fn frames_that_break_a_rule_are_not_sent() {
     type Breakage = fn(&mut Frame);
-    let broken: [(&str, Breakage); 8] = [
+    let broken: [(&str, Breakage); 7] = [
         ("rows", |frame| frame.segments[0].rows = 2),
         ("rows of a segment", |frame| (frame.segments[0].rows, frame.segments[1].rows) = (0, 3)),
         ("bytes of the payload", |frame| frame.payload = frame.payload.slice(1..)),
@@ -92,19 +95,18 @@ fn frames_that_break_a_rule_are_not_sent() {
         ("segments", |frame| frame.segments = vec![frame.segments[0]; FRAME_SEGMENTS + 1]),
         ("rows", |frame| frame.ids = vec![0; FRAME_ROWS + 1]),
         ("end of a segment", |frame| frame.segments[0].position = u32::MAX),
-        ("multiple of 32", |frame| frame.wire = WireType::Q8),
     ];
     for (what, breakage) in broken {
         let mut frame = hidden();
         breakage(&mut frame);
-        let error = frame.head_bytes(PayloadSum::Off).unwrap_err();
+        let error = frame.head_bytes().unwrap_err();
         assert!(error.to_string().contains(what), "{what}: {error}");
     }
 }
 
 /// Changes a field and makes the checksum right again, as a malicious peer would.
 fn forged(offset: usize, bytes: &[u8]) -> FrameError {
-    let mut head = hidden().head_bytes(PayloadSum::Off).unwrap().to_vec();
+    let mut head = hidden().head_bytes().unwrap().to_vec();
     head[offset..offset + bytes.len()].copy_from_slice(bytes);
     let crc = checksum(&head);
     head[28..32].copy_from_slice(&crc.to_le_bytes());
@@ -123,7 +125,10 @@ fn forged_heads_are_refused_by_name() {
         (16, &[0xff; 4], "width of"),
         (20, &[0xff; 4], "rows of"),
         (24, &[0xff; 4], "bytes of the payload"),
-        (44, &[1], "reserved"),
+        (44, &[1], "1 bytes follow the last section"),
+        (44, &[0xff; 2], "bytes of the sections of"),
+        (44, &[200], "head of"),
+        (46, &[1], "reserved"),
         (60, &[2], "rows"),
         (56, &[0xff; 4], "end of a segment"),
         (64, &[3], "segment flags 3"),
@@ -138,7 +143,7 @@ fn forged_heads_are_refused_by_name() {
 
 #[test]
 fn optional_flags_are_ignored() {
-    let mut head = hidden().head_bytes(PayloadSum::Off).unwrap().to_vec();
+    let mut head = hidden().head_bytes().unwrap().to_vec();
     (head[5], head[67]) = (0x80, 0x80);
     let crc = checksum(&head);
     head[28..32].copy_from_slice(&crc.to_le_bytes());
@@ -148,7 +153,7 @@ fn optional_flags_are_ignored() {
 #[test]
 fn mutated_heads_never_panic_and_never_lie() {
     let mut random = Random(2);
-    let heads: Vec<_> = frames().iter().map(|frame| frame.head_bytes(PayloadSum::Off).unwrap()).collect();
+    let heads: Vec<_> = frames().iter().map(|frame| frame.head_bytes().unwrap()).collect();
     let mut accepted = 0;
     for round in 0..150_000 {
         let mut bytes = heads[random.below(heads.len())].to_vec();

@@ -10,14 +10,14 @@ use super::PrefillOptions;
 use crate::{
     clients::{Load, firsts},
     commands::streams::{lanes, one_process_threads, servers, split_peers},
-    compare::{Comparison, interleave, peer_headings, report},
+    compare::{Comparison, PeerSamples, interleave, peer_and_setting, peer_headings, report},
     machine::{cpus, cpus_of_worker, on_cpus},
-    model::{self, Model},
+    model::{self, BenchModel},
     options::{ComparisonOptions, most},
-    peer::{Peer, Test},
-    pipeline::{CHUNK_ROWS, Layout, Pipeline},
-    record::{Record, same_tokens},
-    report::{Cell, Report, Table},
+    peer::{Peer, Setting, Test},
+    pipeline::{CHUNK_ROWS, Layout, ReadyMesh},
+    record::{LoadRecord, same_tokens},
+    report::{Cell, Report, ReportTable},
     rpc::RpcServers,
     statistics::Samples,
 };
@@ -40,7 +40,7 @@ pub(super) fn run(options: &PrefillOptions) -> Result<Report> {
 const NOTE: &str = "ms to the first token; one process: tok/s of the whole model without workers, with as many threads as \
                     all stages have together; bound: one stage's time × the largest stage's share of the weights, what \
                     chunks of one row would reach if they cost no more; llama.cpp: llama-bench over ggml-rpc-server processes \
-                    on the same CPUs, the best of -ub 128, 256, 512";
+                    on the same CPUs, the best of -fa 0, 1 with -ub 128, 256, 512";
 
 /// Micro-batches that llama.cpp is tried with.
 const UBATCHES: [usize; 3] = [128, 256, 512];
@@ -53,10 +53,8 @@ struct Measured {
     stages: usize,
     prompt: usize,
     largest_share: f64,
-    /// Seconds per token; of each peer with its best micro-batch.
+    /// Seconds per token.
     times: Comparison,
-    /// Each peer's best micro-batch.
-    ubatches: Vec<usize>,
     /// Seconds per token of the whole model in one process with as many threads as all stages have.
     one_process: Samples,
 }
@@ -69,7 +67,7 @@ struct OneProcess {
 }
 
 impl OneProcess {
-    fn load(model: &Model, threads: usize, positions: usize) -> Result<Self> {
+    fn load(model: &BenchModel, threads: usize, positions: usize) -> Result<Self> {
         let cpus = cpus_of_worker(&cpus(), 0, threads);
         let (shard, _) = on_cpus(&cpus, || model.load(1, positions, threads))?;
         Ok(Self { threads, cpus, shard })
@@ -83,12 +81,12 @@ impl OneProcess {
     }
 }
 
-fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
+fn measure(options: &PrefillOptions, model: &BenchModel, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
     let (stages, prompts) = (&options.stages, &options.prompt);
     let pipelines = stages.iter().map(|&stages| {
         let (context, speculation) = (most(prompts) + 1, Speculation::Off);
         let workload = options.cut.workload(Workload::Prompts);
-        Pipeline::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
+        ReadyMesh::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
     });
     let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
     let servers: Vec<Vec<RpcServers>> =
@@ -102,8 +100,9 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
     for pipeline in &pipelines {
         pipeline.load(model, load(most(prompts)))?;
     }
-    let mut records = vec![Record::default(); lanes.len()];
-    let contenders = 2 + peers.len() * UBATCHES.len();
+    let mut records = vec![LoadRecord::default(); lanes.len()];
+    let settings = Setting::each(&UBATCHES);
+    let contenders = 2 + peers.len() * settings.len();
     let mut samples = interleave(lanes.len() * contenders, options.comparison.run.repeat, |lane| {
         let (contender, lane) = (lane / lanes.len(), lane % lanes.len());
         let (at, prompt) = lanes[lane];
@@ -117,9 +116,9 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
             records[lane].push(&run)?;
             return Ok(firsts(&run.streams).median() / prompt as f64);
         };
-        let (peer, ubatch) = (other / UBATCHES.len(), UBATCHES[other % UBATCHES.len()]);
+        let (peer, setting) = peer_and_setting(other, &settings);
         let test = Test::Prefill { rows: prompt };
-        peers[peer].sample_split(&servers[peer][at], &model.path, threads, test, ubatch)
+        peers[peer].sample_split(&servers[peer][at], &model.path, threads, test, setting)
     })?;
     for &prompt in prompts {
         let same = lanes.iter().zip(&records).filter(|((_, p), _)| *p == prompt).map(|(_, record)| record);
@@ -129,8 +128,7 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
     let beside = one_process.split_off(lanes.len());
     let ours = samples.into_iter().zip(one_process);
     let measured = lanes.iter().zip(ours).enumerate().map(|(lane, (&(at, prompt), (ours, one_process)))| {
-        let own: Vec<Samples> = beside.iter().skip(lane).step_by(lanes.len()).cloned().collect();
-        let (peers, ubatches) = own.chunks(UBATCHES.len()).map(best).unzip();
+        let peers = PeerSamples::by_peer(beside.iter().skip(lane).step_by(lanes.len()).cloned(), &settings);
         Measured {
             model: model.name.clone(),
             threads,
@@ -138,28 +136,21 @@ fn measure(options: &PrefillOptions, model: &Model, threads: usize, peers: &mut 
             prompt,
             largest_share: pipelines[at].shares(model).into_iter().fold(0.0, f64::max),
             times: Comparison { ours, peers },
-            ubatches,
             one_process,
         }
     });
     let measured = measured.collect();
-    pipelines.into_iter().for_each(Pipeline::stop);
+    pipelines.into_iter().for_each(ReadyMesh::stop);
     Ok(measured)
 }
 
-/// The fastest of one peer's, and its micro-batch.
-fn best(samples: &[Samples]) -> (Samples, usize) {
-    let all = samples.iter().zip(UBATCHES).map(|(samples, ubatch)| (samples.clone(), ubatch));
-    all.min_by(|a, b| a.0.median().total_cmp(&b.0.median())).unwrap_or_default()
-}
-
-fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Table {
+fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> ReportTable {
     let title = format!("Prefill through workers on QUIC loopback; medians of {}", options.comparison.run.repeat);
     let headings = ["model", "threads", "stages", "prompt", "ms", "min", "max", "tok/s", "× one stage", "one process"];
     let bounds = ["bound ms", "of bound"];
-    let beside = peer_headings(peers, "tok/s").into_iter().chain(peer_headings(peers, "-ub"));
+    let beside = ["tok/s", "-fa", "-ub"].into_iter().flat_map(|unit| peer_headings(peers, unit));
     let ours = headings.into_iter().chain(bounds).map(String::from);
-    let mut table = Table::new(title, ours.chain(beside).chain(["ratio".into()]));
+    let mut table = ReportTable::new(title, ours.chain(beside).chain(["ratio".into()]));
     for m in measured {
         let (ours, tokens) = (&m.times.ours, m.prompt as f64);
         let same = |o: &&Measured| o.model == m.model && (o.threads, o.stages, o.prompt) == (m.threads, 1, m.prompt);
@@ -173,7 +164,8 @@ fn table(options: &PrefillOptions, measured: &[Measured], peers: &[Peer]) -> Tab
         row.push(Cell::maybe(bound.map(|bound| bound * tokens * 1e3), 1));
         row.push(Cell::maybe(bound.map(|bound| bound / ours.median()), 2));
         row.extend(m.times.peer_rates(1.0, peers.len()));
-        row.extend(m.ubatches.iter().map(|ubatch| Cell::count(*ubatch)));
+        row.extend(m.times.peer_attentions(peers.len()));
+        row.extend(m.times.peers.iter().map(|peer| Cell::count(peer.fastest().0.ubatch)));
         row.push(Cell::maybe(m.times.ratio(), 2));
         table.rows.push(row);
     }
@@ -187,7 +179,10 @@ mod tests {
     #[test]
     fn the_best_micro_batch_counts() {
         let samples = [3.0, 1.0, 2.0].map(|seconds| Samples::from_iter([seconds]));
-        assert_eq!(best(&samples), (Samples::from_iter([1.0]), 256));
+        let settings: Vec<Setting> = Setting::each(&UBATCHES).into_iter().step_by(2).collect();
+        let [peer] = <[_; 1]>::try_from(PeerSamples::by_peer(samples, &settings)).unwrap();
+        let (setting, fastest) = peer.fastest();
+        assert_eq!((fastest, setting.ubatch), (&Samples::from_iter([1.0]), 256));
     }
 
     #[test]
@@ -201,7 +196,6 @@ mod tests {
             prompt: 1000,
             largest_share: if stages == 1 { 1.0 } else { 0.6 },
             times: Comparison { ours: Samples::from_iter([seconds]), peers: Vec::new() },
-            ubatches: Vec::new(),
             one_process: Samples::from_iter([0.005]),
         };
         let table = table(&options, &[measured(1, 0.01), measured(2, 0.008)], &[]);

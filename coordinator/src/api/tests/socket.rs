@@ -12,8 +12,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    api::{places::Limits, serve},
-    mesh::status::MeshState,
+    api::{ServeError, places::Limits, serve},
+    mesh::{events::MeshEvent, status::MeshState},
     text::fake::{mesh_status, row},
 };
 
@@ -22,7 +22,7 @@ struct Served {
     mesh: FakeMesh,
     address: SocketAddr,
     stop: oneshot::Sender<()>,
-    ended: JoinHandle<anyhow::Result<()>>,
+    ended: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Served {
@@ -252,6 +252,17 @@ async fn stopping_ends_streams_with_an_error() {
     timeout(Duration::from_secs(5), served.ended).await.expect("in time").expect("no panic").expect("no error");
     served.mesh.cancelled().await;
     assert!(TcpStream::connect(served.address).await.is_err(), "nothing listens");
+}
+
+#[tokio::test]
+async fn what_happens_is_told_beside_the_status() {
+    let served = Served::new(hello).await;
+    let mut events = served.open("GET /api/events", "").await;
+    read_until(&mut events, "\"state\":\"ready\"").await;
+    served.mesh.bus.publish(MeshEvent::FaultSeen { worker: "w1".to_owned(), text: "a NaN".to_owned() });
+    read_until(&mut events, "event: fault_seen\ndata: {\"worker\":\"w1\",\"text\":\"a NaN\"}\n\n").await;
+    drop(events);
+    served.stop().await;
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 //! The same bits for every cut, chunk, batch, thread count and instruction set.
 
+use crate::random::noise;
 use qmesh_models::spec::Window;
 
 use super::*;
-use crate::kernel::matrix::tests::noise;
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use qmesh_models::spec::{HeadMatrix, LayerIndex, TensorRole};
+use qmesh_models::spec::{HeadMatrix, LayerIndex, TensorRole, TensorSpec};
 
 use super::*;
 

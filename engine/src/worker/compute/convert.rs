@@ -1,7 +1,10 @@
 //! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
 
 use qmesh_models::footprint::step_rows;
-use qmesh_net::{Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Segment, SessionId, Wants};
+use qmesh_net::{
+    Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Sections, Segment, SessionId, Wants,
+    limits::VALUE_BYTES,
+};
 
 use super::wire;
 use crate::{
@@ -31,15 +34,15 @@ pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, St
     let hidden = match expected {
         FrameKind::Hidden => {
             let width = assignment.spec.hidden;
-            let bytes = frame.wire.row_bytes(frame.width).map(|row| row * rows);
-            if frame.width as usize != width || bytes != Some(frame.payload.len() as u64) {
+            let bytes = VALUE_BYTES as u64 * u64::from(frame.width) * rows;
+            if frame.width as usize != width || bytes != frame.payload.len() as u64 {
                 return Err(format!(
                     "{} bytes of rows {} wide, this model's are {width} wide",
                     frame.payload.len(),
                     frame.width
                 ));
             }
-            Some(wire::decode(frame.wire, &frame.payload))
+            Some(wire::decode(&frame.payload))
         }
         FrameKind::Tokens | FrameKind::Sampled | FrameKind::End => None,
     };
@@ -71,11 +74,11 @@ pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, outpu
             let computed = |segment: &&Segment| has(&step, segment.session);
             Frame {
                 kind: FrameKind::Hidden,
-                wire: assignment.wire,
                 width: u32::try_from(assignment.spec.hidden).expect("at most FRAME_WIDTH, checked when assigned"),
                 segments: frame.segments.iter().filter(computed).copied().collect(),
-                payload: wire::encode(assignment.wire, &rows),
+                payload: wire::encode(&rows),
                 ids: step.ids,
+                sections: Sections::default(),
                 ..*frame
             }
         }
@@ -104,8 +107,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         | EngineError::LeftoverTensor { .. }
         | EngineError::TensorShape { .. }
         | EngineError::Read { .. }
-        | EngineError::Simd { .. }
-        | EngineError::Threads { .. }
+        | EngineError::Kernels(_)
         | EngineError::SessionOpen { .. }
         | EngineError::Prefix { .. }
         | EngineError::Sampling { .. }
@@ -151,7 +153,7 @@ fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<SampledRow>) -> Frame {
     let segments = segments.collect();
     let rows: Vec<_> = rows.into_iter().map(sampled).collect();
     let (width, payload) = Sampled::encode_rows(&rows);
-    Frame { kind: FrameKind::Sampled, width, segments, ids, payload, ..*frame }
+    Frame { kind: FrameKind::Sampled, width, segments, ids, payload, sections: Sections::default(), ..*frame }
 }
 
 fn has(step: &Step, session: SessionId) -> bool {

@@ -52,13 +52,13 @@ impl SessionTrails {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_net::{FrameKind, PlanEpoch, Segment, SegmentFlags, StepId, Trail, Wants};
+    use qmesh_net::{FrameKind, PlanEpoch, Segment, StepId, Trail, Wants};
 
     use super::*;
 
     fn frame(position: u32, ids: &[u32], trail: Trail) -> Frame {
-        let (wants, flags, rows) = (Wants::Last, SegmentFlags::default(), u32::try_from(ids.len()).unwrap());
-        let segment = Segment { session: SessionId(1), position, rows, wants, flags, trail };
+        let (wants, rows) = (Wants::Last, u32::try_from(ids.len()).unwrap());
+        let segment = Segment { session: SessionId(1), position, rows, wants, trail };
         let end = Frame::end(PlanEpoch(1), StepId(1));
         Frame { kind: FrameKind::Tokens, segments: vec![segment], ids: ids.to_vec(), ..end }
     }

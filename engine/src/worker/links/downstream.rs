@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use qmesh_net::{
-    Connection, Downstream, Endpoint, Frame, FrameSender, NetError, PeerId, PlanEpoch, StepId,
-    limits::{FIXED_HEAD_BYTES, SEGMENT_BYTES},
-};
+use qmesh_net::{Connection, Downstream, Endpoint, Frame, FrameSender, NetError, PeerId, PlanEpoch, StepId};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -75,7 +72,7 @@ impl DownstreamLink {
         let (mut next, mut last) = (first, StepId::default());
         while let Some(QueuedFrame { since, frame }) = next {
             link.send(&frame).await?;
-            let bytes = wire_bytes(&frame);
+            let bytes = frame.wire_bytes() as u64;
             last = frame.step;
             // The memory of a large activation goes before the next one comes.
             drop(frame);
@@ -107,10 +104,4 @@ impl DownstreamLink {
         // Without a receiver the worker has left its coordinator, and this task is about to be dropped.
         let _ = self.news.send(news).await;
     }
-}
-
-/// Bytes of a frame on the wire.
-fn wire_bytes(frame: &Frame) -> u64 {
-    let head = FIXED_HEAD_BYTES + frame.segments.len() * SEGMENT_BYTES + frame.ids.len() * 4;
-    (head.next_multiple_of(FIXED_HEAD_BYTES) + frame.payload.len()) as u64
 }

@@ -12,8 +12,10 @@ impl Played {
 
     /// Waits until the worker has heard all that it was told, and found nothing wrong.
     async fn settled(&mut self) {
-        self.tell(Message::Ping { stamp: 7 }).await;
-        self.hear_in_peace(|message| matches!(message, Message::Pong { stamp: 7 })).await;
+        // A session of a plan that never was: its refusal comes after all that was said before.
+        let (epoch, session, sampling) = (PlanEpoch(0), SessionId(7), Sampling::default());
+        self.tell(Message::Open(OpenSession { epoch, session, max_positions: 1, sampling, prefix: None })).await;
+        self.hear_in_peace(|message| matches!(message, Message::Refused { epoch: PlanEpoch(0), .. })).await;
     }
 
     /// Takes leave of a worker that was asked to stop and has had nothing to complain of.
@@ -156,4 +158,20 @@ async fn all_damage_is_found_and_mended_at_once() {
     played.load(load_shard(2, 0..2)).await.unwrap();
     let unlike: std::collections::BTreeMap<_, _> = hashes.iter().zip(spec.tensors.iter().map(|t| t.bytes)).collect();
     assert_eq!(played.served, served + unlike.values().sum::<u64>(), "what was damaged, and nothing else");
+}
+
+#[tokio::test]
+async fn a_plan_that_says_more_than_is_known_is_loaded_or_refused_by_its_section() {
+    let stage = Stagecraft::new(21);
+    let _hired = stage.hire(|_| {});
+    let mut played = stage.admit().await;
+    let mut load = load_shard(1, 0..1);
+    load.sections.set(8, Bytes::from_static(b"may be skipped"));
+    played.load(load).await.unwrap();
+    let mut load = load_shard(2, 1..2);
+    load.sections.set(9, Bytes::from_static(b"must be understood"));
+    let text = played.load(load).await.unwrap_err();
+    assert!(text.contains("section 9 must be understood, and this version does not know it"), "{text}");
+    // The worker goes on.
+    played.load(load_shard(3, 1..2)).await.unwrap();
 }

@@ -3,7 +3,7 @@
 //! The expressions are those of the models' own tokenizers.
 
 use super::{
-    Kind,
+    CutKind,
     Pass::{self, Matches, Triplets},
     WholeWords,
 };
@@ -127,7 +127,7 @@ const DEEPSEEK: &[Pass] = &[
 ];
 
 /// Every way to cut, and the names that mean exactly the same.
-pub(super) const KINDS: &[Kind] = &[
+pub(super) const KINDS: &[CutKind] = &[
     kind(
         &[
             "gpt-2",
@@ -203,11 +203,11 @@ pub(super) const KINDS: &[Kind] = &[
     kind(&["default"], &[Matches(r"[\p{P}$+<=>^~|]+"), Matches(GPT2), Matches(r"\p{N}+"), Matches("[0-9][0-9][0-9]")]),
 ];
 
-const fn kind(names: &'static [&'static str], passes: &'static [Pass]) -> Kind {
-    Kind { names, passes, whole_words: WholeWords::Merge, add_bos: false }
+const fn kind(names: &'static [&'static str], passes: &'static [Pass]) -> CutKind {
+    CutKind { names, passes, whole_words: WholeWords::Merge, add_bos: false }
 }
 
-impl Kind {
+impl CutKind {
     const fn keeping_whole_words(self) -> Self {
         Self { whole_words: WholeWords::Keep, ..self }
     }

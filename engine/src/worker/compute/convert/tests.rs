@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use qmesh_net::{LoadShard, PlanEpoch, SegmentFlags, StepId, StepTimes, Trail, WireType};
+use qmesh_net::{LoadShard, PlanEpoch, StepId, StepTimes, Trail};
 
 use super::*;
 use crate::worker::tests::load_shard;
@@ -13,18 +13,17 @@ fn assignment(layers: std::ops::Range<u32>) -> Arc<Assignment> {
 }
 
 fn segment(session: u64, position: u32, rows: u32, wants: Wants) -> Segment {
-    Segment { session: SessionId(session), position, rows, wants, flags: SegmentFlags::PREFILL, trail: Trail(session) }
+    Segment { session: SessionId(session), position, rows, wants, trail: Trail(session) }
 }
 
 /// Rows 1, 2 and 3 long; row i is `width` times the value i.
 fn frame(kind: FrameKind, width: u32) -> Frame {
     let segments = vec![segment(7, 0, 1, Wants::None), segment(8, 5, 2, Wants::Last), segment(9, 2, 3, Wants::All)];
     let rows = (0..6).flat_map(|row| vec![row as f32; width as usize]).collect::<Vec<_>>();
-    let payload = if kind == FrameKind::Hidden { wire::encode(WireType::F32, &rows) } else { Bytes::new() };
+    let payload = if kind == FrameKind::Hidden { wire::encode(&rows) } else { Bytes::new() };
     let (epoch, step) = (PlanEpoch(1), StepId(3));
     Frame {
         kind,
-        wire: WireType::F32,
         epoch,
         step,
         width,
@@ -32,6 +31,7 @@ fn frame(kind: FrameKind, width: u32) -> Frame {
         segments,
         ids: (100..106).collect(),
         payload,
+        sections: Sections::default(),
     }
 }
 

@@ -1,0 +1,203 @@
+//! The HTTP API: OpenAI's completions and chats, models, health, and the state of the mesh.
+
+mod answer;
+mod body;
+mod chat;
+mod choices;
+mod completions;
+mod cors;
+mod error;
+mod guard;
+mod json;
+mod key;
+mod limits;
+mod listen;
+mod mesh;
+mod params;
+mod parting;
+mod patient;
+mod places;
+mod server;
+#[cfg(test)]
+mod tests;
+mod unsupported;
+mod weight;
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::from_fn_with_state,
+    routing::{get, post},
+};
+use tokio::{sync::watch, task::spawn_blocking};
+
+pub use self::{
+    key::{ApiKey, ApiKeyError},
+    listen::{ListenError, Listeners},
+    server::{ServeError, serve},
+};
+
+use self::{
+    answer::Envelope,
+    body::{Budget, Share},
+    error::ApiError,
+    guard::{Hosts, guard},
+    json::parse,
+    params::{Params, random},
+    parting::Receipt,
+    places::{Limits, Visit},
+    server::Phase,
+    unsupported::{Kind, refuse_unsupported},
+    weight::Weight,
+};
+use crate::{
+    generate::ClientId,
+    mesh::{MeshHandle, status::MeshState},
+    text::TextModel,
+};
+
+/// What the API serves, and to whom.
+#[derive(Clone, Debug)]
+pub struct ApiState {
+    /// Where tokens come from.
+    pub mesh: MeshHandle,
+    /// The model's text side.
+    pub text: Arc<TextModel>,
+    /// Names beside the model's own by which clients may ask for it.
+    pub names: Vec<String>,
+    /// Asked of every client, except for health and readiness.
+    pub api_key: Option<ApiKey>,
+    /// Host names beside loopback's own that a server bound to loopback answers to.
+    pub hosts: Vec<String>,
+    /// Addresses of proxies that say for whom they ask (`X-Forwarded-For`) and hold connections of many.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// How many connections there may be.
+    limits: Limits,
+    /// How long running requests may go on once the server is told to stop.
+    pub drain: Duration,
+}
+
+impl ApiState {
+    /// A mesh and its model, with no other names, no key, and 20 seconds to drain.
+    pub fn new(mesh: MeshHandle, text: Arc<TextModel>) -> Self {
+        Self {
+            mesh,
+            text,
+            names: Vec::new(),
+            api_key: None,
+            hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The state behind the routes.
+#[derive(Debug)]
+pub(crate) struct Api {
+    state: ApiState,
+    hosts: Hosts,
+    budget: Budget,
+    phase: watch::Receiver<Phase>,
+    created_s: u64,
+}
+
+/// Every route, behind the guard.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/", get(mesh::index))
+        .route("/health", get(mesh::health))
+        .route("/ready", get(mesh::ready))
+        .route("/api/status", get(mesh::status))
+        .route("/api/events", get(mesh::events))
+        .route("/v1/models", get(mesh::models))
+        .route("/v1/models/{*id}", get(mesh::model))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .fallback(async || ApiError::NoSuchEndpoint)
+        .method_not_allowed_fallback(async || ApiError::WrongMethod)
+        .layer(from_fn_with_state(Arc::clone(&api), guard))
+        .with_state(api)
+}
+
+impl Api {
+    pub(crate) fn new(state: ApiState, hosts: Hosts, phase: watch::Receiver<Phase>) -> Self {
+        Self { state, hosts, budget: Budget::new(), phase, created_s: now_s() }
+    }
+
+    /// Reads a completion request for the model that is served: the shared parameters and its own, and the share of
+    /// memory that making prompts of it takes.
+    async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
+        let receipt = request.extensions().get::<Receipt>().cloned();
+        let body = self.budget.read(request).await?;
+        if let Some(receipt) = receipt {
+            receipt.give();
+        }
+        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
+        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        let parsing = move || {
+            let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+            refuse_unsupported::<T>(&body.bytes)?;
+            Ok::<_, ApiError>((params, own, share))
+        };
+        let (params, own, share) = blocking(parsing).await??;
+        self.check_model(params.model.as_deref())?;
+        Ok((params, own, share))
+    }
+
+    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            Some(asked) if asked != self.state.text.name && !self.state.names.iter().any(|name| name == asked) => {
+                Err(ApiError::UnknownModel { name: asked.chars().take(100).collect() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn check_ready(&self) -> Result<(), ApiError> {
+        let status = self.state.mesh.status();
+        match status.state {
+            MeshState::Ready => Ok(()),
+            state @ (MeshState::Waiting | MeshState::Loading | MeshState::Failed | MeshState::Stopping) => {
+                Err(ApiError::NotReady { state, text: status.text.clone() })
+            }
+        }
+    }
+
+    /// Who asks, where that is known.
+    fn address(request: &Request) -> Option<IpAddr> {
+        request.extensions().get::<Arc<Visit>>().map(|visit| visit.client)
+    }
+
+    /// Clients are told apart by address and, behind one address, by the `user` that they name.
+    fn client(address: Option<IpAddr>, user: Option<&str>) -> ClientId {
+        let mut hasher = DefaultHasher::new();
+        (address, user).hash(&mut hasher);
+        ClientId(hasher.finish())
+    }
+
+    fn envelope(&self, kind: &str) -> Envelope {
+        let id = format!("{kind}-{:016x}", random());
+        Envelope { id, created_s: now_s(), model: self.state.text.name.clone() }
+    }
+}
+
+/// Runs what takes long, templates and tokenizers, beside the connections.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "work on a request failed");
+        ApiError::Internal { text: "work on this request failed; the server's log says how".to_owned() }
+    })
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}

@@ -1,0 +1,110 @@
+//! The commands: each parses nothing, decides little and prints what the library found.
+
+mod answer;
+mod chat;
+mod demo;
+mod eval;
+mod inspect;
+mod list;
+mod local_mesh;
+mod opened;
+mod plan;
+mod prompts;
+mod pull;
+mod room;
+mod run;
+mod serve;
+mod signals;
+mod status;
+mod ticket;
+mod tokenize;
+
+use std::{
+    future::Future,
+    io::{IsTerminal, stderr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use qmesh_models::{directories::Directories, pull::ModelRef};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::{Cli, Command, Exit, Failure},
+    render::{note, progress::Progress},
+};
+
+/// The process: reads the command line, runs the command, says how it failed.
+pub fn main() -> ExitCode {
+    let exit = match Cli::from_env().and_then(execute) {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            failure.lines().into_iter().for_each(note);
+            failure.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    log()?;
+    match cli.command {
+        Command::Pull(args) => pull::pull(&args),
+        Command::List(args) => list::list(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Serve(args) => serve::serve(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Ticket(args) => ticket::ticket(&args),
+        Command::Eval(args) => eval::eval(&args),
+    }
+}
+
+/// Logs to standard error: warnings, or what `RUST_LOG` says; in colour on a terminal, unless `NO_COLOR` is set.
+fn log() -> Result<(), Failure> {
+    let quiet = "warn".parse().map_err(anyhow::Error::from)?;
+    let filter = EnvFilter::builder().with_default_directive(quiet).from_env_lossy();
+    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
+    Ok(())
+}
+
+/// The model's file, fetched with a progress bar where it is not there yet.
+fn fetch(model: &ModelRef) -> Result<PathBuf, Failure> {
+    let directories = directories()?;
+    qmesh_models::pull::fetch(model, &directories, &mut Progress::new()).map_err(|e| Failure::failed(e.to_string()))
+}
+
+fn directories() -> Result<Directories, Failure> {
+    Directories::from_env().map_err(|e| Failure::usage(e.to_string()))
+}
+
+/// Runs `work` to its end, or drops it at Ctrl-C or SIGTERM: what it started ends with it.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    block_on_to_the_end(async {
+        tokio::select! {
+            done = work => done,
+            () = signals::stop_asked() => Err(Failure::interrupted()),
+        }
+    })
+}
+
+/// Runs `work`, which looks after signals by itself.
+fn block_on_to_the_end(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("cannot start the runtime: {e}")))?;
+    let done = runtime.block_on(work);
+    // A read of standard input cannot be cancelled, and must not hold the process up.
+    runtime.shutdown_timeout(RUNTIME_ENDING);
+    done
+}
+
+/// For tasks to see that they are over.
+const RUNTIME_ENDING: Duration = Duration::from_millis(200);

@@ -1,0 +1,64 @@
+//! A model that is opened to be served, and what is made of it: its text side, and the mesh that computes it.
+
+use std::sync::Arc;
+
+use qmesh_models::{pull::ModelRef, tokenizer::PretokenizerChoice};
+
+use super::{fetch, room::Room};
+use crate::{
+    cli::{Failure, PipelineArgs, RoomArgs},
+    mesh::{Formation, MeshConfig, TicketSource},
+    model::Model,
+    text::TextModel,
+};
+
+/// A model and the room for its sessions.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) model: Arc<Model>,
+    pub(super) room: Room,
+}
+
+impl Opened {
+    /// Opens a model, its file fetched where it is not there yet, with room for `parallel` sessions.
+    ///
+    /// # Errors
+    /// The model cannot be had or used, or the room is more than it was trained for.
+    pub(super) fn open(
+        reference: &ModelRef,
+        choice: PretokenizerChoice<'_>,
+        room: RoomArgs,
+        parallel: usize,
+    ) -> Result<Self, Failure> {
+        let mut model = Model::open_with(&fetch(reference)?, choice)?;
+        // The planner's messages use the name that people gave.
+        model.spec.name.clone_from(&model.name);
+        let room = Room::new(room, parallel, &model.spec)?;
+        Ok(Self { model: Arc::new(model), room })
+    }
+
+    /// The model's text side.
+    ///
+    /// # Errors
+    /// The model has no tokenizer.
+    pub(super) fn text(&self) -> Result<TextModel, Failure> {
+        Ok(TextModel::of(&self.model, self.room.context)?)
+    }
+
+    /// A mesh for this process alone: workers dial in over loopback, with a ticket that ends with it.
+    pub(super) fn mesh(&self, formation: Formation, pipeline: PipelineArgs) -> MeshConfig {
+        let Room { context, kv_positions, chunk_rows } = self.room;
+        MeshConfig {
+            model: Arc::clone(&self.model),
+            listen: ([127, 0, 0, 1], 0).into(),
+            advertise: Vec::new(),
+            context,
+            kv_positions,
+            formation,
+            chunk_rows,
+            ticket: TicketSource::Fresh,
+            prefix_reuse: pipeline.prefix_reuse(),
+            speculation: pipeline.speculation(),
+        }
+    }
+}

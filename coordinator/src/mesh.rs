@@ -1,0 +1,175 @@
+//! The mesh: who is connected, who holds which layers, and the pipeline they form.
+//!
+//! Two rooms of state machines, without IO or clock: `formation` decides who is in and which pipelines are made, and
+//! `scheduling` what runs through them. The `conductor` plays both together, with the `probe` that proves a new pipeline, and
+//! turns what happens into actions; `run` is the task that carries these out. Others hold a [`MeshHandle`]: requests go in
+//! by it, [`status`] and [`events`] come out.
+
+mod conductor;
+pub mod config;
+mod error;
+pub mod events;
+mod formation;
+pub(crate) mod handle;
+mod observer;
+mod probe;
+mod run;
+mod scheduling;
+pub mod status;
+mod thread;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use qmesh_models::{numerics, spec::ModelSpec, weights::WeightsError};
+use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinRight, KeyFileError, KnownPeers, Ticket};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+pub use self::{
+    config::{Formation, MeshConfig, PrefixReuse, Rotate, Speculation, TicketSource, Workers},
+    error::MeshError,
+    handle::MeshHandle,
+};
+use self::{formation::PlannedModel, handle::SUBMISSIONS_WAITING, run::MeshTask, thread::MeshThread};
+
+/// A running mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    handle: MeshHandle,
+    ticket: Ticket,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+    /// Where it runs, unless on the caller's runtime.
+    _thread: Option<MeshThread>,
+}
+
+impl Mesh {
+    /// Binds the endpoint and starts to let workers in, on a thread of its own. Reads the whole model once, to hash its
+    /// tensors.
+    ///
+    /// # Errors
+    /// A port in use, an unreadable key or model, no thread, or sizes that contradict each other.
+    pub async fn start(config: MeshConfig) -> Result<Self, MeshError> {
+        let thread = MeshThread::spawn()?;
+        let starting = async move {
+            let (identity, right) = credentials(&config.ticket)?;
+            let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
+            Self::start_on(endpoint, &identity, right, config).await
+        };
+        let mesh = thread.run(starting).await?;
+        Ok(Self { _thread: Some(thread), ..mesh })
+    }
+
+    /// Starts on an endpoint that the caller made, and on the runtime it is called in: tests run meshes in memory.
+    ///
+    /// # Errors
+    /// As `start`, but for the endpoint's.
+    pub async fn start_on(
+        endpoint: Endpoint,
+        identity: &Identity,
+        right: JoinRight,
+        config: MeshConfig,
+    ) -> Result<Self, MeshError> {
+        config.check()?;
+        let JoinRight { secret, expires_unix } = right;
+        let model = Arc::clone(&config.model);
+        let hashing =
+            tokio::task::spawn_blocking(move || Ok((model.file.hashes(&model.spec.tensors)?, model.file.id()?)));
+        let hashed: Result<_, WeightsError> = hashing.await.map_err(MeshError::Hashing)?;
+        let (hashes, id) = hashed?;
+        let ticket = Ticket {
+            addresses: addresses(&config, endpoint.local_addr()),
+            coordinator: identity.peer_id(),
+            secret: secret.clone(),
+            expires_unix,
+        };
+        let planned = PlannedModel {
+            name: config.model.name.clone(),
+            id: id.0,
+            // Sessions hold no more: what depends on a model's context depends on this.
+            spec: ModelSpec { context: config.context, ..config.model.spec.clone() },
+            hashes,
+            context: config.context,
+            kv_positions: config.kv_positions,
+            chunk_rows: config.chunk_rows,
+        };
+        let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
+        let (stop, stopped) = oneshot::channel();
+        let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
+        let task = MeshTask::new(endpoint, gate, &config, planned);
+        let handle = MeshHandle::new(submissions, task.watch_status(), task.events());
+        let task = tokio::spawn(task.run(submitted, stopped));
+        Ok(Self { handle, ticket, stop: Some(stop), task, _thread: None })
+    }
+
+    /// The way in for requests.
+    pub fn handle(&self) -> MeshHandle {
+        self.handle.clone()
+    }
+
+    /// What a worker needs to join.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The command that a worker's owner pastes.
+    pub fn join_command(&self) -> String {
+        format!("shard-worker join {}", self.ticket)
+    }
+
+    /// Finishes what runs, or fails it after a while, says goodbye to the workers and closes the endpoint.
+    pub async fn stop(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The task may be over already; then there is nothing to stop.
+            let _gone = stop.send(());
+        }
+        if tokio::time::timeout(STOPPING, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+fn credentials(source: &TicketSource) -> Result<(Identity, JoinRight), KeyFileError> {
+    match source {
+        TicketSource::Fresh => Ok((Identity::ephemeral(), JoinRight::random())),
+        TicketSource::Kept { directory, rotate, expires_unix } => {
+            let identity = Identity::load_or_create(directory.join("coordinator.key"))?;
+            let path = directory.join("join.secret");
+            let right = match (rotate, *expires_unix) {
+                (Rotate::New, end) => JoinRight::rotate(path, end)?,
+                (Rotate::Keep, Some(end)) => JoinRight::limit(path, end)?,
+                (Rotate::Keep, None) => JoinRight::load_or_create(path)?,
+            };
+            Ok((identity, right))
+        }
+    }
+}
+
+/// What to write into the ticket: an unspecified address is replaced by the one that leads out of this machine.
+fn addresses(config: &MeshConfig, bound: SocketAddr) -> Vec<String> {
+    if !config.advertise.is_empty() {
+        return config.advertise.clone();
+    }
+    if !bound.ip().is_unspecified() {
+        return vec![bound.to_string()];
+    }
+    let outward = outward_address(bound).map(|ip| SocketAddr::new(ip, bound.port()).to_string());
+    let local = SocketAddr::new(
+        if bound.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() },
+        bound.port(),
+    );
+    outward.into_iter().chain([local.to_string()]).collect()
+}
+
+/// The address that packets to the world leave from; connecting a UDP socket sends nothing.
+fn outward_address(bound: SocketAddr) -> Option<std::net::IpAddr> {
+    let (from, to) = if bound.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
+    let socket = std::net::UdpSocket::bind(from).ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+}
+
+/// How long `stop` waits for running generations and for goodbyes.
+const STOPPING: Duration = Duration::from_secs(15);

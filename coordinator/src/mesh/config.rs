@@ -1,0 +1,115 @@
+//! What a mesh is made of: its model, its room, when workers become a pipeline, and how its ticket is kept.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use super::error::MeshError;
+use crate::{model::Model, plan::Workload};
+
+/// What a mesh is made of.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The model that it serves.
+    pub model: Arc<Model>,
+    /// Where workers dial in.
+    pub listen: SocketAddr,
+    /// Addresses for the ticket; with none, those of `listen`.
+    pub advertise: Vec<String>,
+    /// The most positions of one session.
+    pub context: usize,
+    /// KV positions of all sessions together; at least `context`.
+    pub kv_positions: usize,
+    /// When workers become a pipeline.
+    pub formation: Formation,
+    /// Rows of one step: a prompt's chunk.
+    pub chunk_rows: usize,
+    /// Whether the ticket outlives the process.
+    pub ticket: TicketSource,
+    /// Whether prompts begin with what earlier ones have left on the stages.
+    pub prefix_reuse: PrefixReuse,
+    /// Whether tokens are drafted from the text so far.
+    pub speculation: Speculation,
+}
+
+impl MeshConfig {
+    /// Whether the sizes go together.
+    ///
+    /// # Errors
+    /// They contradict each other.
+    pub(crate) fn check(&self) -> Result<(), MeshError> {
+        let (context, kv_positions) = (self.context, self.kv_positions);
+        if context == 0 || self.chunk_rows == 0 {
+            Err(MeshError::NoRoom)
+        } else if kv_positions < context {
+            Err(MeshError::KvBelowContext { kv_positions, context })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Whether prompts begin with what earlier ones have left on the stages. It changes no bit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PrefixReuse {
+    /// Ended sessions leave their beginning behind, as long as nobody needs the room.
+    #[default]
+    On,
+    /// Every prompt is computed whole.
+    Off,
+}
+
+/// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Speculation {
+    /// Where it pays, by the times measured.
+    #[default]
+    On,
+    /// A step, a token.
+    Off,
+}
+
+/// When workers become a pipeline, and with what cut.
+#[derive(Clone, Debug)]
+pub struct Formation {
+    /// How many it takes.
+    pub workers: Workers,
+    /// Layers at which to cut, instead of the planner's choice.
+    pub cut: Option<Vec<usize>>,
+    /// What that choice shall be good for.
+    pub workload: Workload,
+}
+
+/// How many workers it takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Workers {
+    /// So many; those who join later are spares.
+    Exactly(usize),
+    /// So many or more, dealt again when others join.
+    AtLeast(usize),
+    /// As many as hold the model, dealt again when others join.
+    WhenItFits,
+}
+
+/// Whether the ticket outlives the process.
+#[derive(Clone, Debug)]
+pub enum TicketSource {
+    /// A key and a secret for this process only.
+    Fresh,
+    /// Kept in a directory, so that workers find back after a restart.
+    Kept {
+        /// Where the key and the secret lie, mode 0600.
+        directory: PathBuf,
+        /// Whether to make earlier tickets worthless.
+        rotate: Rotate,
+        /// When the ticket stops letting new workers in, in seconds since 1970; `None` leaves it as it was kept.
+        expires_unix: Option<u64>,
+    },
+}
+
+/// Whether to make earlier tickets worthless.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rotate {
+    /// Earlier tickets stay good.
+    Keep,
+    /// A new secret: who has only an old ticket is refused.
+    New,
+}

@@ -1,0 +1,209 @@
+//! The tasks around one worker's connection: they move messages, frames and tensor bytes, and decide nothing.
+
+use std::sync::Arc;
+
+use qmesh_net::{
+    Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
+    Incoming, Message, NetError, PlanEpoch, RejectCode, StepId, Welcome,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::JoinSet,
+};
+
+use super::{
+    weights::TensorServer,
+    worker::{Joined, WorkerId},
+};
+
+/// What happens on links, as the mesh's task hears of it.
+pub(crate) enum Event {
+    /// A worker has proved that it may join, and wants a name.
+    Arrived { worker: WorkerId, joined: Joined, link: Link, name: oneshot::Sender<String> },
+    /// It says something.
+    Control { worker: WorkerId, message: Message },
+    /// A frame came out of the pipeline.
+    Frame { worker: WorkerId, frame: Frame },
+    /// It is gone.
+    Left { worker: WorkerId, why: String },
+}
+
+/// The ways to one worker.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    /// Messages for its control stream.
+    pub(crate) control: mpsc::Sender<Message>,
+}
+
+impl Link {
+    /// A way for frames of this epoch; a link that breaks shows by its queue closing.
+    pub(crate) fn open_frames(&self, epoch: PlanEpoch) -> mpsc::Sender<Frame> {
+        let (frames, queue) = mpsc::channel(FRAMES_WAITING);
+        tokio::spawn(send_frames(self.connection.clone(), epoch, queue));
+        frames
+    }
+}
+
+/// Accepts connections for as long as the endpoint lives.
+pub(crate) async fn accept(
+    endpoint: Endpoint,
+    gate: Gate,
+    tensors: TensorServer,
+    mesh: String,
+    events: mpsc::Sender<Event>,
+) {
+    // The endpoint bounds how many have not joined yet, the places how many have.
+    let mut arrivals = JoinSet::new();
+    let places = Arc::new(Semaphore::new(WORKERS_MOST));
+    let mut next = 1;
+    while let Some(connection) = endpoint.accept().await {
+        while arrivals.try_join_next().is_some() {}
+        let worker = WorkerId(next);
+        next += 1;
+        let (gate, places) = (gate.clone(), Arc::clone(&places));
+        let guest = Guest { worker, connection, gate, places, tensors: tensors.clone(), events: events.clone() };
+        arrivals.spawn(guest.serve(mesh.clone()));
+    }
+}
+
+/// A connection that may become a worker.
+struct Guest {
+    worker: WorkerId,
+    connection: Connection,
+    gate: Gate,
+    places: Arc<Semaphore>,
+    tensors: TensorServer,
+    events: mpsc::Sender<Event>,
+}
+
+impl Guest {
+    /// From hello to goodbye.
+    async fn serve(self, mesh: String) {
+        let worker = self.worker;
+        let applicant = match qmesh_net::welcome(&self.connection, &self.gate).await {
+            Ok(applicant) => applicant,
+            Err(error) => return tracing::info!("worker {worker}: {error}"),
+        };
+        let Some(_place) = self.place(&applicant) else {
+            return applicant.reject(RejectCode::Full, "the mesh has no place left: stop a worker, or try later").await;
+        };
+        if let Err(error) = self.stay(applicant, mesh).await {
+            tracing::info!("worker {worker}: {error}");
+        }
+        // The mesh's task may be over; then nobody needs to know.
+        drop(self.events.send(Event::Left { worker, why: self.why().await }).await);
+    }
+
+    /// A place in the mesh, if there is one. The last ones are for those that were here before.
+    fn place(&self, applicant: &Applicant) -> Option<OwnedSemaphorePermit> {
+        let kept = if self.gate.known.contains(applicant.peer()) { 0 } else { WORKERS_KNOWN };
+        let free = self.places.available_permits() > kept;
+        free.then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten()
+    }
+
+    async fn stay(&self, applicant: Applicant, mesh: String) -> Result<(), NetError> {
+        let hello = applicant.hello();
+        let joined = Joined {
+            name: hello.name.clone(),
+            peer: applicant.peer(),
+            address: self.connection.remote_address(),
+            memory_bytes: hello.memory_bytes,
+            threads: hello.threads.max(1),
+        };
+        let (control, messages) = mpsc::channel(MESSAGES_WAITING);
+        let (name, named) = oneshot::channel();
+        let link = Link { connection: self.connection.clone(), control };
+        drop(self.events.send(Event::Arrived { worker: self.worker, joined, link, name }).await);
+        // Without a name the mesh is going down.
+        let Ok(assigned_name) = named.await else { return Ok(()) };
+        // Who was let in once comes back without a ticket, for as long as this process lives.
+        self.gate.known.remember(applicant.peer());
+        let (_, sender, receiver) = applicant.admit(Welcome { mesh, assigned_name, ..Welcome::default() }).await?;
+        tokio::select! {
+            done = send_messages(sender, messages) => done,
+            done = self.receive_messages(receiver) => done,
+            done = self.receive_streams() => done,
+        }
+    }
+
+    async fn receive_messages(&self, mut receiver: ControlReceiver) -> Result<(), NetError> {
+        loop {
+            let message = receiver.recv().await?;
+            let left = matches!(message, Message::Bye { .. });
+            drop(self.events.send(Event::Control { worker: self.worker, message }).await);
+            if left {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn receive_streams(&self) -> Result<(), NetError> {
+        let mut streams = JoinSet::new();
+        loop {
+            match self.connection.accept_stream().await? {
+                Incoming::Frames(receiver) => {
+                    let receiver = receiver.only(FrameKind::Sampled);
+                    streams.spawn(receive_frames(self.worker, receiver, self.events.clone()));
+                }
+                Incoming::Range(server) => {
+                    let tensors = self.tensors.clone();
+                    streams.spawn(async move { tensors.serve(server).await });
+                }
+            }
+            while streams.try_join_next().is_some() {}
+        }
+    }
+
+    /// Why the connection is gone; closes it if it is not.
+    async fn why(&self) -> String {
+        self.connection.close(CloseCode::Ok, "");
+        self.connection.closed().await.to_string()
+    }
+}
+
+async fn send_messages(mut sender: ControlSender, mut messages: mpsc::Receiver<Message>) -> Result<(), NetError> {
+    while let Some(message) = messages.recv().await {
+        sender.send(&message).await?;
+    }
+    // The task has let go of this worker; what it sent last shall still arrive.
+    sender.finish().await;
+    Ok(())
+}
+
+async fn receive_frames(
+    worker: WorkerId,
+    mut receiver: FrameReceiver,
+    events: mpsc::Sender<Event>,
+) -> Result<(), NetError> {
+    while let Some(frame) = receiver.recv().await? {
+        drop(events.send(Event::Frame { worker, frame }).await);
+    }
+    Ok(())
+}
+
+async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::Receiver<Frame>) {
+    let sending = async {
+        let (mut sender, mut last) = (connection.open_frames(epoch).await?, StepId::default());
+        while let Some(frame) = queue.recv().await {
+            sender.send(&frame).await?;
+            last = frame.step;
+        }
+        // The plan is over: to the first stage that is no failure of the link.
+        sender.finish(last).await
+    };
+    match sending.await {
+        // The mesh is going down.
+        Ok(()) | Err(NetError::ClosedHere { .. }) => {}
+        Err(error) => tracing::warn!("frames to the first stage: {error}"),
+    }
+}
+
+/// Control messages that may wait for one worker: a burst of sessions opening.
+const MESSAGES_WAITING: usize = 1024;
+/// The scheduler's credits keep it far below.
+const FRAMES_WAITING: usize = 512;
+/// Workers that have joined: each may cost some tens of megabytes here.
+const WORKERS_MOST: usize = 256;
+/// Of these places, those kept for workers that come back.
+const WORKERS_KNOWN: usize = 32;

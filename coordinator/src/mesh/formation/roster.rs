@@ -1,0 +1,376 @@
+//! Who is connected and who holds which layers: a state machine without IO or clock.
+//!
+//! A plan's life: workers join → `plan` gives each a stage → every stage says `Ready` → routes go out → every stage says
+//! `Linked` → a probe token comes back → the pipeline serves. A change of plan does all that beside the pipeline that serves,
+//! which goes on until the sequences have followed; only then its shards are unloaded. What fails is remembered
+//! (`troubles`), and left out of the next plan.
+
+mod change;
+mod report;
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use qmesh_net::{Message, PlanEpoch, ShardPhase, ShardStatus, StageReport};
+
+use super::{
+    misconduct::Misconduct,
+    pipeline::{Advance, Pipeline, Standing},
+    planned::PlannedModel,
+    troubles::{Blame, Troubles},
+    worker::{Joined, Worker, WorkerId},
+};
+use crate::mesh::config::{Formation, Workers};
+
+/// What the roster wants done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// On the worker's control stream.
+    Send(WorkerId, Message),
+    /// Frames of this epoch shall go to this worker, stage 0.
+    OpenFrames(WorkerId, PlanEpoch),
+    /// Every link of this epoch stands: time for a probe.
+    Up(PlanEpoch, usize),
+    /// The probe came back, and nothing else serves: sequences may run on these stages.
+    Serve(PlanEpoch, usize),
+    /// The probe came back: sequences shall follow to these stages, and then serve there.
+    Follow(PlanEpoch, usize),
+    /// This epoch's pipeline is gone.
+    Down(PlanEpoch, String),
+}
+
+/// The workers, the pipeline that serves, and the one that is to take its place.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    model: Arc<PlannedModel>,
+    formation: Formation,
+    workers: BTreeMap<WorkerId, Worker>,
+    serving: Option<Pipeline>,
+    /// Loading, linking or being followed to.
+    next: Option<Pipeline>,
+    newest: PlanEpoch,
+    /// When to plan again: a little after the last join, so that ten joins are one plan.
+    plan_at: Option<Instant>,
+    /// When a change that makes everybody wait is carried out.
+    pause_at: Option<Instant>,
+    troubles: Troubles,
+    /// Plans in a row whose probe failed.
+    failed_probes: u32,
+    /// Whether there is no plan although workers are here; `text` says why.
+    failed: bool,
+    text: String,
+    /// Why workers wait without layers.
+    standby: Option<String>,
+}
+
+/// Whether a change that makes everybody wait is announced first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pause {
+    Announce,
+    Now,
+}
+
+impl Roster {
+    pub(crate) fn new(model: Arc<PlannedModel>, formation: Formation) -> Self {
+        Self {
+            model,
+            formation,
+            workers: BTreeMap::new(),
+            serving: None,
+            next: None,
+            newest: PlanEpoch(0),
+            plan_at: None,
+            pause_at: None,
+            troubles: Troubles::default(),
+            failed_probes: 0,
+            failed: false,
+            text: "waiting for workers".to_owned(),
+            standby: None,
+        }
+    }
+
+    /// A worker is in. It gets a stage when the formation says so.
+    pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) {
+        self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new() });
+        self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
+        let planned = self.next.as_ref().or(self.serving.as_ref()).map(|p| p.stages.len());
+        match self.formation.workers {
+            Workers::Exactly(n) if planned.is_some_and(|stages| stages >= n) => {}
+            Workers::Exactly(n) if self.workers.len() >= n => self.plan_at = Some(now),
+            Workers::Exactly(n) if planned.is_none() => {
+                self.text = format!("waiting for workers: {} of {n}", self.workers.len());
+                // Once formed, whoever comes may be what is missing.
+                self.plan_at = (self.newest.0 > 0).then_some(now);
+            }
+            Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
+        }
+    }
+
+    /// A worker is gone. If it held a stage, that pipeline is down and the others are planned anew.
+    pub(crate) fn left(&mut self, now: Instant, worker: WorkerId, why: &str) -> Vec<Action> {
+        let Some(gone) = self.workers.remove(&worker) else { return Vec::new() };
+        let Joined { name, peer, .. } = gone.joined;
+        self.troubles.gone(now, peer);
+        let pipelines = self.serving.iter().chain(&self.next);
+        let held = pipelines.filter_map(|p| Some((p.epoch, p.plan.stages[p.stage_of(worker)?].layers.clone())));
+        let held: Vec<_> = held.collect();
+        if !held.is_empty() || now - gone.since < STEADY {
+            self.troubles.unsteady(
+                now,
+                peer,
+                format!("it was lost {} s after it had come", (now - gone.since).as_secs()),
+            );
+        }
+        let lost = |layers: Range<usize>| {
+            format!("lost {name} (layers {}-{}): {why}", layers.start, layers.end.saturating_sub(1))
+        };
+        held.into_iter().flat_map(|(epoch, layers)| self.drop_pipeline(now, epoch, lost(layers))).collect()
+    }
+
+    /// How a stage's loading goes.
+    ///
+    /// # Errors
+    /// What only a worker says that is none of this plan's.
+    pub(crate) fn shard_status(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        status: ShardStatus,
+    ) -> Result<Vec<Action>, Misconduct> {
+        let (epoch, phase, text) = (status.epoch, status.phase, status.text.clone());
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
+        let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
+        let advance = pipeline.shard_status(now, stage, status)?;
+        if phase == ShardPhase::Failed {
+            return Ok(self.broken(now, epoch, &text, Blame::Load(worker)));
+        }
+        Ok(if advance == Advance::Loaded { self.link(epoch) } else { Vec::new() })
+    }
+
+    /// A stage has both its links.
+    ///
+    /// # Errors
+    /// What only a worker says that is none of this plan's.
+    pub(crate) fn linked(&mut self, worker: WorkerId, epoch: PlanEpoch) -> Result<Vec<Action>, Misconduct> {
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
+        let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
+        let stages = pipeline.stages.len();
+        let advance = pipeline.linked(stage)?;
+        Ok(if advance == Advance::Linked { vec![Action::Up(epoch, stages)] } else { Vec::new() })
+    }
+
+    /// A probe token has come through the pipeline of this epoch.
+    pub(crate) fn proved(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        let Some(next) = self.next.as_mut().filter(|p| p.epoch == epoch) else { return Vec::new() };
+        next.standing = Standing::Proved;
+        self.failed_probes = 0;
+        let stages = next.stages.len();
+        if self.serving.is_some() {
+            return vec![Action::Follow(epoch, stages)];
+        }
+        let mut actions = vec![Action::Serve(epoch, stages)];
+        actions.extend(self.serve_next());
+        actions
+    }
+
+    /// The sequences have followed: what served until now is unloaded.
+    pub(crate) fn followed(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        if self.next.as_ref().is_some_and(|p| p.epoch == epoch) { self.serve_next() } else { Vec::new() }
+    }
+
+    /// A stage's counters.
+    pub(crate) fn report(&mut self, worker: WorkerId, report: StageReport) {
+        if let Some(pipeline) = self.pipeline_mut(report.epoch)
+            && let Some(stage) = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))
+        {
+            pipeline.stages[stage].report = report;
+        }
+    }
+
+    /// The pipeline of this epoch does not work: plan again under the next one, without who is to blame.
+    pub(crate) fn broken(&mut self, now: Instant, epoch: PlanEpoch, why: &str, blame: Blame) -> Vec<Action> {
+        if self.pipeline(epoch).is_none() {
+            return Vec::new();
+        }
+        let peer = |worker| self.workers.get(&worker).map(|w| w.joined.peer);
+        let text = match blame {
+            Blame::Nobody => why.to_owned(),
+            Blame::Worker(worker) | Blame::Load(worker) => format!("{}: {why}", self.name_of(worker)),
+            Blame::Pair(from, to) => {
+                format!("{} cannot reach {}: {why}", self.name_of(from), self.name_of(to))
+            }
+        };
+        match blame {
+            Blame::Nobody => {}
+            Blame::Worker(worker) => {
+                if let Some(peer) = peer(worker) {
+                    self.troubles.unsteady(now, peer, why.to_owned());
+                }
+            }
+            Blame::Load(worker) => {
+                if let Some(peer) = peer(worker) {
+                    self.troubles.unfit(now, peer, why.to_owned());
+                }
+            }
+            Blame::Pair(from, to) => {
+                if let (Some(from), Some(to)) = (peer(from), peer(to)) {
+                    self.troubles.unreachable(now, from, to, why.to_owned());
+                }
+            }
+        }
+        self.drop_pipeline(now, epoch, text)
+    }
+
+    /// No probe comes through the pipeline of this epoch; under a second plan in a row that is final.
+    pub(crate) fn unprovable(&mut self, now: Instant, epoch: PlanEpoch, why: &str) -> Vec<Action> {
+        self.failed_probes += 1;
+        let actions = self.broken(now, epoch, &format!("the probe token failed: {why}"), Blame::Nobody);
+        if self.failed_probes >= PROBES_MOST {
+            self.plan_at = None;
+            self.failed = self.serving.is_none();
+        }
+        actions
+    }
+
+    /// A link of this epoch broke, or never came about, as a stage says of its own.
+    pub(crate) fn link_broken(&mut self, now: Instant, worker: WorkerId, epoch: PlanEpoch, why: &str) -> Vec<Action> {
+        let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
+        let blame = match pipeline.standing {
+            // Its own link downstream is all that a stage tries by itself.
+            Standing::Loading | Standing::Linking(_) => {
+                let stage = pipeline.stage_of(worker);
+                let to = stage.and_then(|s| pipeline.stages.get(s + 1)).map(|s| s.worker);
+                to.map_or(Blame::Nobody, |to| Blame::Pair(worker, to))
+            }
+            // A neighbour may know of a lost worker before we do.
+            Standing::Linked | Standing::Proved => Blame::Nobody,
+        };
+        let text = format!("{}: {why}", self.name_of(worker));
+        self.broken(now, epoch, if blame == Blame::Nobody { &text } else { why }, blame)
+    }
+
+    /// Plans when it is time, and gives up on what has been silent for too long.
+    pub(crate) fn tick(&mut self, now: Instant) -> Vec<Action> {
+        if self.pause_at.is_some_and(|at| at <= now) {
+            self.pause_at = None;
+            return self.replan(now, Pause::Now);
+        }
+        // A change that is under way is seen through, unless nobody waits for its end.
+        let busy = self.next.is_some() && self.serving.is_some();
+        if !busy && self.plan_at.is_some_and(|at| at <= now) {
+            self.plan_at = None;
+            return self.replan(now, Pause::Announce);
+        }
+        let Some(next) = &self.next else { return Vec::new() };
+        let epoch = next.epoch;
+        let overdue = next.overdue(now);
+        overdue.map_or_else(Vec::new, |(blame, why)| self.broken(now, epoch, why, blame))
+    }
+
+    /// The stage of a worker in the plan of an epoch; `None` where that plan is over, so that what it says is late.
+    ///
+    /// # Errors
+    /// It has no stage there, or there was no such plan.
+    pub(crate) fn stage_in(&self, worker: WorkerId, epoch: PlanEpoch) -> Result<Option<usize>, Misconduct> {
+        match self.pipeline(epoch) {
+            Some(pipeline) => pipeline.stage_of(worker).map(Some).ok_or(Misconduct::NoStage(epoch)),
+            None if epoch <= self.newest => Ok(None),
+            None => Err(Misconduct::NoPlan(epoch)),
+        }
+    }
+
+    /// Whether samples of this epoch may come from this worker; `false` where they are late.
+    ///
+    /// # Errors
+    /// It does not hold the last stage.
+    pub(crate) fn may_sample(&self, worker: WorkerId, epoch: PlanEpoch) -> Result<bool, Misconduct> {
+        let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(false) };
+        let last = self.pipeline(epoch).map_or(0, |p| p.stages.len() - 1);
+        if stage == last { Ok(true) } else { Err(Misconduct::NotLast(stage)) }
+    }
+
+    /// The workers that hold the stages of an epoch, in order.
+    pub(crate) fn stage_workers(&self, epoch: PlanEpoch) -> impl Iterator<Item = WorkerId> {
+        self.pipeline(epoch).into_iter().flat_map(|p| &p.stages).map(|s| s.worker)
+    }
+
+    /// The first stage that is behind: it has computed fewer steps than those before it, as far as it has said.
+    pub(crate) fn laggard(&self, epoch: PlanEpoch) -> Option<WorkerId> {
+        let pipeline = self.pipeline(epoch)?;
+        let most = pipeline.stages.first()?.report.steps;
+        let behind = pipeline.stages.iter().find(|s| s.report.steps < most);
+        behind.or(pipeline.stages.first()).map(|s| s.worker)
+    }
+
+    /// Whether a worker is in.
+    pub(crate) fn has(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
+    /// The epoch of the newest plan; 0 before the first one.
+    pub(crate) fn newest(&self) -> PlanEpoch {
+        self.newest
+    }
+
+    /// What a worker is called, for people.
+    pub(crate) fn name_of(&self, worker: WorkerId) -> &str {
+        self.workers.get(&worker).map_or("a worker", |w| &w.joined.name)
+    }
+
+    /// A name that no other worker has: the wish, or the wish with a number.
+    pub(crate) fn free_name(&self, wish: &str) -> String {
+        let taken = |name: &str| self.workers.values().any(|w| w.joined.name == name);
+        let numbered = (2..).map(|n| format!("{wish}-{n}"));
+        std::iter::once(wish.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
+    }
+
+    fn pipeline(&self, epoch: PlanEpoch) -> Option<&Pipeline> {
+        self.serving.iter().chain(&self.next).find(|p| p.epoch == epoch)
+    }
+
+    fn pipeline_mut(&mut self, epoch: PlanEpoch) -> Option<&mut Pipeline> {
+        self.serving.iter_mut().chain(&mut self.next).find(|p| p.epoch == epoch)
+    }
+
+    /// Gives up a pipeline. Its shards stay where they are until a next plan has taken from them what it needs.
+    fn drop_pipeline(&mut self, now: Instant, epoch: PlanEpoch, why: String) -> Vec<Action> {
+        self.plan_at = Some(now);
+        self.pause_at = None;
+        if self.next.take_if(|p| p.epoch == epoch).is_none() && self.serving.take_if(|p| p.epoch == epoch).is_none() {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        if self.serving.is_none() {
+            self.text.clone_from(&why);
+            // Those who were following are on their way already.
+            if let Some(next) = self.next.as_ref().filter(|p| p.standing == Standing::Proved) {
+                actions.push(Action::Serve(next.epoch, next.stages.len()));
+                actions.extend(self.serve_next());
+            }
+        }
+        actions.insert(0, Action::Down(epoch, why));
+        actions
+    }
+
+    /// What serves now is unloaded, and what was next serves.
+    fn serve_next(&mut self) -> Vec<Action> {
+        let Some(next) = self.next.take() else { return Vec::new() };
+        self.text = format!("{} stages serve {}", next.stages.len(), self.model.name);
+        self.serving = Some(next);
+        self.unload_the_dead()
+    }
+}
+
+/// Joins within this time make one plan.
+const SETTLE: Duration = Duration::from_millis(500);
+/// A worker that stays for less than that is unsteady.
+const STEADY: Duration = Duration::from_secs(60);
+/// Plans in a row whose probe may fail; what fails under two of them is in the model.
+const PROBES_MOST: u32 = 2;
+
+#[cfg(test)]
+mod tests;

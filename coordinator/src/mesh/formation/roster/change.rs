@@ -1,0 +1,224 @@
+//! From one plan to the next: whether it is worth it, what is loaded beside what, and what is unloaded.
+
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
+
+use qmesh_models::footprint::Footprints;
+use qmesh_net::{Message, PlanEpoch};
+
+use super::{Action, Pause, Roster};
+use crate::{
+    mesh::{
+        config::Workers,
+        events::PlanReason,
+        formation::{
+            choice::{Choice, Chooser},
+            pipeline::Pipeline,
+            worker::{Held, Worker, WorkerId},
+        },
+    },
+    plan::{Plan, PlanError},
+};
+
+impl Roster {
+    /// Gives the workers stages, if the model fits them and the change is worth it.
+    pub(super) fn replan(&mut self, now: Instant, pause: Pause) -> Vec<Action> {
+        // When somebody who was left out may be asked again, a better plan may be had.
+        self.plan_at = self.troubles.next_end(now);
+        let enough = match self.formation.workers {
+            // Once formed, a smaller mesh that holds the model is better than none.
+            Workers::AtLeast(n) | Workers::Exactly(n) => self.workers.len() >= n || self.newest.0 > 0,
+            Workers::WhenItFits => true,
+        };
+        if self.workers.is_empty() || !enough {
+            return self.stay(now, None);
+        }
+        let choice = match self.choose(now) {
+            Ok(choice) => choice,
+            Err(PlanError::NoWorkers) => return self.stay(now, None),
+            Err(error) => return self.stay(now, Some(error.to_string())),
+        };
+        match self.worth(&choice) {
+            Worth::Change => {}
+            Worth::Same => return self.settle(None),
+            Worth::TooLittle(why) => return self.settle(Some(why)),
+        }
+        self.standby = None;
+        if pause == Pause::Announce && self.serving.is_some() && !self.has_room(&choice) {
+            self.pause_at = Some(now + ANNOUNCED);
+            return Vec::new();
+        }
+        self.begin(now, choice)
+    }
+
+    fn choose(&self, now: Instant) -> Result<Choice, PlanError> {
+        let serving: Vec<WorkerId> = self.serving.iter().flat_map(|p| &p.stages).map(|s| s.worker).collect();
+        let chooser = Chooser {
+            now,
+            model: &self.model,
+            formation: &self.formation,
+            workers: &self.workers,
+            troubles: &self.troubles,
+            serving: &serving,
+        };
+        chooser.choose()
+    }
+
+    /// Whether a plan is worth giving up the one that serves, or is about to.
+    fn worth(&self, choice: &Choice) -> Worth {
+        let Some(now) = self.serving.as_ref().or(self.next.as_ref()) else { return Worth::Change };
+        let same_workers = now.stages.iter().map(|s| s.worker).eq(choice.stages.iter().copied());
+        let layers = |plan: &Plan| plan.stages.iter().map(|s| s.layers.clone()).collect::<Vec<_>>();
+        if same_workers && layers(&now.plan) == layers(&choice.plan) {
+            return Worth::Same;
+        }
+        let wanted = match self.formation.workers {
+            Workers::AtLeast(n) | Workers::Exactly(n) => n,
+            Workers::WhenItFits => 0,
+        };
+        let missing = now.stages.len() < wanted && choice.stages.len() > now.stages.len();
+        if self.serving.is_none() || missing || choice.slowest <= now.slowest - now.slowest / WORTH {
+            return Worth::Change;
+        }
+        let gain = 100.0 * (now.slowest as f64 / choice.slowest.max(1) as f64 - 1.0);
+        Worth::TooLittle(format!("a standby: with it the slowest stage would be {:.0} % faster", gain.max(0.0)))
+    }
+
+    /// Starts to carry a plan out: beside what serves where there is room for both, else in its place.
+    fn begin(&mut self, now: Instant, choice: Choice) -> Vec<Action> {
+        let why = match (self.newest, &self.serving) {
+            (PlanEpoch(0), _) => PlanReason::First,
+            (_, Some(_)) => PlanReason::Better,
+            (_, None) => PlanReason::Lost,
+        };
+        let mut actions = Vec::new();
+        if let Some(epoch) = self.next.take().map(|p| p.epoch) {
+            // Nobody has used it yet.
+            actions.push(Action::Down(epoch, "a better plan takes its place".to_owned()));
+            actions.extend(self.unload(|_, held| held == epoch));
+        }
+        if !self.has_room(&choice)
+            && let Some(serving) = self.serving.take()
+        {
+            let pause = "the layers are dealt again, for which not every worker has room beside its old ones";
+            actions.push(Action::Down(serving.epoch, pause.to_owned()));
+        }
+        // A shard that serves nobody any more stays only where tensors can be taken from it.
+        let live = self.live();
+        let crowded = self.crowded(&choice);
+        actions.extend(self.unload(|worker, held| !live.contains(&held) && crowded.contains(&worker)));
+        self.newest = PlanEpoch(self.newest.0 + 1);
+        self.failed = false;
+        if self.serving.is_none() {
+            self.text = format!("loading {} into {} workers", self.model.name, choice.stages.len());
+        }
+        let next = Pipeline::new(now, self.newest, choice, why);
+        for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
+            if let Some(worker) = self.workers.get_mut(&place.worker) {
+                worker.holds.push(Held { epoch: next.epoch, layers: planned.layers.clone() });
+            }
+            actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage))));
+        }
+        self.next = Some(next);
+        actions
+    }
+
+    /// Every stage of the next pipeline is loaded: they reach for each other, and old shards have nothing more to give.
+    pub(super) fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
+        let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
+        let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
+        let routes = pipeline.routes(joined).into_iter().map(|(worker, route)| Action::Send(worker, route));
+        let mut actions: Vec<_> = routes.collect();
+        actions.extend(pipeline.stages.first().map(|first| Action::OpenFrames(first.worker, epoch)));
+        actions.extend(self.unload_the_dead());
+        actions
+    }
+
+    /// No new plan: a standing one goes on.
+    fn stay(&mut self, now: Instant, why: Option<String>) -> Vec<Action> {
+        if self.serving.is_some() || self.next.is_some() {
+            return self.settle(why);
+        }
+        let troubled = self.workers.values().find_map(|w| {
+            let trouble = self.troubles.of(now, w.joined.peer)?;
+            Some(format!("{}: {}", w.joined.name, trouble.why))
+        });
+        self.failed = why.is_some() || troubled.is_some();
+        self.text = why.or(troubled).unwrap_or_else(|| self.waiting_text());
+        Vec::new()
+    }
+
+    /// What serves goes on as it is; the others stand by.
+    fn settle(&mut self, standby: Option<String>) -> Vec<Action> {
+        self.standby = standby;
+        self.unload_the_dead()
+    }
+
+    fn waiting_text(&self) -> String {
+        match self.formation.workers {
+            Workers::Exactly(n) | Workers::AtLeast(n) => format!("waiting for workers: {} of {n}", self.workers.len()),
+            Workers::WhenItFits => "waiting for workers".to_owned(),
+        }
+    }
+
+    fn live(&self) -> Vec<PlanEpoch> {
+        self.serving.iter().chain(&self.next).map(|p| p.epoch).collect()
+    }
+
+    pub(super) fn unload_the_dead(&mut self) -> Vec<Action> {
+        let live = self.live();
+        self.unload(|_, held| !live.contains(&held))
+    }
+
+    /// Unloads what workers hold, where `gone` says so.
+    fn unload(&mut self, gone: impl Fn(WorkerId, PlanEpoch) -> bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (&id, worker) in &mut self.workers {
+            let (out, kept) = mem::take(&mut worker.holds).into_iter().partition(|held| gone(id, held.epoch));
+            worker.holds = kept;
+            let out: Vec<Held> = out;
+            actions.extend(out.iter().map(|held| Action::Send(id, Message::Unload { epoch: held.epoch })));
+        }
+        actions
+    }
+
+    /// Whether every worker has room for its new stage beside what it holds for the pipeline that serves.
+    fn has_room(&self, choice: &Choice) -> bool {
+        let footprints = Footprints::new(&self.model.spec);
+        let fits = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.fits_beside(&footprints, *id, w, choice));
+        choice.stages.iter().all(fits)
+    }
+
+    /// Workers that shall keep nothing that is not needed: they get no stage, or have no room for it beside the rest.
+    fn crowded(&self, choice: &Choice) -> Vec<WorkerId> {
+        let footprints = Footprints::new(&self.model.spec);
+        let takes_all = |(id, worker): &(&WorkerId, &Worker)| {
+            choice.stages.contains(*id) && self.fits_beside(&footprints, **id, worker, choice)
+        };
+        self.workers.iter().filter(|entry| !takes_all(entry)).map(|(&id, _)| id).collect()
+    }
+
+    /// Whether a worker has room for all that it holds and for its stage of this choice, if it has one.
+    fn fits_beside(&self, footprints: &Footprints<'_>, id: WorkerId, worker: &Worker, choice: &Choice) -> bool {
+        let held = worker.holds.iter().map(|held| held.layers.clone());
+        let new = choice.stages.iter().position(|&w| w == id).map(|s| choice.plan.stages[s].layers.clone());
+        let demands: Vec<_> = held.chain(new).map(|layers| self.model.demand(layers, worker.joined.threads)).collect();
+        footprints.shards(&demands).total_bytes() <= worker.joined.memory_bytes
+    }
+}
+
+/// What a new plan is worth beside the present one.
+enum Worth {
+    Change,
+    Same,
+    /// Not what it costs; the words say so to people.
+    TooLittle(String),
+}
+
+/// A change pays if it makes the slowest stage faster by so great a part of its time: a seventh, so that the others are at
+/// least 15 % faster for it.
+const WORTH: u64 = 7;
+/// How long before a pause people are told.
+pub(super) const ANNOUNCED: Duration = Duration::from_secs(5);

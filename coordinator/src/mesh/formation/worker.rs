@@ -1,0 +1,41 @@
+//! A connected worker: what it said when it joined, and which shards it holds.
+
+use std::{fmt, net::SocketAddr, ops::Range, time::Instant};
+
+use qmesh_net::{PeerId, PlanEpoch};
+
+/// A worker's connection, counted from 1: a worker that comes back is another one.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct WorkerId(pub(crate) u64);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a worker said when it joined.
+#[derive(Clone, Debug)]
+pub(crate) struct Joined {
+    pub(crate) name: String,
+    pub(crate) peer: PeerId,
+    pub(crate) address: SocketAddr,
+    pub(crate) memory_bytes: u64,
+    pub(crate) threads: u32,
+}
+
+/// A worker, as the roster knows it.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) joined: Joined,
+    pub(super) since: Instant,
+    /// Shards that it has, or is loading.
+    pub(super) holds: Vec<Held>,
+}
+
+/// A shard on a worker.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) epoch: PlanEpoch,
+    pub(super) layers: Range<usize>,
+}

@@ -1,0 +1,22 @@
+//! What the scheduler wants done.
+
+use qmesh_net::{Frame, OpenSession, PlanEpoch, SessionId};
+
+use crate::generate::GenerateEvent;
+
+/// What the scheduler wants done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// To every stage of the epoch that it names.
+    Open(OpenSession),
+    /// To every stage of the epoch.
+    Close(PlanEpoch, SessionId),
+    /// To every stage of the epoch: the session has ended, but its first positions stay.
+    Keep(PlanEpoch, SessionId, usize),
+    /// To stage 0.
+    Frame(Frame),
+    /// To whoever submitted the sequence.
+    Deliver(SessionId, GenerateEvent),
+    /// Nothing runs on another pipeline than this epoch's any more.
+    Followed(PlanEpoch),
+}

@@ -1,0 +1,55 @@
+//! What ended sequences leave on the stages for others.
+
+use std::collections::BTreeMap;
+
+use qmesh_net::{Prefix, SessionId};
+
+use super::pages::PageLedger;
+
+/// The beginning of a sequence that has ended, for others to begin with.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// One per position: whole pages.
+    pub(super) ids: Vec<u32>,
+    /// When it was last of use; the least recent goes first.
+    pub(super) turn: u64,
+}
+
+/// Beginnings that are kept at a time.
+pub(super) const KEPT_MOST: usize = 256;
+
+/// Makes room for `positions` by giving up kept beginnings, the least recently used first. Says which prefix the sequence
+/// can still begin with: the one asked for, or none where that had to be given up as well; `None` where there is no room in
+/// either case. Also says which sessions were given up: they are to be closed.
+pub(super) fn make_room(
+    pages: &mut PageLedger,
+    kept: &mut BTreeMap<SessionId, Kept>,
+    positions: usize,
+    prefix: Option<Prefix>,
+) -> (Option<Option<Prefix>>, Vec<SessionId>) {
+    let shared = prefix.map_or(0, |p| p.positions as usize);
+    let mut dropped = Vec::new();
+    let mut drop_kept = |pages: &mut PageLedger, kept: &mut BTreeMap<SessionId, Kept>, session| {
+        kept.remove(&session);
+        pages.keep(session, 0);
+        dropped.push(session);
+    };
+    while !pages.fit(positions, shared) {
+        let Some(oldest) = oldest_kept(kept, prefix.map(|p| p.session)) else { break };
+        drop_kept(pages, kept, oldest);
+    }
+    if pages.fit(positions, shared) {
+        return (Some(prefix), dropped);
+    }
+    // All other beginnings are given up. The prefix itself may go too, if it is only kept and does not run.
+    if let Some(source) = prefix.map(|p| p.session).filter(|session| kept.contains_key(session)) {
+        drop_kept(pages, kept, source);
+    }
+    (pages.fit(positions, 0).then_some(None), dropped)
+}
+
+/// What has been of use the least recently, besides `but`.
+pub(super) fn oldest_kept(kept: &BTreeMap<SessionId, Kept>, but: Option<SessionId>) -> Option<SessionId> {
+    let others = kept.iter().filter(|(session, _)| Some(**session) != but);
+    others.min_by_key(|(_, kept)| kept.turn).map(|(&session, _)| session)
+}

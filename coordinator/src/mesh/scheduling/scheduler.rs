@@ -1,0 +1,480 @@
+//! Which rows travel in the next step: a state machine without IO or clock.
+//!
+//! A sequence is its ids. `sent` counts those that went out under the present plan; whatever lies between `sent` and the end
+//! of `ids` is ready to go: one id while it decodes, the rest of the prompt before that. A lost plan sets `sent` back to
+//! zero, and the ids are computed again under the next one: the stream goes on with the same text. Where the next pipeline
+//! stands before the present one is given up, they are computed there beforehand (`follow`).
+//!
+//! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
+//! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
+
+mod admission;
+mod answers;
+mod follow;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use qmesh_net::{Frame, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes, limits::FRAME_SEGMENTS};
+
+use super::{
+    action::Action,
+    kept::Kept,
+    pace::{Pace, Prompts, WaitingPrompts},
+    pages::PageLedger,
+    sequence::{Phase, Sequence, Taken},
+    step::{Pipeline, StepUnderWay, empty_frame},
+    successor::Successor,
+};
+use crate::{
+    generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest},
+    mesh::{
+        config::{PrefixReuse, Speculation},
+        probe::TRIES_MOST,
+    },
+};
+
+/// Bounds that do not change while the mesh runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Positions of one session.
+    pub(crate) context: usize,
+    /// Positions of all sessions together, on every stage.
+    pub(crate) kv_positions: usize,
+    /// Rows of one step.
+    pub(crate) chunk_rows: usize,
+    /// Ids of the vocabulary.
+    pub(crate) vocab: usize,
+    /// Requests that may wait for room.
+    pub(crate) waiting: usize,
+    /// How long sequences wait for a lost pipeline to return.
+    pub(crate) resume: Duration,
+    /// Whether sequences begin with what earlier ones have left.
+    pub(crate) prefix_reuse: PrefixReuse,
+    /// Whether tokens are drafted.
+    pub(crate) speculation: Speculation,
+}
+
+/// Tokens counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    /// Tokens of prompts that are done.
+    pub(crate) prompt_tokens: u64,
+    /// Of these, what was on the stages already.
+    pub(crate) cached_tokens: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) drafted_tokens: u64,
+    /// Of the drafted tokens, the right ones.
+    pub(crate) accepted_tokens: u64,
+}
+
+/// The steps of the present pipeline, all times summed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepTotals {
+    pub(crate) steps: u64,
+    /// Computing, over all stages.
+    pub(crate) compute: Duration,
+    /// Computing, on the slowest stage.
+    pub(crate) slowest: Duration,
+    /// Neither computing nor waiting for a stage.
+    pub(crate) hops: Duration,
+}
+
+/// Sequences, and the steps that carry them.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    limits: Limits,
+    pipeline: Option<Pipeline>,
+    successor: Option<Successor>,
+    sequences: BTreeMap<SessionId, Sequence>,
+    queue: VecDeque<SessionId>,
+    steps: BTreeMap<StepId, StepUnderWay>,
+    /// When a step last came back, or the sequences came over from another pipeline.
+    returned: Option<Instant>,
+    pages: PageLedger,
+    pace: Pace,
+    /// Beginnings that ended sequences have left on the stages.
+    kept: BTreeMap<SessionId, Kept>,
+    /// Rows computed for each client that has sequences here.
+    served: BTreeMap<ClientId, u64>,
+    next_session: u64,
+    next_step: u32,
+    turn: u64,
+    pub(crate) totals: Totals,
+    pub(crate) step_totals: StepTotals,
+}
+
+impl Scheduler {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            pipeline: None,
+            successor: None,
+            sequences: BTreeMap::new(),
+            queue: VecDeque::new(),
+            steps: BTreeMap::new(),
+            returned: None,
+            pages: PageLedger::new(limits.kv_positions),
+            pace: Pace::default(),
+            kept: BTreeMap::new(),
+            served: BTreeMap::new(),
+            next_session: 1,
+            next_step: FIRST_STEP,
+            turn: 0,
+            totals: Totals::default(),
+            step_totals: StepTotals::default(),
+        }
+    }
+
+    /// Takes a request in; its events carry the session returned.
+    ///
+    /// # Errors
+    /// What is wrong with the request itself, or a full queue.
+    pub(crate) fn submit(&mut self, now: Instant, request: GenerateRequest) -> Result<SessionId, GenerateError> {
+        self.check(&request)?;
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        self.welcome(request.client);
+        self.sequences.insert(session, Sequence::new(now, request, self.limits.context));
+        self.queue.push_back(session);
+        Ok(session)
+    }
+
+    /// Nobody listens any more.
+    pub(crate) fn cancel(&mut self, session: SessionId) -> Vec<Action> {
+        self.end(session, None)
+    }
+
+    /// A pipeline stands: sequences that lost theirs start over, with all the ids they have.
+    pub(crate) fn pipeline_up(&mut self, epoch: PlanEpoch, stages: usize) {
+        if self.is_current(epoch) {
+            return;
+        }
+        self.pipeline = Some(Pipeline { epoch, stages });
+        self.next_step = FIRST_STEP;
+        self.pace = Pace::new(stages);
+        self.step_totals = StepTotals::default();
+    }
+
+    /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, unless they have a
+    /// follower there; but for those that lost one too often without a token in between: what brings pipelines down may
+    /// be their own rows.
+    pub(crate) fn pipeline_down(&mut self, now: Instant, why: &str) -> Vec<Action> {
+        self.pipeline = None;
+        self.steps.clear();
+        self.queue.clear();
+        self.kept.clear();
+        self.pages.clear();
+        self.sequences.retain(|_, s| s.phase != Phase::Ending);
+        for (&session, sequence) in &mut self.sequences {
+            sequence.restart(now);
+            self.queue.push_back(session);
+        }
+        let mut actions = if self.successor.is_some() { self.fall_over(now) } else { Vec::new() };
+        let hopeless = self.sequences.iter().filter(|(_, s)| s.restarts > RESTARTS_MOST).map(|(&id, _)| id);
+        let hopeless: Vec<_> = hopeless.collect();
+        let error = GenerateError::WorkerLost { text: why.to_owned() };
+        actions.extend(hopeless.into_iter().flat_map(|s| self.end(s, Some(GenerateEvent::Failed(error.clone())))));
+        actions
+    }
+
+    /// One stage has made room for the session.
+    pub(crate) fn opened(&mut self, epoch: PlanEpoch, session: SessionId) {
+        if self.is_next(epoch) {
+            self.follower_opened(session);
+        } else if self.is_current(epoch)
+            && let Some(sequence) = self.sequences.get_mut(&session)
+        {
+            sequence.stage_opened();
+        }
+    }
+
+    /// A stage has failed the session and taken its rows out of the steps under way; a step without other rows does not come
+    /// back.
+    pub(crate) fn failed(&mut self, epoch: PlanEpoch, session: SessionId, text: &str) -> Vec<Action> {
+        if self.is_next(epoch) {
+            return self.follower_failed(session);
+        }
+        if !self.is_current(epoch) {
+            return Vec::new();
+        }
+        self.steps.retain(|_, step| step.forget(session));
+        if let Some(sequence) = self.sequences.get_mut(&session) {
+            sequence.in_flight = 0;
+            sequence.spoiled = true;
+        }
+        self.end(session, Some(GenerateEvent::Failed(GenerateError::Fault { text: text.to_owned() })))
+    }
+
+    /// A step came out of the last stage; `rows` has the rows that were wanted, segment after segment.
+    pub(crate) fn stepped(&mut self, now: Instant, frame: &Frame, mut rows: Vec<Sampled>) -> Vec<Action> {
+        if self.is_next(frame.epoch) {
+            return self.follower_stepped(now, frame);
+        }
+        if !self.is_current(frame.epoch) {
+            return Vec::new();
+        }
+        let Some(step) = self.steps.remove(&frame.step) else { return Vec::new() };
+        self.returned = Some(now);
+        let sessions: Vec<SessionId> = step.segments.iter().map(|s| s.session).collect();
+        // A step from which a stage took rows tells nothing of how long so many rows take.
+        if sessions.iter().all(|session| self.sequences.get(session).is_some_and(|s| !s.spoiled)) {
+            self.learn(step.rows(), frame.times, now.saturating_duration_since(step.sent));
+        }
+        for session in &sessions {
+            if let Some(sequence) = self.sequences.get_mut(session) {
+                sequence.in_flight -= 1;
+                sequence.restarts = 0;
+            }
+        }
+        let mut actions = self.fail_strays(frame);
+        for segment in frame.segments.iter().filter(|s| s.rows > 0) {
+            let rest = rows.split_off((segment.rows as usize).min(rows.len()));
+            let own = std::mem::replace(&mut rows, rest);
+            actions.extend(self.take_rows(now, segment, own));
+        }
+        for session in sessions {
+            actions.extend(self.close_if_over(session));
+        }
+        actions
+    }
+
+    /// Fails what has waited too long for a pipeline.
+    pub(crate) fn expire(&mut self, now: Instant, why: &str) -> Vec<Action> {
+        if self.pipeline.is_some() {
+            return Vec::new();
+        }
+        let late = |s: &&Sequence| s.waiting_since.is_some_and(|since| now - since > self.limits.resume);
+        let sessions: Vec<_> = self.sequences.iter().filter(|(_, s)| late(s)).map(|(&id, _)| id).collect();
+        let error = GenerateError::WorkerLost { text: why.to_owned() };
+        sessions.into_iter().flat_map(|s| self.end(s, Some(GenerateEvent::Failed(error.clone())))).collect()
+    }
+
+    /// Admits the sequences for which there is room, and fills steps, as many as may be under way.
+    pub(crate) fn pump(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = self.pump_successor(now);
+        let Some(pipeline) = self.pipeline else { return actions };
+        if !self.is_closing(now) {
+            actions.extend(self.admit(pipeline));
+        }
+        while !self.is_draining()
+            && let Some(frame) = self.fill_step(now, pipeline)
+        {
+            actions.push(Action::Frame(frame));
+        }
+        actions
+    }
+
+    /// Whether a sequence has not come to its end yet.
+    pub(crate) fn computes(&self, session: SessionId) -> bool {
+        self.sequences.get(&session).is_some_and(|sequence| sequence.phase != Phase::Ending)
+    }
+
+    /// Sequences on the stages.
+    pub(crate) fn running(&self) -> usize {
+        self.sequences.len() - self.queue.len()
+    }
+
+    /// Sequences that wait for room.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Positions set aside on the stages, for sequences and for what is kept.
+    pub(crate) fn positions_reserved(&self) -> usize {
+        self.pages.used_positions()
+    }
+
+    /// Nothing runs and nothing waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.sequences.is_empty() && self.queue.is_empty() && self.steps.is_empty()
+    }
+
+    /// Whether sequences can run now.
+    pub(crate) fn serves(&self) -> bool {
+        self.pipeline.is_some()
+    }
+
+    fn is_next(&self, epoch: PlanEpoch) -> bool {
+        self.successor.as_ref().is_some_and(|s| s.pipeline.epoch == epoch)
+    }
+
+    pub(crate) fn is_current(&self, epoch: PlanEpoch) -> bool {
+        self.pipeline.is_some_and(|p| p.epoch == epoch)
+    }
+
+    fn check(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
+        if self.queue.len() >= self.limits.waiting {
+            return Err(GenerateError::QueueFull { waiting: self.queue.len() });
+        }
+        if request.ids.is_empty() {
+            return Err(GenerateError::BadPrompt { text: "it is empty".to_owned() });
+        }
+        if let Some(id) = request.ids.iter().find(|&&id| id as usize >= self.limits.vocab) {
+            let text = format!("id {id} is not in the vocabulary of {}", self.limits.vocab);
+            return Err(GenerateError::BadPrompt { text });
+        }
+        let prompt_tokens = request.ids.len();
+        if prompt_tokens + usize::from(request.max_tokens > 0) > self.limits.context {
+            return Err(GenerateError::ContextExceeded { prompt_tokens, context: self.limits.context });
+        }
+        Ok(())
+    }
+
+    /// The next step, if one may go: the tokens of a group of sequences that decode, and as many prompt rows as the time
+    /// allows.
+    fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
+        let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
+        let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
+        let (all, short) = (prompts().count(), prompts().filter(|s| s.is_short()).count());
+        let groups = self.pace.groups(decoding, if all > 0 { Prompts::Waiting } else { Prompts::None });
+        let group_rows = decoding.div_ceil(groups);
+        if self.steps.len() >= self.pace.steps_most(groups, group_rows.max(1)) {
+            return None;
+        }
+        let mut frame = empty_frame(pipeline, StepId(self.next_step));
+        if self.steps.values().filter(|step| step.decodes).count() < groups {
+            self.add_group(&mut frame, groups, group_rows);
+        }
+        let decodes = !frame.ids.is_empty();
+        let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+        let rows = match (decoding, decodes) {
+            (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
+            // A step of prompt rows alone would come between two tokens of everybody, unless stages are idle in between.
+            (_, false) => {
+                let (steps, rows) = self.pace.between(group_rows, groups, room);
+                let under_way = self.steps.values().filter(|step| !step.decodes).count();
+                if under_way < steps { rows } else { 0 }
+            }
+            (_, true) => {
+                let each = |count: usize| count as f64 / decoding as f64;
+                let waiting = WaitingPrompts { long: each(all - short), short: each(short) };
+                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if all > 0 { room } else { 0 })
+            }
+        };
+        self.add_prompts(now, &mut frame, rows);
+        if frame.segments.is_empty() {
+            return None;
+        }
+        self.steps.insert(frame.step, StepUnderWay { segments: frame.segments.clone(), decodes, sent: now });
+        self.next_step = self.next_step.wrapping_add(1);
+        Some(frame)
+    }
+
+    /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay.
+    fn add_group(&mut self, frame: &mut Frame, groups: usize, count: usize) {
+        let drafts_most = match self.limits.speculation {
+            Speculation::Off => 0,
+            Speculation::On => DRAFTS_MOST,
+        };
+        for session in self.ready(|s| s.unsent() == 1).into_iter().take(count.min(FRAME_SEGMENTS)) {
+            let Some(sequence) = self.sequences.get_mut(&session) else { continue };
+            let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+            if room == 0 {
+                return;
+            }
+            let drafts = self.pace.draft_rows(count, groups, sequence.acceptance(), drafts_most.min(room - 1));
+            let (segment, ids) = sequence.drafted_segment(session, drafts);
+            self.add(frame, segment, ids);
+        }
+    }
+
+    /// Adds up to `rows` rows of prompts.
+    fn add_prompts(&mut self, now: Instant, frame: &mut Frame, rows: usize) {
+        let mut left = rows;
+        for session in self.ready(|s| s.unsent() > 1) {
+            let Some(sequence) = self.sequences.get_mut(&session) else { continue };
+            if left == 0 || frame.segments.len() == FRAME_SEGMENTS {
+                return;
+            }
+            let (segment, ids) = sequence.next_segment(now, session, left);
+            left = left.saturating_sub(ids.len());
+            self.add(frame, segment, ids);
+        }
+    }
+
+    fn add(&mut self, frame: &mut Frame, segment: Segment, ids: Vec<u32>) {
+        self.turn += 1;
+        if let Some(sequence) = self.sequences.get_mut(&segment.session) {
+            sequence.turn = self.turn;
+            *self.served.entry(sequence.request.client).or_default() += ids.len() as u64;
+        }
+        frame.segments.push(segment);
+        frame.ids.extend(ids);
+    }
+
+    /// Sequences that have ids to send and are as wanted, in the order in which they go: those with short prompts before
+    /// those with long ones, then by how little their client was served, then by how long ago they were.
+    fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
+        let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
+        let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();
+        let mut ready: Vec<_> = ready.map(|(&session, s)| (!s.is_short(), served(s), s.turn, session)).collect();
+        ready.sort_unstable();
+        ready.into_iter().map(|(.., session)| session).collect()
+    }
+
+    /// Ids of all sequences that have some to send.
+    fn prompt_rows(&self) -> usize {
+        self.sequences.values().filter(|s| s.is_ready()).map(|s| s.ids.len()).sum()
+    }
+
+    fn learn(&mut self, rows: usize, times: StepTimes, whole: Duration) {
+        self.pace.learn(rows, times, whole);
+        let micros = |us: u32| Duration::from_micros(us.into());
+        let totals = &mut self.step_totals;
+        totals.steps += 1;
+        totals.compute += micros(times.compute_us);
+        totals.slowest += micros(times.slowest_us);
+        totals.hops += whole.saturating_sub(micros(times.compute_us) + micros(times.queued_us));
+    }
+
+    fn take_rows(&mut self, now: Instant, segment: &Segment, rows: Vec<Sampled>) -> Vec<Action> {
+        let session = segment.session;
+        let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.phase == Phase::Running) else {
+            return Vec::new();
+        };
+        let Taken { events, prompt_tokens, cached, generated, drafted, right } = sequence.take_rows(now, segment, rows);
+        self.totals.prompt_tokens += prompt_tokens;
+        self.totals.cached_tokens += cached;
+        self.totals.generated_tokens += generated;
+        self.totals.drafted_tokens += drafted;
+        self.totals.accepted_tokens += right;
+        events.into_iter().map(|event| Action::Deliver(session, event)).collect()
+    }
+
+    /// Ends a sequence with a last event, or with none when nobody listens.
+    fn end(&mut self, session: SessionId, last: Option<GenerateEvent>) -> Vec<Action> {
+        let Some(sequence) = self.sequences.get_mut(&session) else { return Vec::new() };
+        let told = last.filter(|_| sequence.phase != Phase::Ending).map(|event| Action::Deliver(session, event));
+        let mut actions: Vec<_> = told.into_iter().collect();
+        if sequence.phase == Phase::Waiting {
+            let client = sequence.request.client;
+            self.sequences.remove(&session);
+            self.queue.retain(|&s| s != session);
+            self.forget_if_gone(client);
+        } else {
+            sequence.phase = Phase::Ending;
+            actions.extend(self.close_if_over(session));
+        }
+        actions
+    }
+
+    /// Closes an ended sequence once its last step is back, so that no stage meets a row of a closed session.
+    fn close_if_over(&mut self, session: SessionId) -> Vec<Action> {
+        let over = self.sequences.get(&session).is_some_and(|s| s.phase == Phase::Ending && s.in_flight == 0);
+        let sequence = if over { self.sequences.remove(&session) } else { None };
+        sequence.map(|sequence| self.leave(session, sequence)).unwrap_or_default()
+    }
+}
+
+/// The number of a pipeline's first step; probes have those before it.
+const FIRST_STEP: u32 = TRIES_MOST;
+/// Tokens drafted for a sequence at a time.
+const DRAFTS_MOST: usize = 15;
+/// Pipelines that a sequence may lose between two of its tokens.
+const RESTARTS_MOST: usize = 3;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! One sequence as the scheduler sees it: its ids, how many of them went out, and what comes back.
+
+use std::time::{Duration, Instant};
+
+use qmesh_net::{Sampled, Segment, SessionId, Trail, Trails, Wants};
+
+use super::{draft::Drafter, pages::PAGE_POSITIONS};
+use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, PromptRows};
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// It waits for room on the stages, or for a pipeline.
+    Waiting,
+    /// Its session is being opened on the stages.
+    Opening {
+        /// Stages that have not answered yet.
+        missing: usize,
+    },
+    /// Its session is open on every stage.
+    Running,
+    /// Over, but a step may still carry its rows.
+    Ending,
+}
+
+impl Phase {
+    /// The phase after one more stage has opened the session.
+    pub(crate) fn answered(self) -> Self {
+        match self {
+            Self::Opening { missing: 0 | 1 } => Self::Running,
+            Self::Opening { missing } => Self::Opening { missing: missing - 1 },
+            Self::Waiting | Self::Running | Self::Ending => self,
+        }
+    }
+}
+
+/// One sequence: prompt and generated ids, and its books.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) request: GenerateRequest,
+    pub(crate) phase: Phase,
+    /// The most positions that it can come to hold: its prompt and all tokens that it may generate.
+    pub(crate) max_positions: usize,
+    /// Steps that carry rows of it.
+    pub(crate) in_flight: usize,
+    /// Pipelines lost since a step of it last came back.
+    pub(crate) restarts: usize,
+    /// When it was last served; the least recent goes first.
+    pub(crate) turn: u64,
+    /// Since when it waits for a pipeline that it had lost.
+    pub(crate) waiting_since: Option<Instant>,
+    /// Prompt, then generated.
+    pub(crate) ids: Vec<u32>,
+    sent: usize,
+    /// The trails of the ids that were sent, and of the drafts behind them.
+    trails: Trails,
+    /// How many of the ids sent every stage has computed; no rejected draft is among them.
+    pub(crate) computed: usize,
+    /// Whether a stage has failed it: nothing of it can be relied on.
+    pub(crate) spoiled: bool,
+    /// What was drafted behind the ids that are sent.
+    drafted: Vec<u32>,
+    drafter: Drafter,
+    /// Positions of the prompt that were on the stages already when it was first admitted.
+    cached: Option<usize>,
+    prompt_rows: Vec<Sampled>,
+    prompt_done: bool,
+    started: Instant,
+    first_token: Option<Instant>,
+}
+
+/// What came of a segment.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// What whoever asked is told.
+    pub(crate) events: Vec<GenerateEvent>,
+    /// Tokens of the prompt, if it is done with this segment; else 0.
+    pub(crate) prompt_tokens: u64,
+    /// Of these, what was on the stages already.
+    pub(crate) cached: u64,
+    pub(crate) generated: u64,
+    pub(crate) drafted: u64,
+    /// Of the drafted tokens, the right ones.
+    pub(crate) right: u64,
+}
+
+impl Sequence {
+    pub(crate) fn new(now: Instant, request: GenerateRequest, context: usize) -> Self {
+        let max_positions = request.ids.len().saturating_add(request.max_tokens).min(context);
+        Self {
+            phase: Phase::Waiting,
+            max_positions,
+            in_flight: 0,
+            restarts: 0,
+            turn: 0,
+            waiting_since: None,
+            ids: request.ids.clone(),
+            sent: 0,
+            trails: Trails::default(),
+            computed: 0,
+            spoiled: false,
+            drafted: Vec::new(),
+            drafter: Drafter::default(),
+            cached: None,
+            prompt_rows: Vec::new(),
+            prompt_done: false,
+            started: now,
+            first_token: None,
+            request,
+        }
+    }
+
+    /// Starts over with all the ids that it has, because the stages that knew it are gone.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.restarts += usize::from(self.in_flight > 0);
+        self.phase = Phase::Waiting;
+        (self.sent, self.computed) = (0, 0);
+        self.drafted.clear();
+        self.in_flight = 0;
+        self.waiting_since.get_or_insert(now);
+        if !self.prompt_done {
+            self.prompt_rows.clear();
+        }
+    }
+
+    /// Goes on with the stages of another pipeline, to which its ids up to `sent` were sent already.
+    pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize, trails: Trails) {
+        self.phase = phase;
+        self.trails = trails;
+        (self.sent, self.computed, self.in_flight) = (sent, computed, in_flight);
+        self.drafted.clear();
+        self.waiting_since = None;
+    }
+
+    /// Whether it runs and its prompt is done: its answer would pause if it started over.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.phase == Phase::Running && self.prompt_done
+    }
+
+    /// How many of the first `held` positions of a session with `ids` this one can begin with, in whole pages.
+    pub(crate) fn shareable(&self, ids: &[u32], held: usize) -> usize {
+        // A scored prompt needs all its rows, any other one the last.
+        let wanted = if self.is_scored() { 0 } else { self.ids.len() - 1 };
+        let same = self.ids.iter().zip(ids).take(held.min(wanted)).take_while(|(a, b)| a == b).count();
+        same / PAGE_POSITIONS * PAGE_POSITIONS
+    }
+
+    /// Its session is being opened on the stages, where its first `shared` positions are already.
+    pub(crate) fn opening(&mut self, stages: usize, shared: usize) {
+        self.phase = Phase::Opening { missing: stages };
+        (self.sent, self.computed) = (shared, shared);
+        self.cached.get_or_insert(shared);
+    }
+
+    pub(crate) fn stage_opened(&mut self) {
+        if matches!(self.phase, Phase::Opening { .. }) {
+            self.phase = self.phase.answered();
+            self.waiting_since = None;
+        }
+    }
+
+    /// Ids that no frame has carried yet.
+    pub(crate) fn unsent(&self) -> usize {
+        self.ids.len() - self.sent
+    }
+
+    /// Whether its prompt is so short that the sequences that decode can wait for it.
+    pub(crate) fn is_short(&self) -> bool {
+        self.prompt_done || self.request.ids.len() - self.cached.unwrap_or(0) <= SHORT_ROWS
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.phase == Phase::Running && self.unsent() > 0
+    }
+
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.phase == Phase::Running && self.unsent() <= 1
+    }
+
+    /// How likely a draft is right.
+    pub(crate) fn acceptance(&self) -> f64 {
+        self.drafter.acceptance()
+    }
+
+    /// A segment of the last id, which is the only one not sent yet, and of at most `most` drafted ids after it; and these ids.
+    pub(crate) fn drafted_segment(&mut self, session: SessionId, most: usize) -> (Segment, Vec<u32>) {
+        // The token after the last draft is drawn too, and is the last that there is room for.
+        let room = self.max_positions.saturating_sub(self.ids.len() + 1);
+        self.drafted = self.drafter.draft(&self.ids, most.min(room));
+        let position = self.sent;
+        self.sent += 1;
+        self.in_flight += 1;
+        let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
+        let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
+        let trail = self.trail(position, &ids);
+        (Segment { session, position: count(position), rows: count(ids.len()), wants, trail }, ids)
+    }
+
+    /// A segment of the next ids, at most `rows` of them, and these ids. A scored prompt
+    /// takes two where only one is asked for.
+    pub(crate) fn next_segment(&mut self, now: Instant, session: SessionId, rows: usize) -> (Segment, Vec<u32>) {
+        if self.sent == 0 && !self.prompt_done && self.prompt_rows.is_empty() {
+            self.started = now;
+        }
+        let scored = self.is_scored();
+        // A chunk's last row has no next id to score, so the next chunk begins with that row again: it takes two to move.
+        let rows = if scored { rows.max(2) } else { rows };
+        let end = self.ids.len().min(self.sent + rows);
+        let last = end == self.ids.len();
+        let wants = match (scored, last) {
+            (true, _) => Wants::All,
+            (false, true) => Wants::Last,
+            (false, false) => Wants::None,
+        };
+        let position = self.sent;
+        let ids = self.ids[position..end].to_vec();
+        let again = usize::from(scored && !last);
+        self.sent = end - again;
+        self.in_flight += 1;
+        let segment = Segment {
+            session,
+            position: count(position),
+            rows: count(ids.len()),
+            wants,
+            trail: self.trail(position, &ids),
+        };
+        (segment, ids)
+    }
+
+    /// The trails of the ids that were sent.
+    pub(crate) fn trails(&self) -> &Trails {
+        &self.trails
+    }
+
+    /// The trail of its ids before `position`, and of `ids` from there on.
+    fn trail(&mut self, position: usize, ids: &[u32]) -> Trail {
+        let held = self.trails.len().min(position);
+        self.trails.write(held, &self.ids[held..position]);
+        self.trails.write(position, ids).unwrap_or_default()
+    }
+
+    /// Whether the rows of its prompt are still wanted.
+    fn is_scored(&self) -> bool {
+        self.request.prompt_rows == PromptRows::All && !self.prompt_done
+    }
+
+    /// Takes in the rows of a segment that came back.
+    pub(crate) fn take_rows(&mut self, now: Instant, segment: &Segment, mut rows: Vec<Sampled>) -> Taken {
+        let end = segment.position as usize + segment.rows as usize;
+        let mut taken = Taken::default();
+        if segment.wants == Wants::All && !self.prompt_done {
+            self.prompt_rows.truncate(segment.position as usize);
+            self.prompt_rows.append(&mut rows.clone());
+        }
+        self.computed = self.computed.max(end.min(self.sent));
+        if end < self.ids.len() {
+            return taken;
+        }
+        if !self.prompt_done {
+            self.prompt_done = true;
+            taken.prompt_tokens = self.request.ids.len() as u64;
+            let cached_tokens = self.cached.unwrap_or(0);
+            taken.cached = cached_tokens as u64;
+            taken.events.push(GenerateEvent::Prefilled { cached_tokens });
+            if self.request.prompt_rows == PromptRows::All {
+                taken.events.push(GenerateEvent::Prompt(std::mem::take(&mut self.prompt_rows)));
+            }
+        }
+        let drafted = std::mem::take(&mut self.drafted);
+        if drafted.is_empty() {
+            // Of a scored prompt's rows only the last one continues it.
+            rows.drain(..rows.len().saturating_sub(1));
+        }
+        self.take_tokens(now, rows, &drafted, &mut taken);
+        taken
+    }
+
+    /// Takes in the token of the first row, and those of the rows behind drafts as far as the drafts were right.
+    fn take_tokens(&mut self, now: Instant, rows: Vec<Sampled>, drafted: &[u32], taken: &mut Taken) {
+        let mut right = 0;
+        for (row, draft) in rows.into_iter().zip(drafted.iter().map(Some).chain([None])) {
+            let token = row.token;
+            self.take_token(now, row, taken);
+            if self.phase == Phase::Ending || Some(&token) != draft {
+                break;
+            }
+            right += 1;
+        }
+        self.sent += right;
+        self.computed = self.computed.max(self.sent);
+        self.drafter.verified(drafted.len(), right);
+        (taken.drafted, taken.right) = (drafted.len() as u64, right as u64);
+    }
+
+    fn take_token(&mut self, now: Instant, row: Sampled, taken: &mut Taken) {
+        let mut ended = false;
+        if self.request.max_tokens > 0 {
+            taken.generated += 1;
+            self.first_token.get_or_insert(now);
+            ended = self.request.ends.contains(&row.token);
+            self.ids.push(row.token);
+            taken.events.push(GenerateEvent::Token(row));
+        }
+        let full = self.ids.len() >= self.max_positions;
+        if ended || full {
+            let reason = if ended { FinishReason::End } else { FinishReason::Length };
+            taken.events.push(GenerateEvent::Finished(self.finish(now, reason)));
+            self.phase = Phase::Ending;
+        }
+    }
+
+    fn finish(&self, now: Instant, reason: FinishReason) -> Finish {
+        let prompt_tokens = self.request.ids.len();
+        let first = self.first_token.unwrap_or(now);
+        Finish {
+            reason,
+            prompt_tokens,
+            generated_tokens: self.ids.len() - prompt_tokens,
+            prefill: first.saturating_duration_since(self.started),
+            decode: now.checked_duration_since(first).unwrap_or(Duration::ZERO),
+        }
+    }
+}
+
+/// Whether the stages had the ids that were sent, up to the end of a segment that came back.
+pub(crate) fn agree(sent: &Trails, segment: &Segment) -> bool {
+    sent.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
+}
+
+/// Rows of a prompt that is over soon.
+const SHORT_ROWS: usize = 128;
+
+/// Positions and rows fit: a context is bounded far below 2³².
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,68 @@
+//! One step: the rows that travel through a pipeline together.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use qmesh_net::{Frame, FrameKind, PlanEpoch, Sections, Segment, SessionId, StepId, StepTimes};
+
+/// The pipeline that steps run through.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pipeline {
+    pub(super) epoch: PlanEpoch,
+    pub(super) stages: usize,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+pub(super) struct StepUnderWay {
+    pub(super) segments: Vec<Segment>,
+    /// Whether tokens come of it, and not only more of a prompt.
+    pub(super) decodes: bool,
+    pub(super) sent: Instant,
+}
+
+impl StepUnderWay {
+    pub(super) fn rows(&self) -> usize {
+        self.segments.iter().map(|s| s.rows as usize).sum()
+    }
+
+    /// Takes a session out; `false` where nothing is left.
+    pub(super) fn forget(&mut self, session: SessionId) -> bool {
+        self.segments.retain(|s| s.session != session);
+        !self.segments.is_empty()
+    }
+}
+
+/// Why a frame of samples answers no step that is under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum BadAnswer {
+    /// A token that does not exist.
+    #[error("it sampled token {token}, which is not in the vocabulary of {vocab}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Ids that there are.
+        vocab: usize,
+    },
+    /// No such step was sent.
+    #[error("it answered step {0}, which was never sent")]
+    Step(StepId),
+    /// The step had no such rows.
+    #[error("it sampled rows of session {0} that were not sent")]
+    Rows(SessionId),
+}
+
+/// A step's frame before it has any rows.
+pub(super) fn empty_frame(pipeline: Pipeline, step: StepId) -> Frame {
+    Frame {
+        kind: FrameKind::Tokens,
+        epoch: pipeline.epoch,
+        step,
+        width: 0,
+        times: StepTimes::default(),
+        segments: Vec::new(),
+        ids: Vec::new(),
+        payload: Bytes::new(),
+        sections: Sections::default(),
+    }
+}

@@ -1,0 +1,170 @@
+//! Text at the edge of the mesh: prompts become ids, generations become text. Nothing behind it knows of text.
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod outside;
+mod stops;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::sync::Arc;
+
+use qmesh_models::{
+    chat::{ChatTemplate, Message, RenderOptions, TemplateError},
+    tokenizer::{Affixes, Specials, Tokenizer, TokenizerError},
+};
+use serde_json::Value;
+use thiserror::Error;
+
+use self::outside::Outside;
+pub use self::{
+    stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
+    token::{Spelled, TokenText, Visibility},
+};
+use crate::{
+    generate::{GenerateError, GenerateRequest},
+    mesh::MeshHandle,
+    model::{Model, ModelError},
+};
+
+/// A model's text side. Immutable: share it by `Arc`.
+#[derive(Clone, Debug)]
+pub struct TextModel {
+    /// The name it is served by.
+    pub name: String,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text, or why there is no way.
+    pub template: Result<Arc<ChatTemplate>, String>,
+    /// The most positions a session may hold, prompt and answer together.
+    pub context: usize,
+    /// The ids that end a generation.
+    pub ends: Arc<[u32]>,
+}
+
+/// Why a prompt could not become ids.
+#[derive(Debug, Error)]
+pub enum TextError {
+    /// The model has no chat template, or one that we cannot use.
+    #[error("{name} cannot chat: {reason}; complete plain text instead")]
+    NoTemplate {
+        /// The model.
+        name: String,
+        /// What is wrong with its template.
+        reason: String,
+    },
+    /// The model's chat template knows no tools.
+    #[error("{name} knows no tools: leave 'tools' out")]
+    NoTools {
+        /// The model.
+        name: String,
+    },
+    /// The template refuses these messages, or costs too much.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The text could not be split.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The texts use characters that no text may have.
+    #[error("the messages have all of U+FDD0 to U+FDEF, which are no characters: leave them out")]
+    Noncharacters,
+    /// The text is too long for any way of splitting it.
+    #[error("the prompt has at least {least} tokens, the context holds {context}: shorten it or raise --ctx-size")]
+    TooLong {
+        /// The fewest tokens that it could be.
+        least: usize,
+        /// That a session may hold.
+        context: usize,
+    },
+    /// Nothing is left to continue.
+    #[error("the prompt is empty, and {name} has no token that begins a text")]
+    Empty {
+        /// The model.
+        name: String,
+    },
+}
+
+impl TextModel {
+    /// The text side of a model, for sessions of `context` positions.
+    ///
+    /// # Errors
+    /// The model has no tokenizer.
+    pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
+        let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
+        match model.tokenizer.clone() {
+            Some(tokenizer) => Ok(Self { name, tokenizer, template, context, ends }),
+            None => Err(ModelError::NoTokenizer { name }),
+        }
+    }
+
+    /// The ids of a conversation. Control tokens come from the template alone, whatever the messages and tools spell.
+    ///
+    /// # Errors
+    /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
+    /// split.
+    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
+        let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
+        let template = self.template.as_ref().map_err(unusable)?;
+        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
+        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
+        let text = render(template, &outside.messages, &options)?;
+        // A template that does not look at the tools would have them ignored in silence.
+        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
+        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
+            return Err(TextError::NoTools { name: self.name.clone() });
+        }
+        self.raw_prompt(&text, Specials::ParseUnmarked(outside.mark))
+    }
+
+    /// The ids of a text that is continued as it is; an empty one becomes the token that begins a text.
+    ///
+    /// # Errors
+    /// Text that cannot be split, that is far too long, or nothing at all.
+    pub fn raw_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+        // Splitting takes a hundred times the memory of a text, and seconds for a long word.
+        let least = self.tokenizer.fewest_tokens(text, specials);
+        if least > self.context {
+            return Err(TextError::TooLong { least, context: self.context });
+        }
+        let mut ids = self.tokenizer.encode(text, specials, Affixes::AsModel)?;
+        if ids.is_empty() {
+            ids.extend(self.tokenizer.bos().or(self.tokenizer.eos()));
+        }
+        if ids.is_empty() { Err(TextError::Empty { name: self.name.clone() }) } else { Ok(ids) }
+    }
+
+    /// A text of more bytes than this is longer than any prompt.
+    pub fn longest_prompt_bytes(&self) -> usize {
+        self.context.saturating_mul(self.tokenizer.longest())
+    }
+
+    /// Starts a generation as text.
+    ///
+    /// # Errors
+    /// As [`MeshHandle::submit`].
+    pub fn generate(
+        &self,
+        mesh: &MeshHandle,
+        request: GenerateRequest,
+        options: TextOptions,
+    ) -> Result<TextStream, GenerateError> {
+        let (prompt_tokens, ends) = (request.ids.len(), Arc::clone(&request.ends));
+        Ok(TextStream::new(mesh.submit(request)?, Arc::clone(&self.tokenizer), ends, prompt_tokens, options))
+    }
+}
+
+/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they do
+/// in transformers: those get an empty text.
+fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+    let null = |message: &Message| message.content == Some(Value::Null);
+    match template.render(messages, options) {
+        Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
+            let mut messages = messages.to_vec();
+            messages.iter_mut().filter(|message| null(message)).for_each(|message| message.content = Some("".into()));
+            template.render(&messages, options)
+        }
+        rendered => rendered,
+    }
+}

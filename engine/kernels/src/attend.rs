@@ -1,0 +1,277 @@
+//! Attention of some queries over the paged keys and values of one KV head.
+//!
+//! A page is a group of keys at fixed positions: it is reduced on its own, and pages are merged in increasing position
+//! by one formula. So no result depends on how rows arrived, on which queries share the work, or on who computed which
+//! page.
+
+mod gathered;
+mod page;
+
+use std::{cell::RefCell, ops::Range};
+
+use qmesh_arithmetic::Window;
+pub use qmesh_arithmetic::layout::PAGE_POSITIONS;
+
+pub use self::gathered::{Finish, Gathered, Merge};
+use self::{
+    gathered::merge_sums,
+    page::{Element, Page},
+};
+use super::{
+    lanes::{Kernel, LANES, Lanes, Simd, entries},
+    math::padded,
+};
+
+/// How keys and values of one head lie in a page, as f16 bits: the keys as blocks of sixteen positions, element after
+/// element, so that a lane is a position; then the values as rows, filled up to whole lanes.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLayout {
+    /// Elements of a key, and of a value.
+    pub head_dim: usize,
+}
+
+impl HeadLayout {
+    /// Elements of a page.
+    pub fn page_len(self) -> usize {
+        PAGE_POSITIONS * (self.head_dim + self.vectors() * LANES)
+    }
+
+    /// Vectors of sixteen lanes in a value.
+    pub fn vectors(self) -> usize {
+        self.head_dim.div_ceil(LANES)
+    }
+}
+
+/// Writes a key and a value, each (head_dim), to the page's position `slot`.
+pub struct Write<'a> {
+    /// How the page is laid out.
+    pub layout: HeadLayout,
+    /// The page.
+    pub page: &'a mut [u16],
+    /// The position in it.
+    pub slot: usize,
+    /// (head_dim)
+    pub key: &'a [f32],
+    /// (head_dim)
+    pub value: &'a [f32],
+}
+
+entries!(Write<'_> => ());
+
+impl Kernel for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute<L: Lanes>(self, l: L) {
+        let HeadLayout { head_dim } = self.layout;
+        let (keys, values) = self.page.split_at_mut(PAGE_POSITIONS * head_dim);
+        let block = &mut keys[self.slot / LANES * LANES * head_dim..][..LANES * head_dim];
+        for (columns, x) in block.chunks_mut(LANES * LANES).zip(self.key.chunks(LANES)) {
+            let mut halves = [0; LANES];
+            l.store_half(l.load(&padded(x, 0.0)), &mut halves);
+            for (column, half) in columns.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
+                column[self.slot % LANES] = half;
+            }
+        }
+        let vectors = self.layout.vectors();
+        let row = &mut values.as_chunks_mut().0[self.slot * vectors..][..vectors];
+        for (to, x) in row.iter_mut().zip(self.value.chunks(LANES)) {
+            l.store_half(l.load(&padded(x, 0.0)), to);
+        }
+    }
+}
+
+/// What makes a weight of a query and a key, and which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    /// Factor on the product of query and key.
+    pub scale: f32,
+    /// Scaled scores s become cap · tanh(s / cap).
+    pub soft_cap: Option<f32>,
+    /// How far back a query sees.
+    pub window: Window,
+}
+
+impl Scoring {
+    /// The pages that hold what queries at `positions` (not empty) attend to.
+    pub fn pages(self, positions: Range<usize>) -> Range<usize> {
+        self.first(positions.start) / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS)
+    }
+
+    /// The first position that a query at `position` attends to.
+    pub fn first(self, position: usize) -> usize {
+        match self.window {
+            Window::Full => 0,
+            Window::Sliding(n) => (position + 1).saturating_sub(n),
+        }
+    }
+
+    /// The slots of a page that a query at `position` attends to; it may be none.
+    #[inline(always)]
+    fn slots(self, position: usize, page: usize) -> Range<usize> {
+        let slot = |at: usize| at.saturating_sub(page * PAGE_POSITIONS).min(PAGE_POSITIONS);
+        slot(self.first(position))..slot(position + 1)
+    }
+}
+
+/// Queries of one KV head at consecutive positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// (rows, heads that share the KV head, head_dim)
+    pub x: &'a [f32],
+    /// Query heads that share the KV head.
+    pub heads: usize,
+    /// Of the first row.
+    pub position: usize,
+}
+
+/// Gathers what queries find in some consecutive pages: softmax(scale · q·k)·v, but for the division.
+pub struct Attend<'a> {
+    /// How the pages are laid out.
+    pub layout: HeadLayout,
+    /// What makes weights.
+    pub scoring: Scoring,
+    /// Who attends.
+    pub queries: Queries<'a>,
+    /// The head's part of each page.
+    pub pages: &'a [&'a [u16]],
+    /// Which page of the sequence the first one is.
+    pub first_page: usize,
+    /// Where the results go.
+    pub into: Target<'a>,
+}
+
+/// Where the pages' results go.
+pub enum Target<'a> {
+    /// All into one part, which has gathered the pages before.
+    Merged(&'a mut Gathered),
+    /// Each into a part of its own, to be merged later.
+    Apart(&'a mut Gathered),
+}
+
+/// Sixteen f32 in one cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Vector([f32; LANES]);
+
+/// Of one query for the keys of a page.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Scores([f32; PAGE_POSITIONS]);
+
+/// Memory that a thread uses again for each run of pages.
+#[derive(Default)]
+struct Scratch {
+    /// (queries): of a page, then their exponentials.
+    scores: Vec<Scores>,
+    /// (queries): what each attends to.
+    slots: Vec<Range<usize>>,
+    /// A page as f32.
+    widened: Vec<Vector>,
+    /// (queries, filled up to whole lanes), of a page.
+    largest: Vec<[f32; LANES]>,
+    sums: Vec<[f32; LANES]>,
+    /// Factors on what was gathered before, and on the page's.
+    factors: [Vec<[f32; LANES]>; 2],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// From this many queries on, widening a page once pays.
+const WIDENED_QUERIES: usize = 9;
+
+impl Attend<'_> {
+    /// Runs it in the thread's scratch memory.
+    pub fn gather(self, simd: Simd) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let count = self.queries.x.len() / self.layout.head_dim;
+            let groups = count.div_ceil(LANES);
+            scratch.scores.resize(count, Scores([0.0; PAGE_POSITIONS]));
+            scratch.widened.resize(self.layout.page_len() / LANES, Vector([0.0; LANES]));
+            let [old, new] = &mut scratch.factors;
+            for lanes in [&mut scratch.largest, &mut scratch.sums, old, new] {
+                lanes.resize(groups, [0.0; LANES]);
+            }
+            simd.run(Gather { attend: self, scratch });
+        });
+    }
+}
+
+struct Gather<'a, 'b> {
+    attend: Attend<'a>,
+    scratch: &'b mut Scratch,
+}
+
+impl Kernel for Gather<'_, '_> {
+    type Output = ();
+
+    /// As many queries by vectors at a time as there are registers; all queries of a few, so that a page is read once.
+    #[inline(always)]
+    fn compute<L: Lanes>(mut self, l: L) {
+        match (L::LARGE_TILES, self.scratch.scores.len()) {
+            (false, ..WIDENED_QUERIES) => self.halves::<L, 2, 2>(l),
+            (false, _) => self.widened::<L, 2, 2>(l),
+            (true, ..=2) => self.halves::<L, 2, 4>(l),
+            (true, ..=4) => self.halves::<L, 4, 4>(l),
+            (true, ..=6) => self.halves::<L, 6, 2>(l),
+            (true, ..WIDENED_QUERIES) => self.halves::<L, 8, 2>(l),
+            (true, _) => self.widened::<L, 4, 4>(l),
+        }
+    }
+}
+
+impl Gather<'_, '_> {
+    #[inline(always)]
+    fn halves<L: Lanes, const R: usize, const W: usize>(&mut self, l: L) {
+        let pages = self.attend.pages;
+        for (index, page) in pages.iter().enumerate() {
+            let next = pages[(index + 1).min(pages.len() - 1)].as_ptr();
+            self.page::<L, _, R, W>(l, index, page.as_chunks::<LANES>().0, next);
+        }
+    }
+
+    #[inline(always)]
+    fn widened<L: Lanes, const R: usize, const W: usize>(&mut self, l: L) {
+        let mut widened = std::mem::take(&mut self.scratch.widened);
+        for (index, page) in self.attend.pages.iter().enumerate() {
+            for (wide, half) in widened.iter_mut().zip(page.as_chunks().0) {
+                l.store(l.load_half(half), &mut wide.0);
+            }
+            self.page::<L, _, R, W>(l, index, &widened, page.as_ptr());
+        }
+        self.scratch.widened = widened;
+    }
+
+    #[inline(always)]
+    fn page<L: Lanes, E: Element, const R: usize, const W: usize>(
+        &mut self,
+        l: L,
+        index: usize,
+        elements: &[E],
+        next: *const u16,
+    ) {
+        let Attend { layout, scoring, queries, first_page, .. } = self.attend;
+        let Scratch { scores, slots, largest, sums, factors: [old, new], .. } = &mut *self.scratch;
+        let rows = queries.position..queries.position + scores.len() / queries.heads;
+        let seen = rows.map(|position| scoring.slots(position, first_page + index));
+        slots.clear();
+        slots.extend(seen.flat_map(|slots| std::iter::repeat_n(slots, queries.heads)));
+        let (keys, values) = elements.split_at(PAGE_POSITIONS / LANES * layout.head_dim);
+        let page = Page { keys, values, x: queries.x, slots, scoring, layout, next: next.cast() };
+        match &mut self.attend.into {
+            Target::Merged(gathered) => {
+                let part = gathered.part(0);
+                page.score::<L, R, W>(l, scores, largest.as_flattened_mut(), sums.as_flattened_mut());
+                merge_sums(l, part.largest, part.sums, largest, sums, [old, new]);
+                page.weigh::<L, R, W>(l, scores, Some([old.as_flattened(), new.as_flattened()]), part.values);
+            }
+            Target::Apart(gathered) => {
+                let part = gathered.part(index);
+                page.score::<L, R, W>(l, scores, part.largest.as_flattened_mut(), part.sums.as_flattened_mut());
+                page.weigh::<L, R, W>(l, scores, None, part.values);
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The arithmetic of a shard, in one canonical order that fixes every bit of every result.
+//!
+//! Invariant: no result depends on how many rows are computed together, on threads, or on the instruction set. Products
+//! add their terms serially over K, one lane per output; true reductions use sixteen lanes and one tree; nothing comes
+//! from a maths library that differs between machines.
+//!
+//! A kernel is a struct that borrows its operands, and its `run` carries it out on an instruction set. It is written once,
+//! over [`lanes::Lanes`], and compiled in this crate for every tier; whoever uses it compiles none of it again. `unsafe`
+//! is in `lanes` (vector instructions), `team` (tasks that borrow from their caller) and `buffer` (mappings).
+
+pub mod attend;
+pub mod buffer;
+pub mod columns;
+mod error;
+mod float;
+mod format;
+pub mod lanes;
+pub mod math;
+pub mod matrix;
+pub mod norm;
+mod pack;
+pub mod product;
+pub mod quantize;
+pub mod real;
+pub mod rope;
+pub mod team;
+
+pub use self::error::KernelError;
+
+/// What computes: an instruction set, and threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu<'a> {
+    /// The instruction set.
+    pub simd: lanes::Simd,
+    /// The threads.
+    pub team: &'a team::Team,
+}

@@ -1,0 +1,146 @@
+//! Attention against f64, and the same bits on every tier, in any company, from pages gathered together or apart.
+
+use std::ops::Range;
+
+use half::f16;
+use qmesh_arithmetic::Window;
+use qmesh_kernels::{
+    attend::{Attend, Finish, Gathered, HeadLayout, Merge, PAGE_POSITIONS, Queries, Scoring, Target, Write},
+    lanes::Simd,
+};
+
+use crate::random::noise;
+
+const POSITIONS: usize = 200;
+const HEADS: usize = 3;
+
+/// What only some families have.
+#[derive(Clone, Default)]
+struct Extras {
+    soft_cap: Option<f32>,
+    sinks: Vec<f32>,
+}
+
+struct Case {
+    layout: HeadLayout,
+    scoring: Scoring,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    pages: Vec<Vec<u16>>,
+    /// (positions, heads, head_dim)
+    queries: Vec<f32>,
+    /// Of the heads, or nothing.
+    sinks: Vec<f32>,
+}
+
+impl Case {
+    fn new(head_dim: usize, window: Window, extras: &Extras, simd: Simd) -> Self {
+        let layout = HeadLayout { head_dim };
+        let (keys, values) = (noise(POSITIONS * head_dim, 1), noise(POSITIONS * head_dim, 2));
+        // What was never written is NaN, as a stale page might be.
+        let mut pages = vec![vec![f16::NAN.to_bits(); layout.page_len()]; POSITIONS.div_ceil(PAGE_POSITIONS)];
+        let rows = keys.chunks(head_dim).zip(values.chunks(head_dim));
+        for (position, (key, value)) in rows.enumerate() {
+            let page = &mut pages[position / PAGE_POSITIONS];
+            Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(simd);
+        }
+        let Extras { soft_cap, sinks } = extras.clone();
+        let scoring = Scoring { scale: 0.7, soft_cap, window };
+        Self { layout, scoring, keys, values, pages, queries: noise(POSITIONS * HEADS * head_dim, 3), sinks }
+    }
+
+    /// Of the rows at `positions`, their pages gathered in runs that end before each page of `cuts`.
+    fn attend(&self, simd: Simd, positions: Range<usize>, cuts: &[usize]) -> Vec<f32> {
+        let width = HEADS * self.layout.head_dim;
+        let x = &self.queries[positions.start * width..positions.end * width];
+        let pages = self.scoring.pages(positions.clone());
+        let cuts = cuts.iter().copied().filter(|cut| pages.contains(cut) && *cut > pages.start);
+        let ends = cuts.clone().chain([pages.end]);
+        let mut first = None;
+        for (start, end) in [pages.start].into_iter().chain(cuts).zip(ends) {
+            let count = x.len() / self.layout.head_dim;
+            let mut gathered = match first {
+                None => Gathered::start(self.layout, count, &self.sinks),
+                Some(_) => Gathered::new(self.layout, count, end - start),
+            };
+            let queries = Queries { x, heads: HEADS, position: positions.start };
+            let into = if first.is_none() { Target::Merged(&mut gathered) } else { Target::Apart(&mut gathered) };
+            let run: Vec<&[u16]> = self.pages[start..end].iter().map(Vec::as_slice).collect();
+            let Self { layout, scoring, .. } = *self;
+            Attend { layout, scoring, queries, pages: &run, first_page: start, into }.gather(simd);
+            match &mut first {
+                Some(first) => Merge { into: first, later: &mut gathered }.run(simd),
+                None => first = Some(gathered),
+            }
+        }
+        let mut out = vec![0.0; x.len()];
+        let mut rows: Vec<&mut [f32]> = out.chunks_mut(width).collect();
+        Finish { gathered: &first.unwrap(), out: &mut rows, head_dim: self.layout.head_dim }.run(simd);
+        out
+    }
+
+    /// In f64, from the rounded keys and values: head `head` of the row at `position`.
+    fn naive(&self, position: usize, head: usize) -> Vec<f64> {
+        let head_dim = self.layout.head_dim;
+        let round = |x: f32| f16::from_f32(x).to_f64();
+        let query = &self.queries[(position * HEADS + head) * head_dim..][..head_dim];
+        let attended = self.scoring.first(position)..position + 1;
+        let key = |at: usize| &self.keys[at * head_dim..][..head_dim];
+        let dot = |at: usize| key(at).iter().zip(query).map(|(k, q)| round(*k) * f64::from(*q)).sum::<f64>();
+        let cap = |s: f64| self.scoring.soft_cap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh());
+        let p: Vec<f64> = attended.clone().map(|at| cap(dot(at) * f64::from(self.scoring.scale)).exp()).collect();
+        let sink = self.sinks.get(head).map_or(0.0, |sink| f64::from(*sink).exp());
+        let total = p.iter().sum::<f64>() + sink;
+        let value = |at: usize, i: usize| round(self.values[at * head_dim + i]);
+        (0..head_dim).map(|i| attended.clone().zip(&p).map(|(at, p)| value(at, i) * p).sum::<f64>() / total).collect()
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_tier_grouping_and_cut_gives_the_same_bits_close_to_f64() {
+    let plain = Extras::default();
+    let capped = Extras { soft_cap: Some(2.0), ..Extras::default() };
+    // One head's sink is far above its scores, one's far below.
+    let sinking = Extras { sinks: vec![9.0, -0.5, -40.0], ..Extras::default() };
+    for (head_dim, window, extras) in [
+        (16, Window::Full, &plain),
+        (16, Window::Full, &capped),
+        (40, Window::Sliding(70), &plain),
+        (64, Window::Full, &plain),
+        (64, Window::Sliding(20), &sinking),
+        (80, Window::Sliding(130), &plain),
+        (96, Window::Full, &plain),
+        (128, Window::Sliding(9), &plain),
+    ] {
+        let width = HEADS * head_dim;
+        let case = Case::new(head_dim, window, extras, Simd::available()[0]);
+        let together = case.attend(Simd::available()[0], 0..POSITIONS, &[]);
+        for simd in Simd::available() {
+            assert_eq!(Case::new(head_dim, window, extras, simd).pages, case.pages, "{}", simd.name());
+            for (positions, cuts) in [
+                (0..POSITIONS, &[][..]),
+                (0..POSITIONS, &[1, 3]),
+                (61..68, &[]),
+                (120..197, &[2]),
+                (199..200, &[1, 2, 3]),
+            ] {
+                let part = case.attend(simd, positions.clone(), cuts);
+                let expected = &together[positions.start * width..positions.end * width];
+                assert_eq!(bits(&part), bits(expected), "{} {head_dim} {positions:?} {cuts:?}", simd.name());
+            }
+        }
+        for position in [0, 1, 31, 62, 63, 64, 100, 127, 128, 199] {
+            let alone = case.attend(Simd::available()[0], position..position + 1, &[]);
+            assert_eq!(bits(&alone), bits(&together[position * width..][..width]), "{head_dim} alone at {position}");
+            for (head, y) in alone.chunks(head_dim).enumerate() {
+                for (y, e) in y.iter().zip(case.naive(position, head)) {
+                    assert!((f64::from(*y) - e).abs() < 1e-5, "{head_dim} at {position}: {y} for {e}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The keys and values of one layer and session: two tensors that grow.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::rounding::CacheType;
+
+/// Keys, normalised and rotated, and values of the positions so far; each (kv_heads, positions, head_dim).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KeysValues(Option<(Tensor, Tensor)>);
+
+impl KeysValues {
+    /// Forgets all positions from `positions` on.
+    pub(crate) fn keep(&mut self, positions: usize) -> Result<()> {
+        let Some((keys, values)) = &self.0 else { return Ok(()) };
+        let kept = positions.min(keys.dim(1)?);
+        self.0 = if kept == 0 { None } else { Some((keys.narrow(1, 0, kept)?, values.narrow(1, 0, kept)?)) };
+        Ok(())
+    }
+
+    /// Appends (kv_heads, rows, head_dim) each; all keys and all values then.
+    pub(crate) fn append(&mut self, keys: &Tensor, values: &Tensor, held_as: CacheType) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = (rounded(keys, held_as)?, rounded(values, held_as)?);
+        let all = match self.0.take() {
+            Some((earlier_keys, earlier_values)) => {
+                (Tensor::cat(&[earlier_keys, keys], 1)?, Tensor::cat(&[earlier_values, values], 1)?)
+            }
+            None => (keys, values),
+        };
+        self.0 = Some(all.clone());
+        Ok(all)
+    }
+}
+
+fn rounded(x: &Tensor, held_as: CacheType) -> Result<Tensor> {
+    match held_as {
+        CacheType::F32 => x.contiguous(),
+        CacheType::F16 => x.contiguous()?.to_dtype(DType::F16)?.to_dtype(DType::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn positions_come_behind_each_other_and_go_from_the_end() {
+        let rows = |first: f32, rows: usize| {
+            Tensor::arange(first, first + rows as f32, &Device::Cpu).unwrap().reshape((1, rows, 1)).unwrap()
+        };
+        let mut cache = KeysValues::default();
+        let append = |cache: &mut KeysValues, first: f32, count| {
+            let (keys, values) = cache.append(&rows(first, count), &rows(-first, count), CacheType::F32).unwrap();
+            (keys.flatten_all().unwrap().to_vec1::<f32>().unwrap(), values.dims().to_vec())
+        };
+        assert_eq!(append(&mut cache, 1.0, 2), (vec![1.0, 2.0], vec![1, 2, 1]));
+        assert_eq!(append(&mut cache, 5.0, 1), (vec![1.0, 2.0, 5.0], vec![1, 3, 1]));
+        cache.keep(1).unwrap();
+        assert_eq!(append(&mut cache, 9.0, 1), (vec![1.0, 9.0], vec![1, 2, 1]));
+        cache.keep(0).unwrap();
+        assert_eq!(append(&mut cache, 7.0, 1), (vec![7.0], vec![1, 1, 1]));
+    }
+
+    #[test]
+    fn halves_have_eleven_bits() {
+        let x = Tensor::new(&[[[1.0_f32 + 1.0 / 1024.0, 1.0 + 1.0 / 4096.0]]], &Device::Cpu).unwrap();
+        let held = |held_as| {
+            let (keys, _) = KeysValues::default().append(&x, &x, held_as).unwrap();
+            keys.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(held(CacheType::F16), [1.0 + 1.0 / 1024.0, 1.0]);
+        assert_eq!(held(CacheType::F32), [1.0 + 1.0 / 1024.0, 1.0 + 1.0 / 4096.0]);
+    }
+}

@@ -1,0 +1,148 @@
+//! A shard: a range of layers with the keys and values of its sessions.
+
+use std::{collections::HashMap, ops::Range};
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Embedding, Module};
+use qmesh_models::{
+    spec::{HeadMatrix, LayerIndex, ModelSpec, TensorRole},
+    weights::ModelFile,
+};
+
+use crate::{cache::KeysValues, error::OracleError, head::Head, layer::Layer, rounding::Rounding, weights::Weights};
+
+/// A contiguous range of a model's layers. It embeds where the range begins with the first layer, and has the head where
+/// it ends with the last one.
+#[derive(Debug)]
+pub struct OracleShard {
+    device: Device,
+    hidden: usize,
+    vocab: usize,
+    embedding_scale: f32,
+    embedding: Option<Embedding>,
+    layers: Vec<Layer>,
+    head: Option<Head>,
+    sessions: HashMap<u64, Session>,
+}
+
+/// What goes into a shard: rows of one session at consecutive positions, at least one.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// A token id for each row, where the shard embeds.
+    Ids(&'a [u32]),
+    /// The hidden state of each row, (rows, hidden) row after row, where it does not.
+    Hidden(&'a [f32]),
+}
+
+/// What comes out, for every row that went in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// The hidden state, (rows, hidden) row after row, from a shard without the head.
+    Hidden(Vec<f32>),
+    /// The logits, (rows, vocab) row after row, from the one that has it.
+    Logits(Vec<f32>),
+}
+
+/// What a shard holds of a session.
+#[derive(Debug)]
+struct Session {
+    positions: usize,
+    /// One for each layer of the shard.
+    layers: Vec<KeysValues>,
+}
+
+impl OracleShard {
+    /// Reads the tensors of `layers` from `file` and dequantises them onto `device`. `spec` is the file's own, or one
+    /// that lists at least the tensors of these layers; it may say other things of how they are used.
+    ///
+    /// # Errors
+    /// The layers are no part of the model, a tensor is missing, has another shape or cannot be read, or candle refuses.
+    pub fn open(
+        spec: &ModelSpec,
+        file: &ModelFile,
+        layers: Range<usize>,
+        device: &Device,
+        rounding: Rounding,
+    ) -> Result<Self, OracleError> {
+        if layers.is_empty() || layers.end > spec.layers.len() {
+            return Err(OracleError::Layers { range: layers, count: spec.layers.len() });
+        }
+        let weights = Weights { spec, file, device, rounding };
+        let (first, last) = (layers.start == 0, layers.end == spec.layers.len());
+        let tied = spec.head.matrix == HeadMatrix::Tied;
+        let table = (first || (last && tied)).then(|| weights.matrix(TensorRole::Embedding, spec.vocab, spec.hidden));
+        let table = table.transpose()?;
+        let head = last.then(|| Head::open(&weights, table.as_ref())).transpose()?;
+        let layers = layers.map(|layer| Layer::open(&weights, LayerIndex(layer), &spec.layers[layer]));
+        Ok(Self {
+            device: device.clone(),
+            hidden: spec.hidden,
+            vocab: spec.vocab,
+            embedding_scale: spec.embedding_scale,
+            embedding: table.filter(|_| first).map(|table| Embedding::new(table, spec.hidden)),
+            layers: layers.collect::<Result<_, _>>()?,
+            head,
+            sessions: HashMap::new(),
+        })
+    }
+
+    /// Computes rows of `session`, the first of which is at `first_position`. A session begins with its first rows; what
+    /// it holds from `first_position` on is forgotten before.
+    ///
+    /// # Errors
+    /// What came in is not what the shard takes, or the session holds fewer positions; nothing has changed then. Where
+    /// candle refuses an operation, the session holds `first_position` positions.
+    pub fn forward(&mut self, session: u64, input: Input<'_>, first_position: usize) -> Result<Output, OracleError> {
+        let held = self.sessions.get(&session).map_or(0, |session| session.positions);
+        if first_position > held {
+            return Err(OracleError::Gap { session, held, position: first_position });
+        }
+        let mut x = self.rows(input)?;
+        let empty = || Session { positions: 0, layers: vec![KeysValues::default(); self.layers.len()] };
+        let held = self.sessions.entry(session).or_insert_with(empty);
+        held.positions = first_position;
+        for (layer, cache) in self.layers.iter().zip(&mut held.layers) {
+            cache.keep(first_position)?;
+            x = layer.forward(&x, first_position, cache)?;
+        }
+        held.positions = first_position + x.dim(0)?;
+        let elements = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
+        Ok(match &self.head {
+            Some(head) => Output::Logits(elements(head.forward(&x)?)?),
+            None => Output::Hidden(elements(x)?),
+        })
+    }
+
+    /// Forgets a session, where there is one.
+    pub fn close(&mut self, session: u64) {
+        self.sessions.remove(&session);
+    }
+
+    /// What goes into the first layer: (rows, hidden).
+    fn rows(&self, input: Input<'_>) -> Result<Tensor, OracleError> {
+        match (input, &self.embedding) {
+            (Input::Ids(ids), Some(embedding)) => {
+                if let Some(&id) = ids.iter().find(|id| **id as usize >= self.vocab) {
+                    return Err(OracleError::OutsideVocabulary { id, vocab: self.vocab });
+                }
+                if ids.is_empty() {
+                    return Err(OracleError::Rows { elements: 0, width: 1 });
+                }
+                let rows = embedding.forward(&Tensor::new(ids, &self.device)?)?;
+                Ok((rows * f64::from(self.embedding_scale))?)
+            }
+            (Input::Hidden(elements), None) => {
+                let (len, width) = (elements.len(), self.hidden);
+                if len == 0 || !len.is_multiple_of(width) {
+                    return Err(OracleError::Rows { elements: len, width });
+                }
+                Ok(Tensor::from_slice(elements, (len / width, width), &self.device)?)
+            }
+            (Input::Ids(_), None) => Err(OracleError::Input { embeds: false }),
+            (Input::Hidden(_), Some(_)) => Err(OracleError::Input { embeds: true }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! The engine against the oracle: the same models computed by our kernels and by plain tensor operations.
+
+use std::{env, fs, ops::Range, path::Path};
+
+use qmesh_engine::{
+    error::EngineError,
+    sample::SamplingParameters,
+    shard::{Shard, TensorSource},
+    step::{SequenceRows, Step, StepOutput, Wants},
+};
+use qmesh_models::{
+    catalog,
+    directories::Directories,
+    pull::{self, ModelRef, Silent},
+    spec::{
+        Activation, AttentionSpec, ExpertsSpec, Ffn, LayerTensor, ModelSpec, NormPlacement, Rope, RopePairing,
+        RopeScaling, TensorRole, TensorSpec, Weighting, Window,
+    },
+    tensor::TensorType,
+    weights::ModelFile,
+};
+use qmesh_oracle::{Activations, Device, Input, OracleShard, Output, Rounding};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
+const SESSION: u64 = 1;
+/// More than a page of the engine's cache.
+const PROMPT_ROWS: usize = 70;
+const DECODE_STEPS: usize = 8;
+
+#[test]
+fn every_kind_of_layer_is_the_oracles() {
+    let floats = |file: &ModelFile| file.spec().tensors.iter().all(|tensor| tensor.dtype == TensorType::F32);
+    let mut report = Report::default();
+    for (name, file) in golden().iter().filter(|(_, file)| floats(file)) {
+        for (cuts, fed) in ways(file.spec()) {
+            let distances = compare(file.spec(), file, &cuts, Rounding::ENGINE, fed);
+            let bound = if fed == Fed::Engine { LAYER } else { MODEL };
+            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, bound);
+        }
+    }
+    report.check(65);
+}
+
+#[test]
+fn every_type_of_weights_is_the_oracles() {
+    let quantised = |file: &ModelFile| file.spec().tensors.iter().any(|tensor| tensor.dtype != TensorType::F32);
+    let mut report = Report::default();
+    for (name, file) in golden().iter().filter(|(_, file)| quantised(file)) {
+        for (cuts, fed) in ways(file.spec()) {
+            let distances = compare(file.spec(), file, &cuts, Rounding::ENGINE, fed);
+            report.hold(&format!("{name}, {fed:?} rows, cut at {cuts:?}"), &distances, QUANTISED);
+        }
+        let exact = Rounding { activations: Activations::Exact, ..Rounding::ENGINE };
+        let distances = compare(file.spec(), file, &[], exact, Fed::Own);
+        report.hold(&format!("{name}, exact activations"), &distances, EXACT);
+    }
+    report.check(16 * 3);
+}
+
+#[test]
+fn what_no_family_combines_is_the_oracles() {
+    let golden = golden();
+    let mut report = Report::default();
+    for (name, what, change) in VARIATIONS {
+        let (_, file) = golden.iter().find(|(other, _)| other == name).unwrap();
+        let mut spec = file.spec().clone();
+        change(&mut spec);
+        let plain = compare(file.spec(), file, &[], Rounding::ENGINE, Fed::Own);
+        let cuts: Vec<usize> = (1..spec.layers.len()).collect();
+        let distances = compare(&spec, file, &cuts, Rounding::ENGINE, Fed::Engine);
+        report.hold(&format!("{name}: {what}"), &distances, LAYER);
+        assert_ne!(plain.last, distances.last, "{name}: {what} changes nothing");
+    }
+    report.check(VARIATIONS.len());
+}
+
+#[test]
+fn real_models_are_the_oracles() {
+    if env::var("QMESH_MODELS").is_ok_and(|models| models == "all") {
+        let directories = Directories::from_env().unwrap();
+        let mut report = Report::default();
+        for model in catalog::ALL {
+            let path = pull::fetch(&ModelRef::Named(model), &directories, &mut Silent).unwrap();
+            let file = ModelFile::open(path).unwrap();
+            let each: Vec<usize> = (1..file.spec().layers.len()).collect();
+            let distances = compare(file.spec(), &file, &each, Rounding::ENGINE, Fed::Engine);
+            report.hold(model.name, &distances, REAL);
+        }
+        report.check(catalog::ALL.len());
+    }
+}
+
+/// How far rows may be from the oracle's.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    /// Half of the rows, and all of them.
+    median: f64,
+    largest: f64,
+    /// Share of the rows whose likeliest id must be the same.
+    same_top: f64,
+}
+
+/// A layer that is given the engine's rows: only the order of sums differs, and in some rows a key or a value that it moves
+/// to the next f16.
+const LAYER: Bound = Bound { median: 2e-5, largest: 2e-3, same_top: 1.0 };
+/// A whole model. An f16 that differs early is seen in all rows behind it.
+const MODEL: Bound = Bound { median: 1e-3, largest: 5e-3, same_top: 0.98 };
+/// Quantised weights: in some rows an activation moves to the next int8 step.
+const QUANTISED: Bound = Bound { median: 2e-4, largest: 2e-2, same_top: 0.95 };
+/// What rounding activations to int8 costs.
+const EXACT: Bound = Bound { median: 2e-2, largest: 4e-2, same_top: 0.9 };
+/// Layers of real models, in some rows of which a step of int8 is much of what the layer adds.
+const REAL: Bound = Bound { median: 1e-4, largest: 0.1, same_top: 0.98 };
+
+/// What was compared, and what was too far.
+#[derive(Debug, Default)]
+struct Report {
+    compared: usize,
+    beyond: Vec<String>,
+}
+
+impl Report {
+    fn hold(&mut self, what: &str, distances: &Distances, bound: Bound) {
+        let (median, largest, same_top) = (distances.quantile(0.5), distances.quantile(1.0), distances.same_top());
+        let line = format!("{what}: median {median:.1e}, largest {largest:.1e}, same top {same_top:.3}");
+        eprintln!("{line}");
+        self.compared += 1;
+        // A distance that is no number is beyond every bound.
+        if !(median <= bound.median && largest <= bound.largest && same_top >= bound.same_top) {
+            self.beyond.push(line);
+        }
+    }
+
+    fn check(&self, least: usize) {
+        assert!(self.compared >= least, "only {} comparisons", self.compared);
+        assert!(self.beyond.is_empty(), "{}", self.beyond.join("\n"));
+    }
+}
+
+/// A model in one shard, in two, and with a shard for each layer that is given the engine's rows.
+fn ways(spec: &ModelSpec) -> Vec<(Vec<usize>, Fed)> {
+    let (count, each) = (spec.layers.len(), (1..spec.layers.len()).collect());
+    let cut = (count > 1).then_some((vec![count / 2], Fed::Own));
+    [(vec![], Fed::Own), (each, Fed::Engine)].into_iter().chain(cut).collect()
+}
+
+/// What a spec is changed to.
+type Change = fn(&mut ModelSpec);
+
+/// A golden model, what is changed, and how.
+const VARIATIONS: [(&str, &str, Change); 16] = [
+    ("llama", "scales", |spec| {
+        (spec.embedding_scale, spec.head.logit_scale) = (3.0, 0.2);
+        spec.layers.iter_mut().for_each(|layer| layer.residual_scale = 0.4);
+    }),
+    ("llama", "soft caps", |spec| {
+        spec.head.soft_cap = Some(1.5);
+        each_attention(spec, |attention| (attention.scale, attention.soft_cap) = (0.9, Some(0.5)));
+    }),
+    ("llama", "windows", |spec| {
+        let windows = [Window::Sliding(1), Window::Sliding(20), Window::Sliding(66)];
+        spec.layers.iter_mut().zip(windows).for_each(|(layer, window)| layer.attention.window = window);
+    }),
+    ("llama", "no positions", |spec| each_attention(spec, |attention| attention.rope = None)),
+    ("llama", "some elements in halves", |spec| {
+        each_rope(spec, |rope| (rope.pairing, rope.dims) = (RopePairing::Halves, 6));
+    }),
+    ("llama", "positions divided", |spec| {
+        each_rope(spec, |rope| (rope.scaling, rope.magnitude, rope.base) = (RopeScaling::Linear(3.0), 1.3, 500.0));
+    }),
+    ("llama", "YaRN", |spec| {
+        let yarn = RopeScaling::Yarn { factor: 8.0, original: 64, beta_fast: 4.0, beta_slow: 0.5 };
+        each_rope(spec, |rope| (rope.scaling, rope.dims) = (yarn.clone(), 12));
+    }),
+    ("llama", "a clamped gate", |spec| each_activation(spec, Activation::SiluClamped)),
+    ("qwen2", "a gate with GELU", |spec| each_activation(spec, Activation::GeluTanh)),
+    ("llama", "no gate", |spec| {
+        without(spec, &[LayerTensor::Gate]);
+        for layer in &mut spec.layers {
+            let Ffn::Gated { inner, activation, bias } = layer.ffn else { panic!("it has gates") };
+            layer.ffn = Ffn::Plain { inner, activation, bias };
+        }
+    }),
+    ("starcoder2", "no gate, with SiLU", |spec| each_activation(spec, Activation::Silu)),
+    ("gemma2", "norms only after", |spec| {
+        without(spec, &[LayerTensor::AttnNorm, LayerTensor::FfnNorm]);
+        spec.layers.iter_mut().for_each(|layer| layer.norms = NormPlacement::Post);
+    }),
+    ("qwen3", "large epsilons", |spec| {
+        spec.head.norm.eps = 0.1;
+        spec.layers.iter_mut().for_each(|layer| layer.norm.eps = 0.1);
+    }),
+    ("mixtral", "weights of all scores", |spec| {
+        each_mixture(spec, |experts| {
+            (experts.used, experts.weighting, experts.weight_scale) = (3, Weighting::OfAll, 1.7);
+        });
+    }),
+    ("qwen2moe", "one expert beside the shared one", |spec| {
+        each_mixture(spec, |experts| (experts.used, experts.weighting) = (1, Weighting::OfUsed));
+    }),
+    ("gpt-oss", "caps beside sinks", |spec| {
+        each_attention(spec, |attention| attention.soft_cap = Some(0.7));
+        each_mixture(spec, |experts| experts.activation = Activation::GeluTanh);
+    }),
+];
+
+fn each_attention(spec: &mut ModelSpec, change: impl Fn(&mut AttentionSpec)) {
+    spec.layers.iter_mut().for_each(|layer| change(&mut layer.attention));
+}
+
+fn each_rope(spec: &mut ModelSpec, change: impl Fn(&mut Rope)) {
+    each_attention(spec, |attention| attention.rope.iter_mut().for_each(&change));
+}
+
+fn each_mixture(spec: &mut ModelSpec, change: impl Fn(&mut ExpertsSpec)) {
+    for layer in &mut spec.layers {
+        let Ffn::Experts(experts) = &mut layer.ffn else { panic!("it has experts") };
+        change(experts);
+    }
+}
+
+fn each_activation(spec: &mut ModelSpec, to: Activation) {
+    for layer in &mut spec.layers {
+        match &mut layer.ffn {
+            Ffn::Gated { activation, .. } | Ffn::Plain { activation, .. } => *activation = to,
+            Ffn::Experts(experts) => experts.activation = to,
+        }
+    }
+}
+
+/// Takes tensors out of every layer.
+fn without(spec: &mut ModelSpec, tensors: &[LayerTensor]) {
+    spec.tensors.retain(|tensor| !matches!(tensor.role, TensorRole::Layer(_, of_layer) if tensors.contains(&of_layer)));
+}
+
+/// What each stage of the oracle is fed with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fed {
+    /// The hidden rows of its own stage before.
+    Own,
+    /// Those of the engine's, so that differences do not add up.
+    Engine,
+}
+
+/// How far the engine's rows are from the oracle's.
+#[derive(Debug, Default)]
+struct Distances {
+    /// For each row of each stage: the RMS of the difference, relative to that of the oracle's row less its mean.
+    rows: Vec<f64>,
+    /// For each row of logits: whether the largest one is that of the same id.
+    tops: Vec<bool>,
+    /// The engine's last row of logits.
+    last: Vec<f32>,
+}
+
+impl Distances {
+    fn add(&mut self, engine: &[f64], oracle: &[f64]) {
+        let len = oracle.len() as f64;
+        let mean = oracle.iter().sum::<f64>() / len;
+        let size: f64 = oracle.iter().map(|x| (x - mean).powi(2)).sum();
+        let error: f64 = engine.iter().zip(oracle).map(|(x, y)| (x - y).powi(2)).sum();
+        self.rows.push((error / size).sqrt());
+    }
+
+    /// The distance that this share of the rows does not exceed.
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.rows.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[((sorted.len() - 1) as f64 * share) as usize]
+    }
+
+    /// Share of the rows whose likeliest id is the same.
+    fn same_top(&self) -> f64 {
+        self.tops.iter().filter(|same| **same).count() as f64 / self.tops.len() as f64
+    }
+}
+
+/// A prompt in one step and then some steps of one row each, the ids of which the engine chooses, cut before each layer of
+/// `cuts`.
+fn compare(spec: &ModelSpec, file: &ModelFile, cuts: &[usize], rounding: Rounding, fed: Fed) -> Distances {
+    let starts = [0].iter().chain(cuts).copied();
+    let stages: Vec<_> = starts.zip(cuts.iter().copied().chain([spec.layers.len()])).collect();
+    let mut engine: Vec<Shard> = stages.iter().map(|(start, end)| load(spec, file, *start..*end)).collect();
+    let open =
+        |(start, end): &(usize, usize)| OracleShard::open(spec, file, *start..*end, &Device::Cpu, rounding).unwrap();
+    let mut oracle: Vec<OracleShard> = stages.iter().map(open).collect();
+    let mut distances = Distances::default();
+    let mut ids: Vec<u32> = (0..PROMPT_ROWS).map(|i| (i * i * 31 + 7 * i + 3) as u32 % spec.vocab as u32).collect();
+    let mut position = 0;
+    for _ in 0..=DECODE_STEPS {
+        let (mut from_engine, mut from_oracle) = (None::<Vec<f32>>, None::<Vec<f32>>);
+        for (engine, oracle) in engine.iter_mut().zip(&mut oracle) {
+            let into_oracle = match fed {
+                Fed::Own => &from_oracle,
+                Fed::Engine => &from_engine,
+            };
+            let input = into_oracle.as_deref().map_or(Input::Ids(&ids), Input::Hidden);
+            let ours = step(engine, &ids, from_engine.as_deref(), position, spec.vocab);
+            let (theirs, width) = match oracle.forward(SESSION, input, position).unwrap() {
+                Output::Hidden(rows) => (rows, spec.hidden),
+                Output::Logits(rows) => (rows, spec.vocab),
+            };
+            assert_eq!(ours.len(), theirs.len());
+            // Of two results of the same rows, what was added to the rows is compared.
+            let same = from_engine.as_deref().filter(|rows| fed == Fed::Engine && rows.len() == ours.len());
+            let (added, expected) = (less(&ours, same), less(&theirs, same));
+            added.chunks(width).zip(expected.chunks(width)).for_each(|(ours, theirs)| distances.add(ours, theirs));
+            (from_engine, from_oracle) = (Some(ours), Some(theirs));
+        }
+        let logits = from_engine.unwrap();
+        let rows = logits.chunks(spec.vocab).zip(from_oracle.as_ref().unwrap().chunks(spec.vocab));
+        distances.tops.extend(rows.map(|(ours, theirs)| likeliest(ours) == likeliest(theirs)));
+        position += ids.len();
+        distances.last = logits[logits.len() - spec.vocab..].to_vec();
+        ids = vec![likeliest(&distances.last)];
+    }
+    distances
+}
+
+/// `rows` without what they were before.
+fn less(rows: &[f32], before: Option<&[f32]>) -> Vec<f64> {
+    let before = before.unwrap_or_default().iter().chain(std::iter::repeat(&0.0));
+    rows.iter().zip(before).map(|(row, before)| f64::from(*row) - f64::from(*before)).collect()
+}
+
+/// What one stage of the engine makes of rows: its hidden rows or all their logits.
+fn step(shard: &mut Shard, ids: &[u32], hidden: Option<&[f32]>, position: usize, vocab: usize) -> Vec<f32> {
+    let sequences = vec![SequenceRows { session: SESSION, position, rows: ids.len(), wants: Wants::All }];
+    let step = Step { sequences, ids: ids.to_vec(), hidden: hidden.map(<[f32]>::to_vec) };
+    match shard.step(&step).unwrap() {
+        StepOutput::Hidden(rows) => rows,
+        StepOutput::Sampled(rows) => {
+            let logits = rows.iter().flat_map(|row| {
+                let mut logits = vec![f32::NAN; vocab];
+                row.top.iter().for_each(|(id, logit, _)| logits[*id as usize] = *logit);
+                logits
+            });
+            logits.collect()
+        }
+    }
+}
+
+fn load(spec: &ModelSpec, file: &ModelFile, layers: Range<usize>) -> Shard {
+    let own = spec.shard(layers.clone());
+    let mut shard = Shard::load(&own, layers, 128, 1, &Source(file), &mut |_| {}).unwrap();
+    let sampling = SamplingParameters { top: spec.vocab, ..SamplingParameters::default() };
+    shard.open(SESSION, 128, sampling).unwrap();
+    shard
+}
+
+struct Source<'a>(&'a ModelFile);
+
+impl TensorSource for Source<'_> {
+    fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
+        let read = self.0.read_range(tensor.part, tensor.offset, into);
+        read.map_err(|error| EngineError::Read { tensor: tensor.name.clone(), reason: error.to_string() })
+    }
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    (0..).zip(logits).max_by(|(_, a), (_, b)| a.total_cmp(b)).unwrap().0
+}
+
+/// The golden models by name.
+fn golden() -> Vec<(String, ModelFile)> {
+    let paths = fs::read_dir(GOLDEN).unwrap().map(|file| file.unwrap().path());
+    let paths = paths.filter(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let name = |path: &Path| path.file_stem().unwrap().to_string_lossy().into_owned();
+    let mut models: Vec<_> = paths.map(|path| (name(&path), ModelFile::open(&path).unwrap())).collect();
+    models.sort_by(|(a, _), (b, _)| a.cmp(b));
+    models
+}

@@ -1,0 +1,9 @@
+//! Runs `qmesh_fuzz::gguf_header` on whatever the fuzzer thinks of.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    qmesh_fuzz::gguf_header(bytes);
+});
