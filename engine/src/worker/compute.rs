@@ -6,6 +6,8 @@ mod command;
 mod convert;
 mod failure;
 mod loading;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod thread;
 mod trails;
 mod wire;

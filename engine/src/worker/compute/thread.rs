@@ -122,3 +122,54 @@ impl Shards {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use qmesh_net::{FrameKind, PlanEpoch, Segment, SegmentFlags, SessionId, StepId, Trail, Wants};
+
+    use super::*;
+    use crate::{
+        step::StepOutput,
+        worker::{assignment::Assignment, compute::scripted::ScriptedShard, tests::load_shard},
+    };
+
+    fn frame(step: u32) -> Frame {
+        let (session, wants, flags) = (SessionId(5), Wants::None, SegmentFlags::default());
+        let segment = Segment { session, position: 0, rows: 2, wants, flags, trail: Trail(0) };
+        let end = Frame::end(PlanEpoch(1), StepId(step));
+        Frame { kind: FrameKind::Tokens, segments: vec![segment], ids: vec![1, 2], ..end }
+    }
+
+    #[test]
+    fn a_shard_that_panics_is_lost_alone() {
+        let mut thread = ComputeThread::spawn(4).unwrap();
+        let assignment = Arc::new(Assignment::try_from(load_shard(1, 0..2)).unwrap());
+        let shards = [
+            ScriptedShard(|_| panic!("on purpose")),
+            ScriptedShard(|step| Ok(StepOutput::Hidden(vec![0.0; step.ids.len() * 64]))),
+        ];
+        let turns = [Turn(1), Turn(2)];
+        for (turn, shard) in turns.into_iter().zip(shards) {
+            let (assignment, shard) = (Arc::clone(&assignment), Box::new(shard));
+            thread.commands.blocking_send(Command::Activate { turn, assignment, shard }).unwrap();
+        }
+        let mut step = |turn, number| {
+            let command = Command::Step { turn, frame: frame(number), arrived: Instant::now() };
+            thread.commands.blocking_send(command).unwrap();
+            match thread.done.blocking_recv() {
+                Some(Done::Stepped(stepped)) => *stepped,
+                other => panic!("{other:?}"),
+            }
+        };
+        let lost = step(Turn(1), 1);
+        assert_eq!((lost.shard, lost.faults[0].code, lost.faults.len()), (ShardState::Lost, FaultCode::Internal, 1));
+        assert!(lost.frame.is_none() && lost.faults[0].text.contains("on purpose"));
+        let whole = step(Turn(2), 1);
+        assert_eq!((whole.shard, whole.rows, whole.faults.len()), (ShardState::Whole, 2, 0));
+        assert_eq!(whole.frame.map(|frame| (frame.kind, frame.step)), Some((FrameKind::Hidden, StepId(1))));
+        let over = step(Turn(1), 2);
+        assert!(over.frame.is_none() && over.faults.is_empty(), "there is no shard that could fail");
+    }
+}

@@ -9,11 +9,10 @@ use qmesh_net::{
 
 use super::*;
 use crate::{
-    backend::{HeldTensor, HeldTensors, LoadedShard},
-    sample::SamplingParameters,
-    step::{Prefix, Step, StepOutput},
+    backend::HeldTensor,
+    step::StepOutput,
     worker::{
-        compute::{ShardState, Stepped},
+        compute::{ShardState, Stepped, scripted::ScriptedShard},
         links::LinkNews,
         tests::load_shard,
     },
@@ -114,44 +113,11 @@ fn fetched(turn: u64) -> Event {
     Event::Fetch(FetchNews::Fetched { turn: Turn(turn), bytes: 7, places: TensorPlaces::default() })
 }
 
-/// A shard that computes nothing: the state machine only hands it on.
-#[derive(Debug)]
-struct Idle;
-
-impl LoadedShard for Idle {
-    fn open(&mut self, _: u64, _: usize, _: SamplingParameters) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn fork(&mut self, _: u64, _: usize, _: SamplingParameters, _: Prefix) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn keep(&mut self, _: u64, _: usize) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn close(&mut self, _: u64) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn step(&mut self, _: &Step) -> Result<StepOutput, EngineError> {
-        Ok(StepOutput::Sampled(Vec::new()))
-    }
-
-    fn kv_positions_used(&self) -> usize {
-        0
-    }
-
-    fn tensors(&self) -> HeldTensors {
-        HeldTensors::new()
-    }
-}
-
-/// Such a shard, and each of its tensors.
+/// A shard that computes nothing, and each of its tensors: the state machine only hands them on.
 fn loaded(assignment: &Assignment) -> Loaded {
     let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, HeldTensor::new(())));
-    Loaded { shard: Box::new(Idle), tensors: tensors.collect() }
+    let shard = Box::new(ScriptedShard(|_| Ok(StepOutput::Sampled(Vec::new()))));
+    Loaded { shard, tensors: tensors.collect() }
 }
 
 fn route(epoch: u32, upstream: Upstream) -> Message {
