@@ -138,16 +138,21 @@ def frame_head():
 
 def message():
     number = lambda kind: struct.pack("<H", kind)
-    hello = number(0) + struct.pack("<H", 2) + text("0.1.0") + struct.pack("<Q", 0) + text("attic") + text("linux x86_64")
+    hello = number(0) + struct.pack("<H", 3) + text("0.1.0") + struct.pack("<Q", 0) + text("attic") + text("linux x86_64")
     hello += text("1-abc") + struct.pack("<QI", 1 << 33, 4) + bytes(8) + bytes(32)
     welcome = number(1) + text("mesh") + text("attic")
-    keep = number(18) + struct.pack("<IQI", 1, 7, 64)
+    section = lambda tag, content: struct.pack("<HI", tag, len(content)) + content
+    keep = number(16) + struct.pack("<IQI", 1, 7, 64)
     yield "valid-hello", hello
     yield "valid-welcome", welcome
     yield "valid-reject", number(2) + struct.pack("<I", 1) + text("another secret")
     yield "valid-linked", number(6) + struct.pack("<I", 1)
     yield "valid-close", number(10) + struct.pack("<IQ", 1, 7)
     yield "valid-keep", keep
+    yield "valid-section-to-skip", keep + section(0x7000, b"whatever")
+    yield "bad-section-to-understand", keep + section(0x7001, b"whatever")
+    yield "bad-sections-out-of-order", keep + section(0x7002, b"") + section(0x7000, b"")
+    yield "bad-section-length", keep + struct.pack("<HI", 0x7000, 1 << 31)
     yield "bad-type", number(999)
     yield "bad-optional-type", number(0x8001) + b"whatever"
     yield "bad-torn", hello[:30]
