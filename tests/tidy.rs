@@ -138,6 +138,7 @@ fn paths_in_the_docs_exist() {
 #[test]
 fn the_rules_see_what_they_forbid() {
     assert_eq!(functions("fn a() {\n  1;\n}\nfn b() { 2 }\n"), [(0, 3), (3, 1)]);
+    assert_eq!(functions("fn a(\n  b: u8,\n) -> u8;\nfn b() {\n}\n"), [(0, 3), (3, 2)]);
     assert!(declared(concat!("let user_", "data = 1;")).any(|n| n == "user_data"));
     assert!(declared(concat!("pub(crate) f", "n helper(x: u8) {")).any(|n| n == "helper"));
     assert!(word("unsafe { x }", "unsafe") && !word("#![deny(unsafe_code)]", "unsafe"));
@@ -228,7 +229,10 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
             let indent = &line[..line.len() - line.trim_start().len()];
             let one_line = line.trim_end().ends_with('}');
             let close = format!("{indent}}}");
-            let end = if one_line { start } else { (start..lines.len()).find(|&i| lines[i] == close).unwrap_or(start) };
+            // A trait may leave a function without a body: its signature ends in a line of its own.
+            let bare = format!("{indent})");
+            let ends = |i: &usize| lines[*i] == close || (lines[*i].starts_with(&bare) && lines[*i].ends_with(';'));
+            let end = if one_line { start } else { (start..lines.len()).find(ends).unwrap_or(start) };
             (start, end - start + 1)
         })
         .collect()

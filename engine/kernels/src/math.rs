@@ -72,9 +72,13 @@ impl Kernel for Gate<'_> {
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
         let Self { activation, gate, up } = self;
-        let ones = [1.0; LANES];
+        // What changes nothing: a factor of 1, which `SiluClamped` makes of 0.
+        let neutral = match activation {
+            Activation::Silu | Activation::GeluTanh => [1.0; LANES],
+            Activation::SiluClamped => [0.0; LANES],
+        };
         for (i, gate) in gate.chunks_mut(LANES).enumerate() {
-            let up = up.map_or(&ones[..gate.len()], |up| &up[i * LANES..][..gate.len()]);
+            let up = up.map_or(&neutral[..gate.len()], |up| &up[i * LANES..][..gate.len()]);
             let (x, up) = (l.load(&padded(gate, 0.0)), l.load(&padded(up, 0.0)));
             // All are x·σ(z): z = x, or 1.702·x, or 2·√(2/π)·(x + 0.044715·x³).
             let (x, z, up) = match activation {

@@ -76,7 +76,7 @@ fn gates_are_those_of_the_framework() {
                 bits(&out)
             });
             for (i, (y, e)) in out.into_iter().zip(expected.to_vec1::<f32>().unwrap()).enumerate() {
-                let (y, e) = (f32::from_bits(y), e * factor(up.map_or(1.0, |up| up[i])));
+                let (y, e) = (f32::from_bits(y), e * up.map_or(1.0, |up| factor(up[i])));
                 assert!((y - e).abs() <= 2e-6 * e.abs().max(10.0), "{activation:?}: {y} for {e}");
             }
         }
