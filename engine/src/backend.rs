@@ -126,9 +126,13 @@ pub struct ShardRequest<'a> {
     pub kv_positions: usize,
     /// Tensors that another shard of the same backend holds, the same as those wanted, byte for byte. They are not read.
     pub held: &'a HeldTensors,
-    /// Fills a slice, which is as long as the tensor, with the tensor's bytes as they are in the file.
-    pub read: &'a (dyn Fn(&TensorSpec, &mut [u8]) -> Result<(), EngineError> + Sync),
+    /// Where the bytes of the other tensors come from.
+    pub read: &'a ReadTensor<'a>,
 }
+
+/// Fills a slice, which is as long as the tensor, with the tensor's bytes as they are in the file. Threads may call it side
+/// by side.
+pub type ReadTensor<'a> = dyn Fn(&TensorSpec, &mut [u8]) -> Result<(), EngineError> + Sync + 'a;
 
 impl fmt::Debug for ShardRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

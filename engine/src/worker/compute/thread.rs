@@ -127,7 +127,7 @@ impl Shards {
 mod tests {
     use std::sync::Arc;
 
-    use qmesh_net::{FrameKind, PlanEpoch, Segment, SegmentFlags, SessionId, StepId, Trail, Wants};
+    use qmesh_net::{FrameKind, PlanEpoch, Segment, SessionId, StepId, Trail, Wants};
 
     use super::*;
     use crate::{
@@ -136,8 +136,8 @@ mod tests {
     };
 
     fn frame(step: u32) -> Frame {
-        let (session, wants, flags) = (SessionId(5), Wants::None, SegmentFlags::default());
-        let segment = Segment { session, position: 0, rows: 2, wants, flags, trail: Trail(0) };
+        let (session, wants) = (SessionId(5), Wants::None);
+        let segment = Segment { session, position: 0, rows: 2, wants, trail: Trail(0) };
         let end = Frame::end(PlanEpoch(1), StepId(step));
         Frame { kind: FrameKind::Tokens, segments: vec![segment], ids: vec![1, 2], ..end }
     }
