@@ -27,7 +27,8 @@ pub use self::{
 /// Run a language model split over several machines.
 ///
 /// The coordinator holds one copy of the model and deals its layers to shard-workers, which send activations to each
-/// other over encrypted QUIC links. A model is a catalog name (see `list`), a GGUF file, `hf:org/repo[:QUANT]` or a URL.
+/// other over encrypted QUIC links. A model is a catalog name (see `list`), a GGUF file, `hf:org/repo[:QUANT]` or a
+/// URL.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, max_term_width = 100, disable_help_subcommand = true, after_help = EXAMPLES)]
 pub struct Cli {

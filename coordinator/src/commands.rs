@@ -1,4 +1,5 @@
-//! The commands. Their arguments are parsed already (`cli`); each calls the library and prints what it found (`render`).
+//! The commands. Their arguments are parsed already (`cli`); each calls the library and prints what it found
+//! (`render`).
 
 mod answer;
 mod chat;

@@ -1,7 +1,8 @@
 //! The join line of a running coordinator, in a file that its own user alone can read: `coordinator ticket` shows it.
 //!
-//! Whoever may read a status must not be able to add a machine, so the line goes no other way than the terminal and this
-//! file. The coordinator holds a lock on the file for as long as it runs, however it ends: a file without one is stale.
+//! Whoever may read a status must not be able to add a machine, so the line goes no other way than the terminal and
+//! this file. The coordinator holds a lock on the file for as long as it runs, however it ends: a file without one is
+//! stale.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},

@@ -34,8 +34,8 @@ pub struct LocalWorkers {
 }
 
 impl LocalWorkers {
-    /// Starts `count` workers with `threads_each` compute threads, which join by `ticket` and read their tensors from the
-    /// model in `model_folder`: one copy of it serves everybody on this machine.
+    /// Starts `count` workers with `threads_each` compute threads, which join by `ticket` and read their tensors from
+    /// the model in `model_folder`: one copy of it serves everybody on this machine.
     ///
     /// # Errors
     /// When `shard-worker` is neither beside this program nor on the path, or cannot be started.
@@ -80,8 +80,8 @@ impl LocalWorkers {
     }
 }
 
-/// The command that starts a worker which leaves with its parent, and reads its tensors from the model in `model_folder`:
-/// `shard-worker` beside this program, or else on the path.
+/// The command that starts a worker which leaves with its parent, and reads its tensors from the model in
+/// `model_folder`: `shard-worker` beside this program, or else on the path.
 pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(worker_program());
     // In the environment, which others on this machine cannot read as they can a command line.

@@ -1,9 +1,9 @@
 //! The mesh: who is connected, who holds which layers, and the pipeline they form.
 //!
 //! Two rooms of state machines, without IO or clock: `formation` decides who is in and which pipelines are made, and
-//! `scheduling` what runs through them. The `conductor` plays both together, with the `probe` that proves a new pipeline, and
-//! turns what happens into actions; `run` is the task that carries these out. Others hold a [`MeshHandle`]: requests go in
-//! by it, [`status`] and [`events`] come out.
+//! `scheduling` what runs through them. The `conductor` plays both together, with the `probe` that proves a new
+//! pipeline, and turns what happens into actions; `run` is the task that carries these out. Others hold a
+//! [`MeshHandle`]: requests go in by it, [`status`] and [`events`] come out.
 
 mod conductor;
 pub mod config;

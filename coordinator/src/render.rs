@@ -16,7 +16,8 @@ use std::{
 
 use qmesh_models::terminal;
 
-/// Writes a line, fit for any terminal, to standard error. Nothing can be done where nobody listens, and `eprintln!` would panic there.
+/// Writes a line, fit for any terminal, to standard error. Nothing can be done where nobody listens, and `eprintln!`
+/// would panic there.
 pub fn note(line: impl Display) {
     let _closed = writeln!(io::stderr().lock(), "{}", terminal::escaped(&line.to_string()));
 }

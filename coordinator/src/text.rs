@@ -155,8 +155,8 @@ impl TextModel {
     }
 }
 
-/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they do
-/// in transformers: those get an empty text.
+/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they
+/// do in transformers: those get an empty text.
 fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
     let null = |message: &Message| message.content == Some(Value::Null);
     match template.render(messages, options) {

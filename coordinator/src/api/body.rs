@@ -39,7 +39,8 @@ pub(crate) struct Received {
     _share: OwnedSemaphorePermit,
 }
 
-/// A request's share of what may be taken to make prompts; to be held as long as that lasts, whoever has gone meanwhile.
+/// A request's share of what may be taken to make prompts; to be held as long as that lasts, whoever has gone
+/// meanwhile.
 #[derive(Debug)]
 pub(crate) struct Share(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
 

@@ -61,8 +61,8 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<MeshStatus> {
     Json(MeshStatus::clone(&api.state.mesh.status()))
 }
 
-/// The status now and after each change as events without a name, and whatever happens as events with one, until the server
-/// stops.
+/// The status now and after each change as events without a name, and whatever happens as events with one, until the
+/// server stops.
 pub(crate) async fn events(State(api): State<Arc<Api>>) -> Response {
     let happens = api.state.mesh.events();
     let mut changes = api.state.mesh.watch();

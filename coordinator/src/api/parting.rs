@@ -4,8 +4,8 @@
 //! once something is sent. So while its answer is being made, it is sent what HTTP lets a server send at any time, and
 //! if that comes back, it has gone, and the answer is given up.
 //!
-//! And a client that is still sending when it is answered, a body that is too large say, gets to read its answer: closing
-//! at once would reset the connection under it.
+//! And a client that is still sending when it is answered, a body that is too large say, gets to read its answer:
+//! closing at once would reset the connection under it.
 
 use std::{
     io,

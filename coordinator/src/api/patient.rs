@@ -22,7 +22,8 @@ pub(crate) struct Patience {
     pub(crate) bytes_per_s: u32,
 }
 
-/// Fails writes that wait for too long: a client that stops reading, or hardly reads, must not hold its answer in memory.
+/// Fails writes that wait for too long: a client that stops reading, or hardly reads, must not hold its answer in
+/// memory.
 #[derive(Debug)]
 pub(crate) struct Patient<T> {
     inner: T,

@@ -238,7 +238,8 @@ impl Room {
         self.now
     }
 
-    /// Whether one more of these connections may come: the one that has been silent longest goes where there are `most`.
+    /// Whether one more of these connections may come: the one that has been silent longest goes where there are
+    /// `most`.
     fn make_way(&mut self, most: usize, among: impl Fn(&Connection) -> bool) -> bool {
         let these = || self.connections.iter().filter(|(_, connection)| among(connection));
         if these().count() < most {

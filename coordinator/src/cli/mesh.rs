@@ -187,8 +187,8 @@ pub struct ServeArgs {
     /// Key that HTTP clients must send (Authorization: Bearer KEY)
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<ApiKey>,
-    /// Address of a proxy before the HTTP API: it may hold connections of many clients, and is believed for whom it asks
-    /// (X-Forwarded-For); may be repeated
+    /// Address of a proxy before the HTTP API: it may hold connections of many clients, and is believed for whom it
+    /// asks (X-Forwarded-For); may be repeated
     #[arg(long, value_name = "IP", env = "QMESH_TRUSTED_PROXY", value_delimiter = ',')]
     pub trusted_proxy: Vec<IpAddr>,
 }

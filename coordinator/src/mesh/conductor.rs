@@ -1,7 +1,8 @@
 //! Plays roster, openings, prober and scheduler together: a state machine without IO or clock.
 //!
-//! What happens goes in by its methods. What the machines want of each other goes through one queue of orders, first in the
-//! order in which it was asked for; what needs links, listeners or readers comes out as actions ([`Conductor::next_action`]).
+//! What happens goes in by its methods. What the machines want of each other goes through one queue of orders, first in
+//! the order in which it was asked for; what needs links, listeners or readers comes out as actions
+//! ([`Conductor::next_action`]).
 
 mod messages;
 

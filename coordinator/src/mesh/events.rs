@@ -1,5 +1,5 @@
-//! What happens in the mesh, as it happens: typed events on a bus that the mesh's thread publishes to, and that the terminal,
-//! the API and tests read. What the mesh *is* at a time is in [`status`](super::status).
+//! What happens in the mesh, as it happens: typed events on a bus that the mesh's thread publishes to, and that the
+//! terminal, the API and tests read. What the mesh *is* at a time is in [`status`](super::status).
 //!
 //! The bus is bounded and waits for nobody: a reader that stays behind loses the oldest events and is told how many.
 

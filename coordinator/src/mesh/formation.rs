@@ -1,8 +1,8 @@
 //! Who is there, and which pipelines are made of them: planned, loaded, linked and given up.
 //!
-//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `troubles` remembers what
-//! went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages, frames and
-//! tensor bytes.
+//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `troubles` remembers
+//! what went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages,
+//! frames and tensor bytes.
 
 mod choice;
 pub(crate) mod links;

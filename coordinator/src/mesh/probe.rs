@@ -1,7 +1,7 @@
 //! A token goes through a new pipeline before anybody relies on it: a state machine without IO or clock.
 //!
-//! A probe opens a session on every stage, sends one row and waits for its sample. A model may have a bad row for one token that
-//! nobody ever uses, so other tokens are tried before the pipeline is found unfit.
+//! A probe opens a session on every stage, sends one row and waits for its sample. A model may have a bad row for one
+//! token that nobody ever uses, so other tokens are tried before the pipeline is found unfit.
 
 use std::time::{Duration, Instant};
 

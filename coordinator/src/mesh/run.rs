@@ -1,5 +1,5 @@
-//! The task around the conductor: it brings in what happens, and carries out the queue of actions that comes of it. Small and
-//! dull.
+//! The task around the conductor: it brings in what happens, and carries out the queue of actions that comes of it.
+//! Small and dull.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -269,7 +269,8 @@ impl MeshTask {
             // One that reads nothing any more needs no goodbye.
             drop(link.control.try_send(Message::Bye { text: "the coordinator is going down".to_owned() }));
         }
-        // The goodbyes travel while the writer tasks still have their connections; a worker hangs up when it has read it.
+        // The goodbyes travel while the writer tasks still have their connections; a worker hangs up when it has read
+        // it.
         let farewell = async {
             for link in self.links.values() {
                 link.connection.closed().await;

@@ -1,8 +1,8 @@
 //! What runs through a pipeline: which rows travel next, for whom, and with how much room.
 //!
-//! `scheduler` decides, as a state machine, over the sequences (`sequence`), the steps under way (`step`), the books on pages
-//! (`pages`), the measured times (`pace`) and the drafts (`draft`). Where a next pipeline stands beside the present one,
-//! `successor` is what is already computed there.
+//! `scheduler` decides, as a state machine, over the sequences (`sequence`), the steps under way (`step`), the books on
+//! pages (`pages`), the measured times (`pace`) and the drafts (`draft`). Where a next pipeline stands beside the
+//! present one, `successor` is what is already computed there.
 
 mod action;
 mod draft;

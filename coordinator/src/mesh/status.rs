@@ -155,8 +155,8 @@ pub struct ChangeStatus {
 }
 
 impl MeshStatus {
-    /// Whether it says something that `older` did not. Time that passes is no news, and neither is a link's round-trip time,
-    /// which is measured with every packet.
+    /// Whether it says something that `older` did not. Time that passes is no news, and neither is a link's round-trip
+    /// time, which is measured with every packet.
     pub(crate) fn is_news_after(&self, older: &Self) -> bool {
         let lasting = |status: &Self| {
             let workers = status.workers.iter().map(|worker| WorkerStatus { rtt_ms: 0.0, ..worker.clone() }).collect();

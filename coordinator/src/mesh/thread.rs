@@ -1,4 +1,5 @@
-//! The thread of a mesh. It does nothing else, so that other work, such as cutting a long text into tokens, delays no step.
+//! The thread of a mesh. It does nothing else, so that other work, such as cutting a long text into tokens, delays no
+//! step.
 
 use std::{convert::Infallible, io, thread};
 

@@ -22,8 +22,8 @@ pub fn json(json: &str) -> io::Result<()> {
     writeln!(stdout().lock(), "{}", terminal::escaped_json(json))
 }
 
-/// Writes `bytes` to be gone on with: as they are, or on a terminal as far as they are fit for it. At once, as a person may
-/// be reading along.
+/// Writes `bytes` to be gone on with: as they are, or on a terminal as far as they are fit for it. At once, as a person
+/// may be reading along.
 pub fn raw(bytes: &[u8]) -> io::Result<()> {
     let mut out = stdout().lock();
     let reader = if out.is_terminal() { Reader::Terminal } else { Reader::Program };

@@ -79,7 +79,8 @@ impl Chooser<'_> {
         stages.windows(2).find(broken).map(|pair| (pair[0], pair[1]))
     }
 
-    /// A plan over all of these workers or, where there is none, over as many of them as possible, the smallest left out first.
+    /// A plan over all of these workers or, where there is none, over as many of them as possible, the smallest left
+    /// out first.
     fn largest(&self, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
         let all = self.solve(candidates);
         if all.is_ok() || self.formation.cut.is_some() {

@@ -1,9 +1,9 @@
 //! Who is connected and who holds which layers: a state machine without IO or clock.
 //!
-//! A plan's life: workers join → `plan` gives each a stage → every stage says `Ready` → routes go out → every stage says
-//! `Linked` → a probe token comes back → the pipeline serves. A change of plan does all that beside the pipeline that serves,
-//! which goes on until the sequences have followed; only then its shards are unloaded. What fails is remembered
-//! (`troubles`), and left out of the next plan.
+//! A plan's life: workers join → `plan` gives each a stage → every stage says `Ready` → routes go out → every stage
+//! says `Linked` → a probe token comes back → the pipeline serves. A change of plan does all that beside the pipeline
+//! that serves, which goes on until the sequences have followed; only then its shards are unloaded. What fails is
+//! remembered (`troubles`), and left out of the next plan.
 
 mod change;
 mod report;

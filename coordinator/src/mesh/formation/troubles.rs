@@ -1,5 +1,5 @@
-//! What went wrong with whom. Workers that come and go, fail or cannot reach each other are left out of plans for a while, and
-//! the longer the more often it happened.
+//! What went wrong with whom. Workers that come and go, fail or cannot reach each other are left out of plans for a
+//! while, and the longer the more often it happened.
 
 use std::{
     collections::BTreeMap,

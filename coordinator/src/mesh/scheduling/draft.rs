@@ -71,8 +71,8 @@ impl Drafter {
         }
     }
 
-    /// Where the text goes on after an earlier occurrence of the ending of `ids`: of the latest ones, the one that matches
-    /// the most ids backwards.
+    /// Where the text goes on after an earlier occurrence of the ending of `ids`: of the latest ones, the one that
+    /// matches the most ids backwards.
     fn longest_match(&self, ids: &[u32]) -> Option<usize> {
         let mut next = self.latest.get(ids.last_chunk::<GRAM>()?).copied();
         let mut best = None;

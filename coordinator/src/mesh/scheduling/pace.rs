@@ -1,10 +1,10 @@
-//! How long steps take, learnt from those that came back, and what follows from that for the next ones: into how many groups
-//! the decoding sequences are dealt, how many steps are under way at a time, how many prompt rows ride along with tokens, and
-//! how many drafted tokens pay.
+//! How long steps take, learnt from those that came back, and what follows from that for the next ones: into how many
+//! groups the decoding sequences are dealt, how many steps are under way at a time, how many prompt rows ride along
+//! with tokens, and how many drafted tokens pay.
 //!
-//! The formulas: let n sequences decode in G groups of B rows each. A step of B rows takes the slowest stage t(B), and all
-//! stages together T(B); H is what it spends on links. A sequence then gets a token every max(G·t(B), T(B) + H), and
-//! M = (T + H) / t steps keep the slowest stage busy.
+//! The formulas: let n sequences decode in G groups of B rows each. A step of B rows takes the slowest stage t(B), and
+//! all stages together T(B); H is what it spends on links. A sequence then gets a token every max(G·t(B), T(B) + H),
+//! and M = (T + H) / t steps keep the slowest stage busy.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -94,8 +94,8 @@ impl Pace {
         *known += FRESH * (hops - *known);
     }
 
-    /// The number of groups in which so many sequences decode: the one that gives the most tokens. Of several that give about
-    /// as many it is the smallest; while prompts wait, whose rows fill up small groups, it is the largest.
+    /// The number of groups in which so many sequences decode: the one that gives the most tokens. Of several that give
+    /// about as many it is the smallest; while prompts wait, whose rows fill up small groups, it is the largest.
     pub(crate) fn groups(&self, decoding: usize, prompts: Prompts) -> usize {
         if self.steps.is_empty() {
             return decoding.min(self.stages).max(1);
@@ -114,11 +114,11 @@ impl Pace {
         groups.max((SLACK * self.fill(rows)).ceil().clamp(1.0, STEPS_MOST) as usize + 1)
     }
 
-    /// Prompt rows that ride along with `decode_rows` tokens, at most `most`. Tokens may take a little longer for them, and
-    /// the longer the more prompts wait for each sequence that decodes.
+    /// Prompt rows that ride along with `decode_rows` tokens, at most `most`. Tokens may take a little longer for them,
+    /// and the longer the more prompts wait for each sequence that decodes.
     ///
-    /// One long step holds up the tokens of all groups, and a second one right behind it costs them nothing more. So the
-    /// decision is made for a round, and every step of the round is filled up to the same number of rows.
+    /// One long step holds up the tokens of all groups, and a second one right behind it costs them nothing more. So
+    /// the decision is made for a round, and every step of the round is filled up to the same number of rows.
     pub(crate) fn prompt_rows(
         &mut self,
         decode_rows: usize,
@@ -138,8 +138,8 @@ impl Pace {
         self.round.rows.saturating_sub(decode_rows).min(most)
     }
 
-    /// How many steps of prompts alone hold up nobody, and the rows of each: where `groups` steps leave stages idle, there is
-    /// room for more steps that take about as long as theirs.
+    /// How many steps of prompts alone hold up nobody, and the rows of each: where `groups` steps leave stages idle,
+    /// there is room for more steps that take about as long as theirs.
     pub(crate) fn between(&self, decode_rows: usize, groups: usize, most: usize) -> (usize, usize) {
         let Some(alone) = self.time(decode_rows) else { return (0, 0) };
         let fits = |rows: usize| self.time(rows).is_some_and(|t| t.slowest <= alone.slowest * (1.0 + NEARLY_FREE));
@@ -151,8 +151,8 @@ impl Pace {
         ((self.fill(decode_rows) + NEARLY_FREE).floor() as usize).saturating_sub(groups)
     }
 
-    /// Adds a round's share of time to what prompts have saved up, and buys prompt rows of it, at most `most`. `alone` is
-    /// what a token takes without prompts.
+    /// Adds a round's share of time to what prompts have saved up, and buys prompt rows of it, at most `most`. `alone`
+    /// is what a token takes without prompts.
     fn spend(&mut self, decode_rows: usize, groups: usize, waiting: WaitingPrompts, most: usize, alone: f64) -> usize {
         let least = if waiting.short > 0.0 { PATIENCE_SHORT } else { PATIENCE_LONG };
         let share = least.max(PATIENCE_LONG * waiting.long + PATIENCE_SHORT * waiting.short);
@@ -173,8 +173,8 @@ impl Pace {
         rows
     }
 
-    /// Rows of a chunk when only prompts are computed, P = `prompts` rows of them together. A step of C rows takes a stage
-    /// a + C·b, so that over S stages the last row is out soonest with C = √(P·a / ((S − 1)·b)).
+    /// Rows of a chunk when only prompts are computed, P = `prompts` rows of them together. A step of C rows takes a
+    /// stage a + C·b, so that over S stages the last row is out soonest with C = √(P·a / ((S − 1)·b)).
     pub(crate) fn chunk_rows(&self, prompts: usize, most: usize) -> usize {
         if self.stages == 1 {
             return most;
@@ -194,8 +194,8 @@ impl Pace {
         (1..=most).take_while(|&rows| self.time(rows).is_some_and(|times| times.slowest <= seconds)).count()
     }
 
-    /// How many drafted tokens pay for each of a group's `rows` sequences, at most `most`: as many as give the most tokens
-    /// per time, if each is right with the probability `acceptance` where those before it were.
+    /// How many drafted tokens pay for each of a group's `rows` sequences, at most `most`: as many as give the most
+    /// tokens per time, if each is right with the probability `acceptance` where those before it were.
     pub(crate) fn draft_rows(&self, rows: usize, groups: usize, acceptance: f64, most: usize) -> usize {
         let rate = |drafts: usize| {
             let expected = (1.0 - acceptance.powi(drafts as i32 + 1)) / (1.0 - acceptance).max(1e-9);
@@ -232,8 +232,8 @@ impl Pace {
         let rows = decoding.div_ceil(groups);
         let times = self.time(rows).unwrap_or_default();
         let fill = groups as f64 * times.slowest / (times.sum + self.hops()).max(1e-9);
-        // Uneven times cost the most where the groups just fill the pipeline: with far fewer of them stages wait anyway,
-        // and with far more there is always a step that waits for the stage.
+        // Uneven times cost the most where the groups just fill the pipeline: with far fewer of them stages wait
+        // anyway, and with far more there is always a step that waits for the stage.
         let even = 1.0 - UNEVEN * (1.0 - (fill - 1.0).abs() / (SLACK - 1.0)).max(0.0);
         decoding as f64 * even / self.token_time(rows, groups).unwrap_or(f64::INFINITY)
     }
@@ -244,8 +244,8 @@ impl Pace {
     }
 
     /// The times of a step of so many rows, `None` before anything was measured. Between two numbers of rows that were
-    /// measured they lie on the line through these; beyond all of them on the line through the first and the last; and where
-    /// there is only one they follow the usual shape.
+    /// measured they lie on the line through these; beyond all of them on the line through the first and the last; and
+    /// where there is only one they follow the usual shape.
     fn time(&self, rows: usize) -> Option<Times> {
         let rows = rows.max(1);
         let (below, above) = self.curve.split_at(self.curve.partition_point(|(known, _)| *known <= rows));
@@ -294,9 +294,9 @@ fn bucket(rows: usize) -> usize {
     if rows <= EXACT_ROWS { rows.max(1) } else { rows.next_multiple_of((rows.next_power_of_two() / 16).max(1)) }
 }
 
-/// A measured time is forgotten after so many steps without another one, so that what went badly once is tried again. A trial
-/// fills the pipeline, so where that takes many steps it must not come too often: hence the second figure, which counts
-/// the steps that fill the pipeline once.
+/// A measured time is forgotten after so many steps without another one, so that what went badly once is tried again. A
+/// trial fills the pipeline, so where that takes many steps it must not come too often: hence the second figure, which
+/// counts the steps that fill the pipeline once.
 const STALE_STEPS: u64 = 256;
 const STALE_FILLS: f64 = 18.0;
 /// How much a new time counts beside what is known.
@@ -307,8 +307,8 @@ const FIRST: f64 = 0.4;
 const OUTLIER: f64 = 1.5;
 /// Up to so many rows every number is measured by itself.
 const EXACT_ROWS: usize = 16;
-/// Where only one number of rows was measured, a step of m rows is taken to need `SHAPE_STEP` + `SHAPE_ROW`·m times what one
-/// of one row needs.
+/// Where only one number of rows was measured, a step of m rows is taken to need `SHAPE_STEP` + `SHAPE_ROW`·m times
+/// what one of one row needs.
 const SHAPE_STEP: f64 = 0.6;
 const SHAPE_ROW: f64 = 0.4;
 /// Beyond the most rows that were measured, a step with twice as many takes at least so much longer.
@@ -324,8 +324,8 @@ const PATIENCE_LONG: f64 = 0.2;
 const PATIENCE_SHORT: f64 = 1.0;
 /// What prompts have not used of their time they may use at once later, up to this share of a token's time.
 const SAVED_MOST: f64 = 0.3;
-/// Where already one row costs more than that, prompts may save up so many times what one row costs: whether more rows come
-/// at that price shows by trying.
+/// Where already one row costs more than that, prompts may save up so many times what one row costs: whether more rows
+/// come at that price shows by trying.
 const TRIAL: f64 = 2.0;
 /// Rows are bought only if waiting and saving up would not buy more in the long run: they must be this share of it.
 const FAIR: f64 = 0.9;
@@ -363,7 +363,8 @@ mod tests {
         // Steps whose time hardly depends on their rows: one stage takes all at once, two take half each.
         assert_eq!(learnt(1, 50.0, 5.0, 0.3).groups(8, Prompts::None), 1);
         assert_eq!(learnt(2, 25.0, 2.5, 0.3).groups(8, Prompts::None), 2);
-        // Links of 50 ms each way: groups of two rows take (4·20 + 200) / 20 = 14 turns, groups of one (4·15 + 200) / 15.
+        // Links of 50 ms each way: groups of two rows take (4·20 + 200) / 20 = 14 turns, groups of one (4·15 + 200) /
+        // 15.
         let far = learnt(4, 10.0, 5.0, 200.0);
         assert!((10..=17).contains(&far.groups(32, Prompts::None)), "{}", far.groups(32, Prompts::None));
         assert_eq!(far.groups(1, Prompts::None), 1);

@@ -27,13 +27,14 @@ impl PageLedger {
         self.used * PAGE_POSITIONS
     }
 
-    /// Whether there is room for `positions`, of which the first `shared` lie in pages that another session has already.
+    /// Whether there is room for `positions`, of which the first `shared` lie in pages that another session has
+    /// already.
     pub(crate) fn fit(&self, positions: usize, shared: usize) -> bool {
         self.used + positions.div_ceil(PAGE_POSITIONS) - shared / PAGE_POSITIONS <= self.budget
     }
 
-    /// Sets `positions` aside for a session. It may begin with the first positions of another one, whole pages, which are
-    /// shared then.
+    /// Sets `positions` aside for a session. It may begin with the first positions of another one, whole pages, which
+    /// are shared then.
     pub(crate) fn open(&mut self, session: SessionId, positions: usize, shared: Option<(SessionId, usize)>) {
         let source = shared.and_then(|(source, shared)| self.sessions.get(&source)?.get(..shared / PAGE_POSITIONS));
         let mut pages = source.unwrap_or_default().to_vec();

@@ -1,9 +1,9 @@
 //! Which rows travel in the next step: a state machine without IO or clock.
 //!
-//! A sequence is its ids. `sent` counts those that went out under the present plan; whatever lies between `sent` and the end
-//! of `ids` is ready to go: one id while it decodes, the rest of the prompt before that. A lost plan sets `sent` back to
-//! zero, and the ids are computed again under the next one: the stream goes on with the same text. Where the next pipeline
-//! stands before the present one is given up, they are computed there beforehand (`follow`).
+//! A sequence is its ids. `sent` counts those that went out under the present plan; whatever lies between `sent` and
+//! the end of `ids` is ready to go: one id while it decodes, the rest of the prompt before that. A lost plan sets
+//! `sent` back to zero, and the ids are computed again under the next one: the stream goes on with the same text. Where
+//! the next pipeline stands before the present one is given up, they are computed there beforehand (`follow`).
 //!
 //! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
 //! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
@@ -158,9 +158,9 @@ impl Scheduler {
         self.step_totals = StepTotals::default();
     }
 
-    /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, unless they have a
-    /// follower there; but for those that lost one too often without a token in between: what brings pipelines down may
-    /// be their own rows.
+    /// The pipeline is gone, and with it every session and every step. Sequences wait for the next one, unless they
+    /// have a follower there; but for those that lost one too often without a token in between: what brings pipelines
+    /// down may be their own rows.
     pub(crate) fn pipeline_down(&mut self, now: Instant, why: &str) -> Vec<Action> {
         self.pipeline = None;
         self.steps.clear();
@@ -191,8 +191,8 @@ impl Scheduler {
         }
     }
 
-    /// A stage has failed the session and taken its rows out of the steps under way; a step without other rows does not come
-    /// back.
+    /// A stage has failed the session and taken its rows out of the steps under way; a step without other rows does not
+    /// come back.
     pub(crate) fn failed(&mut self, epoch: PlanEpoch, session: SessionId, text: &str) -> Vec<Action> {
         if self.is_next(epoch) {
             return self.follower_failed(session);
@@ -323,8 +323,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The next step, if one may go: the tokens of a group of sequences that decode, and as many prompt rows as the time
-    /// allows.
+    /// The next step, if one may go: the tokens of a group of sequences that decode, and as many prompt rows as the
+    /// time allows.
     fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
         let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
@@ -342,7 +342,8 @@ impl Scheduler {
         let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
         let rows = match (decoding, decodes) {
             (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
-            // A step of prompt rows alone would come between two tokens of everybody, unless stages are idle in between.
+            // A step of prompt rows alone would come between two tokens of everybody, unless stages are idle in
+            // between.
             (_, false) => {
                 let (steps, rows) = self.pace.between(group_rows, groups, room);
                 let under_way = self.steps.values().filter(|step| !step.decodes).count();
@@ -405,8 +406,8 @@ impl Scheduler {
         frame.ids.extend(ids);
     }
 
-    /// Sequences that have ids to send and are as wanted, in the order in which they go: those with short prompts before
-    /// those with long ones, then by how little their client was served, then by how long ago they were.
+    /// Sequences that have ids to send and are as wanted, in the order in which they go: those with short prompts
+    /// before those with long ones, then by how little their client was served, then by how long ago they were.
     fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
         let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
         let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();

@@ -182,7 +182,8 @@ impl Sequence {
         self.drafter.acceptance()
     }
 
-    /// A segment of the last id, which is the only one not sent yet, and of at most `most` drafted ids after it; and these ids.
+    /// A segment of the last id, which is the only one not sent yet, and of at most `most` drafted ids after it; and
+    /// these ids.
     pub(crate) fn drafted_segment(&mut self, session: SessionId, most: usize) -> (Segment, Vec<u32>) {
         // The token after the last draft is drawn too, and is the last that there is room for.
         let room = self.max_positions.saturating_sub(self.ids.len() + 1);
@@ -203,7 +204,8 @@ impl Sequence {
             self.started = now;
         }
         let scored = self.is_scored();
-        // A chunk's last row has no next id to score, so the next chunk begins with that row again: it takes two to move.
+        // A chunk's last row has no next id to score, so the next chunk begins with that row again: it takes two to
+        // move.
         let rows = if scored { rows.max(2) } else { rows };
         let end = self.ids.len().min(self.sent + rows);
         let last = end == self.ids.len();

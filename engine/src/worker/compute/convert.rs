@@ -76,7 +76,7 @@ pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, outpu
                 kind: FrameKind::Hidden,
                 width: u32::try_from(assignment.spec.hidden).expect("at most FRAME_WIDTH, checked when assigned"),
                 segments: frame.segments.iter().filter(computed).copied().collect(),
-                payload: wire::encode(&rows),
+                payload: wire::encode(rows),
                 ids: step.ids,
                 sections: Sections::default(),
                 ..*frame

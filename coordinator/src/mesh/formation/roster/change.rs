@@ -125,8 +125,8 @@ impl Roster {
         actions
     }
 
-    /// Every stage of the next pipeline is loaded: they may connect to each other, and nobody takes tensors from old shards
-    /// any more.
+    /// Every stage of the next pipeline is loaded: they may connect to each other, and nobody takes tensors from old
+    /// shards any more.
     pub(super) fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
@@ -192,8 +192,8 @@ impl Roster {
         choice.stages.iter().all(fits)
     }
 
-    /// Workers that have to give up shards of dead pipelines at once: they get no stage of this choice, from which tensors could
-    /// be taken over, or have no room for it beside what they hold.
+    /// Workers that have to give up shards of dead pipelines at once: they get no stage of this choice, from which
+    /// tensors could be taken over, or have no room for it beside what they hold.
     fn crowded(&self, choice: &Choice) -> Vec<WorkerId> {
         let footprints = Footprints::new(&self.model.spec);
         let takes_all = |(id, worker): &(&WorkerId, &Worker)| {

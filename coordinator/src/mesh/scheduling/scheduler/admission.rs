@@ -1,5 +1,5 @@
-//! Admission: when a waiting sequence gets its room on the stages, which computed beginning it starts from, and what an ended
-//! one leaves behind for others.
+//! Admission: when a waiting sequence gets its room on the stages, which computed beginning it starts from, and what an
+//! ended one leaves behind for others.
 
 use qmesh_net::{OpenSession, Prefix, SessionId};
 
@@ -19,7 +19,8 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Opens waiting sequences on the stages, for as long as there is room for all positions that the next one may need.
+    /// Opens waiting sequences on the stages, for as long as there is room for all positions that the next one may
+    /// need.
     pub(super) fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some(place) = self.next_in_queue() {
@@ -44,8 +45,8 @@ impl Scheduler {
         actions
     }
 
-    /// Ends a sequence on the stages: the pages of its beginning are kept where they can be of use to others, and the rest
-    /// is freed.
+    /// Ends a sequence on the stages: the pages of its beginning are kept where they can be of use to others, and the
+    /// rest is freed.
     pub(super) fn leave(&mut self, session: SessionId, sequence: Sequence) -> Vec<Action> {
         self.forget_if_gone(sequence.request.client);
         let mut ids = sequence.ids;
@@ -54,8 +55,8 @@ impl Scheduler {
             PrefixReuse::On | PrefixReuse::Off => 0,
         };
         ids.truncate(kept);
-        // Where another kept beginning starts with this one, that one does for both. The other way round, kept beginnings with
-        // which this one starts are needed no more.
+        // Where another kept beginning starts with this one, that one does for both. The other way round, kept
+        // beginnings with which this one starts are needed no more.
         if kept == 0 || self.kept.values().any(|other| other.ids.starts_with(&ids)) {
             self.pages.keep(session, 0);
             return self.close(session);
@@ -74,8 +75,8 @@ impl Scheduler {
         actions
     }
 
-    /// A client without sequences here starts level with the one that was served least: what it was served before does not
-    /// count against it, and having been away does not put it ahead of the others.
+    /// A client without sequences here starts level with the one that was served least: what it was served before does
+    /// not count against it, and having been away does not put it ahead of the others.
     pub(super) fn welcome(&mut self, client: ClientId) {
         let least = self.served.values().min().copied().unwrap_or_default();
         self.served.entry(client).or_insert(least);
@@ -87,8 +88,8 @@ impl Scheduler {
         }
     }
 
-    /// The place in the queue of the sequence that is admitted next: of the client that was served least, the one that has
-    /// waited longest.
+    /// The place in the queue of the sequence that is admitted next: of the client that was served least, the one that
+    /// has waited longest.
     fn next_in_queue(&self) -> Option<usize> {
         let served = |i: &usize| {
             let sequence = self.sequences.get(&self.queue[*i]);
@@ -97,8 +98,8 @@ impl Scheduler {
         (0..self.queue.len()).min_by_key(served)
     }
 
-    /// The session with which this one has the longest beginning in common, and how much of it, in whole pages: one that is
-    /// kept, or one that runs.
+    /// The session with which this one has the longest beginning in common, and how much of it, in whole pages: one
+    /// that is kept, or one that runs.
     fn longest_prefix(&self, session: SessionId) -> Option<Prefix> {
         let sequence = self.sequences.get(&session)?;
         if self.limits.prefix_reuse == PrefixReuse::Off {

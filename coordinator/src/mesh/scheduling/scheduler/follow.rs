@@ -1,6 +1,6 @@
-//! How sequences get from one pipeline to the next without a pause: their ids are computed there again, beside the tokens
-//! that still come from the old one; when all are there, the last steps are waited for, and the next token comes from the new
-//! pipeline.
+//! How sequences get from one pipeline to the next without a pause: their ids are computed there again, beside the
+//! tokens that still come from the old one; when all are there, the last steps are waited for, and the next token comes
+//! from the new pipeline.
 
 use std::{
     collections::BTreeMap,

@@ -90,8 +90,8 @@ fn a_prompt_alone_flows_through_all_stages_at_once() {
     assert!(took(1) / took(4) > 3.0, "{:.2}", took(1) / took(4));
 }
 
-/// Gaps between the tokens of `streams` streams, sorted: before a prompt of 4096 tokens comes, and until its first token;
-/// and how many times as long that took as it does alone.
+/// Gaps between the tokens of `streams` streams, sorted: before a prompt of 4096 tokens comes, and until its first
+/// token; and how many times as long that took as it does alone.
 fn beside_a_long_prompt(stages: u64, streams: u64, pace: WorldPace) -> ([Vec<f64>; 2], f64) {
     let long = || GenerateRequest { client: ClientId(99), ..request(vec![9; 4096], 4) };
     let mut world = pipeline(stages, pace);
