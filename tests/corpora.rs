@@ -1,6 +1,7 @@
 //! Replays what fuzzers start from through the same entries, and what they have found: bytes from outside cause no panic.
 
 #[path = "../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "it is the library of the fuzz targets")]
 mod entries;
 
 use std::{fs, path::PathBuf};

@@ -18,7 +18,7 @@ use qmesh_coordinator::{
         Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
     },
-    model::BenchModel as ServedModel,
+    model::Model as ServedModel,
     plan::Workload,
 };
 use qmesh_engine::{

@@ -9,7 +9,7 @@ use super::dimensions::RandomFamily;
 ///
 /// # Errors
 /// There are fewer than its fixed tokens need.
-pub fn set(writer: GgufWriter, family: RandomFamily, count: usize) -> Result<GgufWriter> {
+pub(super) fn set(writer: GgufWriter, family: RandomFamily, count: usize) -> Result<GgufWriter> {
     ensure!(count >= VOCAB_MIN, "a vocabulary has at least {VOCAB_MIN} tokens, not {count}");
     let tokens: Vec<String> = tokens(count);
     let kinds: Vec<i32> = (0..count).map(|id| if id < count - CONTROL.len() { NORMAL } else { STEERING }).collect();
