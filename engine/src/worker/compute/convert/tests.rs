@@ -20,7 +20,7 @@ fn segment(session: u64, position: u32, rows: u32, wants: Wants) -> Segment {
 fn frame(kind: FrameKind, width: u32) -> Frame {
     let segments = vec![segment(7, 0, 1, Wants::None), segment(8, 5, 2, Wants::Last), segment(9, 2, 3, Wants::All)];
     let rows = (0..6).flat_map(|row| vec![row as f32; width as usize]).collect::<Vec<_>>();
-    let payload = if kind == FrameKind::Hidden { wire::encode(rows.clone()) } else { Bytes::new() };
+    let payload = if kind == FrameKind::Hidden { wire::encode(rows) } else { Bytes::new() };
     let (epoch, step) = (PlanEpoch(1), StepId(3));
     Frame {
         kind,
