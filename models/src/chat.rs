@@ -4,6 +4,7 @@ mod args;
 mod budget;
 mod builtins;
 pub mod date;
+mod escape;
 mod filters;
 #[cfg(test)]
 mod golden;

@@ -3,6 +3,7 @@
 mod error;
 mod ggml_type;
 mod header;
+mod limits;
 mod reader;
 mod split;
 #[cfg(test)]

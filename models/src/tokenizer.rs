@@ -3,6 +3,7 @@
 mod bpe;
 mod detokenizer;
 mod error;
+mod kind;
 mod merge;
 mod pretokenizer;
 mod specials;
@@ -23,10 +24,11 @@ use std::{borrow::Cow, convert::Infallible};
 
 use self::{
     bpe::ByteLevelBpe,
+    kind::TokenKind,
     pretokenizer::Pretokenizer,
     specials::{Fragment, Partitioner},
     spm::{SentencePiece, SpacePrefix},
-    token::{Spelling, TokenKind, Tokens},
+    token::{Spelling, Tokens},
 };
 
 /// Turns text into token ids and ids into bytes. Immutable: share it by `Arc`.

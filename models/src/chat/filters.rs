@@ -7,6 +7,7 @@ use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 use super::{
     args::{bound, integer, required_text, truth},
     budget::RenderBudget,
+    escape::escaped,
     json, methods, repr,
 };
 
@@ -30,26 +31,6 @@ pub(super) const FILTERS: [(&str, Filter); 14] = [
     ("tojson", json::tojson),
     ("trim", trim),
 ];
-
-/// The text of a value, escaped for HTML unless that was done before.
-pub(super) fn escaped(value: &Value) -> Result<String, Error> {
-    let text = repr::text(value)?;
-    if value.is_safe() {
-        return Ok(text.into_owned());
-    }
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&#39;"),
-            '"' => out.push_str("&#34;"),
-            c => out.push(c),
-        }
-    }
-    Ok(out)
-}
 
 fn default(_: &RenderBudget, args: &[Value]) -> Result<Value, Error> {
     let [value, default, boolean] = bound(args, ["value", "default_value", "boolean"])?;

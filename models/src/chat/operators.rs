@@ -7,7 +7,7 @@ use minijinja::{
 
 use super::{
     budget::{RenderBudget, own_len},
-    filters::escaped,
+    escape::escaped,
     repr,
 };
 

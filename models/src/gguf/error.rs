@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use super::header;
+use super::limits;
 use crate::files::{Irregular, OpenError};
 
 /// A file that cannot be used, and why.
@@ -37,7 +37,7 @@ pub enum GgufFault {
     TooMany { what: &'static str, found: u64, limit: u64 },
     #[error("truncated: {subject} at byte {at} needs {need} bytes, have {have}; download it again")]
     Truncated { subject: String, at: u64, need: u64, have: u64 },
-    #[error("header is longer than the limit of {} bytes, at {subject}", header::HEADER_BYTES_MAX)]
+    #[error("header is longer than the limit of {} bytes, at {subject}", limits::HEADER_BYTES_MAX)]
     HeaderTooLong { subject: String },
     #[error("{subject} at byte {at}: text of {found} bytes is over the limit of {limit}")]
     TextTooLong { subject: String, at: u64, found: u64, limit: u64 },
@@ -51,9 +51,9 @@ pub enum GgufFault {
     UnknownValueType { subject: String, at: u64, found: u32 },
     #[error("{subject} at byte {at}: boolean with value {found}, only 0 and 1 are possible")]
     NotBoolean { subject: String, at: u64, found: u8 },
-    #[error("{subject} at byte {at}: arrays nested deeper than {}", header::NESTING_MAX)]
+    #[error("{subject} at byte {at}: arrays nested deeper than {}", limits::NESTING_MAX)]
     NestedTooDeep { subject: String, at: u64 },
-    #[error("key \"general.alignment\" is {found}, not a power of two up to {}", header::ALIGNMENT_MAX)]
+    #[error("key \"general.alignment\" is {found}, not a power of two up to {}", limits::ALIGNMENT_MAX)]
     Alignment { found: u64 },
     #[error("tensor {tensor:?} has {found} dimensions, only 1 to 4 are possible")]
     Axes { tensor: String, found: u32 },

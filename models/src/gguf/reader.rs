@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::{
     error::GgufFault,
-    header::{HEADER_BYTES_MAX, NESTING_MAX},
+    limits::{HEADER_BYTES_MAX, NESTING_MAX},
     value::{ARRAY_CODE, Array, NumberType, Numbers, Strings, TEXT_CODE, Value},
 };
 

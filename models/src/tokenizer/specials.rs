@@ -4,11 +4,7 @@ use std::borrow::Cow;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use super::{
-    Specials, TokenizerError,
-    token::{TokenKind, Tokens},
-    vocabulary::AfterSpecial,
-};
+use super::{Specials, TokenizerError, kind::TokenKind, token::Tokens, vocabulary::AfterSpecial};
 
 /// Finds special tokens in text.
 #[derive(Debug)]

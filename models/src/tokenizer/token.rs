@@ -2,24 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{TokenizerError, vocabulary::Vocabulary};
-
-/// What a token is for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum TokenKind {
-    /// Text.
-    Normal,
-    /// Stands for what no token covers.
-    Unknown,
-    /// Steers the model, is no text: `<|im_end|>`.
-    Control,
-    /// Text that is never split.
-    UserDefined,
-    /// Never used.
-    Unused,
-    /// One byte, written `<0xE2>`.
-    Byte,
-}
+use super::{TokenizerError, kind::TokenKind, vocabulary::Vocabulary};
 
 /// How a normal token's text stands for bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::gguf::{Gguf, KeyError, OptionalKey};
 
-use super::{TokenizerError, token::TokenKind};
+use super::{TokenizerError, kind::TokenKind};
 
 /// What a GGUF file says about its tokenizer, unchecked: `Tokenizer::new` checks it.
 #[derive(Clone, Debug, Default)]
