@@ -6,10 +6,13 @@ mod command;
 mod convert;
 mod failure;
 mod loading;
+mod shards;
 mod thread;
 mod trails;
 mod wire;
 
+#[cfg(feature = "simulation")]
+pub(crate) use self::shards::Shards;
 pub(crate) use self::{
     command::{Command, Done, Loaded, ShardState, Stepped},
     failure::Failure,

@@ -28,6 +28,12 @@ impl WorkerState {
         !self.leaving && held < FRAMES_HELD
     }
 
+    /// Frames of all turns between `Frame` and `Sent`.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn frames_held(&self) -> usize {
+        self.stages.iter().map(Stage::frames_held).sum()
+    }
+
     /// Commands that the compute thread has not been given yet.
     pub(crate) fn queued(&self) -> usize {
         self.stages.iter().map(|stage| stage.queue.len()).sum()
