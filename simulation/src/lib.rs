@@ -33,7 +33,7 @@
 pub mod agenda;
 pub mod books;
 pub mod model;
-mod random;
+pub mod random;
 pub mod scenario;
 pub mod story;
 pub mod world;

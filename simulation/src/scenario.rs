@@ -110,9 +110,8 @@ fn machines(random: &mut Random, mesh: &SimulatedMesh, count: usize) -> Vec<Mach
         return machines;
     };
     // Whichever of them come, there must be enough room.
-    let mut by_memory = machines.clone();
     loop {
-        by_memory.clone_from(&machines);
+        let mut by_memory = machines.clone();
         by_memory.sort_by_key(|machine| machine.memory_bytes);
         by_memory.truncate(enough);
         if fits(mesh, &by_memory) {

@@ -88,7 +88,9 @@ impl World {
                 CoordinatorOutput::Send { worker, message } => self.send(worker, message),
                 CoordinatorOutput::HangUp { worker, text } => self.hang_up(worker, &text),
                 CoordinatorOutput::OpenFrames { worker, epoch } => self.open_feed(worker, epoch),
-                CoordinatorOutput::CloseFrames { epoch } => drop(self.feeds.remove(&epoch)),
+                CoordinatorOutput::CloseFrames { epoch } => {
+                    self.feeds.remove(&epoch);
+                }
                 CoordinatorOutput::Frame(frame) => self.feed(frame),
                 CoordinatorOutput::Tell { session, event } => self.told(session, event),
                 CoordinatorOutput::TellNoMore { session } => self.told_no_more(session),

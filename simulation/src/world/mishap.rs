@@ -65,7 +65,7 @@ impl World {
         self.returns(number, most);
     }
 
-    fn returns(&mut self, number: usize, most: u64) {
+    pub(super) fn returns(&mut self, number: usize, most: u64) {
         let at = self.now + self.random.millis(0..most);
         self.agenda.enter(at, Happening::Starts { machine: number });
     }
@@ -122,8 +122,6 @@ impl World {
         let (process, at) = (self.machines[number].process, self.now + LEAVE_DEADLINE);
         let what = AtWorker::LosesCoordinator { connection };
         self.agenda.enter(at, Happening::AtWorker { machine: number, process, what });
-        self.returns(number, 20_000);
-        self.agenda.enter(self.now + 2 * LEAVE_DEADLINE, Happening::Starts { machine: number });
     }
 }
 

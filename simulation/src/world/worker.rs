@@ -77,16 +77,7 @@ impl World {
                     self.tell_worker(number, WorkerInput::Fetching { turn, bytes_done, bytes_total });
                 }
             }
-            AtWorker::FetchEnds { connection, turn, outcome } => {
-                if self.is_fetching(number, connection, turn) {
-                    self.machines[number].fetching.remove(&turn);
-                    let input = match outcome {
-                        Ok(bytes) => WorkerInput::Fetched { turn, bytes },
-                        Err(text) => WorkerInput::NotFetched { turn, text },
-                    };
-                    self.tell_worker(number, input);
-                }
-            }
+            AtWorker::FetchEnds { connection, turn, outcome } => self.fetch_ends(number, connection, turn, outcome),
             AtWorker::LoadEnds { turn, took } => {
                 let now = self.instant();
                 let worker = self.machines[number].worker.as_mut();
@@ -119,6 +110,17 @@ impl World {
         }
     }
 
+    fn fetch_ends(&mut self, number: usize, connection: u64, turn: u64, outcome: Result<u64, String>) {
+        if self.is_fetching(number, connection, turn) {
+            self.machines[number].fetching.remove(&turn);
+            let input = match outcome {
+                Ok(bytes) => WorkerInput::Fetched { turn, bytes },
+                Err(text) => WorkerInput::NotFetched { turn, text },
+            };
+            self.tell_worker(number, input);
+        }
+    }
+
     fn is_fetching(&self, number: usize, connection: u64, turn: u64) -> bool {
         let machine = &self.machines[number];
         machine.connection == Some(connection) && machine.fetching.contains(&turn)
@@ -147,7 +149,8 @@ impl World {
         self.end_stay(number, connection, 1000);
         self.tell_worker(number, WorkerInput::Lost);
         if self.machines[number].is_leaving {
-            return self.machines[number].end();
+            self.machines[number].end();
+            return self.returns(number, 20_000);
         }
         let process = self.machines[number].process;
         self.later(number, process, 4000, AtWorker::Dials);
@@ -248,7 +251,9 @@ impl World {
                 }
             }
             WorkerOutput::Fetch { turn, needed_bytes, bytes } => self.fetch(number, turn, needed_bytes, bytes),
-            WorkerOutput::StopFetch { turn } => drop(self.machines[number].fetching.remove(&turn)),
+            WorkerOutput::StopFetch { turn } => {
+                self.machines[number].fetching.remove(&turn);
+            }
             WorkerOutput::Load { turn, bytes } => {
                 let took = self.random.millis(50..500) + Duration::from_millis(bytes >> 20).mul_f64(5.0);
                 let what = AtWorker::LoadEnds { turn, took };
