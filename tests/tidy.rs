@@ -252,6 +252,7 @@ fn looks_like_path(quoted: &str) -> bool {
         "net/",
         "engine/",
         "coordinator/",
+        "simulation/",
         "tests/",
         "benches/",
         "docs/",

@@ -16,8 +16,8 @@
 //! - a worker that is honest and is hung up on, refuses a session, has a fault that is no link's, or is given more than its
 //!   memory holds.
 //!
-//! Some worlds have one worker that repeats frames and sends frames of old plans. There texts must be right all the same, but
-//! faults and failures may be seen.
+//! Some worlds have one worker that sends frames of old plans, which must change nothing at all, or frames twice. There texts
+//! must be right all the same, but the second frame is refused, and so faults and failures may be seen.
 //!
 //! # How to read a story
 //! `cargo run -p qmesh-simulation -- --seed N` replays one world and prints a line for whatever happens, with the seconds of

@@ -51,6 +51,7 @@ fn main() -> io::Result<ExitCode> {
         found += story.findings.len();
     }
     for seed in seeds.into_iter().flatten() {
+        out.flush()?;
         let Story { findings, totals, .. } = story(seed, plant);
         if let Some(first) = findings.first() {
             writeln!(out, "seed {seed}: {first}")?;

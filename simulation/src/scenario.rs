@@ -31,10 +31,28 @@ pub struct Scenario {
     pub mishap_gap_ms: Range<u64>,
     /// Until when things go wrong.
     pub calm_at: Duration,
-    /// Whether one machine's worker sends frames twice, and frames of old plans, now and then.
-    pub faulty: Option<usize>,
+    /// Whether one machine's worker sends what it should not.
+    pub faulty: Option<Faulty>,
     /// Of a hundred fetches, those that fail.
     pub fetches_fail: u64,
+}
+
+/// A worker that sends what it should not, now and then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Faulty {
+    /// Whose.
+    pub machine: usize,
+    /// What it sends.
+    pub sends: Nonsense,
+}
+
+/// What a faulty worker sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Nonsense {
+    /// A frame twice: the second one is refused, and the pipeline may be given up for it.
+    FramesTwice,
+    /// A frame of an old plan before one of the present plan: it changes nothing at all.
+    OldFrames,
 }
 
 /// A machine.
@@ -75,7 +93,9 @@ impl Scenario {
             speculation: if random.percent(75) { Speculation::On } else { Speculation::Off },
         };
         let shortest = random.within(0..20);
-        let faulty = (count > 1 && random.percent(15)).then(|| random.within(0..count as u64) as usize);
+        let sends = if random.percent(50) { Nonsense::FramesTwice } else { Nonsense::OldFrames };
+        let is_faulty = count > 1 && random.percent(20);
+        let faulty = is_faulty.then(|| Faulty { machine: random.within(0..count as u64) as usize, sends });
         let calm = random.percent(10);
         Self {
             machines: machines(random, &mesh, count),

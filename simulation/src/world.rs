@@ -26,7 +26,7 @@ use crate::{
     Plant,
     agenda::{Agenda, Happening},
     random::Random,
-    scenario::Scenario,
+    scenario::{Nonsense, Scenario},
     story::Story,
 };
 
@@ -121,12 +121,13 @@ impl World {
         ));
         for number in 0..self.machines.len() {
             let kind = &self.machines[number].kind;
+            let faulty = self.scenario.faulty.filter(|faulty| faulty.machine == number);
             self.story.tell(format!(
                 "machine m{number} has {} MiB and {} threads, and takes {:.2} times as long as it might{}",
                 kind.memory_bytes >> 20,
                 kind.threads,
                 kind.slowness,
-                if self.scenario.faulty == Some(number) { "; it repeats frames" } else { "" }
+                faulty.map(|faulty| format!("; it sends {:?}", faulty.sends)).unwrap_or_default()
             ));
             let at = self.random.millis(0..3000);
             self.agenda.enter(at, Happening::Starts { machine: number });
@@ -173,11 +174,16 @@ impl World {
         self.story.find(text);
     }
 
-    /// What a finding would be in an honest world may happen where a worker is faulty.
+    /// What would be a finding in an honest world may happen where a worker sends frames twice.
     fn find_if_honest(&mut self, text: String) {
-        if self.scenario.faulty.is_none() {
+        if !self.has_refused_frames() {
             self.find(text);
         }
+    }
+
+    /// Whether a worker sends what must be refused.
+    fn has_refused_frames(&self) -> bool {
+        self.scenario.faulty.is_some_and(|faulty| faulty.sends == Nonsense::FramesTwice)
     }
 
     fn read_books(&mut self) {

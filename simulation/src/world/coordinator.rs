@@ -114,7 +114,8 @@ impl World {
         let machine = self.connections.get(&connection).map(|over| over.machine);
         let line = format!("the coordinator hangs up on worker {connection}: {text}");
         self.story.tell(line.clone());
-        if machine.is_none() || machine != self.scenario.faulty {
+        let is_faulty = self.scenario.faulty.is_some_and(|faulty| machine == Some(faulty.machine));
+        if !is_faulty || !self.has_refused_frames() {
             self.find(line);
         }
         self.cut(connection, 100);

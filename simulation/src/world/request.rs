@@ -96,6 +96,7 @@ impl World {
     }
 
     pub(super) fn told(&mut self, session: SessionId, event: GenerateEvent) {
+        let may_fail = self.has_refused_frames();
         let Some(asked) = self.asked.get_mut(&session) else {
             return self.find(format!("nobody asked for session {session}: {event:?}"));
         };
@@ -119,7 +120,7 @@ impl World {
             GenerateEvent::Failed(error) => {
                 self.story.totals.failures += 1;
                 asked.is_over = true;
-                let honest = matches!(error, GenerateError::WorkerLost { .. }) || self.scenario.faulty.is_some();
+                let honest = matches!(error, GenerateError::WorkerLost { .. }) || may_fail;
                 (!honest).then(|| format!("it failed for no good reason: {error}"))
             }
         };

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     Plant,
     agenda::{AtWorker, Happening},
+    scenario::{Faulty, Nonsense},
 };
 
 impl World {
@@ -319,8 +320,8 @@ impl World {
     fn send_downstream(&mut self, number: usize, turn: u64, frame: Frame) {
         let Some(links) = self.machines[number].turns.get_mut(&turn) else { return };
         let Some(link) = links.downlink else { return links.waiting.push(frame) };
-        if self.scenario.faulty == Some(number) && !self.calm {
-            self.misbehave(number, link, &frame);
+        if let Some(faulty) = self.scenario.faulty.filter(|faulty| faulty.machine == number && !self.calm) {
+            self.misbehave(faulty, link, &frame);
         }
         let bytes = frame.wire_bytes() as u64;
         if self.send_frame(link, frame) {
@@ -329,18 +330,22 @@ impl World {
         }
     }
 
-    /// A faulty worker sends a frame of an old plan, or one twice.
-    fn misbehave(&mut self, number: usize, link: u64, frame: &Frame) {
-        if self.random.percent(2) {
-            self.story.tell(format!("m{number} sends step {} of plan {} twice", frame.step, frame.epoch));
-            self.send_frame(link, frame.clone());
-        }
+    /// A faulty worker sends what it should not before what it should.
+    fn misbehave(&mut self, Faulty { machine: number, sends }: Faulty, link: u64, frame: &Frame) {
         let machine = &mut self.machines[number];
         let sent = machine.newest_sent.replace(frame.clone());
         machine.old_sent = sent.filter(|sent| sent.epoch < frame.epoch).or(machine.old_sent.take());
-        if let Some(old) = machine.old_sent.clone().filter(|_| self.random.percent(10)) {
-            self.story.tell(format!("m{number} sends a frame of plan {} on a link of plan {}", old.epoch, frame.epoch));
-            self.send_frame(link, old);
+        let old = machine.old_sent.clone().filter(|old| old.kind == frame.kind);
+        match (sends, old) {
+            (Nonsense::FramesTwice, _) if self.random.percent(2) => {
+                self.story.tell(format!("m{number} sends step {} of plan {} twice", frame.step, frame.epoch));
+                self.send_frame(link, frame.clone());
+            }
+            (Nonsense::OldFrames, Some(old)) if self.random.percent(20) => {
+                self.story.tell(format!("m{number} sends a frame of plan {} for plan {}", old.epoch, frame.epoch));
+                self.send_frame(link, old);
+            }
+            (Nonsense::FramesTwice | Nonsense::OldFrames, _) => {}
         }
     }
 
