@@ -93,8 +93,8 @@ impl Scenario {
             speculation: if random.percent(75) { Speculation::On } else { Speculation::Off },
         };
         let shortest = random.within(0..20);
-        let sends = if random.percent(50) { Nonsense::FramesTwice } else { Nonsense::OldFrames };
-        let is_faulty = count > 1 && random.percent(20);
+        let sends = if shortest.is_multiple_of(2) { Nonsense::FramesTwice } else { Nonsense::OldFrames };
+        let is_faulty = count > 1 && random.percent(15);
         let faulty = is_faulty.then(|| Faulty { machine: random.within(0..count as u64) as usize, sends });
         let calm = random.percent(10);
         Self {
