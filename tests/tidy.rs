@@ -256,6 +256,7 @@ fn looks_like_path(quoted: &str) -> bool {
         "net/",
         "engine/",
         "coordinator/",
+        "simulation/",
         "tests/",
         "benches/",
         "docs/",

@@ -15,6 +15,8 @@ mod observer;
 mod probe;
 mod run;
 mod scheduling;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod status;
 mod thread;
 

@@ -19,6 +19,8 @@ mod links;
 mod membership;
 mod memory;
 mod run;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod state;
 mod tensors;
 mod turn;

@@ -8,10 +8,13 @@ mod failure;
 mod loading;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod shards;
 mod thread;
 mod trails;
 mod wire;
 
+#[cfg(feature = "simulation")]
+pub(crate) use self::shards::Shards;
 pub(crate) use self::{
     command::{Command, Done, Loaded, ShardState, Stepped},
     failure::Failure,

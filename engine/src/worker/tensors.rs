@@ -5,7 +5,7 @@ mod holding;
 mod local;
 mod store;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::holding::needed_together;
 pub(crate) use self::{
     fetch::{Fetch, FetchNews, FetchRequest, Scrutiny},

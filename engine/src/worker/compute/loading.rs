@@ -39,8 +39,8 @@ impl LoadRequest {
     pub(crate) fn spawn(self, backend: Arc<dyn Backend>, done: mpsc::Sender<Done>) {
         let (turn, answers) = (self.turn, done.clone());
         let load = move || {
-            let answer = self.run(&*backend, &done);
-            // Without a receiver the worker is ending.
+            // Without a receiver the worker is ending, and nobody asks how far this is.
+            let answer = self.run(&*backend, &mut |progress| drop(done.blocking_send(progress)));
             let _ = done.blocking_send(answer);
         };
         if let Err(error) = thread::Builder::new().name("qmesh-load".into()).spawn(load) {
@@ -49,14 +49,14 @@ impl LoadRequest {
         }
     }
 
-    fn run(&self, backend: &dyn Backend, done: &mpsc::Sender<Done>) -> Done {
+    /// Loads the shard; `progress` hears how far it is, and the answer is how it ended.
+    pub(crate) fn run(&self, backend: &dyn Backend, progress: &mut dyn FnMut(Done)) -> Done {
         let (turn, bytes_total, since) = (self.turn, self.bytes_total, Instant::now());
         let Assignment { spec, layers, kv_positions, .. } = &*self.assignment;
         let (layers, kv_positions, held) = (layers.clone(), *kv_positions, &*self.taken_over);
         let read = |tensor: &TensorSpec, into: &mut [u8]| self.read(tensor, into);
         let request = ShardRequest { spec, layers, kv_positions, held, read: &read };
-        // Without a receiver the worker is ending, and nobody asks how far this is.
-        let mut told = |bytes_done| drop(done.blocking_send(Done::Loading { turn, bytes_done, bytes_total }));
+        let mut told = |bytes_done| progress(Done::Loading { turn, bytes_done, bytes_total });
         let loaded = guarded(|| {
             let shard = backend.load(&request, &mut told)?;
             Ok(Loaded { tensors: shard.tensors(), shard })

@@ -1,20 +1,13 @@
 //! The compute thread: it owns every shard at work, takes one command after the other, and says what became of each.
 
-use std::{
-    collections::BTreeMap,
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::{io, thread, time::Instant};
 
-use qmesh_net::{Fault, FaultCode, Frame, OpenSession};
 use tokio::sync::mpsc;
 
 use super::{
-    active::{ActiveShard, Computed},
-    command::{Command, Done, ShardState, Stepped},
-    failure::{Failure, guarded},
+    command::{Command, Done},
+    shards::Shards,
 };
-use crate::worker::turn::Turn;
 
 /// The near ends of the compute thread's channels.
 pub(crate) struct ComputeThread {
@@ -32,12 +25,12 @@ impl ComputeThread {
     pub(crate) fn spawn(depth: usize) -> io::Result<Self> {
         let ((sender, mut commands), (done, answers)) = (mpsc::channel(depth), mpsc::channel(depth));
         thread::Builder::new().name("qmesh-compute".into()).spawn(move || {
-            let mut shards = Shards { active: BTreeMap::new(), waited: Duration::ZERO };
+            let mut shards = Shards::default();
             loop {
                 let since = Instant::now();
                 let Some(command) = commands.blocking_recv() else { return };
-                shards.waited += since.elapsed();
-                let answer = shards.handle(command);
+                shards.waited(since.elapsed());
+                let answer = shards.handle(command, &mut Instant::now);
                 if answer.is_some_and(|answer| done.blocking_send(answer).is_err()) {
                     return;
                 }
@@ -47,92 +40,21 @@ impl ComputeThread {
     }
 }
 
-/// What the thread owns.
-struct Shards {
-    active: BTreeMap<Turn, ActiveShard>,
-    /// Time without anything to do since the last step.
-    waited: Duration,
-}
-
-impl Shards {
-    fn handle(&mut self, command: Command) -> Option<Done> {
-        match command {
-            Command::Activate { turn, assignment, shard } => {
-                self.active.insert(turn, ActiveShard::new(assignment, shard));
-                self.waited = Duration::ZERO;
-                None
-            }
-            Command::Unload { turn } => {
-                self.active.remove(&turn);
-                Some(Done::Unloaded { turn })
-            }
-            Command::Open { turn, open } => Some(self.open(turn, open)),
-            Command::Close { turn, session } => {
-                self.active.get_mut(&turn)?.close(session);
-                None
-            }
-            Command::Keep { turn, session, positions } => {
-                self.active.get_mut(&turn)?.keep(session, positions);
-                None
-            }
-            Command::Step { turn, frame, arrived } => Some(Done::Stepped(Box::new(self.step(turn, frame, arrived)))),
-        }
-    }
-
-    fn open(&mut self, turn: Turn, open: OpenSession) -> Done {
-        let session = open.session;
-        let opened = match self.active.get_mut(&turn) {
-            Some(shard) => shard.open(open).map(|()| shard.kv_positions_used()),
-            None => Err(Failure::NoShard.to_string()),
-        };
-        match opened {
-            Ok(kv_positions_used) => Done::Opened { turn, session, kv_positions_used },
-            Err(text) => Done::Refused { turn, session, text },
-        }
-    }
-
-    fn step(&mut self, turn: Turn, frame: Frame, arrived: Instant) -> Stepped {
-        let since = Instant::now();
-        let waited = std::mem::take(&mut self.waited);
-        let nothing = Stepped {
-            turn,
-            frame: None,
-            faults: Vec::new(),
-            rows: 0,
-            compute: Duration::ZERO,
-            waited,
-            kv_positions_used: 0,
-            shard: ShardState::Whole,
-        };
-        // A frame of a turn that is over: whoever sent it has a new plan.
-        let Some(shard) = self.active.get_mut(&turn) else { return nothing };
-        match guarded(|| Ok(shard.step(&frame))) {
-            Ok(Computed { frame, rows, faults }) => {
-                let kv_positions_used = shard.kv_positions_used();
-                let compute = since.elapsed();
-                let queued = since.saturating_duration_since(arrived);
-                let frame = frame.map(|frame| Frame { times: frame.times.and_stage(compute, queued), ..frame });
-                Stepped { frame, rows, faults, compute, kv_positions_used, ..nothing }
-            }
-            Err(failure) => {
-                let (epoch, code, text) = (shard.epoch(), FaultCode::Internal, failure.to_string());
-                self.active.remove(&turn);
-                Stepped { faults: vec![Fault { epoch, session: None, code, text }], shard: ShardState::Lost, ..nothing }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use qmesh_net::{FrameKind, PlanEpoch, Segment, SessionId, StepId, Trail, Wants};
+    use qmesh_net::{FaultCode, Frame, FrameKind, PlanEpoch, Segment, SessionId, StepId, Trail, Wants};
 
     use super::*;
     use crate::{
         step::StepOutput,
-        worker::{assignment::Assignment, compute::scripted::ScriptedShard, tests::load_shard},
+        worker::{
+            assignment::Assignment,
+            compute::{command::ShardState, scripted::ScriptedShard},
+            tests::load_shard,
+            turn::Turn,
+        },
     };
 
     fn frame(step: u32) -> Frame {

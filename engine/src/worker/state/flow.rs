@@ -28,6 +28,12 @@ impl WorkerState {
         !self.leaving && held < FRAMES_HELD
     }
 
+    /// Frames of all turns between `Frame` and `Sent`.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn frames_held(&self) -> usize {
+        self.stages.iter().map(Stage::frames_held).sum()
+    }
+
     /// Commands that the compute thread has not been given yet.
     pub(crate) fn queued(&self) -> usize {
         self.stages.iter().map(|stage| stage.queue.len()).sum()
@@ -118,7 +124,8 @@ impl WorkerState {
     pub(super) fn frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
         let Some(stage) = self.stages.iter_mut().find(|stage| stage.uplink == Some(link)) else { return };
         let (turn, current) = (stage.turn, stage.epoch());
-        if frame.kind == FrameKind::End || frame.epoch < current {
+        // That the link downstream broke was told: what still comes is no fault of who sends it.
+        if frame.kind == FrameKind::End || frame.epoch < current || stage.downlink == Downlink::Broken {
             return;
         }
         let wrong = if frame.epoch > current {

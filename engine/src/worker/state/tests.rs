@@ -343,6 +343,16 @@ fn frames_stop_coming_when_too_many_are_held() {
 }
 
 #[test]
+fn frames_that_come_after_the_link_downstream_broke_are_nobodys_fault() {
+    let mut rig = Rig::new();
+    rig.load(4, 1);
+    rig.link(4, 1);
+    let broken = Event::Link(LinkNews::DownstreamBroken { turn: Turn(1), text: "cut".into() });
+    assert_eq!(rig.on(broken), ["tell Fault Link None"]);
+    assert!(rig.step(4, 1, 1).is_empty());
+}
+
+#[test]
 fn who_wants_to_leave_finishes_the_running_step() {
     let mut rig = Rig::new();
     rig.load(4, 1);

@@ -54,7 +54,7 @@ impl Roster {
     }
 
     fn choose(&self, now: Instant) -> Result<Choice, PlanError> {
-        let serving: Vec<WorkerId> = self.serving.iter().flat_map(|p| &p.stages).map(|s| s.worker).collect();
+        let serving = self.serving_workers();
         let chooser = Chooser {
             now,
             model: &self.model,
@@ -105,10 +105,12 @@ impl Roster {
             let pause = "the layers are dealt again, for which not every worker has room beside its old ones";
             actions.push(Action::Down(serving.epoch, pause.to_owned()));
         }
-        // A shard that serves nobody any more stays only where tensors can be taken from it.
-        let live = self.live();
+        // A shard that serves nobody any more stays only where tensors can be taken from it, and where none serves beside it:
+        // a worker has two at most, and cannot know which of them makes way for the new one.
+        let (live, serving) = (self.live(), self.serving_workers());
         let crowded = self.crowded(&choice);
-        actions.extend(self.unload(|worker, held| !live.contains(&held) && crowded.contains(&worker)));
+        let goes = |worker| crowded.contains(&worker) || serving.contains(&worker);
+        actions.extend(self.unload(|worker, held| !live.contains(&held) && goes(worker)));
         self.newest = PlanEpoch(self.newest.0 + 1);
         self.failed = false;
         if self.serving.is_none() {
@@ -162,6 +164,10 @@ impl Roster {
             Workers::Exactly(n) | Workers::AtLeast(n) => format!("waiting for workers: {} of {n}", self.workers.len()),
             Workers::WhenItFits => "waiting for workers".to_owned(),
         }
+    }
+
+    fn serving_workers(&self) -> Vec<WorkerId> {
+        self.serving.iter().flat_map(|p| &p.stages).map(|s| s.worker).collect()
     }
 
     fn live(&self) -> Vec<PlanEpoch> {

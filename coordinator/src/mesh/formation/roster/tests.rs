@@ -173,6 +173,23 @@ fn who_fails_on_the_way_in_leaves_what_serves_alone() {
 }
 
 #[test]
+fn what_was_given_up_beside_what_serves_goes_before_anything_new_comes() {
+    let mut world = World::new(Workers::AtLeast(2));
+    world.serve(&["a", "b"]);
+    world.join("c", GB);
+    world.now += SETTLE;
+    world.tick();
+    world.roster.left(world.now, WorkerId(3), "killed");
+    world.join("d", GB);
+    world.now += SETTLE;
+    let actions = world.tick();
+    // With a third shard, a and b would have to guess which of the two before it serves.
+    assert_eq!(actions.iter().filter_map(unload).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
+    let last_unload = actions.iter().rposition(|action| unload(action).is_some());
+    assert!(last_unload < actions.iter().position(|action| load(action).is_some()), "{actions:?}");
+}
+
+#[test]
 fn a_joiner_that_would_not_pay_stands_by() {
     let mut world = World::new(Workers::WhenItFits);
     world.threads = 8;
