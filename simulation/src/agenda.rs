@@ -168,7 +168,7 @@ impl Agenda {
     }
 
     /// The next thing, and when it happens.
-    pub fn next(&mut self) -> Option<(Duration, Happening)> {
+    pub fn pop(&mut self) -> Option<(Duration, Happening)> {
         self.entries.pop_first().map(|((at, _), happening)| (at, happening))
     }
 }

@@ -97,7 +97,7 @@ impl World {
     /// Lets everything happen, until nothing is left to happen or something was found.
     pub fn run(mut self) -> Story {
         while !self.over && !self.story.is_over() {
-            let Some((at, happening)) = self.agenda.next() else { break };
+            let Some((at, happening)) = self.agenda.pop() else { break };
             self.now = at;
             self.story.at(at);
             self.happen(happening);
@@ -149,7 +149,7 @@ impl World {
             Happening::Joins { connection } => self.joins(connection),
             Happening::ToCoordinator { connection, message } => self.coordinator_hears(connection, message),
             Happening::CoordinatorLoses { connection } => self.coordinator_loses(connection),
-            Happening::FromPipeline { link, frame } => self.from_pipeline(link, &frame),
+            Happening::FromPipeline { link, frame } => self.frame_from_pipeline(link, &frame),
             Happening::FeedBreaks { link } => self.feed_breaks(link),
             Happening::AtWorker { machine, process, what } => self.at_worker(machine, process, what),
             Happening::Starts { machine } => self.starts(machine),

@@ -61,7 +61,7 @@ impl World {
     }
 
     /// A frame arrives from a last stage.
-    pub(super) fn from_pipeline(&mut self, link: u64, frame: &Frame) {
+    pub(super) fn frame_from_pipeline(&mut self, link: u64, frame: &Frame) {
         let Some(link) = self.links.get(&link).filter(|link| !link.is_broken) else { return };
         let LinkEnd::Coordinator { connection } = link.to else { return };
         if self.connections.get(&connection).is_some_and(|over| over.is_open && over.is_known) {
