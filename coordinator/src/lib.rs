@@ -20,7 +20,7 @@
 //!
 //! # From a request to an answer
 //! [`api`] takes requests over HTTP in OpenAI's form, [`text`] makes ids of a prompt and text of ids, and
-//! [`generate::MeshHandle`] is the way from one to the other: token ids in, token ids out. [`cli`], [`commands`] and
+//! [`mesh::MeshHandle`] is the way from one to the other: token ids in, token ids out. [`cli`], [`commands`] and
 //! [`render`] are the command line.
 //!
 //! `examples/plan.rs` plans a model over workers that are only described.
