@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use qmesh_net::{Prefix, SessionId};
 
-use super::pages::PageLedger;
+use super::{pages::PageLedger, sequence::Sequence};
 
 /// The beginning of a sequence that has ended, for others to begin with.
 #[derive(Debug)]
@@ -15,8 +15,27 @@ pub(super) struct Kept {
     pub(super) turn: u64,
 }
 
+impl Kept {
+    /// What session `session` has left, for [`longest_prefix`].
+    pub(super) fn held(&self, session: SessionId) -> (SessionId, &[u32], usize) {
+        (session, &self.ids, self.ids.len())
+    }
+}
+
 /// Beginnings that are kept at a time.
 pub(super) const KEPT_MOST: usize = 256;
+
+/// The longest beginning of `sequence`, in whole pages, among what sessions hold: the ids of each, and how many of them are
+/// computed. Of equally long ones the last counts.
+pub(super) fn longest_prefix<'a>(
+    sequence: &Sequence,
+    held: impl Iterator<Item = (SessionId, &'a [u32], usize)>,
+) -> Option<Prefix> {
+    let shared = held.map(|(session, ids, computed)| (session, sequence.shareable(ids, computed)));
+    let (session, shared) = shared.max_by_key(|(_, shared)| *shared)?;
+    let positions = u32::try_from(shared).ok().filter(|positions| *positions > 0)?;
+    Some(Prefix { session, positions })
+}
 
 /// Makes room for `positions` by giving up kept beginnings, the least recently used first. Says which prefix the sequence
 /// can still begin with: the one asked for, or none where that had to be given up as well; `None` where there is no room in

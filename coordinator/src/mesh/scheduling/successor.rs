@@ -6,7 +6,7 @@ use qmesh_net::{Prefix, SessionId, StepId, Trails};
 
 use super::{
     action::Action,
-    kept::{KEPT_MOST, Kept},
+    kept::{KEPT_MOST, Kept, longest_prefix},
     pace::Pace,
     pages::{PAGE_POSITIONS, PageLedger},
     sequence::{Phase, Sequence},
@@ -51,13 +51,9 @@ impl Successor {
         sequences: &BTreeMap<SessionId, Sequence>,
     ) -> Option<Prefix> {
         let running = self.followers.iter().filter(|(_, f)| f.phase == Phase::Running && !f.failed);
-        let running = running.filter_map(|(&session, f)| {
-            let ids = &sequences.get(&session)?.ids;
-            Some((session, sequence.shareable(ids, f.computed)))
-        });
-        let kept = self.kept.iter().map(|(&session, k)| (session, sequence.shareable(&k.ids, k.ids.len())));
-        let (session, shared) = running.chain(kept).max_by_key(|(_, shared)| *shared)?;
-        (shared > 0).then(|| Prefix { session, positions: u32::try_from(shared).unwrap_or(u32::MAX) })
+        let running =
+            running.filter_map(|(&session, f)| Some((session, &sequences.get(&session)?.ids[..], f.computed)));
+        longest_prefix(sequence, running.chain(self.kept.iter().map(|(&session, kept)| kept.held(session))))
     }
 
     /// Ends a follower; it leaves its beginning, as far as it got, where the old pipeline keeps that of its sequence.

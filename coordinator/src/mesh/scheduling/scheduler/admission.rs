@@ -10,7 +10,7 @@ use crate::{
         config::PrefixReuse,
         scheduling::{
             action::Action,
-            kept::{KEPT_MOST, Kept, make_room, oldest_kept},
+            kept::{KEPT_MOST, Kept, longest_prefix, make_room, oldest_kept},
             pages::PAGE_POSITIONS,
             sequence::{Phase, Sequence},
             step::Pipeline,
@@ -105,12 +105,9 @@ impl Scheduler {
         if self.limits.prefix_reuse == PrefixReuse::Off {
             return None;
         }
-        let kept = self.kept.iter().map(|(&session, k)| (session, sequence.shareable(&k.ids, k.ids.len())));
+        let kept = self.kept.iter().map(|(&session, kept)| kept.held(session));
         let running = self.sequences.iter().filter(|(_, s)| s.phase == Phase::Running && !s.spoiled);
-        let running = running.map(|(&session, s)| (session, sequence.shareable(&s.ids, s.computed)));
-        let (session, shared) = kept.chain(running).max_by_key(|(_, shared)| *shared)?;
-        let positions = u32::try_from(shared).ok().filter(|positions| *positions > 0)?;
-        Some(Prefix { session, positions })
+        longest_prefix(sequence, kept.chain(running.map(|(&session, s)| (session, &s.ids[..], s.computed))))
     }
 
     fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
