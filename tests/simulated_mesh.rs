@@ -14,7 +14,6 @@ use qmesh_coordinator::{
         Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState,
     },
     model::Model,
-    plan::Workload,
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
@@ -136,7 +135,7 @@ fn config(workers: usize) -> MeshConfig {
         advertise: vec![],
         context: 256,
         kv_positions: 512,
-        formation: Formation { workers: Workers::Exactly(workers), cut: None, workload: Workload::Mixed },
+        formation: Formation::new(Workers::Exactly(workers)),
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,

@@ -5,6 +5,7 @@ pub mod emulate;
 pub mod kernels;
 pub mod links;
 pub mod load;
+pub mod predict;
 pub mod prefill;
 pub mod speculate;
 pub mod streams;
@@ -37,6 +38,8 @@ pub enum Measurement {
     Links(links::LinksOptions),
     /// Pipelines whose stages wait instead of computing, over links with delay.
     Emulate(emulate::EmulateOptions),
+    /// What plans promise beside what comes of it: workers of different speeds, links with delay.
+    Predict(predict::PredictOptions),
     /// Answers with drafted tokens and without, over links with delay.
     Speculate(speculate::SpeculateOptions),
 }
@@ -55,6 +58,7 @@ impl Measurement {
             Self::Load(options) => load::run(options),
             Self::Links(options) => links::run(options),
             Self::Emulate(options) => emulate::run(options),
+            Self::Predict(options) => predict::run(options),
             Self::Speculate(options) => speculate::run(options),
         }
     }
@@ -69,6 +73,7 @@ impl Measurement {
             Self::Load(_) => "load",
             Self::Links(_) => "links",
             Self::Emulate(_) => "emulate",
+            Self::Predict(_) => "predict",
             Self::Speculate(_) => "speculate",
         }
     }
@@ -83,6 +88,7 @@ impl Measurement {
             Self::Load(options) => &options.pipeline.run,
             Self::Links(options) => &options.pipeline.run,
             Self::Emulate(options) => &options.pipeline.run,
+            Self::Predict(options) => &options.pipeline.run,
             Self::Speculate(options) => &options.pipeline.run,
         }
     }
@@ -97,6 +103,7 @@ impl Measurement {
             Self::Load(options) => &options.pipeline.models.models,
             Self::Links(options) => &options.pipeline.models.models,
             Self::Emulate(options) => &options.pipeline.models.models,
+            Self::Predict(options) => &options.pipeline.models.models,
             Self::Speculate(options) => &options.pipeline.models.models,
         }
     }
@@ -114,6 +121,7 @@ impl Measurement {
     fn stages(&self) -> &[usize] {
         match self {
             Self::Kernels(_) | Self::Decode(_) | Self::Emulate(_) => &[],
+            Self::Predict(_) => &predict::STAGES,
             Self::Prefill(options) => &options.stages,
             Self::Streams(options) => &options.stages,
             Self::Load(options) => &options.stages,

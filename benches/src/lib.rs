@@ -23,3 +23,4 @@ pub mod rpc;
 pub mod statistics;
 pub mod step_bench;
 pub mod synthetic;
+pub mod throttled;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
     local::worker_command,
     mesh::{
-        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
+        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Probing, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
     },
     model::Model as ServedModel,
@@ -42,6 +42,7 @@ use crate::{
     emulation::Emulation,
     machine::{cpus, cpus_of_worker},
     model::{BenchModel, Cost},
+    throttled::Throttled,
 };
 
 /// What a pipeline is made of, and for whom.
@@ -129,7 +130,20 @@ impl ReadyMesh {
     /// No plan is possible, or the system gives no thread.
     pub fn tasks(layout: &Layout<'_>) -> Result<Self> {
         let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
-        Self::tasks_on(layout, Arc::new(CpuBackend::new(threads)))
+        let backends = vec![Arc::new(CpuBackend::new(threads)) as Arc<dyn Backend>; layout.stages];
+        Self::tasks_on(layout, backends, layout.formation(), Faults::default())
+    }
+
+    /// Starts such workers on links with `faults`, each of which computes for only its share of the time, and lets them find
+    /// out how fast they are; with a cut, the layers are dealt by it, else as the planner likes.
+    ///
+    /// # Errors
+    /// No plan is possible, or the system gives no thread.
+    pub fn probed(layout: &Layout<'_>, shares: &[f64], cut: Option<Vec<usize>>, faults: Faults) -> Result<Self> {
+        let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
+        let backend = |&share: &f64| -> Arc<dyn Backend> { Arc::new(Throttled::new(CpuBackend::new(threads), share)) };
+        let formation = Formation { cut, probing: Probing::On, ..layout.formation() };
+        Self::tasks_on(layout, shares.iter().map(backend).collect(), formation, faults)
     }
 
     /// Starts such workers, whose steps take as long as `emulation` says and mean nothing.
@@ -137,7 +151,8 @@ impl ReadyMesh {
     /// # Errors
     /// No plan is possible, or the system gives no thread.
     pub fn emulated(layout: &Layout<'_>, emulation: Emulation) -> Result<Self> {
-        Self::tasks_on(layout, Arc::new(emulation))
+        let backends = vec![Arc::new(emulation) as Arc<dyn Backend>; layout.stages];
+        Self::tasks_on(layout, backends, layout.formation(), Faults::default())
     }
 
     /// What happens to packets from now on, between workers that are tasks.
@@ -215,16 +230,23 @@ impl ReadyMesh {
         }
     }
 
-    /// Workers that are tasks, which compute with `backend`.
-    fn tasks_on(layout: &Layout<'_>, backend: Arc<dyn Backend>) -> Result<Self> {
+    /// Workers that are tasks, which compute with `backends`.
+    fn tasks_on(
+        layout: &Layout<'_>,
+        backends: Vec<Arc<dyn Backend>>,
+        formation: Formation,
+        faults: Faults,
+    ) -> Result<Self> {
         let (runtime, folder, network) = (runtime()?, TempDir::new()?, Network::on_system_clock(SEED));
+        network.faults(faults);
         let (model, config) = layout.config()?;
+        let config = MeshConfig { formation, ..config };
         let mut tasks = JoinSet::new();
         let mesh = runtime.block_on(async {
             let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
             let endpoint = network.endpoint(&identity, Admission::anyone())?;
             let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
-            for number in 0..layout.stages {
+            for (number, backend) in backends.into_iter().enumerate() {
                 let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
                 let config = WorkerConfig {
                     ticket: mesh.ticket().clone(),
@@ -234,7 +256,7 @@ impl ReadyMesh {
                     model_folders: vec![model.folder().to_owned()],
                     stay: Stay::Once,
                     audience: Audience::Nobody,
-                    backend: Arc::clone(&backend),
+                    backend,
                 };
                 tasks.spawn(worker::run(config, endpoint, pending()));
             }
@@ -270,6 +292,10 @@ impl ReadyMesh {
 }
 
 impl Layout<'_> {
+    fn formation(&self) -> Formation {
+        Formation { workload: self.workload, ..Formation::new(Workers::Exactly(self.stages)) }
+    }
+
     fn config(&self) -> Result<(Arc<ServedModel>, MeshConfig)> {
         let model = Arc::new(ServedModel::open(&self.model.path)?);
         let session = self.context.next_multiple_of(PAGE_POSITIONS);
@@ -280,7 +306,7 @@ impl Layout<'_> {
             context: self.context,
             // One more than there are clients, for the probe.
             kv_positions: session.saturating_mul(self.sessions + 1),
-            formation: Formation { workers: Workers::Exactly(self.stages), cut: None, workload: self.workload },
+            formation: self.formation(),
             chunk_rows: CHUNK_ROWS,
             ticket: TicketSource::Fresh,
             prefix_reuse: PrefixReuse::Off,

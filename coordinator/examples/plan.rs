@@ -11,18 +11,10 @@ use qmesh_models::{bytes::ByteCount, family, gguf::Gguf};
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).map(PathBuf::from).ok_or("give the path of a GGUF file")?;
     let spec = family::spec(&Gguf::open(&path)?)?;
-    let worker = |name: &str, memory_bytes, threads| Capacity { name: name.into(), memory_bytes, threads };
-    let input = PlanInput {
-        spec: &spec,
-        // In the order in which they would stand in the pipeline.
-        workers: vec![worker("desk", 16 << 30, 8), worker("attic", 8 << 30, 4), worker("cellar", 4 << 30, 2)],
-        kv_positions: 4096,
-        context: 2048,
-        chunk_rows: 256,
-        // The planner's choice; `Some(vec![5])` would cut after layer 4.
-        cut: None,
-        workload: Workload::Mixed,
-    };
+    let worker = |name: &str, memory_bytes, threads| Capacity { name: name.into(), memory_bytes, threads, speed: None };
+    let workers = vec![worker("desk", 16 << 30, 8), worker("attic", 8 << 30, 4), worker("cellar", 4 << 30, 2)];
+    // Two sessions of 2048 positions, prompts in chunks of 256 rows. `cut: Some(vec![5])` would cut before layer 5.
+    let input = PlanInput { workload: Workload::Replies, ..PlanInput::new(&spec, workers, 4096, 2048, 256) };
     // An error says what would fit.
     let plan = solve(&input)?;
     for stage in &plan.stages {

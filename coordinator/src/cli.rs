@@ -20,7 +20,7 @@ use self::models::model_ref;
 pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
-    mesh::{PipelineArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
+    mesh::{Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
 

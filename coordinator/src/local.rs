@@ -5,17 +5,20 @@
 
 use std::{
     ffi::OsString,
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
+use qmesh_models::spec::ModelSpec;
 use qmesh_net::Ticket;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStderr, Command},
 };
+
+use crate::{mesh, plan::Speed};
 
 /// Why a worker cannot be started on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +96,29 @@ pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder:
         command.env_remove(variable);
     }
     command
+}
+
+/// How fast this machine computes a model with so many threads, as a `shard-worker` of its own finds out. Blocks, for about a
+/// second.
+///
+/// # Errors
+/// There is no such program, or it says why it cannot.
+pub fn probe(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
+    let mut command = std::process::Command::new(worker_program());
+    command.args(["probe", "--threads", &threads.to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| {
+        format!("cannot start {}: build it with `cargo build --release`: {error}", command.get_program().display())
+    })?;
+    let excerpt = serde_json::to_vec(&mesh::excerpt(spec)).map_err(|error| error.to_string())?;
+    // Where it has ended already, its own words say more than the broken pipe.
+    let _written = child.stdin.take().map(|mut stdin| stdin.write_all(&excerpt));
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    let points = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    Speed::measured(points).ok_or_else(|| "what shard-worker measured makes no sense".to_owned())
 }
 
 async fn log_lines(number: usize, stderr: ChildStderr) {

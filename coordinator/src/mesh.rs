@@ -29,8 +29,9 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub(crate) use self::formation::excerpt;
 pub use self::{
-    config::{Formation, MeshConfig, PrefixReuse, Rotate, Speculation, TicketSource, Workers},
+    config::{Formation, MeshConfig, PrefixReuse, Probing, Rotate, Speculation, TicketSource, Workers},
     error::MeshError,
     handle::MeshHandle,
 };

@@ -1,25 +1,38 @@
-//! Who holds which layers: a pure planner. Sizes in, layer ranges out; no socket, no clock.
+//! Who holds which layers: a pure planner. Sizes, speeds and links in, layer ranges and times out; no socket, no clock.
 //!
-//! Workers keep the order they are given in. Among all cuts under the memory limits it takes the one whose slowest
-//! stage is fastest, then the one with the least work in all (`solver`); what a stage's work is, is in `cost`, and what it
-//! takes of memory in `qmesh_models::footprint`, which the workers ask as well.
+//! Any of the workers may be used, in any order. Among all deals under the memory limits `solver` takes the best one for the
+//! [`Goal`]; what a stage's time is, is in `cost`, what it takes of memory in `qmesh_models::footprint`, which the workers ask
+//! as well, and what the whole will do in `prediction`.
 
+pub mod alternatives;
 pub mod cluster;
 mod cost;
+mod cpus;
 mod error;
+mod link;
 pub mod machine;
+pub mod offer;
+pub mod prediction;
 mod solver;
+mod speed;
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use qmesh_models::{footprint::Footprint, spec::ModelSpec};
 use serde::Serialize;
 
-pub use self::error::{PlanError, Shortfall};
-use self::{cost::Costs, solver::Assignment};
+use self::{
+    cost::Costs,
+    solver::{Place, Problem},
+};
+pub use self::{
+    error::{PlanError, Shortfall},
+    link::{End, Link, Links},
+    speed::{Speed, SpeedPoint, SpeedSource, even_out},
+};
 
 /// What one worker offers.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Capacity {
     /// Its name in the mesh.
     pub name: String,
@@ -27,6 +40,21 @@ pub struct Capacity {
     pub memory_bytes: u64,
     /// Threads that it computes with; 0 counts as 1.
     pub threads: u32,
+    /// How fast it computes this model, where that is known.
+    pub speed: Option<Speed>,
+}
+
+/// What a plan shall be best at.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// One stream's tokens come as quickly as they can.
+    Latency,
+    /// All streams together get as many tokens as they can.
+    Throughput,
+    /// As many tokens as they can, where one stream's come at most a twentieth later than at best.
+    #[default]
+    Balanced,
 }
 
 /// What the stages shall be equally busy with: prompts pass the layers alone, generated tokens the head as well, so that no
@@ -48,8 +76,10 @@ pub enum Workload {
 pub struct PlanInput<'a> {
     /// The whole model.
     pub spec: &'a ModelSpec,
-    /// Who could hold layers, in pipeline order.
+    /// Who could hold layers.
     pub workers: Vec<Capacity>,
+    /// How rows get from one to the next.
+    pub links: Links,
     /// KV positions of all sessions together that every stage must hold.
     pub kv_positions: usize,
     /// The most positions of one session.
@@ -58,7 +88,13 @@ pub struct PlanInput<'a> {
     pub chunk_rows: usize,
     /// Explicit boundaries: `[5, 17]` is layers 0..5, 5..17 and 17 to the end, on the first three workers.
     pub cut: Option<Vec<usize>>,
-    /// What the planner's choice shall be good for.
+    /// Workers that hold exactly these layers, by their index.
+    pub pins: BTreeMap<usize, Range<usize>>,
+    /// Stages that there shall be, if there is a plan with so many.
+    pub stages_least: usize,
+    /// What the plan shall be best at.
+    pub goal: Goal,
+    /// What there will be most of.
     pub workload: Workload,
 }
 
@@ -69,6 +105,8 @@ pub struct Plan {
     pub stages: Vec<StagePlan>,
     /// What a person should know: workers left out, for example.
     pub notes: Vec<String>,
+    /// By how much, in percent, a plan could be faster at most that the search did not find; 0 where this is the best.
+    pub gap_percent: f64,
 }
 
 /// One stage's worker, layers and memory.
@@ -92,21 +130,78 @@ pub struct StagePlan {
     pub headroom_bytes: u64,
 }
 
-/// Cuts the model over the workers. Every worker gets a layer where that is possible; `Plan::notes` names the others.
+/// Layers for one worker, an index into the workers given.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Assignment {
+    worker: usize,
+    layers: Range<usize>,
+}
+
+impl<'a> PlanInput<'a> {
+    /// A plan's input without links, pins or a cut, for any number of stages.
+    pub fn new(
+        spec: &'a ModelSpec,
+        workers: Vec<Capacity>,
+        kv_positions: usize,
+        context: usize,
+        chunk_rows: usize,
+    ) -> Self {
+        Self {
+            spec,
+            workers,
+            links: Links::default(),
+            kv_positions,
+            context,
+            chunk_rows,
+            cut: None,
+            pins: BTreeMap::new(),
+            stages_least: 0,
+            goal: Goal::default(),
+            workload: Workload::default(),
+        }
+    }
+
+    /// How fast a worker is, or is presumed to be.
+    fn speed(&self, worker: usize) -> Speed {
+        let Capacity { speed, threads, .. } = &self.workers[worker];
+        speed.clone().unwrap_or_else(|| Speed::presumed(*threads))
+    }
+
+    /// Whether anything is known of how fast anybody is.
+    fn is_timed(&self) -> bool {
+        self.workers.iter().any(|worker| worker.speed.is_some())
+    }
+
+    /// Picoseconds for a row to get from one end to another; `None` where there is no way. Without any times there is
+    /// nothing to weigh it against.
+    fn hop_ps(&self, from: End, to: End) -> Option<u64> {
+        let row_bytes = match (from, to) {
+            // Ids, and tokens.
+            (End::Coordinator, _) | (_, End::Coordinator) => 0.0,
+            (End::Worker(_), End::Worker(_)) => (size_of::<f32>() * self.spec.hidden) as f64,
+        };
+        let link = self.links.between(from, to)?;
+        Some(if self.is_timed() { prediction::hop_ps(link, row_bytes).round() as u64 } else { 0 })
+    }
+}
+
+/// Deals the layers to the workers. `Plan::notes` names those who get none.
 ///
 /// # Errors
-/// `PlanError::DoesNotFit` (with what would), `CutDoesNotFit`, `BadCut`, `NoWorkers`.
+/// `PlanError::DoesNotFit` (with what would), `CutDoesNotFit`, `BadCut`, `BadPin`, `NoWorkers`.
 pub fn solve(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     if input.workers.is_empty() {
         return Err(PlanError::NoWorkers);
     }
+    error::check_pins(input)?;
     let costs = Costs::new(input);
-    let assignments = match &input.cut {
-        Some(cut) => explicit(input, &costs, cut)?,
-        None => solver::assign(&costs, &input.workers).ok_or_else(|| error::does_not_fit(input, &costs))?,
+    let (assignments, gap_percent) = match &input.cut {
+        Some(cut) => (explicit(input, &costs, cut)?, 0.0),
+        None => assign(input, &costs).ok_or_else(|| error::does_not_fit(input, &costs))?,
     };
     let notes = notes(input, &assignments);
-    Ok(Plan { stages: assignments.into_iter().map(|a| stage(input, &costs, a)).collect(), notes })
+    let stages = assignments.into_iter().map(|a| stage(input, &costs, a)).collect();
+    Ok(Plan { stages, notes, gap_percent })
 }
 
 /// Whether the workers have room for the model: `solve` without saying what is missing.
@@ -114,16 +209,113 @@ pub fn fits(input: &PlanInput<'_>) -> bool {
     let costs = Costs::new(input);
     match &input.cut {
         Some(cut) => explicit(input, &costs, cut).is_ok(),
-        None => solver::assign(&costs, &input.workers).is_some(),
+        None => feasible(input, &costs),
     }
 }
 
-/// The time of a plan's slowest stage, in bytes of weights per thread: only good to compare plans of one model.
-pub fn slowest_stage(input: &PlanInput<'_>, plan: &Plan) -> u64 {
+/// Whether there is any deal that fits.
+fn feasible(input: &PlanInput<'_>, costs: &Costs<'_>) -> bool {
+    problem(input, costs, &kinds(input)).best(Goal::Latency).is_some()
+}
+
+/// What the goal is to make small, in picoseconds: a token's time, or else that of the slowest stage. To compare plans of one
+/// model.
+pub fn cost(input: &PlanInput<'_>, plan: &Plan) -> u64 {
     let costs = Costs::new(input);
-    let time =
-        |stage: &StagePlan| costs.work_bytes(&stage.layers) / u64::from(input.workers[stage.worker].threads.max(1));
-    plan.stages.iter().map(time).max().unwrap_or(0)
+    let times = plan.stages.iter().map(|stage| costs.stage_time(&stage.layers, &input.speed(stage.worker)));
+    if input.goal != Goal::Latency || !input.is_timed() {
+        return times.map(|time| time.load).max().unwrap_or(0);
+    }
+    let workers = plan.stages.iter().map(|stage| End::Worker(stage.worker));
+    let ends: Vec<End> = [End::Coordinator].into_iter().chain(workers).chain([End::Coordinator]).collect();
+    let hops = ends.windows(2).map(|pair| input.hop_ps(pair[0], pair[1]).unwrap_or(u64::MAX));
+    times.map(|time| time.token).chain(hops).fold(0, u64::saturating_add)
+}
+
+/// The best deal, and by how much it may miss the very best; `None` where nothing fits.
+fn assign(input: &PlanInput<'_>, costs: &Costs<'_>) -> Option<(Vec<Assignment>, f64)> {
+    let kinds = kinds(input);
+    let mut problem = problem(input, costs, &kinds);
+    // Where nobody knows how fast anybody is, all that can work do.
+    let (least, goal) = match input.is_timed() {
+        true => (input.stages_least, input.goal),
+        false => (input.workers.len(), Goal::Throughput),
+    };
+    let deal = (0..=least.min(input.workers.len()).min(costs.layers())).rev().find_map(|stages| {
+        problem.stages_least = stages;
+        problem.best(goal)
+    })?;
+    let gap_percent = 100.0 * (deal.token as f64 / deal.bound.max(1) as f64 - 1.0);
+    let mut members: Vec<_> = kinds.iter().map(|kind| kind.iter()).collect();
+    let assignments = deal
+        .places
+        .into_iter()
+        .filter_map(|Place { kind, layers }| Some(Assignment { worker: *members[kind].next()?, layers }));
+    let is_exact = deal.token <= deal.bound || goal != Goal::Latency;
+    Some((assignments.collect(), if is_exact { 0.0 } else { gap_percent }))
+}
+
+/// The workers by what they are: those that differ in nothing are one kind, in the order given.
+fn kinds(input: &PlanInput<'_>) -> Vec<Vec<usize>> {
+    let count = input.workers.len();
+    let ends = || (0..count).map(End::Worker).chain([End::Coordinator]);
+    let alike = |a: usize, b: usize| {
+        let (one, other) = (&input.workers[a], &input.workers[b]);
+        let same = (one.memory_bytes, one.threads, &one.speed) == (other.memory_bytes, other.threads, &other.speed);
+        let [ea, eb] = [a, b].map(End::Worker);
+        let others = || ends().filter(|end| *end != ea && *end != eb);
+        same && !input.pins.contains_key(&a)
+            && !input.pins.contains_key(&b)
+            && input.links.between(ea, eb) == input.links.between(eb, ea)
+            && others().all(|end| {
+                input.links.between(ea, end) == input.links.between(eb, end)
+                    && input.links.between(end, ea) == input.links.between(end, eb)
+            })
+    };
+    let mut kinds: Vec<Vec<usize>> = Vec::new();
+    for worker in 0..count {
+        match kinds.iter_mut().find(|kind| kind.iter().all(|&member| alike(member, worker))) {
+            Some(kind) => kind.push(worker),
+            None => kinds.push(vec![worker]),
+        }
+    }
+    kinds
+}
+
+fn problem(input: &PlanInput<'_>, costs: &Costs<'_>, kinds: &[Vec<usize>]) -> Problem {
+    let layers = costs.layers();
+    let stages = |kind: &Vec<usize>| {
+        let worker = kind[0];
+        let Capacity { memory_bytes, threads, .. } = input.workers[worker];
+        let speed = input.speed(worker);
+        let fitting = |start: usize| {
+            let fits = |range: &Range<usize>| costs.footprint(range, threads).total_bytes() <= memory_bytes;
+            let ranges = (start + 1..=layers).map(|end| start..end).take_while(fits);
+            ranges.map(|range| allowed(input, worker, &range).then(|| costs.stage_time(&range, &speed))).collect()
+        };
+        (0..layers).map(fitting).collect()
+    };
+    // Two members of a kind reach each other as the first two do.
+    let ends: Vec<(End, End)> = kinds
+        .iter()
+        .map(|kind| (End::Worker(kind[0]), End::Worker(*kind.get(1).unwrap_or(&kind[0]))))
+        .chain([(End::Coordinator, End::Coordinator)])
+        .collect();
+    let hop = |from: usize, to: usize| input.hop_ps(ends[from].0, if from == to { ends[to].1 } else { ends[to].0 });
+    Problem {
+        layers,
+        stages: kinds.iter().map(stages).collect(),
+        counts: kinds.iter().map(Vec::len).collect(),
+        hops: (0..ends.len()).map(|from| (0..ends.len()).map(|to| hop(from, to)).collect()).collect(),
+        stages_least: 0,
+    }
+}
+
+/// Whether the pins let a worker have these layers.
+fn allowed(input: &PlanInput<'_>, worker: usize, layers: &Range<usize>) -> bool {
+    input.pins.iter().all(|(&pinned, range)| {
+        if pinned == worker { range == layers } else { range.end <= layers.start || layers.end <= range.start }
+    })
 }
 
 fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> StagePlan {
@@ -156,7 +348,7 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
     let assignments: Vec<_> =
         bounds.windows(2).enumerate().map(|(worker, b)| Assignment { worker, layers: b[0]..b[1] }).collect();
     for Assignment { worker, layers } in &assignments {
-        let Capacity { name, memory_bytes, threads } = &input.workers[*worker];
+        let Capacity { name, memory_bytes, threads, .. } = &input.workers[*worker];
         let needed_bytes = costs.footprint(layers, *threads).total_bytes();
         if needed_bytes > *memory_bytes {
             return Err(PlanError::CutDoesNotFit {
@@ -171,22 +363,28 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
 }
 
 fn notes(input: &PlanInput<'_>, assignments: &[Assignment]) -> Vec<String> {
-    let unused: Vec<&str> = (0..input.workers.len())
-        .filter(|worker| assignments.iter().all(|a| a.worker != *worker))
-        .map(|worker| input.workers[worker].name.as_str())
-        .collect();
+    let unused: Vec<usize> =
+        (0..input.workers.len()).filter(|worker| assignments.iter().all(|a| a.worker != *worker)).collect();
     if unused.is_empty() {
         return Vec::new();
     }
+    let costs = Costs::new(input);
     let layers = input.spec.layers.len();
+    let has_room = |worker: &usize| {
+        let Capacity { memory_bytes, threads, .. } = input.workers[*worker];
+        (0..layers).any(|layer| costs.footprint(&(layer..layer + 1), threads).total_bytes() <= memory_bytes)
+    };
     let why = if input.cut.is_some() {
         format!("the cut has {} stages", assignments.len())
     } else if assignments.len() == layers {
         format!("the model has only {layers} layers")
+    } else if input.is_timed() && unused.iter().all(has_room) {
+        "it would only be slower with more workers".to_owned()
     } else {
         "not every worker has room for a layer".to_owned()
     };
-    vec![format!("{why}: nothing to do for {}", unused.join(", "))]
+    let names: Vec<&str> = unused.iter().map(|&worker| input.workers[worker].name.as_str()).collect();
+    vec![format!("{why}: nothing to do for {}", names.join(", "))]
 }
 
 #[cfg(test)]

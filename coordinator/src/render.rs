@@ -3,6 +3,7 @@
 
 pub mod model;
 pub mod output;
+pub mod picture;
 pub mod plan;
 pub mod progress;
 pub mod report;

@@ -38,6 +38,7 @@ mod load;
 mod noise;
 mod numerics;
 mod ops;
+pub mod probe;
 pub mod sample;
 pub mod shard;
 pub mod step;

@@ -19,14 +19,17 @@ use clap::{
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
+    probe::{self, ProbePoint},
     worker::{self, Audience, Exit, Stay, WorkerConfig},
 };
 use qmesh_models::{
     bytes::ByteCount,
     directories::Directories,
+    spec::ModelSpec,
     terminal::{escaped, escaped_line},
 };
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, without_tickets};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -51,6 +54,13 @@ enum Command {
     /// Join the mesh that a ticket belongs to, and serve it until stopped
     #[command(after_help = JOIN_HELP)]
     Join(Box<JoinArgs>),
+    /// Find out how fast this machine computes: reads the spec of a small model, writes times, both as JSON
+    #[command(hide = true)]
+    Probe {
+        /// Compute threads [default: physical cores]
+        #[arg(short, long, value_name = "COUNT")]
+        threads: Option<NonZeroUsize>,
+    },
 }
 
 const JOIN_HELP: &str = "\
@@ -105,8 +115,9 @@ struct JoinArgs {
 
 fn main() -> ExitCode {
     let parsed = command(|variable| env::var_os(variable)).try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
-    let Command::Join(args) = match parsed {
-        Ok(cli) => cli.command,
+    let args = match parsed.map(|cli| cli.command) {
+        Ok(Command::Join(args)) => args,
+        Ok(Command::Probe { threads }) => return probe(threads.unwrap_or_else(physical_cores)),
         Err(error) => return refuse(&error),
     };
     // A wrapped line has become several words.
@@ -139,6 +150,30 @@ fn main() -> ExitCode {
         Ok(Exit::Rejected { code, text }) => {
             say(&format!("join refused: {text}"));
             if code == RejectCode::Version { ExitCode::FAILURE } else { ExitCode::from(USAGE) }
+        }
+        Err(error) => {
+            say(&in_one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For the planner, which links nothing that computes.
+fn probe(threads: NonZeroUsize) -> ExitCode {
+    let measured = || -> Result<String> {
+        let excerpt: ModelSpec = serde_json::from_reader(io::stdin().lock()).context("no spec on standard input")?;
+        anyhow::ensure!(!excerpt.layers.is_empty(), "a model without layers");
+        let points = probe::probe(&CpuBackend::new(threads), &excerpt)?;
+        let point = |p: &ProbePoint| {
+            let ProbePoint { rows, layers_ps_per_byte, head_ps_per_byte } = p;
+            json!({"rows": rows, "layers_ps_per_byte": layers_ps_per_byte, "head_ps_per_byte": head_ps_per_byte})
+        };
+        Ok(json!(points.iter().map(point).collect::<Vec<_>>()).to_string())
+    };
+    match measured() {
+        Ok(points) => {
+            println!("{points}");
+            ExitCode::SUCCESS
         }
         Err(error) => {
             say(&in_one_line(&error));

@@ -21,6 +21,7 @@ mod memory;
 mod run;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod speed;
 mod state;
 mod tensors;
 mod turn;

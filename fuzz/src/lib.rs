@@ -13,7 +13,6 @@ use qmesh_coordinator::{
     api::{self, ApiState},
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
-    plan::Workload,
     text::TextModel,
 };
 use qmesh_models::{
@@ -138,7 +137,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         advertise: vec![],
         context: 256,
         kv_positions: 256,
-        formation: Formation { workers: Workers::Exactly(1), cut: None, workload: Workload::Mixed },
+        formation: Formation::new(Workers::Exactly(1)),
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,

@@ -3,6 +3,8 @@
 //! Alternatives are enum variants and are matched without `_`, so that the compiler lists every place that a new
 //! variant must be met. The spec travels to the workers as JSON, so every type here is `Serialize + Deserialize`.
 
+mod excerpt;
+
 use std::{fmt, ops::Range};
 
 pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};

@@ -16,7 +16,7 @@ use crate::{
 /// Types with this bit may be ignored by a receiver that does not know them.
 const OPTIONAL_TYPE: u16 = 0x8000;
 /// One after the last variant of [`Message`].
-const TYPES: u16 = 17;
+const TYPES: u16 = 19;
 /// The type under which errors speak of range requests and replies, which have none.
 const RANGE: u16 = u16::MAX;
 

@@ -87,6 +87,10 @@ pub enum Message {
         /// How many positions.
         positions: u32,
     },
+    /// Coordinator to worker: find out how fast this machine computes the model.
+    Probe(Probe),
+    /// Worker to coordinator: what it found.
+    Probed(Probed),
 }
 
 impl Message {
@@ -195,6 +199,33 @@ pub struct LoadShard {
     pub chunk_rows: u32,
     /// What only some versions say about a plan.
     pub sections: Sections,
+}
+
+/// What a worker is to find its speed with.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Probe {
+    /// The spec of a small model of the same kind, as JSON.
+    pub spec_json: Vec<u8>,
+}
+
+/// How fast a worker computes.
+#[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct Probed {
+    /// In increasing rows; none where it cannot be said.
+    pub points: Vec<ProbedPoint>,
+    /// Why it cannot be said, in one line.
+    pub text: String,
+}
+
+/// The time of steps of so many rows.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct ProbedPoint {
+    /// Rows of the step.
+    pub rows: u32,
+    /// Picoseconds for each KiB of the layers' weights that a token reads.
+    pub layers_ps_per_kib: u64,
+    /// Picoseconds for each KiB of the head.
+    pub head_ps_per_kib: u64,
 }
 
 /// How far a shard has come.

@@ -1,6 +1,6 @@
 //! Texts from the other side, made harmless before anybody prints or logs them.
 
-use crate::message::{Downstream, Fault, LoadShard, Message, Route, ShardStatus, Welcome};
+use crate::message::{Downstream, Fault, LoadShard, Message, Probed, Route, ShardStatus, Welcome};
 
 /// Whether a text has nothing in it that moves a terminal's cursor, changes its colours or turns what stands beside it.
 pub(crate) fn is_plain(text: &str) -> bool {
@@ -32,7 +32,8 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Refused { text, .. }
         | Message::Bye { text }
         | Message::ShardStatus(ShardStatus { text, .. })
-        | Message::Fault(Fault { text, .. }) => make_plain(text),
+        | Message::Fault(Fault { text, .. })
+        | Message::Probed(Probed { text, .. }) => make_plain(text),
         Message::Route(Route { downstream: Downstream::Worker { addresses, .. }, .. }) => {
             addresses.iter_mut().for_each(make_plain);
         }
@@ -45,7 +46,8 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Unload { .. }
         | Message::StageReport(_)
         | Message::Drain
-        | Message::Keep { .. } => {}
+        | Message::Keep { .. }
+        | Message::Probe(_) => {}
     }
     message
 }

@@ -88,7 +88,7 @@ impl Scenario {
             chunk_rows,
             waiting: 16,
             resume: Duration::from_secs(60),
-            formation: Formation { workers, cut: None, workload },
+            formation: Formation { workload, ..Formation::new(workers) },
             prefix_reuse: if random.percent(75) { PrefixReuse::On } else { PrefixReuse::Off },
             speculation: if random.percent(75) { Speculation::On } else { Speculation::Off },
         };
@@ -152,15 +152,9 @@ fn fits(mesh: &SimulatedMesh, machines: &[MachineKind]) -> bool {
         name: String::new(),
         memory_bytes: machine.memory_bytes,
         threads: machine.threads.get() as u32,
+        speed: None,
     };
-    let input = PlanInput {
-        spec: &mesh.spec,
-        workers: machines.iter().map(capacity).collect(),
-        kv_positions: mesh.kv_positions,
-        context: mesh.context,
-        chunk_rows: mesh.chunk_rows,
-        cut: None,
-        workload: mesh.formation.workload,
-    };
-    plan::solve(&input).is_ok()
+    let workers = machines.iter().map(capacity).collect();
+    let SimulatedMesh { kv_positions, context, chunk_rows, ref spec, .. } = *mesh;
+    plan::fits(&PlanInput::new(spec, workers, kv_positions, context, chunk_rows))
 }

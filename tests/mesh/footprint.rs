@@ -3,7 +3,7 @@
 
 use std::{fs, fs::File, ops::Range, path::Path, thread, time::Duration};
 
-use qmesh_coordinator::plan::{self, Capacity, PlanInput, Workload};
+use qmesh_coordinator::plan::{self, Capacity, PlanInput};
 use qmesh_models::{
     family,
     gguf::{Declared, Gguf, GgufWriter, Strings, Value},
@@ -160,16 +160,9 @@ fn serve(model: &str, workers: usize, room: Room) -> Serving {
 /// The least memory with which so many equal workers are planned for.
 fn least_memory(spec: &ModelSpec, room: Room, workers: usize) -> u64 {
     let fits = |memory_bytes: u64| {
-        let worker = |i| Capacity { name: format!("worker-{i}"), memory_bytes, threads: 1 };
-        plan::fits(&PlanInput {
-            spec,
-            workers: (0..workers).map(worker).collect(),
-            kv_positions: room.context * room.parallel,
-            context: room.context,
-            chunk_rows: room.chunk_rows,
-            cut: None,
-            workload: Workload::Mixed,
-        })
+        let worker = |i| Capacity { name: format!("worker-{i}"), memory_bytes, threads: 1, speed: None };
+        let workers = (0..workers).map(worker).collect();
+        plan::fits(&PlanInput::new(spec, workers, room.context * room.parallel, room.context, room.chunk_rows))
     };
     let (mut refused, mut accepted) = (0, 1 << 40);
     while accepted - refused > 1 {

@@ -149,7 +149,10 @@ impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
         let exit = match &error {
             PlanError::DoesNotFit(_) | PlanError::CutDoesNotFit { .. } => Exit::Failed,
-            PlanError::NoWorkers | PlanError::BadCut { .. } | PlanError::CutNeedsWorkers { .. } => Exit::Usage,
+            PlanError::NoWorkers
+            | PlanError::BadCut { .. }
+            | PlanError::BadPin { .. }
+            | PlanError::CutNeedsWorkers { .. } => Exit::Usage,
         };
         Self { exit, text: error.to_string(), advice: error.advice() }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::Range,
     path::PathBuf,
     time::Duration,
 };
@@ -16,37 +17,54 @@ use super::{ModelArg, TokenizerArgs, model_ref};
 use crate::{
     api::ApiKey,
     mesh::{PrefixReuse, Speculation},
-    plan::Workload,
+    plan::{
+        Goal, Workload,
+        offer::{self, Offer},
+    },
 };
 
 /// Arguments of `plan`.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("who").args(["workers", "cluster"]).required(true), after_help = "\
+#[command(group = ArgGroup::new("who").args(["workers", "cluster", "live"]).required(true), after_help = "\
 Examples:
   coordinator plan qwen2.5-coder-1.5b --workers 3
   coordinator plan qwen2.5-coder-1.5b --workers 3 --memory 1GB --cut 5,17
+  coordinator plan qwen2.5-coder-1.5b --live
+  coordinator plan model.gguf --workers 8GB,16GB@200GB/s,64GB@400GB/s --for throughput
   coordinator plan model.gguf --cluster home.toml --ctx-size 8192 --json
 
-A cluster file lists the workers in pipeline order:
+A cluster file lists the workers, how fast their memory is, and their links:
   [[worker]]
   name = \"laptop\"
   memory = \"8GB\"
-  threads = 8")]
+  threads = 8
+  bandwidth = \"60GB/s\"      or cpu = \"Apple M4\"; without, there are no times
+  rtt_ms = 2                to the others; rate = \"100MB/s\"
+  [[link]]
+  between = [\"laptop\", \"attic\"]
+  rtt_ms = 0.3")]
 pub struct PlanArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
-    /// Plan for N equal workers that share this machine
-    #[arg(long, value_name = "N", env = "QMESH_WORKERS", value_parser = parse_count)]
-    pub workers: Option<usize>,
+    /// Plan for N equal workers that share this machine, or for others, as 8GB,16GB@200GB/s: their memory, and its
+    /// bandwidth
+    #[arg(long, value_name = "N|LIST", env = "QMESH_WORKERS", value_parser = offer::parse)]
+    pub workers: Option<Offer>,
     /// Plan for the workers of a TOML file
     #[arg(long, value_name = "FILE", env = "QMESH_CLUSTER")]
     pub cluster: Option<PathBuf>,
+    /// Plan for the workers of a running coordinator, by its URL
+    #[arg(long, value_name = "URL", env = "QMESH_LIVE", num_args = 0..=1, default_missing_value = "http://127.0.0.1:8080")]
+    pub live: Option<String>,
+    /// Key of that coordinator's API, if it asks for one
+    #[arg(long, value_name = "KEY", env = "QMESH_API_KEY", requires = "live")]
+    pub api_key: Option<ApiKey>,
     /// Memory of each of the N workers: 4G, 512MB, 2.5GiB or bytes [default: their share of this machine's]
-    #[arg(long, value_name = "SIZE", env = "QMESH_MEMORY", conflicts_with = "cluster")]
+    #[arg(long, value_name = "SIZE", env = "QMESH_MEMORY", conflicts_with_all = ["cluster", "live"])]
     pub memory: Option<ByteCount>,
     /// Threads of each of the N workers, instead of their share of this machine's
-    #[arg(short, long, value_name = "N", env = "QMESH_THREADS", conflicts_with = "cluster", value_parser = parse_count)]
+    #[arg(short, long, value_name = "N", env = "QMESH_THREADS", conflicts_with_all = ["cluster", "live"], value_parser = parse_count)]
     pub threads: Option<usize>,
     /// Cut before these layers, instead of where the planner would
     #[arg(long, value_name = "LAYER,…", env = "QMESH_CUT", value_delimiter = ',')]
@@ -60,9 +78,48 @@ pub struct PlanArgs {
     /// What of it there is most.
     #[command(flatten)]
     pub workload: WorkloadArgs,
+    /// Who holds what, in any case.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Do not find out how fast this machine is: plan by memory and threads alone
+    #[arg(long, env = "QMESH_NO_PROBE")]
+    pub no_probe: bool,
+    /// Draw the pipeline into an SVG file
+    #[arg(long, value_name = "FILE", env = "QMESH_SVG")]
+    pub svg: Option<PathBuf>,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,
+}
+
+/// Who holds what, in any case.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PlacementArgs {
+    /// Give a worker exactly these layers; may be repeated
+    #[arg(long, value_name = "NAME=FIRST-LAST", env = "QMESH_PIN", value_delimiter = ',', value_parser = parse_pin)]
+    pub pin: Vec<Pin>,
+    /// Give a worker no layers; may be repeated
+    #[arg(long, value_name = "NAME", env = "QMESH_EXCLUDE", value_delimiter = ',')]
+    pub exclude: Vec<String>,
+}
+
+/// A worker and the layers that it shall hold.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pin {
+    /// Its name in the mesh.
+    pub worker: String,
+    /// The first one, and the one after the last.
+    pub layers: Range<usize>,
+}
+
+fn parse_pin(text: &str) -> Result<Pin, String> {
+    let parsed = || {
+        let (worker, layers) = text.rsplit_once('=')?;
+        let (first, last) = layers.split_once('-')?;
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        (!worker.is_empty() && first <= last).then(|| Pin { worker: worker.to_owned(), layers: first..last + 1 })
+    };
+    parsed().ok_or_else(|| "a name and its first and last layer are needed, such as attic=0-13".to_owned())
 }
 
 /// How much text fits a session, and a step.
@@ -82,6 +139,24 @@ pub struct WorkloadArgs {
     /// What the cut keeps all workers equally busy with
     #[arg(long, value_enum, env = "QMESH_WORKLOAD", default_value_t = Workload::Mixed)]
     pub workload: Workload,
+    /// What the plan shall be best at
+    #[arg(long = "for", value_name = "GOAL", value_enum, env = "QMESH_FOR", default_value_t = Goal::Balanced)]
+    pub goal: Goal,
+}
+
+impl ValueEnum for Goal {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Balanced, Self::Latency, Self::Throughput]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Balanced => ("balanced", "Many tokens for all streams, one stream hardly slower than at best"),
+            Self::Latency => ("latency", "One stream as fast as it can be"),
+            Self::Throughput => ("throughput", "All streams together as fast as they can be"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// The planner knows nothing of command lines.
@@ -175,6 +250,9 @@ pub struct ServeArgs {
     /// What of it there is most.
     #[command(flatten)]
     pub workload: WorkloadArgs,
+    /// Who holds what, in any case.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// What makes it quicker.
     #[command(flatten)]
     pub pipeline: PipelineArgs,

@@ -120,7 +120,7 @@ fn refusals_are_one_line_and_say_what_to_do() {
     for (line, expected) in [
         (
             "plan m.gguf",
-            "error: the following required arguments were not provided: <--workers <N>|--cluster <FILE>> \
+            "error: the following required arguments were not provided: <--workers <N|LIST>|--cluster <FILE>|--live [<URL>]> \
              | try: coordinator plan --help",
         ),
         (
@@ -136,7 +136,7 @@ fn refusals_are_one_line_and_say_what_to_do() {
         ),
         (
             "plan m.gguf --workers 0",
-            "error: invalid value '0' for '--workers <N>': a whole number from 1 to 4096 is needed",
+            "error: invalid value '0' for '--workers <N|LIST>': a number of workers from 1 to 1024 is needed",
         ),
         (
             "chat m.gguf --pre klingon",

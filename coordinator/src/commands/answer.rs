@@ -12,6 +12,7 @@ use crate::{
     cli::Failure,
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
     mesh::MeshHandle,
+    plan::prediction::Prediction,
     render::{output, report},
     text::{TextEnd, TextEvent, TextModel, TextOptions, TokenDetail},
 };
@@ -29,6 +30,11 @@ impl Answer {
     /// One line of measures.
     pub(super) fn rates(&self) -> String {
         report::rates(&self.end, self.first_token)
+    }
+
+    /// The same beside what was expected, where something was.
+    pub(super) fn compared(&self, prediction: Option<&Prediction>) -> Option<String> {
+        report::compared(&self.end, self.first_token, prediction?)
     }
 }
 

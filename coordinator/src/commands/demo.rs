@@ -32,6 +32,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
         let answer = answer::stream(&text, &local.handle(), request, LeadingSpace::Strip).await?;
         note(format_args!("\n{}", answer.rates()));
         let status = local.measured().await;
+        answer.compared(status.prediction.as_ref()).into_iter().for_each(note);
         note(report::stages_measured(&status));
         local.stop().await;
         Ok(())

@@ -8,12 +8,12 @@ use std::{
 use qmesh_models::{bytes::ByteCount, pull::Progress as _};
 use tokio::time::timeout;
 
-use super::opened::Opened;
+use super::{opened::Opened, room::Room};
 use crate::{
-    cli::{Failure, SplitArgs},
+    cli::{Failure, SplitArgs, WorkloadArgs},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshHandle, Workers,
+        Formation, Mesh, MeshHandle, Probing, Workers,
         status::{MeshState, MeshStatus, StagePhase, StageStatus},
     },
     plan::{self, Capacity, PlanInput, machine::Machine},
@@ -72,8 +72,11 @@ impl LocalMesh {
         let machine = Machine::measure();
         check_plan(opened, split, machine)?;
         let count = split.worker_count();
-        let formation =
-            Formation { workers: Workers::Exactly(count), cut: split.cut.clone(), workload: split.workload.workload };
+        let WorkloadArgs { workload, goal } = split.workload;
+        // One worker alone gets everything, however fast it is.
+        let probing = if count > 1 && split.cut.is_none() { Probing::On } else { Probing::Off };
+        let cut = split.cut.clone();
+        let formation = Formation { cut, workload, goal, probing, ..Formation::new(Workers::Exactly(count)) };
         let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
         let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, opened.model.folder())?;
@@ -117,14 +120,12 @@ impl LocalMesh {
 fn check_plan(opened: &Opened, split: &SplitArgs, machine: Machine) -> Result<(), Failure> {
     let Opened { model, room } = opened;
     let workers = machine.shared_by(split.worker_count());
+    let workers = workers.into_iter().map(|w| Capacity { memory_bytes: machine.memory_bytes, ..w }).collect();
+    let Room { kv_positions, context, chunk_rows } = *room;
     let input = PlanInput {
-        spec: &model.spec,
-        workers: workers.into_iter().map(|w| Capacity { memory_bytes: machine.memory_bytes, ..w }).collect(),
-        kv_positions: room.kv_positions,
-        context: room.context,
-        chunk_rows: room.chunk_rows,
         cut: split.cut.clone(),
         workload: split.workload.workload,
+        ..PlanInput::new(&model.spec, workers, kv_positions, context, chunk_rows)
     };
     let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();
     if needed_bytes > machine.memory_bytes {

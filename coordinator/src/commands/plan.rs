@@ -1,33 +1,79 @@
-//! `plan`: who would hold which layers.
+//! `plan`: who would hold which layers, and what that would do.
+
+use std::fs;
 
 use qmesh_models::{bytes::ByteCount, family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
 
-use super::{fetch, room::Room};
+use super::{fetch, room::Room, status};
 use crate::{
-    cli::{Failure, PlanArgs},
-    plan::{self, Capacity, PlanInput, cluster, machine::Machine},
-    render::{output, plan::PlanReport},
+    cli::{Failure, PlanArgs, WorkloadArgs},
+    local,
+    mesh::status::WorkerStatus,
+    plan::{
+        self, Capacity, Link, Links, PlanInput,
+        alternatives::alternatives,
+        cluster::{self, Cluster},
+        machine::Machine,
+        offer::Offer,
+        prediction::predict,
+    },
+    render::{note, output, plan::PlanReport},
 };
 
 pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let workers = workers(args)?;
     let spec = spec(args)?;
-    let room = Room::new(args.room, args.parallel, &spec)?;
-    let input = PlanInput {
-        spec: &spec,
-        workers,
-        kv_positions: room.kv_positions,
-        context: room.context,
-        chunk_rows: room.chunk_rows,
+    let Cluster { workers, links } = cluster(args, &spec)?;
+    let Room { kv_positions, context, chunk_rows } = Room::new(args.room, args.parallel, &spec)?;
+    let WorkloadArgs { workload, goal } = args.workload;
+    // Those of this machine are asked for by their number, so that each of them is used.
+    let stages_least = if let Some(Offer::Here(count)) = args.workers { count } else { 0 };
+    let mut input = PlanInput {
+        links,
         cut: args.cut.clone(),
-        workload: args.workload.workload,
+        stages_least,
+        goal,
+        workload,
+        ..PlanInput::new(&spec, workers, kv_positions, context, chunk_rows)
     };
+    place(args, &mut input)?;
     let plan = plan::solve(&input)?;
-    let report = PlanReport::new(&input, &plan);
+    let streams = if args.parallel > 1 { args.parallel } else { STREAMS };
+    let prediction = predict(&input, &plan, streams);
+    let expected = prediction.map(|prediction| (prediction, alternatives(&input, &plan, streams)));
+    let report = PlanReport::new(&input, &plan, expected.as_ref());
+    if let Some(path) = &args.svg {
+        fs::write(path, report.svg())
+            .map_err(|error| Failure::failed(format!("cannot write --svg {}: {error}", path.display())))?;
+    }
     if args.json {
         output::json(&serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)?)?;
     } else {
         output::text(report.text())?;
+    }
+    Ok(())
+}
+
+/// Takes out whom `--exclude` names, and gives the others what `--pin` says.
+fn place(args: &PlanArgs, input: &mut PlanInput<'_>) -> Result<(), Failure> {
+    let unknown = |flag: &str, name: &str, input: &PlanInput<'_>| {
+        let names: Vec<&str> = input.workers.iter().map(|worker| worker.name.as_str()).collect();
+        Failure::usage(format!("{flag} {name}: no worker has that name, there are {}", names.join(", ")))
+    };
+    for name in &args.placement.exclude {
+        if input.workers.iter().all(|worker| worker.name != *name) {
+            return Err(unknown("--exclude", name, input));
+        }
+    }
+    let kept: Vec<usize> = (0..input.workers.len())
+        .filter(|&worker| !args.placement.exclude.contains(&input.workers[worker].name))
+        .collect();
+    input.links = input.links.of(&kept);
+    input.workers = kept.iter().map(|&worker| input.workers[worker].clone()).collect();
+    input.stages_least = input.stages_least.min(kept.len());
+    for pin in &args.placement.pin {
+        let worker = input.workers.iter().position(|worker| worker.name == pin.worker);
+        let worker = worker.ok_or_else(|| unknown("--pin", &pin.worker, input))?;
+        input.pins.insert(worker, pin.layers.clone());
     }
     Ok(())
 }
@@ -42,11 +88,19 @@ fn spec(args: &PlanArgs) -> Result<ModelSpec, Failure> {
     Ok(spec)
 }
 
-fn workers(args: &PlanArgs) -> Result<Vec<Capacity>, Failure> {
+/// Whom to plan for.
+fn cluster(args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
     if let Some(path) = &args.cluster {
         return cluster::read(path).map_err(|e| Failure::usage(e.to_string()));
     }
-    let mut workers = Machine::measure().shared_by(args.workers.unwrap_or(1));
+    if let Some(url) = &args.live {
+        return live(url, args, spec);
+    }
+    let mut workers = match &args.workers {
+        Some(Offer::Listed(workers)) => workers.clone(),
+        Some(Offer::Here(count)) => here(args, spec, *count),
+        None => here(args, spec, 1),
+    };
     for worker in &mut workers {
         if let Some(ByteCount(memory_bytes)) = args.memory {
             worker.memory_bytes = memory_bytes;
@@ -55,5 +109,46 @@ fn workers(args: &PlanArgs) -> Result<Vec<Capacity>, Failure> {
             worker.threads = u32::try_from(threads).unwrap_or(u32::MAX);
         }
     }
-    Ok(workers)
+    Ok(Cluster { workers, links: Links::default() })
 }
+
+/// The workers of a running coordinator. Their speed is that with the model that it serves.
+fn live(url: &str, args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
+    let (_, status) = status::ask(url, args.api_key.as_ref())?;
+    if status.workers.is_empty() {
+        return Err(Failure::failed(format!("no worker has joined the coordinator at {url}")));
+    }
+    let same = status.model == spec.name;
+    if !same {
+        note(format_args!(
+            "note: no times, as {url} serves {} and knows its workers' speed with that only",
+            status.model
+        ));
+    }
+    let mut links = Links::default();
+    let mut workers = Vec::new();
+    for (number, worker) in status.workers.into_iter().enumerate() {
+        links.set_own(number, Link { rtt_ms: worker.rtt_ms, bytes_per_s: None });
+        let WorkerStatus { name, memory_bytes, threads, speed, .. } = worker;
+        workers.push(Capacity { name, memory_bytes, threads, speed: speed.filter(|_| same) });
+    }
+    plan::even_out(&mut workers);
+    Ok(Cluster { workers, links })
+}
+
+/// Equal workers that share this machine, with its speed.
+fn here(args: &PlanArgs, spec: &ModelSpec, count: usize) -> Vec<Capacity> {
+    let mut workers = Machine::measure().shared_by(count);
+    if args.no_probe {
+        return workers;
+    }
+    let threads = args.threads.map_or(workers[0].threads, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
+    match local::probe(spec, threads) {
+        Ok(speed) => workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone())),
+        Err(error) => note(format_args!("note: no times, as this machine's speed is not known: {error}")),
+    }
+    workers
+}
+
+/// Streams that are predicted for, where nothing is said.
+const STREAMS: usize = 8;

@@ -27,6 +27,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         let answer = answer::stream(&text, &local.handle(), request, leading_space).await?;
         note(format_args!("\n{}, seed {seed}", answer.rates()));
         let status = local.measured().await;
+        answer.compared(status.prediction.as_ref()).into_iter().for_each(note);
         note(report::stages_measured(&status));
         local.stop().await;
         Ok(())

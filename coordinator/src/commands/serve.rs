@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     api::{self, ApiState, ListenError, Listeners},
-    cli::{Failure, ServeArgs},
+    cli::{Failure, PlacementArgs, ServeArgs, WorkloadArgs},
     invitation::{Invitation, Posted},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshConfig, MeshHandle, Rotate, TicketSource, Workers,
+        Formation, Mesh, MeshConfig, MeshHandle, Probing, Rotate, TicketSource, Workers,
         events::{Heard, MeshEvent},
         status::MeshState,
     },
@@ -89,7 +89,16 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
     };
     let expires_unix = args.ticket_expires.map(|time| now_unix() + time.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
-    let formation = Formation { workers, cut: None, workload: args.workload.workload };
+    let WorkloadArgs { workload, goal } = args.workload;
+    let PlacementArgs { ref pin, ref exclude } = args.placement;
+    let formation = Formation {
+        workload,
+        goal,
+        pins: pin.iter().map(|pin| (pin.worker.clone(), pin.layers.clone())).collect(),
+        excluded: exclude.iter().cloned().collect(),
+        probing: Probing::On,
+        ..Formation::new(workers)
+    };
     Ok(MeshConfig {
         listen: args.listen,
         advertise: args.advertise.clone(),

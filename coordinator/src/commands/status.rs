@@ -6,16 +6,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
+    api::ApiKey,
     cli::{Failure, StatusArgs},
     mesh::status::MeshStatus,
     render::{output, report},
 };
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let body = get(args)?;
-    let no_coordinator = |_| Failure::failed(format!("{} is no qmesh coordinator: it tells no status", args.url));
-    let answer: Value = serde_json::from_str(&body).map_err(no_coordinator)?;
-    let status = MeshStatus::deserialize(&answer).map_err(no_coordinator)?;
+    let (answer, status) = ask(&args.url, args.api_key.as_ref())?;
     if args.json {
         // Written anew: what has answered may have put anything between the values.
         output::json(&answer.to_string())?;
@@ -25,28 +23,40 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the coordinator at `url` says of itself, as it says it and as it is understood.
+///
+/// # Errors
+/// There is none, or it asks for another key.
+pub(super) fn ask(url: &str, key: Option<&ApiKey>) -> Result<(Value, MeshStatus), Failure> {
+    let body = get(url, key)?;
+    let no_coordinator = |_| Failure::failed(format!("{url} is no qmesh coordinator: it tells no status"));
+    let answer: Value = serde_json::from_str(&body).map_err(no_coordinator)?;
+    let status = MeshStatus::deserialize(&answer).map_err(no_coordinator)?;
+    Ok((answer, status))
+}
+
 /// The body of `/api/status`.
-fn get(args: &StatusArgs) -> Result<String, Failure> {
+fn get(url: &str, key: Option<&ApiKey>) -> Result<String, Failure> {
     // Most coordinators are on this machine or beside it, where no proxy leads.
     let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
     let agent: ureq::Agent = config.timeout_global(Some(PATIENCE)).build().into();
-    let address = format!("{}/api/status", args.url.trim_end_matches('/'));
+    let address = format!("{}/api/status", url.trim_end_matches('/'));
     let mut request = agent.get(&address);
-    if let Some(key) = &args.api_key {
+    if let Some(key) = key {
         request = request.header("Authorization", format!("Bearer {}", key.as_str()));
     }
     let unreachable = |error: ureq::Error| {
         if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {
-            return Failure::usage(format!("`{}` is no URL: {error}", args.url));
+            return Failure::usage(format!("`{url}` is no URL: {error}"));
         }
-        Failure::unreachable(format!("cannot reach the coordinator at {}: {error}", args.url))
+        Failure::unreachable(format!("cannot reach the coordinator at {url}: {error}"))
             .with_advice("start one with `coordinator serve`, or name another with --url")
     };
     let mut response = request.call().map_err(unreachable)?;
     let body = response.body_mut().read_to_string().map_err(unreachable)?;
     match response.status().as_u16() {
         200 => Ok(body),
-        401 => Err(Failure::failed(format!("{} asks for a key", args.url)).with_advice("--api-key KEY")),
+        401 => Err(Failure::failed(format!("{url} asks for a key")).with_advice("--api-key KEY")),
         code => Err(Failure::failed(format!("{address} answered {code}: it is no qmesh coordinator"))),
     }
 }

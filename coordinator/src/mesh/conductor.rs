@@ -108,7 +108,8 @@ impl Conductor {
             memory_bytes: joined.memory_bytes,
             threads: joined.threads,
         });
-        self.roster.joined(now, worker, joined);
+        let actions = self.roster.joined(now, worker, joined);
+        self.order(now, actions);
     }
 
     /// A worker is gone.
@@ -203,6 +204,7 @@ impl Conductor {
             kv_positions_used: self.scheduler.positions_reserved(),
             stages: self.roster.stage_status(),
             workers: self.roster.worker_status(now, rtt_ms),
+            prediction: self.roster.prediction(),
             change: self.roster.change(now).map(|change| self.with_followers(change)),
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),

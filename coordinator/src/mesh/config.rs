@@ -1,9 +1,18 @@
 //! What a mesh is made of: its model, its room, when workers become a pipeline, and how its ticket is kept.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use super::error::MeshError;
-use crate::{model::Model, plan::Workload};
+use crate::{
+    model::Model,
+    plan::{Goal, Workload},
+};
 
 /// What a mesh is made of.
 #[derive(Clone, Debug)]
@@ -74,8 +83,40 @@ pub struct Formation {
     pub workers: Workers,
     /// Layers at which to cut, instead of the planner's choice.
     pub cut: Option<Vec<usize>>,
-    /// What the planner shall optimise its choice for.
+    /// What there will be most of.
     pub workload: Workload,
+    /// What the plan shall be best at.
+    pub goal: Goal,
+    /// Workers that hold exactly these layers, by name: the mesh waits for them.
+    pub pins: BTreeMap<String, Range<usize>>,
+    /// Workers that get no layers, by name.
+    pub excluded: BTreeSet<String>,
+    /// Whether workers are asked how fast they are before layers are dealt.
+    pub probing: Probing,
+}
+
+impl Formation {
+    /// For so many workers, with nothing asked for or known beside that.
+    pub fn new(workers: Workers) -> Self {
+        Self {
+            workers,
+            cut: None,
+            workload: Workload::default(),
+            goal: Goal::default(),
+            pins: BTreeMap::new(),
+            excluded: BTreeSet::new(),
+            probing: Probing::Off,
+        }
+    }
+}
+
+/// Whether workers are asked how fast they are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Probing {
+    /// They compute a small model of the same kind when they join.
+    On,
+    /// They are compared by their threads.
+    Off,
 }
 
 /// How many workers it takes.

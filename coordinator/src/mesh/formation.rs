@@ -1,7 +1,7 @@
 //! Who is there, and which pipelines are made of them: planned, loaded, linked and given up.
 //!
-//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `troubles` remembers
-//! what went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages,
+//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `speeds` remembers
+//! how fast workers are, `troubles` what went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages,
 //! frames and tensor bytes.
 
 mod choice;
@@ -11,6 +11,7 @@ pub(crate) mod openings;
 mod pipeline;
 mod planned;
 pub(crate) mod roster;
+mod speeds;
 mod troubles;
 pub(crate) mod weights;
 mod worker;
@@ -18,6 +19,7 @@ mod worker;
 pub(crate) use self::{
     misconduct::Misconduct,
     planned::PlannedModel,
+    speeds::excerpt,
     troubles::Blame,
     worker::{Joined, WorkerId},
 };

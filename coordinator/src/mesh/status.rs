@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::{Speed, prediction::Prediction};
+
 /// A snapshot of the mesh.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct MeshStatus {
@@ -24,6 +26,9 @@ pub struct MeshStatus {
     pub stages: Vec<StageStatus>,
     /// Every worker that is connected.
     pub workers: Vec<WorkerStatus>,
+    /// What the stages are expected to do, where the workers' speeds are known.
+    #[serde(default)]
+    pub prediction: Option<Prediction>,
     /// The plan that is being made ready beside the one that serves.
     pub change: Option<ChangeStatus>,
     /// Sequences being computed.
@@ -139,6 +144,9 @@ pub struct WorkerStatus {
     pub rtt_ms: f64,
     /// Its stage, if it has one.
     pub stage: Option<usize>,
+    /// How fast it computes this model, where that is known.
+    #[serde(default)]
+    pub speed: Option<Speed>,
     /// Why it has none.
     pub note: Option<String>,
 }

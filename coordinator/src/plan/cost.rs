@@ -1,4 +1,4 @@
-//! What a stage costs: memory, by the account that workers keep as well, and its share of the work.
+//! What a stage costs: memory, by the account that workers keep as well, and time, by the worker's speed.
 
 use std::ops::Range;
 
@@ -7,7 +7,11 @@ use qmesh_models::{
     spec::{HeadMatrix, ModelSpec, TensorRole},
 };
 
-use super::{PlanInput, Workload};
+use super::{
+    PlanInput, Workload,
+    solver::StageTime,
+    speed::{ROWS_PER_READ, Speed},
+};
 
 /// The cost of every range of layers.
 #[derive(Clone, Debug)]
@@ -76,16 +80,43 @@ impl<'a> Costs<'a> {
         })
     }
 
-    /// Bytes of weights, as often as tokens pass them: generated ones pass all but the embedding, which is a look-up where
-    /// it is not the head as well, and of experts those that they go through; those of prompts pass the layers only.
-    pub(super) fn work_bytes(&self, layers: &Range<usize>) -> u64 {
+    /// Bytes of the layers' weights that a token reads.
+    pub(super) fn layer_bytes(&self, layers: &Range<usize>) -> u64 {
+        between(&self.token_bytes_before, layers)
+    }
+
+    /// Bytes of the head and the norm before it, where the last layer is among `layers`: what else a token reads. The
+    /// embedding is a look-up where it is not the head as well.
+    pub(super) fn head_bytes(&self, layers: &Range<usize>) -> u64 {
+        if layers.end < self.layers() {
+            return 0;
+        }
         let weight_bytes = self.weights[layers.start][layers.end - layers.start - 1];
-        let is_last = layers.end == self.layers();
-        let embedding_is_read = is_last && self.spec.head.matrix == HeadMatrix::Tied;
+        let is_tied = self.spec.head.matrix == HeadMatrix::Tied;
+        let looked_up = if layers.start == 0 && !is_tied { self.embedding_bytes } else { 0 };
+        weight_bytes - looked_up - self.layer_bytes(layers) - between(&self.idle_bytes_before, layers)
+    }
+
+    /// Seconds, in picoseconds, of a step of `rows` rows that all want a token, `positions` into their texts.
+    pub(super) fn step_ps(&self, layers: &Range<usize>, speed: &Speed, rows: f64, positions: f64) -> f64 {
+        let attended = self.spec.kv_bytes_per_position(layers) as f64 * positions * rows;
+        self.layer_bytes(layers) as f64 * speed.layers(rows)
+            + self.head_bytes(layers) as f64 * speed.head(rows)
+            + attended * speed.layers(1.0)
+    }
+
+    /// Picoseconds of a chunk of a prompt of which no row wants a token.
+    pub(super) fn chunk_ps(&self, layers: &Range<usize>, speed: &Speed, rows: f64) -> f64 {
+        self.layer_bytes(layers) as f64 * speed.layers(rows)
+    }
+
+    /// A stage's times: of one token, and of the work that all stages shall be equally busy with. Generated tokens pass all
+    /// that a stage holds; those of prompts pass the layers only, and several of them in the time that one takes alone.
+    pub(super) fn stage_time(&self, layers: &Range<usize>, speed: &Speed) -> StageTime {
         let (prompts, replies) = self.workload.tokens();
-        let looked_up = if layers.start == 0 && !embedding_is_read { self.embedding_bytes } else { 0 };
-        (replies * (weight_bytes - looked_up - between(&self.idle_bytes_before, layers)))
-            .saturating_add(prompts * between(&self.token_bytes_before, layers))
+        let token = self.step_ps(layers, speed, 1.0, 0.0);
+        let prompt = self.chunk_ps(layers, speed, LONG_CHUNK) * ROWS_PER_READ / LONG_CHUNK;
+        StageTime { token: token.round() as u64, load: (replies * token + prompts * prompt).round() as u64 }
     }
 }
 
@@ -97,11 +128,14 @@ fn between(before: &[u64], layers: &Range<usize>) -> u64 {
 impl Workload {
     /// Tokens of prompts and generated ones, by the time that they take of layers: in a mixture more of prompts, as a stream
     /// alone does not mind how its tokens' work is cut.
-    fn tokens(self) -> (u64, u64) {
+    fn tokens(self) -> (f64, f64) {
         match self {
-            Self::Mixed => (3, 1),
-            Self::Prompts => (1, 0),
-            Self::Replies => (0, 1),
+            Self::Mixed => (3.0, 1.0),
+            Self::Prompts => (1.0, 0.0),
+            Self::Replies => (0.0, 1.0),
         }
     }
 }
+
+/// Rows of a chunk of a long prompt.
+const LONG_CHUNK: f64 = 256.0;

@@ -4,7 +4,7 @@ use std::{fmt, ops::Range};
 
 use qmesh_models::bytes::ByteCount;
 
-use super::{Capacity, PlanInput, cost::Costs, solver};
+use super::{Capacity, PlanInput, cost::Costs, feasible};
 
 /// Why there is no plan.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -43,6 +43,16 @@ pub enum PlanError {
         stages: usize,
         /// Given.
         workers: usize,
+    },
+    /// A worker is pinned to layers that it cannot have.
+    #[error("{worker} is pinned to layers {}..{}: {reason}", layers.start, layers.end)]
+    BadPin {
+        /// Whose pin it is.
+        worker: String,
+        /// As given.
+        layers: Range<usize>,
+        /// What is wrong with it.
+        reason: String,
     },
 }
 
@@ -95,21 +105,45 @@ impl PlanError {
             Self::CutDoesNotFit { .. } => {
                 Some("another --cut, or none: the planner looks for one that fits".to_owned())
             }
-            Self::NoWorkers | Self::BadCut { .. } | Self::CutNeedsWorkers { .. } => None,
+            Self::NoWorkers | Self::BadCut { .. } | Self::CutNeedsWorkers { .. } | Self::BadPin { .. } => None,
         }
     }
+}
+
+/// Whether the pins can be kept.
+pub(super) fn check_pins(input: &PlanInput<'_>) -> Result<(), PlanError> {
+    let costs = Costs::new(input);
+    let mut before: Option<&Range<usize>> = None;
+    let mut pins: Vec<_> = input.pins.iter().collect();
+    pins.sort_by_key(|(_, layers)| layers.start);
+    for (&worker, layers) in pins {
+        let Some(Capacity { name, memory_bytes, threads, .. }) = input.workers.get(worker) else { continue };
+        let bad = |reason| Err(PlanError::BadPin { worker: name.clone(), layers: layers.clone(), reason });
+        if layers.is_empty() || layers.end > costs.layers() {
+            return bad(format!("the model has layers 0..{}", costs.layers()));
+        }
+        if let Some(before) = before.filter(|before| before.end > layers.start) {
+            return bad(format!("another worker is pinned to {}..{}", before.start, before.end));
+        }
+        let needed_bytes = costs.footprint(layers, *threads).total_bytes();
+        if needed_bytes > *memory_bytes {
+            return bad(format!("they need {}, it has {}", ByteCount(needed_bytes), ByteCount(*memory_bytes)));
+        }
+        before = Some(layers);
+    }
+    Ok(())
 }
 
 pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanError {
     let workers = &input.workers;
     let fits_positions = |positions: u64| {
         let positions = usize::try_from(positions).unwrap_or(usize::MAX);
-        solver::assign(&costs.with_kv_positions(positions), workers).is_some()
+        feasible(input, &costs.with_kv_positions(positions))
     };
     let with_extra = |memory_bytes: u64| {
-        let mut workers = workers.clone();
-        workers.push(Capacity { name: String::new(), memory_bytes, threads: 1 });
-        solver::assign(costs, &workers).is_some()
+        let mut helped = input.clone();
+        helped.workers.push(Capacity { name: String::new(), memory_bytes, threads: 1, speed: None });
+        feasible(&helped, costs)
     };
     let fitting_kv_positions = usize::try_from(last_true(input.kv_positions as u64, fits_positions)).unwrap_or(0);
     let whole = costs.footprint(&(0..costs.layers()), 1).total_bytes();

@@ -31,7 +31,9 @@ impl Machine {
     pub fn shared_by(self, count: usize) -> Vec<Capacity> {
         let memory_bytes = self.memory_bytes / count.max(1) as u64;
         let threads = self.threads_each(count);
-        (0..count).map(|worker| Capacity { name: format!("worker-{worker}"), memory_bytes, threads }).collect()
+        (0..count)
+            .map(|worker| Capacity { name: format!("worker-{worker}"), memory_bytes, threads, speed: None })
+            .collect()
     }
 
     /// Threads of each of `count` workers that share this machine; at least 1.

@@ -1,122 +1,296 @@
-//! The exact search over contiguous cuts: a dynamic program over (workers considered, layers placed).
+//! The exact search: which workers, in which order, with which layers.
 //!
-//! "Smallest maximum, then smallest sum" has no optimal substructure in one pass, so there are two: the first finds the
-//! slowest stage of the best cut, the second the least sum among the cuts that have no slower one. In both, a worker
-//! without layers costs more than any time: all that can work do.
+//! A state is (layers placed, kind of the last worker, how often scarce kinds are used, stages so far), and a step gives the
+//! next layers to some worker. Workers that differ in nothing are one kind. At first every kind may be used without end,
+//! which is a relaxation: its best answer is a bound, and where it uses no kind more often than there are workers of it, it
+//! is the answer. Else that kind becomes scarce, its uses are counted in the state, and the search begins again (decremental
+//! state-space relaxation; Righini and Salani 2008). The number of states is limited; beyond it the best plan known is taken,
+//! with its distance from the bound.
 
 use std::ops::Range;
 
-use super::{Capacity, cost::Costs};
+use super::Goal;
 
-/// Layers for one worker (an index into the workers given).
+/// What the search knows of the workers. Times are in picoseconds.
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// Layers of the model.
+    pub(super) layers: usize,
+    /// `stages[kind][start]` holds the ranges from `start` that a worker of this kind may have, in increasing length; a
+    /// range that it may not have is `None`.
+    pub(super) stages: Vec<Vec<Vec<Option<StageTime>>>>,
+    /// Workers of each kind.
+    pub(super) counts: Vec<usize>,
+    /// `hops[from][to]`: a row's way between workers of two kinds; the last index is the coordinator. `None` where there is
+    /// no way.
+    pub(super) hops: Vec<Vec<Option<u64>>>,
+    /// Fewer stages than this are no plan.
+    pub(super) stages_least: usize,
+}
+
+/// The time of a stage.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct StageTime {
+    /// For one token of one stream.
+    pub(super) token: u64,
+    /// For its share of the work that keeps all stages busy.
+    pub(super) load: u64,
+}
+
+/// Layers for a worker of some kind.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Assignment {
-    pub(super) worker: usize,
+pub(super) struct Place {
+    pub(super) kind: usize,
     pub(super) layers: Range<usize>,
 }
 
-/// The best cut, or `None` where no cut fits.
-pub(super) fn assign(costs: &Costs<'_>, workers: &[Capacity]) -> Option<Vec<Assignment>> {
-    let table = Table::new(costs, workers);
-    let slowest = |so_far: Slowest, time: u128| Slowest { time: so_far.time.max(time), ..so_far };
-    let (best, _) = table.search(u128::MAX, slowest)?;
-    let total =
-        |so_far: Total, time: u128| Total { sum: so_far.sum + time, squares: so_far.squares + time * time, ..so_far };
-    table.search(best.time, total).map(|(_, assignments)| assignments)
+/// A way to deal the layers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Deal {
+    /// One after the other.
+    pub(super) places: Vec<Place>,
+    /// A token's way through all of them.
+    pub(super) token: u64,
+    /// No way to deal them takes less.
+    pub(super) bound: u64,
 }
 
-/// How good a partial cut is: less is better, fields compared in order. `unused` counts workers without layers.
-trait Score: Copy + Default + Ord {
-    fn skip(self) -> Self;
+impl Problem {
+    /// The best way for `goal`; `None` where there is no way at all.
+    pub(super) fn best(&self, goal: Goal) -> Option<Deal> {
+        let mut scarce = Vec::new();
+        let fastest = self.fastest(u64::MAX, &mut scarce)?;
+        let token_most = match goal {
+            Goal::Latency => return Some(fastest),
+            Goal::Balanced => fastest.token.saturating_add(fastest.token / BALANCED_SHARE),
+            Goal::Throughput => u64::MAX,
+        };
+        let mut loads = self.loads();
+        loads.retain(|&load| load < self.load_of(&fastest.places));
+        let (mut low, mut high, mut best) = (0, loads.len(), fastest);
+        // The larger the largest load may be, the less a token may take.
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match self.fastest(loads[middle], &mut scarce).filter(|deal| deal.token <= token_most) {
+                Some(deal) => (best, high) = (Deal { bound: best.bound, ..deal }, middle),
+                None => low = middle + 1,
+            }
+        }
+        Some(best)
+    }
+
+    /// The fastest way for a token without a stage whose load is above `load_most`; among equal ones the most even. What
+    /// turns out to be scarce is added to `scarce`.
+    fn fastest(&self, load_most: u64, scarce: &mut Vec<usize>) -> Option<Deal> {
+        let mut bound = 0;
+        loop {
+            if self.states(scarce) > STATES_MOST {
+                return self.in_order(load_most).map(|(token, places)| Deal { places, token, bound });
+            }
+            let (token, places) = Search::new(self, scarce, load_most).best()?;
+            bound = bound.max(token);
+            let Some(kind) = self.overused(&places) else { return Some(Deal { places, token, bound }) };
+            scarce.push(kind);
+        }
+    }
+
+    /// The loads that a stage may have, in increasing order; where there are very many, those that differ.
+    fn loads(&self) -> Vec<u64> {
+        let stages = self.stages.iter().flatten().flatten().flatten();
+        let mut loads: Vec<u64> = stages.map(|stage| stage.load).collect();
+        loads.sort_unstable();
+        loads.dedup();
+        if loads.len() > LOADS_MOST {
+            loads.dedup_by(|next, kept| *next - *kept < *kept / LOAD_STEPS);
+        }
+        loads
+    }
+
+    /// The largest load of a deal's stages.
+    pub(super) fn load_of(&self, places: &[Place]) -> u64 {
+        places.iter().filter_map(|place| self.stage(place)).map(|stage| stage.load).max().unwrap_or(0)
+    }
+
+    fn stage(&self, place: &Place) -> Option<StageTime> {
+        *self.stages[place.kind].get(place.layers.start)?.get(place.layers.len().checked_sub(1)?)?
+    }
+
+    /// The first kind of which more workers are used than there are.
+    fn overused(&self, places: &[Place]) -> Option<usize> {
+        let used = |kind: usize| places.iter().filter(|place| place.kind == kind).count();
+        (0..self.counts.len()).find(|&kind| used(kind) > self.counts[kind])
+    }
+
+    fn states(&self, scarce: &[usize]) -> usize {
+        let uses = scarce.iter().fold(1_usize, |n, &kind| n.saturating_mul(self.counts[kind] + 1));
+        uses.saturating_mul((self.layers + 1) * self.counts.len() * (self.stages_least + 1))
+    }
+
+    /// The best way that uses the kinds one after the other, as they are numbered: quick to find, and never more workers
+    /// than there are.
+    fn in_order(&self, load_most: u64) -> Option<(u64, Vec<Place>)> {
+        let workers: Vec<usize> =
+            self.counts.iter().enumerate().flat_map(|(kind, &count)| std::iter::repeat_n(kind, count)).collect();
+        let end = self.counts.len();
+        // best[placed] holds the cost, the last kind and the places so far.
+        let mut best: Vec<Option<(Cost, usize, Vec<Place>)>> = vec![None; self.layers + 1];
+        best[0] = Some((Cost::default(), end, Vec::new()));
+        for &kind in &workers {
+            for start in (0..self.layers).rev() {
+                let Some((cost, last, places)) = best[start].clone() else { continue };
+                let Some(hop) = self.hops[last][kind] else { continue };
+                for (length, stage) in self.stages[kind][start].iter().enumerate() {
+                    let Some(stage) = *stage else { continue };
+                    if stage.load > load_most {
+                        break;
+                    }
+                    let (cost, layers) = (cost.after(hop, stage), start..start + length + 1);
+                    if best[layers.end].as_ref().is_none_or(|(known, ..)| cost < *known) {
+                        let place = Place { kind, layers: layers.clone() };
+                        best[layers.end] = Some((cost, kind, [places.clone(), vec![place]].concat()));
+                    }
+                }
+            }
+        }
+        let (cost, last, places) = best.pop().flatten()?;
+        let home = self.hops[last][end]?;
+        (places.len() >= self.stages_least).then_some((cost.token.saturating_add(home), places))
+    }
 }
 
-#[derive(Clone, Copy, Default, Eq, Ord, PartialEq, PartialOrd)]
-struct Slowest {
-    unused: usize,
-    time: u128,
-}
-
-#[derive(Clone, Copy, Default, Eq, Ord, PartialEq, PartialOrd)]
-struct Total {
-    unused: usize,
-    sum: u128,
+/// How good a partial deal is: less is better, fields compared in order.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+struct Cost {
+    token: u64,
     /// Breaks the ties of equal workers: 8, 8, 7, 7 layers rather than 8, 8, 8, 6.
     squares: u128,
 }
 
-impl Score for Slowest {
-    fn skip(self) -> Self {
-        Self { unused: self.unused + 1, ..self }
+impl Cost {
+    fn after(self, hop: u64, stage: StageTime) -> Self {
+        let square = u128::from(stage.load) * u128::from(stage.load);
+        let token = self.token.saturating_add(hop).saturating_add(stage.token);
+        Self { token, squares: self.squares.saturating_add(square) }
     }
 }
 
-impl Score for Total {
-    fn skip(self) -> Self {
-        Self { unused: self.unused + 1, ..self }
-    }
+#[derive(Clone, Copy, Debug)]
+struct Label {
+    cost: Cost,
+    /// The state before, and the layers before that.
+    from: usize,
 }
 
-/// Stage times of every range that fits a worker.
-struct Table {
-    workers: usize,
-    layers: usize,
-    /// `times[worker][start]` holds the ranges that fit, in increasing length, with their times.
-    times: Vec<Vec<Vec<u128>>>,
+/// One pass over the states, with the uses of scarce kinds counted.
+struct Search<'a> {
+    problem: &'a Problem,
+    /// What a use of each kind adds to the state's number, and the most uses; 0 and `usize::MAX` where it is not scarce.
+    weights: Vec<(usize, usize)>,
+    /// Different numbers of uses.
+    uses: usize,
+    labels: Vec<Option<Label>>,
 }
 
-impl Table {
-    fn new(costs: &Costs<'_>, workers: &[Capacity]) -> Self {
-        let layers = costs.layers();
-        let fitting = |worker: &Capacity, start: usize| {
-            (start + 1..=layers)
-                .map(|end| start..end)
-                .take_while(|layers| costs.footprint(layers, worker.threads).total_bytes() <= worker.memory_bytes)
-                .map(|layers| u128::from(costs.work_bytes(&layers)) * TIME_SCALE / u128::from(worker.threads.max(1)))
-                .collect()
-        };
-        let times = workers.iter().map(|w| (0..layers).map(|start| fitting(w, start)).collect()).collect();
-        Self { workers: workers.len(), layers, times }
+impl<'a> Search<'a> {
+    fn new(problem: &'a Problem, scarce: &[usize], load_most: u64) -> Self {
+        let mut weights = vec![(0, usize::MAX); problem.counts.len()];
+        let mut uses = 1;
+        for &kind in scarce {
+            weights[kind] = (uses, problem.counts[kind]);
+            uses *= problem.counts[kind] + 1;
+        }
+        let states = (problem.layers + 1) * problem.counts.len() * uses * (problem.stages_least + 1);
+        let mut search = Self { problem, weights, uses, labels: vec![None; states] };
+        search.run(load_most);
+        search
     }
 
-    /// The least score over all cuts without a stage above `limit`.
-    fn search<S: Score>(&self, limit: u128, take: impl Fn(S, u128) -> S) -> Option<(S, Vec<Assignment>)> {
-        // best[placed] after the workers so far; from[worker][placed] = layers placed before this worker.
-        let mut best: Vec<Option<S>> = vec![None; self.layers + 1];
-        best[0] = Some(S::default());
-        let mut from = Vec::with_capacity(self.workers);
-        for times in &self.times {
-            let mut next: Vec<Option<S>> = best.iter().map(|score| score.map(S::skip)).collect();
-            let mut origin: Vec<usize> = (0..=self.layers).collect();
-            for (start, times) in times.iter().enumerate() {
-                let Some(score) = best[start] else { continue };
-                for (end, &time) in (start + 1..).zip(times) {
-                    let candidate = take(score, time);
-                    if time <= limit && next[end].is_none_or(|known| candidate < known) {
-                        next[end] = Some(candidate);
-                        origin[end] = start;
-                    }
+    fn run(&mut self, load_most: u64) {
+        let coordinator = self.problem.counts.len();
+        for kind in 0..coordinator {
+            self.extend(START, Cost::default(), 0, kind, self.problem.hops[coordinator][kind], load_most);
+        }
+        let per_layer = self.labels.len() / (self.problem.layers + 1);
+        for state in per_layer..self.labels.len() - per_layer {
+            let Some(Label { cost, .. }) = self.labels[state] else { continue };
+            let (placed, last) = (state / per_layer, self.kind_of(state));
+            for kind in 0..coordinator {
+                // One worker alone does not hand rows to itself.
+                if kind != last || self.problem.counts[kind] > 1 {
+                    self.extend(state, cost, placed, kind, self.problem.hops[last][kind], load_most);
                 }
             }
-            best = next;
-            from.push(origin);
         }
-        best[self.layers].map(|score| (score, self.trace(&from)))
     }
 
-    fn trace(&self, from: &[Vec<usize>]) -> Vec<Assignment> {
-        let mut end = self.layers;
-        let mut assignments = Vec::new();
-        for (worker, origin) in from.iter().enumerate().rev() {
-            let start = origin[end];
-            if start < end {
-                assignments.push(Assignment { worker, layers: start..end });
+    /// Gives layers from `placed` on to a worker of this kind, in every length that it may have.
+    fn extend(&mut self, state: usize, cost: Cost, placed: usize, kind: usize, hop: Option<u64>, load_most: u64) {
+        let (weight, most) = self.weights[kind];
+        let (used, stages) = if state == START { (0, 0) } else { (self.used_of(state), self.stages_of(state)) };
+        let Some(hop) = hop.filter(|_| weight == 0 || used / weight % (most + 1) < most) else { return };
+        let (used, stages) = (used + weight, (stages + 1).min(self.problem.stages_least));
+        for (length, stage) in self.problem.stages[kind][placed].iter().enumerate() {
+            let Some(stage) = *stage else { continue };
+            // Further layers only add to it.
+            if stage.load > load_most {
+                break;
             }
-            end = start;
+            let cost = cost.after(hop, stage);
+            let next = self.state(placed + length + 1, kind, used, stages);
+            if self.labels[next].is_none_or(|known| cost < known.cost) {
+                self.labels[next] = Some(Label { cost, from: state });
+            }
         }
-        assignments.reverse();
-        assignments
+    }
+
+    /// The least cost with all layers placed, the way home included, and the places that lead there.
+    fn best(&self) -> Option<(u64, Vec<Place>)> {
+        let (problem, coordinator) = (self.problem, self.problem.counts.len());
+        let per_layer = self.labels.len() / (problem.layers + 1);
+        let ends = (self.labels.len() - per_layer..self.labels.len()).filter_map(|state| {
+            let home = problem.hops[self.kind_of(state)][coordinator]?;
+            let label = self.labels[state].filter(|_| self.stages_of(state) == problem.stages_least)?;
+            Some((Cost { token: label.cost.token.saturating_add(home), ..label.cost }, state))
+        });
+        let (cost, mut state) = ends.min()?;
+        let mut places = Vec::new();
+        while let Some(label) = self.labels[state] {
+            let start = if label.from == START { 0 } else { label.from / per_layer };
+            places.push(Place { kind: self.kind_of(state), layers: start..state / per_layer });
+            if label.from == START {
+                break;
+            }
+            state = label.from;
+        }
+        places.reverse();
+        Some((cost.token, places))
+    }
+
+    fn state(&self, placed: usize, kind: usize, used: usize, stages: usize) -> usize {
+        let kinds = self.problem.counts.len();
+        ((placed * kinds + kind) * self.uses + used) * (self.problem.stages_least + 1) + stages
+    }
+
+    fn kind_of(&self, state: usize) -> usize {
+        state / (self.problem.stages_least + 1) / self.uses % self.problem.counts.len()
+    }
+
+    fn used_of(&self, state: usize) -> usize {
+        state / (self.problem.stages_least + 1) % self.uses
+    }
+
+    fn stages_of(&self, state: usize) -> usize {
+        state % (self.problem.stages_least + 1)
     }
 }
 
-/// Times are bytes over threads in whole numbers, so that equal cuts compare equal; the scale keeps the fraction.
-const TIME_SCALE: u128 = 1 << 10;
+/// Where a deal begins: no state has this number.
+const START: usize = usize::MAX;
+/// A balanced plan's tokens take at most a twentieth longer than those of the fastest one.
+const BALANCED_SHARE: u64 = 20;
+/// Above this many loads, those are one that differ by less than the next.
+const LOADS_MOST: usize = 1000;
+/// A part of so many.
+const LOAD_STEPS: u64 = 500;
+/// Some 100 MB of labels, and about a second.
+const STATES_MOST: usize = 1 << 21;

@@ -8,7 +8,11 @@ use qmesh_models::{
     tensor::TensorType,
 };
 
-use super::*;
+use super::{
+    alternatives::alternatives,
+    prediction::{Bottleneck, predict},
+    *,
+};
 
 /// splitmix64: enough for instances, and no dependency.
 struct Random(u64);
@@ -75,11 +79,11 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
 }
 
 fn worker(index: usize, memory_bytes: u64, threads: u32) -> Capacity {
-    Capacity { name: format!("w{index}"), memory_bytes, threads }
+    Capacity { name: format!("w{index}"), memory_bytes, threads, speed: None }
 }
 
 fn input(spec: &ModelSpec, workers: Vec<Capacity>) -> PlanInput<'_> {
-    PlanInput { spec, workers, kv_positions: 100, context: 100, chunk_rows: 8, cut: None, workload: Workload::Mixed }
+    PlanInput::new(spec, workers, 100, 100, 8)
 }
 
 /// How often a layer and the head are passed.
@@ -107,10 +111,10 @@ fn score(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> (usize, f64, f
     (input.workers.len() - cut.len(), times.iter().copied().fold(0.0, f64::max), times.iter().sum())
 }
 
-/// Every way to give layers from `placed` on to workers from `worker` on, under their limits.
+/// Every way to give layers from `placed` on to workers that are not in `cut`, in any order, under their limits.
 fn every_cut(
     input: &PlanInput<'_>,
-    worker: usize,
+    costs: &Costs<'_>,
     placed: usize,
     found: &mut Vec<Vec<(usize, Range<usize>)>>,
     cut: &mut Vec<(usize, Range<usize>)>,
@@ -120,40 +124,52 @@ fn every_cut(
         found.push(cut.clone());
         return;
     }
-    if worker == input.workers.len() {
-        return;
-    }
-    every_cut(input, worker + 1, placed, found, cut);
-    let costs = Costs::new(input);
-    for end in placed + 1..=layers {
-        let needed = costs.footprint(&(placed..end), input.workers[worker].threads).total_bytes();
-        if needed <= input.workers[worker].memory_bytes {
-            cut.push((worker, placed..end));
-            every_cut(input, worker + 1, end, found, cut);
-            cut.pop();
+    for worker in 0..input.workers.len() {
+        if cut.iter().any(|(used, _)| *used == worker) {
+            continue;
+        }
+        for end in placed + 1..=layers {
+            let needed = costs.footprint(&(placed..end), input.workers[worker].threads).total_bytes();
+            if needed <= input.workers[worker].memory_bytes {
+                cut.push((worker, placed..end));
+                every_cut(input, costs, end, found, cut);
+                cut.pop();
+            }
         }
     }
 }
 
+fn cuts(input: &PlanInput<'_>) -> Vec<Vec<(usize, Range<usize>)>> {
+    let mut found = Vec::new();
+    every_cut(input, &Costs::new(input), 0, &mut found, &mut Vec::new());
+    found
+}
+
+fn random_spec(random: &mut Random, layers_most: u64) -> ModelSpec {
+    let layer_bytes: Vec<u64> = (0..1 + random.below(layers_most)).map(|_| 1000 * (1 + random.below(5))).collect();
+    let head = if random.below(2) == 0 { HeadMatrix::Tied } else { HeadMatrix::Own };
+    spec(&layer_bytes, 1000 * random.below(8), head)
+}
+
+fn random_workers(random: &mut Random, spec: &ModelSpec, most: u64) -> Vec<Capacity> {
+    let count = 1 + random.below(most) as usize;
+    let one = |w| {
+        let (spare, threads) = (1_000 * random.below(80), 1 + random.below(4) as u32);
+        worker(w, bare_bytes(spec, threads) + spare, threads)
+    };
+    (0..count).map(one).collect()
+}
+
 #[test]
-fn agrees_with_brute_force() {
+fn without_speeds_all_that_can_work_do_and_none_is_slower_than_it_must_be() {
     let (mut solved, mut refused) = (0, 0);
-    for seed in 0..300 {
+    for seed in 0..400 {
         let random = &mut Random(seed);
-        let layer_bytes: Vec<u64> = (0..1 + random.below(6)).map(|_| 1000 * (1 + random.below(5))).collect();
-        let head = if random.below(2) == 0 { HeadMatrix::Tied } else { HeadMatrix::Own };
-        let spec = spec(&layer_bytes, 1000 * random.below(8), head);
-        let few: Vec<_> = (0..1 + random.below(4) as usize)
-            .map(|w| {
-                let (spare, threads) = (1_000 * random.below(80), 1 + random.below(4) as u32);
-                worker(w, bare_bytes(&spec, threads) + spare, threads)
-            })
-            .collect();
-        let input = input(&spec, few);
+        let spec = random_spec(random, 5);
+        let workers = random_workers(random, &spec, 4);
         let workload = [Workload::Mixed, Workload::Prompts, Workload::Replies][random.below(3) as usize];
-        let input = PlanInput { workload, ..input };
-        let mut cuts = Vec::new();
-        every_cut(&input, 0, 0, &mut cuts, &mut Vec::new());
+        let input = PlanInput { workload, ..input(&spec, workers) };
+        let cuts = cuts(&input);
         let best = cuts.iter().map(|cut| score(&input, cut)).min_by(|a, b| a.partial_cmp(b).unwrap());
         assert_eq!(fits(&input), best.is_some(), "seed {seed}");
         match (solve(&input), best) {
@@ -161,11 +177,7 @@ fn agrees_with_brute_force() {
                 let cut: Vec<_> = plan.stages.iter().map(|s| (s.worker, s.layers.clone())).collect();
                 assert!(cuts.contains(&cut), "seed {seed}: {cut:?} is no cut");
                 let score = score(&input, &cut);
-                // Times are rounded down to a 1024th of a byte in the planner.
-                assert!(
-                    score.0 == best.0 && score.1 <= best.1 + 0.01 && score.2 <= best.2 + 0.05,
-                    "seed {seed}: {score:?} {best:?}"
-                );
+                assert!(score.0 == best.0 && score.1 <= best.1 + 0.05, "seed {seed}: {score:?} {best:?}");
                 solved += 1;
             }
             (Err(PlanError::DoesNotFit(shortfall)), None) => {
@@ -176,6 +188,80 @@ fn agrees_with_brute_force() {
         }
     }
     assert!(solved > 50 && refused > 50, "{solved} solved, {refused} refused");
+}
+
+/// Speeds for some of the workers, links for all of them, of which some are cut.
+fn timed<'a>(random: &mut Random, spec: &'a ModelSpec) -> PlanInput<'a> {
+    let mut workers = random_workers(random, spec, 4);
+    for worker in &mut workers {
+        let ps = 1000.0 * (1 + random.below(30)) as f64;
+        let point = |rows, times: u64| SpeedPoint {
+            rows,
+            layers_ps_per_byte: ps * times as f64,
+            head_ps_per_byte: ps * times as f64,
+        };
+        worker.speed = Speed::measured(vec![point(1, 1), point(256, 20 + random.below(60))]);
+    }
+    let mut links = Links::default();
+    for from in 0..workers.len() {
+        links.set_own(from, Link { rtt_ms: random.below(3) as f64 * 0.05, bytes_per_s: None });
+        for to in 0..workers.len() {
+            match random.below(8) {
+                0 => links.cut(End::Worker(from), End::Worker(to)),
+                1 => links.set_pair(End::Worker(from), End::Worker(to), Link { rtt_ms: 0.5, bytes_per_s: Some(1e6) }),
+                _ => {}
+            }
+        }
+    }
+    let goal = [Goal::Latency, Goal::Throughput, Goal::Balanced][random.below(3) as usize];
+    let stages_least = random.below(3) as usize;
+    PlanInput { links, goal, stages_least, ..input(spec, workers) }
+}
+
+/// (a token's time, the largest load) of a cut, from the definition; `None` where rows cannot get through.
+fn times(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> Option<(u64, u64)> {
+    let costs = Costs::new(input);
+    let stages: Vec<_> = cut.iter().map(|(w, layers)| costs.stage_time(layers, &input.speed(*w))).collect();
+    let ends: Vec<End> = cut.iter().map(|(worker, _)| End::Worker(*worker)).collect();
+    let ends = [vec![End::Coordinator], ends, vec![End::Coordinator]].concat();
+    let hops: Option<Vec<u64>> = ends.windows(2).map(|pair| input.hop_ps(pair[0], pair[1])).collect();
+    let token = hops?.iter().sum::<u64>() + stages.iter().map(|s| s.token).sum::<u64>();
+    Some((token, stages.iter().map(|s| s.load).max()?))
+}
+
+#[test]
+fn with_speeds_no_plan_is_better() {
+    let (mut solved, mut split) = (0, 0);
+    for seed in 1000..1600 {
+        let random = &mut Random(seed);
+        let spec = random_spec(random, 4);
+        let input = timed(random, &spec);
+        let cuts: Vec<_> = cuts(&input).into_iter().filter_map(|cut| Some((times(&input, &cut)?, cut.len()))).collect();
+        let most = cuts.iter().map(|(_, stages)| *stages).max().unwrap_or(0);
+        let enough: Vec<_> =
+            cuts.into_iter().filter(|(_, s)| *s >= most.min(input.stages_least)).map(|c| c.0).collect();
+        let Some(fastest) = enough.iter().map(|(token, _)| *token).min() else {
+            assert!(!fits(&input), "seed {seed}");
+            continue;
+        };
+        let plan = solve(&input).unwrap();
+        let cut: Vec<_> = plan.stages.iter().map(|s| (s.worker, s.layers.clone())).collect();
+        let (token, load) = times(&input, &cut).unwrap_or_else(|| panic!("seed {seed}: {cut:?} has no way"));
+        let limit = match input.goal {
+            Goal::Latency => fastest,
+            Goal::Balanced => fastest + fastest / 20,
+            Goal::Throughput => u64::MAX,
+        };
+        assert!(token <= limit && cut.len() >= most.min(input.stages_least), "seed {seed}: {token} {limit} {cut:?}");
+        if input.goal != Goal::Latency {
+            let least = enough.iter().filter(|(token, _)| *token <= limit).map(|(_, load)| *load).min();
+            assert_eq!(Some(load), least, "seed {seed}: {cut:?}");
+        }
+        assert_eq!(plan.gap_percent, 0.0, "seed {seed}");
+        solved += 1;
+        split += usize::from(cut.len() > 1);
+    }
+    assert!(solved > 300 && split > 100, "{solved} solved, {split} of them over several workers");
 }
 
 /// What a worker with so many threads needs beside weights and KV, wherever its layers lie.
@@ -194,6 +280,93 @@ fn check_advice(input: &PlanInput<'_>, shortfall: &Shortfall, seed: u64) {
     let positions = shortfall.fitting_kv_positions;
     assert!(positions == 0 || fits(&with_positions(positions)), "seed {seed}: {shortfall:?}");
     assert!(!fits(&with_positions(positions + 1)), "seed {seed}: {shortfall:?}");
+}
+
+fn fast(mut worker: Capacity, gigabytes_per_s: f64) -> Capacity {
+    worker.speed = Some(Speed::of_bandwidth(gigabytes_per_s * 1e9));
+    worker
+}
+
+#[test]
+fn a_slow_link_is_a_reason_not_to_split() {
+    let spec = spec(&[10_000_000; 20], 1000, HeadMatrix::Tied);
+    let workers = || vec![fast(worker(0, 1 << 30, 4), 20.0), fast(worker(1, 1 << 30, 4), 20.0)];
+    let mut input = input(&spec, workers());
+    let stages = |input: &PlanInput<'_>| solve(input).unwrap().stages.len();
+    assert_eq!(stages(&input), 2, "on one machine the second is worth it");
+    input.links.set_own(1, Link { rtt_ms: 50.0, bytes_per_s: None });
+    assert_eq!(stages(&input), 1);
+    assert_eq!(solve(&input).unwrap().notes, ["it would only be slower with more workers: nothing to do for w1"]);
+    assert_eq!(stages(&PlanInput { goal: Goal::Throughput, ..input.clone() }), 2);
+    // Where two stages are wanted, the plan says what one alone would do.
+    let split = PlanInput { stages_least: 2, ..input.clone() };
+    let plan = solve(&split).unwrap();
+    let prediction = predict(&split, &plan, 1).unwrap();
+    let others = alternatives(&split, &plan, 1);
+    let verdict = others.verdict(&plan, &prediction).unwrap();
+    assert!(verdict.starts_with("do not split: w0 alone is faster; one stream gets 9"), "{verdict}");
+    assert_eq!(alternatives(&input, &solve(&input).unwrap(), 1).verdict(&solve(&input).unwrap(), &prediction), None);
+}
+
+#[test]
+fn what_is_predicted_is_what_the_formulas_say() {
+    let spec = spec(&[10_000_000; 20], 1000, HeadMatrix::Tied);
+    let workers = vec![fast(worker(0, 1 << 30, 4), 10.0), fast(worker(1, 1 << 30, 4), 10.0)];
+    let input = PlanInput { stages_least: 2, ..input(&spec, workers) };
+    let plan = solve(&input).unwrap();
+    let prediction = predict(&input, &plan, 8).unwrap();
+    // 100 MB a stage at 10 GB/s, and three hops of 0.15 ms; attention reads a little more.
+    assert!((20.45..20.5).contains(&(1e3 / prediction.tokens_per_s)), "{prediction:?}");
+    assert!((0.45..0.46).contains(&prediction.hops_ms));
+    // Two groups of four, which take 1.5 times as long as one row, and are on links a little: a third would fill the gap.
+    assert!((255.0..264.0).contains(&prediction.streams_tokens_per_s), "{prediction:?}");
+    assert_eq!(prediction.bottleneck, Bottleneck::Streams);
+    let lopsided = PlanInput { cut: Some(vec![15]), ..input.clone() };
+    let bound = predict(&lopsided, &solve(&lopsided).unwrap(), 64).unwrap().bottleneck;
+    assert_eq!(bound, Bottleneck::Stage(0));
+    // One chunk of 8 rows after the other.
+    let [one, sixteen] = [1, 16].map(|tokens| prediction.ttft_ms(tokens));
+    assert!((20.4..20.6).contains(&one) && (44.0 + 22.0..67.0).contains(&sixteen), "{one} {sixteen}");
+    let unknown = PlanInput { workers: vec![worker(0, 1 << 30, 4)], ..input.clone() };
+    assert_eq!(predict(&unknown, &solve(&unknown).unwrap(), 1), None);
+}
+
+#[test]
+fn pins_are_kept_or_refused() {
+    let spec = spec(&[1000; 6], 1000, HeadMatrix::Own);
+    let with = |pins: &[(usize, Range<usize>)]| {
+        let workers = (0..3).map(|w| worker(w, 1 << 30, 1)).collect();
+        solve(&PlanInput { pins: pins.iter().cloned().collect(), ..input(&spec, workers) })
+    };
+    let plan = with(&[(2, 0..3)]).unwrap();
+    assert_eq!((plan.stages[0].worker, plan.stages[0].layers.clone()), (2, 0..3));
+    let middle = with(&[(1, 2..4)]).unwrap();
+    assert_eq!((middle.stages[1].worker, middle.stages.len()), (1, 3));
+    for (pins, part) in [
+        (vec![(0, 4..7)], "w0 is pinned to layers 4..7: the model has layers 0..6"),
+        (vec![(0, 0..3), (1, 2..4)], "w1 is pinned to layers 2..4: another worker is pinned to 0..3"),
+    ] {
+        assert_eq!(with(&pins).unwrap_err().to_string(), part);
+    }
+}
+
+#[test]
+fn many_large_machines_are_planned_for_exactly() {
+    // A dense model of 405 billion parameters in 4.5 bits, over eight mixed machines that it just fits.
+    let spec = spec(&[1_790_000_000; 126], 1_200_000_000, HeadMatrix::Own);
+    let machines =
+        [(64, 100.0), (32, 60.0), (128, 400.0), (16, 50.0), (64, 273.0), (24, 90.0), (48, 200.0), (16, 68.0)];
+    let workers: Vec<_> = machines
+        .iter()
+        .enumerate()
+        .map(|(w, (gigabytes, speed))| fast(worker(w, gigabytes * 1_000_000_000, 8), *speed))
+        .collect();
+    let mut input = input(&spec, workers);
+    (0..8).for_each(|w| input.links.set_own(w, Link { rtt_ms: 0.3 + w as f64, bytes_per_s: Some(100e6) }));
+    let plan = solve(&input).unwrap();
+    let layers: Vec<_> = plan.stages.iter().flat_map(|stage| stage.layers.clone()).collect();
+    assert_eq!((layers, plan.gap_percent), ((0..126).collect(), 0.0));
+    assert_eq!(plan.stages.iter().filter(|stage| stage.worker == 2).count(), 1, "the fastest has a part");
 }
 
 #[test]

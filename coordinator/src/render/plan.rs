@@ -1,13 +1,18 @@
-//! A plan as a table and as JSON.
+//! A plan as a table, a picture and JSON.
 
 use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 
 use super::{
     count,
+    picture::{self, Box},
     table::{Align, table},
 };
-use crate::plan::{Capacity, Plan, PlanInput, StagePlan};
+use crate::plan::{
+    Capacity, Goal, Plan, PlanInput, SpeedSource, StagePlan,
+    alternatives::Alternatives,
+    prediction::{Bottleneck, Prediction},
+};
 
 /// A plan and what it was made from, for `plan --json`.
 #[derive(Debug, Serialize)]
@@ -16,8 +21,12 @@ pub struct PlanReport<'a> {
     layers: usize,
     context: usize,
     kv_positions: usize,
+    goal: Goal,
     stages: Vec<StageReport<'a>>,
-    notes: &'a [String],
+    notes: Vec<String>,
+    gap_percent: f64,
+    prediction: Option<&'a Prediction>,
+    alternatives: Option<&'a Alternatives>,
 }
 
 #[derive(Debug, Serialize)]
@@ -34,25 +43,61 @@ struct StageReport<'a> {
     memory_bytes: u64,
     limit_bytes: u64,
     headroom_bytes: u64,
+    token_ms: Option<f64>,
 }
 
 impl<'a> PlanReport<'a> {
-    /// The plan that `input` led to.
-    pub fn new(input: &'a PlanInput<'_>, plan: &'a Plan) -> Self {
-        let stages =
-            plan.stages.iter().enumerate().map(|(index, s)| stage(index, s, &input.workers[s.worker])).collect();
+    /// The plan that `input` led to, with what it is expected to do and what else could be done, where that is known.
+    pub fn new(input: &'a PlanInput<'_>, plan: &'a Plan, expected: Option<&'a (Prediction, Alternatives)>) -> Self {
+        let prediction = expected.map(|(prediction, _)| prediction);
+        let stages = plan.stages.iter().enumerate().map(|(index, s)| {
+            let token_ms = prediction.and_then(|prediction| prediction.stage_ms.get(index).copied());
+            stage(index, s, &input.workers[s.worker], token_ms)
+        });
+        let verdict = expected.and_then(|(prediction, others)| others.verdict(plan, prediction));
         Self {
             model: &input.spec.name,
             layers: input.spec.layers.len(),
             context: input.context,
             kv_positions: input.kv_positions,
-            stages,
-            notes: &plan.notes,
+            goal: input.goal,
+            stages: stages.collect(),
+            notes: plan.notes.iter().cloned().chain(verdict).collect(),
+            gap_percent: plan.gap_percent,
+            prediction,
+            alternatives: expected.map(|(_, alternatives)| alternatives),
         }
     }
 
-    /// A heading, the table and the notes.
+    /// A heading, the table, the picture, what is expected, and the notes.
     pub fn text(&self) -> String {
+        let heading = format!(
+            "{}: {} over {}, room for {} KV positions (context {})",
+            self.model,
+            count(self.layers, "layer"),
+            count(self.stages.len(), "worker"),
+            self.kv_positions,
+            self.context
+        );
+        let mut parts = vec![heading, self.table()];
+        if let Some(prediction) = self.prediction {
+            parts.push(format!("\n{}\n", picture::text(&self.boxes())));
+            parts.push(expected(prediction));
+            parts.extend(self.alternatives.and_then(|others| one_more(others, prediction)));
+        }
+        if self.gap_percent > 0.0 {
+            parts.push(format!("a better plan may exist, by {:.1} % at most", self.gap_percent));
+        }
+        parts.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        parts.join("\n")
+    }
+
+    /// The pipeline as SVG.
+    pub fn svg(&self) -> String {
+        picture::svg(&format!("{}, {}", self.model, count(self.stages.len(), "stage")), &self.boxes())
+    }
+
+    fn table(&self) -> String {
         let columns = [
             ("stage", Align::Right),
             ("worker", Align::Left),
@@ -64,25 +109,67 @@ impl<'a> PlanReport<'a> {
             ("total", Align::Right),
             ("limit", Align::Right),
             ("headroom", Align::Right),
+            ("token ms", Align::Right),
         ];
+        let columns = if self.prediction.is_some() { &columns[..] } else { &columns[..columns.len() - 1] };
         let rows = self.stages.iter().map(|s| {
             let parts = [s.weight_bytes, s.kv_bytes, s.buffer_bytes, s.process_bytes];
             let totals = [s.memory_bytes, s.limit_bytes, s.headroom_bytes];
             let sizes = parts.into_iter().chain(totals).map(|size| ByteCount(size).to_string());
             let names = [s.stage.to_string(), s.worker.to_owned(), layers(s.first_layer, s.end_layer)];
-            names.into_iter().chain(sizes).collect()
+            names.into_iter().chain(sizes).chain(s.token_ms.map(|ms| format!("{ms:.2}"))).collect()
         });
-        let heading = format!(
-            "{}: {} over {}, room for {} KV positions (context {})",
-            self.model,
-            count(self.layers, "layer"),
-            count(self.stages.len(), "worker"),
-            self.kv_positions,
-            self.context
-        );
-        let notes = self.notes.iter().map(|note| format!("note: {note}"));
-        [heading, table(&columns, rows)].into_iter().chain(notes).collect::<Vec<_>>().join("\n")
+        table(columns, rows)
     }
+
+    fn boxes(&self) -> Vec<Box> {
+        let one = |s: &StageReport<'_>| Box {
+            worker: s.worker.to_owned(),
+            layers: layers(s.first_layer, s.end_layer),
+            ms: s.token_ms,
+            memory_share: s.memory_bytes as f64 / s.limit_bytes.max(1) as f64,
+        };
+        self.stages.iter().map(one).collect()
+    }
+}
+
+/// What a plan is expected to do, in a few lines.
+pub fn expected(prediction: &Prediction) -> String {
+    let Prediction { streams, streams_tokens_per_s, tokens_per_s, hops_ms, ref stage_ms, .. } = *prediction;
+    let token_ms = 1e3 / tokens_per_s;
+    let compute_ms: f64 = stage_ms.iter().sum();
+    let prompt = prediction.prompts.iter().find(|prompt| prompt.tokens >= SHOWN_PROMPT).or(prediction.prompts.last());
+    let prompt = prompt.map_or_else(String::new, |prompt| {
+        let per_s = prompt.tokens as f64 / prompt.ttft_ms * 1e3;
+        format!("; {} in give the first token after {:.0} ms ({per_s:.0} tok/s)", prompt.tokens, prompt.ttft_ms)
+    });
+    let source = match prediction.source {
+        SpeedSource::Measured => "measured on these workers",
+        SpeedSource::Stated | SpeedSource::Presumed => "from memory bandwidths, not measured",
+    };
+    let bound = match prediction.bottleneck {
+        Bottleneck::Stage(stage) => format!("stage {stage} is the bottleneck"),
+        Bottleneck::Link(stage) => format!("the link after stage {stage} is the bottleneck"),
+        Bottleneck::Streams => "more streams would get more".to_owned(),
+    };
+    format!(
+        "expected: {tokens_per_s:.1} tok/s for one stream ({token_ms:.2} ms a token: {compute_ms:.2} computing, \
+         {hops_ms:.2} on links){prompt}\n          {streams_tokens_per_s:.1} tok/s for {} together; {bound}\n          \
+         ({source}; drafts come on top)",
+        count(streams, "stream")
+    )
+}
+
+fn one_more(others: &Alternatives, prediction: &Prediction) -> Option<String> {
+    let more = others.one_more.as_ref()?;
+    let gain = |new: f64, old: f64| 100.0 * (new / old - 1.0);
+    let one = gain(more.tokens_per_s, prediction.tokens_per_s);
+    let all = gain(more.streams_tokens_per_s, prediction.streams_tokens_per_s);
+    Some(format!(
+        "one more worker like {}: {one:+.0} % for one stream, {all:+.0} % for {}",
+        more.worker,
+        count(prediction.streams, "stream")
+    ))
 }
 
 /// `0..10 (10)`: the first layer, the one after the last, and how many.
@@ -90,7 +177,7 @@ pub fn layers(first: usize, end: usize) -> String {
     format!("{first}..{end} ({})", end.saturating_sub(first))
 }
 
-fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity) -> StageReport<'a> {
+fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity, token_ms: Option<f64>) -> StageReport<'a> {
     StageReport {
         stage: index,
         worker: &worker.name,
@@ -104,5 +191,9 @@ fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity) -> StageRe
         memory_bytes: planned.memory_bytes,
         limit_bytes: worker.memory_bytes,
         headroom_bytes: planned.headroom_bytes,
+        token_ms,
     }
 }
+
+/// The prompt whose time is shown.
+const SHOWN_PROMPT: usize = 512;

@@ -6,11 +6,12 @@ use qmesh_models::bytes::ByteCount;
 
 use super::{
     count,
-    plan::layers,
+    plan::{expected, layers},
     table::{Align, pairs, table},
 };
 use crate::{
     mesh::status::{MeshState, MeshStatus, StageStatus},
+    plan::prediction::Prediction,
     text::TextEnd,
 };
 
@@ -54,6 +55,21 @@ pub fn rates(end: &TextEnd, first_token: Duration) -> String {
         count(end.generated_tokens, "token"),
         first_token.as_secs_f64() * 1e3
     )
+}
+
+/// One answer's times beside what the plan promised; `None` where it is too short to tell.
+pub fn compared(end: &TextEnd, first_token: Duration, prediction: &Prediction) -> Option<String> {
+    let seconds = end.decode.as_secs_f64();
+    let tokens = end.generated_tokens.checked_sub(1).filter(|tokens| *tokens > 0 && seconds > 0.0)?;
+    let (measured, expected) = (tokens as f64 / seconds, prediction.tokens_per_s);
+    let computed = end.prompt_tokens - end.cached_tokens.min(end.prompt_tokens);
+    let (first_ms, expected_ms) = (first_token.as_secs_f64() * 1e3, prediction.ttft_ms(computed.max(1)));
+    let off = |measured: f64, expected: f64| 100.0 * (measured / expected - 1.0);
+    Some(format!(
+        "expected {expected:.1} tok/s and the first token after {expected_ms:.0} ms: it was {:+.0} % and {:+.0} %",
+        off(measured, expected),
+        off(first_ms, expected_ms)
+    ))
 }
 
 /// A whole status, for `status`.
@@ -103,6 +119,7 @@ pub fn status(status: &MeshStatus) -> String {
     if !status.stages.is_empty() {
         parts.push(stages_measured(status));
     }
+    parts.extend(status.prediction.as_ref().map(expected));
     parts.join("\n\n")
 }
 
@@ -143,7 +160,13 @@ fn uptime(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::TextEndReason;
+    use crate::{
+        plan::{
+            SpeedSource,
+            prediction::{Bottleneck, PromptTime},
+        },
+        text::TextEndReason,
+    };
 
     #[test]
     fn rates_need_a_time() {
@@ -157,6 +180,18 @@ mod tests {
         };
         let line = rates(&end, Duration::from_millis(120));
         assert_eq!(line, "30 tokens (300.0 tok/s) in, 11 tokens (20.0 tok/s) out, first token after 120 ms");
+        let prediction = Prediction {
+            stage_ms: vec![40.0],
+            hops_ms: 0.0,
+            prompts: vec![PromptTime { tokens: 10, ttft_ms: 50.0 }, PromptTime { tokens: 50, ttft_ms: 150.0 }],
+            tokens_per_s: 25.0,
+            streams: 8,
+            streams_tokens_per_s: 40.0,
+            bottleneck: Bottleneck::Stage(0),
+            source: SpeedSource::Measured,
+        };
+        let line = compared(&end, Duration::from_millis(120), &prediction).unwrap();
+        assert_eq!(line, "expected 25.0 tok/s and the first token after 100 ms: it was -20 % and +20 %");
         let one = TextEnd { generated_tokens: 1, decode: Duration::ZERO, ..end };
         assert!(rates(&one, Duration::ZERO).contains("1 token (-) out"));
     }

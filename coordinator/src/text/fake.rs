@@ -170,6 +170,7 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         drafted_tokens: 0,
         accepted_tokens: 0,
         steps: StepsStatus::default(),
+        prediction: None,
         uptime_s: 0,
     }
 }

@@ -9,11 +9,11 @@ use std::{
 
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Message, PlanEpoch,
-    ShardStatus, StageReport, Upstream,
+    Probe, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinSet, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -21,7 +21,7 @@ use super::{
     config::WorkerConfig,
     lasting::Lasting,
     links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
-    memory,
+    memory, speed,
     state::{Action, Departure, Event},
     tensors::{Fetch, FetchNews, FetchRequest},
     turn::Turn,
@@ -231,6 +231,7 @@ impl<'a> Membership<'a> {
                     links.send(frame);
                 }
             }
+            Action::Probe(probe) => self.probe(probe),
             Action::Say(line) => self.lasting.console.say(&line),
             Action::Leave(departure) => self.ending = Some(Ending::Departed(departure)),
         }
@@ -245,6 +246,16 @@ impl<'a> Membership<'a> {
         if self.tell.try_send(message).is_err() && self.ending.is_none() {
             self.ending = Some(Ending::Lost("it does not read what it is told".into()));
         }
+    }
+
+    /// Answers when it is done: the link and the stages go on meanwhile.
+    fn probe(&self, probe: Probe) {
+        let (backend, memory, tell) = (Arc::clone(&self.config.backend), self.config.memory, self.tell.clone());
+        tokio::spawn(async move {
+            let answer = spawn_blocking(move || speed::probed(&*backend, memory, &probe)).await.unwrap_or_default();
+            // Without a receiver the stay is over.
+            let _ = tell.send(Message::Probed(answer)).await;
+        });
     }
 
     fn fetch(&mut self, request: FetchRequest) {

@@ -87,6 +87,11 @@ fn every_message() -> Vec<Message> {
         Message::Drain,
         Message::Bye { text: "later".into() },
         Message::Keep { epoch, session, positions: 64 },
+        Message::Probe(Probe { spec_json: b"{}".to_vec() }),
+        Message::Probed(Probed {
+            points: vec![ProbedPoint { rows: 8, layers_ps_per_kib: 5, head_ps_per_kib: 6 }],
+            text: String::new(),
+        }),
     ]
 }
 

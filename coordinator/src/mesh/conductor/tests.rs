@@ -12,7 +12,6 @@ use crate::{
         config::{PrefixReuse, Speculation, Workers},
         events::PlanReason,
     },
-    plan::Workload,
 };
 
 #[test]
@@ -130,7 +129,7 @@ impl World {
             kv_positions: 64,
             chunk_rows: 16,
         };
-        let formation = Formation { workers: Workers::Exactly(1), cut: None, workload: Workload::Mixed };
+        let formation = Formation::new(Workers::Exactly(1));
         let now = Instant::now();
         let conductor = Conductor::new(now, planned, formation, limits);
         let (events, told, hung_up, closed) = Default::default();
@@ -140,7 +139,8 @@ impl World {
     /// Lets the worker in and plays it until the mesh is ready.
     fn serve(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
-        let joined = Joined { name: "a".to_owned(), peer: PeerId([1; 32]), address, memory_bytes: 1 << 30, threads: 1 };
+        let (name, peer) = ("a".to_owned(), PeerId([1; 32]));
+        let joined = Joined { name, peer, address, memory_bytes: 1 << 30, threads: 1, rtt_ms: 0.0 };
         self.conductor.joined(self.now, A, joined);
         self.conductor.tick(self.now);
         self.play();

@@ -6,12 +6,16 @@ use qmesh_net::PeerId;
 
 use super::{
     planned::PlannedModel,
+    speeds::Speeds,
     troubles::{Severity, Troubles},
-    worker::{Worker, WorkerId},
+    worker::{Joined, Worker, WorkerId},
 };
 use crate::{
     mesh::config::{Formation, Workers},
-    plan::{self, Capacity, Plan, PlanError, PlanInput},
+    plan::{
+        self, Capacity, End, Link, Links, Plan, PlanError, PlanInput, StagePlan,
+        prediction::{Prediction, predict},
+    },
 };
 
 /// A plan and the worker of each of its stages.
@@ -19,8 +23,8 @@ use crate::{
 pub(super) struct Choice {
     pub(super) plan: Plan,
     pub(super) stages: Vec<WorkerId>,
-    /// Time of the slowest stage, in the planner's unit.
-    pub(super) slowest: u64,
+    /// What it is expected to do, where the workers' speeds are known.
+    pub(super) prediction: Option<Prediction>,
 }
 
 /// Everything that a choice depends on.
@@ -30,8 +34,7 @@ pub(super) struct Chooser<'a> {
     pub(super) formation: &'a Formation,
     pub(super) workers: &'a BTreeMap<WorkerId, Worker>,
     pub(super) troubles: &'a Troubles,
-    /// The workers that serve now; they are kept where one of two has to go.
-    pub(super) serving: &'a [WorkerId],
+    pub(super) speeds: &'a Speeds,
 }
 
 impl Chooser<'_> {
@@ -39,13 +42,21 @@ impl Chooser<'_> {
     pub(super) fn choose(&self) -> Result<Choice, PlanError> {
         let candidates = |worst: Option<Severity>| -> Vec<WorkerId> {
             let severity = |w: &Worker| self.troubles.of(self.now, w.joined.peer).map(|t| t.severity);
-            let fit = self.workers.iter().filter(|(_, w)| severity(w) <= worst).map(|(&id, _)| id);
+            let wanted = |w: &Worker| severity(w) <= worst && !self.formation.excluded.contains(&w.joined.name);
+            let fit = self.workers.iter().filter(|(_, w)| wanted(w)).map(|(&id, _)| id);
             fit.take(self.most()).collect()
         };
         let steady = candidates(None);
         let all = candidates(Some(Severity::Unsteady));
-        let chosen = self.over(steady.clone());
-        if chosen.is_err() && all != steady { self.over(all) } else { chosen }
+        let chosen = self.over(&steady);
+        if chosen.is_err() && all != steady { self.over(&all) } else { chosen }
+    }
+
+    /// What the goal is to make small, of a plan whose stages are these workers, by what is known now.
+    pub(super) fn cost(&self, plan: &Plan, stages: &[WorkerId]) -> u64 {
+        let renumbered = plan.stages.iter().enumerate().map(|(worker, stage)| StagePlan { worker, ..stage.clone() });
+        let plan = Plan { stages: renumbered.collect(), ..plan.clone() };
+        self.input(stages).map_or(u64::MAX, |input| plan::cost(&input, &plan))
     }
 
     /// The most workers that the formation wants.
@@ -56,66 +67,71 @@ impl Chooser<'_> {
         }
     }
 
-    /// A plan over these in which no stage hands frames to one that it cannot reach: in another order, or without one
-    /// of the two.
-    fn over(&self, mut candidates: Vec<WorkerId>) -> Result<Choice, PlanError> {
-        loop {
-            let choice = self.largest(&candidates)?;
-            let Some((from, to)) = self.broken_link(&choice.stages) else { return Ok(choice) };
-            let reordered = reorderings(&candidates, from, to).filter_map(|order| self.largest(&order).ok());
-            if let Some(choice) = reordered.into_iter().find(|c| self.broken_link(&c.stages).is_none()) {
-                return Ok(choice);
-            }
-            // One that serves stays. Where both do, or neither, the first of the two in the pipeline stays.
-            let out = if self.serving.contains(&to) && !self.serving.contains(&from) { from } else { to };
-            candidates.retain(|&c| c != out);
-        }
+    /// The best plan over these workers. An explicit cut goes to them in an order in which each can reach the next.
+    fn over(&self, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
+        let Some(input) = self.input(candidates) else { return Err(PlanError::NoWorkers) };
+        let chosen = self.solve(&input, candidates);
+        let (Ok(choice), true) = (&chosen, self.formation.cut.is_some()) else { return chosen };
+        let Some((from, to)) = self.broken_link(&choice.stages) else { return chosen };
+        let orders = reorderings(candidates, from, to);
+        let reordered = orders.filter_map(|order| self.solve(&self.input(&order)?, &order).ok());
+        let mut sound = reordered.filter(|choice| self.broken_link(&choice.stages).is_none());
+        sound.next().map_or(chosen, Ok)
     }
 
     /// The first two neighbours of which one cannot reach the other.
     fn broken_link(&self, stages: &[WorkerId]) -> Option<(WorkerId, WorkerId)> {
+        stages.windows(2).map(|pair| (pair[0], pair[1])).find(|(from, to)| self.is_broken(*from, *to))
+    }
+
+    fn is_broken(&self, from: WorkerId, to: WorkerId) -> bool {
         let peer = |id: WorkerId| self.workers.get(&id).map_or(PeerId([0; 32]), |w| w.joined.peer);
-        let broken = |pair: &&[WorkerId]| self.troubles.between(self.now, peer(pair[0]), peer(pair[1])).is_some();
-        stages.windows(2).find(broken).map(|pair| (pair[0], pair[1]))
+        self.troubles.between(self.now, peer(from), peer(to)).is_some()
     }
 
-    /// A plan over all of these workers or, where there is none, over as many of them as possible, the smallest left
-    /// out first.
-    fn largest(&self, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
-        let all = self.solve(candidates);
-        if all.is_ok() || self.formation.cut.is_some() {
-            return all;
-        }
-        let mut chosen = candidates.to_vec();
-        while chosen.len() > 1 {
-            let memory = |id: &WorkerId| self.workers.get(id).map(|w| w.joined.memory_bytes);
-            let Some(smallest) = (0..chosen.len()).min_by_key(|&i| memory(&chosen[i])) else { break };
-            chosen.remove(smallest);
-            if let Ok(choice) = self.solve(&chosen) {
-                return Ok(choice);
-            }
-        }
-        all
+    fn solve(&self, input: &PlanInput<'_>, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
+        let plan = plan::solve(input)?;
+        let stages = plan.stages.iter().map(|s| candidates[s.worker]).collect();
+        let streams = (self.model.kv_positions / self.model.context.max(1)).max(1);
+        let prediction = predict(input, &plan, streams);
+        Ok(Choice { plan, stages, prediction })
     }
 
-    fn solve(&self, chosen: &[WorkerId]) -> Result<Choice, PlanError> {
-        let capacity = |id: &WorkerId| {
-            let joined = &self.workers[id].joined;
-            Capacity { name: joined.name.clone(), memory_bytes: joined.memory_bytes, threads: joined.threads }
+    /// The planner's input with these workers; `None` where one of them is gone.
+    fn input(&self, candidates: &[WorkerId]) -> Option<PlanInput<'_>> {
+        let workers: Option<Vec<&Joined>> =
+            candidates.iter().map(|id| self.workers.get(id).map(|worker| &worker.joined)).collect();
+        let workers = workers?;
+        let mut links = Links::default();
+        for (number, joined) in workers.iter().enumerate() {
+            links.set_own(number, Link { rtt_ms: joined.rtt_ms, bytes_per_s: None });
+            let others = candidates.iter().enumerate().filter(|(_, other)| self.is_broken(candidates[number], **other));
+            others.for_each(|(other, _)| links.cut(End::Worker(number), End::Worker(other)));
+        }
+        let capacity = |joined: &&Joined| Capacity {
+            name: joined.name.clone(),
+            memory_bytes: joined.memory_bytes,
+            threads: joined.threads,
+            speed: self.speeds.of(joined),
         };
-        let input = PlanInput {
-            spec: &self.model.spec,
-            workers: chosen.iter().map(capacity).collect(),
-            kv_positions: self.model.kv_positions,
-            context: self.model.context,
-            chunk_rows: self.model.chunk_rows,
+        let mut capacities: Vec<Capacity> = workers.iter().map(capacity).collect();
+        plan::even_out(&mut capacities);
+        let named = |name: &String| workers.iter().position(|joined| joined.name == *name);
+        let pins = self.formation.pins.iter().filter_map(|(name, layers)| Some((named(name)?, layers.clone())));
+        let stages_least = match self.formation.workers {
+            Workers::Exactly(n) | Workers::AtLeast(n) => n,
+            Workers::WhenItFits => 0,
+        };
+        let PlannedModel { ref spec, kv_positions, context, chunk_rows, .. } = *self.model;
+        Some(PlanInput {
+            pins: pins.collect(),
+            links,
             cut: self.formation.cut.clone(),
+            stages_least,
+            goal: self.formation.goal,
             workload: self.formation.workload,
-        };
-        let plan = plan::solve(&input)?;
-        let stages = plan.stages.iter().map(|s| chosen[s.worker]).collect();
-        let slowest = plan::slowest_stage(&input, &plan);
-        Ok(Choice { plan, stages, slowest })
+            ..PlanInput::new(spec, capacities, kv_positions, context, chunk_rows)
+        })
     }
 }
 

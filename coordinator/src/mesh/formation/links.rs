@@ -110,6 +110,7 @@ impl Guest {
             address: self.connection.remote_address(),
             memory_bytes: hello.memory_bytes,
             threads: hello.threads.max(1),
+            rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
         };
         let (control, messages) = mpsc::channel(MESSAGES_WAITING);
         let (name, named) = oneshot::channel();

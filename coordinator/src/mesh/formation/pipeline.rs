@@ -14,7 +14,10 @@ use super::{
     troubles::Blame,
     worker::{Joined, WorkerId},
 };
-use crate::{mesh::events::PlanReason, plan::Plan};
+use crate::{
+    mesh::events::PlanReason,
+    plan::{Plan, prediction::Prediction},
+};
 
 /// A plan that is being carried out, under its epoch.
 #[derive(Debug)]
@@ -23,8 +26,8 @@ pub(super) struct Pipeline {
     pub(super) plan: Plan,
     /// The plan's stages, in order.
     pub(super) stages: Vec<Stage>,
-    /// Time of the slowest stage, in the planner's unit.
-    pub(super) slowest: u64,
+    /// What it is expected to do, where the workers' speeds are known.
+    pub(super) prediction: Option<Prediction>,
     pub(super) standing: Standing,
     /// What it was made for.
     pub(super) why: PlanReason,
@@ -67,11 +70,11 @@ pub(super) enum Advance {
 
 impl Pipeline {
     pub(super) fn new(now: Instant, epoch: PlanEpoch, choice: Choice, why: PlanReason) -> Self {
-        let Choice { plan, stages, slowest } = choice;
+        let Choice { plan, stages, prediction } = choice;
         let report = StageReport::default();
         let stage = |worker| Stage { worker, status: None, report, heard: now, linked: false };
         let stages = stages.into_iter().map(stage).collect();
-        Self { epoch, plan, stages, slowest, standing: Standing::Loading, why, began: now }
+        Self { epoch, plan, stages, prediction, standing: Standing::Loading, why, began: now }
     }
 
     pub(super) fn stage_of(&self, worker: WorkerId) -> Option<usize> {

@@ -15,12 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Message, PlanEpoch, ShardPhase, ShardStatus, StageReport};
+use qmesh_net::{Message, PlanEpoch, Probed, ShardPhase, ShardStatus, StageReport};
 
 use super::{
     misconduct::Misconduct,
     pipeline::{Advance, Pipeline, Standing},
     planned::PlannedModel,
+    speeds::Speeds,
     troubles::{Blame, Troubles},
     worker::{Joined, Worker, WorkerId},
 };
@@ -58,6 +59,7 @@ pub(crate) struct Roster {
     /// When a change that makes everybody wait is carried out.
     pause_at: Option<Instant>,
     troubles: Troubles,
+    speeds: Speeds,
     /// Plans in a row whose probe failed.
     failed_probes: u32,
     /// Whether there is no plan although workers are here; `text` says why.
@@ -76,6 +78,7 @@ enum Pause {
 
 impl Roster {
     pub(crate) fn new(model: Arc<PlannedModel>, formation: Formation) -> Self {
+        let speeds = Speeds::new(&model.spec, formation.probing);
         Self {
             model,
             formation,
@@ -86,6 +89,7 @@ impl Roster {
             plan_at: None,
             pause_at: None,
             troubles: Troubles::default(),
+            speeds,
             failed_probes: 0,
             failed: false,
             text: "waiting for workers".to_owned(),
@@ -94,7 +98,8 @@ impl Roster {
     }
 
     /// A worker is in. It gets a stage when the formation says so.
-    pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) {
+    pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) -> Vec<Action> {
+        let question = self.speeds.ask(now, worker, &joined);
         self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new() });
         self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
         let planned = self.next.as_ref().or(self.serving.as_ref()).map(|p| p.stages.len());
@@ -108,11 +113,29 @@ impl Roster {
             }
             Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
         }
+        question.map(|question| Action::Send(worker, question)).into_iter().collect()
+    }
+
+    /// A worker says how fast it is.
+    ///
+    /// # Errors
+    /// It was not asked.
+    pub(crate) fn probed(&mut self, now: Instant, worker: WorkerId, probed: Probed) -> Result<(), Misconduct> {
+        let Some(Worker { joined, .. }) = self.workers.get(&worker) else { return Ok(()) };
+        if !self.speeds.answered(worker, joined, probed) {
+            return Err(Misconduct::Unasked("how fast it is"));
+        }
+        // It may come after a plan that did without it.
+        if !self.speeds.pending(now) && self.newest.0 > 0 {
+            self.plan_at = Some(now);
+        }
+        Ok(())
     }
 
     /// A worker is gone. If it held a stage, that pipeline is down and the others are planned anew.
     pub(crate) fn left(&mut self, now: Instant, worker: WorkerId, why: &str) -> Vec<Action> {
         let Some(gone) = self.workers.remove(&worker) else { return Vec::new() };
+        self.speeds.gone(worker);
         let Joined { name, peer, .. } = gone.joined;
         self.troubles.gone(now, peer);
         let pipelines = self.serving.iter().chain(&self.next);
@@ -261,7 +284,8 @@ impl Roster {
         }
         // A change beside a pipeline that serves is brought to its end before the next one.
         let busy = self.next.is_some() && self.serving.is_some();
-        if !busy && self.plan_at.is_some_and(|at| at <= now) {
+        let measured = !self.speeds.pending(now);
+        if !busy && measured && self.plan_at.is_some_and(|at| at <= now) {
             self.plan_at = None;
             return self.replan(now, Pause::Announce);
         }

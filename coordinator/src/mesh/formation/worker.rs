@@ -22,6 +22,8 @@ pub(crate) struct Joined {
     pub(crate) address: SocketAddr,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
+    /// Of its link to the coordinator, as it was when it joined.
+    pub(crate) rtt_ms: f64,
 }
 
 /// A worker, as the roster knows it.

@@ -1,6 +1,6 @@
 //! What a worker's state machine is told, and what it wants done.
 
-use qmesh_net::{Downstream, Frame, Message, PeerId, PlanEpoch, Upstream};
+use qmesh_net::{Downstream, Frame, Message, PeerId, PlanEpoch, Probe, Upstream};
 
 use crate::worker::{
     compute::{Command, Done, LoadRequest},
@@ -55,6 +55,8 @@ pub(crate) enum Action {
     Refuse(LinkId),
     /// Send this frame downstream.
     Send { turn: Turn, frame: Frame },
+    /// Find out how fast this machine is, beside whatever it does.
+    Probe(Probe),
     /// One line for the person at the worker.
     Say(String),
     /// The link to the coordinator has no more use.

@@ -19,7 +19,7 @@ use crate::{
             worker::{Held, Worker, WorkerId},
         },
     },
-    plan::{Plan, PlanError},
+    plan::{Goal, Plan, PlanError},
 };
 
 impl Roster {
@@ -35,12 +35,15 @@ impl Roster {
         if self.workers.is_empty() || !enough {
             return self.stay(now, None);
         }
+        if let Some(text) = self.missing_pin() {
+            return self.stay(now, Some(text));
+        }
         let choice = match self.choose(now) {
             Ok(choice) => choice,
             Err(PlanError::NoWorkers) => return self.stay(now, None),
             Err(error) => return self.stay(now, Some(error.to_string())),
         };
-        match self.worth(&choice) {
+        match self.worth(now, &choice) {
             Worth::Change => {}
             Worth::Same => return self.settle(None),
             Worth::TooLittle(why) => return self.settle(Some(why)),
@@ -53,37 +56,48 @@ impl Roster {
         self.begin(now, choice)
     }
 
+    /// Whom a pin names that is not here.
+    fn missing_pin(&self) -> Option<String> {
+        let here = |name: &str| self.workers.values().any(|worker| worker.joined.name == name);
+        let (name, layers) = self.formation.pins.iter().find(|(name, _)| !here(name))?;
+        Some(format!("waiting for {name}, which is pinned to layers {}-{}", layers.start, layers.end.saturating_sub(1)))
+    }
+
     fn choose(&self, now: Instant) -> Result<Choice, PlanError> {
-        let serving = self.serving_workers();
-        let chooser = Chooser {
-            now,
-            model: &self.model,
-            formation: &self.formation,
-            workers: &self.workers,
-            troubles: &self.troubles,
-            serving: &serving,
-        };
-        chooser.choose()
+        self.chooser(now).choose()
+    }
+
+    fn chooser(&self, now: Instant) -> Chooser<'_> {
+        let Self { model, formation, workers, troubles, speeds, .. } = self;
+        Chooser { now, model, formation, workers, troubles, speeds }
     }
 
     /// Whether a plan is worth more than the present one, which serves or is being made ready.
-    fn worth(&self, choice: &Choice) -> Worth {
-        let Some(now) = self.serving.as_ref().or(self.next.as_ref()) else { return Worth::Change };
-        let same_workers = now.stages.iter().map(|s| s.worker).eq(choice.stages.iter().copied());
+    fn worth(&self, now: Instant, choice: &Choice) -> Worth {
+        let Some(present) = self.serving.as_ref().or(self.next.as_ref()) else { return Worth::Change };
+        let workers: Vec<WorkerId> = present.stages.iter().map(|s| s.worker).collect();
         let layers = |plan: &Plan| plan.stages.iter().map(|s| s.layers.clone()).collect::<Vec<_>>();
-        if same_workers && layers(&now.plan) == layers(&choice.plan) {
+        if workers == choice.stages && layers(&present.plan) == layers(&choice.plan) {
             return Worth::Same;
         }
         let wanted = match self.formation.workers {
             Workers::AtLeast(n) | Workers::Exactly(n) => n,
             Workers::WhenItFits => 0,
         };
-        let missing = now.stages.len() < wanted && choice.stages.len() > now.stages.len();
-        if self.serving.is_none() || missing || choice.slowest <= now.slowest - now.slowest / WORTH {
+        let missing = present.stages.len() < wanted && choice.stages.len() > present.stages.len();
+        let chooser = self.chooser(now);
+        let cost = |plan: &Plan, stages: &[WorkerId]| chooser.cost(plan, stages);
+        let (before, after) = (cost(&present.plan, &workers), cost(&choice.plan, &choice.stages));
+        if self.serving.is_none() || missing || after <= before - before / WORTH {
             return Worth::Change;
         }
-        let gain = 100.0 * (now.slowest as f64 / choice.slowest.max(1) as f64 - 1.0);
-        Worth::TooLittle(format!("a standby: with it the slowest stage would be {:.0} % faster", gain.max(0.0)))
+        let gain = (100.0 * (before as f64 / after.max(1) as f64 - 1.0)).max(0.0);
+        Worth::TooLittle(match self.formation.goal {
+            Goal::Latency => format!("a standby: with it a token would come {gain:.0} % faster"),
+            Goal::Balanced | Goal::Throughput => {
+                format!("a standby: with it the slowest stage would be {gain:.0} % faster")
+            }
+        })
     }
 
     /// Starts to carry a plan out: beside what serves where there is room for both, else in its place.

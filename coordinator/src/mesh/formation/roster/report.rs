@@ -14,7 +14,7 @@ use crate::{
         },
         status::{ChangeStatus, MeshState, StagePhase, StageStatus, WorkerStatus},
     },
-    plan::StagePlan,
+    plan::{StagePlan, prediction::Prediction},
 };
 
 impl Roster {
@@ -36,6 +36,11 @@ impl Roster {
         }
     }
 
+    pub(crate) fn prediction(&self) -> Option<Prediction> {
+        self.shown()?.prediction.clone()
+    }
+
+    /// The stages of the pipeline that serves, or of the one that is being made ready.
     pub(crate) fn stage_status(&self) -> Vec<StageStatus> {
         self.shown().map(|p| self.stages_of(p)).unwrap_or_default()
     }
@@ -87,6 +92,7 @@ impl Roster {
                 threads: worker.joined.threads,
                 rtt_ms: rtt_ms(id),
                 stage,
+                speed: self.speeds.of(&worker.joined),
                 note: stage.is_none().then(|| self.why_idle(now, worker)).flatten(),
             }
         };

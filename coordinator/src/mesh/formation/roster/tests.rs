@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use qmesh_models::{spec::ModelSpec, weights::ModelFile};
-use qmesh_net::{Downstream, LoadShard, PeerId, Upstream};
+use qmesh_net::{Downstream, LoadShard, PeerId, ProbedPoint, Upstream};
 
 use super::{super::pipeline::SILENCE, change::ANNOUNCED, *};
-use crate::{mesh::status::MeshState, plan};
+use crate::mesh::{config::Probing, status::MeshState};
 
 #[test]
 fn workers_become_a_pipeline_step_by_step() {
@@ -46,6 +46,64 @@ fn a_lost_stage_brings_the_pipeline_down_and_the_rest_is_planned_anew() {
     // One worker holds the model, so one worker it is.
     let actions = world.tick();
     assert!(matches!(actions.iter().find_map(load), Some(l) if layers(l) == (0, 3) && l.epoch == PlanEpoch(2)));
+}
+
+#[test]
+fn layers_are_dealt_when_everybody_has_said_how_fast_it_is() {
+    let formation = Formation { probing: Probing::On, ..Formation::new(Workers::AtLeast(2)) };
+    let mut world = World::with(formation);
+    let answer = |ps| Probed {
+        points: vec![ProbedPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
+        text: String::new(),
+    };
+    for (name, key) in [("a", 1), ("b", 2)] {
+        let asked = world.joined_as(name, key, GB);
+        assert!(
+            matches!(asked[..], [Action::Send(WorkerId(id), Message::Probe(_))] if id == u64::from(key)),
+            "{asked:?}"
+        );
+    }
+    world.now += SETTLE;
+    assert!(world.tick().is_empty(), "two answers are missing");
+    // Times as of a slow machine: beside them a link costs little.
+    world.roster.probed(world.now, WorkerId(1), answer(3_000_000_000)).unwrap();
+    assert!(world.tick().is_empty(), "one answer is missing");
+    world.roster.probed(world.now, WorkerId(2), answer(1_000_000_000)).unwrap();
+    let loads: Vec<_> = world.tick().iter().filter_map(sent_load).collect();
+    assert_eq!(loads.len(), 2);
+    let prediction = world.roster.prediction().expect("both speeds are known");
+    assert!(prediction.stage_ms.iter().all(|&ms| ms > 0.0), "{prediction:?}");
+    assert!(matches!(world.roster.probed(world.now, WorkerId(2), answer(1)), Err(Misconduct::Unasked(_))));
+    // Who comes back is known.
+    world.roster.left(world.now, WorkerId(1), "gone");
+    assert!(world.joined_as("a", 1, GB).is_empty());
+}
+
+#[test]
+fn who_does_not_say_how_fast_it_is_keeps_nobody_waiting_for_long() {
+    let mut world = World::with(Formation { probing: Probing::On, ..Formation::new(Workers::Exactly(1)) });
+    assert_eq!(world.joined_as("a", 1, GB).len(), 1);
+    assert!(world.tick().is_empty());
+    world.now += Duration::from_secs(7);
+    assert_eq!(world.tick().iter().filter_map(load).count(), 1);
+    assert_eq!(world.roster.prediction(), None);
+}
+
+#[test]
+fn pins_and_exclusions_are_kept() {
+    let pins = [("b".to_owned(), 0..1)].into_iter().collect();
+    let excluded = ["c".to_owned()].into_iter().collect();
+    let mut world = World::with(Formation { pins, excluded, ..Formation::new(Workers::WhenItFits) });
+    world.join("a", GB);
+    world.join("c", GB);
+    world.now += SETTLE;
+    assert!(world.tick().is_empty());
+    assert_eq!(world.roster.text(), "waiting for b, which is pinned to layers 0-0");
+    world.join("b", GB);
+    world.now += SETTLE;
+    let actions = world.tick();
+    assert_eq!(actions.iter().filter_map(sent_load).collect::<Vec<_>>(), [(3, 0), (1, 1)]);
+    assert_eq!(actions.iter().filter_map(load).map(layers).collect::<Vec<_>>(), [(0, 1), (1, 3)]);
 }
 
 #[test]
@@ -274,6 +332,10 @@ struct World {
 
 impl World {
     fn new(workers: Workers) -> Self {
+        Self::with(Formation::new(workers))
+    }
+
+    fn with(formation: Formation) -> Self {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama.gguf");
         let spec = ModelFile::open(path).unwrap().spec().clone();
         let model = PlannedModel {
@@ -285,7 +347,7 @@ impl World {
             kv_positions: 64,
             chunk_rows: 16,
         };
-        let roster = Roster::new(Arc::new(model), Formation { workers, cut: None, workload: plan::Workload::Mixed });
+        let roster = Roster::new(Arc::new(model), formation);
         Self { roster, now: Instant::now(), next: 1, threads: 1, memory: GB }
     }
 
@@ -294,10 +356,15 @@ impl World {
     }
 
     fn join_as(&mut self, name: &str, key: u8, memory_bytes: u64) {
+        assert!(self.joined_as(name, key, memory_bytes).is_empty());
+    }
+
+    fn joined_as(&mut self, name: &str, key: u8, memory_bytes: u64) -> Vec<Action> {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer, threads) = (name.to_owned(), PeerId([key; 32]), self.threads);
-        self.roster.joined(self.now, WorkerId(self.next), Joined { name, peer, address, memory_bytes, threads });
+        let joined = Joined { name, peer, address, memory_bytes, threads, rtt_ms: 0.0 };
         self.next += 1;
+        self.roster.joined(self.now, WorkerId(self.next - 1), joined)
     }
 
     /// Memory of a worker that holds everything.

@@ -1,0 +1,148 @@
+//! How fast the workers are: who has been asked, and what they said. It is kept by key, so that a worker that comes back need
+//! not be asked again.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use qmesh_models::spec::ModelSpec;
+use qmesh_net::{Message, PeerId, Probe, Probed, ProbedPoint};
+
+use super::worker::{Joined, WorkerId};
+use crate::{
+    mesh::config::Probing,
+    plan::{Speed, SpeedPoint},
+};
+
+/// What is known of how fast workers are.
+#[derive(Debug)]
+pub(super) struct Speeds {
+    /// What they are asked; `None` where nobody is.
+    question: Option<Message>,
+    /// By key and threads.
+    known: BTreeMap<(PeerId, u32), Option<Speed>>,
+    /// Who has not answered yet, and until when that is waited for.
+    asked: BTreeMap<WorkerId, Instant>,
+}
+
+impl Speeds {
+    /// Nothing is known yet of how fast anybody computes `spec`.
+    pub(super) fn new(spec: &ModelSpec, probing: Probing) -> Self {
+        let question = match probing {
+            Probing::Off => None,
+            // A spec is plain numbers and texts: writing it as JSON cannot fail.
+            Probing::On => serde_json::to_vec(&excerpt(spec)).ok().map(|spec_json| Message::Probe(Probe { spec_json })),
+        };
+        Self { question, known: BTreeMap::new(), asked: BTreeMap::new() }
+    }
+
+    /// What a worker that has joined is to be asked, if it has not said it before.
+    pub(super) fn ask(&mut self, now: Instant, id: WorkerId, worker: &Joined) -> Option<Message> {
+        let question = self.question.clone()?;
+        if self.known.contains_key(&key(worker)) {
+            return None;
+        }
+        self.asked.insert(id, now + PATIENCE);
+        Some(question)
+    }
+
+    /// A worker's answer; whether it was asked.
+    pub(super) fn answered(&mut self, id: WorkerId, worker: &Joined, probed: Probed) -> bool {
+        let asked = self.asked.remove(&id).is_some();
+        if asked {
+            let speed = Speed::measured(probed.points.iter().map(point).collect());
+            if speed.is_none() {
+                tracing::info!("{} does not know how fast it is: {}", worker.name, probed.text);
+            }
+            self.known.insert(key(worker), speed);
+        }
+        asked
+    }
+
+    /// A worker is gone: nobody waits for its answer.
+    pub(super) fn gone(&mut self, id: WorkerId) {
+        self.asked.remove(&id);
+    }
+
+    /// Whether somebody's answer is still waited for.
+    pub(super) fn pending(&self, now: Instant) -> bool {
+        self.asked.values().any(|&until| until > now)
+    }
+
+    /// How fast a worker is.
+    pub(super) fn of(&self, worker: &Joined) -> Option<Speed> {
+        self.known.get(&key(worker)).cloned().flatten()
+    }
+}
+
+fn key(worker: &Joined) -> (PeerId, u32) {
+    (worker.peer, worker.threads)
+}
+
+fn point(point: &ProbedPoint) -> SpeedPoint {
+    let per_byte = |ps_per_kib: u64| ps_per_kib as f64 / 1024.0;
+    SpeedPoint {
+        rows: point.rows,
+        layers_ps_per_byte: per_byte(point.layers_ps_per_kib),
+        head_ps_per_byte: per_byte(point.head_ps_per_kib),
+    }
+}
+
+/// What workers find out with how fast they compute `spec`. It is less than what any of a few stages holds, as it counts
+/// towards a worker's peak memory, and of a large model still more than most caches hold.
+pub(crate) fn excerpt(spec: &ModelSpec) -> ModelSpec {
+    let all = spec.shard_bytes(&(0..spec.layers.len()));
+    spec.excerpt((all / EXCERPT_SHARE).min(EXCERPT_BYTES))
+}
+
+/// Loaded in some tenths of a second.
+const EXCERPT_BYTES: u64 = 192 << 20;
+/// Of a small model, a part of so many.
+const EXCERPT_SHARE: u64 = 8;
+/// A probe takes one or two seconds.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(threads: u32) -> Joined {
+        let address = ([127, 0, 0, 1], 1).into();
+        Joined { name: "a".to_owned(), peer: PeerId([1; 32]), address, memory_bytes: 1, threads, rtt_ms: 0.0 }
+    }
+
+    fn speeds() -> Speeds {
+        let question = Some(Message::Probe(Probe { spec_json: Vec::new() }));
+        Speeds { question, known: BTreeMap::new(), asked: BTreeMap::new() }
+    }
+
+    #[test]
+    fn who_comes_back_is_not_asked_again() {
+        let (now, mut speeds) = (Instant::now(), speeds());
+        let answer = |ps| Probed {
+            points: vec![ProbedPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
+            text: String::new(),
+        };
+        assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_some() && speeds.pending(now));
+        assert!(speeds.answered(WorkerId(1), &worker(2), answer(2048)) && !speeds.pending(now));
+        assert_eq!(speeds.of(&worker(2)).map(|speed| speed.layers(1.0)), Some(2.0));
+        assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_none());
+        // With other threads it is another one.
+        assert!(speeds.ask(now, WorkerId(2), &worker(4)).is_some() && speeds.of(&worker(4)).is_none());
+        assert!(!speeds.answered(WorkerId(1), &worker(2), answer(1)), "it was not asked");
+    }
+
+    #[test]
+    fn nobody_is_waited_for_for_ever() {
+        let (now, mut speeds) = (Instant::now(), speeds());
+        speeds.ask(now, WorkerId(1), &worker(1));
+        assert!(speeds.pending(now) && !speeds.pending(now + PATIENCE));
+        speeds.gone(WorkerId(1));
+        assert!(!speeds.pending(now));
+        speeds.ask(now, WorkerId(1), &worker(1));
+        // An answer without points is one as well.
+        assert!(speeds.answered(WorkerId(1), &worker(1), Probed::default()));
+        assert!(speeds.ask(now, WorkerId(1), &worker(1)).is_none() && speeds.of(&worker(1)).is_none());
+    }
+}

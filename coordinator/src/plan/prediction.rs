@@ -1,0 +1,202 @@
+//! What a plan will do, in tokens and seconds: from the stages' times and the links, by the formulas that bound a pipeline.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Capacity, Plan, PlanInput,
+    cost::Costs,
+    link::{End, Link},
+    speed::{PS_PER_S, Speed, SpeedSource},
+};
+
+/// What a plan is expected to do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Of each stage, in milliseconds: one token of one stream.
+    pub stage_ms: Vec<f64>,
+    /// What a token spends on links and at the coordinator, in milliseconds.
+    pub hops_ms: f64,
+    /// Of prompts alone, in increasing length.
+    pub prompts: Vec<PromptTime>,
+    /// Of one stream alone, without drafts.
+    pub tokens_per_s: f64,
+    /// Streams that `streams_tokens_per_s` is for.
+    pub streams: usize,
+    /// Of so many streams, together.
+    pub streams_tokens_per_s: f64,
+    /// What keeps the streams from being faster.
+    pub bottleneck: Bottleneck,
+    /// How the least certain of the speeds is known.
+    pub source: SpeedSource,
+}
+
+/// What a prompt is expected to take.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct PromptTime {
+    /// Its tokens.
+    pub tokens: usize,
+    /// From the request to the first token of the answer, in milliseconds.
+    pub ttft_ms: f64,
+}
+
+impl Prediction {
+    /// Milliseconds to the first token after a prompt of so many tokens: between the lengths that are predicted, or in
+    /// proportion beyond the last.
+    pub fn ttft_ms(&self, tokens: usize) -> f64 {
+        let above = self.prompts.iter().find(|prompt| prompt.tokens >= tokens);
+        let below = self.prompts.iter().rfind(|prompt| prompt.tokens <= tokens);
+        match (below, above) {
+            (Some(low), Some(high)) if high.tokens > low.tokens => {
+                let share = (tokens - low.tokens) as f64 / (high.tokens - low.tokens) as f64;
+                low.ttft_ms + (high.ttft_ms - low.ttft_ms) * share
+            }
+            (Some(last), None) => last.ttft_ms * tokens as f64 / last.tokens.max(1) as f64,
+            (Some(_) | None, Some(prompt)) => prompt.ttft_ms,
+            (None, None) => 0.0,
+        }
+    }
+}
+
+/// What keeps a pipeline from being faster.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bottleneck {
+    /// The stage with this index is always busy.
+    Stage(usize),
+    /// The link after the stage with this index is always busy.
+    Link(usize),
+    /// There are too few streams to keep everybody busy.
+    Streams,
+}
+
+/// What `plan` will do, with so many streams at once; `None` where some worker's speed is not known.
+pub fn predict(input: &PlanInput<'_>, plan: &Plan, streams: usize) -> Option<Prediction> {
+    let pipeline = Pipeline::new(input, plan)?;
+    let alone: Vec<f64> = pipeline.steps_s(1.0, POSITIONS).collect();
+    let token_s = alone.iter().sum::<f64>() + pipeline.hops_s(1.0);
+    let (streams_tokens_per_s, bottleneck) = pipeline.best(streams.max(1), POSITIONS);
+    let lengths = PROMPTS.into_iter().filter(|tokens| *tokens <= input.context.max(PROMPTS[0]));
+    let prompts = lengths.map(|tokens| {
+        let ttft_ms = pipeline.prompt_s(tokens, input.chunk_rows.max(1)) * 1e3;
+        PromptTime { tokens, ttft_ms }
+    });
+    Some(Prediction {
+        stage_ms: alone.iter().map(|seconds| seconds * 1e3).collect(),
+        hops_ms: pipeline.hops_s(1.0) * 1e3,
+        prompts: prompts.collect(),
+        tokens_per_s: 1.0 / token_s,
+        streams: streams.max(1),
+        streams_tokens_per_s,
+        bottleneck,
+        source: pipeline.source,
+    })
+}
+
+/// Picoseconds for so many bytes to get from one process to the next and to be taken up there.
+pub(super) fn hop_ps(link: Link, bytes: f64) -> f64 {
+    link.ps(bytes) + HOP_S * PS_PER_S
+}
+
+/// A plan's stages with their speeds and links.
+struct Pipeline<'a> {
+    costs: Costs<'a>,
+    stages: Vec<(Range<usize>, Speed)>,
+    /// From each stage to the next, and from the last one home.
+    links: Vec<Link>,
+    /// From the coordinator to the first stage.
+    start: Link,
+    row_bytes: f64,
+    source: SpeedSource,
+}
+
+impl<'a> Pipeline<'a> {
+    fn new(input: &PlanInput<'a>, plan: &Plan) -> Option<Self> {
+        let speed = |worker: usize| -> Option<&Capacity> { input.workers.get(worker) };
+        let stages: Option<Vec<_>> =
+            plan.stages.iter().map(|stage| Some((stage.layers.clone(), speed(stage.worker)?.speed.clone()?))).collect();
+        let stages = stages.filter(|stages| !stages.is_empty())?;
+        let stated = stages.iter().any(|(_, speed)| speed.source != SpeedSource::Measured);
+        let ends: Vec<End> = plan.stages.iter().map(|s| End::Worker(s.worker)).chain([End::Coordinator]).collect();
+        let links: Option<Vec<Link>> = ends.windows(2).map(|pair| input.links.between(pair[0], pair[1])).collect();
+        Some(Self {
+            costs: Costs::new(input),
+            stages,
+            links: links?,
+            start: input.links.between(End::Coordinator, ends[0])?,
+            row_bytes: (size_of::<f32>() * input.spec.hidden) as f64,
+            source: if stated { SpeedSource::Stated } else { SpeedSource::Measured },
+        })
+    }
+
+    /// Seconds of each stage for a step of `rows` rows that all want a token.
+    fn steps_s(&self, rows: f64, positions: f64) -> impl Iterator<Item = f64> {
+        self.stages.iter().map(move |(layers, speed)| self.costs.step_ps(layers, speed, rows, positions) / PS_PER_S)
+    }
+
+    /// Seconds of each stage for a chunk of a prompt.
+    fn chunks_s(&self, rows: f64) -> impl Iterator<Item = f64> {
+        self.stages.iter().map(move |(layers, speed)| self.costs.chunk_ps(layers, speed, rows) / PS_PER_S)
+    }
+
+    /// Seconds that a step of `rows` rows is on links, the coordinator's included.
+    fn hops_s(&self, rows: f64) -> f64 {
+        let last = self.links.len() - 1;
+        let bytes = |hop: usize| if hop == last { 0.0 } else { rows * self.row_bytes };
+        let links = self.links.iter().enumerate().map(|(hop, link)| hop_ps(*link, bytes(hop)));
+        (hop_ps(self.start, 0.0) + links.sum::<f64>()) / PS_PER_S
+    }
+
+    /// Seconds that the link after each stage is busy with a step of `rows` rows.
+    fn wires_s(&self, rows: f64) -> impl Iterator<Item = f64> {
+        let inner = &self.links[..self.links.len() - 1];
+        inner.iter().map(move |link| link.bytes_per_s.map_or(0.0, |rate| rows * self.row_bytes / rate))
+    }
+
+    /// Seconds until the first token of a prompt that comes in chunks, one behind the other. The last row wants a token.
+    fn prompt_s(&self, prompt_tokens: usize, chunk_rows: usize) -> f64 {
+        let (whole, rest) = (prompt_tokens / chunk_rows, prompt_tokens % chunk_rows);
+        let sizes = std::iter::repeat_n(chunk_rows, whole).chain((rest > 0).then_some(rest));
+        // When each stage is done with the chunk before.
+        let mut done = vec![0.0_f64; self.stages.len()];
+        for rows in sizes {
+            let mut arrived = 0.0;
+            let wires = self.wires_s(rows as f64).chain([0.0]);
+            for ((seconds, done), wire) in self.chunks_s(rows as f64).zip(&mut done).zip(wires) {
+                *done = done.max(arrived) + seconds;
+                arrived = *done + wire;
+            }
+        }
+        let head = self
+            .stages
+            .last()
+            .map_or(0.0, |(layers, speed)| self.costs.head_bytes(layers) as f64 * speed.head(1.0) / PS_PER_S);
+        done.last().copied().unwrap_or(0.0) + head + self.hops_s(1.0)
+    }
+
+    /// The most tokens a second of so many streams, dealt into groups that follow each other, and what bounds them.
+    fn best(&self, streams: usize, positions: f64) -> (f64, Bottleneck) {
+        let rate = |groups: usize| {
+            let rows = streams as f64 / groups as f64;
+            let steps: Vec<f64> = self.steps_s(rows, positions).collect();
+            let wires: Vec<f64> = self.wires_s(rows).collect();
+            let round = steps.iter().sum::<f64>() + self.hops_s(rows);
+            let stages =
+                steps.into_iter().enumerate().map(|(stage, s)| (rows / s.max(1e-12), Bottleneck::Stage(stage)));
+            let links = wires.into_iter().enumerate().map(|(hop, s)| (rows / s.max(1e-12), Bottleneck::Link(hop)));
+            let all = stages.chain(links).chain([(streams as f64 / round, Bottleneck::Streams)]);
+            all.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Bottleneck::Streams))
+        };
+        let rates = (1..=streams).map(rate);
+        rates.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Bottleneck::Streams))
+    }
+}
+
+/// Where in their texts streams are taken to be.
+const POSITIONS: f64 = 256.0;
+/// Lengths of prompts that are predicted.
+const PROMPTS: [usize; 7] = [1, 16, 64, 256, 512, 2048, 8192];
+/// What a frame costs between two processes of one machine, from the end of one stage's step to the beginning of the next
+/// one's: packing, encrypting, two system calls and waking two threads.
+const HOP_S: f64 = 0.15e-3;

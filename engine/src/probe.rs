@@ -1,0 +1,212 @@
+//! How fast this machine computes a model, found by computing a small one of the same kind.
+//!
+//! Steps of few rows take the time of reading the weights, so that there must be more of them than the caches hold; steps
+//! of many rows take that of computing, for which a few layers are enough. Times are means and not minima: where a process
+//! may have a part of a CPU only, that part is what counts.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use qmesh_models::{
+    footprint::PAGE_POSITIONS,
+    spec::{ModelSpec, TensorRole, TensorSpec},
+    tensor::TensorType,
+};
+
+use crate::{
+    backend::{Backend, HeldTensors, LoadedShard, ShardRequest},
+    error::EngineError,
+    sample::SamplingParameters,
+    step::{SequenceRows, Step, Wants},
+};
+
+/// The time of steps of so many rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProbePoint {
+    /// Rows of the step.
+    pub rows: usize,
+    /// Picoseconds for each byte of the layers' weights that a token reads.
+    pub layers_ps_per_byte: f64,
+    /// Picoseconds for each byte of the head.
+    pub head_ps_per_byte: f64,
+}
+
+/// Measures steps of 1, 8, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
+/// else this machine does. Takes about a second, and the memory of that model.
+///
+/// # Errors
+/// As [`Backend::load`] and [`LoadedShard::step`].
+pub fn probe(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<ProbePoint>, EngineError> {
+    let layers = excerpt.layers.len();
+    // The last layer goes with the head, where there are several.
+    let body = 0..layers.saturating_sub(1).max(1);
+    let mut few = Probe::load(backend, excerpt, body.clone())?;
+    let few_s = [FEW[0], FEW[1]].map(|rows| few.seconds(rows));
+    drop(few);
+    let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
+    let mut many = Probe::load(backend, excerpt, some.clone())?;
+    let many_s = [MANY[0], MANY[1]].map(|rows| many.seconds(rows));
+    drop(many);
+    let last = layers - 1..layers;
+    let mut head = Probe::load(backend, excerpt, last.clone())?;
+    let head_s = [FEW[0], FEW[1]].map(|rows| head.seconds(rows));
+    let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
+    let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), head_bytes(excerpt));
+    let mut points = Vec::new();
+    for ((rows, few_s), head_s) in FEW.into_iter().zip(few_s).zip(head_s) {
+        let alone = layers == 1;
+        let layer_ps = PS_PER_S * few_s? / if alone { body_bytes + head_bytes } else { body_bytes };
+        let head_ps = (PS_PER_S * head_s? - layer_ps * last_bytes).max(0.0) / head_bytes;
+        points.push(ProbePoint { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
+    }
+    // The head's rows are those of few streams, or the last ones of prompts.
+    let per_row = points[1].head_ps_per_byte / FEW[1] as f64;
+    for (rows, many_s) in MANY.into_iter().zip(many_s) {
+        let layers_ps_per_byte = PS_PER_S * many_s? / some_bytes;
+        points.push(ProbePoint { rows, layers_ps_per_byte, head_ps_per_byte: per_row * rows as f64 });
+    }
+    Ok(points)
+}
+
+/// A loaded piece of the excerpt, with one session.
+struct Probe<'a> {
+    shard: Box<dyn LoadedShard>,
+    excerpt: &'a ModelSpec,
+    layers: Range<usize>,
+}
+
+impl<'a> Probe<'a> {
+    fn load(backend: &dyn Backend, excerpt: &'a ModelSpec, layers: Range<usize>) -> Result<Self, EngineError> {
+        let positions = MANY[1].next_multiple_of(PAGE_POSITIONS);
+        let (held, read) = (HeldTensors::new(), |tensor: &TensorSpec, into: &mut [u8]| {
+            fill(tensor, into);
+            Ok(())
+        });
+        let spec = excerpt.shard(layers.clone());
+        let request =
+            ShardRequest { spec: &spec, layers: layers.clone(), kv_positions: positions, held: &held, read: &read };
+        let mut shard = backend.load(&request, &mut |_| ())?;
+        shard.open(SESSION, MANY[1], SamplingParameters::default())?;
+        Ok(Self { shard, excerpt, layers })
+    }
+
+    /// The mean time of a step of `rows` rows. Each is written over the one before.
+    fn seconds(&mut self, rows: usize) -> Result<f64, EngineError> {
+        let is_last = self.layers.end == self.excerpt.layers.len();
+        let wants = if is_last && rows <= FEW[1] { Wants::All } else { Wants::None };
+        let hidden = (self.layers.start > 0).then(|| noise(rows * self.excerpt.hidden));
+        let step = Step {
+            sequences: vec![SequenceRows { session: SESSION, position: 0, rows, wants }],
+            ids: (0..rows).map(|row| (row % self.excerpt.vocab.max(1)) as u32).collect(),
+            hidden,
+        };
+        // The first one finds nothing where it needs it.
+        self.shard.step(&step)?;
+        let began = Instant::now();
+        let mut steps = 0;
+        while steps < STEPS_LEAST || (began.elapsed() < LONG_ENOUGH && steps < STEPS_MOST) {
+            self.shard.step(&step)?;
+            steps += 1;
+            if began.elapsed() > TOO_LONG {
+                break;
+            }
+        }
+        Ok(began.elapsed().as_secs_f64() / f64::from(steps))
+    }
+}
+
+/// Bytes that a token reads of these layers; at least 1, as something is divided by it.
+fn layer_bytes(spec: &ModelSpec, layers: &Range<usize>) -> f64 {
+    let inside = |t: &&TensorSpec| matches!(t.role, TensorRole::Layer(layer, _) if layers.contains(&layer.0));
+    spec.tensors.iter().filter(inside).map(|tensor| spec.bytes_per_token(tensor)).sum::<u64>().max(1) as f64
+}
+
+/// Bytes of the head, by what the last stage holds beside its layers; at least 1.
+fn head_bytes(spec: &ModelSpec) -> f64 {
+    let last = spec.layers.len() - 1..spec.layers.len();
+    let of_head = |t: &&TensorSpec| !matches!(t.role, TensorRole::Layer(..)) && spec.holds(&last, t.role);
+    let looked_up =
+        |t: &&TensorSpec| t.role == TensorRole::Embedding && spec.tensors.iter().any(|o| o.role == TensorRole::Output);
+    spec.tensors.iter().filter(of_head).filter(|t| !looked_up(t)).map(|t| t.bytes).sum::<u64>().max(1) as f64
+}
+
+/// How many layers have so many bytes together; at least 1.
+fn layers_of(spec: &ModelSpec, bytes: u64) -> usize {
+    let layers = spec.layers.len();
+    let each = layer_bytes(spec, &(0..layers)) / layers as f64;
+    ((bytes as f64 / each) as usize).clamp(1, layers)
+}
+
+/// Weights of which every product is finite. Small numbers, so that a router's scores differ from row to row; quantised
+/// tensors are zeros, as their arithmetic takes the same time whatever they hold.
+fn fill(tensor: &TensorSpec, into: &mut [u8]) {
+    if tensor.dtype == TensorType::F32 {
+        let values = noise(into.len() / size_of::<f32>());
+        for (bytes, value) in into.chunks_exact_mut(size_of::<f32>()).zip(values) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    } else {
+        into.fill(0);
+    }
+}
+
+/// Numbers between -0.5 and 0.5 that follow no pattern, the same each time.
+fn noise(count: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Rows of steps that read the weights.
+const FEW: [usize; 2] = [1, 8];
+/// Rows of steps that compute with them.
+const MANY: [usize; 2] = [64, 256];
+/// Bytes of layers that steps of many rows are measured with.
+const MANY_BYTES: u64 = 24 << 20;
+/// The only session.
+const SESSION: u64 = 1;
+/// Steps of each kind, at least.
+const STEPS_LEAST: u32 = 2;
+/// And at most, where they are quick.
+const STEPS_MOST: u32 = 40;
+/// Several of the periods in which a system doles out parts of a CPU.
+const LONG_ENOUGH: Duration = Duration::from_millis(250);
+/// No kind of step is measured for longer.
+const TOO_LONG: Duration = Duration::from_millis(600);
+const PS_PER_S: f64 = 1e12;
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroUsize, path::Path};
+
+    use qmesh_models::{family, gguf::Gguf};
+
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+
+    #[test]
+    fn every_tiny_model_can_be_probed() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny"));
+        let models = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut probed = 0;
+        for path in models.filter(|path| path.extension().is_some_and(|e| e == "gguf")) {
+            let spec = family::spec(&Gguf::open(&path).unwrap()).unwrap();
+            for bytes in [0, u64::MAX] {
+                let points = probe(&CpuBackend::new(NonZeroUsize::MIN), &spec.excerpt(bytes));
+                let points = points.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 8, 64, 256]);
+                let sound = |point: &ProbePoint| point.layers_ps_per_byte > 0.0 && point.head_ps_per_byte.is_finite();
+                assert!(points.iter().all(sound), "{}: {points:?}", path.display());
+            }
+            probed += 1;
+        }
+        assert!(probed > 10, "only {probed} models");
+    }
+}
