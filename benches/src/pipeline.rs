@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
     local::worker_command,
     mesh::{
-        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Probing, Speculation, TicketSource, Workers,
+        Formation, Measuring, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
     },
     model::Model as ServedModel,
@@ -139,10 +139,10 @@ impl ReadyMesh {
     ///
     /// # Errors
     /// No plan is possible, or the system gives no thread.
-    pub fn probed(layout: &Layout<'_>, shares: &[f64], cut: Option<Vec<usize>>, faults: Faults) -> Result<Self> {
+    pub fn measured(layout: &Layout<'_>, shares: &[f64], cut: Option<Vec<usize>>, faults: Faults) -> Result<Self> {
         let threads = NonZeroUsize::new(layout.threads).context("no threads")?;
         let backend = |&share: &f64| -> Arc<dyn Backend> { Arc::new(Throttled::new(CpuBackend::new(threads), share)) };
-        let formation = Formation { cut, probing: Probing::On, ..layout.formation() };
+        let formation = Formation { cut, measuring: Measuring::On, ..layout.formation() };
         Self::tasks_on(layout, shares.iter().map(backend).collect(), formation, faults)
     }
 

@@ -103,9 +103,9 @@ pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder:
 ///
 /// # Errors
 /// There is no such program, or it says why it cannot.
-pub fn probe(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
+pub fn measure(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
     let mut command = std::process::Command::new(worker_program());
-    command.args(["probe", "--threads", &threads.to_string()]);
+    command.args(["measure", "--threads", &threads.to_string()]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| {
         format!("cannot start {}: build it with `cargo build --release`: {error}", command.get_program().display())

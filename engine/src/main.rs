@@ -19,7 +19,7 @@ use clap::{
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    probe::{self, ProbePoint},
+    measure::{self, StepTime},
     worker::{self, Audience, Exit, Stay, WorkerConfig},
 };
 use qmesh_models::{
@@ -56,7 +56,7 @@ enum Command {
     Join(Box<JoinArgs>),
     /// Find out how fast this machine computes: reads the spec of a small model, writes times, both as JSON
     #[command(hide = true)]
-    Probe {
+    Measure {
         /// Compute threads [default: physical cores]
         #[arg(short, long, value_name = "COUNT")]
         threads: Option<NonZeroUsize>,
@@ -117,7 +117,7 @@ fn main() -> ExitCode {
     let parsed = command(|variable| env::var_os(variable)).try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
     let args = match parsed.map(|cli| cli.command) {
         Ok(Command::Join(args)) => args,
-        Ok(Command::Probe { threads }) => return probe(threads.unwrap_or_else(physical_cores)),
+        Ok(Command::Measure { threads }) => return measure(threads.unwrap_or_else(physical_cores)),
         Err(error) => return refuse(&error),
     };
     // A wrapped line has become several words.
@@ -159,13 +159,13 @@ fn main() -> ExitCode {
 }
 
 /// For the planner, which links nothing that computes.
-fn probe(threads: NonZeroUsize) -> ExitCode {
+fn measure(threads: NonZeroUsize) -> ExitCode {
     let measured = || -> Result<String> {
         let excerpt: ModelSpec = serde_json::from_reader(io::stdin().lock()).context("no spec on standard input")?;
         anyhow::ensure!(!excerpt.layers.is_empty(), "a model without layers");
-        let points = probe::probe(&CpuBackend::new(threads), &excerpt)?;
-        let point = |p: &ProbePoint| {
-            let ProbePoint { rows, layers_ps_per_byte, head_ps_per_byte } = p;
+        let points = measure::measure(&CpuBackend::new(threads), &excerpt)?;
+        let point = |p: &StepTime| {
+            let StepTime { rows, layers_ps_per_byte, head_ps_per_byte } = p;
             json!({"rows": rows, "layers_ps_per_byte": layers_ps_per_byte, "head_ps_per_byte": head_ps_per_byte})
         };
         Ok(json!(points.iter().map(point).collect::<Vec<_>>()).to_string())

@@ -69,8 +69,9 @@ pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
 pub use message::{
-    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Message, OpenSession, Prefix, Probe, Probed, ProbedPoint,
-    RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
+    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
+    Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
+    Welcome,
 };
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};

@@ -88,9 +88,9 @@ pub enum Message {
         positions: u32,
     },
     /// Coordinator to worker: find out how fast this machine computes the model.
-    Probe(Probe),
+    Measure(Measure),
     /// Worker to coordinator: what it found.
-    Probed(Probed),
+    Measured(Measured),
 }
 
 impl Message {
@@ -203,23 +203,23 @@ pub struct LoadShard {
 
 /// What a worker is to find its speed with.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
-pub struct Probe {
+pub struct Measure {
     /// The spec of a small model of the same kind, as JSON.
     pub spec_json: Vec<u8>,
 }
 
 /// How fast a worker computes.
 #[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
-pub struct Probed {
+pub struct Measured {
     /// In increasing rows; none where it cannot be said.
-    pub points: Vec<ProbedPoint>,
+    pub points: Vec<MeasuredPoint>,
     /// Why it cannot be said, in one line.
     pub text: String,
 }
 
 /// The time of steps of so many rows.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
-pub struct ProbedPoint {
+pub struct MeasuredPoint {
     /// Rows of the step.
     pub rows: u32,
     /// Picoseconds for each KiB of the layers' weights that a token reads.

@@ -1,6 +1,6 @@
 //! Texts from the other side, made harmless before anybody prints or logs them.
 
-use crate::message::{Downstream, Fault, LoadShard, Message, Probed, Route, ShardStatus, Welcome};
+use crate::message::{Downstream, Fault, LoadShard, Measured, Message, Route, ShardStatus, Welcome};
 
 /// Whether a text has nothing in it that moves a terminal's cursor, changes its colours or turns what stands beside it.
 pub(crate) fn is_plain(text: &str) -> bool {
@@ -33,7 +33,7 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Bye { text }
         | Message::ShardStatus(ShardStatus { text, .. })
         | Message::Fault(Fault { text, .. })
-        | Message::Probed(Probed { text, .. }) => make_plain(text),
+        | Message::Measured(Measured { text, .. }) => make_plain(text),
         Message::Route(Route { downstream: Downstream::Worker { addresses, .. }, .. }) => {
             addresses.iter_mut().for_each(make_plain);
         }
@@ -47,7 +47,7 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::StageReport(_)
         | Message::Drain
         | Message::Keep { .. }
-        | Message::Probe(_) => {}
+        | Message::Measure(_) => {}
     }
     message
 }

@@ -98,7 +98,7 @@ impl Trial<'_> {
         let Self { model, threads, .. } = *self;
         let layout = Layout { model, stages: STAGES[0], threads, context, sessions, speculation, workload };
         let faults = Faults { delay: Duration::from_millis(u64::from(self.rtt_ms)) / 2, ..Faults::default() };
-        let pipeline = ReadyMesh::probed(&layout, &self.shares, self.cut.clone(), faults)?;
+        let pipeline = ReadyMesh::measured(&layout, &self.shares, self.cut.clone(), faults)?;
         let status = pipeline.handle().status();
         let expected = status.prediction.clone().context("the workers did not say how fast they are")?;
         ensure!(expected.streams == CLIENTS, "expected for {} streams", expected.streams);

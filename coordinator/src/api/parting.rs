@@ -58,13 +58,13 @@ pub(crate) struct Parting<T> {
     written: Stage,
     flushed: bool,
     /// Set once the client has closed its side.
-    probing: Option<Probing>,
+    measuring: Option<Measuring>,
     lingering: Option<Lingering>,
 }
 
 /// How the client is found out to have gone.
 #[derive(Debug)]
-struct Probing {
+struct Measuring {
     next: Pin<Box<Sleep>>,
     rounds: usize,
     /// What of a probe is not out yet.
@@ -115,7 +115,7 @@ impl Receipt {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Parting<T> {
     pub(crate) fn new(inner: T, progress: Progress) -> Self {
-        Self { inner, progress, written: Stage::Idle, flushed: true, probing: None, lingering: None }
+        Self { inner, progress, written: Stage::Idle, flushed: true, measuring: None, lingering: None }
     }
 
     /// What may be sent now beside the answer.
@@ -133,30 +133,30 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Parting<T> {
         loop {
             ready!(self.poll_rest(cx))?;
             let (stage, probe) = (self.progress.get(), self.probe());
-            let Some(probing) = self.probing.as_mut().filter(|_| stage != Stage::Idle) else {
+            let Some(measuring) = self.measuring.as_mut().filter(|_| stage != Stage::Idle) else {
                 return Poll::Ready(Ok(()));
             };
-            ready!(probing.next.as_mut().poll(cx));
+            ready!(measuring.next.as_mut().poll(cx));
             // What had come of the request was taken in meanwhile, and more does not come.
-            if stage == Stage::Receiving && probing.rounds > 0 {
+            if stage == Stage::Receiving && measuring.rounds > 0 {
                 return Poll::Ready(Ok(()));
             }
-            let pause = PAUSES[probing.rounds.min(PAUSES.len() - 1)];
-            probing.next.as_mut().reset(Instant::now() + pause);
-            probing.rounds += 1;
-            probing.rest = probe.unwrap_or_default();
+            let pause = PAUSES[measuring.rounds.min(PAUSES.len() - 1)];
+            measuring.next.as_mut().reset(Instant::now() + pause);
+            measuring.rounds += 1;
+            measuring.rest = probe.unwrap_or_default();
         }
     }
 
     /// Sends what is left of a probe, before anything else.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(probing) = &mut self.probing else { return Poll::Ready(Ok(())) };
-        while !probing.rest.is_empty() {
-            let sent = ready!(Pin::new(&mut self.inner).poll_write(cx, probing.rest))?;
+        let Some(measuring) = &mut self.measuring else { return Poll::Ready(Ok(())) };
+        while !measuring.rest.is_empty() {
+            let sent = ready!(Pin::new(&mut self.inner).poll_write(cx, measuring.rest))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            probing.rest = &probing.rest[sent..];
+            measuring.rest = &measuring.rest[sent..];
         }
         Poll::Ready(Ok(()))
     }
@@ -187,13 +187,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Parting<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Parting<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.probing.is_none() {
+        if self.measuring.is_none() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
             if buf.filled().len() > before || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.probing = Some(Probing { next: Box::pin(sleep(Duration::ZERO)), rounds: 0, rest: &[] });
+            self.measuring = Some(Measuring { next: Box::pin(sleep(Duration::ZERO)), rounds: 0, rest: &[] });
         }
         self.poll_gone(cx)
     }
@@ -234,7 +234,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Parting<T> {
             ready!(self.poll_rest(cx))?;
             ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
         }
-        if self.probing.is_none() {
+        if self.measuring.is_none() {
             ready!(self.poll_silence(cx));
         }
         Poll::Ready(Ok(()))

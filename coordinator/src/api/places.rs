@@ -18,14 +18,14 @@ pub(crate) struct Limits {
     /// Of those from one address, and requests at a time that proxies forward for one address.
     pub(crate) per_address: usize,
     /// Beyond those, for probes of health and readiness.
-    pub(crate) probing: usize,
+    pub(crate) measuring: usize,
     /// Beyond those, for clients that have shown the key.
     pub(crate) authenticated: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { ordinary: 512, per_address: 256, probing: 32, authenticated: 128 }
+        Self { ordinary: 512, per_address: 256, measuring: 32, authenticated: 128 }
     }
 }
 
@@ -95,7 +95,7 @@ struct Connection {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Ordinary,
-    Probing(Crowd),
+    Measuring(Crowd),
     Authenticated,
 }
 
@@ -113,14 +113,14 @@ impl Places {
         let of_address = |c: &Connection| c.kind == Kind::Ordinary && address.is_some() && c.address == address;
         let ordinary = |c: &Connection| c.kind == Kind::Ordinary;
         let kind = if !room.make_way(limits.per_address, of_address) {
-            Kind::Probing(Crowd::Address)
+            Kind::Measuring(Crowd::Address)
         } else if !room.make_way(limits.ordinary, ordinary) {
-            Kind::Probing(Crowd::Everybody)
+            Kind::Measuring(Crowd::Everybody)
         } else {
             Kind::Ordinary
         };
-        let probing = |c: &Connection| matches!(c.kind, Kind::Probing(_));
-        if kind != Kind::Ordinary && !room.make_way(limits.probing, probing) {
+        let measuring = |c: &Connection| matches!(c.kind, Kind::Measuring(_));
+        if kind != Kind::Ordinary && !room.make_way(limits.measuring, measuring) {
             return None;
         }
         let id = room.tick();
@@ -169,7 +169,7 @@ impl Place {
         let mut crowd = None;
         if let Some(connection) = room.connections.get_mut(&self.id) {
             connection.requests += 1;
-            if let Kind::Probing(why) = connection.kind {
+            if let Kind::Measuring(why) = connection.kind {
                 crowd = Some(why);
             }
         }
@@ -204,7 +204,7 @@ impl Visit {
         let mut room = self.places.room();
         let taken = room.connections.values().filter(|c| c.kind == Kind::Authenticated).count();
         match room.connections.get_mut(&self.id) {
-            Some(Connection { kind: kind @ Kind::Probing(_), .. }) if taken < most => {
+            Some(Connection { kind: kind @ Kind::Measuring(_), .. }) if taken < most => {
                 *kind = Kind::Authenticated;
                 true
             }
@@ -275,7 +275,7 @@ fn hop(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { ordinary: 3, per_address: 2, probing: 1, authenticated: 1 };
+    const LIMITS: Limits = Limits { ordinary: 3, per_address: 2, measuring: 1, authenticated: 1 };
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -82,8 +82,8 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub placement: PlacementArgs,
     /// Do not find out how fast this machine is: plan by memory and threads alone
-    #[arg(long, env = "QMESH_NO_PROBE")]
-    pub no_probe: bool,
+    #[arg(long, env = "QMESH_NO_MEASURE")]
+    pub no_measure: bool,
     /// Draw the pipeline into an SVG file
     #[arg(long, value_name = "FILE", env = "QMESH_SVG")]
     pub svg: Option<PathBuf>,

@@ -13,7 +13,7 @@ use crate::{
     cli::{Failure, SplitArgs, WorkloadArgs},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshHandle, Probing, Workers,
+        Formation, Measuring, Mesh, MeshHandle, Workers,
         status::{MeshState, MeshStatus, StagePhase, StageStatus},
     },
     plan::{self, Capacity, PlanInput, machine::Machine},
@@ -74,9 +74,9 @@ impl LocalMesh {
         let count = split.worker_count();
         let WorkloadArgs { workload, goal } = split.workload;
         // One worker alone gets everything, however fast it is.
-        let probing = if count > 1 && split.cut.is_none() { Probing::On } else { Probing::Off };
+        let measuring = if count > 1 && split.cut.is_none() { Measuring::On } else { Measuring::Off };
         let cut = split.cut.clone();
-        let formation = Formation { cut, workload, goal, probing, ..Formation::new(Workers::Exactly(count)) };
+        let formation = Formation { cut, workload, goal, measuring, ..Formation::new(Workers::Exactly(count)) };
         let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
         let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, opened.model.folder())?;

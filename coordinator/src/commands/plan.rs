@@ -139,11 +139,11 @@ fn live(url: &str, args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure
 /// Equal workers that share this machine, with its speed.
 fn here(args: &PlanArgs, spec: &ModelSpec, count: usize) -> Vec<Capacity> {
     let mut workers = Machine::measure().shared_by(count);
-    if args.no_probe {
+    if args.no_measure {
         return workers;
     }
     let threads = args.threads.map_or(workers[0].threads, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
-    match local::probe(spec, threads) {
+    match local::measure(spec, threads) {
         Ok(speed) => workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone())),
         Err(error) => note(format_args!("note: no times, as this machine's speed is not known: {error}")),
     }

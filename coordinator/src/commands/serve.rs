@@ -16,7 +16,7 @@ use crate::{
     invitation::{Invitation, Posted},
     local::LocalWorkers,
     mesh::{
-        Formation, Mesh, MeshConfig, MeshHandle, Probing, Rotate, TicketSource, Workers,
+        Formation, Measuring, Mesh, MeshConfig, MeshHandle, Rotate, TicketSource, Workers,
         events::{Heard, MeshEvent},
         status::MeshState,
     },
@@ -96,7 +96,7 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         goal,
         pins: pin.iter().map(|pin| (pin.worker.clone(), pin.layers.clone())).collect(),
         excluded: exclude.iter().cloned().collect(),
-        probing: Probing::On,
+        measuring: Measuring::On,
         ..Formation::new(workers)
     };
     Ok(MeshConfig {

@@ -92,7 +92,7 @@ pub struct Formation {
     /// Workers that get no layers, by name.
     pub excluded: BTreeSet<String>,
     /// Whether workers are asked how fast they are before layers are dealt.
-    pub probing: Probing,
+    pub measuring: Measuring,
 }
 
 impl Formation {
@@ -105,14 +105,14 @@ impl Formation {
             goal: Goal::default(),
             pins: BTreeMap::new(),
             excluded: BTreeSet::new(),
-            probing: Probing::Off,
+            measuring: Measuring::Off,
         }
     }
 }
 
 /// Whether workers are asked how fast they are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Probing {
+pub enum Measuring {
     /// They compute a small model of the same kind when they join.
     On,
     /// They are compared by their threads.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Message, PlanEpoch,
-    Probe, ShardStatus, StageReport, Upstream,
+    CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Message,
+    PlanEpoch, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
@@ -231,7 +231,7 @@ impl<'a> Membership<'a> {
                     links.send(frame);
                 }
             }
-            Action::Probe(probe) => self.probe(probe),
+            Action::Measure(asked) => self.measure(asked),
             Action::Say(line) => self.lasting.console.say(&line),
             Action::Leave(departure) => self.ending = Some(Ending::Departed(departure)),
         }
@@ -249,12 +249,12 @@ impl<'a> Membership<'a> {
     }
 
     /// Answers when it is done: the link and the stages go on meanwhile.
-    fn probe(&self, probe: Probe) {
+    fn measure(&self, asked: Measure) {
         let (backend, memory, tell) = (Arc::clone(&self.config.backend), self.config.memory, self.tell.clone());
         tokio::spawn(async move {
-            let answer = spawn_blocking(move || speed::probed(&*backend, memory, &probe)).await.unwrap_or_default();
+            let answer = spawn_blocking(move || speed::measured(&*backend, memory, &asked)).await.unwrap_or_default();
             // Without a receiver the stay is over.
-            let _ = tell.send(Message::Probed(answer)).await;
+            let _ = tell.send(Message::Measured(answer)).await;
         });
     }
 

@@ -95,7 +95,7 @@ impl WorkerState {
                 self.of_session(epoch, |turn| Command::Keep { turn, session, positions: positions as usize });
             }
             Message::Unload { epoch } => self.unload(epoch),
-            Message::Probe(probe) => self.act(Action::Probe(probe)),
+            Message::Measure(measure) => self.act(Action::Measure(measure)),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
             other @ (Message::Hello(_)
             | Message::Welcome(_)
@@ -106,7 +106,7 @@ impl WorkerState {
             | Message::Refused { .. }
             | Message::Fault(_)
             | Message::StageReport(_)
-            | Message::Probed(_)
+            | Message::Measured(_)
             | Message::Drain) => tracing::warn!(?other, "ignored a message that no worker expects"),
         }
     }

@@ -87,9 +87,9 @@ fn every_message() -> Vec<Message> {
         Message::Drain,
         Message::Bye { text: "later".into() },
         Message::Keep { epoch, session, positions: 64 },
-        Message::Probe(Probe { spec_json: b"{}".to_vec() }),
-        Message::Probed(Probed {
-            points: vec![ProbedPoint { rows: 8, layers_ps_per_kib: 5, head_ps_per_kib: 6 }],
+        Message::Measure(Measure { spec_json: b"{}".to_vec() }),
+        Message::Measured(Measured {
+            points: vec![MeasuredPoint { rows: 8, layers_ps_per_kib: 5, head_ps_per_kib: 6 }],
             text: String::new(),
         }),
     ]

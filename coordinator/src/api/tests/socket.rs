@@ -156,7 +156,7 @@ async fn a_refusal_is_read_by_who_is_still_sending() {
     served.stop().await;
 }
 
-const LIMITS: Limits = Limits { ordinary: 6, per_address: 4, probing: 2, authenticated: 1 };
+const LIMITS: Limits = Limits { ordinary: 6, per_address: 4, measuring: 2, authenticated: 1 };
 
 #[tokio::test]
 async fn silent_connections_keep_nobody_waiting() {

@@ -64,7 +64,7 @@ impl Conductor {
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
             Message::StageReport(report) => self.roster.report(worker, report),
-            Message::Probed(probed) => self.roster.probed(now, worker, probed)?,
+            Message::Measured(measured) => self.roster.measured(now, worker, measured)?,
             Message::Drain | Message::Bye { .. } => self.left(now, worker, "it has left"),
             Message::Hello(_)
             | Message::Welcome(_)
@@ -74,7 +74,7 @@ impl Conductor {
             | Message::Open(_)
             | Message::Close { .. }
             | Message::Keep { .. }
-            | Message::Probe(_)
+            | Message::Measure(_)
             | Message::Unload { .. } => return Err(Misconduct::Unasked("a message that only a coordinator sends")),
         }
         Ok(())

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Message, PlanEpoch, Probed, ShardPhase, ShardStatus, StageReport};
+use qmesh_net::{Measured, Message, PlanEpoch, ShardPhase, ShardStatus, StageReport};
 
 use super::{
     misconduct::Misconduct,
@@ -78,7 +78,7 @@ enum Pause {
 
 impl Roster {
     pub(crate) fn new(model: Arc<PlannedModel>, formation: Formation) -> Self {
-        let speeds = Speeds::new(&model.spec, formation.probing);
+        let speeds = Speeds::new(&model.spec, formation.measuring);
         Self {
             model,
             formation,
@@ -120,9 +120,9 @@ impl Roster {
     ///
     /// # Errors
     /// It was not asked.
-    pub(crate) fn probed(&mut self, now: Instant, worker: WorkerId, probed: Probed) -> Result<(), Misconduct> {
+    pub(crate) fn measured(&mut self, now: Instant, worker: WorkerId, measured: Measured) -> Result<(), Misconduct> {
         let Some(Worker { joined, .. }) = self.workers.get(&worker) else { return Ok(()) };
-        if !self.speeds.answered(worker, joined, probed) {
+        if !self.speeds.answered(worker, joined, measured) {
             return Err(Misconduct::Unasked("how fast it is"));
         }
         // It may come after a plan that did without it.

@@ -7,11 +7,11 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::{Message, PeerId, Probe, Probed, ProbedPoint};
+use qmesh_net::{Measure, Measured, MeasuredPoint, Message, PeerId};
 
 use super::worker::{Joined, WorkerId};
 use crate::{
-    mesh::config::Probing,
+    mesh::config::Measuring,
     plan::{Speed, SpeedPoint},
 };
 
@@ -28,11 +28,13 @@ pub(super) struct Speeds {
 
 impl Speeds {
     /// Nothing is known yet of how fast anybody computes `spec`.
-    pub(super) fn new(spec: &ModelSpec, probing: Probing) -> Self {
-        let question = match probing {
-            Probing::Off => None,
+    pub(super) fn new(spec: &ModelSpec, measuring: Measuring) -> Self {
+        let question = match measuring {
+            Measuring::Off => None,
             // A spec is plain numbers and texts: writing it as JSON cannot fail.
-            Probing::On => serde_json::to_vec(&excerpt(spec)).ok().map(|spec_json| Message::Probe(Probe { spec_json })),
+            Measuring::On => {
+                serde_json::to_vec(&excerpt(spec)).ok().map(|spec_json| Message::Measure(Measure { spec_json }))
+            }
         };
         Self { question, known: BTreeMap::new(), asked: BTreeMap::new() }
     }
@@ -48,12 +50,12 @@ impl Speeds {
     }
 
     /// A worker's answer; whether it was asked.
-    pub(super) fn answered(&mut self, id: WorkerId, worker: &Joined, probed: Probed) -> bool {
+    pub(super) fn answered(&mut self, id: WorkerId, worker: &Joined, measured: Measured) -> bool {
         let asked = self.asked.remove(&id).is_some();
         if asked {
-            let speed = Speed::measured(probed.points.iter().map(point).collect());
+            let speed = Speed::measured(measured.points.iter().map(point).collect());
             if speed.is_none() {
-                tracing::info!("{} does not know how fast it is: {}", worker.name, probed.text);
+                tracing::info!("{} does not know how fast it is: {}", worker.name, measured.text);
             }
             self.known.insert(key(worker), speed);
         }
@@ -80,7 +82,7 @@ fn key(worker: &Joined) -> (PeerId, u32) {
     (worker.peer, worker.threads)
 }
 
-fn point(point: &ProbedPoint) -> SpeedPoint {
+fn point(point: &MeasuredPoint) -> SpeedPoint {
     let per_byte = |ps_per_kib: u64| ps_per_kib as f64 / 1024.0;
     SpeedPoint {
         rows: point.rows,
@@ -100,7 +102,7 @@ pub(crate) fn excerpt(spec: &ModelSpec) -> ModelSpec {
 const EXCERPT_BYTES: u64 = 192 << 20;
 /// Of a small model, a part of so many.
 const EXCERPT_SHARE: u64 = 8;
-/// A probe takes one or two seconds.
+/// Measuring takes one or two seconds.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 #[cfg(test)]
@@ -113,15 +115,15 @@ mod tests {
     }
 
     fn speeds() -> Speeds {
-        let question = Some(Message::Probe(Probe { spec_json: Vec::new() }));
+        let question = Some(Message::Measure(Measure { spec_json: Vec::new() }));
         Speeds { question, known: BTreeMap::new(), asked: BTreeMap::new() }
     }
 
     #[test]
     fn who_comes_back_is_not_asked_again() {
         let (now, mut speeds) = (Instant::now(), speeds());
-        let answer = |ps| Probed {
-            points: vec![ProbedPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
+        let answer = |ps| Measured {
+            points: vec![MeasuredPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
             text: String::new(),
         };
         assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_some() && speeds.pending(now));
@@ -142,7 +144,7 @@ mod tests {
         assert!(!speeds.pending(now));
         speeds.ask(now, WorkerId(1), &worker(1));
         // An answer without points is one as well.
-        assert!(speeds.answered(WorkerId(1), &worker(1), Probed::default()));
+        assert!(speeds.answered(WorkerId(1), &worker(1), Measured::default()));
         assert!(speeds.ask(now, WorkerId(1), &worker(1)).is_none() && speeds.of(&worker(1)).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! What a worker's state machine is told, and what it wants done.
 
-use qmesh_net::{Downstream, Frame, Message, PeerId, PlanEpoch, Probe, Upstream};
+use qmesh_net::{Downstream, Frame, Measure, Message, PeerId, PlanEpoch, Upstream};
 
 use crate::worker::{
     compute::{Command, Done, LoadRequest},
@@ -56,7 +56,7 @@ pub(crate) enum Action {
     /// Send this frame downstream.
     Send { turn: Turn, frame: Frame },
     /// Find out how fast this machine is, beside whatever it does.
-    Probe(Probe),
+    Measure(Measure),
     /// One line for the person at the worker.
     Say(String),
     /// The link to the coordinator has no more use.

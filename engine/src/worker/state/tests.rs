@@ -105,7 +105,7 @@ fn brief(action: &Action) -> Option<String> {
         Action::Leave(departure) => format!("leave {departure:?}"),
         Action::StopFetch { turn } => format!("stop fetching for {}", turn.0),
         Action::Unlink { turn } => format!("unlink {}", turn.0),
-        Action::Probe(_) => "probe".into(),
+        Action::Measure(_) => "measure".into(),
         Action::Say(_) => return None,
     })
 }

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use qmesh_models::{spec::ModelSpec, weights::ModelFile};
-use qmesh_net::{Downstream, LoadShard, PeerId, ProbedPoint, Upstream};
+use qmesh_net::{Downstream, LoadShard, MeasuredPoint, PeerId, Upstream};
 
 use super::{super::pipeline::SILENCE, change::ANNOUNCED, *};
-use crate::mesh::{config::Probing, status::MeshState};
+use crate::mesh::{config::Measuring, status::MeshState};
 
 #[test]
 fn workers_become_a_pipeline_step_by_step() {
@@ -50,30 +50,30 @@ fn a_lost_stage_brings_the_pipeline_down_and_the_rest_is_planned_anew() {
 
 #[test]
 fn layers_are_dealt_when_everybody_has_said_how_fast_it_is() {
-    let formation = Formation { probing: Probing::On, ..Formation::new(Workers::AtLeast(2)) };
+    let formation = Formation { measuring: Measuring::On, ..Formation::new(Workers::AtLeast(2)) };
     let mut world = World::with(formation);
-    let answer = |ps| Probed {
-        points: vec![ProbedPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
+    let answer = |ps| Measured {
+        points: vec![MeasuredPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
         text: String::new(),
     };
     for (name, key) in [("a", 1), ("b", 2)] {
         let asked = world.joined_as(name, key, GB);
         assert!(
-            matches!(asked[..], [Action::Send(WorkerId(id), Message::Probe(_))] if id == u64::from(key)),
+            matches!(asked[..], [Action::Send(WorkerId(id), Message::Measure(_))] if id == u64::from(key)),
             "{asked:?}"
         );
     }
     world.now += SETTLE;
     assert!(world.tick().is_empty(), "two answers are missing");
     // Times as of a slow machine: beside them a link costs little.
-    world.roster.probed(world.now, WorkerId(1), answer(3_000_000_000)).unwrap();
+    world.roster.measured(world.now, WorkerId(1), answer(3_000_000_000)).unwrap();
     assert!(world.tick().is_empty(), "one answer is missing");
-    world.roster.probed(world.now, WorkerId(2), answer(1_000_000_000)).unwrap();
+    world.roster.measured(world.now, WorkerId(2), answer(1_000_000_000)).unwrap();
     let loads: Vec<_> = world.tick().iter().filter_map(sent_load).collect();
     assert_eq!(loads.len(), 2);
     let prediction = world.roster.prediction().expect("both speeds are known");
     assert!(prediction.stage_ms.iter().all(|&ms| ms > 0.0), "{prediction:?}");
-    assert!(matches!(world.roster.probed(world.now, WorkerId(2), answer(1)), Err(Misconduct::Unasked(_))));
+    assert!(matches!(world.roster.measured(world.now, WorkerId(2), answer(1)), Err(Misconduct::Unasked(_))));
     // Who comes back is known.
     world.roster.left(world.now, WorkerId(1), "gone");
     assert!(world.joined_as("a", 1, GB).is_empty());
@@ -81,7 +81,7 @@ fn layers_are_dealt_when_everybody_has_said_how_fast_it_is() {
 
 #[test]
 fn who_does_not_say_how_fast_it_is_keeps_nobody_waiting_for_long() {
-    let mut world = World::with(Formation { probing: Probing::On, ..Formation::new(Workers::Exactly(1)) });
+    let mut world = World::with(Formation { measuring: Measuring::On, ..Formation::new(Workers::Exactly(1)) });
     assert_eq!(world.joined_as("a", 1, GB).len(), 1);
     assert!(world.tick().is_empty());
     world.now += Duration::from_secs(7);

@@ -24,7 +24,7 @@ use crate::{
 
 /// The time of steps of so many rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ProbePoint {
+pub struct StepTime {
     /// Rows of the step.
     pub rows: usize,
     /// Picoseconds for each byte of the layers' weights that a token reads.
@@ -38,19 +38,19 @@ pub struct ProbePoint {
 ///
 /// # Errors
 /// As [`Backend::load`] and [`LoadedShard::step`].
-pub fn probe(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<ProbePoint>, EngineError> {
+pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTime>, EngineError> {
     let layers = excerpt.layers.len();
     // The last layer goes with the head, where there are several.
     let body = 0..layers.saturating_sub(1).max(1);
-    let mut few = Probe::load(backend, excerpt, body.clone())?;
+    let mut few = Trial::load(backend, excerpt, body.clone())?;
     let few_s = [FEW[0], FEW[1]].map(|rows| few.seconds(rows));
     drop(few);
     let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
-    let mut many = Probe::load(backend, excerpt, some.clone())?;
+    let mut many = Trial::load(backend, excerpt, some.clone())?;
     let many_s = [MANY[0], MANY[1]].map(|rows| many.seconds(rows));
     drop(many);
     let last = layers - 1..layers;
-    let mut head = Probe::load(backend, excerpt, last.clone())?;
+    let mut head = Trial::load(backend, excerpt, last.clone())?;
     let head_s = [FEW[0], FEW[1]].map(|rows| head.seconds(rows));
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
     let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), head_bytes(excerpt));
@@ -59,25 +59,25 @@ pub fn probe(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<ProbePoin
         let alone = layers == 1;
         let layer_ps = PS_PER_S * few_s? / if alone { body_bytes + head_bytes } else { body_bytes };
         let head_ps = (PS_PER_S * head_s? - layer_ps * last_bytes).max(0.0) / head_bytes;
-        points.push(ProbePoint { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
+        points.push(StepTime { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
     }
     // The head's rows are those of few streams, or the last ones of prompts.
     let per_row = points[1].head_ps_per_byte / FEW[1] as f64;
     for (rows, many_s) in MANY.into_iter().zip(many_s) {
         let layers_ps_per_byte = PS_PER_S * many_s? / some_bytes;
-        points.push(ProbePoint { rows, layers_ps_per_byte, head_ps_per_byte: per_row * rows as f64 });
+        points.push(StepTime { rows, layers_ps_per_byte, head_ps_per_byte: per_row * rows as f64 });
     }
     Ok(points)
 }
 
 /// A loaded piece of the excerpt, with one session.
-struct Probe<'a> {
+struct Trial<'a> {
     shard: Box<dyn LoadedShard>,
     excerpt: &'a ModelSpec,
     layers: Range<usize>,
 }
 
-impl<'a> Probe<'a> {
+impl<'a> Trial<'a> {
     fn load(backend: &dyn Backend, excerpt: &'a ModelSpec, layers: Range<usize>) -> Result<Self, EngineError> {
         let positions = MANY[1].next_multiple_of(PAGE_POSITIONS);
         let (held, read) = (HeldTensors::new(), |tensor: &TensorSpec, into: &mut [u8]| {
@@ -192,21 +192,21 @@ mod tests {
     use crate::backend::cpu::CpuBackend;
 
     #[test]
-    fn every_tiny_model_can_be_probed() {
+    fn every_tiny_model_can_be_measured() {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny"));
         let models = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let mut probed = 0;
+        let mut tried = 0;
         for path in models.filter(|path| path.extension().is_some_and(|e| e == "gguf")) {
             let spec = family::spec(&Gguf::open(&path).unwrap()).unwrap();
             for bytes in [0, u64::MAX] {
-                let points = probe(&CpuBackend::new(NonZeroUsize::MIN), &spec.excerpt(bytes));
+                let points = measure(&CpuBackend::new(NonZeroUsize::MIN), &spec.excerpt(bytes));
                 let points = points.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 8, 64, 256]);
-                let sound = |point: &ProbePoint| point.layers_ps_per_byte > 0.0 && point.head_ps_per_byte.is_finite();
+                let sound = |point: &StepTime| point.layers_ps_per_byte > 0.0 && point.head_ps_per_byte.is_finite();
                 assert!(points.iter().all(sound), "{}: {points:?}", path.display());
             }
-            probed += 1;
+            tried += 1;
         }
-        assert!(probed > 10, "only {probed} models");
+        assert!(tried > 10, "only {tried} models");
     }
 }
