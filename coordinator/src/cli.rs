@@ -19,7 +19,7 @@ use clap::{
 use self::models::model_ref;
 pub use self::{
     failure::{Exit, Failure},
-    generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs},
+    generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
@@ -64,6 +64,8 @@ pub enum Command {
     Ticket(TicketArgs),
     /// Score prompts and continue them greedily, as JSON
     Eval(EvalArgs),
+    /// Check that a split computes the same bits as one worker
+    Verify(VerifyArgs),
 }
 
 impl Cli {

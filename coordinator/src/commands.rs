@@ -13,12 +13,14 @@ mod plan;
 mod prompts;
 mod pull;
 mod room;
+mod rows;
 mod run;
 mod serve;
 mod signals;
 mod status;
 mod ticket;
 mod tokenize;
+mod verify;
 
 use std::{
     future::Future,
@@ -63,6 +65,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::status(&args),
         Command::Ticket(args) => ticket::ticket(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Verify(args) => verify::verify(&args),
     }
 }
 

@@ -379,7 +379,7 @@ fn notes(input: &PlanInput<'_>, assignments: &[Assignment]) -> Vec<String> {
     } else if assignments.len() == layers {
         format!("the model has only {layers} layers")
     } else if input.is_timed() && unused.iter().all(has_room) {
-        "it would only be slower with more workers".to_owned()
+        "more workers would make nothing faster".to_owned()
     } else {
         "not every worker has room for a layer".to_owned()
     };

@@ -125,6 +125,36 @@ pub struct EvalArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Arguments of `verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  coordinator verify smollm2-135m --workers 3
+  coordinator verify model.gguf --cut 5,17 --prompts prompts.jsonl --json
+
+Prompts are computed on one worker and on several; the bits of every row's logits are compared. Exit code 1 if any \
+differ, with the first row, and the first boundary that makes it differ.")]
+pub struct VerifyArgs {
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    #[arg(value_parser = model_ref())]
+    pub model: ModelRef,
+    /// The prompts, one JSON object a line, as for eval [default: ids of several lengths]
+    #[arg(long, value_name = "FILE", env = "QMESH_PROMPTS")]
+    pub prompts: Option<PathBuf>,
+    /// Continue each prompt by up to N tokens
+    #[arg(long, value_name = "N", env = "QMESH_GREEDY", default_value_t = 16)]
+    pub greedy: usize,
+    /// How text is cut.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
+    /// Over which workers.
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// Print JSON
+    #[arg(long, env = "QMESH_JSON")]
+    pub json: bool,
+}
+
 /// How the model is split over workers on this machine.
 #[derive(Args, Clone, Debug)]
 pub struct SplitArgs {

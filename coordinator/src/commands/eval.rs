@@ -12,11 +12,11 @@ use super::{
     local_mesh::LocalMesh,
     opened::Opened,
     prompts::{self, Prompt},
+    rows::{Rows, rows},
 };
 use crate::{
     cli::{EvalArgs, Failure},
-    generate::{ClientId, FinishReason, GenerateEvent, GenerateRequest, PromptRows},
-    mesh::MeshHandle,
+    generate::{ClientId, GenerateRequest, PromptRows},
     model::Model,
     render::{count, note, output},
 };
@@ -54,14 +54,6 @@ struct TopToken {
     id: u32,
     logit: f32,
     logprob: f32,
-}
-
-/// The rows of one prompt.
-#[derive(Default)]
-struct Rows {
-    prompt: Vec<Sampled>,
-    generated: Vec<Sampled>,
-    ended: bool,
 }
 
 pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
@@ -113,31 +105,6 @@ impl Results {
             count(self.prompts.len(), "prompt"),
             count(scored().count(), "token")
         )
-    }
-}
-
-async fn rows(handle: &MeshHandle, request: &GenerateRequest, id: &str) -> Result<Rows, Failure> {
-    let failed = |text: String| Failure::failed(format!("prompt `{id}`: {text}"));
-    let mut generation = handle.submit(request.clone()).map_err(|e| failed(e.to_string()))?;
-    let mut rows = Rows::default();
-    loop {
-        match generation.next().await {
-            Some(GenerateEvent::Prompt(prompt)) => rows.prompt = prompt,
-            Some(GenerateEvent::Prefilled { .. }) => {}
-            Some(GenerateEvent::Token(row)) => rows.generated.push(row),
-            Some(GenerateEvent::Finished(finish)) => {
-                rows.ended = finish.reason == FinishReason::End;
-                break;
-            }
-            Some(GenerateEvent::Failed(error)) => return Err(failed(error.to_string())),
-            None => return Err(failed("the mesh ended".to_owned())),
-        }
-    }
-    let scored = rows.prompt.iter().rev().skip(1).all(|row| row.target_logprob.is_finite());
-    if rows.prompt.len() == request.ids.len() && scored {
-        Ok(rows)
-    } else {
-        Err(failed(format!("{} of {} rows came back scored", rows.prompt.len(), request.ids.len())))
     }
 }
 

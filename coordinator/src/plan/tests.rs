@@ -296,7 +296,7 @@ fn a_slow_link_is_a_reason_not_to_split() {
     assert_eq!(stages(&input), 2, "on one machine the second is worth it");
     input.links.set_own(1, Link { rtt_ms: 50.0, bytes_per_s: None });
     assert_eq!(stages(&input), 1);
-    assert_eq!(solve(&input).unwrap().notes, ["it would only be slower with more workers: nothing to do for w1"]);
+    assert_eq!(solve(&input).unwrap().notes, ["more workers would make nothing faster: nothing to do for w1"]);
     assert_eq!(stages(&PlanInput { goal: Goal::Throughput, ..input.clone() }), 2);
     // Where two stages are wanted, the plan says what one alone would do.
     let split = PlanInput { stages_least: 2, ..input.clone() };
