@@ -48,6 +48,7 @@ mod sampled;
 mod secret;
 mod section;
 mod sorter;
+mod sources;
 mod stream;
 mod ticket;
 mod tls;
@@ -77,6 +78,9 @@ pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
 pub use section::{SectionError, Sections};
 pub use sorter::Incoming;
+pub use sources::{
+    Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSectionError, WeightSource, WeightSources,
+};
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 
