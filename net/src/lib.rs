@@ -42,6 +42,7 @@ mod link;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
+mod pacer;
 mod plain;
 mod range;
 mod sampled;
@@ -73,6 +74,7 @@ pub use message::{
     Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Message, OpenSession, Prefix, RangeReply, RangeRequest,
     RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
 };
+pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
