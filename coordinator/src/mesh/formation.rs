@@ -1,7 +1,7 @@
 //! Who is there, and which pipelines are made of them: planned, loaded, linked and given up.
 //!
 //! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `troubles` remembers
-//! what went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages,
+//! what went wrong, `openings` which stage owes an answer, `sources` says which workers have which tensors. `links` and `weights` are the tasks that move messages,
 //! frames and tensor bytes.
 
 mod choice;
@@ -11,6 +11,7 @@ pub(crate) mod openings;
 mod pipeline;
 mod planned;
 pub(crate) mod roster;
+mod sources;
 mod troubles;
 pub(crate) mod weights;
 mod worker;
