@@ -1,6 +1,7 @@
 //! The whole mesh in one process, over a network in memory: delay, loss, and workers that die, by seed.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroUsize,
     path::PathBuf,
@@ -11,7 +12,8 @@ use std::{
 use qmesh_coordinator::{
     generate::{ClientId, GenerateEvent, GenerateRequest, PromptRows},
     mesh::{
-        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers, status::MeshState,
+        Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
+        status::{MeshState, MeshStatus},
     },
     model::Model,
 };
@@ -19,6 +21,7 @@ use qmesh_engine::{
     backend::cpu::CpuBackend,
     worker::{self, Audience, Stay, WorkerConfig},
 };
+use qmesh_models::weights::ModelFile;
 use qmesh_net::{
     Admission, Digest, Identity, JoinRight, Sampling, Ticket,
     memory::{Faults, Network},
@@ -70,35 +73,107 @@ async fn a_worker_that_dies_changes_no_bit() {
     }
 }
 
+#[tokio::test]
+async fn weights_travel_once_and_only_what_changes_hands() {
+    // The first and the last stage both want the embedding table, since the head is tied to it.
+    let model = "tiny/mistral-tied.gguf";
+    let whole = distinct_bytes(model);
+    let mut mesh = Simulation::begin(30, config(model, Workers::AtLeast(3)), TempDir::new().unwrap()).await;
+    for number in 0..3 {
+        mesh.join(number).await;
+    }
+    mesh.wait_ready(3).await;
+    let first = mesh.handle.status();
+    let wanted: u64 = first.stages.iter().map(|stage| stage.weight_bytes).sum();
+    assert!(wanted > whole, "the stages have something in common: {wanted} of {whole}");
+    let sent = first.weight_bytes_sent;
+    assert_eq!(sent, whole, "the coordinator sends each byte once");
+
+    // A worker is lost: the others get what was its own, and nothing that one of them has.
+    mesh.network.kill(mesh.workers[1]);
+    mesh.wait_ready(2).await;
+    let second = mesh.handle.status();
+    let moved = second.weight_bytes_sent - sent;
+    assert!(moved <= first.stages[1].weight_bytes, "{moved} of {}", first.stages[1].weight_bytes);
+
+    // Whoever takes its place has all from its peers.
+    mesh.join(3).await;
+    mesh.wait_ready(3).await;
+    let third = mesh.handle.status();
+    assert_eq!(third.weight_bytes_sent, second.weight_bytes_sent, "the coordinator sends nothing");
+    let newcomer = third.stages.iter().find(|stage| stage.worker == "w3").unwrap();
+    assert_eq!(newcomer.coordinator_bytes, 0, "{newcomer:?}");
+    assert!(newcomer.peer_bytes > 0 && newcomer.peer_bytes <= newcomer.weight_bytes, "{newcomer:?}");
+
+    // After a second start everybody has its own.
+    let folder = mesh.stop().await;
+    let mut again = Simulation::begin(31, config(model, Workers::AtLeast(3)), folder).await;
+    for number in [0, 2, 3] {
+        again.join(number).await;
+    }
+    again.wait_ready(3).await;
+    let status = again.handle.status();
+    let layers = |s: &MeshStatus| s.stages.iter().map(|g| (g.worker.clone(), g.first_layer)).collect::<Vec<_>>();
+    assert_eq!(layers(&status), layers(&third), "the same cut");
+    let from_peers: u64 = status.stages.iter().map(|stage| stage.peer_bytes).sum();
+    assert_eq!((status.weight_bytes_sent, from_peers), (0, 0));
+    again.stop().await;
+}
+
+/// Bytes of the model's tensors, equal ones once.
+fn distinct_bytes(model: &str) -> u64 {
+    let file = ModelFile::open(golden_file(model)).unwrap();
+    let tensors = &file.spec().tensors;
+    let hashes = file.hashes(tensors).unwrap();
+    hashes.iter().zip(tensors).map(|(hash, tensor)| (*hash, tensor.bytes)).collect::<BTreeMap<_, _>>().values().sum()
+}
+
 struct Simulation {
     network: Network,
     mesh: Mesh,
     handle: MeshHandle,
     workers: Vec<SocketAddr>,
     /// Where the workers keep tensors; goes with the simulation.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Simulation {
     async fn start(seed: u64, faults: Faults, workers: usize) -> Self {
+        let config = config("tiny/llama.gguf", Workers::Exactly(workers));
+        let mut begun = Self::begin(seed, config, TempDir::new().unwrap()).await;
+        for number in 0..workers {
+            begun.join(number).await;
+        }
+        begun.network.faults(faults);
+        begun.wait_ready(workers).await;
+        begun
+    }
+
+    /// A coordinator without workers, whose workers will keep their tensors in this folder.
+    async fn begin(seed: u64, config: MeshConfig, folder: TempDir) -> Self {
         let network = Network::new(seed);
         let (identity, secret) = (Identity::ephemeral(), JoinRight::random());
         let endpoint = network.endpoint(&identity, Admission::anyone()).unwrap();
-        let mesh = Mesh::start_on(endpoint, &identity, secret, config(workers)).await.unwrap();
-        let folder = TempDir::new().unwrap();
-        let mut addresses = vec![];
-        for number in 0..workers {
-            let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();
-            addresses.push(endpoint.local_addr());
-            let config = worker_config(mesh.ticket().clone(), number, folder.path().join(number.to_string()));
-            tokio::spawn(worker::run(config, endpoint, std::future::pending()));
-            // One after another, so that worker and stage have the same number.
-            wait_for(&mesh.handle(), "a worker", |s| s.workers.len() == number + 1).await;
-        }
-        network.faults(faults);
+        let mesh = Mesh::start_on(endpoint, &identity, secret, config).await.unwrap();
         let handle = mesh.handle();
-        wait_for(&handle, "readiness", |s| s.state == MeshState::Ready).await;
-        Self { network, mesh, handle, workers: addresses, _folder: folder }
+        Self { network, mesh, handle, workers: vec![], folder }
+    }
+
+    /// One more worker, with the cache of this number. They come one after another, so that worker and stage have the same
+    /// number.
+    async fn join(&mut self, number: usize) {
+        let endpoint = self.network.endpoint(&Identity::ephemeral(), Admission::only([])).unwrap();
+        self.workers.push(endpoint.local_addr());
+        let cache = self.folder.path().join(number.to_string());
+        let config = worker_config(self.mesh.ticket().clone(), number, cache);
+        tokio::spawn(worker::run(config, endpoint, std::future::pending()));
+        let name = format!("w{number}");
+        wait_for(&self.handle, "a worker", |s| s.workers.iter().any(|worker| worker.name == name)).await;
+    }
+
+    async fn wait_ready(&self, stages: usize) {
+        let met = |s: &MeshStatus| s.state == MeshState::Ready && s.stages.len() == stages && s.change.is_none();
+        wait_for(&self.handle, "readiness", met).await;
     }
 
     /// Tokens and digests of their logits.
@@ -115,12 +190,14 @@ impl Simulation {
         rows
     }
 
-    async fn stop(self) {
+    /// The folder, which would else go with it.
+    async fn stop(self) -> TempDir {
         self.mesh.stop().await;
+        self.folder
     }
 }
 
-async fn wait_for(handle: &MeshHandle, what: &str, met: impl Fn(&qmesh_coordinator::mesh::status::MeshStatus) -> bool) {
+async fn wait_for(handle: &MeshHandle, what: &str, met: impl Fn(&MeshStatus) -> bool) {
     let until = Instant::now() + Duration::from_secs(30);
     while !met(&handle.status()) {
         assert!(Instant::now() < until, "{what} did not come: {:?}", handle.status());
@@ -128,14 +205,14 @@ async fn wait_for(handle: &MeshHandle, what: &str, met: impl Fn(&qmesh_coordinat
     }
 }
 
-fn config(workers: usize) -> MeshConfig {
+fn config(model: &str, workers: Workers) -> MeshConfig {
     MeshConfig {
-        model: Arc::new(Model::open(&golden_file("tiny/llama.gguf")).unwrap()),
+        model: Arc::new(Model::open(&golden_file(model)).unwrap()),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: vec![],
         context: 256,
         kv_positions: 512,
-        formation: Formation::new(Workers::Exactly(workers)),
+        formation: Formation::new(workers),
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,

@@ -109,6 +109,11 @@ impl Connection {
         self.0.exporter
     }
 
+    /// Keeps no more than so many bytes to send, and not yet acknowledged: what is served here must not fill the memory.
+    pub fn bound_sends(&self, bytes: u64) {
+        self.0.quic.set_send_window(bytes);
+    }
+
     /// Closes at once; what was not yet sent is lost.
     pub fn close(&self, code: CloseCode, text: &str) {
         self.0.quic.close(code.to_varint(), text.as_bytes());

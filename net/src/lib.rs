@@ -42,12 +42,14 @@ mod link;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
+mod pacer;
 mod plain;
 mod range;
 mod sampled;
 mod secret;
 mod section;
 mod sorter;
+mod sources;
 mod stream;
 mod ticket;
 mod tls;
@@ -73,11 +75,15 @@ pub use message::{
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
     Welcome,
 };
+pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
 pub use range::{RangeReader, RangeServer};
 pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
 pub use section::{SectionError, Sections};
 pub use sorter::Incoming;
+pub use sources::{
+    Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSectionError, WeightSource, WeightSources,
+};
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 

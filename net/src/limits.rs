@@ -43,6 +43,13 @@ pub const HELLO_TEXT_BYTES: usize = 256;
 /// Most addresses in a ticket.
 pub const TICKET_ADDRESSES: usize = 16;
 
+/// Most workers that a `Load` names as sources of weights, or as who may ask for them.
+pub const SOURCE_PEERS: usize = 16;
+/// Most sources that a `Load` names for one tensor.
+pub const SOURCES_OF_TENSOR: usize = 2;
+/// Most tensors that a `Load` names sources for.
+pub const SOURCE_TENSORS: usize = 8192;
+
 /// Incoming one-way streams a peer may have open (frames).
 pub const UNI_STREAMS: u32 = 256;
 /// Incoming two-way streams a peer may have open (control, weight ranges).
@@ -65,6 +72,8 @@ pub const JOINED_BIDI_STREAMS: u32 = 16;
 pub const JOINED_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes sent to a worker that has joined, and not yet acknowledged.
 pub const JOINED_SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Bytes of tensors sent by a worker to another one, and not yet acknowledged: its memory is spoken for.
+pub const PEER_SEND_WINDOW_BYTES: u64 = 2 << 20;
 /// Largest UDP payload: with a larger one, ten segments in one send would exceed 65,507 bytes and vanish.
 pub const UDP_PAYLOAD_BYTES: u16 = 6500;
 /// Packets that may come before they are acknowledged, unless they have waited for 25 ms.

@@ -98,7 +98,8 @@ impl Message {
     pub(crate) fn sections(&self) -> Option<&Sections> {
         if let Self::Hello(Hello { sections, .. })
         | Self::Welcome(Welcome { sections, .. })
-        | Self::Load(LoadShard { sections, .. }) = self
+        | Self::Load(LoadShard { sections, .. })
+        | Self::ShardStatus(ShardStatus { sections, .. }) = self
         {
             Some(sections)
         } else {
@@ -110,7 +111,8 @@ impl Message {
     pub(crate) fn sections_mut(&mut self) -> Option<&mut Sections> {
         if let Self::Hello(Hello { sections, .. })
         | Self::Welcome(Welcome { sections, .. })
-        | Self::Load(LoadShard { sections, .. }) = self
+        | Self::Load(LoadShard { sections, .. })
+        | Self::ShardStatus(ShardStatus { sections, .. }) = self
         {
             Some(sections)
         } else {
@@ -243,6 +245,8 @@ pub struct ShardStatus {
     pub text: String,
     /// The process's peak memory so far, in bytes.
     pub peak_memory_bytes: u64,
+    /// What only some versions say about a shard.
+    pub sections: Sections,
 }
 
 /// The phases of a shard.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use qmesh_models::numerics;
 use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Endpoint, Fault, FaultCode, Frame, FrameKind, Identity,
-    Introduction, Message, PlanEpoch, Sampled, Segment, SessionId, ShardPhase, ShardStatus, StepId, Ticket, Trail,
-    Wants, join,
+    Introduction, Message, PlanEpoch, Sampled, Sections, Segment, SessionId, ShardPhase, ShardStatus, StepId, Ticket,
+    Trail, Wants, join,
 };
 use qmesh_tests::http;
 use tokio::{runtime::Runtime, time::timeout};
@@ -65,7 +65,16 @@ const LIES: [Lie; 7] = [
 
 fn failed_status(epoch: PlanEpoch) -> Message {
     let (phase, text) = (ShardPhase::Failed, "no room".to_owned());
-    Message::ShardStatus(ShardStatus { epoch, phase, bytes_done: 0, bytes_total: 1, text, peak_memory_bytes: 0 })
+    let sections = Sections::default();
+    Message::ShardStatus(ShardStatus {
+        epoch,
+        phase,
+        bytes_done: 0,
+        bytes_total: 1,
+        text,
+        peak_memory_bytes: 0,
+        sections,
+    })
 }
 
 fn fault(epoch: PlanEpoch, session: Option<SessionId>) -> Message {

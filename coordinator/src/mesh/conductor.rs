@@ -208,6 +208,8 @@ impl Conductor {
             change: self.roster.change(now).map(|change| self.with_followers(change)),
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),
+            // Whoever has links knows.
+            weight_bytes_sent: 0,
             prompt_tokens: totals.prompt_tokens,
             cached_tokens: totals.cached_tokens,
             generated_tokens: totals.generated_tokens,

@@ -1,7 +1,8 @@
 //! Who is there, and which pipelines are made of them: planned, loaded, linked and given up.
 //!
-//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `speeds` remembers
-//! how fast workers are, `troubles` what went wrong, `openings` which stage owes an answer. `links` and `weights` are the tasks that move messages,
+//! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `speeds` remembers how fast
+//! workers are, `troubles` what went wrong, `openings` which stage owes an answer, `sources` says which workers have which
+//! tensors. `links` and `weights` are the tasks that move messages,
 //! frames and tensor bytes.
 
 mod choice;
@@ -11,6 +12,7 @@ pub(crate) mod openings;
 mod pipeline;
 mod planned;
 pub(crate) mod roster;
+mod sources;
 mod speeds;
 mod troubles;
 pub(crate) mod weights;

@@ -128,6 +128,8 @@ mod tests {
             phase,
             bytes_done,
             bytes_total: 10,
+            coordinator_bytes: 0,
+            peer_bytes: 0,
             steps: 0,
             compute_ms: 0.0,
             hop_ms: 0.0,

@@ -173,7 +173,8 @@ impl MeshTask {
     /// Whoever reads the status now finds it up to date; whoever waits for changes is woken by changes alone.
     fn publish(&mut self, now: Instant) {
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
-        let status = Arc::new(self.conductor.status(now, rtt_ms));
+        let status = MeshStatus { weight_bytes_sent: self.tensors.sent(), ..self.conductor.status(now, rtt_ms) };
+        let status = Arc::new(status);
         self.status.send_if_modified(|held| {
             let is_news = status.is_news_after(held);
             held.clone_from(&status);
@@ -237,6 +238,7 @@ impl MeshTask {
 
     fn send_frame(&mut self, frame: Frame) {
         let epoch = frame.epoch;
+        self.tensors.stepped(Instant::now());
         let sent = self.frames.get(&epoch).is_some_and(|frames| frames.try_send(frame).is_ok());
         if !sent {
             self.conductor.frames_lost(Instant::now(), epoch);

@@ -35,6 +35,9 @@ pub struct MeshStatus {
     pub running: usize,
     /// Requests that wait for room.
     pub waiting: usize,
+    /// Bytes of tensors that this coordinator has sent, since the start.
+    #[serde(default)]
+    pub weight_bytes_sent: u64,
     /// Tokens of prompts, since the start.
     pub prompt_tokens: u64,
     /// Of those, what earlier prompts had left on the stages.
@@ -103,6 +106,12 @@ pub struct StageStatus {
     pub bytes_done: u64,
     /// Bytes that `phase` has to do.
     pub bytes_total: u64,
+    /// Bytes of its tensors that the coordinator has sent for this plan.
+    #[serde(default)]
+    pub coordinator_bytes: u64,
+    /// Bytes of its tensors that other workers have sent for this plan.
+    #[serde(default)]
+    pub peer_bytes: u64,
     /// Steps computed in this epoch.
     pub steps: u64,
     /// Mean time per step in the blocks.

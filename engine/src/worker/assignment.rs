@@ -1,6 +1,9 @@
 //! A `LoadShard`, parsed: what this worker shall hold, checked so that nothing after it need doubt a number.
 
-use std::ops::Range;
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+};
 
 use blake3::Hash;
 use qmesh_models::{
@@ -9,7 +12,8 @@ use qmesh_models::{
     spec::{ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PlanEpoch, SectionError, StageIndex,
+    LoadShard, PeerId, PlanEpoch, SectionError, StageIndex, WeightAskers, WeightPeer, WeightSectionError, WeightSource,
+    WeightSources,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -20,7 +24,7 @@ const SIDE_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 28;
 
 /// The tags that this version knows in a `LoadShard`.
-const KNOWN_TAGS: [u16; 0] = [];
+const KNOWN_TAGS: [u16; 2] = [WeightSources::TAG, WeightAskers::TAG];
 
 /// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +43,14 @@ pub(crate) struct Assignment {
     pub(crate) kv_positions: usize,
     pub(crate) context: usize,
     pub(crate) chunk_rows: usize,
+    /// Workers that have tensors of it, or get them.
+    pub(crate) peers: Vec<WeightPeer>,
+    /// Which of them can be asked for which tensor.
+    pub(crate) sources: HashMap<Hash, Vec<WeightSource>>,
+    /// Workers that may ask this one for tensors.
+    pub(crate) askers: BTreeSet<PeerId>,
+    /// Tensors that they wait for.
+    pub(crate) awaited: HashSet<Hash>,
 }
 
 /// Why a `LoadShard` makes no sense.
@@ -46,6 +58,8 @@ pub(crate) struct Assignment {
 pub(crate) enum AssignmentError {
     #[error(transparent)]
     Section(#[from] SectionError),
+    #[error(transparent)]
+    Weights(#[from] WeightSectionError),
     #[error("the spec does not parse: {0}")]
     Spec(#[from] serde_json::Error),
     #[error("layers {}-{} of a model with {of}", layers.start, layers.end)]
@@ -134,6 +148,12 @@ impl TryFrom<LoadShard> for Assignment {
         if hashes != tensors {
             return Err(AssignmentError::Hashes { hashes, tensors });
         }
+        let named = WeightSources::find(&load.sections, hashes)?;
+        let asked = WeightAskers::find(&load.sections, hashes)?;
+        // Both have checked that they name tensors of the list.
+        let hash = |tensor: u32| Hash::from_bytes(load.tensor_hashes[tensor as usize]);
+        let sources = named.tensors.into_iter().map(|of| (hash(of.tensor), of.sources)).collect();
+        let awaited = asked.first.into_iter().map(hash).collect();
         let layers = load.layers.start as usize..load.layers.end as usize;
         // A coordinator may send the whole model's list: what is not this shard's is neither fetched nor kept.
         let all = std::mem::take(&mut spec.tensors).into_iter().zip(load.tensor_hashes);
@@ -152,6 +172,10 @@ impl TryFrom<LoadShard> for Assignment {
             kv_positions: load.kv_positions as usize,
             context: load.context as usize,
             chunk_rows: load.chunk_rows as usize,
+            peers: named.peers,
+            sources,
+            askers: asked.peers.into_iter().collect(),
+            awaited,
         };
         assignment.check_place()?;
         assignment.check_sizes()?;

@@ -1,7 +1,7 @@
 //! One stay in a mesh, from the welcome to the loss of the coordinator: feeds the state machine and does what it says.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::Arc,
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Message,
-    PlanEpoch, ShardStatus, StageReport, Upstream,
+    PeerId, PlanEpoch, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
@@ -23,7 +23,7 @@ use super::{
     links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
     memory, speed,
     state::{Action, Departure, Event},
-    tensors::{Fetch, FetchNews, FetchRequest},
+    tensors::{Fetch, FetchNews, FetchRequest, Offer, Server},
     turn::Turn,
 };
 
@@ -71,6 +71,8 @@ pub(super) struct Membership<'a> {
     waiting: HashMap<LinkId, FrameReceiver>,
     links_seen: u64,
     links: BTreeMap<Turn, StageLinks>,
+    /// Workers that may ask for tensors.
+    askers: BTreeSet<PeerId>,
     writer: JoinSet<()>,
     acceptors: JoinSet<()>,
     /// The tasks of links, also of those that are ending.
@@ -115,8 +117,9 @@ impl<'a> Membership<'a> {
         let (mut writer, mut acceptors) = (JoinSet::new(), JoinSet::new());
         writer.spawn(write_messages(sender, told));
         acceptors.spawn(read_messages(receiver, messages_in));
-        acceptors.spawn(links::accept_links(connection.clone(), arrivals_in.clone()));
-        acceptors.spawn(links::accept_neighbours(endpoint.clone(), arrivals_in));
+        let server = Server::new(lasting.shelf.clone());
+        acceptors.spawn(links::accept_links(connection.clone(), arrivals_in.clone(), server.clone()));
+        acceptors.spawn(links::accept_neighbours(endpoint.clone(), arrivals_in, server));
         let membership = Self {
             config,
             lasting,
@@ -128,6 +131,7 @@ impl<'a> Membership<'a> {
             waiting: HashMap::new(),
             links_seen: 0,
             links: BTreeMap::new(),
+            askers: BTreeSet::new(),
             writer,
             acceptors,
             link_tasks: JoinSet::new(),
@@ -189,8 +193,11 @@ impl<'a> Membership<'a> {
     }
 
     fn handle(&mut self, event: Event) {
-        if let Event::Fetch(FetchNews::Progress { bytes_done, bytes_total, .. }) = event {
-            self.lasting.console.progress(bytes_done, bytes_total);
+        if let Event::Fetch(FetchNews::Progress { bytes_done, bytes_total, origins, .. }) = &event {
+            self.lasting.console.progress(*bytes_done, *bytes_total, origins);
+        }
+        if let Event::Frame { .. } = event {
+            self.lasting.shelf.stepped(Instant::now().into_std());
         }
         for action in self.lasting.state.handle(Instant::now().into_std(), event) {
             self.perform(action);
@@ -209,6 +216,11 @@ impl<'a> Membership<'a> {
                     fetch.abort();
                 }
                 self.lasting.console.finish();
+            }
+            Action::Offer(offer) => {
+                self.askers.clone_from(&offer.askers);
+                self.lasting.shelf.offer(offer);
+                self.admit_neighbours();
             }
             Action::Load(request) => {
                 request.spawn(Arc::clone(&self.config.backend), self.lasting.loads());
@@ -263,7 +275,8 @@ impl<'a> Membership<'a> {
         let (cache, model_folders, memory) = (cache.clone(), model_folders.clone(), *memory);
         let threads = backend.threads().get();
         let (news, connection, turn) = (self.fetch_news.clone(), self.connection.clone(), request.turn);
-        let fetch = Fetch { request, news, connection, cache, model_folders, memory, threads };
+        let (endpoint, shelf) = (self.endpoint.clone(), self.lasting.shelf.clone());
+        let fetch = Fetch { request, news, connection, endpoint, shelf, cache, model_folders, memory, threads };
         while self.fetches.try_join_next().is_some() {}
         self.fetching.retain(|_, fetch| !fetch.is_finished());
         self.fetching.insert(turn, self.fetches.spawn(fetch.run()));
@@ -279,10 +292,12 @@ impl<'a> Membership<'a> {
         self.link_tasks.spawn(link.run());
     }
 
-    /// Whoever sends frames of a plan may connect.
+    /// Whoever sends frames of a plan, or may ask for tensors, may connect.
     fn admit_neighbours(&self) {
         let neighbours = self.links.values().filter_map(StageLinks::neighbour);
-        self.endpoint.admission().allow([self.connection.peer()].into_iter().chain(neighbours));
+        self.endpoint
+            .admission()
+            .allow([self.connection.peer()].into_iter().chain(neighbours).chain(self.askers.iter().copied()));
     }
 
     fn arrived(&mut self, receiver: FrameReceiver) -> Event {
@@ -310,6 +325,7 @@ impl<'a> Membership<'a> {
             Ending::NoThread(error) => self.connection.close(CloseCode::Internal, &error.to_string()),
         }
         self.endpoint.admission().allow([]);
+        self.lasting.shelf.offer(Offer::default());
         for action in self.lasting.state.handle(Instant::now().into_std(), Event::Lost) {
             // Shards are freed; the tasks of links and fetches end with this stay.
             if let Action::Compute(command) = action {

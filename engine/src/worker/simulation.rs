@@ -18,7 +18,7 @@ use super::{
     compute::{Command, Done, LoadRequest, Shards},
     links::{LinkId, LinkNews},
     state::{Action, Departure, Event, WorkerState},
-    tensors::{FetchNews, FetchRequest, TensorPlaces, needed_together},
+    tensors::{FetchNews, FetchRequest, Origins, TensorPlaces, needed_together},
     turn::Turn,
 };
 use crate::backend::Backend;
@@ -256,6 +256,8 @@ impl SimulatedWorker {
             Action::Tell(message) => WorkerOutput::Tell(message),
             Action::Fetch(request) => self.fetch(&request),
             Action::StopFetch { turn } => WorkerOutput::StopFetch { turn: turn.0 },
+            // Tensors cost nothing here, so nobody asks another worker for them.
+            Action::Offer(_) => return None,
             Action::Load(request) => {
                 let (turn, bytes) = (request.turn.0, request.bytes_total);
                 self.loads.insert(turn, request);
@@ -303,10 +305,12 @@ fn event(input: WorkerInput) -> Event {
         WorkerInput::Message(message) => Event::Message(message),
         WorkerInput::Lost => Event::Lost,
         WorkerInput::Fetching { turn, bytes_done, bytes_total } => {
-            Event::Fetch(FetchNews::Progress { turn: Turn(turn), bytes_done, bytes_total })
+            let origins = Origins::coordinator(bytes_done);
+            Event::Fetch(FetchNews::Progress { turn: Turn(turn), bytes_done, bytes_total, origins })
         }
         WorkerInput::Fetched { turn, bytes } => {
-            Event::Fetch(FetchNews::Fetched { turn: Turn(turn), bytes, places: TensorPlaces::default() })
+            let (origins, places) = (Origins::coordinator(bytes), TensorPlaces::default());
+            Event::Fetch(FetchNews::Fetched { turn: Turn(turn), origins, places })
         }
         WorkerInput::NotFetched { turn, text } => Event::Fetch(FetchNews::Failed { turn: Turn(turn), text }),
         WorkerInput::LinkArrived { link: number, peer, epoch } => {

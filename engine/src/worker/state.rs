@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_models::{bytes::ByteCount, footprint::FRAMES_HELD};
+use qmesh_models::footprint::FRAMES_HELD;
 use qmesh_net::{FaultCode, LoadShard, Message, OpenSession, PeerId, PlanEpoch, ShardPhase};
 
 pub(crate) use self::event::{Action, Departure, Event};
@@ -27,7 +27,7 @@ use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, LoadRequest, Loaded},
     links::LinkId,
-    tensors::{FetchNews, FetchRequest, Holding, Scrutiny, TensorPlaces, take_over},
+    tensors::{FetchNews, FetchRequest, Holding, Offer, Origins, Scrutiny, TensorPlaces, take_over},
     turn::Turn,
 };
 use crate::error::EngineError;
@@ -56,6 +56,8 @@ pub(crate) struct WorkerState {
     /// Links that came before their route.
     arrivals: VecDeque<Arrival>,
     leaving: bool,
+    /// The plans whose tensors are offered to others, and whether all of these are at hand.
+    offered: Vec<(Turn, Readiness)>,
     actions: Vec<Action>,
 }
 
@@ -82,6 +84,7 @@ impl WorkerState {
             Event::Asked => self.leave(),
         }
         self.depart_if_idle();
+        self.offer_tensors();
         std::mem::take(&mut self.actions)
     }
 
@@ -113,11 +116,14 @@ impl WorkerState {
 
     fn fetch_news(&mut self, now: Instant, news: FetchNews) {
         match news {
-            FetchNews::Progress { turn, bytes_done, bytes_total } => {
+            FetchNews::Progress { turn, bytes_done, bytes_total, origins } => {
+                if let Some(stage) = self.in_turn(turn) {
+                    stage.coming = origins;
+                }
                 self.progress(now, turn, Readiness::Fetching, bytes_done, bytes_total);
             }
-            FetchNews::DiskFull { turn, text } => self.disk_full(turn, text),
-            FetchNews::Fetched { turn, bytes, places } => self.fetched(turn, bytes, places),
+            FetchNews::DiskFull { turn, text } | FetchNews::Source { turn, text } => self.hindered(turn, text),
+            FetchNews::Fetched { turn, origins, places } => self.fetched(turn, &origins, places),
             FetchNews::Failed { turn, text } => self.fail(turn, text),
         }
     }
@@ -228,10 +234,11 @@ impl WorkerState {
         self.act(Action::Fetch(FetchRequest { turn, assignment, taken_over, beside, scrutiny }));
     }
 
-    fn fetched(&mut self, turn: Turn, bytes: u64, places: TensorPlaces) {
+    fn fetched(&mut self, turn: Turn, origins: &Origins, places: TensorPlaces) {
         let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Fetching) else { return };
         stage.readiness = Readiness::Loading;
-        stage.fetched_bytes += bytes;
+        stage.coming = Origins::default();
+        stage.fetched.add(origins);
         let request = LoadRequest {
             turn,
             assignment: Arc::clone(&stage.assignment),
@@ -249,8 +256,8 @@ impl WorkerState {
         }
     }
 
-    /// It is tried again: the coordinator hears why it takes so long.
-    fn disk_full(&mut self, turn: Turn, text: String) {
+    /// It goes on: the coordinator hears why it takes so long.
+    fn hindered(&mut self, turn: Turn, text: String) {
         if let Some(stage) = self.in_turn(turn).filter(|stage| stage.readiness == Readiness::Fetching) {
             let status = stage.status(ShardPhase::Fetching, text.clone());
             self.tell(status);
@@ -319,11 +326,7 @@ impl WorkerState {
         let assignment = Arc::clone(&stage.assignment);
         stage.holding = Some(Holding { assignment: Arc::clone(&assignment), tensors });
         let (title, status) = (assignment.title(), stage.status(ShardPhase::Ready, String::new()));
-        let line = match (stage.own_bytes(), stage.fetched_bytes) {
-            (0, _) => format!("{title}: still loaded"),
-            (_, 0) => format!("{title}: nothing to fetch, loaded in {:.1} s", took.as_secs_f64()),
-            (_, bytes) => format!("{title}: fetched {}, loaded in {:.1} s", ByteCount(bytes), took.as_secs_f64()),
-        };
+        let line = stage.loaded_line(&title, took);
         // They are in the shard now.
         stage.taken_over = Arc::default();
         self.act(Action::Compute(Command::Activate { turn, assignment, shard }));
@@ -387,6 +390,19 @@ impl WorkerState {
             self.tell(Message::Bye { text: "the worker was stopped".into() });
             self.act(Action::Leave(Departure::Asked));
         }
+    }
+
+    /// Says who may ask for tensors here and which are still to come, whenever that has changed.
+    fn offer_tensors(&mut self) {
+        let asked = self.stages.iter().filter(|stage| !stage.assignment.askers.is_empty());
+        let now: Vec<_> = asked.clone().map(|stage| (stage.turn, stage.readiness)).collect();
+        if now == self.offered {
+            return;
+        }
+        let askers = asked.clone().flat_map(|stage| stage.assignment.askers.iter().copied()).collect();
+        let coming = asked.filter(|stage| stage.is_fetching()).map(|stage| Arc::clone(&stage.assignment)).collect();
+        self.offered = now;
+        self.act(Action::Offer(Offer { askers, coming }));
     }
 
     fn tell(&mut self, message: Message) {

@@ -1,14 +1,24 @@
-//! The tensors of shards on this machine: which are wanted, where each of them lies, and which a loaded shard has already.
+//! The tensors of shards on this machine: which are wanted, who has them, where each of them lies, which a loaded shard has
+//! already, and who else may have them.
 
+mod failure;
 mod fetch;
 mod holding;
 mod local;
+mod origins;
+mod serve;
+mod shelf;
 mod store;
+mod suppliers;
+mod transfer;
 
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::holding::needed_together;
 pub(crate) use self::{
     fetch::{Fetch, FetchNews, FetchRequest, Scrutiny},
     holding::{Holding, take_over},
+    origins::Origins,
+    serve::Server,
+    shelf::{Offer, Shelf},
     store::TensorPlaces,
 };

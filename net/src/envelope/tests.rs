@@ -60,7 +60,15 @@ fn every_message() -> Vec<Message> {
         sections: Sections::default(),
     };
     let phase = ShardPhase::Loading;
-    let status = ShardStatus { epoch, phase, bytes_done: 1, bytes_total: 2, text: "…".into(), peak_memory_bytes: 3 };
+    let status = ShardStatus {
+        epoch,
+        phase,
+        bytes_done: 1,
+        bytes_total: 2,
+        text: "…".into(),
+        peak_memory_bytes: 3,
+        sections: Sections::default(),
+    };
     let downstream = Downstream::Worker { peer, addresses: vec!["10.0.0.1:7700".into()] };
     let code = FaultCode::Gap { need: 12 };
     vec![
@@ -128,7 +136,7 @@ fn every_message_survives_and_no_part_of_it_passes() {
 fn sections_follow_the_body() {
     let written = b"\x10\0\x04\0\0\0even\x11\0\x03\0\0\0odd";
     let messages = sectioned_messages();
-    assert_eq!(messages.len(), 3);
+    assert_eq!(messages.len(), 4);
     for message in messages {
         let bytes = encode(&message).unwrap();
         let (body, sections) = bytes.split_at(bytes.len() - written.len());

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use qmesh_net::{Fault, FaultCode, Frame, FrameError, FrameKind, Message, PlanEpoch, Sampled, SessionId, ShardStatus};
+use qmesh_net::{
+    Fault, FaultCode, Frame, FrameError, FrameKind, Message, PlanEpoch, Sampled, SessionId, ShardStatus, WeightOrigin,
+};
 
 use super::{Action, Conductor};
 use crate::mesh::{
@@ -81,6 +83,7 @@ impl Conductor {
     }
 
     fn shard_status(&mut self, now: Instant, worker: WorkerId, status: ShardStatus) -> Result<(), Misconduct> {
+        status.sections.understood(&[WeightOrigin::TAG]).map_err(Misconduct::Section)?;
         let actions = self.roster.shard_status(now, worker, status)?;
         self.order(now, actions);
         Ok(())

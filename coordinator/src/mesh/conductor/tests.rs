@@ -3,7 +3,7 @@
 use std::{iter, net::SocketAddr, sync::Arc, time::Duration};
 
 use qmesh_models::weights::ModelFile;
-use qmesh_net::{FrameKind, PeerId, Sampled, Sampling, Segment, ShardPhase, ShardStatus, Wants};
+use qmesh_net::{FrameKind, PeerId, Sampled, Sampling, Sections, Segment, ShardPhase, ShardStatus, Wants};
 
 use super::*;
 use crate::{
@@ -184,6 +184,7 @@ impl World {
                 bytes_total: 1,
                 text: String::new(),
                 peak_memory_bytes: 1,
+                sections: Sections::default(),
             })
         } else if let Message::Route(route) = message {
             Message::Linked { epoch: route.epoch }

@@ -148,8 +148,8 @@ impl Guest {
                     streams.spawn(receive_frames(self.worker, receiver, self.events.clone()));
                 }
                 Incoming::Range(server) => {
-                    let tensors = self.tensors.clone();
-                    streams.spawn(async move { tensors.serve(server).await });
+                    let (tensors, from) = (self.tensors.clone(), self.connection.remote_address());
+                    streams.spawn(async move { tensors.serve(server, from).await });
                 }
             }
             while streams.try_join_next().is_some() {}

@@ -1,6 +1,6 @@
 //! What an honest worker never says. Whoever says it is hung up on by name.
 
-use qmesh_net::PlanEpoch;
+use qmesh_net::{PlanEpoch, SectionError};
 
 /// What an honest worker never says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -17,6 +17,9 @@ pub(crate) enum Misconduct {
     /// Only one stage sends these.
     #[error("it sent samples, but stage {0} is not the last one")]
     NotLast(usize),
+    /// It insists on what this version does not know.
+    #[error("its message cannot be taken: {0}")]
+    Section(SectionError),
     /// Nobody asked.
     #[error("it answered what nobody had asked: {0}")]
     Unasked(&'static str),

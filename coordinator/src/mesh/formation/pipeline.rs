@@ -147,8 +147,8 @@ impl Pipeline {
         }
     }
 
-    /// What the worker of a stage shall load.
-    pub(super) fn load(&self, model: &PlannedModel, stage: usize) -> LoadShard {
+    /// What the worker of a stage shall load; the sections say what else there is to say about it.
+    pub(super) fn load(&self, model: &PlannedModel, stage: usize, sections: Sections) -> LoadShard {
         let layers = self.plan.stages[stage].layers.clone();
         let spec = model.spec.shard(layers.clone());
         let held = model.spec.tensors.iter().zip(&model.hashes);
@@ -166,7 +166,7 @@ impl Pipeline {
             kv_positions: count(model.kv_positions),
             context: count(model.context),
             chunk_rows: count(model.chunk_rows),
-            sections: Sections::default(),
+            sections,
         }
     }
 

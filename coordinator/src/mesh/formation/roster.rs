@@ -100,7 +100,7 @@ impl Roster {
     /// A worker is in. It gets a stage when the formation says so.
     pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) -> Vec<Action> {
         let question = self.speeds.ask(now, worker, &joined);
-        self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new() });
+        self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new(), stocks: Vec::new() });
         self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
         let planned = self.next.as_ref().or(self.serving.as_ref()).map(|p| p.stages.len());
         match self.formation.workers {
@@ -167,7 +167,13 @@ impl Roster {
         let (epoch, phase, text) = (status.epoch, status.phase, status.text.clone());
         let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
         let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
+        let layers = pipeline.plan.stages[stage].layers.clone();
         let advance = pipeline.shard_status(now, stage, status)?;
+        if phase == ShardPhase::Ready
+            && let Some(worker) = self.workers.get_mut(&worker)
+        {
+            worker.stock(layers);
+        }
         if phase == ShardPhase::Failed {
             return Ok(self.broken(now, epoch, &text, Blame::Load(worker)));
         }

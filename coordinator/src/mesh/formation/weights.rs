@@ -1,10 +1,18 @@
 //! Serves the bytes of tensors, as they lie in the file, to whoever holds the plan that names them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use qmesh_models::spec::TensorSpec;
-use qmesh_net::{NetError, RangeServer};
+use qmesh_net::{NetError, Pacer, RangeServer};
 
 use crate::model::Model;
 
@@ -13,20 +21,32 @@ use crate::model::Model;
 pub(crate) struct TensorServer {
     model: Arc<Model>,
     tensors: Arc<HashMap<[u8; 32], TensorSpec>>,
+    pacer: Arc<Mutex<Pacer>>,
+    sent: Arc<AtomicU64>,
 }
 
 impl TensorServer {
     /// Serves all tensors of the model; `hashes` are theirs, in their order.
     pub(crate) fn new(model: Arc<Model>, hashes: &[[u8; 32]]) -> Self {
         let tensors = hashes.iter().copied().zip(model.spec.tensors.iter().cloned()).collect();
-        Self { model, tensors: Arc::new(tensors) }
+        Self { model, tensors: Arc::new(tensors), pacer: Arc::default(), sent: Arc::default() }
     }
 
-    /// Answers one request; the peer stops reading when it has enough.
+    /// A step leaves: what is served makes way for those that follow.
+    pub(crate) fn stepped(&self, now: Instant) {
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).stepped(now);
+    }
+
+    /// Bytes that have been sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Answers one request that came from there; the peer stops reading when it has enough.
     ///
     /// # Errors
     /// The link's.
-    pub(crate) async fn serve(&self, mut server: RangeServer) -> Result<(), NetError> {
+    pub(crate) async fn serve(&self, mut server: RangeServer, from: SocketAddr) -> Result<(), NetError> {
         let request = server.request();
         let Some(tensor) = self.tensors.get(&request.tensor) else {
             return server.refuse("this mesh has no tensor of that hash").await;
@@ -38,7 +58,11 @@ impl TensorServer {
         while at < end {
             let bytes = (end - at).min(PIECE_BYTES);
             match self.read(tensor, at, bytes).await {
-                Ok(piece) => server.write(piece).await?,
+                Ok(piece) => {
+                    tokio::time::sleep(self.delay(from, bytes)).await;
+                    server.write(piece).await?;
+                    self.sent.fetch_add(bytes, Ordering::Relaxed);
+                }
                 Err(text) => {
                     // The peer notices that bytes are missing.
                     tracing::error!("reading {}: {text}", tensor.name);
@@ -48,6 +72,14 @@ impl TensorServer {
             at += bytes;
         }
         server.finish()
+    }
+
+    /// How long so many bytes are to wait before they leave. Nothing waits for activations inside this machine.
+    fn delay(&self, from: SocketAddr, bytes: u64) -> Duration {
+        if from.ip().to_canonical().is_loopback() {
+            return Duration::ZERO;
+        }
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).delay(Instant::now(), bytes)
     }
 
     async fn read(&self, tensor: &TensorSpec, offset: u64, bytes: u64) -> Result<Bytes, String> {

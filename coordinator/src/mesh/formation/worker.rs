@@ -33,6 +33,17 @@ pub(super) struct Worker {
     pub(super) since: Instant,
     /// Shards that it has, or is loading.
     pub(super) holds: Vec<Held>,
+    /// Layers whose tensors it has got and, as they stay in its cache, still has: those of every shard that became ready.
+    pub(super) stocks: Vec<Range<usize>>,
+}
+
+impl Worker {
+    /// It has the tensors of these layers now.
+    pub(super) fn stock(&mut self, layers: Range<usize>) {
+        if !self.stocks.contains(&layers) {
+            self.stocks.push(layers);
+        }
+    }
 }
 
 /// A shard on a worker.

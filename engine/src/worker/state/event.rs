@@ -5,7 +5,7 @@ use qmesh_net::{Downstream, Frame, Measure, Message, PeerId, PlanEpoch, Upstream
 use crate::worker::{
     compute::{Command, Done, LoadRequest},
     links::{LinkId, LinkNews},
-    tensors::{FetchNews, FetchRequest},
+    tensors::{FetchNews, FetchRequest, Offer},
     turn::Turn,
 };
 
@@ -41,6 +41,8 @@ pub(crate) enum Action {
     Fetch(FetchRequest),
     /// Stop getting a turn's tensors.
     StopFetch { turn: Turn },
+    /// From now on exactly these workers may ask for tensors, and exactly these are on their way here.
+    Offer(Offer),
     /// Load a shard, beside what is computed.
     Load(LoadRequest),
     /// Let the compute thread do this.

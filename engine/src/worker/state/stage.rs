@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, ShardPhase, ShardStatus, StageReport, StepId};
+use qmesh_models::bytes::ByteCount;
+use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageReport, StepId};
 
 use super::event::Action;
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         assignment::Assignment,
         compute::Command,
         links::LinkId,
-        tensors::{Holding, Scrutiny},
+        tensors::{Holding, Origins, Scrutiny},
         turn::Turn,
     },
 };
@@ -55,7 +56,10 @@ pub(super) struct Stage {
     pub(super) wanted: Arc<()>,
     /// What it has loaded.
     pub(super) holding: Option<Holding>,
-    pub(super) fetched_bytes: u64,
+    /// What fetches that have ended brought, and from whom.
+    pub(super) fetched: Origins,
+    /// What the one that runs has brought so far.
+    pub(super) coming: Origins,
     pub(super) route: Option<Route>,
     /// The link that frames come on.
     pub(super) uplink: Option<LinkId>,
@@ -89,7 +93,8 @@ impl Stage {
             scrutiny: Scrutiny::Lengths,
             wanted: Arc::default(),
             holding: None,
-            fetched_bytes: 0,
+            fetched: Origins::default(),
+            coming: Origins::default(),
             route: None,
             uplink: None,
             downlink: Downlink::None,
@@ -131,6 +136,7 @@ impl Stage {
             bytes_total: bytes,
             text,
             peak_memory_bytes: 0,
+            sections: self.origin_section(),
         })
     }
 
@@ -154,8 +160,37 @@ impl Stage {
                 bytes_total: total,
                 text: String::new(),
                 peak_memory_bytes: 0,
+                sections: self.origin_section(),
             })
         })
+    }
+
+    /// Whether its tensors are still to come.
+    pub(super) fn is_fetching(&self) -> bool {
+        match self.readiness {
+            Readiness::Waiting | Readiness::Fetching => true,
+            Readiness::Loading | Readiness::Ready | Readiness::Failed => false,
+        }
+    }
+
+    /// What people hear when it is loaded.
+    pub(super) fn loaded_line(&self, title: &str, took: Duration) -> String {
+        let (fetched, took) = (ByteCount(self.fetched.bytes()), took.as_secs_f64());
+        match (self.own_bytes(), self.fetched.bytes()) {
+            (0, _) => format!("{title}: still loaded"),
+            (_, 0) => format!("{title}: nothing to fetch, loaded in {took:.1} s"),
+            _ if self.fetched.peers.is_empty() => format!("{title}: fetched {fetched}, loaded in {took:.1} s"),
+            _ => format!("{title}: fetched {fetched}: {}, loaded in {took:.1} s", self.fetched),
+        }
+    }
+
+    /// Where its tensors came from so far.
+    fn origin_section(&self) -> Sections {
+        let (mut origins, mut sections) = (self.fetched.clone(), Sections::default());
+        origins.add(&self.coming);
+        // Two numbers are never too long for a section.
+        let _ = origins.to_wire().put(&mut sections);
+        sections
     }
 
     /// A fault of the whole stage.
@@ -181,5 +216,14 @@ impl Stage {
 
 pub(super) fn failed(epoch: PlanEpoch, text: String) -> Message {
     let phase = ShardPhase::Failed;
-    Message::ShardStatus(ShardStatus { epoch, phase, bytes_done: 0, bytes_total: 0, text, peak_memory_bytes: 0 })
+    let sections = Sections::default();
+    Message::ShardStatus(ShardStatus {
+        epoch,
+        phase,
+        bytes_done: 0,
+        bytes_total: 0,
+        text,
+        peak_memory_bytes: 0,
+        sections,
+    })
 }

@@ -5,6 +5,7 @@ mod side_by_side;
 use bytes::Bytes;
 use qmesh_net::{
     Downstream, Fault, Frame, FrameKind, Route, Sampling, Sections, SessionId, StageIndex, StepId, StepTimes, Upstream,
+    WeightAskers,
 };
 
 use super::*;
@@ -106,12 +107,16 @@ fn brief(action: &Action) -> Option<String> {
         Action::StopFetch { turn } => format!("stop fetching for {}", turn.0),
         Action::Unlink { turn } => format!("unlink {}", turn.0),
         Action::Measure(_) => "measure".into(),
-        Action::Say(_) => return None,
+        Action::Say(_) | Action::Offer(_) => return None,
     })
 }
 
 fn fetched(turn: u64) -> Event {
-    Event::Fetch(FetchNews::Fetched { turn: Turn(turn), bytes: 7, places: TensorPlaces::default() })
+    Event::Fetch(FetchNews::Fetched {
+        turn: Turn(turn),
+        origins: Origins::coordinator(7),
+        places: TensorPlaces::default(),
+    })
 }
 
 /// A shard that computes nothing, and each of its tensors: the state machine only hands them on.
@@ -164,10 +169,9 @@ fn stepped(epoch: u32, turn: u64, step: u32) -> Done {
 fn a_stage_comes_up_serves_and_reports() {
     let mut rig = Rig::new();
     assert_eq!(rig.message(Message::Load(load_shard(4, 0..2))), ["fetch for 1"]);
-    assert_eq!(
-        rig.on(Event::Fetch(FetchNews::Progress { turn: Turn(1), bytes_done: 1, bytes_total: 9 })),
-        ["tell Fetching"]
-    );
+    let origins = Origins::coordinator(1);
+    let progress = FetchNews::Progress { turn: Turn(1), bytes_done: 1, bytes_total: 9, origins };
+    assert_eq!(rig.on(Event::Fetch(progress)), ["tell Fetching"]);
     let full = Event::Fetch(FetchNews::DiskFull { turn: Turn(1), text: "no room".into() });
     assert_eq!(rig.on(full), ["tell Fetching"]);
     assert_eq!(rig.on(fetched(1)), ["load for 1"]);
@@ -369,4 +373,36 @@ fn who_wants_to_leave_finishes_the_running_step() {
     let mut idle = Rig::new();
     assert_eq!(idle.on(Event::Asked), ["tell Drain", "tell Bye", "leave Asked"]);
     assert_eq!(Rig::new().message(Message::Bye { text: "over".into() }), ["leave Dismissed(\"over\")"]);
+}
+
+#[test]
+fn what_others_may_ask_for_is_offered_as_long_as_the_plan_lives() {
+    let offers = |rig: &mut Rig, event: Event| -> Vec<(Vec<PeerId>, usize)> {
+        rig.now += Duration::from_secs(1);
+        let offer = |action| {
+            let Action::Offer(offer) = action else { return None };
+            Some((offer.askers.into_iter().collect(), offer.coming.len()))
+        };
+        rig.state.handle(rig.now, event).into_iter().filter_map(offer).collect()
+    };
+    let mut rig = Rig::new();
+    assert_eq!(offers(&mut rig, Event::Message(Message::Load(load_shard(1, 0..2)))), [], "nobody is named");
+    let mut named = load_shard(2, 0..3);
+    WeightAskers { peers: vec![UPSTREAM], first: vec![0] }.put(&mut named.sections).unwrap();
+    assert_eq!(offers(&mut rig, Event::Message(Message::Load(named))), [(vec![UPSTREAM], 1)]);
+    assert_eq!(offers(&mut rig, fetched(2)), [(vec![UPSTREAM], 0)], "all is at hand");
+    assert_eq!(offers(&mut rig, Event::Tick), []);
+    let unload = Message::Unload { epoch: PlanEpoch(2) };
+    assert_eq!(offers(&mut rig, Event::Message(unload)), [(Vec::new(), 0)]);
+}
+
+#[test]
+fn a_plan_whose_sources_make_no_sense_is_refused_by_its_section() {
+    let mut rig = Rig::new();
+    let mut load = load_shard(1, 0..2);
+    load.sections.set(2, vec![1, 2, 3]);
+    let actions = rig.state.handle(rig.now, Event::Message(Message::Load(load)));
+    let [Action::Tell(Message::ShardStatus(status))] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(status.phase, ShardPhase::Failed);
+    assert!(status.text.contains("section 2 does not parse"), "{}", status.text);
 }

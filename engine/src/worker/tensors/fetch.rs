@@ -1,45 +1,40 @@
-//! Getting a shard's tensors: from the cache, from the user's model files, or from the coordinator in ranges, which are
-//! verified before they get a name. No byte of a tensor that the shard does not hold is asked for, or kept.
+//! Getting a shard's tensors: from the cache, from the user's model files, or from other workers and the coordinator in
+//! ranges, which are verified before they get a name. No byte of a tensor that the shard does not hold is asked for, or
+//! kept.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use blake3::Hash;
 use qmesh_models::{
     bytes::ByteCount,
     spec::{TensorRole, TensorSpec},
 };
-use qmesh_net::{Connection, NetError, RangeRequest};
-use thiserror::Error;
+use qmesh_net::{Connection, Endpoint, Stock};
 use tokio::{
     sync::mpsc,
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinSet, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 
 use super::{
+    failure::FetchError,
     holding::needed_together,
     local::LocalModels,
-    store::{Place, Store, StoreError, TensorPlaces, Verdict},
+    origins::{Origins, Received},
+    shelf::Shelf,
+    store::{Place, Store, TensorPlaces},
+    suppliers::Suppliers,
+    transfer::{Missing, Transfers},
 };
 use crate::{
     backend::HeldTensors,
     worker::{assignment::Assignment, memory::Allowance, turn::Turn},
 };
 
-/// Bytes asked for at once.
-const RANGE_BYTES: u64 = 8 << 20;
 /// Tensors fetched side by side.
 const IN_FLIGHT: usize = 4;
-/// How often a tensor is fetched whose bytes turn out wrong.
-const TRIES: usize = 2;
+/// Notes about sources that may wait to be told; more than these tell nothing new.
+const NOTES: usize = 16;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// The waits before a full disk is tried again. Together they are short: the coordinator may have another worker.
@@ -73,11 +68,13 @@ pub(crate) struct FetchRequest {
 #[derive(Debug)]
 pub(crate) enum FetchNews {
     /// So many of the missing bytes are at hand.
-    Progress { turn: Turn, bytes_done: u64, bytes_total: u64 },
+    Progress { turn: Turn, bytes_done: u64, bytes_total: u64, origins: Origins },
+    /// A source of tensors has failed, and others are asked.
+    Source { turn: Turn, text: String },
     /// The disk has no room for them at present.
     DiskFull { turn: Turn, text: String },
-    /// All tensors are at hand, `bytes` of them came over the network.
-    Fetched { turn: Turn, bytes: u64, places: TensorPlaces },
+    /// All tensors are at hand; some came over the network.
+    Fetched { turn: Turn, origins: Origins, places: TensorPlaces },
     /// Some are missing, and the fetch has ended.
     Failed { turn: Turn, text: String },
 }
@@ -88,54 +85,18 @@ pub(crate) struct Fetch {
     pub(crate) request: FetchRequest,
     /// Who hears how it goes.
     pub(crate) news: mpsc::Sender<FetchNews>,
+    /// To the coordinator.
     pub(crate) connection: Connection,
+    /// What dials other workers.
+    pub(crate) endpoint: Endpoint,
+    /// Where other workers find what is at hand.
+    pub(crate) shelf: Shelf,
     pub(crate) cache: PathBuf,
     pub(crate) model_folders: Vec<PathBuf>,
     /// The user's limit.
     pub(crate) memory: Option<ByteCount>,
     /// Threads that will compute.
     pub(crate) threads: usize,
-}
-
-/// Why some of a shard's tensors are missing.
-#[derive(Debug, Error)]
-enum FetchError {
-    #[error("needs {needed} for {layers}, this worker has {}: {}", allowance.bytes, allowance.remedy())]
-    Memory { needed: ByteCount, layers: String, allowance: Allowance },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("tensor {tensor}: {source}")]
-    Net { tensor: String, source: NetError },
-    #[error("tensor {tensor}: the coordinator has {had} of its {bytes} bytes")]
-    Short { tensor: String, had: u64, bytes: u64 },
-    #[error("tensor {tensor}: what the coordinator sends does not have the promised hash")]
-    Wrong { tensor: String },
-    #[error("a bug in this program (please report it): {0}")]
-    Task(#[from] JoinError),
-}
-
-/// A tensor that is to be fetched.
-#[derive(Debug)]
-struct Missing {
-    name: String,
-    hash: Hash,
-    bytes: u64,
-}
-
-/// Bytes of the missing tensors so far.
-#[derive(Debug, Default)]
-struct Counters {
-    /// At hand, some perhaps from an earlier try.
-    here: AtomicU64,
-    /// Came over the network.
-    received: AtomicU64,
-}
-
-/// All tensors are at hand.
-struct Fetched {
-    places: TensorPlaces,
-    /// Bytes that came over the network.
-    bytes: u64,
 }
 
 /// Which tensors are on this machine, and which are not; equal ones are fetched once.
@@ -151,9 +112,12 @@ impl Fetch {
     pub(crate) async fn run(self) {
         let turn = self.request.turn;
         let mut waits = FULL_DISK_WAITS.into_iter();
+        let peers = &self.request.assignment.peers;
+        let received = Arc::new(Received::new(peers));
+        let suppliers = Arc::new(Suppliers::new(self.connection.clone(), self.endpoint.clone(), peers));
         let last = loop {
-            match (self.fetch().await, waits.next()) {
-                (Ok(Fetched { places, bytes }), _) => break FetchNews::Fetched { turn, bytes, places },
+            match (self.fetch(&suppliers, &received).await, waits.next()) {
+                (Ok(places), _) => break FetchNews::Fetched { turn, origins: received.origins(), places },
                 (Err(FetchError::Store(error)), Some(wait)) if error.is_full() => {
                     let text = format!("{error}; trying again in {} s", wait.as_secs());
                     self.tell(FetchNews::DiskFull { turn, text }).await;
@@ -170,13 +134,16 @@ impl Fetch {
         let _ = self.news.send(news).await;
     }
 
-    async fn fetch(&self) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, suppliers: &Arc<Suppliers>, received: &Arc<Received>) -> Result<TensorPlaces, FetchError> {
         let turn = self.request.turn;
         let survey = self.survey();
         let Survey { store, mut places, missing } = spawn_blocking(survey).await??;
-        let counters = Arc::new(Counters::default());
+        received.begin();
+        let (notes, mut noted) = mpsc::channel(NOTES);
+        let (suppliers, received) = (Arc::clone(suppliers), Arc::clone(received));
+        let transfers = Transfers { store: store.clone(), suppliers, received, shelf: self.shelf.clone(), notes };
         let bytes_total: u64 = missing.values().map(|tensor| tensor.bytes).sum();
-        let mut waiting = missing.into_values();
+        let mut waiting = self.request.in_order(missing).into_iter();
         let mut tasks = JoinSet::new();
         let mut ticks = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -184,28 +151,32 @@ impl Fetch {
             while tasks.len() < IN_FLIGHT
                 && let Some(tensor) = waiting.next()
             {
-                tasks.spawn(fetch_tensor(self.connection.clone(), store.clone(), tensor, Arc::clone(&counters)));
+                tasks.spawn(transfers.clone().fetch(tensor));
             }
             tokio::select! {
                 finished = tasks.join_next() => match finished {
                     Some(finished) => finished??,
                     None => break,
                 },
+                Some(text) = noted.recv() => self.tell(FetchNews::Source { turn, text }).await,
                 _ = ticks.tick() => {
-                    let bytes_done = counters.here.load(Ordering::Relaxed);
-                    self.tell(FetchNews::Progress { turn, bytes_done, bytes_total }).await;
+                    let (bytes_done, origins) = (transfers.received.here(), transfers.received.origins());
+                    self.tell(FetchNews::Progress { turn, bytes_done, bytes_total, origins }).await;
                 }
             }
         }
+        while let Ok(text) = noted.try_recv() {
+            self.tell(FetchNews::Source { turn, text }).await;
+        }
         let tensors = self.request.still_needed();
         places.extend(tensors.filter_map(|(t, hash)| Some((t.role, store.find(hash, t.bytes)?))));
-        Ok(Fetched { places: places.into_iter().collect(), bytes: counters.received.load(Ordering::Relaxed) })
+        Ok(places.into_iter().collect())
     }
 
     /// The blocking part: refuses a shard that does not fit into memory, then looks for each tensor on this machine.
     fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
         let (request, memory, threads) = (self.request.clone(), self.memory, self.threads);
-        let (cache, folders) = (self.cache.clone(), self.model_folders.clone());
+        let (cache, folders, shelf) = (self.cache.clone(), self.model_folders.clone(), self.shelf.clone());
         move || {
             request.check_memory(memory, threads)?;
             let store = Store::open(&cache)?;
@@ -214,14 +185,20 @@ impl Fetch {
             for (tensor, hash) in request.still_needed() {
                 let (name, bytes) = (tensor.name.clone(), tensor.bytes);
                 match (models.find(tensor, hash), store.find(hash, bytes)) {
-                    (Some(place), _) => places.push((tensor.role, place)),
-                    (None, Some(place)) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {}
+                    (Some(place), _) => {
+                        shelf.put(place.clone(), bytes);
+                        places.push((tensor.role, place));
+                    }
+                    (None, Some(place)) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {
+                        shelf.put(place, bytes);
+                    }
                     (None, found) => {
                         if let Some(damaged) = found {
                             tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
                             store.remove(hash)?;
                         }
-                        missing.insert(*hash.as_bytes(), Missing { name, hash, bytes });
+                        let sources = request.assignment.sources.get(&hash).cloned().unwrap_or_default();
+                        missing.insert(*hash.as_bytes(), Missing { name, hash, bytes, sources });
                     }
                 }
             }
@@ -239,6 +216,23 @@ impl FetchRequest {
         missing.map(|(tensor, &hash)| (tensor, hash))
     }
 
+    /// What others wait for comes first, and what another worker gets before this one comes last: so nobody waits for
+    /// somebody who waits.
+    fn in_order(&self, missing: BTreeMap<[u8; 32], Missing>) -> Vec<Missing> {
+        let mut missing: Vec<_> = missing.into_values().collect();
+        let place = |tensor: &Missing| {
+            let is_awaited = self.assignment.awaited.contains(&tensor.hash);
+            let is_coming = tensor.sources.first().is_some_and(|source| source.stock == Stock::Coming);
+            match (is_awaited, is_coming) {
+                (true, _) => 0,
+                (false, false) => 1,
+                (false, true) => 2,
+            }
+        };
+        missing.sort_by_key(place);
+        missing
+    }
+
     /// Whether all shards fit together, with the user's limit and so many threads.
     fn check_memory(&self, limit: Option<ByteCount>, threads: usize) -> Result<(), FetchError> {
         let needed = needed_together(&self.assignment, self.beside.iter().map(|other| &**other), threads);
@@ -253,38 +247,4 @@ impl FetchRequest {
         }
         Err(FetchError::Memory { needed, layers, allowance })
     }
-}
-
-async fn fetch_tensor(
-    connection: Connection,
-    store: Store,
-    tensor: Missing,
-    counters: Arc<Counters>,
-) -> Result<(), FetchError> {
-    let Missing { name, hash, bytes } = tensor;
-    for _ in 0..TRIES {
-        let begin = store.clone();
-        let mut part = spawn_blocking(move || begin.resume(hash, bytes)).await??;
-        counters.here.fetch_add(part.have(), Ordering::Relaxed);
-        while part.have() < bytes {
-            let offset = part.have();
-            let request = RangeRequest { tensor: *hash.as_bytes(), offset, bytes: RANGE_BYTES.min(bytes - offset) };
-            let failed = |source| FetchError::Net { tensor: name.clone(), source };
-            let mut range = connection.fetch_range(request).await.map_err(failed)?;
-            if range.bytes_total() == 0 {
-                return Err(FetchError::Short { tensor: name, had: offset, bytes });
-            }
-            while let Some(piece) = range.next().await.map_err(failed)? {
-                counters.here.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                counters.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                part = spawn_blocking(move || part.append(&piece).map(|()| part)).await??;
-            }
-        }
-        if spawn_blocking(move || part.finish()).await?? == Verdict::Kept {
-            return Ok(());
-        }
-        tracing::warn!(tensor = name, "fetched bytes have the wrong hash");
-        counters.here.fetch_sub(bytes, Ordering::Relaxed);
-    }
-    Err(FetchError::Wrong { tensor: name })
 }

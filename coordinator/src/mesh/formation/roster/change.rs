@@ -15,11 +15,12 @@ use crate::{
         events::PlanReason,
         formation::{
             choice::{Choice, Chooser},
-            pipeline::Pipeline,
+            pipeline::{Pipeline, Stage},
+            sources::{self, Dealt, Recipient},
             worker::{Held, Worker, WorkerId},
         },
     },
-    plan::{Goal, Plan, PlanError},
+    plan::{Goal, Plan, PlanError, StagePlan},
 };
 
 impl Roster {
@@ -131,14 +132,27 @@ impl Roster {
             self.text = format!("loading {} into {} workers", self.model.name, choice.stages.len());
         }
         let next = Pipeline::new(now, self.newest, choice, why);
+        let dealt = self.deal(&next);
         for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
             if let Some(worker) = self.workers.get_mut(&place.worker) {
                 worker.holds.push(Held { epoch: next.epoch, layers: planned.layers.clone() });
             }
-            actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage))));
+            let sections = dealt.get(stage).map(Dealt::sections).unwrap_or_default();
+            actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage, sections))));
         }
         self.next = Some(next);
         actions
+    }
+
+    /// Who of a plan's workers can have its tensors from whom.
+    fn deal(&self, next: &Pipeline) -> Vec<Dealt> {
+        let recipient = |(planned, place): (&StagePlan, &Stage)| {
+            let Worker { joined, stocks, .. } = self.workers.get(&place.worker)?;
+            Some(Recipient { joined, layers: planned.layers.clone(), stocks })
+        };
+        // Without one of its workers a plan is given up at once, whoever may ask whom.
+        let recipients: Option<Vec<_>> = next.plan.stages.iter().zip(&next.stages).map(recipient).collect();
+        recipients.map(|recipients| sources::deal(&self.model, &recipients)).unwrap_or_default()
     }
 
     /// Every stage of the next pipeline is loaded: they may connect to each other, and nobody takes tensors from old

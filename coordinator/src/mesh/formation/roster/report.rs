@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qmesh_net::{PlanEpoch, ShardPhase};
+use qmesh_net::{PlanEpoch, ShardPhase, WeightOrigin};
 
 use super::Roster;
 use crate::{
@@ -132,6 +132,9 @@ impl Roster {
     fn one_stage(&self, index: usize, planned: &StagePlan, stage: &Stage) -> StageStatus {
         let report = &stage.report;
         let mean_ms = |us: u64| if report.steps == 0 { 0.0 } else { us as f64 / report.steps as f64 / 1e3 };
+        // A worker that counts wrongly hurts nobody else.
+        let said = stage.status.as_ref().and_then(|status| WeightOrigin::find(&status.sections).ok());
+        let origin = said.unwrap_or_default();
         StageStatus {
             stage: index,
             worker: self.name_of(stage.worker).to_owned(),
@@ -143,6 +146,8 @@ impl Roster {
             phase: stage.status.as_ref().map_or(StagePhase::Asked, |s| phase(s.phase)),
             bytes_done: stage.status.as_ref().map_or(0, |s| s.bytes_done),
             bytes_total: stage.status.as_ref().map_or(planned.weight_bytes, |s| s.bytes_total),
+            coordinator_bytes: origin.coordinator_bytes,
+            peer_bytes: origin.peer_bytes,
             steps: report.steps,
             compute_ms: mean_ms(report.compute_us),
             hop_ms: mean_ms(report.hop_us),

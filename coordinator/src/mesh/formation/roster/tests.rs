@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use qmesh_models::{spec::ModelSpec, weights::ModelFile};
-use qmesh_net::{Downstream, LoadShard, MeasuredPoint, PeerId, Upstream};
+use qmesh_net::{
+    Downstream, LoadShard, MeasuredPoint, PeerId, Sections, Stock, Upstream, WeightAskers, WeightOrigin, WeightSources,
+};
 
 use super::{super::pipeline::SILENCE, change::ANNOUNCED, *};
 use crate::mesh::{config::Measuring, status::MeshState};
@@ -180,6 +182,48 @@ fn only_who_has_a_stage_may_speak_for_a_plan_and_only_once() {
 }
 
 #[test]
+fn who_joins_hears_who_has_its_tensors_and_those_hear_who_will_ask() {
+    let mut world = World::new(Workers::AtLeast(2));
+    world.join("a", GB);
+    world.join("b", GB);
+    world.now += SETTLE;
+    let first = world.tick();
+    let held = |load: &LoadShard| {
+        let sources = WeightSources::find(&load.sections, load.tensor_hashes.len()).unwrap();
+        let held = |of: &qmesh_net::TensorSources| of.sources.iter().all(|source| source.stock == Stock::Held);
+        (sources.tensors.iter().filter(|of| held(of)).count(), sources.tensors.len())
+    };
+    assert!(first.iter().filter_map(load).all(|load| held(load).0 == 0), "nobody has anything yet");
+    (1..=2).for_each(|worker| drop(world.ready(worker)));
+    (1..=2).for_each(|worker| drop(world.linked(worker)));
+    world.roster.proved(world.roster.epoch());
+    world.join("c", GB);
+    world.now += SETTLE;
+    let actions = world.tick();
+    let loads: Vec<_> = actions.iter().filter_map(load).collect();
+    let asked = loads.iter().filter(|load| {
+        let askers = WeightAskers::find(&load.sections, load.tensor_hashes.len()).unwrap();
+        askers.peers.contains(&PeerId([3; 32]))
+    });
+    assert!(asked.count() > 0, "somebody lets the new one ask");
+    let to_new = |action: &&Action| sent_load(action).is_some_and(|(worker, _)| worker == 3);
+    let to_new = actions.iter().find(to_new).and_then(load).unwrap();
+    assert_eq!(held(to_new), (to_new.tensor_hashes.len(), to_new.tensor_hashes.len()), "all it gets is there");
+}
+
+#[test]
+fn the_status_says_where_tensors_came_from() {
+    let mut world = World::new(Workers::Exactly(1));
+    world.join("a", GB);
+    world.tick();
+    let mut said = status(1);
+    WeightOrigin { coordinator_bytes: 3, peer_bytes: 4 }.put(&mut said.sections).unwrap();
+    world.roster.shard_status(world.now, WorkerId(1), said).unwrap();
+    let stage = &world.roster.stage_status()[0];
+    assert_eq!((stage.coordinator_bytes, stage.peer_bytes), (3, 4));
+}
+
+#[test]
 fn a_change_is_made_beside_what_serves() {
     let mut world = World::new(Workers::AtLeast(2));
     world.serve(&["a", "b"]);
@@ -341,7 +385,7 @@ impl World {
         let model = PlannedModel {
             name: "tiny".to_owned(),
             id: [0; 32],
-            hashes: vec![[7; 32]; spec.tensors.len()],
+            hashes: (0..).map(|tensor| [tensor; 32]).take(spec.tensors.len()).collect(),
             spec,
             context: 64,
             kv_positions: 64,
@@ -414,6 +458,7 @@ fn status(epoch: u32) -> ShardStatus {
         bytes_total: 1,
         text: String::new(),
         peak_memory_bytes: 1,
+        sections: Sections::default(),
     }
 }
 

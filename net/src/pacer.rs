@@ -1,0 +1,92 @@
+//! How fast weights may leave: as fast as the link carries them, but slowly while steps run.
+//!
+//! A stream's priority orders what this machine has not sent yet. What already stands in the queues of the network goes in
+//! its order, so a transfer that fills them delays every activation behind it. Only sending less keeps them short.
+
+use std::time::{Duration, Instant};
+
+/// Bytes a second that leave while steps run: some two thirds of a link of 100 Mbit/s.
+pub const BUSY_BYTES_PER_SECOND: u64 = 8 << 20;
+/// Bytes that may leave at once after a pause.
+const BURST_BYTES: u64 = 1 << 20;
+/// How long after a step others are expected to follow.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// A token bucket that is closed only while steps run. It has no clock: whoever asks says what time it is.
+#[derive(Debug, Default)]
+pub struct Pacer {
+    last_step: Option<Instant>,
+    /// When all that was let through would have left at the rate.
+    paid_until: Option<Instant>,
+}
+
+impl Pacer {
+    /// A step runs, or a frame of one passes.
+    pub fn stepped(&mut self, now: Instant) {
+        self.last_step = Some(now);
+    }
+
+    /// How long so many bytes are to wait before they leave. They count as sent: whoever asks sends them then.
+    pub fn delay(&mut self, now: Instant, bytes: u64) -> Duration {
+        let busy = self.last_step.is_some_and(|last| now.saturating_duration_since(last) < QUIET);
+        if !busy {
+            self.paid_until = None;
+            return Duration::ZERO;
+        }
+        let earliest = now.checked_sub(time_of(BURST_BYTES)).unwrap_or(now);
+        let paid_until = self.paid_until.map_or(earliest, |paid| paid.max(earliest)) + time_of(bytes);
+        self.paid_until = Some(paid_until);
+        paid_until.saturating_duration_since(now)
+    }
+}
+
+/// The time that so many bytes take at the rate.
+fn time_of(bytes: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / BUSY_BYTES_PER_SECOND as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn nothing_waits_while_no_step_runs() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        assert!((0..100).all(|_| pacer.delay(start, MIB).is_zero()));
+        pacer.stepped(start);
+        // What was sent before the step is forgotten: the first piece is the burst.
+        assert_eq!(pacer.delay(start, MIB), Duration::ZERO);
+        assert_eq!(pacer.delay(start, MIB), Duration::from_millis(125));
+        assert_eq!(pacer.delay(start + QUIET, MIB), Duration::ZERO);
+    }
+
+    #[test]
+    fn while_steps_run_the_rate_is_kept_whoever_asks() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        let (mut now, mut sent) = (start, 0);
+        while now < start + Duration::from_secs(4) {
+            pacer.stepped(now);
+            now += pacer.delay(now, MIB);
+            sent += MIB;
+        }
+        let most = 4 * BUSY_BYTES_PER_SECOND + 2 * BURST_BYTES;
+        assert!((most - 3 * MIB..=most).contains(&sent), "{sent}");
+        // Two that ask at the same time share the rate.
+        pacer.stepped(now);
+        let first = pacer.delay(now, MIB);
+        assert_eq!(pacer.delay(now, MIB) - first, Duration::from_millis(125));
+    }
+
+    #[test]
+    fn a_pause_earns_no_more_than_a_burst() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        pacer.stepped(start);
+        pacer.delay(start, 4 * MIB);
+        let later = start + Duration::from_secs(60);
+        pacer.stepped(later);
+        assert_eq!(pacer.delay(later, MIB), Duration::ZERO);
+        assert_eq!(pacer.delay(later, MIB), Duration::from_millis(125));
+    }
+}
