@@ -5,6 +5,7 @@ mod answer;
 mod chat;
 mod demo;
 mod eval;
+mod header;
 mod inspect;
 mod list;
 mod local_mesh;

@@ -1,8 +1,8 @@
 //! `plan`: who would hold which layers.
 
-use qmesh_models::{bytes::ByteCount, family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
+use qmesh_models::bytes::ByteCount;
 
-use super::{fetch, room::Room};
+use super::{header::spec, room::Room};
 use crate::{
     cli::{Failure, PlanArgs},
     plan::{self, Capacity, PlanInput, cluster, machine::Machine},
@@ -11,7 +11,7 @@ use crate::{
 
 pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let workers = workers(args)?;
-    let spec = spec(args)?;
+    let spec = spec(&args.model)?;
     let room = Room::new(args.room, args.parallel, &spec)?;
     let input = PlanInput {
         spec: &spec,
@@ -30,16 +30,6 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         output::text(report.text())?;
     }
     Ok(())
-}
-
-fn spec(args: &PlanArgs) -> Result<ModelSpec, Failure> {
-    let path = fetch(&args.model)?;
-    let gguf = Gguf::open(&path).map_err(|e| Failure::failed(e.to_string()))?;
-    let mut spec = family::spec(&gguf).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-    if let ModelRef::Named(named) = &args.model {
-        named.name.clone_into(&mut spec.name);
-    }
-    Ok(spec)
 }
 
 fn workers(args: &PlanArgs) -> Result<Vec<Capacity>, Failure> {
