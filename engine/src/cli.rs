@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and which part of the program does it.
 
+mod cache;
 mod join;
 mod report;
 
@@ -16,7 +17,7 @@ use qmesh_net::without_tickets;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use self::report::USAGE;
+use self::report::{USAGE, in_one_line, say};
 
 /// Lend this machine to a qmesh mesh: it holds some of a model's layers and computes them.
 #[derive(Parser)]
@@ -31,6 +32,9 @@ enum Command {
     /// Join the mesh that a ticket belongs to, and serve it until stopped
     #[command(after_help = join::JOIN_HELP)]
     Join(Box<join::JoinArgs>),
+    /// List, delete or check the tensors that workers keep on this machine
+    #[command(after_help = cache::CACHE_HELP)]
+    Cache(cache::CacheArgs),
 }
 
 /// The process: reads the command line, and does what it says.
@@ -45,9 +49,14 @@ pub(crate) fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
         .init();
-    match command {
-        Command::Join(args) => join::run(*args),
-    }
+    let ended = match command {
+        Command::Join(args) => return join::run(*args),
+        Command::Cache(args) => cache::run(&args),
+    };
+    ended.unwrap_or_else(|error| {
+        say(&in_one_line(&error));
+        ExitCode::FAILURE
+    })
 }
 
 /// The command line, in which an empty variable counts as not set.

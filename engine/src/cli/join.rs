@@ -33,6 +33,7 @@ Examples:
   shard-worker join qmesh1aeb… --memory 4G   lend 4 GB at most
   shard-worker join qmesh1aeb… --name attic  keep one name and key over restarts
   QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
+  shard-worker join qmesh1aeb… --cache-size 50G   keep 50 GB of fetched tensors at most
 
 Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
 
@@ -67,6 +68,10 @@ pub(super) struct JoinArgs {
     /// Folder where fetched tensors are kept [default: $QMESH_CACHE, or $XDG_CACHE_HOME/qmesh]
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// Most bytes of tensors that the cache may hold, all shards of this machine together: 50G, 800MB; what was not used
+    /// for longest goes first [default: what the disk takes]
+    #[arg(long, env = "QMESH_CACHE_SIZE", value_name = "SIZE")]
+    cache_size: Option<ByteCount>,
     /// Folder with GGUF files: tensors found there are not fetched; may be given more than once
     #[arg(long, env = "QMESH_MODEL_DIR", value_name = "FOLDER")]
     model_dir: Vec<PathBuf>,
@@ -132,6 +137,7 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
         name,
         memory: args.memory,
         cache: args.cache.unwrap_or_else(|| directories.cache().to_owned()),
+        cache_size: args.cache_size,
         model_folders: args.model_dir,
         stay: if args.once { Stay::Once } else { Stay::ForGood },
         audience: Audience::People,

@@ -1,6 +1,8 @@
-//! How the program says why it ended: in one line on standard error.
+//! How the program says what came of it: results on standard output, and why it ended, in one line on standard error.
 
-use qmesh_models::terminal::escaped_line;
+use std::io::{self, Write, stdout};
+
+use qmesh_models::terminal::{escaped, escaped_json, escaped_line};
 
 /// Exit code of a refusal that the user can mend, and of wrong arguments (clap's own).
 pub(super) const USAGE: u8 = 2;
@@ -17,4 +19,21 @@ pub(super) fn in_one_line(error: &anyhow::Error) -> String {
         false if line.is_empty() => cause,
         false => format!("{line}: {cause}"),
     })
+}
+
+/// Writes a result for people, and a line end. Where nobody reads it any more, nothing is left to do.
+pub(super) fn print_text(text: &str) -> io::Result<()> {
+    ended(writeln!(stdout().lock(), "{}", escaped(text)))
+}
+
+/// Writes a result for programs, and a line end.
+pub(super) fn print_json(json: &serde_json::Value) -> io::Result<()> {
+    ended(writeln!(stdout().lock(), "{}", escaped_json(&format!("{json:#}"))))
+}
+
+fn ended(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }

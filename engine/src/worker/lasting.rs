@@ -10,12 +10,15 @@ use super::{
     compute::{Command, ComputeThread, Done},
     console::Console,
     state::{SHARDS_MOST, WorkerState},
+    tensors::HeldUses,
 };
 
 /// What outlives a stay.
 pub(super) struct Lasting {
     pub(super) state: WorkerState,
     pub(super) console: Console,
+    /// What its shards use of the cache.
+    pub(super) uses: HeldUses,
     thread: ComputeThread,
     /// Commands that the thread has no place for yet, in order.
     backlog: VecDeque<Command>,
@@ -33,7 +36,8 @@ impl Lasting {
     pub(super) fn new(console: Console) -> io::Result<Self> {
         let thread = ComputeThread::spawn(2 * FRAMES_HELD)?;
         let (loads_sender, loads) = mpsc::channel(2 * SHARDS_MOST);
-        Ok(Self { state: WorkerState::default(), console, thread, backlog: VecDeque::new(), loads, loads_sender })
+        let (state, uses) = (WorkerState::default(), HeldUses::default());
+        Ok(Self { state, console, uses, thread, backlog: VecDeque::new(), loads, loads_sender })
     }
 
     /// Puts a command behind those that wait.

@@ -2,8 +2,11 @@
 
 mod fetch;
 mod holding;
+mod inventory;
 mod local;
+mod room;
 mod store;
+mod uses;
 
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::holding::needed_together;
@@ -11,4 +14,9 @@ pub(crate) use self::{
     fetch::{Fetch, FetchNews, FetchRequest, Scrutiny},
     holding::{Holding, take_over},
     store::TensorPlaces,
+    uses::HeldUses,
+};
+pub use self::{
+    inventory::{Blob, BlobState, Damage, OnDamage, Removal, Selection, TensorCache, Usage, Verification},
+    store::StoreError,
 };

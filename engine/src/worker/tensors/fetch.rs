@@ -27,7 +27,9 @@ use tokio::{
 use super::{
     holding::needed_together,
     local::LocalModels,
+    room::{self, RoomError},
     store::{Place, Store, StoreError, TensorPlaces, Verdict},
+    uses::HeldUses,
 };
 use crate::{
     backend::HeldTensors,
@@ -90,6 +92,10 @@ pub(crate) struct Fetch {
     pub(crate) news: mpsc::Sender<FetchNews>,
     pub(crate) connection: Connection,
     pub(crate) cache: PathBuf,
+    /// The most that it may grow to.
+    pub(crate) cache_size: Option<ByteCount>,
+    /// Where it is noted what the shard uses of it.
+    pub(crate) uses: HeldUses,
     pub(crate) model_folders: Vec<PathBuf>,
     /// The user's limit.
     pub(crate) memory: Option<ByteCount>,
@@ -104,6 +110,8 @@ enum FetchError {
     Memory { needed: ByteCount, layers: String, allowance: Allowance },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Room(RoomError),
     #[error("tensor {tensor}: {source}")]
     Net { tensor: String, source: NetError },
     #[error("tensor {tensor}: the coordinator has {had} of its {bytes} bytes")]
@@ -202,21 +210,34 @@ impl Fetch {
         Ok(Fetched { places: places.into_iter().collect(), bytes: counters.received.load(Ordering::Relaxed) })
     }
 
-    /// The blocking part: refuses a shard that does not fit into memory, then looks for each tensor on this machine.
+    /// The blocking part: refuses a shard that does not fit into memory or the cache, then looks for each tensor on this
+    /// machine.
     fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
         let (request, memory, threads) = (self.request.clone(), self.memory, self.threads);
-        let (cache, folders) = (self.cache.clone(), self.model_folders.clone());
+        let (cache, cache_size, folders) = (self.cache.clone(), self.cache_size, self.model_folders.clone());
+        let uses = self.uses.clone();
         move || {
             request.check_memory(memory, threads)?;
             let store = Store::open(&cache)?;
             let models = LocalModels::scan(&folders);
-            let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
+            let (mut places, mut cached) = (Vec::new(), Vec::new());
             for (tensor, hash) in request.still_needed() {
+                match models.find(tensor, hash) {
+                    Some(place) => places.push((tensor.role, place)),
+                    None => cached.push((tensor, hash)),
+                }
+            }
+            // From here on nobody deletes them, nor those that the shard has from another one.
+            uses.prune();
+            let there = request.taken_over().filter(|(tensor, hash)| store.find(*hash, tensor.bytes).is_some());
+            let wanted = cached.iter().copied().chain(there).map(|(tensor, hash)| (hash, tensor.bytes)).collect();
+            uses.hold(&request.assignment, room::reserve(&cache, &store, &wanted, cache_size)?);
+            let mut missing = BTreeMap::new();
+            for (tensor, hash) in cached {
                 let (name, bytes) = (tensor.name.clone(), tensor.bytes);
-                match (models.find(tensor, hash), store.find(hash, bytes)) {
-                    (Some(place), _) => places.push((tensor.role, place)),
-                    (None, Some(place)) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {}
-                    (None, found) => {
+                match store.find(hash, bytes) {
+                    Some(place) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => store.touch(&place),
+                    found => {
                         if let Some(damaged) = found {
                             tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
                             store.remove(hash)?;
@@ -231,12 +252,29 @@ impl Fetch {
     }
 }
 
+/// A disk without room is the same wherever it shows: it is tried again.
+impl From<RoomError> for FetchError {
+    fn from(error: RoomError) -> Self {
+        match error {
+            RoomError::Store(error) => Self::Store(error),
+            error @ (RoomError::ShardTooLarge { .. } | RoomError::InUse { .. }) => Self::Room(error),
+        }
+    }
+}
+
 impl FetchRequest {
     /// The tensors that no other shard has.
     fn still_needed(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
-        let tensors = self.assignment.spec.tensors.iter().zip(&self.assignment.hashes);
-        let missing = tensors.filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role));
-        missing.map(|(tensor, &hash)| (tensor, hash))
+        self.tensors().filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role))
+    }
+
+    /// The tensors that another shard has.
+    fn taken_over(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+        self.tensors().filter(|(tensor, _)| self.taken_over.contains_key(&tensor.role))
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+        self.assignment.spec.tensors.iter().zip(self.assignment.hashes.iter().copied())
     }
 
     /// Whether all shards fit together, with the user's limit and so many threads.
