@@ -79,6 +79,7 @@ pub use section::{SectionError, Sections};
 pub use sorter::Incoming;
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
+pub use transport::SocketBuffers;
 
 #[cfg(test)]
 mod tests;
