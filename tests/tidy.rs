@@ -256,6 +256,7 @@ fn looks_like_path(quoted: &str) -> bool {
     let tops = [
         "models/",
         "net/",
+        "doctor/",
         "engine/",
         "coordinator/",
         "simulation/",

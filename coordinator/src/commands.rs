@@ -4,6 +4,7 @@
 mod answer;
 mod chat;
 mod demo;
+mod doctor;
 mod eval;
 mod header;
 mod inspect;
@@ -63,6 +64,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::demo(&args),
         Command::Status(args) => status::status(&args),
         Command::Ticket(args) => ticket::ticket(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Eval(args) => eval::eval(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and which part of the program does it.
 
 mod cache;
+mod doctor;
 mod join;
 mod report;
 
@@ -35,6 +36,9 @@ enum Command {
     /// List, delete or check the tensors that workers keep on this machine
     #[command(after_help = cache::CACHE_HELP)]
     Cache(cache::CacheArgs),
+    /// Look whether this machine would be a good worker, and say what to do where it would not
+    #[command(after_help = doctor::DOCTOR_HELP)]
+    Doctor(doctor::DoctorArgs),
 }
 
 /// The process: reads the command line, and does what it says.
@@ -52,6 +56,7 @@ pub(crate) fn main() -> ExitCode {
     let ended = match command {
         Command::Join(args) => return join::run(*args),
         Command::Cache(args) => cache::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     ended.unwrap_or_else(|error| {
         say(&in_one_line(&error));
