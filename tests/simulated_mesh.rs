@@ -226,6 +226,7 @@ fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig 
         name: format!("w{number}"),
         memory: None,
         cache,
+        cache_size: None,
         model_folders: vec![],
         stay: Stay::Once,
         audience: Audience::Nobody,

@@ -253,6 +253,7 @@ impl ReadyMesh {
                     name: worker_name(number),
                     memory: None,
                     cache: folder.path().join(worker_name(number)),
+                    cache_size: None,
                     model_folders: vec![model.folder().to_owned()],
                     stay: Stay::Once,
                     audience: Audience::Nobody,

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what a failure looks like.
 
+mod doctor;
 mod failure;
 mod generation;
 mod mesh;
@@ -18,6 +19,7 @@ use clap::{
 
 use self::models::model_ref;
 pub use self::{
+    doctor::DoctorArgs,
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
@@ -62,6 +64,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Print the join line of a coordinator that runs on this machine
     Ticket(TicketArgs),
+    /// Look whether this machine would be a good coordinator, and say what to do where it would not
+    Doctor(DoctorArgs),
     /// Score prompts and continue them greedily, as JSON
     Eval(EvalArgs),
     /// Check that a split computes the same bits as one worker

@@ -4,7 +4,9 @@
 mod answer;
 mod chat;
 mod demo;
+mod doctor;
 mod eval;
+mod header;
 mod inspect;
 mod list;
 mod local_mesh;
@@ -64,6 +66,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::demo(&args),
         Command::Status(args) => status::status(&args),
         Command::Ticket(args) => ticket::ticket(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Verify(args) => verify::verify(&args),
     }

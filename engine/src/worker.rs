@@ -30,6 +30,7 @@ pub use self::{
     config::{Exit, Stay, WorkerConfig},
     console::Audience,
     run::{WorkerError, run},
+    tensors::{Blob, BlobState, Damage, OnDamage, Removal, Selection, StoreError, TensorCache, Usage, Verification},
 };
 
 #[cfg(test)]

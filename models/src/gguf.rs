@@ -4,6 +4,7 @@ mod error;
 mod ggml_type;
 mod header;
 mod limits;
+mod part;
 mod reader;
 mod split;
 #[cfg(test)]
@@ -21,6 +22,8 @@ use std::{
 pub use self::{
     error::{GgufError, GgufFault, KeyError, OptionalKey},
     ggml_type::GgmlType,
+    limits::HEADER_BYTES_MAX,
+    part::PartHeader,
     value::{Array, ByteStrings, Numbers, Strings, Value},
     write::{Declared, GgufWriter},
 };
@@ -56,13 +59,13 @@ pub struct TensorEntry {
 /// One file of a model.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Part {
-    /// Where it is; empty for bytes from memory.
+    /// Where it is, an address where it is not on this machine; empty for bytes from memory.
     pub path: PathBuf,
     /// Length of the file in bytes.
     pub bytes: u64,
     /// Length of its header in bytes: everything before the first tensor.
     pub header_bytes: u64,
-    /// When it was last changed; `None` for bytes from memory.
+    /// When it was last changed; `None` for bytes from memory or another machine.
     pub modified: Option<SystemTime>,
 }
 
@@ -84,11 +87,22 @@ impl Gguf {
     /// Parses `bytes`, the start of a file that is `file_bytes` long.
     ///
     /// # Errors
-    /// What is wrong with the bytes, or that they end before the header does. A part of a split model is refused.
+    /// What is wrong with the bytes, or that they end before the header does ([`GgufFault::MoreNeeded`], where the file goes
+    /// on). A part of a split model is refused.
     pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Self, GgufFault> {
-        let header = header::parse(bytes, bytes.len() as u64, file_bytes)?;
-        let header_bytes = header.body_start.min(file_bytes);
-        Self::join(vec![(header, Part { path: PathBuf::new(), bytes: file_bytes, header_bytes, modified: None })])
+        let PartHeader { header, part } = PartHeader::parse(PathBuf::new(), bytes, file_bytes)?;
+        Self::join(vec![(header, part)])
+    }
+
+    /// One model from the headers of its parts, in order: what is known of files that are not on this machine.
+    ///
+    /// # Errors
+    /// Names the part that does not belong here, or is not the whole of a model by itself.
+    pub fn from_parts(parts: Vec<PartHeader>) -> Result<Self, GgufError> {
+        split::check_order(&parts)?;
+        let path = parts.first().map(|first| first.part.path.clone()).unwrap_or_default();
+        let headers = parts.into_iter().map(|PartHeader { header, part }| (header, part)).collect();
+        Self::join(headers).map_err(|fault| GgufError { path, fault })
     }
 
     /// Version of the format: 2 or 3.

@@ -37,6 +37,7 @@ pub mod footprint;
 pub mod gguf;
 pub mod numerics;
 pub mod pull;
+pub mod span;
 pub mod spec;
 pub mod terminal;
 pub mod tokenizer;

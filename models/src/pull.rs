@@ -5,6 +5,7 @@
 //! it is safe.
 
 mod error;
+mod header;
 mod http;
 mod hub;
 mod list;
@@ -21,8 +22,9 @@ use std::{
 
 pub use self::{
     error::PullError,
+    header::RemoteHeader,
     list::{CacheState, CachedModel, list},
-    reference::{Choice, HubRef, ModelRef, ReferenceError, WebUrl},
+    reference::{Choice, HubRef, ModelRef, ReferenceError, Remote, WebUrl},
 };
 use self::{
     http::{Http, ServerPatience, Source},
@@ -85,6 +87,15 @@ pub fn local(reference: &ModelRef, directories: &Directories) -> Option<PathBuf>
     }
 }
 
+/// The headers of a model that is on a server, and nothing more of it: all that is needed to say what it is made of and how
+/// large it is. Nothing is written to the cache.
+///
+/// # Errors
+/// See [`PullError`]; a part whose header cannot be used is named.
+pub fn header(remote: Remote<'_>) -> Result<RemoteHeader, PullError> {
+    Puller::from_env().header(remote)
+}
+
 /// Everything outside the cache that a pull depends on.
 struct Puller {
     http: Http,
@@ -140,6 +151,14 @@ impl Puller {
             ModelRef::Hub(hub) => self.download(&self.on_hub(hub)?, reference, &folder, progress),
             ModelRef::Web(url) => self.download(&self.on_web(url)?, reference, &folder, progress),
         }
+    }
+
+    fn header(&self, remote: Remote<'_>) -> Result<RemoteHeader, PullError> {
+        let download = match remote {
+            Remote::Hub(hub) => self.on_hub(hub)?,
+            Remote::Web(url) => self.on_web(url)?,
+        };
+        header::read(&self.http, &download.sources)
     }
 
     fn named(&self, model: &NamedModel, folder: &Path, progress: &mut dyn Progress) -> Result<PathBuf, PullError> {

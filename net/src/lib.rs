@@ -86,6 +86,7 @@ pub use sources::{
 };
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
+pub use transport::SocketBuffers;
 
 #[cfg(test)]
 mod tests;

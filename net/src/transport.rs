@@ -103,16 +103,35 @@ pub(crate) fn endpoint(identity: &Identity) -> EndpointConfig {
     config
 }
 
+/// What the system gives a UDP socket that asks for [`SOCKET_BUFFER_BYTES`] on either side.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SocketBuffers {
+    /// For packets that nobody has read yet.
+    pub receive_bytes: usize,
+    /// For packets that are not sent yet.
+    pub send_bytes: usize,
+}
+
+impl SocketBuffers {
+    /// Asks as an endpoint at `address` does, with a socket that is closed at once.
+    ///
+    /// # Errors
+    /// The system gives no such socket.
+    pub fn granted(address: SocketAddr) -> io::Result<Self> {
+        let socket = unbound(address)?;
+        // Linux counts what it keeps about each packet too, and says twice what it was asked for.
+        let part = if cfg!(any(target_os = "linux", target_os = "android")) { 2 } else { 1 };
+        Ok(Self { receive_bytes: socket.recv_buffer_size()? / part, send_bytes: socket.send_buffer_size()? / part })
+    }
+}
+
 /// A socket with buffers large enough for a window of packets.
 pub(crate) fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = unbound(address)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         // `[::]` means every address, IPv4's too, whatever the system's default.
         socket.set_only_v6(false)?;
     }
-    // Best effort: a refusal shows in the size read back.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     let bytes = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
     if bytes < SOCKET_BUFFER_BYTES {
         let hint = "raise net.core.rmem_max and net.core.wmem_max to 4194304 for full speed";
@@ -122,9 +141,24 @@ pub(crate) fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    // Best effort: a refusal shows in the size read back.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    Ok(socket)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_system_says_what_buffers_it_gives() {
+        let granted = SocketBuffers::granted("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(granted.receive_bytes > 2048 && granted.send_bytes > 2048, "{granted:?}");
+        assert!(granted.receive_bytes <= SOCKET_BUFFER_BYTES, "no more than was asked for: {granted:?}");
+    }
 
     #[test]
     fn addresses_tell_how_far_a_peer_is() {

@@ -11,7 +11,11 @@ use clap::{
     ArgGroup, Args, ValueEnum,
     builder::{NonEmptyStringValueParser, PossibleValue},
 };
-use qmesh_models::{bytes::ByteCount, pull::ModelRef};
+use qmesh_models::{
+    bytes::ByteCount,
+    pull::ModelRef,
+    span::{SpanError, TimeSpan},
+};
 
 use super::{ModelArg, TokenizerArgs, model_ref};
 use crate::{
@@ -334,18 +338,8 @@ pub struct TicketArgs {
 }
 
 /// A number and its unit.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let wanted = || "a time such as 90s, 30m, 12h or 7d is needed".to_owned();
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wanted)?);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return Err(wanted()),
-    };
-    let time = number.parse::<u32>().ok().filter(|&n| n > 0).ok_or_else(wanted)?;
-    Ok(Duration::from_secs(u64::from(time) * seconds))
+fn parse_time(text: &str) -> Result<Duration, SpanError> {
+    text.parse().map(|TimeSpan(time)| time)
 }
 
 /// A number of workers, threads, rows or the like.

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use qmesh_models::{bytes::ByteCount, family, gguf::Gguf, pull::ModelRef, spec::ModelSpec};
+use qmesh_models::{bytes::ByteCount, spec::ModelSpec};
 
-use super::{fetch, room::Room, status};
+use super::{header, room::Room, status};
 use crate::{
     cli::{Failure, PlanArgs, WorkloadArgs},
     local,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let spec = spec(args)?;
+    let spec = header::spec(&args.model)?;
     let Cluster { workers, links } = cluster(args, &spec)?;
     let Room { kv_positions, context, chunk_rows } = Room::new(args.room, args.parallel, &spec)?;
     let WorkloadArgs { workload, goal } = args.workload;
@@ -76,16 +76,6 @@ fn place(args: &PlanArgs, input: &mut PlanInput<'_>) -> Result<(), Failure> {
         input.pins.insert(worker, pin.layers.clone());
     }
     Ok(())
-}
-
-fn spec(args: &PlanArgs) -> Result<ModelSpec, Failure> {
-    let path = fetch(&args.model)?;
-    let gguf = Gguf::open(&path).map_err(|e| Failure::failed(e.to_string()))?;
-    let mut spec = family::spec(&gguf).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-    if let ModelRef::Named(named) = &args.model {
-        named.name.clone_into(&mut spec.name);
-    }
-    Ok(spec)
 }
 
 /// Whom to plan for.

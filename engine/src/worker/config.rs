@@ -19,6 +19,8 @@ pub struct WorkerConfig {
     pub memory: Option<ByteCount>,
     /// Folder of the tensor cache.
     pub cache: PathBuf,
+    /// The most bytes of tensors that may be in it; as many as the disk takes where `None`.
+    pub cache_size: Option<ByteCount>,
     /// Folders whose model files it may read tensors from.
     pub model_folders: Vec<PathBuf>,
     /// What it does when its coordinator is gone.

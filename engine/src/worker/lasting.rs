@@ -10,7 +10,7 @@ use super::{
     compute::{Command, ComputeThread, Done},
     console::Console,
     state::{SHARDS_MOST, WorkerState},
-    tensors::Shelf,
+    tensors::{HeldUses, Shelf},
 };
 
 /// What outlives a stay.
@@ -19,6 +19,8 @@ pub(super) struct Lasting {
     pub(super) console: Console,
     /// What other workers may have from this one.
     pub(super) shelf: Shelf,
+    /// What its shards use of the cache.
+    pub(super) uses: HeldUses,
     thread: ComputeThread,
     /// Commands that the thread has no place for yet, in order.
     backlog: VecDeque<Command>,
@@ -36,8 +38,8 @@ impl Lasting {
     pub(super) fn new(console: Console) -> io::Result<Self> {
         let thread = ComputeThread::spawn(2 * FRAMES_HELD)?;
         let (loads_sender, loads) = mpsc::channel(2 * SHARDS_MOST);
-        let (state, shelf) = (WorkerState::default(), Shelf::default());
-        Ok(Self { state, console, shelf, thread, backlog: VecDeque::new(), loads, loads_sender })
+        let (state, shelf, uses) = (WorkerState::default(), Shelf::default(), HeldUses::default());
+        Ok(Self { state, console, shelf, uses, thread, backlog: VecDeque::new(), loads, loads_sender })
     }
 
     /// Puts a command behind those that wait.

@@ -186,7 +186,10 @@ impl<'a> Membership<'a> {
                     self.ending = Some(Ending::Departed(Departure::Asked));
                     continue;
                 }
-                _ = ticks.tick() => Event::Tick,
+                _ = ticks.tick() => {
+                    self.lasting.uses.prune();
+                    Event::Tick
+                }
             };
             self.handle(event);
         }
@@ -271,12 +274,24 @@ impl<'a> Membership<'a> {
     }
 
     fn fetch(&mut self, request: FetchRequest) {
-        let WorkerConfig { cache, model_folders, memory, backend, .. } = self.config;
+        let WorkerConfig { cache, cache_size, model_folders, memory, backend, .. } = self.config;
         let (cache, model_folders, memory) = (cache.clone(), model_folders.clone(), *memory);
-        let threads = backend.threads().get();
+        let (threads, cache_size, uses) = (backend.threads().get(), *cache_size, self.lasting.uses.clone());
         let (news, connection, turn) = (self.fetch_news.clone(), self.connection.clone(), request.turn);
         let (endpoint, shelf) = (self.endpoint.clone(), self.lasting.shelf.clone());
-        let fetch = Fetch { request, news, connection, endpoint, shelf, cache, model_folders, memory, threads };
+        let fetch = Fetch {
+            request,
+            news,
+            connection,
+            endpoint,
+            shelf,
+            cache,
+            cache_size,
+            uses,
+            model_folders,
+            memory,
+            threads,
+        };
         while self.fetches.try_join_next().is_some() {}
         self.fetching.retain(|_, fetch| !fetch.is_finished());
         self.fetching.insert(turn, self.fetches.spawn(fetch.run()));

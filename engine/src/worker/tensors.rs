@@ -4,13 +4,16 @@
 mod failure;
 mod fetch;
 mod holding;
+mod inventory;
 mod local;
 mod origins;
+mod room;
 mod serve;
 mod shelf;
 mod store;
 mod suppliers;
 mod transfer;
+mod uses;
 
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::holding::needed_together;
@@ -21,4 +24,9 @@ pub(crate) use self::{
     serve::Server,
     shelf::{Offer, Shelf},
     store::TensorPlaces,
+    uses::HeldUses,
+};
+pub use self::{
+    inventory::{Blob, BlobState, Damage, OnDamage, Removal, Selection, TensorCache, Usage, Verification},
+    store::StoreError,
 };

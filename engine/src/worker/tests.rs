@@ -1,5 +1,6 @@
 //! Whole workers on a network in memory, with a coordinator that is played by the test.
 
+mod cache;
 mod plans;
 mod sources;
 
@@ -101,6 +102,7 @@ impl Stagecraft {
             name: "hired".into(),
             memory: None,
             cache: cache.path().to_owned(),
+            cache_size: None,
             model_folders: Vec::new(),
             stay: Stay::Once,
             audience: Audience::Nobody,

@@ -37,6 +37,8 @@ pub enum GgufFault {
     TooMany { what: &'static str, found: u64, limit: u64 },
     #[error("truncated: {subject} at byte {at} needs {need} bytes, have {have}; download it again")]
     Truncated { subject: String, at: u64, need: u64, have: u64 },
+    #[error("only the first {have} bytes are here, and the header has {bytes} at least; read on")]
+    MoreNeeded { bytes: u64, have: u64 },
     #[error("header is longer than the limit of {} bytes, at {subject}", limits::HEADER_BYTES_MAX)]
     HeaderTooLong { subject: String },
     #[error("{subject} at byte {at}: text of {found} bytes is over the limit of {limit}")]

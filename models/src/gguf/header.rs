@@ -39,7 +39,7 @@ pub(super) fn parse(input: impl Read, readable: u64, file_bytes: u64) -> Result<
     }
     // No file is longer, and so no sum of lengths inside it overflows below.
     let file_bytes = file_bytes.min(i64::MAX as u64);
-    let mut reader = Reader::new(input, readable.min(file_bytes));
+    let mut reader = Reader::new(input, readable, file_bytes);
     let version = version(&reader.take::<8>()?)?;
     let tensor_count = reader.u64()?;
     let key_count = reader.u64()?;

@@ -20,13 +20,14 @@ pub(super) struct Reader<R> {
     input: R,
     offset: u64,
     readable: u64,
+    file_bytes: u64,
     subject: String,
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads at most `readable` bytes from `input`.
-    pub(super) fn new(input: R, readable: u64) -> Self {
-        Self { input, offset: 0, readable, subject: "header".to_owned() }
+    /// Reads a file of `file_bytes`, of which `input` yields the first `readable`.
+    pub(super) fn new(input: R, readable: u64, file_bytes: u64) -> Self {
+        Self { input, offset: 0, readable: readable.min(file_bytes), file_bytes, subject: "header".to_owned() }
     }
 
     /// Bytes read so far.
@@ -34,9 +35,9 @@ impl<R: Read> Reader<R> {
         self.offset
     }
 
-    /// Bytes not yet read.
+    /// Bytes of the file that are not yet read, whether `input` yields them or not.
     pub(super) fn remaining(&self) -> u64 {
-        self.readable - self.offset
+        self.file_bytes - self.offset
     }
 
     /// What is being read from here on, for error texts.
@@ -158,7 +159,7 @@ impl<R: Read> Reader<R> {
         self.fill(&mut into[start..])
     }
 
-    /// Refuses before anything is allocated what the file cannot hold.
+    /// Refuses before anything is allocated what the file cannot hold, and what is not here of it.
     fn require(&self, need: u64) -> Result<(), GgufFault> {
         let have = self.remaining();
         if need > have {
@@ -166,6 +167,9 @@ impl<R: Read> Reader<R> {
         }
         if self.offset + need > HEADER_BYTES_MAX {
             return Err(GgufFault::HeaderTooLong { subject: self.subject.clone() });
+        }
+        if self.offset + need > self.readable {
+            return Err(GgufFault::MoreNeeded { bytes: self.offset + need, have: self.readable });
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Gguf, Part,
+    Gguf, Part, PartHeader,
     error::{GgufError, GgufFault},
     header::{self, Header},
 };
@@ -45,6 +45,32 @@ pub(super) fn check(model: &Gguf) -> Result<(), GgufFault> {
         Some(expected) if expected != found => Err(GgufFault::SplitTensors { expected, found }),
         _ => Ok(()),
     }
+}
+
+/// Whether `parts` are all parts of one model, each in its place.
+pub(super) fn check_order(parts: &[PartHeader]) -> Result<(), GgufError> {
+    let count = parts.len() as u64;
+    for (no, part) in (0..).zip(parts) {
+        let at = |fault| GgufError { path: part.part.path.clone(), fault };
+        match place(&part.header).map_err(at)? {
+            Some(found) if count == 1 => {
+                return Err(at(GgufFault::PartName { part: found.no + 1, count: found.count }));
+            }
+            found => check_place(found, PartNumber { no, count }).map_err(at)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_place(found: Option<PartNumber>, expected: PartNumber) -> Result<(), GgufFault> {
+    let found = found.unwrap_or(PartNumber { no: 0, count: 1 });
+    if found.count != expected.count {
+        return Err(GgufFault::SplitMismatch { key: "split.count", expected: expected.count, found: found.count });
+    }
+    if found.no != expected.no {
+        return Err(GgufFault::SplitMismatch { key: "split.no", expected: expected.no, found: found.no });
+    }
+    Ok(())
 }
 
 /// Part `no`, from 0, of `count`.
@@ -88,13 +114,7 @@ fn read_sibling(path: &Path, expected: PartNumber) -> Result<(Header, Part), Ggu
         let absent = matches!(&error.fault, GgufFault::Io(cause) if cause.kind() == io::ErrorKind::NotFound);
         if absent { at(GgufFault::PartMissing) } else { error }
     })?;
-    let found = place(&part.0).map_err(at)?.unwrap_or(PartNumber { no: 0, count: 1 });
-    if found.count != expected.count {
-        return Err(at(GgufFault::SplitMismatch { key: "split.count", expected: expected.count, found: found.count }));
-    }
-    if found.no != expected.no {
-        return Err(at(GgufFault::SplitMismatch { key: "split.no", expected: expected.no, found: found.no }));
-    }
+    check_place(place(&part.0).map_err(at)?, expected).map_err(at)?;
     Ok(part)
 }
 

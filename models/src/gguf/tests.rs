@@ -412,3 +412,32 @@ impl Random {
         }
     }
 }
+
+#[test]
+fn a_beginning_says_how_much_more_is_needed() {
+    let tokens: Strings = (0..1000).map(|id| format!("token {id}")).collect();
+    let writer = GgufWriter::new("llama")
+        .set("tokenizer.ggml.tokens", tokens)
+        .set("tokenizer.ggml.scores", [0.5f32; 100].as_slice())
+        .tensor("a.weight", &[256, 3], TensorType::Q6K);
+    let (header, file_bytes) = (writer.header(), writer.file_bytes());
+    // The padding before the first tensor is not read.
+    let read = header.len() - usize::try_from(file_bytes).unwrap() % 32 - 32;
+    for here in (0..read).step_by(7).chain([0, 1, 23, 24, read - 1]) {
+        let fault = Gguf::parse(&header[..here], file_bytes).unwrap_err();
+        let GgufFault::MoreNeeded { bytes, have } = fault else { panic!("{here} bytes: {fault}") };
+        assert_eq!(have, here as u64);
+        assert!((here as u64 + 1..=header.len() as u64).contains(&bytes), "{here} bytes: {bytes}");
+        let fault = Gguf::parse(&header[..here.max(24)], here.max(24) as u64).unwrap_err();
+        assert!(!matches!(fault, GgufFault::MoreNeeded { .. }), "a whole file has no more: {fault}");
+    }
+    let mut here = 0;
+    let whole = loop {
+        match Gguf::parse(&header[..here], file_bytes) {
+            Ok(gguf) => break gguf,
+            Err(GgufFault::MoreNeeded { bytes, .. }) => here = usize::try_from(bytes).unwrap(),
+            Err(fault) => panic!("{fault}"),
+        }
+    };
+    assert_eq!((whole.tensors().len(), whole.parts()[0].header_bytes), (1, header.len() as u64));
+}

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::files::OpenError;
+use crate::{files::OpenError, gguf::GgufError};
 
 /// Why a model could not be fetched. What had arrived stays beside its place in the cache, so that the next try goes on
 /// from there; nothing incomplete ever has the final name.
@@ -86,6 +86,15 @@ pub enum PullError {
         /// The `Content-Range` header.
         range: String,
     },
+    /// The server does not say how long the file is, without which no header can be checked.
+    #[error("{url} does not say how long the file is: download it with `pull`")]
+    NoLength {
+        /// Without its query.
+        url: String,
+    },
+    /// The header cannot be used.
+    #[error(transparent)]
+    Header(#[from] GgufError),
     /// The file is longer or shorter than it should be.
     #[error("{what} has {actual} bytes instead of {expected}")]
     Length {
@@ -198,6 +207,8 @@ impl PullError {
             | Self::Busy { .. }
             | Self::NoSpace { .. }
             | Self::Range { .. }
+            | Self::NoLength { .. }
+            | Self::Header(_)
             | Self::Length { .. }
             | Self::Digest { .. }
             | Self::NotGguf { .. }

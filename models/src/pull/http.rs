@@ -107,7 +107,7 @@ impl Http {
         transfer.part.finish(&expected)
     }
 
-    fn send(
+    pub(super) fn send(
         &self,
         url: &str,
         token: Option<&str>,
@@ -124,7 +124,7 @@ impl Http {
     }
 
     /// Waits before the next try, or gives the error back when there is none.
-    fn pause(&self, failures: &mut usize, error: PullError) -> Result<(), PullError> {
+    pub(super) fn pause(&self, failures: &mut usize, error: PullError) -> Result<(), PullError> {
         let Some(&wait) = self.waits.get(*failures).filter(|_| error.is_transient()) else { return Err(error) };
         *failures += 1;
         tracing::warn!(%error, wait_s = wait.as_secs(), "trying again");
@@ -220,19 +220,12 @@ impl Transfer<'_> {
             self.part.restart()?;
         }
         self.part.sidecar.validator = validator(headers);
-        Ok(text(headers, header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
+        Ok(content_length(headers))
     }
 
     /// The answer is the rest of the file: the length of the whole.
     fn continued(&mut self, headers: &HeaderMap) -> Result<Option<u64>, PullError> {
-        let range = text(headers, header::CONTENT_RANGE).unwrap_or_default();
-        let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/'));
-        let from = parsed.and_then(|(span, _)| span.split_once('-')?.0.parse::<u64>().ok());
-        if from != Some(self.part.bytes()) {
-            let url = names::redacted(&self.source.url);
-            return Err(PullError::Range { url, wanted: self.part.bytes(), range: range.into() });
-        }
-        Ok(parsed.and_then(|(_, total)| total.parse().ok()))
+        content_range(&self.source.url, headers, self.part.bytes())
     }
 
     /// There is no rest: the file is complete, or another one than before.
@@ -251,8 +244,24 @@ impl Transfer<'_> {
     }
 }
 
+/// The answer is a piece of the file, which must begin at `wanted`: the length of the whole, where it is said.
+pub(super) fn content_range(url: &str, headers: &HeaderMap, wanted: u64) -> Result<Option<u64>, PullError> {
+    let range = text(headers, header::CONTENT_RANGE).unwrap_or_default();
+    let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/'));
+    let from = parsed.and_then(|(span, _)| span.split_once('-')?.0.parse::<u64>().ok());
+    if from != Some(wanted) {
+        return Err(PullError::Range { url: names::redacted(url), wanted, range: range.into() });
+    }
+    Ok(parsed.and_then(|(_, total)| total.parse().ok()))
+}
+
+/// The length of a body, where it is said.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, header::CONTENT_LENGTH).and_then(|length| length.parse().ok())
+}
+
 /// What tells this content from a later one at the same URL: a strong `ETag`, or else the date.
-fn validator(headers: &HeaderMap) -> Option<String> {
+pub(super) fn validator(headers: &HeaderMap) -> Option<String> {
     let strong = text(headers, header::ETAG).filter(|tag| tag.starts_with('"'));
     strong.or_else(|| text(headers, header::LAST_MODIFIED)).map(str::to_owned)
 }
@@ -261,7 +270,7 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn expect_ok(url: &str, response: &Response<Body>) -> Result<(), PullError> {
+pub(super) fn expect_ok(url: &str, response: &Response<Body>) -> Result<(), PullError> {
     let status = response.status().as_u16();
     let advice = match status {
         200 => return Ok(()),

@@ -18,6 +18,15 @@ pub enum ModelRef {
     Web(WebUrl),
 }
 
+/// A model on a server that hands out its files piece by piece.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Remote<'a> {
+    /// On a model hub.
+    Hub(&'a HubRef),
+    /// At a URL.
+    Web(&'a WebUrl),
+}
+
 /// A repository on a model hub, and which of its models.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HubRef {
@@ -93,6 +102,16 @@ impl WebUrl {
 }
 
 impl ModelRef {
+    /// Where its header can be read without the rest. A model of the catalog comes inside Python packages, whole or not at
+    /// all, and a file is here already.
+    pub fn remote(&self) -> Option<Remote<'_>> {
+        match self {
+            Self::Hub(hub) => Some(Remote::Hub(hub)),
+            Self::Web(url) => Some(Remote::Web(url)),
+            Self::Named(_) | Self::File(_) => None,
+        }
+    }
+
     /// The model that a word of the command line names: a path need not be UTF-8, all else is.
     ///
     /// # Errors

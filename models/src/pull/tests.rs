@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::catalog::Wheels;
 
+mod headers;
+
 struct Request {
     path: String,
     headers: HashMap<String, String>,
@@ -102,10 +104,12 @@ fn ranged(request: &Request, body: &[u8], etag: &str) -> Reply {
     match request.headers.get("range").filter(|_| unchanged) {
         None => Reply { headers, ..whole(body) },
         Some(range) => {
-            let from: usize = range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap();
-            let content_range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+            let (from, to) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap_or(body.len() - 1));
+            let to = to.min(body.len() - 1);
+            let content_range = format!("bytes {from}-{to}/{}", body.len());
             let headers = [headers, vec![("Content-Range", content_range)]].concat();
-            Reply { status: 206, headers, body: body[from..].into(), ..Reply::default() }
+            Reply { status: 206, headers, body: body[from..=to].into(), ..Reply::default() }
         }
     }
 }
@@ -132,6 +136,12 @@ impl Bench {
 
     fn fetch(&self, reference: &str) -> Result<PathBuf, PullError> {
         self.puller.fetch(&reference.parse().unwrap(), &self.directories, &mut Silent)
+    }
+
+    /// The header of the model at `reference`, which is no file of this machine.
+    fn header(&self, reference: &str) -> Result<RemoteHeader, PullError> {
+        let reference: ModelRef = reference.parse().unwrap();
+        self.puller.header(reference.remote().unwrap())
     }
 
     fn error(&self, reference: &str) -> String {

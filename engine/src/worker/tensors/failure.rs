@@ -5,7 +5,7 @@ use qmesh_net::NetError;
 use thiserror::Error;
 use tokio::task::JoinError;
 
-use super::store::StoreError;
+use super::{room::RoomError, store::StoreError};
 use crate::worker::memory::Allowance;
 
 /// Why some of a shard's tensors are missing.
@@ -15,6 +15,8 @@ pub(super) enum FetchError {
     Memory { needed: ByteCount, layers: String, allowance: Allowance },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Room(RoomError),
     #[error("tensor {tensor}: {source}")]
     Net { tensor: String, source: NetError },
     #[error("tensor {tensor}: the coordinator has {had} of its {bytes} bytes")]
@@ -23,4 +25,13 @@ pub(super) enum FetchError {
     Wrong { tensor: String },
     #[error("a bug in this program (please report it): {0}")]
     Task(#[from] JoinError),
+}
+
+impl From<RoomError> for FetchError {
+    fn from(error: RoomError) -> Self {
+        match error {
+            RoomError::Store(error) => Self::Store(error),
+            error @ (RoomError::ShardTooLarge { .. } | RoomError::InUse { .. }) => Self::Room(error),
+        }
+    }
 }

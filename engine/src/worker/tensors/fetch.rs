@@ -21,10 +21,12 @@ use super::{
     holding::needed_together,
     local::LocalModels,
     origins::{Origins, Received},
+    room,
     shelf::Shelf,
     store::{Place, Store, TensorPlaces},
     suppliers::Suppliers,
     transfer::{Missing, Transfers},
+    uses::HeldUses,
 };
 use crate::{
     backend::HeldTensors,
@@ -92,6 +94,10 @@ pub(crate) struct Fetch {
     /// Where other workers find what is at hand.
     pub(crate) shelf: Shelf,
     pub(crate) cache: PathBuf,
+    /// The most that it may grow to.
+    pub(crate) cache_size: Option<ByteCount>,
+    /// Where it is noted what the shard uses of it.
+    pub(crate) uses: HeldUses,
     pub(crate) model_folders: Vec<PathBuf>,
     /// The user's limit.
     pub(crate) memory: Option<ByteCount>,
@@ -173,26 +179,40 @@ impl Fetch {
         Ok(places.into_iter().collect())
     }
 
-    /// The blocking part: refuses a shard that does not fit into memory, then looks for each tensor on this machine.
+    /// The blocking part: refuses a shard that does not fit into memory or the cache, then looks for each tensor on this
+    /// machine.
     fn survey(&self) -> impl FnOnce() -> Result<Survey, FetchError> + use<> {
         let (request, memory, threads) = (self.request.clone(), self.memory, self.threads);
         let (cache, folders, shelf) = (self.cache.clone(), self.model_folders.clone(), self.shelf.clone());
+        let (cache_size, uses) = (self.cache_size, self.uses.clone());
         move || {
             request.check_memory(memory, threads)?;
             let store = Store::open(&cache)?;
             let models = LocalModels::scan(&folders);
-            let (mut places, mut missing) = (Vec::new(), BTreeMap::new());
+            let (mut places, mut cached) = (Vec::new(), Vec::new());
             for (tensor, hash) in request.still_needed() {
-                let (name, bytes) = (tensor.name.clone(), tensor.bytes);
-                match (models.find(tensor, hash), store.find(hash, bytes)) {
-                    (Some(place), _) => {
-                        shelf.put(place.clone(), bytes);
+                match models.find(tensor, hash) {
+                    Some(place) => {
+                        shelf.put(place.clone(), tensor.bytes);
                         places.push((tensor.role, place));
                     }
-                    (None, Some(place)) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {
+                    None => cached.push((tensor, hash)),
+                }
+            }
+            // From here on nobody deletes them, nor those that the shard has from another one.
+            uses.prune();
+            let there = request.taken_over().filter(|(tensor, hash)| store.find(*hash, tensor.bytes).is_some());
+            let wanted = cached.iter().copied().chain(there).map(|(tensor, hash)| (hash, tensor.bytes)).collect();
+            uses.hold(&request.assignment, room::reserve(&cache, &store, &wanted, cache_size)?);
+            let mut missing = BTreeMap::new();
+            for (tensor, hash) in cached {
+                let (name, bytes) = (tensor.name.clone(), tensor.bytes);
+                match store.find(hash, bytes) {
+                    Some(place) if request.scrutiny == Scrutiny::Lengths || place.holds(bytes) => {
+                        store.touch(&place);
                         shelf.put(place, bytes);
                     }
-                    (None, found) => {
+                    found => {
                         if let Some(damaged) = found {
                             tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
                             store.remove(hash)?;
@@ -208,12 +228,20 @@ impl Fetch {
     }
 }
 
+/// A disk without room is the same wherever it shows: it is tried again.
 impl FetchRequest {
     /// The tensors that no other shard has.
     fn still_needed(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
-        let tensors = self.assignment.spec.tensors.iter().zip(&self.assignment.hashes);
-        let missing = tensors.filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role));
-        missing.map(|(tensor, &hash)| (tensor, hash))
+        self.tensors().filter(|(tensor, _)| !self.taken_over.contains_key(&tensor.role))
+    }
+
+    /// The tensors that another shard has.
+    fn taken_over(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+        self.tensors().filter(|(tensor, _)| self.taken_over.contains_key(&tensor.role))
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {
+        self.assignment.spec.tensors.iter().zip(self.assignment.hashes.iter().copied())
     }
 
     /// What others wait for comes first, and what another worker gets before this one comes last: so nobody waits for

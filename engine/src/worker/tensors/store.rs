@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use blake3::{Hash, Hasher};
@@ -80,9 +81,12 @@ pub(crate) struct TensorPlaces(Arc<HashMap<TensorRole, Place>>);
 
 /// The cache cannot be used.
 #[derive(Debug, Error)]
-pub(super) enum StoreError {
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum StoreError {
     #[error("cannot {what} {}: {source}; choose another folder with --cache", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("another process has had {} locked for {} s: wait for it, or stop it", path.display(), waited.as_secs())]
+    Busy { path: PathBuf, waited: Duration },
     #[error(
         "{needed} of tensors are missing, {} has {free} free: make room, or choose another folder with --cache",
         path.display()
@@ -96,6 +100,7 @@ impl StoreError {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
             Self::Full { .. } => true,
+            Self::Busy { .. } => false,
             Self::Io { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
         }
     }
@@ -123,6 +128,21 @@ impl Store {
         let path = self.blob(hash);
         let there = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == bytes);
         there.then_some(Place { path, offset: 0, hash, owner: Owner::Cache })
+    }
+
+    /// Notes that the tensor at `place` is used now: the time of its last change says when it was used last, since many
+    /// systems do not keep the time of the last reading, and nobody changes a blob.
+    pub(super) fn touch(&self, place: &Place) {
+        let touched = File::open(&place.path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            // It may be deleted sooner than it should, and is fetched again then.
+            tracing::debug!(path = %place.path.display(), %error, "cannot note that a tensor is used");
+        }
+    }
+
+    /// The folder of all blobs.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Deletes a tensor; that it is not there is no error.
@@ -274,7 +294,7 @@ impl TensorPlaces {
     }
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| StoreError::Io { what, path, source }
 }

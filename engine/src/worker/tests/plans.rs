@@ -6,7 +6,7 @@ use super::{
 };
 
 impl Played {
-    async fn unload(&mut self, epoch: u32) {
+    pub(super) async fn unload(&mut self, epoch: u32) {
         self.tell(Message::Unload { epoch: PlanEpoch(epoch) }).await;
     }
 

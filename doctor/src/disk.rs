@@ -1,0 +1,112 @@
+//! Whether the cache folder has room, and how quickly it is written.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::sys::statvfs::statvfs;
+use qmesh_models::bytes::ByteCount;
+
+use crate::Finding;
+
+const CHECK: &str = "disk";
+/// Less than any model that is worth the trouble.
+const LEAST: ByteCount = ByteCount(200_000_000);
+/// Less than this, and loading a shard is mostly waiting for the disk, bytes a second.
+const RATE: f64 = 100e6;
+/// Written at once, and then waited for until it is on the disk.
+const PIECE_BYTES: usize = 4 << 20;
+/// Written at most.
+const PIECES: usize = 16;
+/// No longer than this is written.
+const TIME: Duration = Duration::from_secs(2);
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Facts {
+    free: ByteCount,
+    bytes_per_second: f64,
+}
+
+/// Looks at the cache folder `folder`, which is made where it is missing; less than `wanted` free is worth a warning.
+pub fn check(folder: &Path, wanted: ByteCount) -> Finding {
+    match measure(folder) {
+        Ok(facts) => judge(folder, facts, wanted),
+        Err(error) => Finding::fail(
+            CHECK,
+            format!("{} cannot be written: {error}", folder.display()),
+            "choose another folder with QMESH_CACHE (a worker: --cache)",
+        ),
+    }
+}
+
+#[allow(clippy::useless_conversion, reason = "systems count blocks in different types")]
+fn measure(folder: &Path) -> io::Result<Facts> {
+    fs::create_dir_all(folder)?;
+    let stats = statvfs(folder).map_err(io::Error::from)?;
+    let free = u64::from(stats.blocks_available()).saturating_mul(stats.fragment_size());
+    // It has no name, so that nothing is left however this ends.
+    let mut file = tempfile::tempfile_in(folder)?;
+    // Not zeros, which some file systems do not write.
+    let piece: Vec<u8> = (0..PIECE_BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (started, mut written) = (Instant::now(), 0);
+    while written < PIECES && started.elapsed() < TIME && free > ((written + 2) * PIECE_BYTES) as u64 {
+        file.write_all(&piece)?;
+        file.sync_data()?;
+        written += 1;
+    }
+    let bytes_per_second = (written * PIECE_BYTES) as f64 / started.elapsed().as_secs_f64().max(1e-6);
+    Ok(Facts { free: ByteCount(free), bytes_per_second })
+}
+
+fn judge(folder: &Path, facts: Facts, wanted: ByteCount) -> Finding {
+    let Facts { free, bytes_per_second } = facts;
+    let at = folder.display();
+    let elsewhere = "free some, or choose a folder on another disk with QMESH_CACHE (a worker: --cache)";
+    if free < LEAST {
+        return Finding::fail(CHECK, format!("{at} has {free} free"), elsewhere);
+    }
+    let found = format!("{at} has {free} free and is written at {}/s", ByteCount(bytes_per_second as u64));
+    if free < wanted {
+        Finding::warn(CHECK, format!("{found}; less than {wanted} are few for a model"), elsewhere)
+    } else if bytes_per_second < RATE {
+        let fix = "it works, but fetching waits for the disk: choose a folder on a quicker one with QMESH_CACHE (a worker: \
+                   --cache)";
+        Finding::warn(CHECK, found, fix)
+    } else {
+        Finding::ok(CHECK, found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Verdict;
+
+    #[test]
+    fn room_and_rate_are_judged() {
+        let verdict = |free, bytes_per_second| {
+            let facts = Facts { free: ByteCount(free), bytes_per_second };
+            judge(Path::new("/cache"), facts, ByteCount(5_000_000_000)).verdict
+        };
+        assert_eq!(verdict(50_000_000_000, 500e6), Verdict::Ok);
+        assert_eq!(verdict(50_000_000_000, 20e6), Verdict::Warn);
+        assert_eq!(verdict(2_000_000_000, 500e6), Verdict::Warn);
+        assert_eq!(verdict(100_000_000, 500e6), Verdict::Fail);
+    }
+
+    #[test]
+    fn a_folder_is_made_and_left_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a").join("cache");
+        assert_ne!(check(&folder, ByteCount(1)).verdict, Verdict::Fail);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        let finding = check(&file.join("cache"), ByteCount(1));
+        assert_eq!((finding.verdict, finding.fix.unwrap().contains("--cache")), (Verdict::Fail, true));
+    }
+}

@@ -1,0 +1,262 @@
+//! `join`: binds, joins a mesh and waits; the rest is `qmesh_engine::worker`.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::{self, ExitCode},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow};
+use clap::builder::FalseyValueParser;
+use qmesh_engine::{
+    backend::cpu::CpuBackend,
+    worker::{self, Audience, Exit, Stay, WorkerConfig},
+};
+use qmesh_models::{bytes::ByteCount, directories::Directories};
+use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::report::{USAGE, in_one_line, say};
+
+/// Threads for work on files: tensors are fetched four at a time.
+const BLOCKING_THREADS: usize = 8;
+/// Exit code after a second signal, as shells count an interrupt.
+const INTERRUPTED: i32 = 130;
+
+pub(super) const JOIN_HELP: &str = "\
+Examples:
+  shard-worker join qmesh1aeb…               serve with all free memory and every core
+  shard-worker join qmesh1aeb… --memory 4G   lend 4 GB at most
+  shard-worker join qmesh1aeb… --name attic  keep one name and key over restarts
+  QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
+  shard-worker join qmesh1aeb… --cache-size 50G   keep 50 GB of fetched tensors at most
+
+Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
+
+With --name the worker's key is kept in $XDG_DATA_HOME/qmesh/worker-NAME.key, so that the mesh knows it \
+again after a restart; give each worker of a machine its own name. Without, every start makes a new key, \
+and a name from the host's.
+
+Exit codes:
+  0    stopped, or sent home by the coordinator
+  1    a failure, or (with --once) a lost coordinator
+  2    wrong usage, or a refused ticket
+  130  stopped by a second signal";
+
+/// Arguments of `join`.
+#[derive(clap::Args)]
+pub(super) struct JoinArgs {
+    /// The ticket: where the coordinator is, which key it has, and the right to join
+    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required = true)]
+    ticket: Vec<String>,
+    /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
+    #[arg(long, env = "QMESH_NAME", value_parser = name)]
+    name: Option<String>,
+    /// Most memory that this process takes: 4G, 512MB, 2.5GiB or bytes [default: what is free]
+    #[arg(long, env = "QMESH_MEMORY", value_name = "SIZE")]
+    memory: Option<ByteCount>,
+    /// Compute threads [default: physical cores]
+    #[arg(short, long, env = "QMESH_THREADS", value_name = "COUNT")]
+    threads: Option<NonZeroUsize>,
+    /// UDP address to listen on for other workers [default: any port; loopback only if the ticket is]
+    #[arg(long, env = "QMESH_LISTEN", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Folder where fetched tensors are kept [default: $QMESH_CACHE, or $XDG_CACHE_HOME/qmesh]
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Most bytes of tensors that the cache may hold, all shards of this machine together: 50G, 800MB; what was not used
+    /// for longest goes first [default: what the disk takes]
+    #[arg(long, env = "QMESH_CACHE_SIZE", value_name = "SIZE")]
+    cache_size: Option<ByteCount>,
+    /// Folder with GGUF files: tensors found there are not fetched; may be given more than once
+    #[arg(long, env = "QMESH_MODEL_DIR", value_name = "FOLDER")]
+    model_dir: Vec<PathBuf>,
+    /// End when the coordinator goes, instead of waiting for it to return
+    #[arg(long, env = "QMESH_ONCE", value_parser = FalseyValueParser::new())]
+    once: bool,
+    /// End at once when standard input does: whoever started this worker is gone
+    #[arg(long, env = "QMESH_PARENT_PIPE", hide = true, value_parser = FalseyValueParser::new())]
+    exit_with_parent: bool,
+}
+
+/// Joins and serves until it ends.
+pub(super) fn run(args: JoinArgs) -> ExitCode {
+    let ticket = match parse_ticket(&args.ticket) {
+        Ok(ticket) => ticket,
+        Err(error) => {
+            say(&error.to_string());
+            return ExitCode::from(USAGE);
+        }
+    };
+    if args.exit_with_parent
+        && let Err(error) = thread::Builder::new().name("qmesh-parent".into()).spawn(exit_with_stdin)
+    {
+        say(&format!("cannot watch standard input: {error}"));
+        return ExitCode::FAILURE;
+    }
+    // All of the network on one thread: compute has its own.
+    let network = thread::Builder::new().name("qmesh-net".into()).spawn(move || join(args, ticket));
+    let ended = network.context("cannot start the network thread").and_then(|thread| {
+        thread.join().unwrap_or_else(|_| Err(anyhow!("the network thread panicked: please report it")))
+    });
+    match ended {
+        Ok(Exit::Asked | Exit::Dismissed) => ExitCode::SUCCESS,
+        Ok(Exit::Lost) => ExitCode::FAILURE,
+        Ok(Exit::Rejected { code, text }) => {
+            say(&format!("join refused: {text}"));
+            if code == RejectCode::Version { ExitCode::FAILURE } else { ExitCode::from(USAGE) }
+        }
+        Err(error) => {
+            say(&in_one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A wrapped line has become several words.
+pub(super) fn parse_ticket(words: &[String]) -> Result<Ticket, TicketError> {
+    words.concat().parse()
+}
+
+fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
+    let directories = Directories::from_env()?;
+    let (name, identity) = match args.name {
+        Some(name) => {
+            let key = directories.keys().join(format!("worker-{name}.key"));
+            (name, Identity::load_or_create(key)?)
+        }
+        None => anonymous(),
+    };
+    let listen = args.listen.unwrap_or_else(|| default_listen(&ticket));
+    let config = WorkerConfig {
+        ticket,
+        name,
+        memory: args.memory,
+        cache: args.cache.unwrap_or_else(|| directories.cache().to_owned()),
+        cache_size: args.cache_size,
+        model_folders: args.model_dir,
+        stay: if args.once { Stay::Once } else { Stay::ForGood },
+        audience: Audience::People,
+        backend: Arc::new(CpuBackend::new(args.threads.unwrap_or_else(physical_cores))),
+    };
+    let runtime =
+        // Each thread that reads and hashes has a stack, for which memory must be left.
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .context("cannot start the network")?;
+    let ended = runtime.block_on(async {
+        let shutdown = signals()?;
+        let endpoint = Endpoint::bind(listen, &identity, Admission::only([]))?;
+        Ok(worker::run(config, endpoint, shutdown).await?)
+    });
+    // A file that is being read or hashed must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Completes on the first signal; the second ends the process.
+fn signals() -> Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut next = async move || {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    Ok(async move {
+        next().await;
+        tokio::spawn(async move {
+            next().await;
+            process::exit(INTERRUPTED);
+        });
+    })
+}
+
+/// A pipe from the parent ends when the parent does, however it dies.
+fn exit_with_stdin() {
+    // An error is an end as well.
+    let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    process::exit(0);
+}
+
+/// A name and a key for this run: two workers of one machine must not be taken for one.
+fn anonymous() -> (String, Identity) {
+    let identity = Identity::ephemeral();
+    let host = sysinfo::System::host_name().unwrap_or_else(|_| "worker".into());
+    let host: String = host.chars().filter(|&c| is_name_char(c)).take(40).collect();
+    (format!("{host}-{}", &identity.peer_id().short()[..4]), identity)
+}
+
+/// Loopback stays on loopback: nothing of a mesh on one machine is reachable from outside.
+pub(super) fn default_listen(ticket: &Ticket) -> SocketAddr {
+    let localhost = |address: &str| address.rsplit_once(':').is_some_and(|(host, _)| host == "localhost");
+    let every = |test: fn(&SocketAddr) -> bool, named: bool| {
+        let passes = |address: &String| address.parse().map_or(named && localhost(address), |parsed| test(&parsed));
+        !ticket.addresses.is_empty() && ticket.addresses.iter().all(passes)
+    };
+    let ip: IpAddr = match (every(SocketAddr::is_ipv6, false), every(|address| address.ip().is_loopback(), true)) {
+        (false, false) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, true) => Ipv4Addr::LOCALHOST.into(),
+        (true, false) => Ipv6Addr::UNSPECIFIED.into(),
+        (true, true) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, 0)
+}
+
+pub(super) fn physical_cores() -> NonZeroUsize {
+    // A container may be allowed fewer threads than the machine has cores.
+    let allowed = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let cores = sysinfo::System::physical_core_count().ok().and_then(NonZeroUsize::new);
+    cores.map_or(allowed, |cores| cores.min(allowed))
+}
+
+/// A name that can be part of a file's name.
+fn name(text: &str) -> Result<String, String> {
+    let plain = (1..=64).contains(&text.len()) && text.chars().all(is_name_char) && !text.starts_with('.');
+    plain.then(|| text.to_owned()).ok_or_else(|| "want 1 to 64 letters, digits, `.`, `_` or `-`, not `.` first".into())
+}
+
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_can_be_part_of_a_file_name() {
+        for bad in ["", ".hidden", "a/b", "a b", &"a".repeat(65)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(name("attic-2.lan"), Ok("attic-2.lan".into()));
+        let (own, other) = (anonymous(), anonymous());
+        assert!(name(&own.0).is_ok() && own.0 != other.0);
+    }
+
+    #[test]
+    fn it_listens_where_its_coordinator_is() {
+        let (coordinator, secret) = (Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
+        let mut ticket = Ticket { addresses: Vec::new(), coordinator, secret, expires_unix: None };
+        for (addresses, expected) in [
+            (vec![], "0.0.0.0:0"),
+            (vec!["127.0.0.1:1", "localhost:1"], "127.0.0.1:0"),
+            (vec!["127.0.0.1:1", "192.168.1.2:1"], "0.0.0.0:0"),
+            (vec!["mesh.example:1", "[fd00::1]:1"], "0.0.0.0:0"),
+            (vec!["[fd00::1]:1", "[::1]:1"], "[::]:0"),
+            (vec!["[::1]:1"], "[::1]:0"),
+        ] {
+            ticket.addresses = addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(default_listen(&ticket).to_string(), expected, "{addresses:?}");
+        }
+    }
+}
