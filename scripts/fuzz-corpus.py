@@ -149,6 +149,8 @@ def message():
     yield "valid-linked", number(6) + struct.pack("<I", 1)
     yield "valid-close", number(10) + struct.pack("<IQ", 1, 7)
     yield "valid-keep", keep
+    yield "valid-measured", number(18) + struct.pack("<QIQQ", 1, 8, 5000, 6000) + text("")
+    yield "bad-measured-points", number(18) + struct.pack("<QI", 1 << 60, 8)
     yield "valid-section-to-skip", keep + section(0x7000, b"whatever")
     yield "bad-section-to-understand", keep + section(0x7001, b"whatever")
     yield "bad-sections-out-of-order", keep + section(0x7002, b"") + section(0x7000, b"")
