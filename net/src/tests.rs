@@ -250,7 +250,10 @@ fn another_version_is_refused_naming_both() {
         );
         assert!(matches!(verdict, Err(NetError::Rejected { code: RejectCode::Version, .. })));
         let Message::Reject { code: RejectCode::Version, text } = answer else { panic!("{answer:?}") };
-        assert!(text.contains("protocol 99 (qmesh 9.9.9)") && text.contains("protocol 3 (qmesh 0."), "{text}");
+        assert!(
+            text.contains("protocol 99 (qmesh 9.9.9)") && text.contains(&format!("protocol {PROTOCOL} (qmesh 0.")),
+            "{text}"
+        );
     });
 }
 
