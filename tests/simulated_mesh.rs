@@ -19,7 +19,7 @@ use qmesh_coordinator::{
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, Stay, WorkerConfig},
+    worker::{self, Audience, MeasuredBy, Stay, WorkerConfig},
 };
 use qmesh_models::weights::ModelFile;
 use qmesh_net::{
@@ -229,6 +229,7 @@ fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig 
         cache_size: None,
         model_folders: vec![],
         stay: Stay::Once,
+        measured_by: MeasuredBy::ThisProcess,
         audience: Audience::Nobody,
         backend: Arc::new(CpuBackend::new(NonZeroUsize::MIN)),
     }

@@ -23,7 +23,7 @@ use qmesh_coordinator::{
 use qmesh_engine::{
     backend::{Backend, cpu::CpuBackend},
     shard::PAGE_POSITIONS,
-    worker::{self, Audience, Exit, Stay, WorkerConfig, WorkerError},
+    worker::{self, Audience, Exit, MeasuredBy, Stay, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
     Admission, Identity, JoinRight,
@@ -258,6 +258,7 @@ impl ReadyMesh {
                     stay: Stay::Once,
                     audience: Audience::Nobody,
                     backend,
+                    measured_by: MeasuredBy::ThisProcess,
                 };
                 tasks.spawn(worker::run(config, endpoint, pending()));
             }

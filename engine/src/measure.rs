@@ -15,6 +15,8 @@ use qmesh_models::{
     tensor::TensorType,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     backend::{Backend, HeldTensors, LoadedShard, ShardRequest},
     error::EngineError,
@@ -23,7 +25,7 @@ use crate::{
 };
 
 /// The time of steps of so many rows.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct StepTime {
     /// Rows of the step.
     pub rows: usize,

@@ -27,7 +27,7 @@ mod tensors;
 mod turn;
 
 pub use self::{
-    config::{Exit, Stay, WorkerConfig},
+    config::{Exit, MeasuredBy, Stay, WorkerConfig},
     console::Audience,
     run::{WorkerError, run},
     tensors::{Blob, BlobState, Damage, OnDamage, Removal, Selection, StoreError, TensorCache, Usage, Verification},

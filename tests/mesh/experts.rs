@@ -67,7 +67,7 @@ fn with_words(model: &Path, to: &Path) {
 /// The stages of `coordinator plan` for two workers.
 fn planned(model: &str) -> Vec<Json> {
     let mut command = process::command("coordinator");
-    command.args(["plan", model, "--workers", "2", "--threads", "1", "--ctx-size", "1024", "--json"]);
+    command.args(["plan", model, "--workers", "2", "--threads", "1", "--ctx-size", "1024", "--no-measure", "--json"]);
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     let plan: Json = serde_json::from_slice(&output.stdout).unwrap();
     plan["stages"].as_array().unwrap().clone()

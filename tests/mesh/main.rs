@@ -47,12 +47,19 @@ impl Serving {
     }
 
     /// The same with another context.
+    ///
+    /// Layers are dealt by threads alone: what workers measure of each other's noise here would make another plan each time.
     fn start_for(model: &str, context: usize, more: &[&str]) -> Self {
+        Self::start_measuring("1", model, context, more)
+    }
+
+    /// The same, where `no_measure` may be 0: workers find out how fast they are.
+    fn start_measuring(no_measure: &str, model: &str, context: usize, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
         command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]).args(more);
         command.args(["--ctx-size", &context.to_string()]);
-        command.env("XDG_DATA_HOME", folder.path());
+        command.env("XDG_DATA_HOME", folder.path()).env("QMESH_NO_MEASURE", no_measure);
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
             line.trim().strip_prefix("shard-worker join ").map(|t| t.trim().to_owned())

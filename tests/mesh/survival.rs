@@ -35,6 +35,25 @@ fn a_killed_worker_changes_no_text_and_a_new_one_joins_in() {
 }
 
 #[test]
+fn workers_say_how_fast_they_are_before_layers_are_dealt() {
+    let serving = Serving::start_measuring("0", MODEL, 1024, &["--min-workers", "2"]);
+    let _workers = [serving.join("one", &[]), serving.join("two", &[])];
+    serving.wait_ready(2);
+    let status = http::get(&serving.path("/api/status")).body;
+    let speeds = status["workers"].as_array().unwrap().iter().map(|worker| &worker["speed"]);
+    assert!(speeds.clone().count() == 2 && speeds.clone().all(|speed| speed["source"] == "measured"), "{status}");
+    let expected = status["prediction"]["tokens_per_s"].as_f64().unwrap_or_default();
+    assert!(expected > 0.0 && expected.is_finite(), "{status}");
+    let text = stream(&serving, |_| {});
+    assert!(!text.is_empty());
+    // What they took to find out is no part of their peak: they may take what the plan says, and no more.
+    for stage in serving.stages() {
+        let (peak, planned) = (super::number(&stage, "peak_bytes"), super::number(&stage, "planned_bytes"));
+        assert!(peak <= planned, "{stage}");
+    }
+}
+
+#[test]
 fn without_workers_the_mesh_says_so_and_streams_do_not_lie() {
     let serving = Serving::start(&["--min-workers", "1"]);
     let worker = serving.join("only", &["--once"]);

@@ -85,9 +85,6 @@ pub struct PlanArgs {
     /// Who holds what, in any case.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// Do not find out how fast this machine is: plan by memory and threads alone
-    #[arg(long, env = "QMESH_NO_MEASURE")]
-    pub no_measure: bool,
     /// Draw the pipeline into an SVG file
     #[arg(long, value_name = "FILE", env = "QMESH_SVG")]
     pub svg: Option<PathBuf>,
@@ -146,6 +143,10 @@ pub struct WorkloadArgs {
     /// What the plan shall be best at
     #[arg(long = "for", value_name = "GOAL", value_enum, env = "QMESH_FOR", default_value_t = Goal::Balanced)]
     pub goal: Goal,
+    /// Do not let workers find out how fast they are, say where they share a machine that is busy: deal layers by memory
+    /// and threads alone
+    #[arg(long, env = "QMESH_NO_MEASURE")]
+    pub no_measure: bool,
 }
 
 impl ValueEnum for Goal {

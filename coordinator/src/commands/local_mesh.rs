@@ -72,9 +72,9 @@ impl LocalMesh {
         let machine = Machine::measure();
         check_plan(opened, split, machine)?;
         let count = split.worker_count();
-        let WorkloadArgs { workload, goal } = split.workload;
+        let WorkloadArgs { workload, goal, no_measure } = split.workload;
         // One worker alone gets everything, however fast it is.
-        let measuring = if count > 1 && split.cut.is_none() { Measuring::On } else { Measuring::Off };
+        let measuring = if count > 1 && split.cut.is_none() && !no_measure { Measuring::On } else { Measuring::Off };
         let cut = split.cut.clone();
         let formation = Formation { cut, workload, goal, measuring, ..Formation::new(Workers::Exactly(count)) };
         let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;

@@ -24,7 +24,7 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let spec = header::spec(&args.model)?;
     let Cluster { workers, links } = cluster(args, &spec)?;
     let Room { kv_positions, context, chunk_rows } = Room::new(args.room, args.parallel, &spec)?;
-    let WorkloadArgs { workload, goal } = args.workload;
+    let WorkloadArgs { workload, goal, .. } = args.workload;
     // Those of this machine are asked for by their number, so that each of them is used.
     let stages_least = if let Some(Offer::Here(count)) = args.workers { count } else { 0 };
     let mut input = PlanInput {
@@ -129,7 +129,7 @@ fn live(url: &str, args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure
 /// Equal workers that share this machine, with its speed.
 fn here(args: &PlanArgs, spec: &ModelSpec, count: usize) -> Vec<Capacity> {
     let mut workers = Machine::measure().shared_by(count);
-    if args.no_measure {
+    if args.workload.no_measure {
         return workers;
     }
     let threads = args.threads.map_or(workers[0].threads, |threads| u32::try_from(threads).unwrap_or(u32::MAX));

@@ -1,7 +1,7 @@
 //! `join`: binds, joins a mesh and waits; the rest is `qmesh_engine::worker`.
 
 use std::{
-    io,
+    env, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::builder::FalseyValueParser;
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, Exit, Stay, WorkerConfig},
+    worker::{self, Audience, Exit, MeasuredBy, Stay, WorkerConfig},
 };
 use qmesh_models::{bytes::ByteCount, directories::Directories};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError};
@@ -142,6 +142,7 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
         stay: if args.once { Stay::Once } else { Stay::ForGood },
         audience: Audience::People,
         backend: Arc::new(CpuBackend::new(args.threads.unwrap_or_else(physical_cores))),
+        measured_by: env::current_exe().map_or(MeasuredBy::ThisProcess, MeasuredBy::Program),
     };
     let runtime =
         // Each thread that reads and hashes has a stack, for which memory must be left.

@@ -3,12 +3,8 @@
 use std::{io, num::NonZeroUsize, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use qmesh_engine::{
-    backend::cpu::CpuBackend,
-    measure::{self, StepTime},
-};
+use qmesh_engine::{backend::cpu::CpuBackend, measure};
 use qmesh_models::spec::ModelSpec;
-use serde_json::json;
 
 use super::join::physical_cores;
 
@@ -25,10 +21,6 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode> {
     let excerpt: ModelSpec = serde_json::from_reader(io::stdin().lock()).context("no spec on standard input")?;
     ensure!(!excerpt.layers.is_empty(), "a model without layers");
     let times = measure::measure(&CpuBackend::new(args.threads.unwrap_or_else(physical_cores)), &excerpt)?;
-    let time = |time: &StepTime| {
-        let StepTime { rows, layers_ps_per_byte, head_ps_per_byte } = time;
-        json!({"rows": rows, "layers_ps_per_byte": layers_ps_per_byte, "head_ps_per_byte": head_ps_per_byte})
-    };
-    println!("{}", json!(times.iter().map(time).collect::<Vec<_>>()));
+    println!("{}", serde_json::to_string(&times)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -29,6 +29,17 @@ pub struct WorkerConfig {
     pub audience: Audience,
     /// What it computes with.
     pub backend: Arc<dyn Backend>,
+    /// Where it finds out how fast that is.
+    pub measured_by: MeasuredBy,
+}
+
+/// Where a worker finds out how fast it is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MeasuredBy {
+    /// In this process, whose memory may keep a trace of it.
+    ThisProcess,
+    /// In a process of its own, with this program, which understands `measure --threads N` as `shard-worker` does.
+    Program(PathBuf),
 }
 
 /// What a worker does when its coordinator is gone.

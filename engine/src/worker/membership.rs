@@ -13,7 +13,7 @@ use qmesh_net::{
 };
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet, spawn_blocking},
+    task::{AbortHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -265,9 +265,10 @@ impl<'a> Membership<'a> {
 
     /// Answers when it is done: the link and the stages go on meanwhile.
     fn measure(&self, asked: Measure) {
-        let (backend, memory, tell) = (Arc::clone(&self.config.backend), self.config.memory, self.tell.clone());
+        let WorkerConfig { backend, memory, measured_by, .. } = self.config;
+        let (backend, memory, by, tell) = (Arc::clone(backend), *memory, measured_by.clone(), self.tell.clone());
         tokio::spawn(async move {
-            let answer = spawn_blocking(move || speed::measured(&*backend, memory, &asked)).await.unwrap_or_default();
+            let answer = speed::measured(backend, memory, by, asked).await;
             // Without a receiver the stay is over.
             let _ = tell.send(Message::Measured(answer)).await;
         });

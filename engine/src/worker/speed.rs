@@ -1,27 +1,45 @@
 //! What a worker answers when it is asked how fast it is.
 
+use std::{num::NonZeroUsize, path::Path, process::Stdio, sync::Arc};
+
 use qmesh_models::{
     bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
     spec::ModelSpec,
 };
 use qmesh_net::{Measure, Measured, MeasuredPoint};
+use tokio::{io::AsyncWriteExt, process::Command, task::spawn_blocking};
 
-use super::memory::Allowance;
+use super::{config::MeasuredBy, memory::Allowance};
 use crate::{
     backend::Backend,
     measure::{self, StepTime},
 };
 
 /// Computes what was asked for, or says why not.
-pub(super) fn measured(backend: &dyn Backend, memory: Option<ByteCount>, asked: &Measure) -> Measured {
-    match answer(backend, memory, asked) {
-        Ok(points) => Measured { points: points.into_iter().map(point).collect(), text: String::new() },
+pub(super) async fn measured(
+    backend: Arc<dyn Backend>,
+    memory: Option<ByteCount>,
+    by: MeasuredBy,
+    asked: Measure,
+) -> Measured {
+    let threads = backend.threads();
+    let times = match (by, check(threads, memory, &asked)) {
+        (_, Err(text)) => Err(text),
+        (MeasuredBy::Program(program), Ok(_)) => in_a_process(&program, threads, &asked).await,
+        (MeasuredBy::ThisProcess, Ok(excerpt)) => {
+            let measured = spawn_blocking(move || measure::measure(&*backend, &excerpt)).await;
+            measured.map_err(|error| error.to_string()).and_then(|times| times.map_err(|error| error.to_string()))
+        }
+    };
+    match times {
+        Ok(times) => Measured { points: times.into_iter().map(point).collect(), text: String::new() },
         Err(text) => Measured { points: Vec::new(), text },
     }
 }
 
-fn answer(backend: &dyn Backend, memory: Option<ByteCount>, asked: &Measure) -> Result<Vec<StepTime>, String> {
+/// The model to measure with, if there is room for it.
+fn check(threads: NonZeroUsize, memory: Option<ByteCount>, asked: &Measure) -> Result<ModelSpec, String> {
     let excerpt: ModelSpec = serde_json::from_slice(&asked.spec_json).map_err(|error| error.to_string())?;
     if excerpt.layers.is_empty() {
         return Err("a model without layers".to_owned());
@@ -31,13 +49,28 @@ fn answer(backend: &dyn Backend, memory: Option<ByteCount>, asked: &Measure) -> 
         kv_positions: MEASURED_ROWS,
         context: MEASURED_ROWS,
         chunk_rows: MEASURED_ROWS,
-        threads: backend.threads().get(),
+        threads: threads.get(),
     };
     let (needed, free) = (Footprints::new(&excerpt).shard(&demand).total_bytes(), Allowance::measure(memory).bytes.0);
-    if needed > free {
-        return Err("there is no room to measure in".to_owned());
+    if needed > free { Err("there is no room to measure in".to_owned()) } else { Ok(excerpt) }
+}
+
+/// What another process finds: all that it took of memory goes with it, and a worker's memory is promised to its shards.
+async fn in_a_process(program: &Path, threads: NonZeroUsize, asked: &Measure) -> Result<Vec<StepTime>, String> {
+    let failed = |error: std::io::Error| format!("{} measure: {error}", program.display());
+    let mut command = Command::new(program);
+    command.args(["measure", "--threads", &threads.to_string()]).kill_on_drop(true);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Where it has ended already, its own words say more than the broken pipe.
+        let _written = stdin.write_all(&asked.spec_json).await;
     }
-    measure::measure(backend, &excerpt).map_err(|error| error.to_string())
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
 }
 
 fn point(point: StepTime) -> MeasuredPoint {

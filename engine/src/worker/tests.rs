@@ -27,7 +27,7 @@ use qmesh_net::{
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::{Audience, Exit, Stay, WorkerConfig, WorkerError, run};
+use super::{Audience, Exit, MeasuredBy, Stay, WorkerConfig, WorkerError, run};
 use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
@@ -105,6 +105,7 @@ impl Stagecraft {
             cache_size: None,
             model_folders: Vec::new(),
             stay: Stay::Once,
+            measured_by: MeasuredBy::ThisProcess,
             audience: Audience::Nobody,
             backend: Arc::new(CpuBackend::new(NonZeroUsize::MIN)),
         };
