@@ -106,7 +106,8 @@ impl Place {
 
     /// Prints what is asked for.
     fn print(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> Result<()> {
-        Ok(if self.json { print_json(&json())? } else { print_text(&text())? })
+        let printed = if self.json { print_json(&json()) } else { print_text(&text()) };
+        Ok(printed?)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use qmesh_engine::{backend::cpu::CpuBackend, measure};
 use qmesh_models::spec::ModelSpec;
 
-use super::join::physical_cores;
+use super::{join::physical_cores, report::print_json};
 
 /// Arguments of `measure`.
 #[derive(clap::Args)]
@@ -21,6 +21,6 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode> {
     let excerpt: ModelSpec = serde_json::from_reader(io::stdin().lock()).context("no spec on standard input")?;
     ensure!(!excerpt.layers.is_empty(), "a model without layers");
     let times = measure::measure(&CpuBackend::new(args.threads.unwrap_or_else(physical_cores)), &excerpt)?;
-    println!("{}", serde_json::to_string(&times)?);
+    print_json(&serde_json::to_value(&times)?)?;
     Ok(ExitCode::SUCCESS)
 }

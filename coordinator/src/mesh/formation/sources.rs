@@ -208,6 +208,9 @@ mod tests {
         (1..).zip(names).map(one).collect()
     }
 
+    /// All layers of the tiny model.
+    const WHOLE: Range<usize> = 0..3;
+
     /// Bytes that the coordinator has to send where everybody asks as told.
     fn coordinator_bytes(model: &PlannedModel, recipients: &[Recipient<'_>], dealt: &[Dealt]) -> u64 {
         let one = |(recipient, dealt): (&Recipient<'_>, &Dealt)| {
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn what_somebody_has_the_coordinator_does_not_send() {
         let (model, joined) = (model("llama.gguf"), joined(&["old", "new"]));
-        let (all, none) = ([0..3], []);
+        let (all, none) = (vec![WHOLE], []);
         let recipients = [
             Recipient { joined: &joined[0], layers: 0..1, stocks: &all },
             Recipient { joined: &joined[1], layers: 1..3, stocks: &none },
@@ -296,7 +299,7 @@ mod tests {
         let model = model("llama.gguf");
         let names: Vec<String> = (0..SOURCE_PEERS + 3).map(|i| format!("w{i}")).collect();
         let joined = joined(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let all = [0..3];
+        let all = [WHOLE];
         let stocks = |i: usize| if i == 0 { &all[..] } else { &[] };
         let recipients: Vec<_> = joined
             .iter()

@@ -50,7 +50,10 @@ pub(super) struct Use {
 
 /// The uses of a worker's shards. Each ends with its assignment, which lives as long as anything of the shard does.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HeldUses(Arc<Mutex<Vec<(Weak<Assignment>, Use)>>>);
+pub(crate) struct HeldUses(Arc<Mutex<Vec<ShardUse>>>);
+
+/// Whose use it is, and the use.
+type ShardUse = (Weak<Assignment>, Use);
 
 impl UseLock {
     /// Waits until it has the lock. Blocks for 10 s at most.
