@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_plan_shares_what_its_stages_have_in_common() {
+    fn a_first_plan_sends_once_what_two_of_its_stages_hold() {
         for name in ["mistral-tied.gguf", "llama3-rope.gguf"] {
             let (model, joined) = (model(name), joined(&["a", "b", "c"]));
             let stages = [0..1, 1..2, 2..model.spec.layers.len()];

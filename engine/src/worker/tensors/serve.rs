@@ -16,8 +16,8 @@ use super::{
     store::Place,
 };
 
-/// Bytes that are read and sent at a time.
-const PIECE_BYTES: u64 = 1 << 20;
+/// Bytes that are read and sent at a time: small, as every thread that has read one keeps room for it.
+const PIECE_BYTES: u64 = 64 << 10;
 /// Pieces that are in memory at a time, whoever asked: the memory is the shards'.
 const PIECES: usize = 2;
 /// How long who asks for a tensor that is on its way is kept waiting before it hears so.
