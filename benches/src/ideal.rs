@@ -1,5 +1,7 @@
 //! What a pipeline could do at best, from the times of its stages and links.
 
+use qmesh_coordinator::plan::curve;
+
 /// Time of a step of the whole model, by its rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTable(Vec<(f64, f64)>);
@@ -37,14 +39,7 @@ impl StepTable {
     /// Seconds of a step of `rows` rows: as measured, between its neighbours, or in proportion beyond the last; NaN of an
     /// empty table.
     pub fn seconds(&self, rows: f64) -> f64 {
-        let above = self.0.iter().find(|(known, _)| *known >= rows);
-        let below = self.0.iter().rfind(|(known, _)| *known <= rows);
-        match (below, above) {
-            (Some(&(low, t)), Some(&(high, u))) if high > low => t + (u - t) * (rows - low) / (high - low),
-            (Some(&(known, t)), None) => t * rows / known,
-            (Some(_) | None, Some(&(_, t))) => t,
-            (None, None) => f64::NAN,
-        }
+        curve::at(self.0.iter().copied(), rows).unwrap_or(f64::NAN)
     }
 }
 

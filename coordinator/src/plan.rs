@@ -8,6 +8,7 @@ pub mod alternatives;
 pub mod cluster;
 mod cost;
 mod cpus;
+pub mod curve;
 mod error;
 mod link;
 pub mod machine;

@@ -5,8 +5,9 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Capacity, Plan, PlanInput,
+    Plan, PlanInput, StagePlan,
     cost::Costs,
+    curve,
     link::{End, Link},
     speed::{PS_PER_S, Speed, SpeedSource},
 };
@@ -45,17 +46,8 @@ impl Prediction {
     /// Milliseconds to the first token after a prompt of so many tokens: between the lengths that are predicted, or in
     /// proportion beyond the last.
     pub fn ttft_ms(&self, tokens: usize) -> f64 {
-        let above = self.prompts.iter().find(|prompt| prompt.tokens >= tokens);
-        let below = self.prompts.iter().rfind(|prompt| prompt.tokens <= tokens);
-        match (below, above) {
-            (Some(low), Some(high)) if high.tokens > low.tokens => {
-                let share = (tokens - low.tokens) as f64 / (high.tokens - low.tokens) as f64;
-                low.ttft_ms + (high.ttft_ms - low.ttft_ms) * share
-            }
-            (Some(last), None) => last.ttft_ms * tokens as f64 / last.tokens.max(1) as f64,
-            (Some(_) | None, Some(prompt)) => prompt.ttft_ms,
-            (None, None) => 0.0,
-        }
+        let points = self.prompts.iter().map(|prompt| (prompt.tokens as f64, prompt.ttft_ms));
+        curve::at(points, tokens as f64).unwrap_or(0.0)
     }
 }
 
@@ -113,9 +105,9 @@ struct Pipeline<'a> {
 
 impl<'a> Pipeline<'a> {
     fn new(input: &PlanInput<'a>, plan: &Plan) -> Option<Self> {
-        let speed = |worker: usize| -> Option<&Capacity> { input.workers.get(worker) };
+        let speed = |stage: &StagePlan| input.workers.get(stage.worker)?.speed.clone();
         let stages: Option<Vec<_>> =
-            plan.stages.iter().map(|stage| Some((stage.layers.clone(), speed(stage.worker)?.speed.clone()?))).collect();
+            plan.stages.iter().map(|stage| Some((stage.layers.clone(), speed(stage)?))).collect();
         let stages = stages.filter(|stages| !stages.is_empty())?;
         let stated = stages.iter().any(|(_, speed)| speed.source != SpeedSource::Measured);
         let ends: Vec<End> = plan.stages.iter().map(|s| End::Worker(s.worker)).chain([End::Coordinator]).collect();

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Capacity;
+use super::{Capacity, curve};
 
 /// How fast a worker computes one model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -102,17 +102,8 @@ impl Speed {
 
     /// As measured, between its neighbours, or in proportion beyond the last.
     fn at(&self, rows: f64, of: impl Fn(&SpeedPoint) -> f64) -> f64 {
-        let above = self.points.iter().find(|point| f64::from(point.rows) >= rows);
-        let below = self.points.iter().rfind(|point| f64::from(point.rows) <= rows);
-        match (below, above) {
-            (Some(low), Some(high)) if high.rows > low.rows => {
-                let share = (rows - f64::from(low.rows)) / f64::from(high.rows - low.rows);
-                of(low) + (of(high) - of(low)) * share
-            }
-            (Some(last), None) => of(last) * rows / f64::from(last.rows),
-            (Some(_) | None, Some(point)) => of(point),
-            (None, None) => 0.0,
-        }
+        let points = self.points.iter().map(|point| (f64::from(point.rows), of(point)));
+        curve::at(points, rows).unwrap_or(0.0)
     }
 }
 
