@@ -22,7 +22,10 @@ pub use self::{
     doctor::DoctorArgs,
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
-    mesh::{Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs, WorkloadArgs},
+    mesh::{
+        AddressArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs,
+        WorkloadArgs,
+    },
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
 

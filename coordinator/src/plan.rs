@@ -194,13 +194,13 @@ pub fn solve(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     if input.workers.is_empty() {
         return Err(PlanError::NoWorkers);
     }
-    error::check_pins(input)?;
     let costs = Costs::new(input);
+    error::check_pins(input, &costs)?;
     let (assignments, gap_percent) = match &input.cut {
         Some(cut) => (explicit(input, &costs, cut)?, 0.0),
         None => assign(input, &costs).ok_or_else(|| error::does_not_fit(input, &costs))?,
     };
-    let notes = notes(input, &assignments);
+    let notes = notes(input, &costs, &assignments);
     let stages = assignments.into_iter().map(|a| stage(input, &costs, a)).collect();
     Ok(Plan { stages, notes, gap_percent })
 }
@@ -363,14 +363,13 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
     Ok(assignments)
 }
 
-fn notes(input: &PlanInput<'_>, assignments: &[Assignment]) -> Vec<String> {
+fn notes(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) -> Vec<String> {
     let unused: Vec<usize> =
         (0..input.workers.len()).filter(|worker| assignments.iter().all(|a| a.worker != *worker)).collect();
     if unused.is_empty() {
         return Vec::new();
     }
-    let costs = Costs::new(input);
-    let layers = input.spec.layers.len();
+    let layers = costs.layers();
     let has_room = |worker: &usize| {
         let Capacity { memory_bytes, threads, .. } = input.workers[*worker];
         (0..layers).any(|layer| costs.footprint(&(layer..layer + 1), threads).total_bytes() <= memory_bytes)

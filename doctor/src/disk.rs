@@ -7,8 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::statvfs::statvfs;
-use qmesh_models::bytes::ByteCount;
+use qmesh_models::{bytes::ByteCount, files::free_bytes};
 
 use crate::Finding;
 
@@ -43,11 +42,9 @@ pub fn check(folder: &Path, wanted: ByteCount) -> Finding {
     }
 }
 
-#[allow(clippy::useless_conversion, reason = "systems count blocks in different types")]
 fn measure(folder: &Path) -> io::Result<Facts> {
     fs::create_dir_all(folder)?;
-    let stats = statvfs(folder).map_err(io::Error::from)?;
-    let free = u64::from(stats.blocks_available()).saturating_mul(stats.fragment_size());
+    let free = free_bytes(folder)?;
     // It has no name, so that nothing is left however this ends.
     let mut file = tempfile::tempfile_in(folder)?;
     // Not zeros, which some file systems do not write.

@@ -55,7 +55,8 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     let mut head = Trial::load(backend, excerpt, last.clone())?;
     let head_s = [FEW[0], FEW[1]].map(|rows| head.seconds(rows));
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
-    let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), head_bytes(excerpt));
+    // Something is divided by it.
+    let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), excerpt.head_bytes().max(1) as f64);
     let mut points = Vec::new();
     for ((rows, few_s), head_s) in FEW.into_iter().zip(few_s).zip(head_s) {
         let alone = layers == 1;
@@ -123,15 +124,6 @@ impl<'a> Trial<'a> {
 fn layer_bytes(spec: &ModelSpec, layers: &Range<usize>) -> f64 {
     let inside = |t: &&TensorSpec| matches!(t.role, TensorRole::Layer(layer, _) if layers.contains(&layer.0));
     spec.tensors.iter().filter(inside).map(|tensor| spec.bytes_per_token(tensor)).sum::<u64>().max(1) as f64
-}
-
-/// Bytes of the head, by what the last stage holds beside its layers; at least 1.
-fn head_bytes(spec: &ModelSpec) -> f64 {
-    let last = spec.layers.len() - 1..spec.layers.len();
-    let of_head = |t: &&TensorSpec| !matches!(t.role, TensorRole::Layer(..)) && spec.holds(&last, t.role);
-    let looked_up =
-        |t: &&TensorSpec| t.role == TensorRole::Embedding && spec.tensors.iter().any(|o| o.role == TensorRole::Output);
-    spec.tensors.iter().filter(of_head).filter(|t| !looked_up(t)).map(|t| t.bytes).sum::<u64>().max(1) as f64
 }
 
 /// How many layers have so many bytes together; at least 1.

@@ -57,6 +57,16 @@ pub enum TextError {
     },
 }
 
+/// Bytes that the disk of `folder` has room for.
+///
+/// # Errors
+/// The folder is not there, or its disk cannot be asked.
+#[allow(clippy::useless_conversion, reason = "systems count blocks in different types")]
+pub fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let disk = nix::sys::statvfs::statvfs(folder).map_err(io::Error::from)?;
+    Ok(u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size())))
+}
+
 /// Opens the file at `path` for reading. Never blocks: what is no regular file is refused unopened.
 ///
 /// # Errors

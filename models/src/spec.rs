@@ -350,6 +350,23 @@ impl ModelSpec {
         }
     }
 
+    /// Bytes of the head and of what else comes after the last layer, which every token reads. The embedding table is among it
+    /// only where it is the head's matrix as well: otherwise a token looks one row of it up.
+    pub fn head_bytes(&self) -> u64 {
+        let last = self.layers.len().saturating_sub(1)..self.layers.len();
+        let is_read = |role: TensorRole| match role {
+            TensorRole::Layer(..) => false,
+            TensorRole::Embedding => self.head.matrix == HeadMatrix::Tied,
+            TensorRole::OutputNorm
+            | TensorRole::OutputNormBias
+            | TensorRole::Output
+            | TensorRole::RopeFactors
+            | TensorRole::RopeFactorsLong
+            | TensorRole::RopeFactorsShort => self.holds(&last, role),
+        };
+        self.tensors.iter().filter(|tensor| is_read(tensor.role)).map(|tensor| tensor.bytes).sum()
+    }
+
     /// Bytes of KV cache that one position costs in the shard of `layers`, at f16.
     pub fn kv_bytes_per_position(&self, layers: &Range<usize>) -> u64 {
         self.layers[layers.clone()].iter().map(|l| 2 * 2 * (l.attention.kv_heads * l.attention.head_dim) as u64).sum()

@@ -3,7 +3,10 @@
 //! A stream's priority orders what this machine has not sent yet. What already stands in the queues of the network goes in
 //! its order, so a transfer that fills them delays every activation behind it. Only sending less keeps them short.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 /// Bytes a second that leave while steps run: some two thirds of a link of 100 Mbit/s.
 pub const BUSY_BYTES_PER_SECOND: u64 = 8 << 20;
@@ -26,8 +29,12 @@ impl Pacer {
         self.last_step = Some(now);
     }
 
-    /// How long so many bytes are to wait before they leave. They count as sent: whoever asks sends them then.
-    pub fn delay(&mut self, now: Instant, bytes: u64) -> Duration {
+    /// How long so many bytes are to wait before they leave for there. They count as sent: whoever asks sends them then.
+    /// Inside this machine nothing has to be left free.
+    pub fn delay(&mut self, to: SocketAddr, now: Instant, bytes: u64) -> Duration {
+        if to.ip().to_canonical().is_loopback() {
+            return Duration::ZERO;
+        }
         let busy = self.last_step.is_some_and(|last| now.saturating_duration_since(last) < QUIET);
         if !busy {
             self.paid_until = None;
@@ -51,15 +58,30 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn far() -> SocketAddr {
+        "192.0.2.1:4433".parse().unwrap()
+    }
+
+    #[test]
+    fn inside_a_machine_nothing_waits() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        pacer.stepped(start);
+        for near in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!((0..100).all(|_| pacer.delay(near.parse().unwrap(), start, MIB).is_zero()), "{near}");
+        }
+        pacer.delay(far(), start, MIB);
+        assert!(!pacer.delay(far(), start, MIB).is_zero());
+    }
+
     #[test]
     fn nothing_waits_while_no_step_runs() {
         let (mut pacer, start) = (Pacer::default(), Instant::now());
-        assert!((0..100).all(|_| pacer.delay(start, MIB).is_zero()));
+        assert!((0..100).all(|_| pacer.delay(far(), start, MIB).is_zero()));
         pacer.stepped(start);
         // What was sent before the step is forgotten: the first piece is the burst.
-        assert_eq!(pacer.delay(start, MIB), Duration::ZERO);
-        assert_eq!(pacer.delay(start, MIB), Duration::from_millis(125));
-        assert_eq!(pacer.delay(start + QUIET, MIB), Duration::ZERO);
+        assert_eq!(pacer.delay(far(), start, MIB), Duration::ZERO);
+        assert_eq!(pacer.delay(far(), start, MIB), Duration::from_millis(125));
+        assert_eq!(pacer.delay(far(), start + QUIET, MIB), Duration::ZERO);
     }
 
     #[test]
@@ -68,25 +90,25 @@ mod tests {
         let (mut now, mut sent) = (start, 0);
         while now < start + Duration::from_secs(4) {
             pacer.stepped(now);
-            now += pacer.delay(now, MIB);
+            now += pacer.delay(far(), now, MIB);
             sent += MIB;
         }
         let most = 4 * BUSY_BYTES_PER_SECOND + 2 * BURST_BYTES;
         assert!((most - 3 * MIB..=most).contains(&sent), "{sent}");
         // Two that ask at the same time share the rate.
         pacer.stepped(now);
-        let first = pacer.delay(now, MIB);
-        assert_eq!(pacer.delay(now, MIB) - first, Duration::from_millis(125));
+        let first = pacer.delay(far(), now, MIB);
+        assert_eq!(pacer.delay(far(), now, MIB) - first, Duration::from_millis(125));
     }
 
     #[test]
     fn a_pause_earns_no_more_than_a_burst() {
         let (mut pacer, start) = (Pacer::default(), Instant::now());
         pacer.stepped(start);
-        pacer.delay(start, 4 * MIB);
+        pacer.delay(far(), start, 4 * MIB);
         let later = start + Duration::from_secs(60);
         pacer.stepped(later);
-        assert_eq!(pacer.delay(later, MIB), Duration::ZERO);
-        assert_eq!(pacer.delay(later, MIB), Duration::from_millis(125));
+        assert_eq!(pacer.delay(far(), later, MIB), Duration::ZERO);
+        assert_eq!(pacer.delay(far(), later, MIB), Duration::from_millis(125));
     }
 }

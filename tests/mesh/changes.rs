@@ -1,6 +1,6 @@
 //! What stays, stays: plans change beside running answers, and workers that come and go disturb nobody.
 //!
-//! `QMESH_SOAK=1` runs them at full length: eight streams of 1,700 tokens, and a worker that flaps for two minutes.
+//! At full length (`QMESH_SOAK=1`): eight streams of 1,700 tokens, and a worker that flaps for two minutes.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use std::{
 use qmesh_tests::http;
 use serde_json::{Value, json};
 
-use super::{MODEL, Serving, number};
+use super::{MODEL, Serving, number, soak};
 
 #[test]
 fn a_joiner_takes_over_layers_without_a_gap() {
@@ -211,8 +211,4 @@ fn moved(before: &[(String, u64, u64)], after: &[(String, u64, u64)]) -> u64 {
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn soak() -> bool {
-    std::env::var_os("QMESH_SOAK").is_some()
 }

@@ -75,13 +75,14 @@ fn a_refused_ticket_is_not_repeated() {
 fn strangers_cost_little_and_keep_no_worker_out() {
     let serving = Serving::start(&["--min-workers", "1"]);
     let before = resident_bytes(&serving);
-    let crowd = strangers::Crowd::gather(&serving.ticket, STRANGERS);
+    let strangers = if super::soak() { 1000 } else { 200 };
+    let crowd = strangers::Crowd::gather(&serving.ticket, strangers);
     let grown = resident_bytes(&serving).saturating_sub(before);
-    assert!(grown < 64 << 20, "{STRANGERS} connections without a ticket cost {grown} bytes");
+    assert!(grown < 64 << 20, "{strangers} connections without a ticket cost {grown} bytes");
     let start = std::time::Instant::now();
     let mut worker = serving.join("late", &[]);
     worker.wait_for(STARTING, "the welcome", |line| line.contains("joined ").then_some(()));
-    println!("joined after {:?}, beside {STRANGERS} strangers that cost {grown} bytes", start.elapsed());
+    println!("joined after {:?}, beside {strangers} strangers that cost {grown} bytes", start.elapsed());
     drop(crowd);
 }
 
@@ -91,10 +92,6 @@ fn resident_bytes(serving: &Serving) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
-
-/// As many as the coordinator must bear in a test; a thousand, where there is time.
-#[cfg(target_os = "linux")]
-const STRANGERS: usize = 200;
 
 /// Peers that connect without a ticket, and stay for as long as they are let.
 #[cfg(target_os = "linux")]

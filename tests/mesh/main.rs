@@ -25,6 +25,11 @@ use qmesh_tests::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Whether tests run at full length: `QMESH_SOAK=1`.
+fn soak() -> bool {
+    std::env::var_os("QMESH_SOAK").is_some()
+}
+
 /// A coordinator that serves the default model, and a folder for everything it and its workers keep.
 struct Serving {
     /// Killed when the test ends.

@@ -1,8 +1,8 @@
 //! Arguments of `doctor`.
 
-use std::net::SocketAddr;
+use clap::Args;
 
-use clap::{Args, builder::NonEmptyStringValueParser};
+use super::AddressArgs;
 
 /// Arguments of `doctor`.
 #[derive(Args, Debug)]
@@ -15,18 +15,9 @@ Examples:
 Addresses are those that `serve` would be given. It writes up to 64 MB into the cache folder and deletes them again.
 Exit codes: 0 all is well, or could be better; 1 something does not work; 2 wrong usage.")]
 pub struct DoctorArgs {
-    /// Address of the HTTP API, as for `serve`
-    #[arg(
-        long, value_name = "HOST", env = "QMESH_HOST", default_value = "127.0.0.1",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub host: String,
-    /// Port of the HTTP API, as for `serve`
-    #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
-    pub port: u16,
-    /// Address for workers (UDP), as for `serve`
-    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
-    pub listen: SocketAddr,
+    /// Where `serve` would listen.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,

@@ -219,18 +219,9 @@ pub struct ServeArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArg,
-    /// Address of the HTTP API, or a name: localhost is that of IPv4 and that of IPv6
-    #[arg(
-        long, value_name = "HOST", env = "QMESH_HOST", default_value = "127.0.0.1",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub host: String,
-    /// Port of the HTTP API; 0 takes a free one
-    #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
-    pub port: u16,
-    /// Address for workers (UDP); 0.0.0.0 lets other machines in
-    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
-    pub listen: SocketAddr,
+    /// Where it listens.
+    #[command(flatten)]
+    pub addresses: AddressArgs,
     /// Address to put into the join line, where it is not the one listened on; may be repeated
     #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',', value_parser = advertised)]
     pub advertise: Vec<String>,
@@ -289,6 +280,23 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,
+}
+
+/// Where a coordinator listens.
+#[derive(Args, Debug)]
+pub struct AddressArgs {
+    /// Address of the HTTP API, or a name: localhost is that of IPv4 and that of IPv6
+    #[arg(
+        long, value_name = "HOST", env = "QMESH_HOST", default_value = "127.0.0.1",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub host: String,
+    /// Port of the HTTP API; 0 takes a free one
+    #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Address for workers (UDP); 0.0.0.0 lets other machines in
+    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
+    pub listen: SocketAddr,
 }
 
 /// An address that workers can try: a name or an IP address of this machine, and a port.

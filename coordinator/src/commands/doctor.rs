@@ -11,9 +11,9 @@ use crate::{
 
 pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let report: Report = [
-        port::http(&args.host, args.port),
-        port::udp(args.listen),
-        network::buffers(args.listen),
+        port::http(&args.addresses.host, args.addresses.port),
+        port::udp(args.addresses.listen),
+        network::buffers(args.addresses.listen),
         network::mtu(),
         clock::check(None),
         memory::check(MEMORY),

@@ -88,8 +88,8 @@ fn cluster(args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
     }
     let mut workers = match &args.workers {
         Some(Offer::Listed(workers)) => workers.clone(),
-        Some(Offer::Here(count)) => here(args, spec, *count),
-        None => here(args, spec, 1),
+        Some(Offer::Here(count)) => Machine::measure().shared_by(*count),
+        None => Machine::measure().shared_by(1),
     };
     for worker in &mut workers {
         if let Some(ByteCount(memory_bytes)) = args.memory {
@@ -97,6 +97,13 @@ fn cluster(args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
         }
         if let Some(threads) = args.threads {
             worker.threads = u32::try_from(threads).unwrap_or(u32::MAX);
+        }
+    }
+    let are_here = !matches!(args.workers, Some(Offer::Listed(_)));
+    if are_here && !args.workload.no_measure {
+        match local::measure(spec, workers[0].threads) {
+            Ok(speed) => workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone())),
+            Err(error) => note(format_args!("note: no times, as this machine's speed is not known: {error}")),
         }
     }
     Ok(Cluster { workers, links: Links::default() })
@@ -124,20 +131,6 @@ fn live(url: &str, args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure
     }
     plan::even_out(&mut workers);
     Ok(Cluster { workers, links })
-}
-
-/// Equal workers that share this machine, with its speed.
-fn here(args: &PlanArgs, spec: &ModelSpec, count: usize) -> Vec<Capacity> {
-    let mut workers = Machine::measure().shared_by(count);
-    if args.workload.no_measure {
-        return workers;
-    }
-    let threads = args.threads.map_or(workers[0].threads, |threads| u32::try_from(threads).unwrap_or(u32::MAX));
-    match local::measure(spec, threads) {
-        Ok(speed) => workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone())),
-        Err(error) => note(format_args!("note: no times, as this machine's speed is not known: {error}")),
-    }
-    workers
 }
 
 /// Streams that are predicted for, where nothing is said.

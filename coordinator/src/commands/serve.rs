@@ -37,7 +37,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
     let text = Arc::new(opened.text()?);
-    let listeners = Listeners::bind(&args.host, args.port).await.map_err(|error| {
+    let listeners = Listeners::bind(&args.addresses.host, args.addresses.port).await.map_err(|error| {
         let advice = match &error {
             ListenError::Unknown { .. } => "--host with an address of this machine, or localhost",
             ListenError::Bind { .. } => "another --port; 0 takes a free one",
@@ -55,7 +55,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     state.api_key.clone_from(&args.api_key);
     state.trusted_proxies.clone_from(&args.trusted_proxy);
     // A name of loopback that was chosen is one to be asked by.
-    state.hosts.push(args.host.clone());
+    state.hosts.push(args.addresses.host.clone());
     let served = async {
         let asked = async move {
             // The other end is held below, until the API is over.
@@ -100,7 +100,7 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         ..Formation::new(workers)
     };
     Ok(MeshConfig {
-        listen: args.listen,
+        listen: args.addresses.listen,
         advertise: args.advertise.clone(),
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
         ..opened.mesh(formation, args.pipeline)
@@ -120,8 +120,11 @@ fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr])
         ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), ByteCount(weights))),
         ("room", format!("{} of {} tokens", count(args.parallel, "session"), room.context)),
     ]);
-    let reach =
-        if args.listen.ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
+    let reach = if args.addresses.listen.ip().is_loopback() {
+        " (on this machine; --listen 0.0.0.0:4433 lets others in)"
+    } else {
+        ""
+    };
     if mesh.ticket().expires_unix.is_some_and(|end| end <= now_unix()) {
         note(
             "the ticket has expired: workers that are known come back, --new-ticket or --ticket-expires lets others in",

@@ -130,6 +130,16 @@ pub enum Workers {
     WhenItFits,
 }
 
+impl Workers {
+    /// The fewest that shall have layers, where there is a plan with so many; 0 where any number will do.
+    pub(crate) fn least(self) -> usize {
+        match self {
+            Self::Exactly(n) | Self::AtLeast(n) => n,
+            Self::WhenItFits => 0,
+        }
+    }
+}
+
 /// Whether the ticket outlives the process.
 #[derive(Clone, Debug)]
 pub enum TicketSource {

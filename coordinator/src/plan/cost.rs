@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use qmesh_models::{
     footprint::{Footprint, Footprints, ShardDemand},
-    spec::{HeadMatrix, ModelSpec, TensorRole},
+    spec::{ModelSpec, TensorRole},
 };
 
 use super::{
@@ -18,14 +18,10 @@ use super::{
 pub(super) struct Costs<'a> {
     spec: &'a ModelSpec,
     footprints: Footprints<'a>,
-    /// `weights[start][end - start - 1]` in the file: what a shard holds is the spec's business, so it is asked once per
-    /// range.
-    weights: Vec<Vec<u64>>,
-    embedding_bytes: u64,
     /// Of the tensors in the layers before each one, what a token reads of them.
     token_bytes_before: Vec<u64>,
-    /// The same, what it does not: experts that it does not go through.
-    idle_bytes_before: Vec<u64>,
+    /// What it reads after the last one.
+    head_bytes: u64,
     kv_positions: usize,
     context: usize,
     chunk_rows: usize,
@@ -36,23 +32,18 @@ impl<'a> Costs<'a> {
     pub(super) fn new(input: &PlanInput<'a>) -> Self {
         let spec = input.spec;
         let layers = spec.layers.len();
-        let [mut token_bytes_before, mut idle_bytes_before] = [(); 2].map(|()| vec![0; layers + 1]);
+        let mut token_bytes_before = vec![0; layers + 1];
         for tensor in &spec.tensors {
             if let TensorRole::Layer(layer, _) = tensor.role {
                 let read = spec.bytes_per_token(tensor);
                 token_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += read);
-                idle_bytes_before.iter_mut().skip(layer.0 + 1).for_each(|before| *before += tensor.bytes - read);
             }
         }
         Self {
             spec,
             footprints: Footprints::new(spec),
-            weights: (0..layers)
-                .map(|start| (start + 1..=layers).map(|end| spec.shard_bytes(&(start..end))).collect())
-                .collect(),
-            embedding_bytes: spec.tensors.iter().filter(|t| t.role == TensorRole::Embedding).map(|t| t.bytes).sum(),
             token_bytes_before,
-            idle_bytes_before,
+            head_bytes: spec.head_bytes(),
             kv_positions: input.kv_positions,
             context: input.context,
             chunk_rows: input.chunk_rows,
@@ -82,22 +73,15 @@ impl<'a> Costs<'a> {
 
     /// Bytes of the layers' weights that a token reads.
     pub(super) fn layer_bytes(&self, layers: &Range<usize>) -> u64 {
-        between(&self.token_bytes_before, layers)
+        self.token_bytes_before[layers.end] - self.token_bytes_before[layers.start]
     }
 
-    /// Bytes of the head and the norm before it, where the last layer is among `layers`: what else a token reads. The
-    /// embedding is a look-up where it is not the head as well.
+    /// Bytes that a token reads after the last layer, where that is among `layers`.
     pub(super) fn head_bytes(&self, layers: &Range<usize>) -> u64 {
-        if layers.end < self.layers() {
-            return 0;
-        }
-        let weight_bytes = self.weights[layers.start][layers.end - layers.start - 1];
-        let is_tied = self.spec.head.matrix == HeadMatrix::Tied;
-        let looked_up = if layers.start == 0 && !is_tied { self.embedding_bytes } else { 0 };
-        weight_bytes - looked_up - self.layer_bytes(layers) - between(&self.idle_bytes_before, layers)
+        if layers.end < self.layers() { 0 } else { self.head_bytes }
     }
 
-    /// Seconds, in picoseconds, of a step of `rows` rows that all want a token, `positions` into their texts.
+    /// Picoseconds of a step of `rows` rows that all want a token, `positions` into their texts.
     pub(super) fn step_ps(&self, layers: &Range<usize>, speed: &Speed, rows: f64, positions: f64) -> f64 {
         let attended = self.spec.kv_bytes_per_position(layers) as f64 * positions * rows;
         self.layer_bytes(layers) as f64 * speed.layers(rows)
@@ -118,11 +102,6 @@ impl<'a> Costs<'a> {
         let prompt = self.chunk_ps(layers, speed, LONG_CHUNK) * ROWS_PER_READ / LONG_CHUNK;
         StageTime { token: token.round() as u64, load: (replies * token + prompts * prompt).round() as u64 }
     }
-}
-
-/// What lies in `layers`, of what lies before each.
-fn between(before: &[u64], layers: &Range<usize>) -> u64 {
-    before[layers.end] - before[layers.start]
 }
 
 impl Workload {

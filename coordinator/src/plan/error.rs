@@ -111,8 +111,7 @@ impl PlanError {
 }
 
 /// Whether the pins can be kept.
-pub(super) fn check_pins(input: &PlanInput<'_>) -> Result<(), PlanError> {
-    let costs = Costs::new(input);
+pub(super) fn check_pins(input: &PlanInput<'_>, costs: &Costs<'_>) -> Result<(), PlanError> {
     let mut before: Option<&Range<usize>> = None;
     let mut pins: Vec<_> = input.pins.iter().collect();
     pins.sort_by_key(|(_, layers)| layers.start);

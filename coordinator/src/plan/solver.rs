@@ -199,8 +199,7 @@ impl<'a> Search<'a> {
             weights[kind] = (uses, problem.counts[kind]);
             uses *= problem.counts[kind] + 1;
         }
-        let states = (problem.layers + 1) * problem.counts.len() * uses * (problem.stages_least + 1);
-        let mut search = Self { problem, weights, uses, labels: vec![None; states] };
+        let mut search = Self { problem, weights, uses, labels: vec![None; problem.states(scarce)] };
         search.run(load_most);
         search
     }

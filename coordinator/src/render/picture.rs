@@ -6,7 +6,7 @@ use qmesh_models::terminal::escaped_line;
 
 /// One stage of the picture.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Box {
+pub struct StageBox {
     /// Its worker.
     pub worker: String,
     /// Which layers.
@@ -18,13 +18,13 @@ pub struct Box {
 }
 
 /// The stages one below the other, each with a bar as long as a token stays there.
-pub fn text(boxes: &[Box]) -> String {
+pub fn text(boxes: &[StageBox]) -> String {
     let longest = boxes.iter().filter_map(|stage| stage.ms).fold(0.0, f64::max);
     let widths = [
         boxes.iter().map(|stage| escaped_line(&stage.worker).chars().count()).max().unwrap_or(0),
         boxes.iter().map(|stage| stage.layers.chars().count()).max().unwrap_or(0),
     ];
-    let line = |(number, stage): (usize, &Box)| {
+    let line = |(number, stage): (usize, &StageBox)| {
         let mark = if number == 0 { "ids →" } else { "    →" };
         let name = escaped_line(&stage.worker).to_string();
         let [wide, long] = widths;
@@ -39,7 +39,7 @@ pub fn text(boxes: &[Box]) -> String {
 }
 
 /// The stages side by side, as wide as a token stays there, filled as far as their memory is.
-pub fn svg(title: &str, boxes: &[Box]) -> String {
+pub fn svg(title: &str, boxes: &[StageBox]) -> String {
     let total: f64 = boxes.iter().map(|stage| stage.ms.unwrap_or(1.0)).sum();
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
@@ -93,8 +93,8 @@ const BOX: f64 = 90.0;
 mod tests {
     use super::*;
 
-    fn stage(worker: &str, ms: Option<f64>) -> Box {
-        Box { worker: worker.to_owned(), layers: "0..4 (4)".to_owned(), ms, memory_share: 0.5 }
+    fn stage(worker: &str, ms: Option<f64>) -> StageBox {
+        StageBox { worker: worker.to_owned(), layers: "0..4 (4)".to_owned(), ms, memory_share: 0.5 }
     }
 
     #[test]

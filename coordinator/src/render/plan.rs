@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     count,
-    picture::{self, Box},
+    picture::{self, StageBox},
     table::{Align, table},
 };
 use crate::plan::{
@@ -122,8 +122,8 @@ impl<'a> PlanReport<'a> {
         table(columns, rows)
     }
 
-    fn boxes(&self) -> Vec<Box> {
-        let one = |s: &StageReport<'_>| Box {
+    fn boxes(&self) -> Vec<StageBox> {
+        let one = |s: &StageReport<'_>| StageBox {
             worker: s.worker.to_owned(),
             layers: layers(s.first_layer, s.end_layer),
             ms: s.token_ms,

@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Progress, PullError, names};
+use crate::files::free_bytes;
 
 const LOCK_POLL: Duration = Duration::from_millis(100);
 /// Left free on the disk for everybody else, in bytes.
@@ -72,10 +73,7 @@ pub(super) fn lock(folder: &Path, wait: Duration, progress: &mut dyn Progress) -
 
 /// Checks that `needed` bytes fit on the disk of `folder`.
 pub(super) fn ensure_space(folder: &Path, needed: u64) -> Result<(), PullError> {
-    let stat =
-        nix::sys::statvfs::statvfs(folder).map_err(|errno| failed("measure the disk of", folder)(errno.into()))?;
-    #[allow(clippy::useless_conversion, reason = "narrower on some systems")]
-    let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+    let free = free_bytes(folder).map_err(failed("measure the disk of", folder))?;
     let needed = needed.saturating_add(RESERVE);
     if needed <= free {
         return Ok(());

@@ -118,16 +118,12 @@ impl Chooser<'_> {
         plan::even_out(&mut capacities);
         let named = |name: &String| workers.iter().position(|joined| joined.name == *name);
         let pins = self.formation.pins.iter().filter_map(|(name, layers)| Some((named(name)?, layers.clone())));
-        let stages_least = match self.formation.workers {
-            Workers::Exactly(n) | Workers::AtLeast(n) => n,
-            Workers::WhenItFits => 0,
-        };
         let PlannedModel { ref spec, kv_positions, context, chunk_rows, .. } = *self.model;
         Some(PlanInput {
             pins: pins.collect(),
             links,
             cut: self.formation.cut.clone(),
-            stages_least,
+            stages_least: self.formation.workers.least(),
             goal: self.formation.goal,
             workload: self.formation.workload,
             ..PlanInput::new(spec, capacities, kv_positions, context, chunk_rows)

@@ -74,12 +74,9 @@ impl TensorServer {
         server.finish()
     }
 
-    /// How long so many bytes are to wait before they leave. Nothing waits for activations inside this machine.
-    fn delay(&self, from: SocketAddr, bytes: u64) -> Duration {
-        if from.ip().to_canonical().is_loopback() {
-            return Duration::ZERO;
-        }
-        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).delay(Instant::now(), bytes)
+    /// How long so many bytes are to wait before they leave for there.
+    fn delay(&self, to: SocketAddr, bytes: u64) -> Duration {
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).delay(to, Instant::now(), bytes)
     }
 
     async fn read(&self, tensor: &TensorSpec, offset: u64, bytes: u64) -> Result<Bytes, String> {

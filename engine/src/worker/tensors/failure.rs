@@ -27,6 +27,7 @@ pub(super) enum FetchError {
     Task(#[from] JoinError),
 }
 
+/// A disk without room is the same wherever it shows: it is tried again.
 impl From<RoomError> for FetchError {
     fn from(error: RoomError) -> Self {
         match error {

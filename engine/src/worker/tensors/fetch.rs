@@ -23,7 +23,7 @@ use super::{
     origins::{Origins, Received},
     room,
     shelf::Shelf,
-    store::{Place, Store, TensorPlaces},
+    store::{Place, Store, TensorPlaces, delete},
     suppliers::Suppliers,
     transfer::{Missing, Transfers},
     uses::HeldUses,
@@ -215,7 +215,7 @@ impl Fetch {
                     found => {
                         if let Some(damaged) = found {
                             tracing::warn!(tensor = name, path = %damaged.path.display(), "damaged: fetching it anew");
-                            store.remove(hash)?;
+                            delete(&damaged.path)?;
                         }
                         let sources = request.assignment.sources.get(&hash).cloned().unwrap_or_default();
                         missing.insert(*hash.as_bytes(), Missing { name, hash, bytes, sources });
@@ -228,7 +228,6 @@ impl Fetch {
     }
 }
 
-/// A disk without room is the same wherever it shows: it is tried again.
 impl FetchRequest {
     /// The tensors that no other shard has.
     fn still_needed(&self) -> impl Iterator<Item = (&TensorSpec, Hash)> {

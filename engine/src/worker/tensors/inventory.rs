@@ -1,17 +1,16 @@
 //! What the cache holds, for those who look after it: lists blobs, deletes them, and reads them all again.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use blake3::{Hash, Hasher};
+use blake3::Hash;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::{
-    store::{Store, StoreError, failed},
+    store::{Store, StoreError, delete, failed, hash_of},
     uses::{Tensors, UseLock},
 };
 
@@ -206,14 +205,6 @@ pub(super) fn list(store: &Store, used: &Tensors) -> Result<Vec<Blob>, StoreErro
     Ok(blobs)
 }
 
-/// Deletes a file; that it is not there is no error.
-pub(super) fn delete(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("delete", path)(error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
 /// The blob at `path`; `None` for what is none, or has just gone.
 fn blob(path: PathBuf, used: &Tensors) -> Option<Blob> {
     let name = path.file_name()?.to_str()?;
@@ -228,12 +219,7 @@ fn blob(path: PathBuf, used: &Tensors) -> Option<Blob> {
 }
 
 fn damage(blob: &Blob) -> Option<Damage> {
-    let hash = || {
-        let mut hasher = Hasher::new();
-        hasher.update_reader(File::open(&blob.path)?)?;
-        io::Result::Ok(hasher.finalize())
-    };
-    match hash() {
+    match hash_of(&blob.path, 0, u64::MAX) {
         Ok(found) if found == blob.hash => None,
         Ok(found) => Some(Damage::Changed { found }),
         Err(error) => Some(error.into()),
@@ -243,6 +229,7 @@ fn damage(blob: &Blob) -> Option<Damage> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         sync::atomic::{AtomicU64, Ordering},
         time::Duration,
     };

@@ -7,8 +7,8 @@ use qmesh_models::bytes::ByteCount;
 use thiserror::Error;
 
 use super::{
-    inventory::{Blob, Usage, delete, list},
-    store::{Store, StoreError},
+    inventory::{Blob, Usage, list},
+    store::{Store, StoreError, delete},
     uses::{Tensors, Use, UseLock},
 };
 

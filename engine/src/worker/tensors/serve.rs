@@ -1,15 +1,17 @@
 //! Answers what other workers ask for: bytes of tensors from the cache or the user's model files.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use blake3::Hash;
 use bytes::Bytes;
 use qmesh_net::{Connection, NetError, RangeServer, limits::PEER_SEND_WINDOW_BYTES};
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::sleep};
 
 use super::{
     shelf::{Found, Shelf},
@@ -22,15 +24,6 @@ const PIECE_BYTES: u64 = 64 << 10;
 const PIECES: usize = 2;
 /// How long who asks for a tensor that is on its way is kept waiting before it hears so.
 const COMING_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Whether what is served goes the way that activations go.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Way {
-    /// Inside this machine: nothing has to be left free.
-    Loopback,
-    /// Over a network.
-    Network,
-}
 
 /// Serves tensors. Clones share it.
 #[derive(Clone, Debug)]
@@ -70,8 +63,6 @@ impl Server {
         let end = request.offset.checked_add(request.bytes).filter(|&end| end <= bytes);
         let Some(end) = end else { return server.refuse("the range lies outside of the tensor").await };
         server.accept(request.bytes).await?;
-        let local = connection.remote_address().ip().to_canonical().is_loopback();
-        let way = if local { Way::Loopback } else { Way::Network };
         let mut at = request.offset;
         while at < end {
             // The plan may be over; the peer notices that bytes are missing.
@@ -79,7 +70,7 @@ impl Server {
                 return server.finish();
             }
             let length = (end - at).min(PIECE_BYTES);
-            self.pace(way, length).await;
+            sleep(self.shelf.delay(connection.remote_address(), Instant::now(), length)).await;
             // The semaphore is never closed.
             let _place_in_memory = self.pieces.acquire().await;
             match read(place.clone(), at, length).await {
@@ -92,13 +83,6 @@ impl Server {
             at += length;
         }
         server.finish()
-    }
-
-    async fn pace(&self, way: Way, bytes: u64) {
-        match way {
-            Way::Loopback => {}
-            Way::Network => sleep(self.shelf.delay(Instant::now().into_std(), bytes)).await,
-        }
     }
 }
 

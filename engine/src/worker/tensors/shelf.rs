@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -76,9 +77,9 @@ impl Shelf {
         self.changed();
     }
 
-    /// How long so many bytes are to wait before they leave.
-    pub(super) fn delay(&self, now: Instant, bytes: u64) -> Duration {
-        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).delay(now, bytes)
+    /// How long so many bytes are to wait before they leave for there.
+    pub(super) fn delay(&self, to: SocketAddr, now: Instant, bytes: u64) -> Duration {
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner).delay(to, now, bytes)
     }
 
     /// What this peer may know of a tensor.

@@ -16,6 +16,7 @@ use std::{
 use blake3::{Hash, Hasher};
 use qmesh_models::{
     bytes::ByteCount,
+    files::free_bytes,
     spec::{TensorRole, TensorSpec},
 };
 use tempfile::TempPath;
@@ -145,21 +146,9 @@ impl Store {
         &self.folder
     }
 
-    /// Deletes a tensor; that it is not there is no error.
-    pub(super) fn remove(&self, hash: Hash) -> Result<(), StoreError> {
-        let blob = self.blob(hash);
-        match fs::remove_file(&blob) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("delete", &blob)(error)),
-            Ok(()) | Err(_) => Ok(()),
-        }
-    }
-
     /// Checks that `needed` bytes fit on the disk.
-    #[allow(clippy::useless_conversion, reason = "systems count blocks in different types")]
     pub(super) fn check_space(&self, needed: u64) -> Result<(), StoreError> {
-        let stats = nix::sys::statvfs::statvfs(&self.folder).map_err(io::Error::from);
-        let stats = stats.map_err(failed("measure", &self.folder))?;
-        let free = u64::from(stats.blocks_available()).saturating_mul(stats.fragment_size());
+        let free = free_bytes(&self.folder).map_err(failed("measure", &self.folder))?;
         if free >= needed.saturating_add(SPARE_BYTES) {
             return Ok(());
         }
@@ -256,14 +245,7 @@ impl PartialTensor {
 impl Place {
     /// Whether the bytes there are the tensor's; what cannot be read is not.
     pub(super) fn holds(&self, bytes: u64) -> bool {
-        let hash = || {
-            let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.offset))?;
-            let mut hasher = Hasher::new();
-            hasher.update_reader(file.take(bytes))?;
-            io::Result::Ok(hasher.finalize())
-        };
-        hash().is_ok_and(|found| found == self.hash)
+        hash_of(&self.path, self.offset, bytes).is_ok_and(|found| found == self.hash)
     }
 }
 
@@ -297,6 +279,23 @@ impl TensorPlaces {
 pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| StoreError::Io { what, path, source }
+}
+
+/// Deletes a file; that it is not there is no error.
+pub(super) fn delete(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("delete", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The hash of at most so many bytes of a file, from `offset` on.
+pub(super) fn hash_of(path: &Path, offset: u64, bytes: u64) -> io::Result<Hash> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut hasher = Hasher::new();
+    hasher.update_reader(file.take(bytes))?;
+    Ok(hasher.finalize())
 }
 
 #[cfg(test)]
@@ -390,7 +389,7 @@ mod tests {
         assert!(store.check_space(u64::MAX).unwrap_err().is_full());
         let io = |kind: io::ErrorKind| failed("write", cache.path())(kind.into());
         assert!(io(io::ErrorKind::StorageFull).is_full() && !io(io::ErrorKind::PermissionDenied).is_full());
-        store.remove(place.hash).unwrap();
+        delete(&place.path).unwrap();
         store.check_space(1).unwrap();
     }
 }

@@ -28,18 +28,15 @@ impl Roster {
     pub(super) fn replan(&mut self, now: Instant, pause: Pause) -> Vec<Action> {
         // When somebody who was left out may be asked again, a better plan may be had.
         self.plan_at = self.troubles.next_end(now);
-        let enough = match self.formation.workers {
-            // Once formed, a smaller mesh that holds the model is better than none.
-            Workers::AtLeast(n) | Workers::Exactly(n) => self.workers.len() >= n || self.newest.0 > 0,
-            Workers::WhenItFits => true,
-        };
+        // Once formed, a smaller mesh that holds the model is better than none.
+        let enough = self.workers.len() >= self.formation.workers.least() || self.newest.0 > 0;
         if self.workers.is_empty() || !enough {
             return self.stay(now, None);
         }
         if let Some(text) = self.missing_pin() {
             return self.stay(now, Some(text));
         }
-        let choice = match self.choose(now) {
+        let choice = match self.chooser(now).choose() {
             Ok(choice) => choice,
             Err(PlanError::NoWorkers) => return self.stay(now, None),
             Err(error) => return self.stay(now, Some(error.to_string())),
@@ -64,10 +61,6 @@ impl Roster {
         Some(format!("waiting for {name}, which is pinned to layers {}-{}", layers.start, layers.end.saturating_sub(1)))
     }
 
-    fn choose(&self, now: Instant) -> Result<Choice, PlanError> {
-        self.chooser(now).choose()
-    }
-
     fn chooser(&self, now: Instant) -> Chooser<'_> {
         let Self { model, formation, workers, troubles, speeds, .. } = self;
         Chooser { now, model, formation, workers, troubles, speeds }
@@ -81,14 +74,11 @@ impl Roster {
         if workers == choice.stages && layers(&present.plan) == layers(&choice.plan) {
             return Worth::Same;
         }
-        let wanted = match self.formation.workers {
-            Workers::AtLeast(n) | Workers::Exactly(n) => n,
-            Workers::WhenItFits => 0,
-        };
-        let missing = present.stages.len() < wanted && choice.stages.len() > present.stages.len();
+        let missing =
+            present.stages.len() < self.formation.workers.least() && choice.stages.len() > present.stages.len();
         let chooser = self.chooser(now);
-        let cost = |plan: &Plan, stages: &[WorkerId]| chooser.cost(plan, stages);
-        let (before, after) = (cost(&present.plan, &workers), cost(&choice.plan, &choice.stages));
+        let before = chooser.cost(&present.plan, &workers);
+        let after = chooser.cost(&choice.plan, &choice.stages);
         if self.serving.is_none() || missing || after <= before - before / WORTH {
             return Worth::Change;
         }
