@@ -16,6 +16,7 @@ mod config;
 mod console;
 mod lasting;
 mod links;
+mod machine;
 mod membership;
 mod memory;
 mod run;

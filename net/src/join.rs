@@ -13,6 +13,7 @@ use crate::{
     error::NetError,
     ids::PeerId,
     limits::{HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, KNOWN_PEERS, PROTOCOL, WORKER_MESSAGE_BYTES},
+    machine::MachineShare,
     message::{Hello, Message, RejectCode, Welcome},
     plain::{is_plain, plain},
     secret::JoinSecret,
@@ -23,7 +24,7 @@ use crate::{
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The tags that this version knows in a `Hello` or `Welcome`.
-const KNOWN_TAGS: [u16; 0] = [];
+const KNOWN_TAGS: [u16; 1] = [MachineShare::TAG];
 
 /// What a worker tells about itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -200,6 +201,9 @@ impl Gate {
         if let Err(error) = hello.sections.understood(&KNOWN_TAGS) {
             let text = format!("the hello of peer {}: {error} (qmesh {VERSION})", connection.peer().short());
             return refuse(RejectCode::Version, text + ": install the same version on both");
+        }
+        if let Err(error) = MachineShare::find(&hello.sections) {
+            return refuse(RejectCode::Malformed, format!("the hello: {error}"));
         }
         let texts = [&hello.version, &hello.name, &hello.os, &hello.numerics];
         if texts.iter().any(|text| text.len() > HELLO_TEXT_BYTES) {

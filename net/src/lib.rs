@@ -39,6 +39,7 @@ mod join;
 mod keyfile;
 pub mod limits;
 mod link;
+mod machine;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
@@ -70,6 +71,7 @@ pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
 pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
+pub use machine::{MachineShare, machine_name};
 pub use message::{
     Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
@@ -82,7 +84,7 @@ pub use secret::{JoinRight, JoinSecret};
 pub use section::{SectionError, Sections};
 pub use sorter::Incoming;
 pub use sources::{
-    Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSectionError, WeightSource, WeightSources,
+    SectionContentError, Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSource, WeightSources,
 };
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};

@@ -45,6 +45,8 @@ pub const TICKET_ADDRESSES: usize = 16;
 
 /// Most workers that a `Load` names as sources of weights, or as who may ask for them.
 pub const SOURCE_PEERS: usize = 16;
+/// Words of 64 CPUs that a worker may name: 4,096 CPUs.
+pub const CPU_WORDS: usize = 64;
 /// Most sources that a `Load` names for one tensor.
 pub const SOURCES_OF_TENSOR: usize = 2;
 /// Most tensors that a `Load` names sources for.

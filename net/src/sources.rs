@@ -75,10 +75,10 @@ pub struct WeightOrigin {
     pub peer_bytes: u64,
 }
 
-/// A section about weights that says nothing that could be done.
+/// A section that says nothing that could be done.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[non_exhaustive]
-pub enum WeightSectionError {
+pub enum SectionContentError {
     /// Its bytes are no such section.
     #[error("section {tag} does not parse: {text}")]
     Malformed {
@@ -129,7 +129,7 @@ impl WeightSources {
     ///
     /// # Errors
     /// It names more than a section may.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), WeightSectionError> {
+    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
         self.check_counts()?;
         if self.tensors.is_empty() { Ok(()) } else { put(Self::TAG, self, sections) }
     }
@@ -138,16 +138,16 @@ impl WeightSources {
     ///
     /// # Errors
     /// The section is none, names too much, or names what is not there.
-    pub fn find(sections: &Sections, tensors: usize) -> Result<Self, WeightSectionError> {
+    pub fn find(sections: &Sections, tensors: usize) -> Result<Self, SectionContentError> {
         let mut sources: Self = find(Self::TAG, sections)?;
         sources.check_counts()?;
         for TensorSources { tensor, sources: of_tensor } in &sources.tensors {
             if *tensor as usize >= tensors {
-                return Err(WeightSectionError::Tensor { tag: Self::TAG, tensor: *tensor, tensors });
+                return Err(SectionContentError::Tensor { tag: Self::TAG, tensor: *tensor, tensors });
             }
             let peers = sources.peers.len();
             if let Some(source) = of_tensor.iter().find(|source| usize::from(source.peer) >= peers) {
-                return Err(WeightSectionError::Peer { tensor: *tensor, peer: source.peer, peers });
+                return Err(SectionContentError::Peer { tensor: *tensor, peer: source.peer, peers });
             }
         }
         for peer in &mut sources.peers {
@@ -156,7 +156,7 @@ impl WeightSources {
         Ok(sources)
     }
 
-    fn check_counts(&self) -> Result<(), WeightSectionError> {
+    fn check_counts(&self) -> Result<(), SectionContentError> {
         let addresses = self.peers.iter().map(|peer| peer.addresses.len()).max().unwrap_or(0);
         let of_tensor = self.tensors.iter().map(|tensor| tensor.sources.len()).max().unwrap_or(0);
         within(Self::TAG, "peers", self.peers.len(), SOURCE_PEERS)?;
@@ -174,7 +174,7 @@ impl WeightAskers {
     ///
     /// # Errors
     /// It names more than a section may.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), WeightSectionError> {
+    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
         self.check_counts()?;
         if self.peers.is_empty() { Ok(()) } else { put(Self::TAG, self, sections) }
     }
@@ -183,16 +183,16 @@ impl WeightAskers {
     ///
     /// # Errors
     /// The section is none, names too many, or names what is not there.
-    pub fn find(sections: &Sections, tensors: usize) -> Result<Self, WeightSectionError> {
+    pub fn find(sections: &Sections, tensors: usize) -> Result<Self, SectionContentError> {
         let askers: Self = find(Self::TAG, sections)?;
         askers.check_counts()?;
         match askers.first.iter().find(|&&tensor| tensor as usize >= tensors) {
-            Some(&tensor) => Err(WeightSectionError::Tensor { tag: Self::TAG, tensor, tensors }),
+            Some(&tensor) => Err(SectionContentError::Tensor { tag: Self::TAG, tensor, tensors }),
             None => Ok(askers),
         }
     }
 
-    fn check_counts(&self) -> Result<(), WeightSectionError> {
+    fn check_counts(&self) -> Result<(), SectionContentError> {
         within(Self::TAG, "peers", self.peers.len(), SOURCE_PEERS)?;
         within(Self::TAG, "tensors", self.first.len(), SOURCE_TENSORS)
     }
@@ -206,7 +206,7 @@ impl WeightOrigin {
     ///
     /// # Errors
     /// Never in this version: nothing in it can be too long.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), WeightSectionError> {
+    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
         if *self == Self::default() { Ok(()) } else { put(Self::TAG, self, sections) }
     }
 
@@ -214,28 +214,28 @@ impl WeightOrigin {
     ///
     /// # Errors
     /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Self, WeightSectionError> {
+    pub fn find(sections: &Sections) -> Result<Self, SectionContentError> {
         find(Self::TAG, sections)
     }
 }
 
-fn put<T: Encode>(tag: u16, value: &T, sections: &mut Sections) -> Result<(), WeightSectionError> {
-    let bytes = codec::to_bytes(value).map_err(|text| WeightSectionError::Malformed { tag, text })?;
+pub(crate) fn put<T: Encode>(tag: u16, value: &T, sections: &mut Sections) -> Result<(), SectionContentError> {
+    let bytes = codec::to_bytes(value).map_err(|text| SectionContentError::Malformed { tag, text })?;
     sections.set(tag, bytes);
     Ok(())
 }
 
-fn find<T: Decode<()> + Default>(tag: u16, sections: &Sections) -> Result<T, WeightSectionError> {
+pub(crate) fn find<T: Decode<()> + Default>(tag: u16, sections: &Sections) -> Result<T, SectionContentError> {
     let Some(bytes) = sections.get(tag) else { return Ok(T::default()) };
-    let malformed = |text| WeightSectionError::Malformed { tag, text };
+    let malformed = |text| SectionContentError::Malformed { tag, text };
     match codec::from_bytes(bytes).map_err(malformed)? {
         (value, []) => Ok(value),
         (_, rest) => Err(malformed(format!("{} bytes too many", rest.len()))),
     }
 }
 
-fn within(tag: u16, what: &'static str, found: usize, most: usize) -> Result<(), WeightSectionError> {
-    if found <= most { Ok(()) } else { Err(WeightSectionError::TooMany { tag, what, found, most }) }
+pub(crate) fn within(tag: u16, what: &'static str, found: usize, most: usize) -> Result<(), SectionContentError> {
+    if found <= most { Ok(()) } else { Err(SectionContentError::TooMany { tag, what, found, most }) }
 }
 
 #[cfg(test)]
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(hex(10), "03000000000000000201000000000000");
         assert_eq!(WeightSources::find(&sections, 6), Ok(sources()));
         assert_eq!(WeightAskers::find(&sections, 5).unwrap().peers, [PeerId([7; 32])]);
-        let beyond = WeightSectionError::Tensor { tag: 8, tensor: 4, tensors: 4 };
+        let beyond = SectionContentError::Tensor { tag: 8, tensor: 4, tensors: 4 };
         assert_eq!(WeightAskers::find(&sections, 4), Err(beyond));
         assert_eq!(WeightOrigin::find(&sections).unwrap().peer_bytes, 258);
     }
@@ -303,26 +303,26 @@ mod tests {
     fn what_is_not_there_is_refused_by_name() {
         let mut named = Sections::default();
         sources().put(&mut named).unwrap();
-        assert_eq!(WeightSources::find(&named, 5), Err(WeightSectionError::Tensor { tag: 2, tensor: 5, tensors: 5 }));
+        assert_eq!(WeightSources::find(&named, 5), Err(SectionContentError::Tensor { tag: 2, tensor: 5, tensors: 5 }));
         let mut wrong = sources();
         wrong.tensors[0].sources[1].peer = 2;
         wrong.put(&mut named).unwrap();
-        let missing = WeightSectionError::Peer { tensor: 5, peer: 2, peers: 2 };
+        let missing = SectionContentError::Peer { tensor: 5, peer: 2, peers: 2 };
         assert_eq!(WeightSources::find(&named, 6), Err(missing));
         let whole = named.get(2).unwrap().to_vec();
         for cut in 0..whole.len() {
             let found = WeightSources::find(&sections(2, whole[..cut].to_vec()), 6);
-            assert!(matches!(found, Err(WeightSectionError::Malformed { tag: 2, .. })), "cut to {cut}: {found:?}");
+            assert!(matches!(found, Err(SectionContentError::Malformed { tag: 2, .. })), "cut to {cut}: {found:?}");
         }
         let more = [&whole[..], &[0]].concat();
-        assert!(matches!(WeightSources::find(&sections(2, more), 6), Err(WeightSectionError::Malformed { .. })));
+        assert!(matches!(WeightSources::find(&sections(2, more), 6), Err(SectionContentError::Malformed { .. })));
     }
 
     #[test]
     fn the_most_that_may_be_named_fits_into_a_load() {
         let mut sources = sources();
         sources.peers.resize(SOURCE_PEERS + 1, sources.peers[0].clone());
-        let many = WeightSectionError::TooMany { tag: 2, what: "peers", found: SOURCE_PEERS + 1, most: SOURCE_PEERS };
+        let many = SectionContentError::TooMany { tag: 2, what: "peers", found: SOURCE_PEERS + 1, most: SOURCE_PEERS };
         assert_eq!(sources.put(&mut Sections::default()), Err(many));
         sources.peers.pop();
         sources.peers.iter_mut().for_each(|peer| peer.name = "x".repeat(256));

@@ -7,6 +7,7 @@
 
 mod choice;
 pub(crate) mod links;
+mod machines;
 mod misconduct;
 pub(crate) mod openings;
 mod pipeline;

@@ -145,7 +145,7 @@ impl SimulatedCoordinator {
     pub fn joined(&mut self, now: Instant, worker: u64, join: SimulatedJoin) -> String {
         let SimulatedJoin { name, peer, address, memory_bytes, threads } = join;
         let name = self.conductor.free_name(&name);
-        let joined = Joined { name: name.clone(), peer, address, memory_bytes, threads, rtt_ms: 0.0 };
+        let joined = Joined { name: name.clone(), peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None };
         self.conductor.joined(now, WorkerId(worker), joined);
         name
     }

@@ -71,16 +71,16 @@ impl Speed {
         self.at(rows, |point| point.head_ps_per_byte)
     }
 
-    /// Whether two speeds may be those of one machine, measured twice.
-    fn is_near(&self, other: &Self) -> bool {
-        let near = |a: f64, b: f64| (a - b).abs() <= NEAR * a.min(b);
+    /// Whether two speeds are known in the same way, and differ by no more than this part of the faster one's times.
+    pub(crate) fn is_within(&self, other: &Self, part: f64) -> bool {
+        let near = |a: f64, b: f64| (a - b).abs() <= part * a.min(b);
         let rows = |speed: &Self| speed.points.iter().map(|point| point.rows).collect::<Vec<_>>();
         let same = self.source == other.source && rows(self) == rows(other);
         same && [1.0, LARGE_STEP].into_iter().all(|rows| near(self.layers(rows), other.layers(rows)))
     }
 
     /// The mean of `speeds`, which are near to this one.
-    fn mean(&self, speeds: &[Self]) -> Self {
+    pub(crate) fn mean(&self, speeds: &[Self]) -> Self {
         let count = speeds.len().max(1) as f64;
         let points = self.points.iter().enumerate().map(|(index, point)| {
             let mean = |of: fn(&SpeedPoint) -> f64| {
@@ -115,7 +115,7 @@ pub fn even_out(workers: &mut [Capacity]) {
         let Some(speed) = workers[first].speed.clone().filter(|speed| speed.source == SpeedSource::Measured) else {
             continue;
         };
-        let near = |other: &Capacity| other.speed.as_ref().is_some_and(|other| speed.is_near(other));
+        let near = |other: &Capacity| other.speed.as_ref().is_some_and(|other| speed.is_within(other, NEAR));
         let group: Vec<usize> = (first..workers.len()).filter(|&i| !seen[i] && near(&workers[i])).collect();
         let members: Vec<Speed> = group.iter().filter_map(|&i| workers[i].speed.clone()).collect();
         for index in group {

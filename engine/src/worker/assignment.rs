@@ -12,8 +12,8 @@ use qmesh_models::{
     spec::{ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PeerId, PlanEpoch, SectionError, StageIndex, WeightAskers, WeightPeer, WeightSectionError, WeightSource,
-    WeightSources,
+    LoadShard, PeerId, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers, WeightPeer,
+    WeightSource, WeightSources,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -59,7 +59,7 @@ pub(crate) enum AssignmentError {
     #[error(transparent)]
     Section(#[from] SectionError),
     #[error(transparent)]
-    Weights(#[from] WeightSectionError),
+    Weights(#[from] SectionContentError),
     #[error("the spec does not parse: {0}")]
     Spec(#[from] serde_json::Error),
     #[error("layers {}-{} of a model with {of}", layers.start, layers.end)]

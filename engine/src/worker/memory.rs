@@ -49,6 +49,14 @@ impl Allowance {
     }
 }
 
+/// The memory that this process shares with others, a container's where that is the less, and what processes could have of
+/// it now; `None` where it cannot be measured.
+pub(crate) fn pool() -> Option<(u64, Bound)> {
+    let shared = |bound: &(Option<u64>, Bound)| matches!(bound.1, Bound::Machine | Bound::ControlGroup);
+    let bounds = measured().into_iter().filter(shared).filter_map(|(bytes, bound)| Some((bytes?, bound)));
+    bounds.min_by_key(|&(bytes, _)| bytes)
+}
+
 /// The most memory the process ever had resident, in bytes; 0 where the system does not say.
 pub(crate) fn peak_bytes() -> u64 {
     // Linux counts in KiB, macOS in bytes.

@@ -16,6 +16,7 @@ use super::{
     config::{Exit, Stay, WorkerConfig},
     console::Console,
     lasting::Lasting,
+    machine,
     membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
     state::{Departure, Event},
@@ -151,13 +152,18 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
 
 async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
     let connection = endpoint.dial(&config.ticket.addresses, config.ticket.coordinator).await?;
+    let mut sections = Sections::default();
+    if let Some(Err(error)) = machine::share(config.ticket.coordinator).map(|share| share.put(&mut sections)) {
+        // It is then planned with as if it had its machine for itself.
+        tracing::warn!(%error, "cannot say which machine this is");
+    }
     let me = Introduction {
         name: config.name.clone(),
         os: format!("{OS} {ARCH}"),
         numerics: numerics.to_owned(),
         memory_bytes: Allowance::measure(config.memory).bytes.0,
         threads: u32::try_from(config.backend.threads().get()).unwrap_or(u32::MAX),
-        sections: Sections::default(),
+        sections,
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
     Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome })

@@ -140,7 +140,7 @@ impl World {
     fn serve(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer) = ("a".to_owned(), PeerId([1; 32]));
-        let joined = Joined { name, peer, address, memory_bytes: 1 << 30, threads: 1, rtt_ms: 0.0 };
+        let joined = Joined { name, peer, address, memory_bytes: 1 << 30, threads: 1, rtt_ms: 0.0, share: None };
         self.conductor.joined(self.now, A, joined);
         self.conductor.tick(self.now);
         self.play();

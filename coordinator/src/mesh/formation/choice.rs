@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Instant};
 use qmesh_net::PeerId;
 
 use super::{
+    machines,
     planned::PlannedModel,
     speeds::Speeds,
     troubles::{Severity, Troubles},
     worker::{Joined, Worker, WorkerId},
 };
 use crate::{
-    mesh::config::{Formation, Workers},
+    mesh::config::{Formation, Measuring, Workers},
     plan::{
         self, Capacity, End, Link, Links, Plan, PlanError, PlanInput, StagePlan,
         prediction::{Prediction, predict},
@@ -38,18 +39,48 @@ pub(super) struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    /// The best plan over the workers that are steady or, where these cannot hold the model, over all that are fit.
+    /// The best plan over the workers that are steady and have CPUs for themselves or, where these cannot hold the model, over
+    /// all that are steady, or else over all that are fit.
     pub(super) fn choose(&self) -> Result<Choice, PlanError> {
-        let candidates = |worst: Option<Severity>| -> Vec<WorkerId> {
-            let severity = |w: &Worker| self.troubles.of(self.now, w.joined.peer).map(|t| t.severity);
-            let wanted = |w: &Worker| severity(w) <= worst && !self.formation.excluded.contains(&w.joined.name);
-            let fit = self.workers.iter().filter(|(_, w)| wanted(w)).map(|(&id, _)| id);
-            fit.take(self.most()).collect()
+        let first = |workers: &[WorkerId]| workers.iter().copied().take(self.most()).collect::<Vec<_>>();
+        let (steady, all) = (self.candidates(None), self.candidates(Some(Severity::Unsteady)));
+        let mut attempts = vec![first(&self.uncrowded(&steady)), first(&steady), first(&all)];
+        attempts.dedup();
+        let mut chosen = Err(PlanError::NoWorkers);
+        for attempt in attempts {
+            chosen = self.over(&attempt);
+            if chosen.is_ok() {
+                break;
+            }
+        }
+        chosen
+    }
+
+    /// With whom a worker shares the CPUs that it would compute on, and need not: the name of whoever was here before it.
+    pub(super) fn crowded(&self) -> BTreeMap<WorkerId, &str> {
+        let asked_for = |id: &WorkerId| {
+            self.workers.get(id).is_some_and(|worker| self.formation.pins.contains_key(&worker.joined.name))
         };
-        let steady = candidates(None);
-        let all = candidates(Some(Severity::Unsteady));
-        let chosen = self.over(&steady);
-        if chosen.is_err() && all != steady { self.over(&all) } else { chosen }
+        let steady = self.candidates(None);
+        let joined = steady.iter().filter_map(|id| Some((*id, &self.workers.get(id)?.joined)));
+        let mut crowded = machines::crowded(joined);
+        crowded.retain(|id, _| !asked_for(id));
+        let rest = steady.len() - crowded.len();
+        // So many were asked for, or stages of an explicit cut; and where nobody measures, all that can work do.
+        let wanted = self.formation.workers.least().max(self.formation.cut.as_ref().map_or(0, |cut| cut.len() + 1));
+        if rest < wanted || self.formation.measuring == Measuring::Off { BTreeMap::new() } else { crowded }
+    }
+
+    fn uncrowded(&self, steady: &[WorkerId]) -> Vec<WorkerId> {
+        let crowded = self.crowded();
+        steady.iter().copied().filter(|id| !crowded.contains_key(id)).collect()
+    }
+
+    /// Who is not excluded, and has given no more trouble than this.
+    fn candidates(&self, worst: Option<Severity>) -> Vec<WorkerId> {
+        let severity = |w: &Worker| self.troubles.of(self.now, w.joined.peer).map(|t| t.severity);
+        let wanted = |w: &Worker| severity(w) <= worst && !self.formation.excluded.contains(&w.joined.name);
+        self.workers.iter().filter(|(_, w)| wanted(w)).map(|(&id, _)| id).collect()
     }
 
     /// What the goal is to make small, of a plan whose stages are these workers, by what is known now.
@@ -115,6 +146,8 @@ impl Chooser<'_> {
             speed: self.speeds.of(joined),
         };
         let mut capacities: Vec<Capacity> = workers.iter().map(capacity).collect();
+        machines::share_memory(&workers, &mut capacities);
+        machines::even_out(&workers, &mut capacities);
         plan::even_out(&mut capacities);
         let named = |name: &String| workers.iter().position(|joined| joined.name == *name);
         let pins = self.formation.pins.iter().filter_map(|(name, layers)| Some((named(name)?, layers.clone())));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qmesh_net::{
     Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
-    Incoming, Message, NetError, PlanEpoch, RejectCode, StepId, Welcome,
+    Incoming, MachineShare, Message, NetError, PlanEpoch, RejectCode, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -111,6 +111,8 @@ impl Guest {
             memory_bytes: hello.memory_bytes,
             threads: hello.threads.max(1),
             rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
+            // The gate has refused what is no such section.
+            share: MachineShare::find(&hello.sections).ok().flatten(),
         };
         let (control, messages) = mpsc::channel(MESSAGES_WAITING);
         let (name, named) = oneshot::channel();

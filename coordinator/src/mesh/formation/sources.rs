@@ -7,7 +7,7 @@ use std::{
 };
 
 use qmesh_net::{
-    PeerId, Sections, Stock, TensorSources, WeightAskers, WeightPeer, WeightSectionError, WeightSource, WeightSources,
+    PeerId, SectionContentError, Sections, Stock, TensorSources, WeightAskers, WeightPeer, WeightSource, WeightSources,
     limits::{SOURCE_PEERS, SOURCE_TENSORS, SOURCES_OF_TENSOR},
 };
 
@@ -33,7 +33,7 @@ impl Dealt {
     /// As sections of its `Load`.
     pub(super) fn sections(&self) -> Sections {
         let mut sections = Sections::default();
-        let put = |sections: &mut Sections| -> Result<(), WeightSectionError> {
+        let put = |sections: &mut Sections| -> Result<(), SectionContentError> {
             self.sources.put(sections)?;
             self.askers.put(sections)
         };
@@ -204,6 +204,7 @@ mod tests {
             memory_bytes: 1 << 30,
             threads: 1,
             rtt_ms: 0.0,
+            share: None,
         };
         (1..).zip(names).map(one).collect()
     }

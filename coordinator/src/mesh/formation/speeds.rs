@@ -111,7 +111,15 @@ mod tests {
 
     fn worker(threads: u32) -> Joined {
         let address = ([127, 0, 0, 1], 1).into();
-        Joined { name: "a".to_owned(), peer: PeerId([1; 32]), address, memory_bytes: 1, threads, rtt_ms: 0.0 }
+        Joined {
+            name: "a".to_owned(),
+            peer: PeerId([1; 32]),
+            address,
+            memory_bytes: 1,
+            threads,
+            rtt_ms: 0.0,
+            share: None,
+        }
     }
 
     fn speeds() -> Speeds {

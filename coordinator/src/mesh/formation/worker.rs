@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, ops::Range, time::Instant};
 
-use qmesh_net::{PeerId, PlanEpoch};
+use qmesh_net::{MachineShare, PeerId, PlanEpoch};
 
 /// A worker's connection, counted from 1: a worker that comes back is another one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -24,6 +24,8 @@ pub(crate) struct Joined {
     pub(crate) threads: u32,
     /// Of its link to the coordinator, as it was when it joined.
     pub(crate) rtt_ms: f64,
+    /// What it shares with other workers of its machine, where it says so.
+    pub(crate) share: Option<MachineShare>,
 }
 
 /// A worker, as the roster knows it.

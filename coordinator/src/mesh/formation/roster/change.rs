@@ -61,7 +61,7 @@ impl Roster {
         Some(format!("waiting for {name}, which is pinned to layers {}-{}", layers.start, layers.end.saturating_sub(1)))
     }
 
-    fn chooser(&self, now: Instant) -> Chooser<'_> {
+    pub(super) fn chooser(&self, now: Instant) -> Chooser<'_> {
         let Self { model, formation, workers, troubles, speeds, .. } = self;
         Chooser { now, model, formation, workers, troubles, speeds }
     }

@@ -93,14 +93,14 @@ impl Roster {
                 rtt_ms: rtt_ms(id),
                 stage,
                 speed: self.speeds.of(&worker.joined),
-                note: stage.is_none().then(|| self.why_idle(now, worker)).flatten(),
+                note: stage.is_none().then(|| self.why_idle(now, id, worker)).flatten(),
             }
         };
         self.workers.iter().map(one).collect()
     }
 
     /// Why a worker has no layers.
-    fn why_idle(&self, now: Instant, worker: &Worker) -> Option<String> {
+    fn why_idle(&self, now: Instant, id: WorkerId, worker: &Worker) -> Option<String> {
         let peer = worker.joined.peer;
         if let Some(trouble) = self.troubles.of(now, peer) {
             let wait = trouble.until.saturating_duration_since(now).as_secs();
@@ -117,7 +117,12 @@ impl Roster {
             };
             Some(format!("{} cannot reach {}: {}", from.name, to.name, trouble.why))
         });
-        unreachable.into_iter().next().or_else(|| self.standby.clone())
+        let crowded = || {
+            let chooser = self.chooser(now);
+            let host = chooser.crowded().get(&id).copied()?;
+            Some(format!("a standby: {host} computes on the same CPUs, so that both would be no faster"))
+        };
+        unreachable.into_iter().next().or_else(crowded).or_else(|| self.standby.clone())
     }
 
     fn shown(&self) -> Option<&Pipeline> {
