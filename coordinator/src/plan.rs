@@ -246,14 +246,12 @@ fn assign(input: &PlanInput<'_>, costs: &Costs<'_>) -> Option<(Vec<Assignment>, 
         problem.stages_least = stages;
         problem.best(goal)
     })?;
-    let gap_percent = 100.0 * (deal.token as f64 / deal.bound.max(1) as f64 - 1.0);
     let mut members: Vec<_> = kinds.iter().map(|kind| kind.iter()).collect();
     let assignments = deal
         .places
         .into_iter()
         .filter_map(|Place { kind, layers }| Some(Assignment { worker: *members[kind].next()?, layers }));
-    let is_exact = deal.token <= deal.bound || goal != Goal::Latency;
-    Some((assignments.collect(), if is_exact { 0.0 } else { gap_percent }))
+    Some((assignments.collect(), deal.gap_percent))
 }
 
 /// The workers by what they are: those that differ in nothing are one kind, in the order given.

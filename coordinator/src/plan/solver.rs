@@ -4,8 +4,8 @@
 //! next layers to some worker. Workers that differ in nothing are one kind. At first every kind may be used without end,
 //! which is a relaxation: its best answer is a bound, and where it uses no kind more often than there are workers of it, it
 //! is the answer. Else that kind becomes scarce, its uses are counted in the state, and the search begins again (decremental
-//! state-space relaxation; Righini and Salani 2008). The number of states is limited; beyond it the best plan known is taken,
-//! with its distance from the bound.
+//! state-space relaxation; Righini and Salani 2008). States and steps are limited, by their numbers and not by a clock, so that
+//! the same workers always get the same plan; beyond that the best plan known is taken, with its distance from the bound.
 
 use std::ops::Range;
 
@@ -45,53 +45,118 @@ pub(super) struct Place {
 }
 
 /// A way to deal the layers.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Deal {
     /// One after the other.
     pub(super) places: Vec<Place>,
+    /// By how much, in percent, another way could be better at most.
+    pub(super) gap_percent: f64,
+}
+
+/// What a search has found.
+#[derive(Debug)]
+struct Found {
+    places: Vec<Place>,
     /// A token's way through all of them.
-    pub(super) token: u64,
+    token: u64,
     /// No way to deal them takes less.
-    pub(super) bound: u64,
+    bound: u64,
 }
 
 impl Problem {
     /// The best way for `goal`; `None` where there is no way at all.
     pub(super) fn best(&self, goal: Goal) -> Option<Deal> {
-        let mut scarce = Vec::new();
-        let fastest = self.fastest(u64::MAX, &mut scarce)?;
+        let mut effort = Effort { scarce: Vec::new(), steps_left: STEPS_MOST };
+        let fastest = self.fastest(u64::MAX, u64::MAX, &mut effort)?;
         let token_most = match goal {
-            Goal::Latency => return Some(fastest),
+            Goal::Latency => {
+                let gap_percent = gap_percent(fastest.token, fastest.bound);
+                return Some(Deal { places: fastest.places, gap_percent });
+            }
             Goal::Balanced => fastest.token.saturating_add(fastest.token / BALANCED_SHARE),
             Goal::Throughput => u64::MAX,
         };
         let mut loads = self.loads();
         loads.retain(|&load| load < self.load_of(&fastest.places));
-        let (mut low, mut high, mut best) = (0, loads.len(), fastest);
+        let (mut low, mut high, mut best) = (0, loads.len(), fastest.places);
         // The larger the largest load may be, the less a token may take.
         while low < high {
             let middle = usize::midpoint(low, high);
-            match self.fastest(loads[middle], &mut scarce).filter(|deal| deal.token <= token_most) {
-                Some(deal) => (best, high) = (Deal { bound: best.bound, ..deal }, middle),
+            match self.fastest(loads[middle], token_most, &mut effort) {
+                Some(found) => (best, high) = (found.places, middle),
                 None => low = middle + 1,
             }
         }
-        Some(best)
+        let gap_percent = self.load_gap_percent(&loads[..high], self.load_of(&best), token_most, &effort);
+        Some(Deal { places: best, gap_percent })
     }
 
-    /// The fastest way for a token without a stage whose load is above `load_most`; among equal ones the most even. What
-    /// turns out to be scarce is added to `scarce`.
-    fn fastest(&self, load_most: u64, scarce: &mut Vec<usize>) -> Option<Deal> {
-        let mut bound = 0;
-        loop {
-            if self.states(scarce) > STATES_MOST {
-                return self.in_order(load_most).map(|(token, places)| Deal { places, token, bound });
+    /// By how much a way could be better whose stages have the largest load `best`, when no way was found for the smaller
+    /// `loads`: a search that was cut short has proved nothing.
+    fn load_gap_percent(&self, loads: &[u64], best: u64, token_most: u64, effort: &Effort) -> f64 {
+        let impossible = |&load: &u64| self.bound(load, effort).is_none_or(|token| token > token_most);
+        match loads.last() {
+            Some(last) if !impossible(last) => {
+                let possible = loads.partition_point(impossible);
+                gap_percent(best, loads[possible])
             }
-            let (token, places) = Search::new(self, scarce, load_most).best()?;
-            bound = bound.max(token);
-            let Some(kind) = self.overused(&places) else { return Some(Deal { places, token, bound }) };
-            scarce.push(kind);
+            Some(_) | None => 0.0,
         }
+    }
+
+    /// No way without a stage whose load is above `load_most` takes a token less than this; `None` where there is none.
+    fn bound(&self, load_most: u64, effort: &Effort) -> Option<u64> {
+        let filled = self.filled(load_most)?;
+        // A search that ran out of steps proves nothing, and neither would another one.
+        if effort.steps_left == 0 {
+            return Some(filled);
+        }
+        let mut again = effort.clone();
+        match Search::run(self, load_most, &mut again) {
+            Some(search) => search.best().map(|(token, _)| token.max(filled)),
+            None => Some(filled),
+        }
+    }
+
+    /// What all layers take at least if every worker takes those that it computes fastest, as many as it has room for and
+    /// wherever they lie; `None` where they have no room for all layers.
+    fn filled(&self, load_most: u64) -> Option<u64> {
+        let offer = |(kind, &count): (usize, &usize)| {
+            let ranges = || self.stages[kind].iter().flat_map(|ranges| (1_u64..).zip(ranges));
+            let allowed =
+                || ranges().filter_map(|(length, stage)| Some((length, stage.filter(|s| s.load <= load_most)?)));
+            let most = allowed().map(|(length, _)| length).max()?;
+            let least = allowed().map(|(length, stage)| stage.token / length).min()?;
+            Some((least, most * count as u64))
+        };
+        let mut offers: Vec<(u64, u64)> = self.counts.iter().enumerate().filter_map(offer).collect();
+        offers.sort_unstable();
+        let (mut left, mut token) = (self.layers as u64, 0_u64);
+        for (each, most) in offers {
+            let taken = most.min(left);
+            left -= taken;
+            token = token.saturating_add(each.saturating_mul(taken));
+        }
+        (left == 0).then_some(token)
+    }
+
+    /// The fastest way for a token, which may take so long, without a stage whose load is above `load_most`; among equal ones
+    /// the most even. What turns out to be scarce is added to the effort, for the next search.
+    fn fastest(&self, load_most: u64, token_most: u64, effort: &mut Effort) -> Option<Found> {
+        let mut bound = self.filled(load_most)?;
+        while bound <= token_most {
+            let Some(search) = Search::run(self, load_most, effort) else {
+                let known = self.in_order(load_most).map(|(token, places)| Found { places, token, bound });
+                return known.filter(|found| found.token <= token_most);
+            };
+            let (token, places) = search.best()?;
+            bound = bound.max(token);
+            match self.overused(&places) {
+                Some(kind) => effort.scarce.push(kind),
+                None => return (token <= token_most).then_some(Found { places, token, bound }),
+            }
+        }
+        None
     }
 
     /// The loads that a stage may have, in increasing order; where there are very many, those that differ.
@@ -158,6 +223,10 @@ impl Problem {
     }
 }
 
+fn gap_percent(found: u64, bound: u64) -> f64 {
+    (100.0 * (found as f64 / bound.max(1) as f64 - 1.0)).max(0.0)
+}
+
 /// How good a partial deal is: less is better, fields compared in order.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 struct Cost {
@@ -181,6 +250,14 @@ struct Label {
     from: usize,
 }
 
+/// What a search knows from those before it, and what it may still take.
+#[derive(Clone, Debug)]
+struct Effort {
+    /// Kinds whose uses are counted.
+    scarce: Vec<usize>,
+    steps_left: u64,
+}
+
 /// One pass over the states, with the uses of scarce kinds counted.
 struct Search<'a> {
     problem: &'a Problem,
@@ -192,54 +269,75 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(problem: &'a Problem, scarce: &[usize], load_most: u64) -> Self {
+    /// A whole search; `None` if that takes more states or steps than are left.
+    fn run(problem: &'a Problem, load_most: u64, effort: &mut Effort) -> Option<Self> {
+        let Effort { scarce, steps_left } = effort;
+        if *steps_left == 0 || problem.states(scarce) > STATES_MOST {
+            return None;
+        }
         let mut weights = vec![(0, usize::MAX); problem.counts.len()];
         let mut uses = 1;
-        for &kind in scarce {
+        for &kind in scarce.iter() {
             weights[kind] = (uses, problem.counts[kind]);
             uses *= problem.counts[kind] + 1;
         }
         let mut search = Self { problem, weights, uses, labels: vec![None; problem.states(scarce)] };
-        search.run(load_most);
-        search
+        search.fill(load_most, steps_left);
+        (*steps_left > 0).then_some(search)
     }
 
-    fn run(&mut self, load_most: u64) {
+    fn fill(&mut self, load_most: u64, steps_left: &mut u64) {
         let coordinator = self.problem.counts.len();
         for kind in 0..coordinator {
-            self.extend(START, Cost::default(), 0, kind, self.problem.hops[coordinator][kind], load_most);
+            let steps = self.extend(START, Cost::default(), 0, kind, self.problem.hops[coordinator][kind], load_most);
+            *steps_left = steps_left.saturating_sub(steps);
         }
         let per_layer = self.labels.len() / (self.problem.layers + 1);
         for state in per_layer..self.labels.len() - per_layer {
             let Some(Label { cost, .. }) = self.labels[state] else { continue };
             let (placed, last) = (state / per_layer, self.kind_of(state));
+            if *steps_left == 0 {
+                return;
+            }
             for kind in 0..coordinator {
                 // One worker alone does not hand rows to itself.
                 if kind != last || self.problem.counts[kind] > 1 {
-                    self.extend(state, cost, placed, kind, self.problem.hops[last][kind], load_most);
+                    let steps = self.extend(state, cost, placed, kind, self.problem.hops[last][kind], load_most);
+                    *steps_left = steps_left.saturating_sub(steps);
                 }
             }
         }
     }
 
-    /// Gives layers from `placed` on to a worker of this kind, in every length that it may have.
-    fn extend(&mut self, state: usize, cost: Cost, placed: usize, kind: usize, hop: Option<u64>, load_most: u64) {
+    /// Gives layers from `placed` on to a worker of this kind, in every length that it may have; how many steps that took.
+    fn extend(
+        &mut self,
+        state: usize,
+        cost: Cost,
+        placed: usize,
+        kind: usize,
+        hop: Option<u64>,
+        load_most: u64,
+    ) -> u64 {
         let (weight, most) = self.weights[kind];
         let (used, stages) = if state == START { (0, 0) } else { (self.used_of(state), self.stages_of(state)) };
-        let Some(hop) = hop.filter(|_| weight == 0 || used / weight % (most + 1) < most) else { return };
+        let Some(hop) = hop.filter(|_| weight == 0 || used / weight % (most + 1) < most) else { return 1 };
         let (used, stages) = (used + weight, (stages + 1).min(self.problem.stages_least));
+        let mut steps = 1;
         for (length, stage) in self.problem.stages[kind][placed].iter().enumerate() {
             let Some(stage) = *stage else { continue };
             // Further layers only add to it.
             if stage.load > load_most {
                 break;
             }
+            steps += 1;
             let cost = cost.after(hop, stage);
             let next = self.state(placed + length + 1, kind, used, stages);
             if self.labels[next].is_none_or(|known| cost < known.cost) {
                 self.labels[next] = Some(Label { cost, from: state });
             }
         }
+        steps
     }
 
     /// The least cost with all layers placed, the way home included, and the places that lead there.
@@ -291,5 +389,7 @@ const BALANCED_SHARE: u64 = 20;
 const LOADS_MOST: usize = 1000;
 /// A part of so many.
 const LOAD_STEPS: u64 = 500;
-/// Some 100 MB of labels, and about a second.
-const STATES_MOST: usize = 1 << 21;
+/// Some 25 MB of labels.
+const STATES_MOST: usize = 1 << 19;
+/// Labels that are compared in all searches for one plan: about half a second.
+const STEPS_MOST: u64 = 100_000_000;

@@ -370,6 +370,22 @@ fn many_large_machines_are_planned_for_exactly() {
 }
 
 #[test]
+fn a_search_that_is_cut_short_says_how_far_it_may_be_from_the_best() {
+    // No two alike, and each with room for some seven of the layers: every one of them is scarce.
+    let spec = spec(&[100_000_000; 100], 100_000_000, HeadMatrix::Own);
+    let machine =
+        |w: usize| fast(worker(w, 1_000_000_000 + 1_000_000 * w as u64, 4), 50.0 + 7.0 * ((w * 7) % 20) as f64);
+    let mut input = input(&spec, (0..20).map(machine).collect());
+    (0..20).for_each(|w| input.links.set_own(w, Link { rtt_ms: 0.1 * w as f64, bytes_per_s: None }));
+    let gap = |goal| solve(&PlanInput { goal, ..input.clone() }).unwrap().gap_percent;
+    for goal in [Goal::Latency, Goal::Balanced] {
+        assert!(gap(goal) > 0.0 && gap(goal) < 30.0, "{goal:?}: {}", gap(goal));
+    }
+    // Here what the workers have room for is bound enough.
+    assert_eq!(gap(Goal::Throughput), 0.0);
+}
+
+#[test]
 fn equal_workers_share_evenly_and_the_head_counts() {
     let spec = spec(&[1000; 30], 8000, HeadMatrix::Tied);
     let plan = solve(&input(&spec, (0..4).map(|w| worker(w, 1 << 30, 2)).collect())).unwrap();
