@@ -13,6 +13,8 @@ mod key;
 mod limits;
 mod listen;
 mod mesh;
+mod metrics;
+mod page;
 mod params;
 mod parting;
 mod patient;
@@ -20,6 +22,7 @@ mod places;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod unsupported;
 mod weight;
 
@@ -36,6 +39,7 @@ use axum::{
     middleware::from_fn_with_state,
     routing::{get, post},
 };
+use serde::de::DeserializeOwned;
 use tokio::{sync::watch, task::spawn_blocking};
 
 pub use self::{
@@ -46,10 +50,11 @@ pub use self::{
 
 use self::{
     answer::Envelope,
-    body::{Budget, Share},
+    body::{Budget, Received, Share},
     error::ApiError,
     guard::{Hosts, guard},
     json::parse,
+    metrics::Metrics,
     params::{Params, random},
     parting::Receipt,
     places::{Limits, Visit},
@@ -72,8 +77,12 @@ pub struct ApiState {
     pub text: Arc<TextModel>,
     /// Names beside the model's own by which clients may ask for it.
     pub names: Vec<String>,
+    /// Whether it answers to whatever name a client has for the model.
+    pub any_name: bool,
     /// Asked of every client, except for health and readiness.
     pub api_key: Option<ApiKey>,
+    /// Pages that may ask from elsewhere, as browsers name their origin; `*` stands for all.
+    pub origins: Vec<String>,
     /// Host names beside loopback's own that a server bound to loopback answers to.
     pub hosts: Vec<String>,
     /// Addresses of proxies that say for whom they ask (`X-Forwarded-For`) and hold connections of many.
@@ -91,12 +100,20 @@ impl ApiState {
             mesh,
             text,
             names: Vec::new(),
+            any_name: false,
             api_key: None,
             hosts: Vec::new(),
+            origins: Vec::new(),
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
             drain: Duration::from_secs(20),
         }
+    }
+}
+
+impl ApiState {
+    fn answers_to(&self, name: &str) -> bool {
+        self.any_name || self.text.name == name || self.names.iter().any(|known| known == name)
     }
 }
 
@@ -106,6 +123,7 @@ pub(crate) struct Api {
     state: ApiState,
     hosts: Hosts,
     budget: Budget,
+    metrics: Arc<Metrics>,
     phase: watch::Receiver<Phase>,
     created_s: u64,
 }
@@ -113,11 +131,16 @@ pub(crate) struct Api {
 /// Every route, behind the guard.
 pub(crate) fn router(api: Arc<Api>) -> Router {
     Router::new()
-        .route("/", get(mesh::index))
+        .route("/", get(page::root))
         .route("/health", get(mesh::health))
         .route("/ready", get(mesh::ready))
         .route("/api/status", get(mesh::status))
         .route("/api/events", get(mesh::events))
+        .route("/api/requests/{number}/cancel", post(mesh::cancel))
+        .route("/metrics", get(metrics::metrics))
+        .route("/props", get(tokens::props))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/models", get(mesh::models))
         .route("/v1/models/{*id}", get(mesh::model))
         .route("/v1/chat/completions", post(chat::chat))
@@ -130,19 +153,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 
 impl Api {
     pub(crate) fn new(state: ApiState, hosts: Hosts, phase: watch::Receiver<Phase>) -> Self {
-        Self { state, hosts, budget: Budget::new(), phase, created_s: now_s() }
+        let metrics = Arc::new(Metrics::new(state.mesh.clone()));
+        Self { state, hosts, budget: Budget::new(), metrics, phase, created_s: now_s() }
     }
 
     /// Reads a completion request for the model that is served: the shared parameters and its own, and the share of
     /// memory that making prompts of it takes.
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
-        let receipt = request.extensions().get::<Receipt>().cloned();
-        let body = self.budget.read(request).await?;
-        if let Some(receipt) = receipt {
-            receipt.give();
-        }
-        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
-        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        let (body, share) = self.body(request).await?;
         let parsing = move || {
             let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
             refuse_unsupported::<T>(&body.bytes)?;
@@ -153,9 +171,27 @@ impl Api {
         Ok((params, own, share))
     }
 
+    /// Reads a request that generates nothing.
+    async fn read_plain<T: DeserializeOwned + Send + 'static>(&self, request: Request) -> Result<(T, Share), ApiError> {
+        let (body, share) = self.body(request).await?;
+        Ok((blocking(move || parse(&body.bytes)).await??, share))
+    }
+
+    /// Reads a body, and takes the share of memory that making prompts of it takes.
+    async fn body(&self, request: Request) -> Result<(Received, Share), ApiError> {
+        let receipt = request.extensions().get::<Receipt>().cloned();
+        let body = self.budget.read(request).await?;
+        if let Some(receipt) = receipt {
+            receipt.give();
+        }
+        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
+        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        Ok((body, share))
+    }
+
     fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
-            Some(asked) if asked != self.state.text.name && !self.state.names.iter().any(|name| name == asked) => {
+            Some(asked) if !self.state.answers_to(asked) => {
                 Err(ApiError::UnknownModel { name: asked.chars().take(100).collect() })
             }
             Some(_) | None => Ok(()),

@@ -23,8 +23,8 @@ pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{
-        AddressArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs, TicketArgs,
-        WorkloadArgs,
+        AddressArgs, ClientArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs,
+        TicketArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };

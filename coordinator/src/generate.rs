@@ -120,6 +120,9 @@ pub enum GenerateError {
         /// Which stage, and what it said.
         text: String,
     },
+    /// Whoever runs the mesh has ended it.
+    #[error("the request was cancelled at the server")]
+    Cancelled,
     /// The coordinator is going down.
     #[error("the coordinator is shutting down")]
     ShuttingDown,

@@ -35,7 +35,7 @@ pub use self::{
     error::MeshError,
     handle::MeshHandle,
 };
-use self::{formation::PlannedModel, handle::SUBMISSIONS_WAITING, run::MeshTask, thread::MeshThread};
+use self::{formation::PlannedModel, handle::CALLS_WAITING, run::MeshTask, thread::MeshThread};
 
 /// A running mesh.
 #[derive(Debug)]
@@ -98,12 +98,12 @@ impl Mesh {
             kv_positions: config.kv_positions,
             chunk_rows: config.chunk_rows,
         };
-        let (submissions, submitted) = mpsc::channel(SUBMISSIONS_WAITING);
+        let (calls, called) = mpsc::channel(CALLS_WAITING);
         let (stop, stopped) = oneshot::channel();
         let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
         let task = MeshTask::new(endpoint, gate, &config, planned);
-        let handle = MeshHandle::new(submissions, task.watch_status(), task.events());
-        let task = tokio::spawn(task.run(submitted, stopped));
+        let handle = MeshHandle::new(calls, task.watch_status(), task.events());
+        let task = tokio::spawn(task.run(called, stopped));
         Ok(Self { handle, ticket, stop: Some(stop), task, _thread: None })
     }
 

@@ -7,6 +7,7 @@ mod experts;
 mod footprint;
 mod hostile;
 mod memory;
+mod page;
 mod survival;
 mod terminals;
 

@@ -14,6 +14,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     Api,
     error::{ApiError, PromptTokens},
+    metrics::{ChoiceTimes, Metrics},
     server::Phase,
 };
 use crate::{
@@ -23,8 +24,9 @@ use crate::{
 
 /// Most choices of one request, over all its prompts.
 const MOST: usize = 128;
-/// How long a stream's headers wait for its first event, so that an early failure still has a status of its own.
-const FIRST_EVENT: Duration = Duration::from_secs(5);
+/// How long a stream's headers wait for its first event: a request that is refused at once still has a status of its own, and
+/// clients that give up on silent servers wait no longer for one with a long prompt.
+const FIRST_EVENT: Duration = Duration::from_millis(100);
 
 /// What to generate.
 #[derive(Debug)]
@@ -59,6 +61,9 @@ pub(crate) struct Choices {
     count: usize,
     prompt_tokens: usize,
     generated_tokens: usize,
+    metrics: Arc<Metrics>,
+    /// Of each choice.
+    times: Vec<ChoiceTimes>,
     /// Of each prompt, what was there before this request: the least that one of its choices found.
     cached_tokens: Vec<Option<usize>>,
 }
@@ -107,6 +112,8 @@ impl Choices {
             count,
             prompt_tokens: job.prompts.iter().map(Vec::len).sum(),
             generated_tokens: 0,
+            metrics: Arc::clone(&api.metrics),
+            times: vec![ChoiceTimes::start(); count],
             cached_tokens: vec![None; job.prompts.len()],
         })
     }
@@ -140,6 +147,7 @@ impl Choices {
             () = Phase::Closing.reached(&mut self.phase) => return Err(GenerateError::ShuttingDown.into()),
         };
         let Some((index, event)) = next else { return Ok(None) };
+        self.measure(index, &event);
         let event = match event {
             TextEvent::Prompt(rows) => ChoiceEvent::Prompt(rows),
             TextEvent::Delta(delta) => ChoiceEvent::Delta(delta),
@@ -154,6 +162,16 @@ impl Choices {
             TextEvent::Failed(error) => return Err(error.into()),
         };
         Ok(Some((index, event)))
+    }
+
+    /// Counts what came of a choice.
+    fn measure(&mut self, index: usize, event: &TextEvent) {
+        match event {
+            TextEvent::Prompt(_) => {}
+            TextEvent::Delta(_) => self.times[index].text_came(),
+            TextEvent::Finished(end) => self.metrics.ended(self.times[index], end.generated_tokens, end.reason),
+            TextEvent::Failed(_) => self.metrics.failed(),
+        }
     }
 
     /// Waits for all of them.

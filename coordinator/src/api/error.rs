@@ -27,7 +27,11 @@ pub(crate) enum ApiError {
     #[error("'{param}' is not supported yet: {hint}")]
     Unsupported { param: &'static str, hint: &'static str },
     /// The prompt does not fit the context.
-    #[error("this model's context holds {context} tokens, the prompt has {prompt_tokens}: shorten it")]
+    // Clients look for the first words.
+    #[error(
+        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}: shorten it, or serve with a \
+         larger --ctx-size"
+    )]
     ContextExceeded { param: &'static str, prompt_tokens: PromptTokens, context: usize },
     #[error("missing or wrong API key: send 'Authorization: Bearer KEY'")]
     Unauthorized,
@@ -35,6 +39,8 @@ pub(crate) enum ApiError {
     Forbidden { header: HeaderName, value: String },
     #[error("no such endpoint: GET / lists them")]
     NoSuchEndpoint,
+    #[error("request {request} neither runs nor waits")]
+    NoSuchRequest { request: u64 },
     #[error("this endpoint does not take that method: GET / lists them")]
     WrongMethod,
     #[error("the model '{name}' is not served here; GET /v1/models names the one that is")]
@@ -111,6 +117,7 @@ impl ApiError {
             Self::Unauthorized
             | Self::Forbidden { .. }
             | Self::NoSuchEndpoint
+            | Self::NoSuchRequest { .. }
             | Self::WrongMethod
             | Self::Slow
             | Self::TooLarge
@@ -135,7 +142,7 @@ impl ApiError {
             }
             Self::Unauthorized => class(StatusCode::UNAUTHORIZED, "authentication_error"),
             Self::Forbidden { .. } => class(StatusCode::FORBIDDEN, "permission_error"),
-            Self::NoSuchEndpoint => class(StatusCode::NOT_FOUND, "not_found_error"),
+            Self::NoSuchEndpoint | Self::NoSuchRequest { .. } => class(StatusCode::NOT_FOUND, "not_found_error"),
             Self::WrongMethod => class(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error"),
             Self::UnknownModel { .. } => class(StatusCode::NOT_FOUND, "not_found_error").code("model_not_found"),
             Self::Slow => class(StatusCode::REQUEST_TIMEOUT, "timeout_error"),
@@ -236,6 +243,7 @@ fn generate_class(error: &GenerateError) -> Class {
         GenerateError::Fault { .. } => {
             class(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("pipeline_failed"))
         }
+        GenerateError::Cancelled => class(StatusCode::GONE, "server_error", Some("cancelled")),
         GenerateError::ShuttingDown => unavailable("shutting_down"),
     }
 }
@@ -256,12 +264,14 @@ mod tests {
             GenerateError::NotReady { text: text() },
             GenerateError::WorkerLost { text: text() },
             GenerateError::Fault { text: text() },
+            GenerateError::Cancelled,
             GenerateError::ShuttingDown,
         ];
         let others = [
             ApiError::invalid("n", "'n' is 0"),
             ApiError::Unauthorized,
             ApiError::NoSuchEndpoint,
+            ApiError::NoSuchRequest { request: 3 },
             ApiError::WrongMethod,
             ApiError::Slow,
             ApiError::TooLarge,

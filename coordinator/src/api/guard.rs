@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Api, ApiKey, cors, error::ApiError, params::random, places::Visit};
+use super::{Api, ApiKey, cors, error::ApiError, page, params::random, places::Visit};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
@@ -20,13 +20,19 @@ pub(crate) enum Hosts {
     /// Bound to a real address: any.
     Any,
     /// Bound to loopback: loopback's own and these, or a page that rebinds its DNS name could speak to us.
-    Loopback(Vec<String>),
+    Loopback {
+        /// Further names of the server.
+        hosts: Vec<String>,
+        /// Pages that may ask from elsewhere, as browsers name their origin; `*` stands for all.
+        origins: Vec<String>,
+    },
 }
 
 impl Hosts {
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-        let Self::Loopback(names) = self else { return Ok(()) };
-        let allowed = |host: &str| is_loopback(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host));
+        let Self::Loopback { hosts, origins } = self else { return Ok(()) };
+        let allowed = |host: &str| is_loopback(host) || hosts.iter().any(|name| name.eq_ignore_ascii_case(host));
+        let invited = |origin: &str| origins.iter().any(|one| one == "*" || one.eq_ignore_ascii_case(origin));
         let refuse = |header: HeaderName, value: &str| {
             Err(ApiError::Forbidden { header, value: value.chars().filter(char::is_ascii_graphic).take(80).collect() })
         };
@@ -38,6 +44,9 @@ impl Hosts {
         for name in [header::HOST, header::ORIGIN] {
             for value in headers.get_all(&name) {
                 let text = value.to_str().unwrap_or_default();
+                if name == header::ORIGIN && invited(text) {
+                    continue;
+                }
                 let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
                 if !authority.parse::<Authority>().is_ok_and(|authority| allowed(authority.host())) {
                     return refuse(name, text);
@@ -71,9 +80,9 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
-/// Probes are let in always. Whoever shows the key has a place even in a crowd.
+/// Probes are let in always, as is whoever wants the page alone. Whoever shows the key has a place even in a crowd.
 fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
-    if OPEN_PATHS.contains(&request.uri().path()) {
+    if OPEN_PATHS.contains(&request.uri().path()) || page::is_asked_for(request) {
         return Ok(());
     }
     let key = api.state.api_key.as_ref();
@@ -86,7 +95,11 @@ fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
     }
 }
 
+/// As OpenAI's clients show a key, or as Anthropic's do.
 fn shows(headers: &HeaderMap, key: &ApiKey) -> bool {
+    if headers.get("x-api-key").is_some_and(|sent| key.matches(sent.as_bytes())) {
+        return true;
+    }
     let sent = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
     let sent =
         sent.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
@@ -104,7 +117,8 @@ mod tests {
 
     #[test]
     fn only_loopback_names_reach_a_loopback_server() {
-        let hosts = Hosts::Loopback(vec!["host.docker.internal".into()]);
+        let origins = vec!["https://app.example".into(), "vscode-webview://1a2b".into()];
+        let hosts = Hosts::Loopback { hosts: vec!["host.docker.internal".into()], origins };
         let check = |name: HeaderName, value: &'static str| {
             hosts
                 .check(&Uri::from_static("/"), &HeaderMap::from_iter([(name, HeaderValue::from_static(value))]))
@@ -119,6 +133,11 @@ mod tests {
             assert!(!check(header::HOST, bad), "{bad}");
         }
         assert!(check(header::ORIGIN, "http://localhost:3000"));
+        assert!(check(header::ORIGIN, "https://app.example") && check(header::ORIGIN, "vscode-webview://1a2b"));
+        assert!(!check(header::ORIGIN, "http://app.example") && !check(header::HOST, "app.example"));
+        let all = Hosts::Loopback { hosts: vec![], origins: vec!["*".into()] };
+        let from = |origin| HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(origin))]);
+        assert!(all.check(&Uri::from_static("/"), &from("null")).is_ok());
         assert!(!check(header::ORIGIN, "https://evil.example") && !check(header::ORIGIN, "null"));
         assert!(hosts.check(&Uri::from_static("http://evil.example/"), &HeaderMap::new()).is_err());
         assert!(Hosts::Any.check(&Uri::from_static("http://evil.example/"), &HeaderMap::new()).is_ok());

@@ -24,7 +24,8 @@ use crate::mesh::{
 /// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-const ENDPOINTS: [(&str, &str); 8] = [
+const ENDPOINTS: [(&str, &str); 14] = [
+    ("GET  /", "the pipeline as a page, for browsers"),
     ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
     ("POST /v1/completions", "OpenAI completions, streamed or whole"),
     ("GET  /v1/models", "the model served"),
@@ -33,14 +34,19 @@ const ENDPOINTS: [(&str, &str); 8] = [
     ("GET  /ready", "200 while tokens can flow"),
     ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
     ("GET  /api/events", "the same as server-sent events, on every change; what happens as named ones"),
+    ("POST /tokenize", "a text's token ids"),
+    ("POST /detokenize", "the text of token ids"),
+    ("GET  /props", "the model's context and special tokens, as llama-server says them"),
+    ("GET  /metrics", "for Prometheus, under names of our own and vLLM's"),
+    ("POST /api/requests/{number}/cancel", "ends a request, by the number that events give it"),
 ];
 
 /// Names the endpoints.
-pub(crate) async fn index(State(api): State<Arc<Api>>) -> String {
+pub(crate) fn index(api: &Api) -> String {
     let mut text = format!("qmesh {} serves {}\n\n", env!("CARGO_PKG_VERSION"), api.state.text.name);
     for (endpoint, what) in ENDPOINTS {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{endpoint:<28}{what}");
+        let _ = writeln!(text, "{endpoint:<36}{what}");
     }
     text
 }
@@ -59,6 +65,19 @@ pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Result<Json<Value>, Ap
 
 pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<MeshStatus> {
     Json(MeshStatus::clone(&api.state.mesh.status()))
+}
+
+/// Ends a request that runs or waits.
+pub(crate) async fn cancel(
+    State(api): State<Arc<Api>>,
+    number: Result<Path<u64>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Ok(Path(request)) = number else { return Err(ApiError::NoSuchEndpoint) };
+    if api.state.mesh.cancel(request).await {
+        Ok(Json(json!({"request": request, "cancelled": true})))
+    } else {
+        Err(ApiError::NoSuchRequest { request })
+    }
 }
 
 /// The status now and after each change as events without a name, and whatever happens as events with one, until the
@@ -106,7 +125,9 @@ impl Watching {
 }
 
 pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [described(&api)]}))
+    let names = [&api.state.text.name].into_iter().chain(&api.state.names);
+    let listed: Vec<Value> = names.map(|name| described(&api, name)).collect();
+    Json(json!({"object": "list", "data": listed}))
 }
 
 pub(crate) async fn model(
@@ -116,14 +137,14 @@ pub(crate) async fn model(
 ) -> Result<Json<Value>, ApiError> {
     // What does not decode names no model either.
     api.check_model(Some(id.as_ref().map_or(uri.path(), |Path(id)| id)))?;
-    Ok(Json(described(&api)))
+    Ok(Json(described(&api, &api.state.text.name)))
 }
 
 /// The model as OpenAI lists one, with vLLM's name for its context.
-fn described(api: &Api) -> Value {
+fn described(api: &Api, name: &str) -> Value {
     let text = &api.state.text;
     json!({
-        "id": text.name,
+        "id": name,
         "object": "model",
         "created": api.created_s,
         "owned_by": "qmesh",

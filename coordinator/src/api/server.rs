@@ -88,7 +88,11 @@ pub async fn serve(
     let listeners = listeners.into();
     let addresses = listeners.addresses().map_err(ServeError::Listeners)?;
     let open = addresses.into_iter().find(|address| !address.ip().is_loopback());
-    let hosts = if open.is_none() { Hosts::Loopback(state.hosts.clone()) } else { Hosts::Any };
+    let hosts = if open.is_none() {
+        Hosts::Loopback { hosts: state.hosts.clone(), origins: state.origins.clone() }
+    } else {
+        Hosts::Any
+    };
     if let Some(address) = open
         && state.api_key.is_none()
     {

@@ -1,6 +1,7 @@
 //! The API against a scripted mesh: through the router where that is enough, through a socket where it is not.
 
 mod answers;
+mod endpoints;
 mod guards;
 mod socket;
 mod validation;
@@ -49,7 +50,7 @@ impl Bench {
         let mut state = state(&mesh);
         change(&mut state);
         let (_phase, watched) = watch::channel(Phase::Serving);
-        let router = router(Arc::new(Api::new(state, Hosts::Loopback(vec![]), watched)));
+        let router = router(Arc::new(Api::new(state, Hosts::Loopback { hosts: vec![], origins: vec![] }, watched)));
         Self { mesh, router, _phase }
     }
 

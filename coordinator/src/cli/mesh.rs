@@ -258,9 +258,31 @@ pub struct ServeArgs {
     /// How long the join line lets new workers in: 90s, 30m, 12h, 7d [default: as before, at first for good]
     #[arg(long, value_name = "TIME", env = "QMESH_TICKET_EXPIRES", value_parser = parse_time)]
     pub ticket_expires: Option<Duration>,
-    /// Key that HTTP clients must send (Authorization: Bearer KEY)
+    /// Who may ask, and by what name.
+    #[command(flatten)]
+    pub clients: ClientArgs,
+}
+
+/// Which clients a server answers.
+#[derive(Args, Debug)]
+pub struct ClientArgs {
+    /// Key that HTTP clients must send (Authorization: Bearer KEY, or x-api-key)
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<ApiKey>,
+    /// Another name that clients may call the model by; may be repeated
+    #[arg(
+        long, value_name = "NAME", env = "QMESH_ALIAS", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub alias: Vec<String>,
+    /// Answer whatever name a client has for the model
+    #[arg(long, env = "QMESH_ANY_MODEL_NAME")]
+    pub any_model_name: bool,
+    /// Origin whose pages may use the API of a server on loopback, beside this machine's own: https://app.example, or *
+    #[arg(long, value_name = "ORIGIN", env = "QMESH_ALLOW_ORIGIN", value_delimiter = ',', value_parser = origin)]
+    pub allow_origin: Vec<String>,
+    /// Host name that a server on loopback answers to, beside localhost: host.docker.internal; may be repeated
+    #[arg(long, value_name = "HOST", env = "QMESH_ALLOW_HOST", value_delimiter = ',', value_parser = host)]
+    pub allow_host: Vec<String>,
     /// Address of a proxy before the HTTP API: it may hold connections of many clients, and is believed for whom it
     /// asks (X-Forwarded-For); may be repeated
     #[arg(long, value_name = "IP", env = "QMESH_TRUSTED_PROXY", value_delimiter = ',')]
@@ -311,6 +333,27 @@ fn advertised(text: &str) -> Result<String, String> {
 }
 
 /// Whether a resolver could know the name. One whose last label is a number is an IPv4 address gone wrong.
+/// What browsers send as `Origin`: a scheme and whose it is, or `null`.
+fn origin(text: &str) -> Result<String, String> {
+    let is_origin = text
+        .split_once("://")
+        .is_some_and(|(scheme, rest)| !scheme.is_empty() && !rest.is_empty() && !rest.ends_with('/'));
+    if is_origin || ["*", "null"].contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err("an origin is a scheme and a host as in https://app.example, without a path; or *".to_owned())
+    }
+}
+
+/// A name that clients may have for this machine.
+fn host(text: &str) -> Result<String, String> {
+    if is_host_name(text) || text.parse::<IpAddr>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("a host is a name or an IP address, without a port".to_owned())
+    }
+}
+
 fn is_host_name(host: &str) -> bool {
     let is_label = |label: &str| {
         let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));

@@ -52,10 +52,14 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
     let mut state = ApiState::new(mesh.handle(), text);
-    state.api_key.clone_from(&args.api_key);
-    state.trusted_proxies.clone_from(&args.trusted_proxy);
+    state.api_key.clone_from(&args.clients.api_key);
+    state.trusted_proxies.clone_from(&args.clients.trusted_proxy);
     // A name of loopback that was chosen is one to be asked by.
     state.hosts.push(args.addresses.host.clone());
+    state.hosts.extend(args.clients.allow_host.iter().cloned());
+    state.origins.clone_from(&args.clients.allow_origin);
+    state.names.clone_from(&args.clients.alias);
+    state.any_name = args.clients.any_model_name;
     let served = async {
         let asked = async move {
             // The other end is held below, until the API is over.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
-    watch,
+    oneshot, watch,
 };
 
 use super::{
@@ -16,9 +16,18 @@ use crate::generate::{GenerateError, GenerateEvent, GenerateRequest, Generation}
 /// The way in to a running mesh. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MeshHandle {
-    submissions: mpsc::Sender<Submission>,
+    calls: mpsc::Sender<Call>,
     status: watch::Receiver<Arc<MeshStatus>>,
     events: EventSource,
+}
+
+/// What is asked of the mesh.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// Take a request in.
+    Submit(Submission),
+    /// End one that runs or waits, by its number; the answer is whether there was one.
+    Cancel { request: u64, found: oneshot::Sender<bool> },
 }
 
 /// A request on its way to the mesh.
@@ -30,11 +39,11 @@ pub(crate) struct Submission {
 
 impl MeshHandle {
     pub(crate) fn new(
-        submissions: mpsc::Sender<Submission>,
+        calls: mpsc::Sender<Call>,
         status: watch::Receiver<Arc<MeshStatus>>,
         events: EventSource,
     ) -> Self {
-        Self { submissions, status, events }
+        Self { calls, status, events }
     }
 
     /// Hands a request in. What is wrong with it comes as the first event, `Failed`.
@@ -43,11 +52,19 @@ impl MeshHandle {
     /// `QueueFull` when too many requests stand before the mesh, `ShuttingDown` when it is gone.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let (events, receiver) = mpsc::channel(EVENTS_BUFFERED);
-        self.submissions.try_send(Submission { request, events }).map_err(|error| match error {
-            TrySendError::Full(_) => GenerateError::QueueFull { waiting: SUBMISSIONS_WAITING },
+        self.calls.try_send(Call::Submit(Submission { request, events })).map_err(|error| match error {
+            TrySendError::Full(_) => GenerateError::QueueFull { waiting: CALLS_WAITING },
             TrySendError::Closed(_) => GenerateError::ShuttingDown,
         })?;
         Ok(Generation::new(receiver))
+    }
+
+    /// Ends a request by the number that events give it; whoever asked hears [`GenerateError::Cancelled`]. Whether there was
+    /// such a request.
+    pub async fn cancel(&self, request: u64) -> bool {
+        let (found, answer) = oneshot::channel();
+        let asked = self.calls.send(Call::Cancel { request, found }).await.is_ok();
+        asked && answer.await.unwrap_or(false)
     }
 
     /// What the mesh says of itself, now.
@@ -68,5 +85,5 @@ impl MeshHandle {
 
 /// Events of one generation that may wait for a slow reader; a reader that stays behind is cancelled.
 const EVENTS_BUFFERED: usize = 1024;
-/// Requests that may stand before the mesh.
-pub(crate) const SUBMISSIONS_WAITING: usize = 256;
+/// Calls that may stand before the mesh.
+pub(crate) const CALLS_WAITING: usize = 256;

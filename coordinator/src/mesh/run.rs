@@ -25,7 +25,7 @@ use super::{
         links::{self, Link, LinkEvent},
         weights::TensorServer,
     },
-    handle::{SUBMISSIONS_WAITING, Submission},
+    handle::{CALLS_WAITING, Call, Submission},
     observer::Observer,
     scheduling::Limits,
     status::MeshStatus,
@@ -66,7 +66,7 @@ impl MeshTask {
             kv_positions: planned.kv_positions,
             chunk_rows: planned.chunk_rows,
             vocab: planned.spec.vocab,
-            waiting: SUBMISSIONS_WAITING,
+            waiting: CALLS_WAITING,
             resume: RESUME,
             prefix_reuse: config.prefix_reuse,
             speculation: config.speculation,
@@ -102,7 +102,7 @@ impl MeshTask {
     }
 
     /// Runs until `stopped`, then drains.
-    pub(crate) async fn run(mut self, mut submitted: mpsc::Receiver<Submission>, mut stopped: oneshot::Receiver<()>) {
+    pub(crate) async fn run(mut self, mut called: mpsc::Receiver<Call>, mut stopped: oneshot::Receiver<()>) {
         let (events, mut happened) = mpsc::channel(EVENTS_WAITING);
         let (endpoint, gate) = (self.endpoint.clone(), self.gate.clone());
         let accepting = links::accept(endpoint, gate, self.tensors.clone(), self.name.clone(), events);
@@ -113,7 +113,7 @@ impl MeshTask {
         while !deadline.is_some_and(|deadline| self.conductor.is_idle() || Instant::now() > deadline) {
             tokio::select! {
                 Some(event) = happened.recv() => self.event(event),
-                Some(submission) = submitted.recv() => self.submission(submission),
+                Some(call) = called.recv() => self.call(call),
                 _ = ticks.tick() => self.tick(),
                 _ = &mut stopped, if deadline.is_none() => {
                     self.conductor.stop();
@@ -146,6 +146,22 @@ impl MeshTask {
             }
         }
         self.carry_out();
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Submit(submission) => self.submission(submission),
+            Call::Cancel { request, found } => {
+                let session = SessionId(request);
+                let listener = self.listeners.remove(&session);
+                // Whoever asked for the end may be gone, and so may whoever asked for the answer.
+                let _heard = found.send(listener.is_some());
+                if let Some(listener) = listener {
+                    drop(listener.try_send(GenerateEvent::Failed(GenerateError::Cancelled)));
+                    self.cancel(Instant::now(), session);
+                }
+            }
+        }
     }
 
     fn submission(&mut self, submission: Submission) {

@@ -18,7 +18,7 @@ use crate::{
     mesh::{
         MeshHandle,
         events::EventBus,
-        handle::Submission,
+        handle::{Call, Submission},
         status::{MeshState, MeshStatus, StepsStatus},
     },
 };
@@ -116,13 +116,20 @@ pub(crate) struct FakeMesh {
 
 impl FakeMesh {
     pub(crate) fn new(script: impl Fn(&GenerateRequest) -> Vec<GenerateEvent> + Send + 'static) -> Self {
-        let (submissions, mut submitted) = mpsc::channel::<Submission>(64);
+        let (calls, mut called) = mpsc::channel::<Call>(64);
         let (status, watched) = watch::channel(Arc::new(mesh_status(MeshState::Ready)));
         let (cancel, cancelled) = mpsc::channel(64);
         let seen = Arc::<Mutex<Vec<_>>>::default();
         let log = Arc::clone(&seen);
         tokio::spawn(async move {
-            while let Some(Submission { request, events }) = submitted.recv().await {
+            while let Some(call) = called.recv().await {
+                let Submission { request, events } = match call {
+                    Call::Submit(submission) => submission,
+                    Call::Cancel { request, found } => {
+                        found.send(request == 1).expect("the caller waits");
+                        continue;
+                    }
+                };
                 let script = script(&request);
                 let ends = matches!(script.last(), Some(GenerateEvent::Finished(_) | GenerateEvent::Failed(_)));
                 log.lock().expect("no panic holds it").push(request);
@@ -139,7 +146,7 @@ impl FakeMesh {
             }
         });
         let bus = EventBus::new();
-        Self { handle: MeshHandle::new(submissions, watched, bus.source()), status, bus, seen, cancelled }
+        Self { handle: MeshHandle::new(calls, watched, bus.source()), status, bus, seen, cancelled }
     }
 
     /// Waits until the reader of an unended generation has gone.

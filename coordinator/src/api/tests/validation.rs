@@ -287,6 +287,10 @@ async fn a_text_far_too_long_is_told_before_it_is_split() {
         (bench.complete(json!({"prompt": ["a", word]})).await, "prompt"),
     ] {
         assert_eq!(outcome(&answer), over(param));
-        assert!(answer.text.contains("context holds 64 tokens, the prompt has at least 9875"), "{}", answer.text);
+        assert!(
+            answer.text.contains("maximum context length is 64 tokens, the prompt has at least 9875"),
+            "{}",
+            answer.text
+        );
     }
 }

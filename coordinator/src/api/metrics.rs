@@ -1,0 +1,255 @@
+//! `GET /metrics`: what Prometheus reads, under names of our own and, where vLLM has the same thing, under vLLM's as well, so that
+//! its dashboards work.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use super::{Api, error::ApiError};
+use crate::{
+    mesh::{
+        MeshHandle,
+        status::{MeshState, MeshStatus, StageStatus},
+    },
+    text::TextEndReason,
+};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Upper bounds in seconds, as vLLM has them.
+const FIRST_TOKEN_S: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+];
+const TOKEN_S: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0, 2.5];
+const REQUEST_S: [f64; 14] = [0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0];
+
+/// What is counted as requests are answered. Whatever the mesh knows by itself is read from its status.
+pub(crate) struct Metrics {
+    registry: Registry,
+    first_token: Histogram,
+    per_token: Histogram,
+    request: Histogram,
+    ended: Family<Outcome, Counter>,
+    failed: Counter,
+}
+
+/// The times of one choice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChoiceTimes {
+    started: Instant,
+    first: Option<Instant>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Outcome {
+    finished_reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfStage {
+    stage: usize,
+    worker: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfWorker {
+    worker: String,
+}
+
+/// Answers with everything.
+pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    let mut text = String::new();
+    encode(&mut text, &api.metrics.registry).map_err(|error| ApiError::Internal { text: error.to_string() })?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+impl Metrics {
+    /// Nothing is counted yet.
+    pub(crate) fn new(mesh: MeshHandle) -> Self {
+        let histogram = |bounds: &[f64]| Histogram::new(bounds.iter().copied());
+        let metrics = Self {
+            registry: Registry::default(),
+            first_token: histogram(&FIRST_TOKEN_S),
+            per_token: histogram(&TOKEN_S),
+            request: histogram(&REQUEST_S),
+            ended: Family::default(),
+            failed: Counter::default(),
+        };
+        let Self { mut registry, first_token, per_token, request, ended, failed } = metrics;
+        for (name, vllm, help, histogram) in [
+            (
+                "qmesh_time_to_first_token_seconds",
+                "vllm:time_to_first_token_seconds",
+                "From the request to the first text",
+                &first_token,
+            ),
+            (
+                "qmesh_time_per_output_token_seconds",
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time of a token after the first, per request",
+                &per_token,
+            ),
+            ("qmesh_request_seconds", "vllm:e2e_request_latency_seconds", "From the request to its end", &request),
+        ] {
+            registry.register(name, help, histogram.clone());
+            registry.register(vllm, help, histogram.clone());
+        }
+        registry.register("qmesh_requests_ended", "Choices that came to their end, by why", ended.clone());
+        registry.register("vllm:request_success", "Choices that came to their end, by why", ended.clone());
+        registry.register("qmesh_requests_failed", "Choices that failed after they had begun", failed.clone());
+        registry.register_collector(Box::new(OfMesh(mesh)));
+        Self { registry, first_token, per_token, request, ended, failed }
+    }
+
+    /// A choice is over.
+    pub(crate) fn ended(&self, times: ChoiceTimes, tokens: usize, reason: TextEndReason) {
+        let seconds = |time: Duration| time.as_secs_f64();
+        self.request.observe(seconds(times.started.elapsed()));
+        if let Some(first) = times.first {
+            self.first_token.observe(seconds(first - times.started));
+            if tokens > 1 {
+                self.per_token.observe(seconds(first.elapsed()) / (tokens - 1) as f64);
+            }
+        }
+        let finished_reason = match reason {
+            TextEndReason::EndToken | TextEndReason::StopString => "stop",
+            TextEndReason::Length => "length",
+        };
+        self.ended.get_or_create(&Outcome { finished_reason }).inc();
+    }
+
+    /// A choice has failed.
+    pub(crate) fn failed(&self) {
+        self.failed.inc();
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl ChoiceTimes {
+    /// A choice begins to be waited for.
+    pub(crate) fn start() -> Self {
+        Self { started: Instant::now(), first: None }
+    }
+
+    /// Text has come.
+    pub(crate) fn text_came(&mut self) {
+        self.first.get_or_insert_with(Instant::now);
+    }
+}
+
+/// What the mesh says of itself, when it is asked.
+#[derive(Debug)]
+struct OfMesh(MeshHandle);
+
+impl Collector for OfMesh {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = self.0.status();
+        totals(&status, &mut encoder)?;
+        gauges(&status, &mut encoder)?;
+        stages(&status, &mut encoder)?;
+        let rtt = |worker: &crate::mesh::status::WorkerStatus| {
+            (OfWorker { worker: worker.name.clone() }, worker.rtt_ms / 1e3)
+        };
+        labelled(
+            &mut encoder,
+            "qmesh_worker_rtt_seconds",
+            "Round trip of a worker's link",
+            status.workers.iter().map(rtt),
+        )
+    }
+}
+
+fn totals(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    for (name, help, value) in [
+        ("qmesh_prompt_tokens", "Tokens of prompts", status.prompt_tokens),
+        ("vllm:prompt_tokens", "Tokens of prompts", status.prompt_tokens),
+        ("qmesh_cached_tokens", "Of those, what earlier prompts had left on the stages", status.cached_tokens),
+        ("qmesh_generated_tokens", "Tokens generated", status.generated_tokens),
+        ("vllm:generation_tokens", "Tokens generated", status.generated_tokens),
+        ("qmesh_drafted_tokens", "Tokens drafted", status.drafted_tokens),
+        ("qmesh_accepted_tokens", "Of those, the right ones", status.accepted_tokens),
+        ("qmesh_weight_bytes_sent", "Bytes of tensors that this coordinator has sent", status.weight_bytes_sent),
+    ] {
+        let counter = ConstCounter::new(value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    Ok(())
+}
+
+fn gauges(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let used = status.kv_positions_used as f64 / status.kv_positions.max(1) as f64;
+    for (name, help, value) in [
+        ("qmesh_ready", "1 while tokens can flow", f64::from(u8::from(status.state == MeshState::Ready))),
+        ("qmesh_plan_epoch", "Of the plan that serves or is loaded", f64::from(status.epoch)),
+        ("qmesh_requests_running", "Sequences being computed", status.running as f64),
+        ("vllm:num_requests_running", "Sequences being computed", status.running as f64),
+        ("qmesh_requests_waiting", "Requests that wait for room", status.waiting as f64),
+        ("vllm:num_requests_waiting", "Requests that wait for room", status.waiting as f64),
+        ("qmesh_kv_used_ratio", "KV positions that are promised, of all", used),
+        ("vllm:kv_cache_usage_perc", "KV positions that are promised, of all", used),
+        (
+            "qmesh_bubble_ratio",
+            "Of the stages' time in steps of this plan, what they wait for the slowest",
+            bubble(status),
+        ),
+    ] {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+    }
+    Ok(())
+}
+
+fn stages(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    type Value = fn(&StageStatus) -> f64;
+    let values: [(&str, &str, Value); 6] = [
+        ("qmesh_stage_steps", "Steps that a stage has computed under this plan", |stage| stage.steps as f64),
+        ("qmesh_stage_compute_mean_seconds", "Mean time of a step in a stage's layers", |stage| stage.compute_ms / 1e3),
+        ("qmesh_stage_hop_mean_seconds", "Mean time to hand a step on", |stage| stage.hop_ms / 1e3),
+        ("qmesh_stage_weight_bytes", "Bytes of a stage's tensors", |stage| stage.weight_bytes as f64),
+        ("qmesh_stage_planned_bytes", "Memory that the plan gives a stage", |stage| stage.planned_bytes as f64),
+        ("qmesh_stage_peak_bytes", "Peak memory that the worker measured", |stage| stage.peak_bytes as f64),
+    ];
+    for (name, help, value) in values {
+        let one = |stage: &StageStatus| (OfStage { stage: stage.stage, worker: stage.worker.clone() }, value(stage));
+        labelled(encoder, name, help, status.stages.iter().map(one))?;
+    }
+    Ok(())
+}
+
+/// One gauge for each set of labels.
+fn labelled<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, f64)>,
+) -> fmt::Result {
+    let kind = ConstGauge::new(0.0).metric_type();
+    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn bubble(status: &MeshStatus) -> f64 {
+    let whole = status.steps.slowest_ms * status.stages.len() as f64;
+    if whole > 0.0 { (1.0 - status.steps.compute_ms / whole).max(0.0) } else { 0.0 }
+}

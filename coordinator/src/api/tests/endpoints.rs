@@ -1,0 +1,102 @@
+//! What is asked beside completions: the page, metrics, tokens, the end of a request.
+
+use axum::http::{StatusCode, header};
+use serde_json::json;
+
+use super::*;
+
+fn request(path: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {
+    let builder = headers.iter().fold(Request::get(path), |builder, (name, value)| builder.header(name, *value));
+    builder.body(Body::empty()).expect("a request")
+}
+
+#[tokio::test]
+async fn browsers_get_the_page_without_a_key_and_learn_nothing_from_it() {
+    let key = "open sesame";
+    let bench = Bench::with(hello, |state| state.api_key = Some(key.parse().expect("a key")));
+    let page = bench.ask(request("/", &[(header::ACCEPT, "text/html,*/*;q=0.8")])).await;
+    assert_eq!((page.status, page.text.starts_with("<!doctype html>")), (StatusCode::OK, true));
+    assert!(page.headers[header::CONTENT_SECURITY_POLICY].to_str().expect("text").starts_with("default-src 'none'"));
+    assert!(!page.text.contains("made-up"), "the model's name is the API's to tell");
+    for closed in [request("/", &[]), request("/api/status", &[(header::ACCEPT, "text/html")])] {
+        assert_eq!(bench.ask(closed).await.status, StatusCode::UNAUTHORIZED);
+    }
+    let bearer = format!("Bearer {key}");
+    let index = bench.ask(request("/", &[(header::AUTHORIZATION, &bearer)])).await;
+    assert!(index.text.contains("serves made-up") && index.text.contains("/metrics"), "{}", index.text);
+}
+
+#[tokio::test]
+async fn the_model_has_all_its_names_and_answers_to_others_where_it_shall() {
+    let bench = Bench::new(hello);
+    let ids =
+        |list: &Value| list["data"].as_array().map(|all| all.iter().map(|one| one["id"].clone()).collect::<Vec<_>>());
+    assert_eq!(ids(&bench.get("/v1/models").await.json()), Some(vec![json!("made-up"), json!("alias")]));
+    assert_eq!(bench.chat(json!({"model": "gpt-4o"})).await.status, StatusCode::NOT_FOUND);
+    let open = Bench::with(hello, |state| state.any_name = true);
+    assert_eq!(open.chat(json!({"model": "gpt-4o"})).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_key_is_shown_in_either_way() {
+    let bench = Bench::with(hello, |state| state.api_key = Some("sesame".parse().expect("a key")));
+    let name = header::HeaderName::from_static("x-api-key");
+    let status = async |key| bench.ask(request("/v1/models", &[(name.clone(), key)])).await.status;
+    assert_eq!((status("sesame").await, status("wrong").await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
+#[tokio::test]
+async fn a_request_is_cancelled_by_its_number() {
+    let bench = Bench::new(hello);
+    let cancelled = bench.post("/api/requests/1/cancel", "").await;
+    assert_eq!((cancelled.status, cancelled.json()), (StatusCode::OK, json!({"request": 1, "cancelled": true})));
+    for unknown in ["/api/requests/2/cancel", "/api/requests/x/cancel", "/api/requests/-1/cancel"] {
+        assert_eq!(bench.post(unknown, "").await.error().0, StatusCode::NOT_FOUND, "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_answered_under_both_names() {
+    let bench = Bench::new(hello);
+    bench.chat(json!({})).await;
+    bench.chat(json!({"stream": true})).await;
+    let metrics = bench.get("/metrics").await;
+    assert!(metrics.headers[header::CONTENT_TYPE].to_str().expect("text").contains("openmetrics"));
+    for line in [
+        "qmesh_ready 1.0",
+        "qmesh_time_to_first_token_seconds_count 2",
+        "vllm:time_to_first_token_seconds_count 2",
+        "qmesh_requests_ended_total{finished_reason=\"stop\"} 2",
+        "vllm:request_success_total{finished_reason=\"stop\"} 2",
+        "vllm:num_requests_running 0.0",
+        "qmesh_prompt_tokens_total 0",
+        "# EOF",
+    ] {
+        assert!(metrics.text.lines().any(|said| said == line), "{line} is not in\n{}", metrics.text);
+    }
+}
+
+#[tokio::test]
+async fn texts_become_tokens_and_back() {
+    let bench = Bench::new(hello);
+    let post = async |path, body: Value| bench.post(path, body.to_string()).await;
+    let tokens = post("/tokenize", json!({"content": "Hello world"})).await.json()["tokens"].clone();
+    assert!(tokens.as_array().is_some_and(|tokens| !tokens.is_empty()), "{tokens}");
+    assert_eq!(post("/tokenize", json!({"prompt": "Hello world", "model": "alias"})).await.json()["tokens"], tokens);
+    let text = post("/detokenize", json!({"tokens": tokens})).await.json()["content"].clone();
+    assert_eq!(text.as_str().map(str::trim_start), Some("Hello world"));
+    let pieces = post("/tokenize", json!({"content": "Hello world", "with_pieces": true})).await.json();
+    assert_eq!(pieces["tokens"][0]["id"], tokens[0]);
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "content"),
+        ("/tokenize", json!({"content": 1}), "content"),
+        ("/detokenize", json!({}), "tokens"),
+        ("/detokenize", json!({"tokens": [0, 1_000_000]}), "tokens[1]"),
+        ("/tokenize", json!({"content": "x", "model": "other"}), "model"),
+    ] {
+        let (_, _, _, found) = post(path, body.clone()).await.error();
+        assert_eq!(found.as_deref(), Some(param), "{path} {body}");
+    }
+    let props = bench.get("/props").await.json();
+    assert!(props["default_generation_settings"]["n_ctx"].as_u64().is_some_and(|context| context > 0), "{props}");
+}

@@ -1,0 +1,88 @@
+//! `POST /tokenize`, `POST /detokenize` and `GET /props`, as clients of llama-server and vLLM ask them.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use qmesh_models::tokenizer::{Affixes, ControlTokens, Specials};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Api, blocking, error::ApiError};
+
+#[derive(Debug, Deserialize)]
+struct TokenizeRequest {
+    model: Option<String>,
+    /// llama-server's word, and vLLM's.
+    content: Option<String>,
+    prompt: Option<String>,
+    /// Whether the tokens that the model's texts begin and end with are added.
+    #[serde(alias = "add_special_tokens")]
+    add_special: Option<bool>,
+    /// Whether spelled control tokens are tokens.
+    parse_special: Option<bool>,
+    with_pieces: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DetokenizeRequest {
+    model: Option<String>,
+    tokens: Option<Vec<u32>>,
+}
+
+/// The ids of a text.
+pub(crate) async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (asked, share) = api.read_plain::<TokenizeRequest>(request).await?;
+    api.check_model(asked.model.as_deref())?;
+    let Some(text) = asked.content.or(asked.prompt) else {
+        return Err(ApiError::invalid("content", "'content' (or 'prompt') must hold the text"));
+    };
+    let affixes = if asked.add_special.unwrap_or(false) { Affixes::AsModel } else { Affixes::None };
+    let specials = if asked.parse_special.unwrap_or(true) { Specials::Parse } else { Specials::Plain };
+    let model = Arc::clone(&api.state.text);
+    let encoding = move || {
+        let _held = share;
+        model.tokenizer.encode(&text, specials, affixes)
+    };
+    let ids = blocking(encoding).await?.map_err(|error| ApiError::invalid("content", error.to_string()))?;
+    let tokens: Vec<Value> = match asked.with_pieces.unwrap_or(false) {
+        false => ids.iter().map(|&id| Value::from(id)).collect(),
+        true => ids.iter().map(|&id| json!({"id": id, "piece": piece(&api, id)})).collect(),
+    };
+    Ok(Json(json!({"count": tokens.len(), "max_model_len": api.state.text.context, "tokens": tokens})))
+}
+
+/// The text of ids.
+pub(crate) async fn detokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (asked, _share) = api.read_plain::<DetokenizeRequest>(request).await?;
+    api.check_model(asked.model.as_deref())?;
+    let Some(ids) = asked.tokens else { return Err(ApiError::invalid("tokens", "'tokens' must hold token ids")) };
+    let vocabulary = api.state.text.tokenizer.vocab_len();
+    if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+        return Err(ApiError::invalid(format!("tokens[{at}]"), format!("every token must be below {vocabulary}")));
+    }
+    let text = api.state.text.tokenizer.decode(&ids, ControlTokens::Show);
+    Ok(Json(json!({"content": text, "prompt": text})))
+}
+
+/// What clients of llama-server want to know of the model.
+pub(crate) async fn props(State(api): State<Arc<Api>>) -> Json<Value> {
+    let (text, status) = (&api.state.text, api.state.mesh.status());
+    let spelled = |id: Option<u32>| id.and_then(|id| text.tokenizer.text(id)).unwrap_or_default().to_owned();
+    Json(json!({
+        "default_generation_settings": {"n_ctx": text.context},
+        "total_slots": (status.kv_positions / status.context.max(1)).max(1),
+        "model_alias": text.name,
+        "bos_token": spelled(text.tokenizer.bos()),
+        "eos_token": spelled(text.tokenizer.eos()),
+        "build_info": concat!("qmesh-", env!("CARGO_PKG_VERSION")),
+    }))
+}
+
+/// A token's text, or its bytes where they are none.
+fn piece(api: &Api, id: u32) -> Value {
+    let bytes = api.state.text.tokenizer.bytes(id);
+    std::str::from_utf8(bytes).map_or_else(|_| Value::from(bytes), Value::from)
+}

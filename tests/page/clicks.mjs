@@ -1,0 +1,100 @@
+// Clicks through the coordinator's page: node clicks.mjs SCENE URL FOLDER [KEY]. Screenshots go to FOLDER; ends with 0 if all is
+// as it should be. CHROMIUM names the browser.
+import { strict as assert } from "node:assert";
+import { chromium } from "playwright-core";
+
+const [scene, url, folder, key] = process.argv.slice(2);
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+const PATIENCE = { timeout: 60_000 };
+
+const open = async (options = {}) => {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, colorScheme: "light", ...options });
+  const page = await context.newPage();
+  page.asked = [];
+  page.on("request", (request) => page.asked.push(request.url()));
+  page.on("pageerror", (error) => { throw error; });
+  await page.goto(url);
+  return page;
+};
+const ready = (page) => page.locator("#state", { hasText: "ready" }).waitFor(PATIENCE);
+const picture = (page, name) => page.screenshot({ path: `${folder}/${name}.png`, fullPage: true });
+const ask = async (page, text) => {
+  await page.fill("#message", text);
+  await page.click("#send");
+};
+const answered = (page) => page.locator("#log footer", { hasText: "tok/s" }).last().waitFor(PATIENCE);
+
+// A request from elsewhere that runs for as long as somebody reads it.
+const longRequest = async () => {
+  const body = { messages: [{ role: "user", content: "Tell a very long story." }], max_tokens: 900, stream: true };
+  return fetch(`${url}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+};
+
+const scenes = {
+  // The pipeline at work, a chat, a request cancelled by a click, tabs by the keyboard.
+  async load() {
+    const page = await open();
+    await ready(page);
+    assert.equal(await page.locator("#pipeline .stage:not(.end)").count(), 2);
+    await page.evaluate(() => document.fonts.ready);
+    await ask(page, "Name three primary colours.");
+    await answered(page);
+    assert.ok((await page.locator("#log article").last().innerText()).length > 10);
+
+    const responses = await Promise.all([longRequest(), longRequest()]);
+    const button = page.getByRole("button", { name: /Cancel request/ });
+    await button.first().waitFor(PATIENCE);
+    await page.locator("#pipeline .badge", { hasText: "bottleneck" }).waitFor(PATIENCE);
+    await page.waitForTimeout(2500);
+    await picture(page, "load");
+    await button.first().click();
+    await page.locator("#requests", { hasText: /failed|cancelled/ }).waitFor(PATIENCE);
+    const texts = await Promise.all(responses.map((response) => response.text().catch(() => "")));
+    assert.ok(texts.some((text) => text.includes("cancelled at the server")), "the client hears of it");
+
+    await page.focus("#tab-curl");
+    await page.keyboard.press("ArrowRight");
+    assert.match(await page.innerText("#snippet"), /from openai import OpenAI/);
+    await ask(page, "Tell a very long story about a ship.");
+    await page.locator("#stop").click(PATIENCE);
+    await page.locator("#log footer", { hasText: "stopped" }).waitFor(PATIENCE);
+    const origin = new URL(url).origin;
+    assert.ok(page.asked.every((asked) => asked.startsWith(origin) || asked.startsWith("data:")), page.asked.join(" "));
+  },
+  // A worker is gone, on a phone and in the dark.
+  async lost() {
+    const page = await open({ colorScheme: "dark" });
+    await ready(page);
+    await ask(page, "What is the capital of France?");
+    await answered(page);
+    await picture(page, "lost-dark");
+    const phone = await open({ viewport: { width: 375, height: 800 }, isMobile: true });
+    await ready(phone);
+    await ask(phone, "Hello!");
+    await answered(phone);
+    const width = await phone.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 375, `the page is ${width} pixels wide`);
+    await picture(phone, "phone");
+  },
+  // It asks for the key once, and knows it from then on.
+  async key() {
+    const page = await open();
+    await page.locator("#key-dialog[open]").waitFor(PATIENCE);
+    await page.fill("#key", key);
+    await page.keyboard.press("Enter");
+    await ready(page);
+    await page.reload();
+    await ready(page);
+    await picture(page, "key");
+  },
+};
+
+try {
+  await scenes[scene]();
+} finally {
+  await browser.close();
+}
