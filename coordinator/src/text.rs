@@ -1,8 +1,11 @@
 //! Text at the edge of the mesh: prompts become ids, generations become text. The mesh itself knows token ids only.
 
+mod calls;
 #[cfg(test)]
 pub(crate) mod fake;
 mod outside;
+mod part;
+mod reading;
 mod stops;
 mod stream;
 #[cfg(test)]
@@ -20,6 +23,9 @@ use thiserror::Error;
 
 use self::outside::Outside;
 pub use self::{
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
+    part::{CallEvent, Part},
+    reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
 };
