@@ -1,8 +1,10 @@
 //! The API against a scripted mesh: through the router where that is enough, through a socket where it is not.
 
 mod answers;
+mod calls;
 mod guards;
 mod socket;
+mod thoughts;
 mod validation;
 
 use std::sync::Arc;
