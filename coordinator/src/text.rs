@@ -24,7 +24,7 @@ use thiserror::Error;
 
 pub use self::{
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
-    chat::{ChatPrompt, ToolsShown},
+    chat::{ChatPrompt, ChatWanted, ToolsShown},
     part::{CallEvent, Part},
     reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     generate::PromptRows,
-    text::{TokenDetail, ToolsShown},
+    text::{ChatWanted, TokenDetail, ToolsShown},
 };
 
 /// Says how the model was told of the tools, where its template does not know any.
@@ -103,13 +103,14 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     thinking.set(&mut extra)?;
     let (messages, tools) = chat.parted();
     let messages = templated(messages)?;
-    let Toolbox { tools, calls, dialect } = tools.read()?;
+    let Toolbox { tools, choice, calls, dialect } = tools.read()?;
+    let wanted = ChatWanted { choice, calls, thoughts };
     api.check_ready()?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;
         let options = RenderOptions { extra, tools: &tools, ..RenderOptions::new(SystemTime::now()) };
-        text.chat(&messages, &options, calls, thoughts)
+        text.chat(&messages, &options, &wanted)
     };
     let prompt = blocking(encode).await?.map_err(|error| ApiError::text("messages", &error))?;
     job.prompts.push(prompt.ids);

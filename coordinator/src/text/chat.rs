@@ -13,11 +13,22 @@ use serde_json::Value;
 
 use super::{
     TextError, TextModel,
-    calls::{Format, Tools},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
     history,
     outside::Outside,
     reading::{CallsWanted, Manner, Opening, Reading, ThoughtsWanted},
 };
+
+/// What a client wants of an answer.
+#[derive(Clone, Debug)]
+pub struct ChatWanted {
+    /// Which tools may be called, or must be.
+    pub choice: ToolChoice,
+    /// How many calls.
+    pub calls: CallsWanted,
+    /// Where thoughts go.
+    pub thoughts: ThoughtsWanted,
+}
 
 /// A conversation that is ready to be answered.
 #[derive(Clone, Debug)]
@@ -28,6 +39,10 @@ pub struct ChatPrompt {
     pub reading: Reading,
     /// How the model was told of its tools.
     pub tools: ToolsShown,
+    /// What the answer must be, where a call is demanded.
+    pub forced: Option<ForcedCall>,
+    /// Where the prompt has begun thoughts: what ends them. A demanded call comes behind it.
+    pub thoughts_end: Option<&'static str>,
 }
 
 /// How a model was told of its tools.
@@ -59,7 +74,7 @@ impl TextModel {
         self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))
     }
 
-    /// The ids of a conversation with tools, and how its answer is to be read. Where the template knows no tools, or
+    /// The ids of a conversation with the tools of `options`, and how its answer is to be read. Where the template knows no tools, or
     /// does not look at calls and their results, the model is told of them in words.
     ///
     /// # Errors
@@ -68,30 +83,35 @@ impl TextModel {
         &self,
         messages: &[Message],
         options: &RenderOptions<'_>,
-        calls: CallsWanted,
-        thoughts: ThoughtsWanted,
+        wanted: &ChatWanted,
     ) -> Result<ChatPrompt, TextError> {
         let template = self.usable_template()?;
         let messages = history::with_ids_for(template, messages);
         let (rendered, tools) = self.told(template, &messages, options)?;
         let mut manner = Manner::of_template(template.source());
-        manner.thoughts = thoughts;
-        manner.calls = if tools == ToolsShown::None { CallsWanted::None } else { calls };
+        manner.thoughts = wanted.thoughts;
+        manner.calls = match (tools, &wanted.choice) {
+            (ToolsShown::None, _) | (_, ToolChoice::None) => CallsWanted::None,
+            // Such a template also refuses the next turn of a conversation in which there were several calls.
+            _ if template.source().contains("only supports single tool-calls at once") => CallsWanted::One,
+            _ => wanted.calls,
+        };
         manner.tools = Arc::new(Tools::new(options.tools));
-        // Such a template also refuses the next turn of a conversation in which there were several calls.
-        if manner.calls == CallsWanted::All && template.source().contains("only supports single tool-calls at once") {
-            manner.calls = CallsWanted::One;
-        }
         if tools == ToolsShown::Generic && manner.format != Format::CHANNELS {
             manner.format = Format::GENERIC;
         }
-        if manner.tags.is_some_and(|tags| rendered.text.trim_end().ends_with(tags.open)) {
+        let forced = forced_call(&manner.tools, &wanted.choice, manner.format);
+        if let Some(forced) = &forced {
+            manner.format = forced.format;
+        }
+        let begun = manner.tags.filter(|tags| rendered.text.trim_end().ends_with(tags.open));
+        if begun.is_some() {
             manner.opening = Opening::Thoughts;
         }
         let control = |text: &str| self.tokenizer.find(text).filter(|&id| self.tokenizer.is_control(id));
         let reading = Reading::new(&manner, control);
         let ids = self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))?;
-        Ok(ChatPrompt { ids, reading, tools })
+        Ok(ChatPrompt { ids, reading, tools, forced, thoughts_end: begun.map(|tags| tags.close) })
     }
 
     /// The conversation as text, in the way that tells the model most of it.

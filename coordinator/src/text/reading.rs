@@ -96,11 +96,15 @@ impl Reading {
     pub(crate) fn new(manner: &Manner, control: impl Fn(&str) -> Option<u32>) -> Self {
         let Manner { format, calls, thoughts, .. } = *manner;
         let format = if calls == CallsWanted::None && format != Format::CHANNELS { Format::NONE } else { format };
-        let tags = manner.tags.filter(|_| thoughts != ThoughtsWanted::InText && format != Format::CHANNELS);
+        let tags = manner.tags.filter(|_| format != Format::CHANNELS);
         let channels: &[&'static str] = if format == Format::CHANNELS { &MARKS } else { &[] };
         let around = tags.iter().flat_map(|tags| [tags.open, tags.close]);
+        // Thoughts that stay in the text keep what is around them.
+        let shown: Vec<_> = around.clone().filter(|_| thoughts == ThoughtsWanted::InText).collect();
         let marks = format.marks().chain(around).chain(channels.iter().copied());
-        let (silent, spelled): (Vec<_>, Vec<_>) = marks.filter_map(|mark| Some((mark, control(mark)?))).unzip();
+        let controls: Vec<_> = marks.filter_map(|mark| Some((mark, control(mark)?))).collect();
+        let silent = controls.iter().map(|&(mark, _)| mark).filter(|mark| !shown.contains(mark)).collect();
+        let tags = tags.filter(|_| thoughts != ThoughtsWanted::InText);
         let reader = if format == Format::CHANNELS {
             let wanted = if calls == CallsWanted::None { Wanted::Text } else { Wanted::Calls };
             Reader::Channels(Channels::new(wanted, manner.ids))
@@ -114,10 +118,12 @@ impl Reading {
                 calls: Box::new(Calls::new(format, Arc::clone(&manner.tools), silent, manner.ids)),
             }
         };
-        Self { reader, thoughts, calls, spelled: spelled.into(), place: Place::Answer, begun: 0 }
+        let spelled = controls.iter().map(|&(_, id)| id).collect();
+        Self { reader, thoughts, calls, spelled, place: Place::Answer, begun: 0 }
     }
 
-    /// Whether it wants to have this control token spelled in the text; it shows none of them.
+    /// Whether it wants to have this control token spelled in the text. It shows none of them, but for those around
+    /// thoughts that stay in the text.
     pub(crate) fn spells(&self, control: u32) -> bool {
         self.spelled.contains(&control)
     }

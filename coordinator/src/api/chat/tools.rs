@@ -25,6 +25,7 @@ pub(super) struct ToolParams {
 pub(super) struct Toolbox {
     /// As templates know them; none where none may be called.
     pub(super) tools: Vec<Value>,
+    pub(super) choice: ToolChoice,
     pub(super) calls: CallsWanted,
     pub(super) dialect: Dialect,
 }
@@ -65,16 +66,15 @@ impl ToolParams {
         let choice = chosen(choice.as_ref(), param, &tools)?;
         refuse_forced(&choice, param)?;
         let single = self.parallel_tool_calls == Some(false) || dialect == Dialect::Functions;
+        let calls = if single { CallsWanted::One } else { CallsWanted::All };
         Ok(match choice {
-            ToolChoice::None => Toolbox { tools: Vec::new(), calls: CallsWanted::None, dialect },
-            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named(_) => {
-                Toolbox { tools, calls: if single { CallsWanted::One } else { CallsWanted::All }, dialect }
-            }
+            ToolChoice::None => Toolbox { tools: Vec::new(), choice, calls: CallsWanted::None, dialect },
+            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named(_) => Toolbox { tools, choice, calls, dialect },
         })
     }
 }
 
-/// Refuses to force a call, which takes a grammar: `crate::text::forced_call` says which.
+/// Refuses to force a call, which takes a grammar: `ChatPrompt::forced` says which, and nothing makes one of it yet.
 fn refuse_forced(choice: &ToolChoice, param: &'static str) -> Result<(), ApiError> {
     match choice {
         ToolChoice::Auto | ToolChoice::None => Ok(()),
@@ -293,7 +293,10 @@ mod tests {
     fn what_is_wanted_is_understood() {
         let schema = json!({"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": true}});
         let f = || tool(json!({"name": "f", "description": null, "parameters": schema, "strict": true}));
-        let toolbox = |tools: Vec<Value>, calls, dialect| Toolbox { tools, calls, dialect };
+        let toolbox = |tools: Vec<Value>, calls, dialect| {
+            let choice = if calls == CallsWanted::None { ToolChoice::None } else { ToolChoice::Auto };
+            Toolbox { tools, choice, calls, dialect }
+        };
         for (sent, wanted) in [
             (json!({}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),
             (json!({"tools": [], "tool_choice": "auto"}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),

@@ -92,7 +92,7 @@ impl Found {
                 }
                 ("arguments" | "parameters", _) => self.arguments = Some(wrapped(cursor)?),
                 // Anything else than a call has other keys before it has a name.
-                ("type" | "id", _) => drop(cursor.value()?),
+                ("type" | "id", '"') => drop(cursor.value()?),
                 _ if self.name.is_some() => drop(cursor.value()?),
                 _ => return Err(Stop::Wrong),
             }

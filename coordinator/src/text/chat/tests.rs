@@ -6,7 +6,10 @@ use qmesh_models::tokenizer::ControlTokens;
 use serde_json::json;
 
 use super::{
-    super::fake::{model, written},
+    super::{
+        fake::{model, written},
+        part::{CallEvent, Part},
+    },
     *,
 };
 
@@ -40,9 +43,14 @@ fn conversation() -> Vec<Message> {
     vec![Message::new("user", "How is it?"), call, result]
 }
 
+/// All calls, and thoughts apart.
+fn wanted(choice: ToolChoice) -> ChatWanted {
+    ChatWanted { choice, calls: CallsWanted::All, thoughts: ThoughtsWanted::Apart }
+}
+
 fn prompt(text: &TextModel, messages: &[Message], tools: &[Value]) -> (String, ToolsShown) {
     let options = RenderOptions { tools, ..RenderOptions::new(SystemTime::UNIX_EPOCH) };
-    let prompt = text.chat(messages, &options, CallsWanted::All, ThoughtsWanted::Apart).expect("a prompt");
+    let prompt = text.chat(messages, &options, &wanted(ToolChoice::Auto)).expect("a prompt");
     (text.tokenizer.decode(&prompt.ids, ControlTokens::Show), prompt.tools)
 }
 
@@ -87,7 +95,7 @@ fn an_answer_is_read_as_its_template_has_it() {
     let twice = format!("{call}{call}");
     for (template, calls) in [("qwen2.5", 2), ("smollm2", 2), ("gemma2", 2)] {
         let text = templated(&golden(&format!("{template}.jinja")));
-        let chat = |tools| text.chat(&conversation()[..1], &options(tools), CallsWanted::All, ThoughtsWanted::Apart);
+        let chat = |tools| text.chat(&conversation()[..1], &options(tools), &wanted(ToolChoice::Auto));
         let mut reading = chat(&tools).expect("a prompt").reading;
         reading.push(&twice);
         assert_eq!(reading.calls(), calls, "{template}");
@@ -97,7 +105,7 @@ fn an_answer_is_read_as_its_template_has_it() {
     }
     // This one's template refuses a conversation with two calls in one message.
     let llama = templated(&golden("llama3.2.jinja"));
-    let chat = llama.chat(&conversation()[..1], &options(&tools), CallsWanted::All, ThoughtsWanted::Apart);
+    let chat = llama.chat(&conversation()[..1], &options(&tools), &wanted(ToolChoice::Auto));
     let mut reading = chat.expect("a prompt").reading;
     reading.push("{\"name\": \"weather\", \"parameters\": {}}; {\"name\": \"weather\", \"parameters\": {}}");
     assert!(reading.has_ended() && reading.calls() == 1);
@@ -108,11 +116,38 @@ fn what_a_template_says_against_a_conversation_is_told() {
     let picky = "{{ raise_exception('no ' + messages[0].role) }}";
     let options = RenderOptions::new(SystemTime::UNIX_EPOCH);
     let chat = |messages: &[Message]| {
-        let refused = templated(picky).chat(messages, &options, CallsWanted::None, ThoughtsWanted::Apart);
+        let refused = templated(picky).chat(messages, &options, &wanted(ToolChoice::None));
         refused.expect_err("it is picky").to_string()
     };
     assert_eq!(chat(&conversation()), "no user");
     let plain = templated("{{ messages[0].content }}");
     assert_eq!(prompt(&plain, &[Message::new("user", "x")], &[]), ("<s>x".to_owned(), ToolsShown::None));
     assert_eq!(plain.chat_prompt(&[Message::new("user", "x")], &options).expect("ids")[1..], written("x"));
+}
+
+#[test]
+fn a_demanded_call_is_read_in_the_format_that_it_is_forced_to() {
+    let tools = tools();
+    let options = RenderOptions { tools: &tools, ..RenderOptions::new(SystemTime::UNIX_EPOCH) };
+    for template in
+        ["qwen2.5", "qwen3-coder", "glm4.6", "gpt-oss", "llama3.1", "mistral-small3.2", "granite3.3", "gemma2"]
+    {
+        let text = templated(&golden(&format!("{template}.jinja")));
+        for choice in [ToolChoice::Required, ToolChoice::Named("weather".to_owned())] {
+            let prompt = text.chat(&conversation()[..1], &options, &wanted(choice)).expect("a prompt");
+            let ForcedCall { prefix, schema, suffix, .. } = prompt.forced.expect("a demand");
+            let whole = schema["properties"].get("name").is_some();
+            let key = if schema["properties"].get("parameters").is_some() { "parameters" } else { "arguments" };
+            let json = if whole { json!({"name": "weather", key: {"city": "Rome"}}) } else { json!({"city": "Rome"}) };
+            let mut reading = prompt.reading;
+            let parts = [reading.push(&format!("{prefix}{json}{suffix}")), reading.finish()].concat();
+            assert!(matches!(&parts[0], Part::Call(CallEvent::Begun { name, .. }) if name == "weather"), "{parts:?}");
+            let rest = |part: &Part| matches!(part, Part::Call(_));
+            assert!(reading.calls() == 1 && parts.iter().all(rest), "{template}: {parts:?}");
+        }
+    }
+    let thinks = templated("{{ messages[0].content }}<think>\n{% if false %}</think>{% endif %}");
+    let prompt = |choice| thinks.chat(&conversation()[..1], &options, &wanted(choice)).expect("a prompt");
+    assert_eq!(prompt(ToolChoice::Required).thoughts_end, Some("</think>"));
+    assert_eq!(prompt(ToolChoice::Auto).forced, None);
 }

@@ -100,3 +100,21 @@ fn control_tokens_that_mean_something_are_spelled() {
     assert_eq!(spelled("<tool_call>"), [true, false, false]);
     assert_eq!(spelled(GPT_OSS), [false, false, true]);
 }
+
+#[test]
+fn tags_that_are_control_tokens_are_shown_with_thoughts_alone() {
+    let control = |mark: &str| ["<think>", "</think>", "<tool_call>"].contains(&mark).then_some(0);
+    for (thoughts, wanted) in [
+        (ThoughtsWanted::InText, "<think>A.</think> B  C"),
+        (ThoughtsWanted::Dropped, "B  C"),
+        (ThoughtsWanted::Apart, "B  C"),
+    ] {
+        let mut reading = Reading::new(&Manner { thoughts, ..manner(QWEN) }, control);
+        let parts = [reading.push("<think>A.</think> B <tool_call> C"), reading.finish()].concat();
+        let said = parts.iter().filter_map(|part| match part {
+            Part::Content(text) => Some(text.as_str()),
+            Part::Thought(_) | Part::Call(_) => None,
+        });
+        assert_eq!(said.collect::<String>(), wanted, "{thoughts:?}");
+    }
+}
