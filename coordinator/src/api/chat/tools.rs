@@ -54,12 +54,14 @@ impl ToolParams {
                 let tools: Vec<_> =
                     functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect();
                 check(&tools, |place| format!("functions[{place}]"))?;
+                check_other(self.tool_choice.as_ref(), "tool_choice", "tools", &tools)?;
                 (tools, self.function_call, "function_call", Dialect::Functions)
             }
             (tools, None) => {
                 let tools = tools.unwrap_or_default();
                 check_types(&tools)?;
                 check(&tools, |place| format!("tools[{place}].function"))?;
+                check_other(self.function_call.as_ref(), "function_call", "functions", &tools)?;
                 (tools, self.tool_choice, "tool_choice", Dialect::Tools)
             }
         };
@@ -123,6 +125,17 @@ fn chosen(choice: Option<&Value>, param: &'static str, tools: &[Value]) -> Resul
 
 fn words(param: &str) -> &'static str {
     if param == "tool_choice" { "auto, none and required" } else { "auto and none" }
+}
+
+/// The choice that goes with the other name of tools must mean nothing.
+fn check_other(choice: Option<&Value>, param: &str, with: &str, tools: &[Value]) -> Result<(), ApiError> {
+    let void = |choice: &Value| choice.is_null() || choice == "auto" || choice == "none" && tools.is_empty();
+    match choice {
+        Some(choice) if !void(choice) => {
+            Err(ApiError::invalid(param, format!("'{param}' goes with '{with}', which were not sent")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Functions are the only tools.
@@ -277,6 +290,9 @@ mod tests {
             ),
             (json!({"functions": [{"name": ""}]}), "functions[0].name"),
             (json!({"functions": [{"name": "f"}], "tools": [f()]}), "functions"),
+            (json!({"functions": [{"name": "f"}], "tool_choice": "none"}), "tool_choice"),
+            (json!({"tools": [f()], "function_call": "none"}), "function_call"),
+            (json!({"function_call": {"name": "f"}}), "function_call"),
             (json!({"tools": [f()], "tool_choice": "any"}), "tool_choice"),
             (json!({"tools": [f()], "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
             (json!({"tools": [f()], "tool_choice": {"type": "function"}}), "tool_choice"),
@@ -299,6 +315,7 @@ mod tests {
         };
         for (sent, wanted) in [
             (json!({}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),
+            (json!({"functions": [], "function_call": "none"}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),
             (json!({"tools": [], "tool_choice": "auto"}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),
             (json!({"tools": [f()]}), toolbox(vec![f()], CallsWanted::All, Dialect::Tools)),
             (json!({"tools": [f()], "tool_choice": "none"}), toolbox(vec![], CallsWanted::None, Dialect::Tools)),
