@@ -118,3 +118,35 @@ fn tags_that_are_control_tokens_are_shown_with_thoughts_alone() {
         assert_eq!(said.collect::<String>(), wanted, "{thoughts:?}");
     }
 }
+
+#[test]
+fn every_call_that_begins_ends_wherever_the_text_is_cut() {
+    // Texts of pieces that steer, drawn from a seed.
+    let channels =
+        ["<|channel|>", "analysis", "commentary to=functions.now ", "final", "<|message|>", "<|end|>", "{}", "é "];
+    let tags = ["<think>", "</think>", "<tool_call>", "</tool_call>", "{\"name\": \"now\"}", "{", "\n", "é ", "<"];
+    let mut seed = 1_u64;
+    let mut draw = |count: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % count
+    };
+    for (template, pieces) in [(GPT_OSS, &channels[..]), (QWEN, &tags[..])] {
+        for _ in 0..500 {
+            let text: String = (0..1 + draw(10)).map(|_| pieces[draw(pieces.len())]).collect();
+            let mut open = None;
+            let mut count = 0;
+            for part in read(&manner(template), &text) {
+                match part {
+                    Part::Call(CallEvent::Begun { index, .. }) => {
+                        assert_eq!((open.replace(index), index), (None, count), "{text}");
+                        count += 1;
+                    }
+                    Part::Call(CallEvent::Arguments { index, .. }) => assert_eq!(open, Some(index), "{text}"),
+                    Part::Call(CallEvent::Ended { index }) => assert_eq!(open.take(), Some(index), "{text}"),
+                    Part::Thought(text) | Part::Content(text) => assert!(open.is_none() && !text.is_empty()),
+                }
+            }
+            assert_eq!(open, None, "{text}");
+        }
+    }
+}
