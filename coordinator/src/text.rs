@@ -1,8 +1,13 @@
 //! Text at the edge of the mesh: prompts become ids, generations become text. The mesh itself knows token ids only.
 
+mod calls;
+mod chat;
 #[cfg(test)]
 pub(crate) mod fake;
+mod history;
 mod outside;
+mod part;
+mod reading;
 mod stops;
 mod stream;
 #[cfg(test)]
@@ -12,14 +17,16 @@ mod token;
 use std::sync::Arc;
 
 use qmesh_models::{
-    chat::{ChatTemplate, Message, RenderOptions, TemplateError},
+    chat::{ChatTemplate, TemplateError},
     tokenizer::{Affixes, Specials, Tokenizer, TokenizerError},
 };
-use serde_json::Value;
 use thiserror::Error;
 
-use self::outside::Outside;
 pub use self::{
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
+    chat::{ChatPrompt, ChatWanted, ToolsShown},
+    part::{CallEvent, Part},
+    reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
 };
@@ -99,25 +106,6 @@ impl TextModel {
         }
     }
 
-    /// The ids of a conversation. Control tokens come from the template alone, whatever the messages and tools spell.
-    ///
-    /// # Errors
-    /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
-    /// split.
-    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
-        let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
-        let template = self.template.as_ref().map_err(unusable)?;
-        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
-        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
-        let text = render(template, &outside.messages, &options)?;
-        // A template that does not look at the tools would have them ignored in silence.
-        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
-        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
-            return Err(TextError::NoTools { name: self.name.clone() });
-        }
-        self.raw_prompt(&text, Specials::ParseUnmarked(outside.mark))
-    }
-
     /// The ids of a text that is continued as it is; an empty one becomes the token that begins a text.
     ///
     /// # Errors
@@ -152,19 +140,5 @@ impl TextModel {
     ) -> Result<TextStream, GenerateError> {
         let (prompt_tokens, ends) = (request.ids.len(), Arc::clone(&request.ends));
         Ok(TextStream::new(mesh.submit(request)?, Arc::clone(&self.tokenizer), ends, prompt_tokens, options))
-    }
-}
-
-/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they
-/// do in transformers: those get an empty text.
-fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
-    let null = |message: &Message| message.content == Some(Value::Null);
-    match template.render(messages, options) {
-        Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
-            let mut messages = messages.to_vec();
-            messages.iter_mut().filter(|message| null(message)).for_each(|message| message.content = Some("".into()));
-            template.render(&messages, options)
-        }
-        rendered => rendered,
     }
 }

@@ -127,6 +127,11 @@ impl ChatTemplate {
         Self::new(&source.ok_or(TemplateError::Missing)?, text(vocabulary.bos), text(vocabulary.eos))
     }
 
+    /// Its source, with line ends of one kind.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The text of a conversation, at most `RENDERED_BYTES_MAX`, to be encoded with `Specials::Parse`.
     ///
     /// # Errors

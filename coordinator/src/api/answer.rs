@@ -19,7 +19,7 @@ use super::{
     error::ApiError,
     params::Delivery,
 };
-use crate::text::{TextDelta, TextEndReason};
+use crate::text::{CallEvent, TextDelta, TextEndReason};
 
 /// Silence after which a stream carries a comment, so that nothing between here and the client gives up on it.
 const PING: Duration = Duration::from_secs(10);
@@ -35,6 +35,14 @@ pub(crate) trait Shape: Send + 'static {
     fn prompt(&self, index: usize, rows: &[Sampled]) -> Value;
     /// The choice of a chunk with text.
     fn delta(&self, index: usize, delta: &TextDelta) -> Value;
+    /// The choice of a chunk with thoughts, where they are told apart.
+    fn thought(&self, _index: usize, _thought: &str) -> Option<Value> {
+        None
+    }
+    /// The choice of a chunk with a part of a call, where calls are told apart.
+    fn call(&self, _index: usize, _event: &CallEvent) -> Option<Value> {
+        None
+    }
     /// The choice of a choice's last chunk.
     fn end(&self, index: usize, reason: TextEndReason) -> Value;
     /// A complete choice.
@@ -116,17 +124,26 @@ impl<S: Shape> Outgoing<S> {
     }
 
     async fn next(&mut self) -> Option<Event> {
-        if let Some(event) = self.ready.pop_front() {
-            return Some(event);
+        while self.ready.is_empty() {
+            self.prepare().await?;
         }
+        self.ready.pop_front()
+    }
+
+    /// Makes events of what happens next, which may be none; `None` after the end.
+    async fn prepare(&mut self) -> Option<()> {
         match self.choices.as_mut()?.next().await {
             Ok(Some((index, event))) => {
                 let choice = match event {
-                    ChoiceEvent::Prompt(rows) => self.shape.prompt(index, &rows),
-                    ChoiceEvent::Delta(delta) => self.shape.delta(index, &delta),
-                    ChoiceEvent::End(reason) => self.shape.end(index, reason),
+                    ChoiceEvent::Prompt(rows) => Some(self.shape.prompt(index, &rows)),
+                    ChoiceEvent::Delta(delta) => Some(self.shape.delta(index, &delta)),
+                    ChoiceEvent::Thought(thought) => self.shape.thought(index, &thought),
+                    ChoiceEvent::Call(event) => self.shape.call(index, &event),
+                    ChoiceEvent::End(reason) => Some(self.shape.end(index, reason)),
                 };
-                self.send(vec![choice], Value::Null);
+                if let Some(choice) = choice {
+                    self.send(vec![choice], Value::Null);
+                }
             }
             Ok(None) => {
                 let usage = self.choices.take().map(|choices| choices.usage());
@@ -141,7 +158,7 @@ impl<S: Shape> Outgoing<S> {
                 self.ready.push_back(Event::default().data(error.body().to_string()));
             }
         }
-        self.ready.pop_front()
+        Some(())
     }
 
     fn send(&mut self, choices: Vec<Value>, usage: Value) {
@@ -158,5 +175,6 @@ pub(crate) fn finish_reason(reason: TextEndReason) -> &'static str {
     match reason {
         TextEndReason::EndToken | TextEndReason::StopString => "stop",
         TextEndReason::Length => "length",
+        TextEndReason::Calls => "tool_calls",
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
-    text::{TextDelta, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail, TokenText},
+    text::{CallEvent, Reading, TextDelta, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail, TokenText},
 };
 
 /// Most choices of one request, over all its prompts.
@@ -41,6 +41,8 @@ pub(crate) struct Job {
     pub(crate) stops: Vec<String>,
     pub(crate) detail: TokenDetail,
     pub(crate) leading_space: LeadingSpace,
+    /// Tells thoughts and calls from the text, if they are wanted apart.
+    pub(crate) reading: Option<Reading>,
     pub(crate) prompt_rows: PromptRows,
     pub(crate) client: ClientId,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Job {
 pub(crate) enum ChoiceEvent {
     Prompt(Vec<Sampled>),
     Delta(TextDelta),
+    Thought(String),
+    Call(CallEvent),
     End(TextEndReason),
 }
 
@@ -73,8 +77,18 @@ pub(crate) struct Choices {
 pub(crate) struct Whole {
     pub(crate) prompt: Vec<Sampled>,
     pub(crate) text: String,
+    pub(crate) thoughts: String,
+    pub(crate) calls: Vec<Call>,
     pub(crate) tokens: Vec<TokenText>,
     pub(crate) reason: TextEndReason,
+}
+
+/// One call of a tool, complete.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) arguments: String,
 }
 
 impl Choices {
@@ -89,7 +103,12 @@ impl Choices {
             return Err(ApiError::invalid(job.param, format!("{count} choices in one request, want at most {MOST}")));
         }
         let rooms = job.prompts.iter().map(|ids| room(&job, ids.len(), text.context)).collect::<Result<Vec<_>, _>>()?;
-        let options = TextOptions { stops: job.stops, tokens: job.detail, leading_space: job.leading_space };
+        let options = TextOptions {
+            stops: job.stops,
+            tokens: job.detail,
+            leading_space: job.leading_space,
+            reading: job.reading,
+        };
         let mut running = SelectAll::new();
         for (ids, max_tokens) in job.prompts.iter().zip(rooms) {
             for sequence in 0..job.choices {
@@ -151,6 +170,8 @@ impl Choices {
         let event = match event {
             TextEvent::Prompt(rows) => ChoiceEvent::Prompt(rows),
             TextEvent::Delta(delta) => ChoiceEvent::Delta(delta),
+            TextEvent::Thought(thought) => ChoiceEvent::Thought(thought),
+            TextEvent::Call(event) => ChoiceEvent::Call(event),
             TextEvent::Finished(end) => {
                 self.generated_tokens += end.generated_tokens;
                 let of_prompt = self.count / self.cached_tokens.len().max(1);
@@ -168,7 +189,7 @@ impl Choices {
     fn measure(&mut self, index: usize, event: &TextEvent) {
         match event {
             TextEvent::Prompt(_) => {}
-            TextEvent::Delta(_) => self.times[index].text_came(),
+            TextEvent::Delta(_) | TextEvent::Thought(_) | TextEvent::Call(_) => self.times[index].text_came(),
             TextEvent::Finished(end) => self.metrics.ended(self.times[index], end.generated_tokens, end.reason),
             TextEvent::Failed(_) => self.metrics.failed(),
         }
@@ -179,8 +200,7 @@ impl Choices {
     /// # Errors
     /// As `next`.
     pub(crate) async fn wholes(&mut self) -> Result<Vec<Whole>, ApiError> {
-        let empty = || Whole { prompt: vec![], text: String::new(), tokens: vec![], reason: TextEndReason::Length };
-        let mut wholes: Vec<_> = std::iter::repeat_with(empty).take(self.count).collect();
+        let mut wholes: Vec<_> = std::iter::repeat_with(Whole::begun).take(self.count).collect();
         while let Some((index, event)) = self.next().await? {
             let whole = &mut wholes[index];
             match event {
@@ -189,6 +209,8 @@ impl Choices {
                     whole.text.push_str(&delta.text);
                     whole.tokens.extend(delta.tokens);
                 }
+                ChoiceEvent::Thought(thought) => whole.thoughts.push_str(&thought),
+                ChoiceEvent::Call(event) => whole.call(event),
                 ChoiceEvent::End(reason) => whole.reason = reason,
             }
         }
@@ -203,6 +225,31 @@ impl Choices {
             "total_tokens": self.prompt_tokens + self.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens.iter().flatten().sum::<usize>()},
         })
+    }
+}
+
+impl Whole {
+    fn begun() -> Self {
+        Self {
+            prompt: Vec::new(),
+            text: String::new(),
+            thoughts: String::new(),
+            calls: Vec::new(),
+            tokens: Vec::new(),
+            reason: TextEndReason::Length,
+        }
+    }
+
+    fn call(&mut self, event: CallEvent) {
+        match event {
+            CallEvent::Begun { id, name, .. } => self.calls.push(Call { id, name, arguments: String::new() }),
+            CallEvent::Arguments { text, .. } => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
+            }
+            CallEvent::Ended { .. } => {}
+        }
     }
 }
 

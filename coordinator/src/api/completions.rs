@@ -93,6 +93,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         stops: params.stops()?,
         detail,
         leading_space: LeadingSpace::Keep,
+        reading: None,
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
         client: Api::client(address, params.user.as_deref()),
     };

@@ -14,7 +14,7 @@ const PREFLIGHT: [(HeaderName, HeaderValue); 3] = [
     (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")),
 ];
 /// What of an answer's head a page may read beyond what all may.
-const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id");
+const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-qmesh-tools, x-request-id");
 
 /// Whether a browser asks what it may send. It cannot show a key yet.
 pub(crate) fn is_preflight(request: &Request) -> bool {

@@ -127,6 +127,7 @@ impl Metrics {
         let finished_reason = match reason {
             TextEndReason::EndToken | TextEndReason::StopString => "stop",
             TextEndReason::Length => "length",
+            TextEndReason::Calls => "tool_calls",
         };
         self.ended.get_or_create(&Outcome { finished_reason }).inc();
     }

@@ -1,9 +1,11 @@
 //! The API against a scripted mesh: through the router where that is enough, through a socket where it is not.
 
 mod answers;
+mod calls;
 mod endpoints;
 mod guards;
 mod socket;
+mod thoughts;
 mod validation;
 
 use std::sync::Arc;

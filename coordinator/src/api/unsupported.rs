@@ -171,6 +171,7 @@ mod tests {
             r#"{"stop_token_ids": [], "bad_words": [], "guided_json": null, "ignore_eos": false, "min_tokens": 0}"#,
             r#"{"keep_alive": "5m", "cache_prompt": true, "metadata": {"a": "b"}, "safety_identifier": "x"}"#,
             r#"{"echo": true}"#,
+            r#"{"store": true, "parallel_tool_calls": true}"#,
             r#"{"tool_choice": "none", "tools": [{"type": "function"}]}"#,
             r#"{"functions": [{"name": "f"}], "function_call": "none"}"#,
         ] {

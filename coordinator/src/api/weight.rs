@@ -11,11 +11,11 @@ use serde_json::error::Category;
 use super::{error::ApiError, json::malformed, limits::MOST_BYTES};
 
 /// Memory for each value, over all the forms that it takes on its way through a template.
-const VALUE_BYTES: usize = 640;
+const VALUE_BYTES: usize = 720;
 /// The same for each key of an object: a map makes room for four entries at once, in each of these forms.
-const KEY_BYTES: usize = 2560;
+const KEY_BYTES: usize = 2880;
 /// Copies of a text on its way into a prompt.
-const TEXT_COPIES: usize = 12;
+const TEXT_COPIES: usize = 14;
 /// Memory for each byte of a text that is being split into tokens.
 const SPLITTING_BYTES: usize = 100;
 

@@ -61,12 +61,12 @@ pub(super) async fn stream(
     leading_space: LeadingSpace,
 ) -> Result<Answer, AnswerError> {
     let started = Instant::now();
-    let options = TextOptions { stops: Vec::new(), tokens: TokenDetail::Off, leading_space };
+    let options = TextOptions { stops: Vec::new(), tokens: TokenDetail::Off, leading_space, reading: None };
     let mut stream = text.generate(mesh, request, options)?;
     let (mut answer, mut first_token) = (String::new(), None);
     let ended = loop {
         match stream.next().await {
-            Some(TextEvent::Prompt(_)) => {}
+            Some(TextEvent::Prompt(_) | TextEvent::Thought(_) | TextEvent::Call(_)) => {}
             Some(TextEvent::Delta(delta)) => {
                 first_token.get_or_insert_with(|| started.elapsed());
                 output::raw(delta.text.as_bytes())?;

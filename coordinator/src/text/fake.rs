@@ -30,6 +30,9 @@ pub(crate) const END: u32 = 2;
 /// A control token that is no text and ends nothing.
 pub(crate) const CONTROL: u32 = 3;
 
+/// A control token that stands between the name and the arguments of a call.
+pub(crate) const ARGS: u32 = FIRST_WORD + 9;
+
 const WORDS: [&str; 9] = ["▁", "Hello", "▁world", "▁ST", "OP", "▁more", "a", "b", "c"];
 const FIRST_BYTE: u32 = 4;
 const FIRST_WORD: u32 = FIRST_BYTE + 256;
@@ -39,12 +42,14 @@ const TEMPLATE: &str = "{% for m in messages %}\
     {% if m.content == 'clown' %}{{ raise_exception('no clowns') }}{% endif %}{{ m.role[0] }}:{{ m.content }}\n\
     {% endfor %}{% if tools %}{{ tools|length }}{% endif %}{{ mood }}";
 
-/// The made-up model: bytes, a few words, and three control tokens.
+/// The made-up model: bytes, a few words, and control tokens.
 pub(crate) fn model() -> TextModel {
     let controls = ["<unk>", "<s>", "</s>", "<|tool|>"].map(|text| (text.to_owned(), 3));
     let bytes = (0..=255_u8).map(|byte| (format!("<0x{byte:02X}>"), 6));
     let words = WORDS.map(|word| (word.to_owned(), 1));
-    let (tokens, token_types): (Vec<String>, Vec<i32>) = controls.into_iter().chain(bytes).chain(words).unzip();
+    let args = ("[ARGS]".to_owned(), 3);
+    let tokens = controls.into_iter().chain(bytes).chain(words).chain([args]);
+    let (tokens, token_types): (Vec<String>, Vec<i32>) = tokens.unzip();
     let vocabulary = Vocabulary {
         model: "llama".to_owned(),
         scores: vec![0.0; tokens.len()],
@@ -75,6 +80,11 @@ pub(crate) fn word(text: &str) -> u32 {
 /// The id of a byte.
 pub(crate) fn byte(value: u8) -> u32 {
     FIRST_BYTE + u32::from(value)
+}
+
+/// The ids of a text's bytes.
+pub(crate) fn written(text: &str) -> Vec<u32> {
+    text.bytes().map(byte).collect()
 }
 
 /// A sampled token, its id as its log-probability, with two candidates.

@@ -10,7 +10,21 @@ pub(crate) struct Stops {
     /// As it is spelled.
     held: String,
     /// The control tokens in it. A stop string has each of them whole or not at all: `>` is none of `<|im_end|>`.
-    hidden: Vec<Range<usize>>,
+    controls: Vec<Control>,
+}
+
+/// A control token in what is held.
+#[derive(Debug)]
+struct Control {
+    place: Range<usize>,
+    shown: Shown,
+}
+
+/// Whether the spelling of a control token goes out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Shown {
+    Yes,
+    No,
 }
 
 /// A piece of what the model wrote.
@@ -20,6 +34,8 @@ pub(crate) enum Piece<'t> {
     Shown(&'t str),
     /// The spelling of a token that is not.
     Hidden(&'t str),
+    /// The spelling of a token that is not, but is wanted by who reads the text.
+    Spelled(&'t str),
 }
 
 /// What became of a piece.
@@ -50,13 +66,10 @@ impl Stops {
     /// Takes the next piece. What comes of a text does not depend on where its pieces part: the stop string that is
     /// complete first wins.
     pub(crate) fn push(&mut self, piece: Piece<'_>) -> Screened {
-        let start = self.held.len();
         match piece {
             Piece::Shown(text) => self.held.push_str(text),
-            Piece::Hidden(spelling) => {
-                self.held.push_str(spelling);
-                self.hidden.push(start..self.held.len());
-            }
+            Piece::Hidden(spelling) => self.push_control(spelling, Shown::No),
+            Piece::Spelled(spelling) => self.push_control(spelling, Shown::Yes),
         }
         if let Some(start) = self.first_stop() {
             let passed = self.pass(start);
@@ -65,6 +78,12 @@ impl Stops {
         }
         let open = self.places().find(|&at| self.may_begin_a_stop(&self.held[at..]));
         Screened::Open(self.pass(open.unwrap_or(self.held.len())))
+    }
+
+    fn push_control(&mut self, spelling: &str, shown: Shown) {
+        let start = self.held.len();
+        self.held.push_str(spelling);
+        self.controls.push(Control { place: start..self.held.len(), shown });
     }
 
     /// What is still held: no more text comes, so it begins no stop string.
@@ -90,20 +109,21 @@ impl Stops {
 
     /// Whether a control token is on both sides of a place.
     fn is_inside(&self, at: usize) -> bool {
-        self.hidden.iter().any(|token| token.start < at && at < token.end)
+        self.controls.iter().any(|token| token.place.start < at && at < token.place.end)
     }
 
     /// Releases what is held before `end`, which does not lie inside a control token.
     fn pass(&mut self, end: usize) -> Passed {
         let mut text = String::new();
         let mut shown = 0;
-        for token in self.hidden.extract_if(.., |token| token.end <= end) {
-            text.push_str(&self.held[shown..token.start]);
-            shown = token.end;
+        for token in self.controls.extract_if(.., |token| token.place.end <= end) {
+            let until = if token.shown == Shown::Yes { token.place.end } else { token.place.start };
+            text.push_str(&self.held[shown..until]);
+            shown = token.place.end;
         }
         text.push_str(&self.held[shown..end]);
         self.held.drain(..end);
-        self.hidden.iter_mut().for_each(|token| *token = token.start - end..token.end - end);
+        self.controls.iter_mut().for_each(|token| token.place = token.place.start - end..token.place.end - end);
         Passed { text, spelled: end }
     }
 }
@@ -153,7 +173,7 @@ mod tests {
 
     #[test]
     fn control_tokens_stop_and_stay_hidden() {
-        use Piece::{Hidden, Shown};
+        use Piece::{Hidden, Shown, Spelled};
         for (stop, pieces, out, stopped) in [
             ("<|user|>", &[Shown("a"), Hidden("<|user|>"), Shown("b")][..], "a", true),
             ("<|user|>\nhi", &[Hidden("<|user|>"), Shown("\n"), Shown("hi there")], "", true),
@@ -166,6 +186,9 @@ mod tests {
             ("<", &[Shown("a"), Hidden("<|user|>"), Shown("b")], "ab", false),
             ("user", &[Hidden("<|user|>"), Shown("b")], "b", false),
             ("a<|u", &[Shown("a"), Hidden("<|user|>")], "a", false),
+            // Some are wanted in the text.
+            (">", &[Shown("a"), Spelled("<|user|>"), Hidden("<|tool|>"), Shown("b")], "a<|user|>b", false),
+            ("<|user|>b", &[Shown("a"), Spelled("<|user|>"), Shown("b")], "a", true),
         ] {
             let mut stops = Stops::new(vec![stop.to_owned()]);
             let mut text = String::new();

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +11,8 @@ use qmesh_models::tokenizer::{ControlTokens, Detokenizer, LeadingSpace, Tokenize
 use qmesh_net::Sampled;
 
 use super::{
+    part::{CallEvent, Part},
+    reading::Reading,
     stops::{Passed, Piece, Screened, Stops},
     token::{TokenText, Visibility},
 };
@@ -24,6 +27,8 @@ pub struct TextOptions {
     pub tokens: TokenDetail,
     /// Whether the space that some tokenizers put before a text is text.
     pub leading_space: LeadingSpace,
+    /// Tells thoughts and calls from the text; without one, all of it is text.
+    pub reading: Option<Reading>,
 }
 
 /// Whether deltas come with their tokens.
@@ -42,6 +47,10 @@ pub enum TextEvent {
     Prompt(Vec<Sampled>),
     /// More text.
     Delta(TextDelta),
+    /// More of what the model thinks, with a `reading` only.
+    Thought(String),
+    /// What it does, with a `reading` only.
+    Call(CallEvent),
     /// The last event of a text that came to its end.
     Finished(TextEnd),
     /// The last event of one that did not.
@@ -81,6 +90,8 @@ pub enum TextEndReason {
     EndToken,
     /// A stop string came.
     StopString,
+    /// It ended with calls, and waits for what comes of them.
+    Calls,
     /// `max_tokens`, or the context was full.
     Length,
 }
@@ -94,6 +105,7 @@ pub struct TextStream {
     ends: Arc<[u32]>,
     detokenizer: Detokenizer,
     stops: Stops,
+    reading: Option<Reading>,
     detail: TokenDetail,
     unsent: VecDeque<Unsent>,
     /// Bytes so far as they are spelled, with those of control tokens and of a stop string; characters of text.
@@ -138,6 +150,7 @@ impl TextStream {
             tokenizer,
             ends,
             stops: Stops::new(options.stops),
+            reading: options.reading,
             detail: options.tokens,
             unsent: VecDeque::new(),
             spelled: 0,
@@ -175,7 +188,9 @@ impl TextStream {
         self.generated_tokens += 1;
         self.first_token.get_or_insert_with(Instant::now);
         // A token that ends generations need not be a control token, and is no text either.
-        let hidden = self.ends.contains(&row.token) || self.tokenizer.is_control(row.token);
+        let ends = self.ends.contains(&row.token);
+        let hidden = ends || self.tokenizer.is_control(row.token);
+        let spelled = hidden && !ends && self.reading.as_ref().is_some_and(|reading| reading.spells(row.token));
         let piece = if hidden {
             String::from_utf8_lossy(self.tokenizer.bytes(row.token)).into_owned()
         } else {
@@ -186,7 +201,11 @@ impl TextStream {
             let token = TokenText::generated(&self.tokenizer, row, self.decoded_chars, visibility);
             self.unsent.push_back(Unsent { start: self.spelled, end: self.spelled + piece.len(), token });
         }
-        self.send(if hidden { Piece::Hidden(&piece) } else { Piece::Shown(&piece) });
+        self.send(match (hidden, spelled) {
+            (false, _) => Piece::Shown(&piece),
+            (true, false) => Piece::Hidden(&piece),
+            (true, true) => Piece::Spelled(&piece),
+        });
     }
 
     fn take_finish(&mut self, finish: &Finish) {
@@ -196,8 +215,12 @@ impl TextStream {
         }
         let held = self.stops.finish();
         self.release(held, |_| true);
+        if self.generation.is_none() {
+            return;
+        }
+        self.release_rest();
         let reason = match finish.reason {
-            FinishReason::End => TextEndReason::EndToken,
+            FinishReason::End => self.ending(TextEndReason::EndToken),
             FinishReason::Length => TextEndReason::Length,
         };
         self.end(TextEvent::Finished(self.finished(reason, finish.prefill, finish.decode)));
@@ -210,20 +233,21 @@ impl TextStream {
                 self.spelled += text.len();
                 self.decoded_chars += text.chars().count();
             }
-            Piece::Hidden(spelling) => self.spelled += spelling.len(),
+            Piece::Hidden(spelling) | Piece::Spelled(spelling) => self.spelled += spelling.len(),
         }
         match self.stops.push(piece) {
             Screened::Open(passed) => {
                 let out = self.sent + passed.spelled;
                 self.release(passed, |token| token.end <= out);
-                Flow::Open
+                if self.generation.is_some() { Flow::Open } else { Flow::Ended }
             }
             Screened::Stopped(passed) => {
                 let cut = self.sent + passed.spelled;
                 self.release(passed, |token| token.start < cut);
-                let (now, first) = (Instant::now(), self.first_token.unwrap_or(self.submitted));
-                let end = self.finished(TextEndReason::StopString, first - self.submitted, now - first);
-                self.end(TextEvent::Finished(end));
+                if self.generation.is_some() {
+                    self.release_rest();
+                    self.stop(self.ending(TextEndReason::StopString));
+                }
                 Flow::Ended
             }
         }
@@ -232,12 +256,55 @@ impl TextStream {
     /// Sends text with the tokens at the front that belong to it.
     fn release(&mut self, passed: Passed, belongs: impl Fn(&Unsent) -> bool) {
         self.sent += passed.spelled;
-        let text = passed.text;
         let count = self.unsent.iter().take_while(|token| belongs(token)).count();
         let tokens: Vec<_> = self.unsent.drain(..count).map(|unsent| unsent.token).collect();
-        if !text.is_empty() || !tokens.is_empty() {
-            self.ready.push_back(TextEvent::Delta(TextDelta { text, tokens }));
+        let parts = match &mut self.reading {
+            None => vec![Part::Content(passed.text)],
+            Some(reading) => reading.push(&passed.text),
+        };
+        self.send_parts(parts, tokens);
+        if self.reading.as_ref().is_some_and(Reading::has_ended) {
+            self.stop(TextEndReason::Calls);
         }
+    }
+
+    /// Sends what was held by who reads the text.
+    fn release_rest(&mut self) {
+        if let Some(reading) = &mut self.reading {
+            let parts = reading.finish();
+            self.send_parts(parts, Vec::new());
+        }
+    }
+
+    /// Tokens go with the text that they have written, or without any: their thoughts and calls go on their own.
+    fn send_parts(&mut self, parts: Vec<Part>, mut tokens: Vec<TokenText>) {
+        if !tokens.is_empty() && !parts.iter().any(|part| matches!(part, Part::Content(_))) {
+            self.ready.push_back(TextEvent::Delta(TextDelta { text: String::new(), tokens: mem::take(&mut tokens) }));
+        }
+        for part in parts {
+            match part {
+                Part::Content(text) if text.is_empty() && tokens.is_empty() => {}
+                Part::Content(text) => {
+                    let tokens = mem::take(&mut tokens);
+                    self.ready.push_back(TextEvent::Delta(TextDelta { text, tokens }));
+                }
+                Part::Thought(text) => self.ready.push_back(TextEvent::Thought(text)),
+                Part::Call(call) => self.ready.push_back(TextEvent::Call(call)),
+            }
+        }
+    }
+
+    /// Why a text has ended, where calls were made or not.
+    fn ending(&self, without_calls: TextEndReason) -> TextEndReason {
+        let calls = self.reading.as_ref().is_some_and(|reading| reading.calls() > 0);
+        if calls { TextEndReason::Calls } else { without_calls }
+    }
+
+    /// Ends a text before its generation.
+    fn stop(&mut self, reason: TextEndReason) {
+        let (now, first) = (Instant::now(), self.first_token.unwrap_or(self.submitted));
+        let end = self.finished(reason, first - self.submitted, now - first);
+        self.end(TextEvent::Finished(end));
     }
 
     fn finished(&self, reason: TextEndReason, prefill: Duration, decode: Duration) -> TextEnd {

@@ -2,9 +2,12 @@
 
 use std::time::SystemTime;
 
-use qmesh_models::tokenizer::LeadingSpace;
+use qmesh_models::{
+    chat::{Message, RenderOptions},
+    tokenizer::LeadingSpace,
+};
 use qmesh_net::Sampling;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     fake::{CONTROL, END, FakeMesh, byte, generation, model, row, word},
@@ -27,7 +30,9 @@ async fn read(tokens: &[u32], stops: &[&str]) -> (Vec<(String, Vec<String>)>, Te
                 assert!(stream.next().await.is_none());
                 return (deltas, end.reason, end.generated_tokens);
             }
-            event @ (TextEvent::Prompt(_) | TextEvent::Failed(_)) => panic!("{event:?}"),
+            event @ (TextEvent::Prompt(_) | TextEvent::Thought(_) | TextEvent::Call(_) | TextEvent::Failed(_)) => {
+                panic!("{event:?}")
+            }
         }
     }
 }
@@ -43,7 +48,7 @@ fn start(mesh: &FakeMesh, stops: &[&str]) -> TextStream {
         client: ClientId(0),
     };
     let stops = stops.iter().map(ToString::to_string).collect();
-    let options = TextOptions { stops, tokens: TokenDetail::On, leading_space: LeadingSpace::Keep };
+    let options = TextOptions { stops, tokens: TokenDetail::On, leading_space: LeadingSpace::Keep, reading: None };
     text.generate(&mesh.handle, request, options).expect("the mesh takes it")
 }
 

@@ -201,15 +201,23 @@ async fn chats() {
         (json!({"logprobs": true, "top_logprobs": 21}), bad("top_logprobs")),
         (json!({"top_logprobs": 1}), bad("top_logprobs")),
         (json!({"logprobs": 5}), bad("logprobs")),
-        (json!({"tools": [tool("f")]}), refused("tools")),
+        (json!({"tools": [tool("f")]}), good()),
+        (json!({"tools": [tool("f"), tool("f")]}), bad("tools[1].function.name")),
         (json!({"tools": [tool("f")], "tool_choice": "none"}), good()),
         (json!({"tools": [], "tool_choice": "auto", "parallel_tool_calls": false}), good()),
-        (json!({"tools": [tool("f")], "tool_choice": "required"}), refused("tools")),
-        (json!({"tool_choice": {"type": "function"}}), refused("tool_choice")),
-        (json!({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}), refused("tools")),
-        (json!({"tools": "x"}), refused("tools")),
+        (json!({"tools": [tool("f")], "tool_choice": "required"}), refused("tool_choice")),
+        (json!({"tool_choice": {"type": "function"}}), bad("tool_choice")),
+        (json!({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}), bad("tools[0].type")),
+        (json!({"tools": "x"}), bad("tools")),
+        (json!({"tools": [tool("f")], "parallel_tool_calls": "no"}), bad("parallel_tool_calls")),
+        (json!({"store": true, "reasoning_effort": "high", "enable_thinking": false}), good()),
+        (json!({"reasoning_effort": "huge"}), bad("reasoning_effort")),
+        (json!({"reasoning_effort": 3}), bad("reasoning_effort")),
+        (json!({"reasoning_format": "xml"}), bad("reasoning_format")),
+        (json!({"enable_thinking": "no"}), bad("enable_thinking")),
         (json!({"echo": true}), refused("echo")),
-        (json!({"functions": [{"name": "f"}]}), refused("functions")),
+        (json!({"functions": [{"name": "f"}]}), good()),
+        (json!({"functions": [{"name": "f g"}]}), bad("functions[0].name")),
     ];
     for (more, expected) in table {
         assert_eq!(outcome(&bench.chat(more.clone()).await), expected, "{more}");
@@ -244,6 +252,9 @@ async fn completions() {
         (json!({"prompt": "a", "echo": true, "max_tokens": 0}), good()),
         (json!({"prompt": "a", "best_of": 1, "suffix": null}), good()),
         (json!({"prompt": "a", "add_special_tokens": false}), refused("add_special_tokens")),
+        (json!({"prompt": "a", "tools": [{"type": "function"}]}), refused("tools")),
+        (json!({"prompt": "a", "reasoning_effort": "high"}), refused("reasoning_effort")),
+        (json!({"prompt": "a", "store": true}), good()),
     ];
     for (body, expected) in table {
         assert_eq!(outcome(&bench.complete(body.clone()).await), expected, "{body:.80}");

@@ -6,12 +6,13 @@ use super::{
 };
 
 const LEAVE_OUT: &str = "leave it out";
-const CALLS: &str = "no calls are made: describe the tools in a message, and read the calls in the text";
+const CALLS: &str = "only /v1/chat/completions tells calls from text";
 const SAMPLERS: &str = "use 'temperature', 'top_k', 'top_p' or 'min_p'";
+const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 162] = [
+pub(super) static KNOWN: [Known; 161] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -40,7 +41,7 @@ pub(super) static KNOWN: [Known; 162] = [
     known("dynatemp_range", AtMost(0.0), "use 'temperature'"),
     known("ebnf", Empty, LEAVE_OUT),
     known("echo", Is(false), "only /v1/completions repeats its prompt"),
-    known("enable_thinking", Absent, TEMPLATE),
+    known("enable_thinking", Absent, THOUGHTS),
     known("encoder_repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
     known("epsilon_cutoff", Number(0.0), "use 'min_p'"),
     known("eta_cutoff", Number(0.0), "use 'min_p'"),
@@ -60,7 +61,7 @@ pub(super) static KNOWN: [Known; 162] = [
     known("ignore_eos", Is(false), "use 'logit_bias' on the end token"),
     known("image_data", Empty, "only text is read"),
     known("images", Empty, "only text is read"),
-    known("include_reasoning", Is(true), "thoughts are part of the text"),
+    known("include_reasoning", Is(true), THOUGHTS),
     known("include_stop_str_in_output", Is(false), "a stop string is never part of the text"),
     known("input_extra", Empty, "put it into the prompt"),
     known("input_prefix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
@@ -107,9 +108,9 @@ pub(super) static KNOWN: [Known; 162] = [
     known("prompt_mode", Absent, TEMPLATE),
     known("random_seed", Absent, "use 'seed'"),
     known("raw", Is(false), "use /v1/completions"),
-    known("reasoning", Empty, TEMPLATE),
-    known("reasoning_effort", OneOf(&["medium"]), TEMPLATE),
-    known("reasoning_format", OneOf(&["auto", "none"]), "thoughts are part of the text"),
+    known("reasoning", Empty, "use 'reasoning_effort' and 'include_reasoning'"),
+    known("reasoning_effort", OneOf(&["medium"]), THOUGHTS),
+    known("reasoning_format", OneOf(&["auto", "none"]), THOUGHTS),
     known("regex", Empty, LEAVE_OUT),
     known("regex_pattern", Empty, LEAVE_OUT),
     known("rep_pen", Number(1.0), "use 'repeat_penalty'"),
@@ -129,7 +130,7 @@ pub(super) static KNOWN: [Known; 162] = [
     known("sampler_order", Empty, SAMPLERS),
     known("sampler_priority", Empty, SAMPLERS),
     known("samplers", Empty, SAMPLERS),
-    known("separate_reasoning", Is(false), "thoughts are part of the text"),
+    known("separate_reasoning", Is(false), THOUGHTS),
     known("service_tier", OneOf(&["auto", "default"]), LEAVE_OUT),
     known("skew", Number(0.0), SAMPLERS),
     known("skip_special_tokens", Is(true), "control tokens are never part of the text; 'logprobs' names them"),
@@ -139,7 +140,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("stop_sequences", Empty, "use 'stop'"),
     known("stop_token_ids", Empty, "use 'stop'"),
     known("stopping_strings", Empty, "use 'stop'"),
-    known("store", Is(false), "nothing is stored"),
     known("structural_tag", Empty, LEAVE_OUT),
     known("structured_outputs", Empty, LEAVE_OUT),
     known("suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
@@ -149,15 +149,15 @@ pub(super) static KNOWN: [Known; 162] = [
     known("template", Empty, "the model's own is used"),
     known("tfs", Number(1.0), SAMPLERS),
     known("tfs_z", Number(1.0), SAMPLERS),
-    known("think", Absent, TEMPLATE),
-    known("thinking", Absent, TEMPLATE),
-    known("thinking_budget", Absent, TEMPLATE),
-    known("thinking_budget_tokens", AtMost(-1.0), TEMPLATE),
-    known("thinking_token_budget", Absent, TEMPLATE),
+    known("think", Absent, "use 'enable_thinking'"),
+    known("thinking", Absent, "use 'enable_thinking'"),
+    known("thinking_budget", Absent, "use 'reasoning_effort' or 'max_tokens'"),
+    known("thinking_budget_tokens", AtMost(-1.0), "use 'reasoning_effort' or 'max_tokens'"),
+    known("thinking_token_budget", Absent, "use 'reasoning_effort' or 'max_tokens'"),
     known("timings_per_token", Is(false), LEAVE_OUT),
     known("token_healing", Is(false), LEAVE_OUT),
     known("tool_choice", OneOf(&["auto", "none"]), CALLS),
-    known("tool_prompt", Absent, CALLS),
+    known("tool_prompt", Absent, "the model's own template tells it of its tools"),
     known("tools", Empty, CALLS),
     known("top_a", AtMost(0.0), SAMPLERS),
     known("top_n_sigma", AtMost(0.0), SAMPLERS),

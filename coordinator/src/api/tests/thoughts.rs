@@ -1,0 +1,78 @@
+//! Thoughts, apart from answers.
+
+use qmesh_models::chat::ChatTemplate;
+
+use super::*;
+use crate::text::{TextModel, fake::written};
+
+/// A bench whose model thinks, or has been told not to, and then writes this text.
+fn thinks(text: &str) -> Bench {
+    let source = "{{ messages[0].content }}{{ reasoning_effort }}{% if enable_thinking %}<think>\n{% endif %}\
+                  {% if false %}</think>{% endif %}";
+    let template = ChatTemplate::new(source, "<s>", "</s>").expect("a sound template");
+    let tokens = [written(text), vec![END]].concat();
+    Bench::with(
+        move |_| generation(&tokens),
+        move |state| state.text = Arc::new(TextModel { template: Ok(Arc::new(template)), ..model() }),
+    )
+}
+
+const TEXT: &str = "<think>\nOne and one?\n</think>\n\nTwo.";
+
+#[tokio::test]
+async fn thoughts_come_apart() {
+    let choice = thinks(TEXT).chat(json!({})).await.json()["choices"][0].clone();
+    let message = json!({
+        "role": "assistant", "content": "Two.", "refusal": null, "reasoning_content": "One and one?",
+    });
+    assert_eq!((&choice["message"], &choice["finish_reason"]), (&message, &json!("stop")));
+    let (chunks, done) = thinks(TEXT).chat(json!({"stream": true})).await.events();
+    let of = |field: &str| {
+        let deltas = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"][field].as_str());
+        deltas.collect::<String>()
+    };
+    assert_eq!((of("reasoning_content"), of("content"), done), ("One and one?".into(), "Two.".into(), true));
+    let both = |chunk: &Value| {
+        let delta = &chunk["choices"][0]["delta"];
+        delta.get("reasoning_content").is_some() && delta.get("content").is_some()
+    };
+    assert!(!chunks.iter().any(both));
+}
+
+#[tokio::test]
+async fn thoughts_that_the_prompt_begins() {
+    let bench = thinks("One and one?\n</think>\n\nTwo.");
+    let message = bench.chat(json!({"enable_thinking": true})).await.json()["choices"][0]["message"].clone();
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("One and one?"), &json!("Two.")));
+    for body in [json!({}), json!({"enable_thinking": false}), json!({"reasoning_effort": "none"})] {
+        let message = bench.chat(body).await.json()["choices"][0]["message"].clone();
+        assert_eq!(
+            (message.get("reasoning_content"), &message["content"]),
+            (None, &json!("One and one?\n</think>\n\nTwo."))
+        );
+    }
+    let kwargs = json!({"chat_template_kwargs": {"enable_thinking": true}});
+    assert!(bench.chat(kwargs).await.json()["choices"][0]["message"]["reasoning_content"].is_string());
+}
+
+#[tokio::test]
+async fn thoughts_are_where_clients_want_them() {
+    for (body, thoughts, content) in [
+        (json!({"reasoning_format": "none"}), None, TEXT),
+        (json!({"separate_reasoning": false}), None, TEXT),
+        (json!({"include_reasoning": false}), None, "Two."),
+        (json!({"reasoning_format": "deepseek", "logprobs": true}), Some("One and one?"), "Two."),
+    ] {
+        let message = thinks(TEXT).chat(body.clone()).await.json()["choices"][0]["message"].clone();
+        let found = message.get("reasoning_content").and_then(Value::as_str);
+        assert_eq!((found, message["content"].as_str()), (thoughts, Some(content)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn the_template_hears_of_the_effort() {
+    let bench = thinks("x");
+    bench.chat(json!({"reasoning_effort": "low"})).await;
+    let ids = bench.mesh.seen.lock().expect("no panic holds it")[0].ids.clone();
+    assert_eq!(ids[1..], written("xlow"));
+}

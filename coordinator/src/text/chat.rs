@@ -1,0 +1,209 @@
+//! A conversation as a prompt, and how its answer is to be read.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use qmesh_models::{
+    chat::{ChatTemplate, Message, RenderOptions, TemplateError},
+    tokenizer::Specials,
+};
+use serde_json::Value;
+
+use super::{
+    TextError, TextModel,
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
+    history,
+    outside::Outside,
+    reading::{CallsWanted, Manner, Opening, Reading, ThoughtsWanted},
+};
+
+/// What a client wants of an answer.
+#[derive(Clone, Debug)]
+pub struct ChatWanted {
+    /// Which tools may be called, or must be.
+    pub choice: ToolChoice,
+    /// How many calls.
+    pub calls: CallsWanted,
+    /// Where thoughts go.
+    pub thoughts: ThoughtsWanted,
+}
+
+/// A conversation that is ready to be answered.
+#[derive(Clone, Debug)]
+pub struct ChatPrompt {
+    /// The prompt.
+    pub ids: Vec<u32>,
+    /// Reads the answer.
+    pub reading: Reading,
+    /// How the model was told of its tools.
+    pub tools: ToolsShown,
+    /// What the answer must be, where a call is demanded.
+    pub forced: Option<ForcedCall>,
+    /// Where the prompt has begun thoughts: what ends them. A demanded call comes behind it.
+    pub thoughts_end: Option<&'static str>,
+}
+
+/// How a model was told of its tools.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ToolsShown {
+    /// There are none.
+    None,
+    /// By its own template.
+    Native,
+    /// By our instructions, since its template knows no tools.
+    Generic,
+}
+
+/// A conversation as text, whose control tokens are those without this mark.
+#[derive(Debug)]
+struct Rendered {
+    text: String,
+    mark: char,
+}
+
+impl TextModel {
+    /// The ids of a conversation. Control tokens come from the template alone, whatever the messages and tools spell.
+    ///
+    /// # Errors
+    /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
+    /// split.
+    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
+        let rendered = self.rendered(self.usable_template()?, messages, options)?;
+        self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))
+    }
+
+    /// The ids of a conversation with the tools of `options`, and how its answer is to be read. Where the template knows no tools, or
+    /// does not look at calls and their results, the model is told of them in words.
+    ///
+    /// # Errors
+    /// As `chat_prompt`, but for templates that know no tools.
+    pub fn chat(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+        wanted: &ChatWanted,
+    ) -> Result<ChatPrompt, TextError> {
+        let template = self.usable_template()?;
+        let messages = history::with_ids_for(template, messages);
+        let (rendered, tools) = self.told(template, &messages, options)?;
+        let mut manner = Manner::of_template(template.source());
+        manner.thoughts = wanted.thoughts;
+        manner.calls = match (tools, &wanted.choice) {
+            (ToolsShown::None, _) | (_, ToolChoice::None) => CallsWanted::None,
+            // Such a template also refuses the next turn of a conversation in which there were several calls.
+            _ if template.source().contains("only supports single tool-calls at once") => CallsWanted::One,
+            _ => wanted.calls,
+        };
+        manner.tools = Arc::new(Tools::new(options.tools));
+        if tools == ToolsShown::Generic && manner.format != Format::CHANNELS {
+            manner.format = Format::GENERIC;
+        }
+        let forced = forced_call(&manner.tools, &wanted.choice, manner.format);
+        if let Some(forced) = &forced {
+            manner.format = forced.format;
+        }
+        let begun = manner.tags.filter(|tags| rendered.text.trim_end().ends_with(tags.open));
+        if begun.is_some() {
+            manner.opening = Opening::Thoughts;
+        }
+        let control = |text: &str| self.tokenizer.find(text).filter(|&id| self.tokenizer.is_control(id));
+        let reading = Reading::new(&manner, control);
+        let ids = self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))?;
+        Ok(ChatPrompt { ids, reading, tools, forced, thoughts_end: begun.map(|tags| tags.close) })
+    }
+
+    /// The conversation as text, in the way that tells the model most of it.
+    fn told(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<(Rendered, ToolsShown), TextError> {
+        let native = if options.tools.is_empty() { ToolsShown::None } else { ToolsShown::Native };
+        let mut first = self.rendered(template, messages, options);
+        let refused =
+            matches!(first, Err(TextError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })));
+        let passed_over = first.as_ref().is_ok_and(|first| self.passes_over(template, messages, options, first));
+        if history::has_calls(messages) && (refused || passed_over) {
+            match self.rendered(template, &history::as_text(messages), options) {
+                // What the template says of the conversation as it came is what its client can do something about.
+                Err(TextError::Template(_)) => {}
+                second => first = second,
+            }
+        }
+        match first {
+            Err(TextError::NoTools { .. }) => Ok((self.instructed(template, messages, options)?, ToolsShown::Generic)),
+            first => Ok((first?, native)),
+        }
+    }
+
+    /// Whether a template makes the same text of a conversation without its calls, or without their results.
+    fn passes_over(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+        rendered: &Rendered,
+    ) -> bool {
+        let blind = |less: Vec<Message>| {
+            self.rendered(template, &less, options).is_ok_and(|without| without.text == rendered.text)
+        };
+        history::WITHOUT.into_iter().filter_map(|without| without(messages)).any(blind)
+    }
+
+    /// A conversation with our own instructions about tools.
+    fn instructed(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<Rendered, TextError> {
+        let told = history::instructed(&history::as_text(messages), &history::instructions(options.tools));
+        let options = RenderOptions { tools: &[], ..options.clone() };
+        match self.rendered(template, &told, &options) {
+            Err(TextError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })) => {
+                self.rendered(template, &history::without_system(&told), &options)
+            }
+            rendered => rendered,
+        }
+    }
+
+    fn usable_template(&self) -> Result<&ChatTemplate, TextError> {
+        let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
+        self.template.as_deref().map_err(unusable)
+    }
+
+    /// The conversation as the template writes it.
+    fn rendered(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<Rendered, TextError> {
+        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
+        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
+        let text = render(template, &outside.messages, &options)?;
+        // A template that does not look at the tools would have them ignored in silence.
+        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
+        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
+            return Err(TextError::NoTools { name: self.name.clone() });
+        }
+        Ok(Rendered { text, mark: outside.mark })
+    }
+}
+
+/// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they
+/// do in transformers: those get an empty text.
+fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+    let null = |message: &Message| message.content == Some(Value::Null);
+    match template.render(messages, options) {
+        Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
+            let mut messages = messages.to_vec();
+            messages.iter_mut().filter(|message| null(message)).for_each(|message| message.content = Some("".into()));
+            template.render(&messages, options)
+        }
+        rendered => rendered,
+    }
+}
