@@ -19,7 +19,7 @@ use qmesh_coordinator::{
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, MeasuredBy, Stay, WorkerConfig},
+    worker::{self, Audience, MeasuredBy, Search, Stay, WorkerConfig},
 };
 use qmesh_models::weights::ModelFile;
 use qmesh_net::{
@@ -222,6 +222,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
 
 fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig {
     WorkerConfig {
+        search: Search::Addresses,
         ticket,
         name: format!("w{number}"),
         memory: None,

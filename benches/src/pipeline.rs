@@ -23,7 +23,7 @@ use qmesh_coordinator::{
 use qmesh_engine::{
     backend::{Backend, cpu::CpuBackend},
     shard::PAGE_POSITIONS,
-    worker::{self, Audience, Exit, MeasuredBy, Stay, WorkerConfig, WorkerError},
+    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
     Admission, Identity, JoinRight,
@@ -249,6 +249,7 @@ impl ReadyMesh {
             for (number, backend) in backends.into_iter().enumerate() {
                 let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
                 let config = WorkerConfig {
+                    search: Search::Addresses,
                     ticket: mesh.ticket().clone(),
                     name: worker_name(number),
                     memory: None,

@@ -23,8 +23,8 @@ pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{
-        AddressArgs, ClientArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs, StatusArgs,
-        TicketArgs, WorkloadArgs,
+        AddressArgs, ClientArgs, DiscoverArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs,
+        StatusArgs, TicketArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
 };
@@ -67,6 +67,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Print the join line of a coordinator that runs on this machine
     Ticket(TicketArgs),
+    /// List the coordinators of the local network
+    Discover(DiscoverArgs),
     /// Look whether this machine would be a good coordinator, and say what to do where it would not
     Doctor(DoctorArgs),
     /// Score prompts and continue them greedily, as JSON

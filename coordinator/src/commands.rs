@@ -4,6 +4,7 @@
 mod answer;
 mod chat;
 mod demo;
+mod discover;
 mod doctor;
 mod eval;
 mod header;
@@ -66,6 +67,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::demo(&args),
         Command::Status(args) => status::status(&args),
         Command::Ticket(args) => ticket::ticket(&args),
+        Command::Discover(args) => block_on(discover::discover(&args)),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Verify(args) => verify::verify(&args),

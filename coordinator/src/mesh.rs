@@ -42,6 +42,7 @@ use self::{formation::PlannedModel, handle::CALLS_WAITING, run::MeshTask, thread
 pub struct Mesh {
     handle: MeshHandle,
     ticket: Ticket,
+    address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
     /// Where it runs, unless on the caller's runtime.
@@ -76,6 +77,7 @@ impl Mesh {
         config: MeshConfig,
     ) -> Result<Self, MeshError> {
         config.check()?;
+        let address = endpoint.local_addr();
         let JoinRight { secret, expires_unix } = right;
         let model = Arc::clone(&config.model);
         let hashing =
@@ -83,7 +85,7 @@ impl Mesh {
         let hashed: Result<_, WeightsError> = hashing.await.map_err(MeshError::Hashing)?;
         let (hashes, id) = hashed?;
         let ticket = Ticket {
-            addresses: addresses(&config, endpoint.local_addr()),
+            addresses: addresses(&config, address),
             coordinator: identity.peer_id(),
             secret: secret.clone(),
             expires_unix,
@@ -104,7 +106,7 @@ impl Mesh {
         let task = MeshTask::new(endpoint, gate, &config, planned);
         let handle = MeshHandle::new(calls, task.watch_status(), task.events());
         let task = tokio::spawn(task.run(called, stopped));
-        Ok(Self { handle, ticket, stop: Some(stop), task, _thread: None })
+        Ok(Self { handle, ticket, address, stop: Some(stop), task, _thread: None })
     }
 
     /// The way in for requests.
@@ -115,6 +117,11 @@ impl Mesh {
     /// What a worker needs to join.
     pub fn ticket(&self) -> &Ticket {
         &self.ticket
+    }
+
+    /// Where workers dial in, as it is bound.
+    pub fn listens_at(&self) -> SocketAddr {
+        self.address
     }
 
     /// The command that a worker's owner pastes.

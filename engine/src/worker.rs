@@ -19,6 +19,7 @@ mod links;
 mod machine;
 mod membership;
 mod memory;
+mod reach;
 mod run;
 #[cfg(feature = "simulation")]
 pub mod simulation;
@@ -28,7 +29,7 @@ mod tensors;
 mod turn;
 
 pub use self::{
-    config::{Exit, MeasuredBy, Stay, WorkerConfig},
+    config::{Exit, MeasuredBy, Search, Stay, WorkerConfig},
     console::Audience,
     run::{WorkerError, run},
     tensors::{Blob, BlobState, Damage, OnDamage, Removal, Selection, StoreError, TensorCache, Usage, Verification},

@@ -1,6 +1,7 @@
 //! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
 
 mod changes;
+mod discovery;
 mod doors;
 mod errors;
 mod experts;
@@ -63,7 +64,10 @@ impl Serving {
     fn start_measuring(no_measure: &str, model: &str, context: usize, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut command = process::command("coordinator");
-        command.args(["serve", model, "--port", "0", "--listen", "127.0.0.1:0"]).args(more);
+        command.args(["serve", model, "--port", "0"]).args(more);
+        if !more.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command.args(["--ctx-size", &context.to_string()]);
         command.env("XDG_DATA_HOME", folder.path()).env("QMESH_NO_MEASURE", no_measure);
         let mut coordinator = Running::start(command);

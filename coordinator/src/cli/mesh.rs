@@ -225,6 +225,9 @@ pub struct ServeArgs {
     /// Address to put into the join line, where it is not the one listened on; may be repeated
     #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',', value_parser = advertised)]
     pub advertise: Vec<String>,
+    /// Do not say on the local network (mDNS) where this coordinator is
+    #[arg(long, env = "QMESH_NO_MDNS")]
+    pub no_mdns: bool,
     /// Wait for N workers before the pipeline forms, even if fewer have room
     #[arg(long, value_name = "N", env = "QMESH_MIN_WORKERS", value_parser = parse_count)]
     pub min_workers: Option<usize>,
@@ -299,6 +302,24 @@ pub struct StatusArgs {
     /// Key of the API, if it asks for one
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<ApiKey>,
+    /// Print JSON
+    #[arg(long, env = "QMESH_JSON")]
+    pub json: bool,
+}
+
+/// Arguments of `discover`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  coordinator discover
+  coordinator discover --json
+
+A coordinator is found that others can reach (`serve --listen 0.0.0.0:4433`) and that does not hide (`--no-mdns`).
+Exit codes: 0 some answered; 3 none did.")]
+pub struct DiscoverArgs {
+    /// How long to wait for answers: 3s, 1m
+    #[arg(long, value_name = "TIME", env = "QMESH_DISCOVERY_TIMEOUT", default_value = "3s", value_parser = parse_time)]
+    pub timeout: Duration,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,

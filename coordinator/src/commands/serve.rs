@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
+use qmesh_discovery::Announcement;
 use qmesh_models::bytes::ByteCount;
 use tokio::sync::oneshot;
 
@@ -48,6 +49,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let mesh = Mesh::start(config(args, opened)?).await?;
     introduce(args, opened, &mesh, &addresses)?;
     let _posted = post(&opened.model, &mesh, &addresses)?;
+    let _announced = announced(args, opened, &mesh);
     let workers = local_workers(args, &opened.model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
@@ -109,6 +111,17 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
         ..opened.mesh(formation, args.pipeline)
     })
+}
+
+/// Says on the local network where this coordinator is, if others can reach it there.
+fn announced(args: &ServeArgs, opened: &Opened, mesh: &Mesh) -> Option<Announcement> {
+    let listen = mesh.listens_at();
+    if args.no_mdns || listen.ip().is_loopback() {
+        return None;
+    }
+    let begun = Announcement::begin(mesh.ticket().coordinator, listen, &opened.model.name);
+    // Workers have the addresses of the ticket as well.
+    begun.inspect_err(|error| note(format_args!("workers cannot find this coordinator by themselves: {error}"))).ok()
 }
 
 fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWorkers, Failure> {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::builder::FalseyValueParser;
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, Exit, MeasuredBy, Stay, WorkerConfig},
+    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig},
 };
 use qmesh_models::{bytes::ByteCount, directories::Directories};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError};
@@ -75,6 +75,9 @@ pub(super) struct JoinArgs {
     /// Folder with GGUF files: tensors found there are not fetched; may be given more than once
     #[arg(long, env = "QMESH_MODEL_DIR", value_name = "FOLDER")]
     model_dir: Vec<PathBuf>,
+    /// Look for the coordinator at the addresses of the ticket only, and do not ask the local network (mDNS)
+    #[arg(long, env = "QMESH_NO_MDNS", value_parser = FalseyValueParser::new())]
+    no_mdns: bool,
     /// End when the coordinator goes, instead of waiting for it to return
     #[arg(long, env = "QMESH_ONCE", value_parser = FalseyValueParser::new())]
     once: bool,
@@ -133,6 +136,7 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     };
     let listen = args.listen.unwrap_or_else(|| default_listen(&ticket));
     let config = WorkerConfig {
+        search: if args.no_mdns { Search::Addresses } else { Search::Lan },
         ticket,
         name,
         memory: args.memory,

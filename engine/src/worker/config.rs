@@ -23,6 +23,8 @@ pub struct WorkerConfig {
     pub cache_size: Option<ByteCount>,
     /// Folders whose model files it may read tensors from.
     pub model_folders: Vec<PathBuf>,
+    /// Whether it asks the local network for its coordinator.
+    pub search: Search,
     /// What it does when its coordinator is gone.
     pub stay: Stay,
     /// Who reads what it says.
@@ -40,6 +42,16 @@ pub enum MeasuredBy {
     ThisProcess,
     /// In a process of its own, with this program, which understands `measure --threads N` as `shard-worker` does.
     Program(PathBuf),
+}
+
+/// Where a worker looks for a coordinator that does not answer at the addresses of the ticket.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Search {
+    /// On the local network as well, by multicast DNS.
+    #[default]
+    Lan,
+    /// Nowhere else.
+    Addresses,
 }
 
 /// What a worker does when its coordinator is gone.

@@ -19,6 +19,7 @@ use super::{
     machine,
     membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
+    reach::{Tier, reach},
     state::{Departure, Event},
 };
 use crate::error::EngineError;
@@ -74,6 +75,7 @@ struct Worker {
 struct Joined {
     coordinator: CoordinatorLink,
     welcome: Welcome,
+    tier: Tier,
 }
 
 impl Worker {
@@ -119,9 +121,13 @@ impl Worker {
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. } } = joined;
+        let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. }, tier } = joined;
         let peer = self.endpoint.peer_id().short();
-        self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…)"));
+        let found = match tier {
+            Tier::Ticket => String::new(),
+            Tier::Lan(time) => format!(", found on the local network in {:.1} s", time.as_secs_f64()),
+        };
+        self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…){found}"));
         let Self { config, endpoint, lasting, .. } = self;
         match (membership::serve(config, lasting, endpoint, coordinator, shutdown).await, config.stay) {
             (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
@@ -151,7 +157,7 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
 }
 
 async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
-    let connection = endpoint.dial(&config.ticket.addresses, config.ticket.coordinator).await?;
+    let (connection, tier) = reach(endpoint, &config.ticket, config.search).await?;
     let mut sections = Sections::default();
     if let Some(Err(error)) = machine::share(config.ticket.coordinator).map(|share| share.put(&mut sections)) {
         // It is then planned with as if it had its machine for itself.
@@ -166,7 +172,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         sections,
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
-    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome })
+    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, tier })
 }
 
 /// Whether a refusal stays one however often the worker asks.

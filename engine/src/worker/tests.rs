@@ -27,7 +27,7 @@ use qmesh_net::{
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::{Audience, Exit, MeasuredBy, Stay, WorkerConfig, WorkerError, run};
+use super::{Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig, WorkerError, run};
 use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
@@ -98,6 +98,7 @@ impl Stagecraft {
             expires_unix: None,
         };
         let mut config = WorkerConfig {
+            search: Search::Addresses,
             ticket,
             name: "hired".into(),
             memory: None,
