@@ -45,6 +45,8 @@ pub struct TextModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text, or why there is no way.
     pub template: Result<Arc<ChatTemplate>, String>,
+    /// The architecture, by its name in the model's file.
+    pub family: String,
     /// The most positions a session may hold, prompt and answer together.
     pub context: usize,
     /// The ids that end a generation.
@@ -101,7 +103,7 @@ impl TextModel {
     pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
         let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
         match model.tokenizer.clone() {
-            Some(tokenizer) => Ok(Self { name, tokenizer, template, context, ends }),
+            Some(tokenizer) => Ok(Self { name, tokenizer, template, family: model.spec.family.clone(), context, ends }),
             None => Err(ModelError::NoTokenizer { name }),
         }
     }

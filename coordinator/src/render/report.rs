@@ -174,6 +174,8 @@ mod tests {
             reason: TextEndReason::EndToken,
             prompt_tokens: 30,
             generated_tokens: 11,
+            thought_tokens: 0,
+            stop: None,
             cached_tokens: 0,
             prefill: Duration::from_millis(100),
             decode: Duration::from_millis(500),

@@ -114,6 +114,17 @@ impl TextModel {
         Ok(ChatPrompt { ids, reading, tools, forced, thoughts_end: begun.map(|tags| tags.close) })
     }
 
+    /// The text of a conversation as `chat` makes ids of it.
+    ///
+    /// # Errors
+    /// As `chat_prompt`, but for templates that know no tools.
+    pub fn chat_text(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TextError> {
+        let template = self.usable_template()?;
+        let messages = history::with_ids_for(template, messages);
+        let (Rendered { text, mark }, _) = self.told(template, &messages, options)?;
+        Ok(if text.contains(mark) { text.replace(mark, "") } else { text })
+    }
+
     /// The conversation as text, in the way that tells the model most of it.
     fn told(
         &self,

@@ -67,6 +67,7 @@ pub(crate) fn model() -> TextModel {
         ends: tokenizer.ends_of_generation().into(),
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(TEMPLATE, "<s>", "</s>").expect("a sound template"))),
+        family: "llama".to_owned(),
         context: CONTEXT,
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Stops {
     held: String,
     /// The control tokens in it. A stop string has each of them whole or not at all: `>` is none of `<|im_end|>`.
     controls: Vec<Control>,
+    /// The string that came.
+    came: Option<String>,
 }
 
 /// A control token in what is held.
@@ -71,7 +73,8 @@ impl Stops {
             Piece::Hidden(spelling) => self.push_control(spelling, Shown::No),
             Piece::Spelled(spelling) => self.push_control(spelling, Shown::Yes),
         }
-        if let Some(start) = self.first_stop() {
+        if let Some((start, stop)) = self.first_stop() {
+            self.came = Some(stop);
             let passed = self.pass(start);
             self.finish();
             return Screened::Stopped(passed);
@@ -91,11 +94,16 @@ impl Stops {
         self.pass(self.held.len())
     }
 
-    /// Where the stop string that is complete first begins.
-    fn first_stop(&self) -> Option<usize> {
+    /// Where the stop string that is complete first begins, and which one it is.
+    fn first_stop(&self) -> Option<(usize, String)> {
         let here = |at: usize| self.strings.iter().filter(move |stop| self.held[at..].starts_with(*stop));
-        let found = self.places().flat_map(|at| here(at).map(move |stop| (at + stop.len(), at)));
-        found.filter(|&(end, _)| !self.is_inside(end)).min().map(|(_, start)| start)
+        let found = self.places().flat_map(|at| here(at).map(move |stop| (at + stop.len(), at, stop)));
+        found.filter(|&(end, ..)| !self.is_inside(end)).min().map(|(_, start, stop)| (start, stop.clone()))
+    }
+
+    /// The string that ended the text, if one did.
+    pub(crate) fn came(&self) -> Option<&str> {
+        self.came.as_deref()
     }
 
     fn may_begin_a_stop(&self, end: &str) -> bool {

@@ -75,6 +75,10 @@ pub struct TextEnd {
     pub prompt_tokens: usize,
     /// Tokens generated: the one that ends a generation counts, as do those of a stop string.
     pub generated_tokens: usize,
+    /// Of the generated tokens, those at which thoughts came out.
+    pub thought_tokens: usize,
+    /// The stop string that came, if one did.
+    pub stop: Option<String>,
     /// Tokens of the prompt that an earlier request had left behind.
     pub cached_tokens: usize,
     /// From admission to the first token.
@@ -116,6 +120,7 @@ pub struct TextStream {
     ready: VecDeque<TextEvent>,
     prompt_tokens: usize,
     generated_tokens: usize,
+    thought_tokens: usize,
     cached_tokens: usize,
     submitted: Instant,
     first_token: Option<Instant>,
@@ -159,6 +164,7 @@ impl TextStream {
             ready: VecDeque::new(),
             prompt_tokens,
             generated_tokens: 0,
+            thought_tokens: 0,
             cached_tokens: 0,
             submitted: Instant::now(),
             first_token: None,
@@ -201,11 +207,14 @@ impl TextStream {
             let token = TokenText::generated(&self.tokenizer, row, self.decoded_chars, visibility);
             self.unsent.push_back(Unsent { start: self.spelled, end: self.spelled + piece.len(), token });
         }
+        let before = self.ready.len();
         self.send(match (hidden, spelled) {
             (false, _) => Piece::Shown(&piece),
             (true, false) => Piece::Hidden(&piece),
             (true, true) => Piece::Spelled(&piece),
         });
+        let thinks = self.ready.iter().skip(before).any(|event| matches!(event, TextEvent::Thought(_)));
+        self.thought_tokens += usize::from(thinks);
     }
 
     fn take_finish(&mut self, finish: &Finish) {
@@ -308,8 +317,9 @@ impl TextStream {
     }
 
     fn finished(&self, reason: TextEndReason, prefill: Duration, decode: Duration) -> TextEnd {
-        let Self { prompt_tokens, generated_tokens, cached_tokens, .. } = *self;
-        TextEnd { reason, prompt_tokens, generated_tokens, cached_tokens, prefill, decode }
+        let Self { prompt_tokens, generated_tokens, thought_tokens, cached_tokens, .. } = *self;
+        let stop = self.stops.came().map(str::to_owned);
+        TextEnd { reason, prompt_tokens, generated_tokens, thought_tokens, stop, cached_tokens, prefill, decode }
     }
 
     fn end(&mut self, event: TextEvent) {
