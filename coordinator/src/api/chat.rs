@@ -4,41 +4,38 @@ mod messages;
 mod shape;
 mod thinking;
 mod tools;
+mod transcript;
+mod turn;
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use axum::{
+    Json,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue},
     response::Response,
 };
-use qmesh_models::{chat::RenderOptions, tokenizer::LeadingSpace};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use self::{
     messages::{ChatMessage, templated},
-    shape::ChatShape,
+    shape::{ChatShape, Dialect},
     thinking::Thinking,
     tools::{ToolParams, Toolbox},
+};
+pub(crate) use self::{
+    transcript::Transcript,
+    turn::{Drawing, Said, Turn, told},
 };
 use super::{
     Api,
     answer::answer,
-    blocking,
-    choices::{Choices, Job},
     error::ApiError,
     json::Object,
     params::{TOP_LOGPROBS, integer},
     unsupported::Kind,
 };
-use crate::{
-    generate::PromptRows,
-    text::{ChatWanted, TokenDetail, ToolsShown},
-};
-
-/// Says how the model was told of the tools, where its template does not know any.
-const TOOLS_HEADER: HeaderName = HeaderName::from_static("x-qmesh-tools");
+use crate::text::{ChatWanted, TokenDetail};
 
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
@@ -84,46 +81,41 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     let delivery = params.delivery()?;
     let top = chat.alternatives()?;
     let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
-    let mut job = Job {
-        prompts: Vec::new(),
-        param: "messages",
+    let drawing = Drawing {
         choices: params.choices()?,
         max_tokens: params.max_tokens(1)?,
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
         detail,
-        leading_space: LeadingSpace::Strip,
-        reading: None,
-        prompt_rows: PromptRows::Last,
         client: Api::client(address, params.user.as_deref()),
     };
-    let thinking = chat.thinking();
-    let thoughts = thinking.wanted()?;
-    let mut extra = chat.chat_template_kwargs.clone().unwrap_or_default();
-    thinking.set(&mut extra)?;
-    let (messages, tools) = chat.parted();
-    let messages = templated(messages)?;
-    let Toolbox { tools, choice, calls, dialect } = tools.read()?;
-    let wanted = ChatWanted { choice, calls, thoughts };
-    api.check_ready()?;
-    let text = Arc::clone(&api.state.text);
-    let encode = move || {
-        let _held = share;
-        let options = RenderOptions { extra, tools: &tools, ..RenderOptions::new(SystemTime::now()) };
-        text.chat(&messages, &options, &wanted)
-    };
-    let prompt = blocking(encode).await?.map_err(|error| ApiError::text("messages", &error))?;
-    job.prompts.push(prompt.ids);
-    job.reading = Some(prompt.reading);
-    let choices = Choices::start(&api, job)?;
-    let mut response = answer(choices, ChatShape { detail, dialect }, api.envelope("chatcmpl"), delivery).await?;
-    if prompt.tools == ToolsShown::Generic {
-        response.headers_mut().insert(TOOLS_HEADER, HeaderValue::from_static("generic"));
-    }
-    Ok(response)
+    let (turn, dialect) = chat.turn()?;
+    let (choices, tools) = turn.begin(&api, drawing, share).await?.parted();
+    let response = answer(choices, ChatShape { detail, dialect }, api.envelope("chatcmpl"), delivery).await?;
+    Ok(told(response, tools))
+}
+
+/// Shows the prompt that a chat would become, as llama-server does.
+pub(crate) async fn apply_template(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (_, chat, share) = api.read::<ChatRequest>(request).await?;
+    let (turn, _) = chat.turn()?;
+    Ok(Json(json!({"prompt": turn.text(&api, share).await?})))
 }
 
 impl ChatRequest {
+    /// The conversation, and by which names calls go in its answer.
+    fn turn(self) -> Result<(Turn, Dialect), ApiError> {
+        let thinking = self.thinking();
+        let thoughts = thinking.wanted()?;
+        let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
+        thinking.set(&mut variables)?;
+        let (messages, tools) = self.parted();
+        let messages = templated(messages)?;
+        let Toolbox { tools, choice, calls, dialect } = tools.read()?;
+        let wanted = ChatWanted { choice, calls, thoughts };
+        Ok((Turn { param: "messages", messages, tools, wanted, variables }, dialect))
+    }
+
     fn thinking(&self) -> Thinking {
         Thinking {
             effort: self.reasoning_effort.clone(),

@@ -1,0 +1,85 @@
+//! A conversation that is put together from pieces, for dialects whose messages are not those of templates.
+
+use qmesh_models::chat::Message;
+use serde_json::{Value, json};
+
+/// A conversation so far.
+#[derive(Debug, Default)]
+pub(crate) struct Transcript(Vec<Message>);
+
+impl Transcript {
+    /// Somebody says something. What one of them says in a row is one message: many templates want them to take turns.
+    pub(crate) fn say(&mut self, role: &str, text: String) {
+        match self.0.last_mut() {
+            Some(last) if last.role == role && !last.extra.contains_key("tool_calls") => {
+                let said = last.content.as_ref().and_then(Value::as_str).unwrap_or_default();
+                let both = if said.is_empty() { text } else { format!("{said}\n\n{text}") };
+                last.content = Some(both.into());
+            }
+            _ => self.0.push(Message::new(role, text)),
+        }
+    }
+
+    /// The assistant calls a tool, as part of what it said last.
+    pub(crate) fn call(&mut self, id: &str, name: &str, arguments: Value) {
+        let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        if self.0.last().is_none_or(|last| last.role != "assistant") {
+            let silent =
+                Message { role: "assistant".to_owned(), content: Some(Value::Null), extra: Default::default() };
+            self.0.push(silent);
+        }
+        let Some(last) = self.0.last_mut() else { return };
+        match last.extra.get_mut("tool_calls").and_then(Value::as_array_mut) {
+            Some(calls) => calls.push(call),
+            None => {
+                last.extra.insert("tool_calls".to_owned(), json!([call]));
+            }
+        }
+    }
+
+    /// What came of a call.
+    pub(crate) fn result(&mut self, id: &str, text: String) {
+        let mut message = Message::new("tool", text);
+        message.extra.insert("tool_call_id".to_owned(), id.into());
+        self.0.push(message);
+    }
+
+    /// Whose the last message is.
+    pub(crate) fn last_role(&self) -> Option<&str> {
+        self.0.last().map(|last| last.role.as_str())
+    }
+
+    /// The messages as templates know them.
+    pub(crate) fn into_messages(self) -> Vec<Message> {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_taken() {
+        let mut transcript = Transcript::default();
+        transcript.say("system", "a".to_owned());
+        transcript.say("system", "b".to_owned());
+        transcript.say("assistant", "I look.".to_owned());
+        transcript.call("1", "f", json!({"x": 1}));
+        transcript.call("2", "f", json!({}));
+        transcript.result("1", "one".to_owned());
+        assert_eq!(transcript.last_role(), Some("tool"));
+        transcript.call("3", "g", json!({}));
+        let call = |id: &str, name: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let messages = serde_json::to_value(transcript.into_messages()).unwrap();
+        assert_eq!(
+            messages,
+            json!([
+                {"role": "system", "content": "a\n\nb"},
+                {"role": "assistant", "content": "I look.", "tool_calls": [call("1", "f", json!({"x": 1})), call("2", "f", json!({}))]},
+                {"role": "tool", "content": "one", "tool_call_id": "1"},
+                {"role": "assistant", "content": null, "tool_calls": [call("3", "g", json!({}))]},
+            ])
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! A chat in the words of no dialect: what all of them are read into, and what their answers come from.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use axum::{
+    http::{HeaderName, HeaderValue},
+    response::Response,
+};
+use qmesh_models::{
+    chat::{Message, RenderOptions},
+    tokenizer::LeadingSpace,
+};
+use qmesh_net::Sampling;
+use serde_json::{Map, Value};
+
+use super::{
+    thinking::Thinking,
+    tools::{ToolParams, Toolbox},
+};
+use crate::{
+    api::{
+        Api, blocking,
+        body::Share,
+        choices::{Choices, Job},
+        error::ApiError,
+        params::Params,
+    },
+    generate::{ClientId, PromptRows},
+    text::{ChatPrompt, ChatWanted, ThoughtsWanted, TokenDetail, ToolsShown},
+};
+
+/// Says how the model was told of the tools, where its template does not know any.
+const TOOLS_HEADER: HeaderName = HeaderName::from_static("x-qmesh-tools");
+
+/// A conversation whose next turn is the model's.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// The parameter that it came in.
+    pub(super) param: &'static str,
+    pub(super) messages: Vec<Message>,
+    /// As templates know them; none where none may be called.
+    pub(super) tools: Vec<Value>,
+    pub(super) wanted: ChatWanted,
+    /// Further variables of the template.
+    pub(super) variables: Map<String, Value>,
+}
+
+/// A conversation as another dialect than OpenAI's says it.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// The parameter that it came in.
+    pub(crate) param: &'static str,
+    pub(crate) messages: Vec<Message>,
+    /// As OpenAI's chats describe them.
+    pub(crate) tools: Vec<Value>,
+    /// As OpenAI's chats say it.
+    pub(crate) tool_choice: Option<Value>,
+    pub(crate) parallel_calls: Option<bool>,
+    /// Whether the model shall think, where that is said.
+    pub(crate) thinks: Option<bool>,
+    /// How much it shall think, in OpenAI's words.
+    pub(crate) effort: Option<String>,
+    /// Where thoughts go.
+    pub(crate) thoughts: ThoughtsWanted,
+}
+
+/// How answers are drawn, and where they end.
+#[derive(Debug)]
+pub(crate) struct Drawing {
+    pub(crate) choices: u64,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) sampling: Sampling,
+    pub(crate) stops: Vec<String>,
+    pub(crate) detail: TokenDetail,
+    pub(crate) client: ClientId,
+}
+
+/// An answer that has begun.
+pub(crate) struct Begun {
+    pub(crate) choices: Choices,
+    /// How the model was told of its tools.
+    tools: ToolsShown,
+}
+
+impl Turn {
+    /// Looks at a conversation.
+    ///
+    /// # Errors
+    /// `Invalid` and `Unsupported` with the place of what is wrong, as OpenAI's chats name it.
+    pub(crate) fn read(said: Said) -> Result<Self, ApiError> {
+        let Said { param, messages, tools, tool_choice, parallel_calls, thinks, effort, thoughts } = said;
+        let mut variables = Map::new();
+        Thinking { effort, enable: thinks, ..Thinking::default() }.set(&mut variables)?;
+        let tools = Some(tools);
+        let params = ToolParams { tools, tool_choice, parallel_tool_calls: parallel_calls, ..ToolParams::default() };
+        let Toolbox { tools, choice, calls, .. } = params.read()?;
+        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, thoughts }, variables })
+    }
+
+    /// Hands it to the mesh.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being a prompt, or the mesh from taking it.
+    pub(crate) async fn begin(self, api: &Api, drawing: Drawing, share: Share) -> Result<Begun, ApiError> {
+        api.check_ready()?;
+        let param = self.param;
+        let ChatPrompt { ids, reading, tools, .. } = self.prompt(api, share).await?;
+        let Drawing { choices, max_tokens, sampling, stops, detail, client } = drawing;
+        let job = Job {
+            prompts: vec![ids],
+            param,
+            choices,
+            max_tokens,
+            sampling,
+            stops,
+            detail,
+            leading_space: LeadingSpace::Strip,
+            reading: Some(reading),
+            prompt_rows: PromptRows::Last,
+            client,
+        };
+        Ok(Begun { choices: Choices::start(api, job)?, tools })
+    }
+
+    /// Its prompt, and how the answer is to be read.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being one.
+    pub(crate) async fn prompt(self, api: &Api, share: Share) -> Result<ChatPrompt, ApiError> {
+        let text = Arc::clone(&api.state.text);
+        let Self { param, messages, tools, wanted, variables } = self;
+        let encode = move || {
+            let _held = share;
+            text.chat(&messages, &options(variables, &tools), &wanted)
+        };
+        blocking(encode).await?.map_err(|error| ApiError::text(param, &error))
+    }
+
+    /// Its prompt as text.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being one.
+    pub(crate) async fn text(self, api: &Api, share: Share) -> Result<String, ApiError> {
+        let text = Arc::clone(&api.state.text);
+        let Self { param, messages, tools, variables, .. } = self;
+        let render = move || {
+            let _held = share;
+            text.chat_text(&messages, &options(variables, &tools))
+        };
+        blocking(render).await?.map_err(|error| ApiError::text(param, &error))
+    }
+}
+
+impl Drawing {
+    /// One answer, of text alone, as the shared parameters say but for its length.
+    ///
+    /// # Errors
+    /// `Invalid` with the parameter's name.
+    pub(crate) fn single(
+        api: &Api,
+        params: &Params,
+        max_tokens: Option<usize>,
+        address: Option<IpAddr>,
+    ) -> Result<Self, ApiError> {
+        if params.choices()? != 1 {
+            return Err(ApiError::Unsupported { param: "n", hint: "an answer of this API has one choice" });
+        }
+        Ok(Self {
+            choices: 1,
+            max_tokens,
+            sampling: params.sampling(&api.state.text, 0)?,
+            stops: params.stops()?,
+            detail: TokenDetail::Off,
+            client: Api::client(address, params.user.as_deref()),
+        })
+    }
+}
+
+impl Begun {
+    /// The choices, and what the answer's head says of the tools.
+    pub(crate) fn parted(self) -> (Choices, ToolsShown) {
+        (self.choices, self.tools)
+    }
+}
+
+/// Says in an answer's head how the model was told of its tools.
+pub(crate) fn told(mut response: Response, tools: ToolsShown) -> Response {
+    if tools == ToolsShown::Generic {
+        response.headers_mut().insert(TOOLS_HEADER, HeaderValue::from_static("generic"));
+    }
+    response
+}
+
+fn options(extra: Map<String, Value>, tools: &[Value]) -> RenderOptions<'_> {
+    RenderOptions { extra, tools, ..RenderOptions::new(SystemTime::now()) }
+}
