@@ -1,6 +1,7 @@
 //! The HTTP API: OpenAI's completions and chats, models, health, and the state of the mesh.
 
 mod answer;
+mod anthropic;
 mod body;
 mod chat;
 mod choices;
@@ -19,11 +20,13 @@ mod params;
 mod parting;
 mod patient;
 mod places;
+mod relay;
 mod server;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod unsupported;
+mod vendor;
 mod weight;
 
 use std::{
@@ -145,10 +148,22 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/models/{*id}", get(mesh::model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .merge(dialects())
         .fallback(async || ApiError::NoSuchEndpoint)
         .method_not_allowed_fallback(async || ApiError::WrongMethod)
         .layer(from_fn_with_state(Arc::clone(&api), guard))
         .with_state(api)
+}
+
+/// The ways of other APIs to the same model, and OpenAI's without the version.
+fn dialects() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/models", get(mesh::models))
+        .route("/chat/completions", post(chat::chat))
+        .route("/completions", post(completions::completions))
+        .route("/apply-template", post(chat::apply_template))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
 }
 
 impl Api {

@@ -139,7 +139,7 @@ impl<S: Shape> Outgoing<S> {
                     ChoiceEvent::Delta(delta) => Some(self.shape.delta(index, &delta)),
                     ChoiceEvent::Thought(thought) => self.shape.thought(index, &thought),
                     ChoiceEvent::Call(event) => self.shape.call(index, &event),
-                    ChoiceEvent::End(reason) => Some(self.shape.end(index, reason)),
+                    ChoiceEvent::End(end) => Some(self.shape.end(index, end.reason)),
                 };
                 if let Some(choice) = choice {
                     self.send(vec![choice], Value::Null);

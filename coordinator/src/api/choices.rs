@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
-    text::{CallEvent, Reading, TextDelta, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail, TokenText},
+    text::{
+        CallEvent, Reading, TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail,
+        TokenText,
+    },
 };
 
 /// Most choices of one request, over all its prompts.
@@ -54,7 +57,7 @@ pub(crate) enum ChoiceEvent {
     Delta(TextDelta),
     Thought(String),
     Call(CallEvent),
-    End(TextEndReason),
+    End(TextEnd),
 }
 
 /// All choices of an answer. Dropping them cancels what still runs.
@@ -153,6 +156,11 @@ impl Choices {
         self.count
     }
 
+    /// Tokens of all prompts.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
     /// The next event of any choice; `None` when all have ended.
     ///
     /// # Errors
@@ -178,7 +186,7 @@ impl Choices {
                 if let Some(cached) = self.cached_tokens.get_mut(index / of_prompt.max(1)) {
                     *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
                 }
-                ChoiceEvent::End(end.reason)
+                ChoiceEvent::End(end)
             }
             TextEvent::Failed(error) => return Err(error.into()),
         };
@@ -211,7 +219,7 @@ impl Choices {
                 }
                 ChoiceEvent::Thought(thought) => whole.thoughts.push_str(&thought),
                 ChoiceEvent::Call(event) => whole.call(event),
-                ChoiceEvent::End(reason) => whole.reason = reason,
+                ChoiceEvent::End(end) => whole.reason = end.reason,
             }
         }
         Ok(wholes)

@@ -1,4 +1,4 @@
-//! The one shape in which the API reports errors: OpenAI's, with its types and codes.
+//! The shape in which the API reports errors: OpenAI's, with its types and codes. `vendor` words them for other APIs.
 
 use std::fmt;
 
@@ -108,6 +108,20 @@ impl ApiError {
         json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
     }
 
+    /// Its kind, in OpenAI's words.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.class().kind
+    }
+
+    /// The same error, where a dialect has other names for what was wrong: the first of each pair is ours.
+    pub(crate) fn renamed(self, names: &[(&str, &str)]) -> Self {
+        let other = |text: String| names.iter().fold(text, |text, (ours, theirs)| text.replace(ours, theirs));
+        match self {
+            Self::Invalid { param, text } => Self::Invalid { param: param.map(other), text: other(text) },
+            error => error,
+        }
+    }
+
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
@@ -187,6 +201,8 @@ impl IntoResponse for ApiError {
         if matches!(self, Self::Crowded(_)) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // Whoever knows whose API was asked words it anew.
+        response.extensions_mut().insert(self);
         response
     }
 }

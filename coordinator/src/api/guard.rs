@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Api, ApiKey, cors, error::ApiError, page, params::random, places::Visit};
+use super::{Api, ApiKey, cors, error::ApiError, page, params::random, places::Visit, vendor::Vendor};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
@@ -71,6 +71,7 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
         },
         Err(error) => error.into_response(),
     };
+    response = Vendor::of(&path).worded(response);
     cors::admit(response.headers_mut(), origin);
     let status = response.status();
     tracing::debug!(id, %method, path = path.escape_debug().to_string(), status = status.as_u16(), "answered");

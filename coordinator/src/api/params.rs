@@ -105,16 +105,7 @@ impl Params {
             Some(OneOrMany::One(stop)) => vec![stop.clone()],
             Some(OneOrMany::Many(stops)) => stops.clone(),
         };
-        if stops.len() > STOPS {
-            return Err(ApiError::invalid(
-                "stop",
-                format!("'stop' takes at most {STOPS} strings, not {}", stops.len()),
-            ));
-        }
-        if stops.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BYTES) {
-            return Err(ApiError::invalid("stop", format!("every 'stop' must have 1 to {STOP_BYTES} bytes")));
-        }
-        Ok(stops)
+        stop_strings("stop", stops)
     }
 
     /// How tokens are drawn, with `top` candidates reported. Without a seed it is random.
@@ -168,6 +159,17 @@ impl Params {
 /// A number that nobody can guess.
 pub(crate) fn random() -> u64 {
     getrandom::u64().expect("the system's random source, without which no TLS works either")
+}
+
+/// Strings that end an answer, as the parameter of this name has them.
+pub(crate) fn stop_strings(name: &str, stops: Vec<String>) -> Result<Vec<String>, ApiError> {
+    if stops.len() > STOPS {
+        return Err(ApiError::invalid(name, format!("'{name}' takes at most {STOPS} strings, not {}", stops.len())));
+    }
+    if stops.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BYTES) {
+        return Err(ApiError::invalid(name, format!("every '{name}' must have 1 to {STOP_BYTES} bytes")));
+    }
+    Ok(stops)
 }
 
 /// A whole number in its range, if it was sent.

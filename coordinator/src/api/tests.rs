@@ -1,6 +1,7 @@
 //! The API against a scripted mesh: through the router where that is enough, through a socket where it is not.
 
 mod answers;
+mod anthropic;
 mod calls;
 mod endpoints;
 mod guards;

@@ -11,13 +11,13 @@ use crate::text::{
 };
 
 /// A model whose template is this one, with room for instructions.
-fn templated(source: &str) -> TextModel {
+pub(super) fn templated(source: &str) -> TextModel {
     let template = ChatTemplate::new(source, "<s>", "</s>").expect("a sound template");
     TextModel { template: Ok(Arc::new(template)), context: 4096, ..model() }
 }
 
 /// A bench whose model writes this text.
-fn writes(text: &str) -> Bench {
+pub(super) fn writes(text: &str) -> Bench {
     let tokens = [written(text), vec![END]].concat();
     Bench::new(move |_| generation(&tokens))
 }
@@ -34,18 +34,19 @@ fn with_tool(more: Value) -> Value {
 }
 
 /// The prompts that the mesh has got, as text.
-fn prompts(bench: &Bench) -> Vec<String> {
+pub(super) fn prompts(bench: &Bench) -> Vec<String> {
     let tokenizer = model().tokenizer;
     let seen = bench.mesh.seen.lock().expect("no panic holds it");
     seen.iter().map(|request| tokenizer.decode(&request.ids, ControlTokens::Hide)).collect()
 }
 
-fn is_id(id: &Value) -> bool {
+pub(super) fn is_id(id: &Value) -> bool {
     let digits = id.as_str().and_then(|id| id.strip_prefix("call_"));
     digits.is_some_and(|digits| digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
-const CALL_TEXT: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+pub(super) const CALL_TEXT: &str =
+    "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
 
 #[tokio::test]
 async fn a_whole_call() {

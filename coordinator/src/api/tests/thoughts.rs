@@ -6,7 +6,7 @@ use super::*;
 use crate::text::{TextModel, fake::written};
 
 /// A bench whose model thinks, or has been told not to, and then writes this text.
-fn thinks(text: &str) -> Bench {
+pub(super) fn thinks(text: &str) -> Bench {
     let source = "{{ messages[0].content }}{{ reasoning_effort }}{% if enable_thinking %}<think>\n{% endif %}\
                   {% if false %}</think>{% endif %}";
     let template = ChatTemplate::new(source, "<s>", "</s>").expect("a sound template");
@@ -17,7 +17,7 @@ fn thinks(text: &str) -> Bench {
     )
 }
 
-const TEXT: &str = "<think>\nOne and one?\n</think>\n\nTwo.";
+pub(super) const TEXT: &str = "<think>\nOne and one?\n</think>\n\nTwo.";
 
 #[tokio::test]
 async fn thoughts_come_apart() {
