@@ -222,7 +222,8 @@ async fn chats() {
     for (more, expected) in table {
         assert_eq!(outcome(&bench.chat(more.clone()).await), expected, "{more}");
     }
-    let (answer, text) = (bench.chat(user(json!("x".repeat(64)))).await, "holds 64 tokens, the prompt has 68");
+    let (answer, text) =
+        (bench.chat(user(json!("x".repeat(64)))).await, "maximum context length is 64 tokens, the prompt has 68");
     assert!(answer.text.contains(text), "{}", answer.text);
 }
 
