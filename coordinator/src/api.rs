@@ -15,6 +15,7 @@ mod limits;
 mod listen;
 mod mesh;
 mod metrics;
+mod ollama;
 mod page;
 mod params;
 mod parting;
@@ -116,7 +117,9 @@ impl ApiState {
 
 impl ApiState {
     fn answers_to(&self, name: &str) -> bool {
-        self.any_name || self.text.name == name || self.names.iter().any(|known| known == name)
+        let is = |name: &str| self.text.name == name || self.names.iter().any(|known| known == name);
+        // Ollama's clients add a tag.
+        self.any_name || is(name) || name.strip_suffix(":latest").is_some_and(is)
     }
 }
 
@@ -164,6 +167,12 @@ fn dialects() -> Router<Arc<Api>> {
         .route("/apply-template", post(chat::apply_template))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::models::tags))
+        .route("/api/ps", get(ollama::models::running))
+        .route("/api/show", post(ollama::models::show))
+        .route("/api/version", get(ollama::models::version))
 }
 
 impl Api {

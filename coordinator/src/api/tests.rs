@@ -5,6 +5,7 @@ mod anthropic;
 mod calls;
 mod endpoints;
 mod guards;
+mod ollama;
 mod socket;
 mod thoughts;
 mod validation;

@@ -23,18 +23,18 @@ impl Transcript {
     /// The assistant calls a tool, as part of what it said last.
     pub(crate) fn call(&mut self, id: &str, name: &str, arguments: Value) {
         let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
-        if self.0.last().is_none_or(|last| last.role != "assistant") {
-            let silent =
-                Message { role: "assistant".to_owned(), content: Some(Value::Null), extra: Default::default() };
-            self.0.push(silent);
-        }
-        let Some(last) = self.0.last_mut() else { return };
+        let last = self.assistant();
         match last.extra.get_mut("tool_calls").and_then(Value::as_array_mut) {
             Some(calls) => calls.push(call),
             None => {
                 last.extra.insert("tool_calls".to_owned(), json!([call]));
             }
         }
+    }
+
+    /// What the assistant thought, as part of what it said last.
+    pub(crate) fn think(&mut self, thoughts: String) {
+        self.assistant().extra.insert("reasoning_content".to_owned(), thoughts.into());
     }
 
     /// What came of a call.
@@ -52,6 +52,16 @@ impl Transcript {
     /// The messages as templates know them.
     pub(crate) fn into_messages(self) -> Vec<Message> {
         self.0
+    }
+
+    /// The assistant's message at the end, silent so far if there was none.
+    fn assistant(&mut self) -> &mut Message {
+        let new = self.last_role() != Some("assistant");
+        let place = if new { self.0.len() } else { self.0.len() - 1 };
+        if new {
+            self.0.push(Message { content: Some(Value::Null), ..Message::new("assistant", "") });
+        }
+        &mut self.0[place]
     }
 }
 

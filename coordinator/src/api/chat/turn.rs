@@ -8,7 +8,7 @@ use axum::{
 };
 use qmesh_models::{
     chat::{Message, RenderOptions},
-    tokenizer::LeadingSpace,
+    tokenizer::{LeadingSpace, Specials},
 };
 use qmesh_net::Sampling;
 use serde_json::{Map, Value};
@@ -26,7 +26,7 @@ use crate::{
         params::Params,
     },
     generate::{ClientId, PromptRows},
-    text::{ChatPrompt, ChatWanted, ThoughtsWanted, TokenDetail, ToolsShown},
+    text::{ChatPrompt, ChatWanted, Reading, ThoughtsWanted, TokenDetail, ToolsShown},
 };
 
 /// Says how the model was told of the tools, where its template does not know any.
@@ -105,21 +105,7 @@ impl Turn {
         api.check_ready()?;
         let param = self.param;
         let ChatPrompt { ids, reading, tools, .. } = self.prompt(api, share).await?;
-        let Drawing { choices, max_tokens, sampling, stops, detail, client } = drawing;
-        let job = Job {
-            prompts: vec![ids],
-            param,
-            choices,
-            max_tokens,
-            sampling,
-            stops,
-            detail,
-            leading_space: LeadingSpace::Strip,
-            reading: Some(reading),
-            prompt_rows: PromptRows::Last,
-            client,
-        };
-        Ok(Begun { choices: Choices::start(api, job)?, tools })
+        Ok(Begun { choices: Choices::start(api, drawing.job(param, ids, Some(reading)))?, tools })
     }
 
     /// Its prompt, and how the answer is to be read.
@@ -173,6 +159,45 @@ impl Drawing {
             detail: TokenDetail::Off,
             client: Api::client(address, params.user.as_deref()),
         })
+    }
+
+    /// Continues a text as it is.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being a prompt, or the mesh from taking it.
+    pub(crate) async fn go_on(
+        self,
+        api: &Api,
+        param: &'static str,
+        prompt: String,
+        share: Share,
+    ) -> Result<Choices, ApiError> {
+        api.check_ready()?;
+        let text = Arc::clone(&api.state.text);
+        let encode = move || {
+            let _held = share;
+            text.raw_prompt(&prompt, Specials::Parse)
+        };
+        let ids = blocking(encode).await?.map_err(|error| ApiError::text(param, &error))?;
+        Choices::start(api, self.job(param, ids, None))
+    }
+
+    /// The prompt came in `param`; without a `reading` it is a text that goes on.
+    fn job(self, param: &'static str, ids: Vec<u32>, reading: Option<Reading>) -> Job {
+        let Self { choices, max_tokens, sampling, stops, detail, client } = self;
+        Job {
+            prompts: vec![ids],
+            param,
+            choices,
+            max_tokens,
+            sampling,
+            stops,
+            detail,
+            leading_space: if reading.is_some() { LeadingSpace::Strip } else { LeadingSpace::Keep },
+            reading,
+            prompt_rows: PromptRows::Last,
+            client,
+        }
     }
 }
 

@@ -1,0 +1,76 @@
+//! Ollama's API: `POST /api/chat` and `POST /api/generate`, and what it says of models.
+
+pub(crate) mod models;
+mod options;
+mod request;
+mod writer;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use serde::de::DeserializeOwned;
+
+use self::{
+    options::drawing,
+    request::{ChatRequest, GenerateRequest, Shared},
+    writer::{AnswerWriter, Manner},
+};
+use super::{
+    Api, blocking,
+    body::Share,
+    chat::{Turn, told},
+    error::ApiError,
+    json::parse,
+    relay::relay,
+};
+
+/// Answers a conversation.
+pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let address = Api::address(&request);
+    let (shared, chat, share) = read::<ChatRequest>(&api, request).await?;
+    shared.check()?;
+    let drawing = drawing(&api, shared.options(), address)?;
+    let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Chat, shared.model_name(&api)));
+    if chat.is_empty() {
+        return Ok(Json(writer.loaded()).into_response());
+    }
+    let turn = Turn::read(chat.said(shared.thinking()?)?)?;
+    let (choices, tools) = turn.begin(&api, drawing, share).await?.parted();
+    Ok(told(relay(choices, writer, delivery).await?, tools))
+}
+
+/// Answers a prompt.
+pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let address = Api::address(&request);
+    let (shared, asked, share) = read::<GenerateRequest>(&api, request).await?;
+    shared.check()?;
+    asked.check()?;
+    let drawing = drawing(&api, shared.options(), address)?;
+    let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Generate, shared.model_name(&api)));
+    let thinking = shared.thinking()?;
+    let choices = match asked.prompt() {
+        None => return Ok(Json(writer.loaded()).into_response()),
+        Some(prompt) if asked.is_raw() => drawing.go_on(&api, "prompt", prompt, share).await?,
+        Some(prompt) => {
+            let turn = Turn::read(asked.said(prompt, thinking))?;
+            turn.begin(&api, drawing, share).await?.parted().0
+        }
+    };
+    relay(choices, writer, delivery).await
+}
+
+/// Reads a request for the model that is served: what both kinds share, and its own.
+async fn read<T: DeserializeOwned + Send + 'static>(
+    api: &Api,
+    request: Request,
+) -> Result<(Shared, T, Share), ApiError> {
+    let (body, share) = api.body(request).await?;
+    let parsing = move || Ok::<_, ApiError>((parse::<Shared>(&body.bytes)?, parse::<T>(&body.bytes)?));
+    let (shared, own) = blocking(parsing).await??;
+    api.check_model(shared.model())?;
+    Ok((shared, own, share))
+}
