@@ -22,6 +22,7 @@ mod parting;
 mod patient;
 mod places;
 mod relay;
+mod responses;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -173,6 +174,8 @@ fn dialects() -> Router<Arc<Api>> {
         .route("/api/ps", get(ollama::models::running))
         .route("/api/show", post(ollama::models::show))
         .route("/api/version", get(ollama::models::version))
+        .route("/v1/responses", post(responses::responses))
+        .route("/responses", post(responses::responses))
 }
 
 impl Api {

@@ -6,6 +6,7 @@ mod calls;
 mod endpoints;
 mod guards;
 mod ollama;
+mod responses;
 mod socket;
 mod thoughts;
 mod validation;

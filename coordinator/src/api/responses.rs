@@ -1,0 +1,36 @@
+//! OpenAI's responses: `POST /v1/responses`, without a memory of earlier ones.
+
+mod items;
+mod request;
+mod writer;
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    response::Response,
+};
+
+use self::{request::ResponsesRequest, writer::ResponseWriter};
+use super::{
+    Api,
+    chat::{Drawing, told},
+    error::ApiError,
+    now_s,
+    params::random,
+    relay::relay,
+};
+
+/// Answers a conversation.
+pub(crate) async fn responses(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let address = Api::address(&request);
+    let (params, asked, share) = api.read::<ResponsesRequest>(request).await?;
+    let delivery = params.delivery()?;
+    asked.check()?;
+    let max_tokens = asked.max_tokens()?.or(params.max_tokens(1)?);
+    let drawing = Drawing::single(&api, &params, max_tokens, address)?;
+    let response = asked.echoed(&api.state.text.name, now_s());
+    let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();
+    let writer = ResponseWriter::new(format!("{:016x}{:016x}", random(), random()), response);
+    Ok(told(relay(choices, writer, delivery).await?, tools))
+}
