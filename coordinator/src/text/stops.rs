@@ -180,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    fn the_one_that_came_is_known() {
+        let mut stops = Stops::new(vec!["bcd".into(), "cd".into(), "x".into()]);
+        assert!(matches!(stops.push(Piece::Shown("ab")), Screened::Open(_)) && stops.came().is_none());
+        assert!(matches!(stops.push(Piece::Shown("cdx")), Screened::Stopped(_)));
+        assert_eq!(stops.came(), Some("bcd"));
+    }
+
+    #[test]
     fn control_tokens_stop_and_stay_hidden() {
         use Piece::{Hidden, Shown, Spelled};
         for (stop, pieces, out, stopped) in [
