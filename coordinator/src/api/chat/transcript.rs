@@ -11,11 +11,13 @@ impl Transcript {
     /// Somebody says something. What one of them says in a row is one message: many templates want them to take turns.
     pub(crate) fn say(&mut self, role: &str, text: String) {
         match self.0.last_mut() {
-            Some(last) if last.role == role && !last.extra.contains_key("tool_calls") => {
-                let said = last.content.as_ref().and_then(Value::as_str).unwrap_or_default();
-                let both = if said.is_empty() { text } else { format!("{said}\n\n{text}") };
-                last.content = Some(both.into());
-            }
+            Some(last) if last.role == role && !last.extra.contains_key("tool_calls") => match &mut last.content {
+                Some(Value::String(said)) if !said.is_empty() => {
+                    said.push_str("\n\n");
+                    said.push_str(&text);
+                }
+                content => *content = Some(text.into()),
+            },
             _ => self.0.push(Message::new(role, text)),
         }
     }
@@ -81,12 +83,13 @@ mod tests {
         assert_eq!(transcript.last_role(), Some("tool"));
         transcript.call("3", "g", json!({}));
         let call = |id: &str, name: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let looked = [call("1", "f", json!({"x": 1})), call("2", "f", json!({}))];
         let messages = serde_json::to_value(transcript.into_messages()).unwrap();
         assert_eq!(
             messages,
             json!([
                 {"role": "system", "content": "a\n\nb"},
-                {"role": "assistant", "content": "I look.", "tool_calls": [call("1", "f", json!({"x": 1})), call("2", "f", json!({}))]},
+                {"role": "assistant", "content": "I look.", "tool_calls": looked},
                 {"role": "tool", "content": "one", "tool_call_id": "1"},
                 {"role": "assistant", "content": null, "tool_calls": [call("3", "g", json!({}))]},
             ])
