@@ -116,10 +116,8 @@ impl ApiError {
     /// The same error, where a dialect has other names for what was wrong: the first of each pair is ours.
     pub(crate) fn renamed(self, names: &[(&str, &str)]) -> Self {
         let other = |text: String| names.iter().fold(text, |text, (ours, theirs)| text.replace(ours, theirs));
-        match self {
-            Self::Invalid { param, text } => Self::Invalid { param: param.map(other), text: other(text) },
-            error => error,
-        }
+        let Self::Invalid { param, text } = self else { return self };
+        Self::Invalid { param: param.map(other), text: other(text) }
     }
 
     fn param(&self) -> Option<&str> {

@@ -1,5 +1,7 @@
 //! The messages of Anthropic's API, as templates know them.
 
+use std::mem;
+
 use qmesh_models::chat::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -30,7 +32,7 @@ pub(super) struct SentBlock {
     name: Option<String>,
     input: Option<Value>,
     tool_use_id: Option<String>,
-    content: Option<OneOrMany<Object<SentBlock>>>,
+    content: Option<OneOrMany<Object<Self>>>,
     is_error: Option<bool>,
 }
 
@@ -151,7 +153,7 @@ fn text_of(texts: Texts, place: &str) -> Result<String, ApiError> {
 /// What has been said so far becomes a message.
 fn flush(transcript: &mut Transcript, role: &str, texts: &mut Vec<String>) {
     if !texts.is_empty() {
-        transcript.say(role, texts.drain(..).collect::<Vec<_>>().join("\n"));
+        transcript.say(role, mem::take(texts).join("\n"));
     }
 }
 
