@@ -24,16 +24,24 @@ use crate::mesh::{
 /// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-const ENDPOINTS: [(&str, &str); 14] = [
+const ENDPOINTS: [(&str, &str); 22] = [
     ("GET  /", "the pipeline as a page, for browsers"),
     ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
     ("POST /v1/completions", "OpenAI completions, streamed or whole"),
+    ("POST /v1/responses", "OpenAI responses, which remember nothing"),
+    ("POST /v1/messages", "Anthropic messages, streamed or whole"),
+    ("POST /v1/messages/count_tokens", "how long such a conversation is"),
+    ("POST /api/chat", "Ollama chats, streamed or whole"),
+    ("POST /api/generate", "Ollama generations, streamed or whole"),
+    ("GET  /api/tags, /api/ps", "the model, as Ollama lists it; also /api/version"),
+    ("POST /api/show", "more about it"),
     ("GET  /v1/models", "the model served"),
     ("GET  /v1/models/{id}", "the same, by name"),
     ("GET  /health", "200 while this process answers"),
     ("GET  /ready", "200 while tokens can flow"),
     ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
     ("GET  /api/events", "the same as server-sent events, on every change; what happens as named ones"),
+    ("POST /apply-template", "the prompt that a chat becomes, as llama-server shows it"),
     ("POST /tokenize", "a text's token ids"),
     ("POST /detokenize", "the text of token ids"),
     ("GET  /props", "the model's context and special tokens, as llama-server says them"),
