@@ -12,7 +12,6 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
 
 use self::{
     options::drawing,
@@ -26,6 +25,7 @@ use super::{
     error::ApiError,
     json::parse,
     relay::relay,
+    unsupported::{Kind, refuse_unsupported},
 };
 
 /// Answers a conversation.
@@ -64,12 +64,13 @@ pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> R
 }
 
 /// Reads a request for the model that is served: what both kinds share, and its own.
-async fn read<T: DeserializeOwned + Send + 'static>(
-    api: &Api,
-    request: Request,
-) -> Result<(Shared, T, Share), ApiError> {
+async fn read<T: Kind>(api: &Api, request: Request) -> Result<(Shared, T, Share), ApiError> {
     let (body, share) = api.body(request).await?;
-    let parsing = move || Ok::<_, ApiError>((parse::<Shared>(&body.bytes)?, parse::<T>(&body.bytes)?));
+    let parsing = move || {
+        let (shared, own): (Shared, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+        refuse_unsupported::<T>(&body.bytes)?;
+        Ok::<_, ApiError>((shared, own))
+    };
     let (shared, own) = blocking(parsing).await??;
     api.check_model(shared.model())?;
     Ok((shared, own, share))

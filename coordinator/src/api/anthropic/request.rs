@@ -31,6 +31,8 @@ pub(super) struct MessagesRequest {
     container: Option<Value>,
     mcp_servers: Option<Vec<Value>>,
     output_format: Option<Value>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,6 +101,9 @@ impl MessagesRequest {
         let format = self.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
         if format.or(self.output_format.as_ref()).is_some_and(|format| !format.is_null()) {
             return refuse("output_config.format", "ask for it in the prompt");
+        }
+        if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
+            return refuse("logprobs", "only /v1/chat/completions gives them");
         }
         // Earlier thoughts are left out anyway.
         let kept = |edit: &Value| !edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking"));

@@ -13,6 +13,7 @@ use crate::{
         error::ApiError,
         json::Object,
         params::Delivery,
+        unsupported::Kind,
     },
     text::ThoughtsWanted,
 };
@@ -27,6 +28,15 @@ pub(super) struct Shared {
     format: Option<Value>,
     logprobs: Option<bool>,
     top_logprobs: Option<i64>,
+    /// What has its place in the options.
+    max_tokens: Option<Value>,
+    num_ctx: Option<Value>,
+    num_predict: Option<Value>,
+    seed: Option<Value>,
+    stop: Option<Value>,
+    temperature: Option<Value>,
+    top_k: Option<Value>,
+    top_p: Option<Value>,
 }
 
 /// A conversation.
@@ -34,6 +44,8 @@ pub(super) struct Shared {
 pub(super) struct ChatRequest {
     messages: Option<Vec<Object<SentMessage>>>,
     tools: Option<Vec<Value>>,
+    /// Not Ollama's, but sent to it.
+    tool_choice: Option<Value>,
 }
 
 /// A prompt.
@@ -46,6 +58,28 @@ pub(super) struct GenerateRequest {
     images: Option<Vec<Value>>,
     template: Option<String>,
     context: Option<Vec<Value>>,
+}
+
+impl Kind for ChatRequest {
+    const HONOURED: &'static [&'static str] =
+        &["format", "num_ctx", "num_predict", "options", "think", "tool_choice", "tools"];
+}
+
+impl Kind for GenerateRequest {
+    // Some of these are refused with a hint that fits better.
+    const HONOURED: &'static [&'static str] = &[
+        "context",
+        "format",
+        "images",
+        "num_ctx",
+        "num_predict",
+        "options",
+        "raw",
+        "suffix",
+        "system",
+        "template",
+        "think",
+    ];
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,6 +106,11 @@ struct SentFunction {
     arguments: Option<Map<String, Value>>,
 }
 
+/// So many calls are looked at for the one that a result belongs to.
+const PENDING: usize = 128;
+
+const OPTIONS: &str = "send it in 'options'";
+
 /// What is said about thoughts.
 #[derive(Debug)]
 pub(super) struct Thinking {
@@ -90,7 +129,20 @@ impl Shared {
         if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
             return Err(ApiError::Unsupported { param: "logprobs", hint: "use /v1/chat/completions" });
         }
-        Ok(())
+        let misplaced = [
+            ("max_tokens", &self.max_tokens, "send 'num_predict' in 'options'"),
+            ("num_ctx", &self.num_ctx, OPTIONS),
+            ("num_predict", &self.num_predict, OPTIONS),
+            ("seed", &self.seed, OPTIONS),
+            ("stop", &self.stop, OPTIONS),
+            ("temperature", &self.temperature, OPTIONS),
+            ("top_k", &self.top_k, OPTIONS),
+            ("top_p", &self.top_p, OPTIONS),
+        ];
+        match misplaced.into_iter().find(|(_, sent, _)| sent.as_ref().is_some_and(|sent| !sent.is_null())) {
+            Some((param, _, hint)) => Err(ApiError::Unsupported { param, hint }),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn model(&self) -> Option<&str> {
@@ -144,7 +196,8 @@ impl ChatRequest {
             let text = "the last message must be the user's: an answer that you begin cannot be continued";
             return Err(ApiError::invalid("messages", text));
         }
-        Ok(said("messages", told.transcript.into_messages(), self.tools.unwrap_or_default(), thinking))
+        let (messages, tools) = (told.transcript.into_messages(), self.tools.unwrap_or_default());
+        Ok(Said { tool_choice: self.tool_choice, ..said("messages", messages, tools, thinking) })
     }
 }
 
@@ -245,7 +298,7 @@ impl Told {
     /// A result that does not say of which call it is belongs to the first one, of that tool if it names one.
     fn result(&mut self, id: Option<String>, name: Option<&str>, text: String) {
         let id = id.filter(|id| !id.is_empty());
-        let place = self.pending.iter().position(|(pending, tool)| match (&id, name) {
+        let place = self.pending.iter().take(PENDING).position(|(pending, tool)| match (&id, name) {
             (Some(id), _) => pending == id,
             (None, Some(name)) => tool == name,
             (None, None) => true,

@@ -36,6 +36,7 @@ pub(super) struct ResponsesRequest {
     background: Option<bool>,
     include: Option<Vec<String>>,
     truncation: Option<String>,
+    logprobs: Option<bool>,
     top_logprobs: Option<i64>,
 }
 
@@ -73,6 +74,7 @@ impl ResponsesRequest {
             (given(&self.prompt), "prompt", "send what it says in 'instructions' and 'input'"),
             (self.background == Some(true), "background", "use 'stream'"),
             (self.include.iter().flatten().any(logprobs), "include", "only /v1/chat/completions gives 'logprobs'"),
+            (self.logprobs == Some(true), "logprobs", "only /v1/chat/completions gives them"),
             (
                 self.top_logprobs.is_some_and(|top| top > 0),
                 "top_logprobs",

@@ -230,6 +230,7 @@ async fn what_is_wrong_is_told_in_anthropics_way() {
         (json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}), "'context_management'"),
         (json!({"response_format": {"type": "json_object"}}), "'response_format'"),
         (json!({"n": 2}), "'n'"),
+        (json!({"logprobs": true}), "'logprobs'"),
     ] {
         let answer = ask(&bench, more.clone()).await;
         let (status, kind, message) = error(&answer);

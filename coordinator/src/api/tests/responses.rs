@@ -181,7 +181,9 @@ async fn a_conversation_becomes_messages() {
         {"role": "developer", "content": "d"},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "a"},
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
+        {"type": "message", "role": "assistant", "content": [
+            {"type": "output_text", "text": "I look.", "annotations": []},
+        ]},
         {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{\"city\": \"Rome\"}"},
         {"type": "function_call", "call_id": "c2", "name": "weather", "arguments": "{\"city\": \"Bonn\"}"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
@@ -206,6 +208,7 @@ async fn what_is_not_honoured_is_refused_by_name() {
         (json!({"background": true}), "background"),
         (json!({"include": ["message.output_text.logprobs"]}), "include"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
+        (json!({"logprobs": true}), "logprobs"),
         (json!({"truncation": "auto"}), "truncation"),
         (format("json_schema"), "text.format"),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
