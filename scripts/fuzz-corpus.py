@@ -151,6 +151,12 @@ def message():
     yield "valid-keep", keep
     yield "valid-measured", number(18) + struct.pack("<QIQQ", 1, 8, 5000, 6000) + text("")
     yield "bad-measured-points", number(18) + struct.pack("<QI", 1 << 60, 8)
+    mask = number(19) + struct.pack("<IIQI", 1, 2, 7, 64)
+    yield "valid-mask-bits", mask + struct.pack("<IQ", 0, 3) + b"\1\2\3"
+    yield "valid-mask-ids", mask + struct.pack("<IQ3I", 1, 3, 0, 7, 90000)
+    yield "bad-mask-order", mask + struct.pack("<IQ2I", 1, 2, 7, 7)
+    yield "bad-mask-ids", mask + struct.pack("<IQI", 1, 1, 1 << 31)
+    yield "bad-mask-length", mask + struct.pack("<IQ", 0, 1 << 50)
     yield "valid-section-to-skip", keep + section(0x7000, b"whatever")
     yield "bad-section-to-understand", keep + section(0x7001, b"whatever")
     yield "bad-sections-out-of-order", keep + section(0x7002, b"") + section(0x7000, b"")

@@ -39,6 +39,7 @@ mod join;
 mod keyfile;
 pub mod limits;
 mod link;
+mod mask;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
@@ -70,6 +71,7 @@ pub use ids::{PeerId, PeerIdError, PlanEpoch, SessionId, StageIndex, StepId};
 pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
+pub use mask::{Mask, MaskedRows, TokenMask};
 pub use message::{
     Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
