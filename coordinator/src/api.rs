@@ -7,6 +7,7 @@ mod choices;
 mod completions;
 mod cors;
 mod error;
+mod grammar;
 mod guard;
 mod json;
 mod key;
@@ -48,6 +49,7 @@ use self::{
     answer::Envelope,
     body::{Budget, Share},
     error::ApiError,
+    grammar::AskedGrammar,
     guard::{Hosts, guard},
     json::parse,
     params::{Params, random},
@@ -144,8 +146,9 @@ impl Api {
         let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
         let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
         let parsing = move || {
-            let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+            let (mut params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
             refuse_unsupported::<T>(&body.bytes)?;
+            params.grammar = AskedGrammar::parse(&body.bytes)?;
             Ok::<_, ApiError>((params, own, share))
         };
         let (params, own, share) = blocking(parsing).await??;

@@ -13,7 +13,7 @@ use qmesh_coordinator::{
     api::{self, ApiState},
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
-    text::TextModel,
+    text::{GrammarDesk, TextModel},
 };
 use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions},
@@ -136,6 +136,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         listen: local,
         advertise: vec![],
         context: 256,
+        grammars: GrammarDesk::default(),
         kv_positions: 256,
         formation: Formation::new(Workers::Exactly(1)),
         chunk_rows: 8,

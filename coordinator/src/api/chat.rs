@@ -79,12 +79,14 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         stops: params.stops()?,
         detail,
         leading_space: LeadingSpace::Strip,
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: Api::client(address, params.user.as_deref()),
     };
     let messages = ChatRequest::messages(chat.messages)?;
     let extra = chat.chat_template_kwargs.unwrap_or_default();
     api.check_ready()?;
+    job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;

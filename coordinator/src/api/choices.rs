@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
+    grammar::CompiledGrammar,
     text::{TextDelta, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail, TokenText},
 };
 
@@ -39,6 +40,7 @@ pub(crate) struct Job {
     pub(crate) stops: Vec<String>,
     pub(crate) detail: TokenDetail,
     pub(crate) leading_space: LeadingSpace,
+    pub(crate) grammar: Option<Arc<CompiledGrammar>>,
     pub(crate) prompt_rows: PromptRows,
     pub(crate) client: ClientId,
 }
@@ -93,6 +95,7 @@ impl Choices {
                     max_tokens,
                     sampling: Sampling { sequence, ..job.sampling.clone() },
                     ends: Arc::clone(&text.ends),
+                    grammar: job.grammar.clone(),
                     prompt_rows: job.prompt_rows,
                     client: job.client,
                 };

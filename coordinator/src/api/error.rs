@@ -236,6 +236,7 @@ fn generate_class(error: &GenerateError) -> Class {
         GenerateError::Fault { .. } => {
             class(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("pipeline_failed"))
         }
+        GenerateError::Grammar(_) => class(StatusCode::BAD_REQUEST, "invalid_request_error", Some("grammar_failed")),
         GenerateError::ShuttingDown => unavailable("shutting_down"),
     }
 }
@@ -243,6 +244,7 @@ fn generate_class(error: &GenerateError) -> Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grammar::GrammarError;
 
     #[test]
     fn whoever_may_come_again_is_told_when() {
@@ -256,6 +258,7 @@ mod tests {
             GenerateError::NotReady { text: text() },
             GenerateError::WorkerLost { text: text() },
             GenerateError::Fault { text: text() },
+            GenerateError::Grammar(GrammarError::Lost { text: text() }),
             GenerateError::ShuttingDown,
         ];
         let others = [

@@ -1,6 +1,7 @@
 //! The API against a scripted mesh: through the router where that is enough, through a socket where it is not.
 
 mod answers;
+mod grammars;
 mod guards;
 mod socket;
 mod validation;

@@ -2,7 +2,7 @@
 
 use super::{
     Known,
-    Neutral::{self, Absent, AtMost, Empty, Is, Number, OneOf, TextFormat, TextOnly},
+    Neutral::{self, Absent, AtMost, Empty, Is, Number, OneOf, TextOnly},
 };
 
 const LEAVE_OUT: &str = "leave it out";
@@ -11,7 +11,7 @@ const SAMPLERS: &str = "use 'temperature', 'top_k', 'top_p' or 'min_p'";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 162] = [
+pub(super) static KNOWN: [Known; 152] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -38,7 +38,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("dry_multiplier", AtMost(0.0), "use 'repeat_penalty'"),
     known("dynamic_temperature", Is(false), "use 'temperature'"),
     known("dynatemp_range", AtMost(0.0), "use 'temperature'"),
-    known("ebnf", Empty, LEAVE_OUT),
     known("echo", Is(false), "only /v1/completions repeats its prompt"),
     known("enable_thinking", Absent, TEMPLATE),
     known("encoder_repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
@@ -47,14 +46,9 @@ pub(super) static KNOWN: [Known; 162] = [
     known("format", Empty, LEAVE_OUT),
     known("function_call", OneOf(&["auto", "none"]), CALLS),
     known("functions", Empty, CALLS),
-    known("grammar", Empty, LEAVE_OUT),
     known("grammar_lazy", Is(false), LEAVE_OUT),
     known("grammar_string", Empty, LEAVE_OUT),
     known("guidance_scale", Number(1.0), LEAVE_OUT),
-    known("guided_choice", Empty, LEAVE_OUT),
-    known("guided_grammar", Empty, LEAVE_OUT),
-    known("guided_json", Empty, LEAVE_OUT),
-    known("guided_regex", Empty, LEAVE_OUT),
     known("guideline", Empty, "send a message with the role 'system'"),
     known("id_slot", AtMost(-1.0), "requests find what earlier ones left by themselves"),
     known("ignore_eos", Is(false), "use 'logit_bias' on the end token"),
@@ -66,7 +60,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("input_prefix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("input_suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("inputs", Absent, "use 'messages' or 'prompt'"),
-    known("json_schema", Absent, LEAVE_OUT),
     known("kv_transfer_params", Empty, LEAVE_OUT),
     known("length_penalty", Number(1.0), "there is no beam search"),
     known("logits_processors", Empty, "use 'logit_bias'"),
@@ -110,7 +103,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("reasoning", Empty, TEMPLATE),
     known("reasoning_effort", OneOf(&["medium"]), TEMPLATE),
     known("reasoning_format", OneOf(&["auto", "none"]), "thoughts are part of the text"),
-    known("regex", Empty, LEAVE_OUT),
     known("regex_pattern", Empty, LEAVE_OUT),
     known("rep_pen", Number(1.0), "use 'repeat_penalty'"),
     known("rep_pen_range", Absent, "use 'repeat_last_n'"),
@@ -118,7 +110,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
     known("repetition_penalty_range", Absent, "use 'repeat_last_n'"),
     known("response_fields", Empty, LEAVE_OUT),
-    known("response_format", TextFormat, "only {\"type\": \"text\"} is"),
     known("return_full_text", Is(false), "only /v1/completions repeats its prompt, with 'echo'"),
     known("return_hidden_states", Is(false), LEAVE_OUT),
     known("return_progress", Is(false), LEAVE_OUT),
@@ -141,7 +132,6 @@ pub(super) static KNOWN: [Known; 162] = [
     known("stopping_strings", Empty, "use 'stop'"),
     known("store", Is(false), "nothing is stored"),
     known("structural_tag", Empty, LEAVE_OUT),
-    known("structured_outputs", Empty, LEAVE_OUT),
     known("suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("system", Empty, "send a message with the role 'system'"),
     known("t_max_predict_ms", AtMost(0.0), "use 'max_tokens'"),

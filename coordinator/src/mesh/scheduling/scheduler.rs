@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest},
+    grammar::GrammarError,
     mesh::{
         config::{PrefixReuse, Speculation},
         probe::TRIES_MOST,
@@ -98,6 +99,8 @@ pub(crate) struct Scheduler {
     pace: Pace,
     /// Beginnings that ended sequences have left on the stages.
     kept: BTreeMap<SessionId, Kept>,
+    /// Sequences whose grammar lets nothing follow any more: they are to be ended.
+    lost: Vec<(SessionId, GrammarError)>,
     /// Rows computed for each client that has sequences here.
     served: BTreeMap<ClientId, u64>,
     next_session: u64,
@@ -120,6 +123,7 @@ impl Scheduler {
             pages: PageLedger::new(limits.kv_positions),
             pace: Pace::default(),
             kept: BTreeMap::new(),
+            lost: Vec::new(),
             served: BTreeMap::new(),
             next_session: 1,
             next_step: FIRST_STEP,
@@ -261,9 +265,12 @@ impl Scheduler {
             actions.extend(self.admit(pipeline));
         }
         while !self.is_draining()
-            && let Some(frame) = self.fill_step(now, pipeline)
+            && let Some(filled) = self.fill_step(now, pipeline)
         {
-            actions.push(Action::Frame(frame));
+            actions.extend(filled.into_actions());
+        }
+        for (session, error) in std::mem::take(&mut self.lost) {
+            actions.extend(self.end(session, Some(GenerateEvent::Failed(GenerateError::Grammar(error)))));
         }
         actions
     }

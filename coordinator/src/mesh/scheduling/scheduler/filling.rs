@@ -2,22 +2,25 @@
 
 use std::time::Instant;
 
-use qmesh_net::{Frame, Segment, SessionId, StepId, limits::FRAME_SEGMENTS};
+use qmesh_net::{
+    SessionId, StepId,
+    limits::{FRAME_SEGMENTS, MASKS_UNDER_WAY},
+};
 
 use super::Scheduler;
 use crate::mesh::{
     config::Speculation,
     scheduling::{
         pace::{Prompts, WaitingPrompts},
-        sequence::Sequence,
-        step::{Pipeline, StepUnderWay, empty_frame},
+        sequence::{Rows, Sequence},
+        step::{Filled, Pipeline, StepUnderWay},
     },
 };
 
 impl Scheduler {
     /// The next step, if one may go: the tokens of a group of sequences that decode, and as many prompt rows as the
     /// time allows.
-    pub(super) fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Frame> {
+    pub(super) fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Filled> {
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
         let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
         let (all, short) = (prompts().count(), prompts().filter(|s| s.is_short()).count());
@@ -26,12 +29,12 @@ impl Scheduler {
         if self.steps.len() >= self.pace.steps_most(groups, group_rows.max(1)) {
             return None;
         }
-        let mut frame = empty_frame(pipeline, StepId(self.next_step));
+        let mut filled = Filled::new(pipeline, StepId(self.next_step));
         if self.steps.values().filter(|step| step.decodes).count() < groups {
-            self.add_group(&mut frame, groups, group_rows);
+            self.add_group(&mut filled, groups, group_rows);
         }
-        let decodes = !frame.ids.is_empty();
-        let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+        let decodes = filled.rows() > 0;
+        let room = self.limits.chunk_rows.saturating_sub(filled.rows());
         let rows = match (decoding, decodes) {
             (0, _) => self.pace.chunk_rows(self.prompt_rows(), room),
             // A step of prompt rows alone would come between two tokens of everybody, unless stages are idle in
@@ -44,64 +47,86 @@ impl Scheduler {
             (_, true) => {
                 let each = |count: usize| count as f64 / decoding as f64;
                 let waiting = WaitingPrompts { long: each(all - short), short: each(short) };
-                self.pace.prompt_rows(frame.ids.len(), groups, waiting, if all > 0 { room } else { 0 })
+                self.pace.prompt_rows(filled.rows(), groups, waiting, if all > 0 { room } else { 0 })
             }
         };
-        self.add_prompts(now, &mut frame, rows);
-        if frame.segments.is_empty() {
+        self.add_prompts(now, &mut filled, rows);
+        if filled.rows() == 0 {
             return None;
         }
-        self.steps.insert(frame.step, StepUnderWay { segments: frame.segments.clone(), decodes, sent: now });
+        let (segments, masks) = (filled.segments().to_vec(), filled.masks());
+        self.steps.insert(StepId(self.next_step), StepUnderWay { segments, decodes, masks, sent: now });
         self.next_step = self.next_step.wrapping_add(1);
-        Some(frame)
+        Some(filled)
     }
 
     /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay.
-    fn add_group(&mut self, frame: &mut Frame, groups: usize, count: usize) {
+    fn add_group(&mut self, filled: &mut Filled, groups: usize, count: usize) {
         let drafts_most = match self.limits.speculation {
             Speculation::Off => 0,
             Speculation::On => DRAFTS_MOST,
         };
+        let under_way = self.masks_under_way();
         for session in self.ready(|s| s.unsent() == 1).into_iter().take(count.min(FRAME_SEGMENTS)) {
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
-            let room = self.limits.chunk_rows.saturating_sub(frame.ids.len());
+            let room = self.limits.chunk_rows.saturating_sub(filled.rows());
             if room == 0 {
                 return;
             }
-            let drafts = self.pace.draft_rows(count, groups, sequence.acceptance(), drafts_most.min(room - 1));
-            let (segment, ids) = sequence.drafted_segment(session, drafts);
-            self.add(frame, segment, ids);
+            let mut most = drafts_most.min(room - 1);
+            if sequence.is_masked() {
+                let Some(left) = (MASKS_MOST - filled.masks()).checked_sub(under_way + 1) else { continue };
+                most = most.min(DRAFTS_MASKED).min(left);
+            }
+            let drafts = self.pace.draft_rows(count, groups, sequence.acceptance(), most);
+            match sequence.drafted_rows(session, drafts) {
+                Ok(rows) => self.add(filled, rows),
+                Err(error) => self.lost.push((session, error)),
+            }
         }
     }
 
     /// Adds up to `rows` rows of prompts.
-    fn add_prompts(&mut self, now: Instant, frame: &mut Frame, rows: usize) {
+    fn add_prompts(&mut self, now: Instant, filled: &mut Filled, rows: usize) {
         let mut left = rows;
+        let under_way = self.masks_under_way();
         for session in self.ready(|s| s.unsent() > 1) {
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
-            if left == 0 || frame.segments.len() == FRAME_SEGMENTS {
+            if left == 0 || filled.segments().len() == FRAME_SEGMENTS {
                 return;
             }
-            let (segment, ids) = sequence.next_segment(now, session, left);
-            left = left.saturating_sub(ids.len());
-            self.add(frame, segment, ids);
+            if sequence.is_masked() && under_way + filled.masks() >= MASKS_MOST {
+                continue;
+            }
+            match sequence.next_rows(now, session, left) {
+                Ok(rows) => {
+                    left = left.saturating_sub(rows.ids.len());
+                    self.add(filled, rows);
+                }
+                Err(error) => self.lost.push((session, error)),
+            }
         }
     }
 
-    fn add(&mut self, frame: &mut Frame, segment: Segment, ids: Vec<u32>) {
+    fn add(&mut self, filled: &mut Filled, rows: Rows) {
         self.turn += 1;
-        if let Some(sequence) = self.sequences.get_mut(&segment.session) {
+        if let Some(sequence) = self.sequences.get_mut(&rows.segment.session) {
             sequence.turn = self.turn;
-            *self.served.entry(sequence.request.client).or_default() += ids.len() as u64;
+            *self.served.entry(sequence.request.client).or_default() += rows.ids.len() as u64;
         }
-        frame.segments.push(segment);
-        frame.ids.extend(ids);
+        filled.add(rows);
+    }
+
+    /// Masks whose steps have not come back.
+    fn masks_under_way(&self) -> usize {
+        self.steps.values().map(|step| step.masks).sum()
     }
 
     /// Sequences that have ids to send and are as wanted, in the order in which they go: those with short prompts
     /// before those with long ones, then by how little their client was served, then by how long ago they were.
     fn ready(&self, wanted: impl Fn(&Sequence) -> bool) -> Vec<SessionId> {
-        let ready = self.sequences.iter().filter(|(_, s)| s.is_ready() && wanted(s));
+        let is_lost = |session: &SessionId| self.lost.iter().any(|(lost, _)| lost == session);
+        let ready = self.sequences.iter().filter(|(session, s)| s.is_ready() && wanted(s) && !is_lost(session));
         let served = |s: &Sequence| self.served.get(&s.request.client).copied().unwrap_or_default();
         let mut ready: Vec<_> = ready.map(|(&session, s)| (!s.is_short(), served(s), s.turn, session)).collect();
         ready.sort_unstable();
@@ -116,3 +141,7 @@ impl Scheduler {
 
 /// Tokens drafted for a sequence at a time.
 const DRAFTS_MOST: usize = 15;
+/// The same where each of them takes a mask, which takes its time.
+const DRAFTS_MASKED: usize = 7;
+/// Masks under way on one pipeline. Workers take twice as many, since what a lost session leaves there may linger.
+const MASKS_MOST: usize = MASKS_UNDER_WAY / 2;
