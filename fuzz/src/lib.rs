@@ -136,7 +136,6 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         listen: local,
         advertise: vec![],
         context: 256,
-        grammars: GrammarDesk::default(),
         kv_positions: 256,
         formation: Formation::new(Workers::Exactly(1)),
         chunk_rows: 8,
@@ -182,5 +181,6 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),
         context: 256,
+        grammars: GrammarDesk::default(),
     })
 }

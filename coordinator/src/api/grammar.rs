@@ -179,7 +179,7 @@ fn schema(param: &'static str, value: Option<&Value>) -> Asked {
             let no_json = |error: serde_json::Error| GrammarError::Refused { text: format!("it is no JSON: {error}") };
             serde_json::from_str(text).map_err(no_json)
         }
-        value => Ok(value.clone()),
+        value @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => Ok(value.clone()),
     };
     Some(named(param, parsed.and_then(|schema| Grammar::json_schema(&schema))))
 }
