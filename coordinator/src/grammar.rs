@@ -104,8 +104,15 @@ impl Grammar {
             return Err(GrammarError::Refused { text: "there is nothing to choose from".to_owned() });
         }
         within(texts.iter().map(|text| text.as_ref().len() + 3).sum())?;
-        let texts: Vec<_> = texts.iter().map(|text| quoted(text.as_ref())).collect();
-        Ok(Self(Form::Lark(format!("start: {}\n", texts.join(" | ")))))
+        // One terminal takes any number of them, and an empty one is none.
+        let some: Vec<_> = texts.iter().map(AsRef::as_ref).filter(|text| !text.is_empty()).map(quoted).collect();
+        let start = match (some.is_empty(), some.len() < texts.len()) {
+            (true, _) => "\"\"",
+            (false, true) => "ONE | \"\"",
+            (false, false) => "ONE",
+        };
+        let one = if some.is_empty() { String::new() } else { format!("ONE: {}\n", some.join(" | ")) };
+        Ok(Self(Form::Lark(format!("start: {start}\n{one}"))))
     }
 
     /// A grammar in Lark, as llguidance understands it.

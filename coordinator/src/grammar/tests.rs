@@ -231,6 +231,9 @@ fn what_cannot_be_followed_is_refused() {
         Ok(_) => panic!("{grammar:?} is taken"),
     };
     let schema = |schema: Value| compile(Grammar::json_schema(&schema));
+    // More members that may be left out than can be kept in mind.
+    let members: serde_json::Map<_, _> = (0..3000).map(|i| (format!("p{i}"), json!({"type": "null"}))).collect();
+    let wide = json!({"type": "object", "properties": members});
     for (text, said) in [
         (schema(json!({"type": "what"})), "what"),
         (schema(json!({"type": "object", "required": ["a"], "additionalProperties": false})), ""),
@@ -242,6 +245,7 @@ fn what_cannot_be_followed_is_refused() {
         (compile(Grammar::regex("a(?=b)")), ""),
         (compile(Grammar::lark("start: b")), "unknown name"),
         (compile(Grammar::choice::<&str>(&[])), "nothing to choose"),
+        (compile(Grammar::json_schema(&wide)), "items"),
     ] {
         assert!(text.contains(said) && text.len() < 2000, "{text}");
     }
@@ -269,6 +273,16 @@ fn nesting_costs_no_stack_of_others() {
     let open = QWEN2.tokenizer.find("[").unwrap();
     (0..100).for_each(|_| walk.advance(open).unwrap());
     assert!(walk.mask().unwrap().allows(QWEN2.tokenizer.find("n").unwrap()));
+    let many: Vec<String> = (0..8000).map(|i| format!("{}.", i * 7919)).collect();
+    let mut walk = QWEN2.compiler.compile(&Grammar::choice(&many).unwrap()).unwrap().start();
+    let said = QWEN2.tokenizer.encode("7919.", Specials::Plain, Affixes::None).unwrap();
+    said.iter().for_each(|id| walk.advance(*id).unwrap());
+    assert!(walk.mask().unwrap().allows(QWEN2.ends[0]));
+    for (texts, empty) in [(&["", "a"][..], true), (&[""], true), (&["a"], false)] {
+        let mask = QWEN2.compiler.compile(&Grammar::choice(texts).unwrap()).unwrap().start().mask().unwrap();
+        let a = QWEN2.tokenizer.find("a").unwrap();
+        assert_eq!((mask.allows(QWEN2.ends[0]), mask.allows(a)), (empty, texts.contains(&"a")), "{texts:?}");
+    }
     let long: Vec<String> = (0..200).map(|i| format!("{i}{}", "lang".repeat(200))).collect();
     drop(QWEN2.compiler.compile(&Grammar::choice(&long).unwrap()).unwrap().start().mask().unwrap());
 }

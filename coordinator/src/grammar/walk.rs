@@ -38,10 +38,14 @@ impl CompiledGrammar {
         let mut first = None;
         mask.iter_set_entries(|token| first = first.or_else(|| u32::try_from(token).ok()));
         let mut trial = start.deep_clone();
-        let drafts = match first.filter(|token| !ends.contains(token)) {
-            Some(token) if trial.consume_token(token).and_then(|()| trial.rollback(1)).is_ok() => Drafts::Followed,
-            Some(_) | None => Drafts::NotFollowed,
-        };
+        let mut drafts = Drafts::NotFollowed;
+        if let Some(token) = first.filter(|token| !ends.contains(token)) {
+            // Some limits are met only here.
+            trial.consume_token(token).map_err(refused)?;
+            if trial.rollback(1).is_ok() {
+                drafts = Drafts::Followed;
+            }
+        }
         Ok(Self { start, ends, drafts })
     }
 
