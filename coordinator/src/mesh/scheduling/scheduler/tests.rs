@@ -350,6 +350,22 @@ fn a_token_that_the_grammar_refuses_ends_the_text_with_an_error() {
 }
 
 #[test]
+fn a_text_that_cannot_go_on_fails_alone() {
+    let mut world = World::new(1, limits());
+    world.up();
+    // No token of this vocabulary spells the second character.
+    let stuck = world.submit(bound(vec![7; 3], 9, "5é"));
+    let free = world.submit(request(vec![7; 3], 20));
+    let bound = world.submit(bound(vec![7; 3], 9, "[0-9]{9}"));
+    world.drain();
+    let story = &world.stories[&stuck];
+    assert_eq!(story.tokens, [5]);
+    assert!(matches!(story.failed, Some(GenerateError::Grammar(_))), "{:?}", story.failed);
+    assert_eq!((world.stories[&free].tokens.len(), world.stories[&bound].tokens.len()), (20, 9));
+    assert!(world.scheduler.is_idle() && world.scheduler.lost.is_empty());
+}
+
+#[test]
 fn many_texts_along_grammars_wait_for_each_other_s_masks() {
     let mut world = World::new(3, Limits { chunk_rows: 2048, kv_positions: 1 << 16, waiting: 1000, ..limits() });
     world.up();
