@@ -208,6 +208,9 @@ def api_body():
     yield "valid-parts", '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "stream": true}'
     yield "valid-completion", '{"prompt": "Once", "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["\\n"], "logprobs": 2}'
     yield "valid-ids", '{"prompt": [3, 4, 5], "logit_bias": {"3": -100}}'
+    form = '"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}'
+    yield "valid-grammar", '{"messages": [{"role": "user", "content": "Hi"}], ' + form + "}"
+    yield "bad-grammars", '{"prompt": "a", "messages": [{"role": "user", "content": "a"}], "regex": "a", ' + form + "}"
     yield "bad-json", '{"messages": ['
     yield "bad-list", "[]"
     yield "bad-types", '{"messages": "Hi", "prompt": {"a": 1}}'
