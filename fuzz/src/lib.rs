@@ -13,7 +13,7 @@ use qmesh_coordinator::{
     api::{self, ApiState},
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
-    text::TextModel,
+    text::{GrammarDesk, TextModel},
 };
 use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions},
@@ -181,5 +181,6 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),
         context: 256,
+        grammars: GrammarDesk::default(),
     })
 }

@@ -28,6 +28,7 @@ use super::{
     blocking,
     choices::{Choices, Job},
     error::ApiError,
+    grammar::AskedGrammar,
     json::Object,
     params::{TOP_LOGPROBS, integer},
     unsupported::Kind,
@@ -94,6 +95,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         detail,
         leading_space: LeadingSpace::Strip,
         reading: None,
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: Api::client(address, params.user.as_deref()),
     };
@@ -106,6 +108,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     let Toolbox { tools, choice, calls, dialect } = tools.read()?;
     let wanted = ChatWanted { choice, calls, thoughts };
     api.check_ready()?;
+    job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;
@@ -115,6 +118,10 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     let prompt = blocking(encode).await?.map_err(|error| ApiError::text("messages", &error))?;
     job.prompts.push(prompt.ids);
     job.reading = Some(prompt.reading);
+    if let Some(forced) = &prompt.forced {
+        let call = AskedGrammar::call(forced, prompt.thoughts_end, job.grammar.is_some())?;
+        job.grammar = api.compile(Some(call)).await?;
+    }
     let choices = Choices::start(&api, job)?;
     let mut response = answer(choices, ChatShape { detail, dialect }, api.envelope("chatcmpl"), delivery).await?;
     if prompt.tools == ToolsShown::Generic {

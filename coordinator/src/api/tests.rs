@@ -3,6 +3,7 @@
 mod answers;
 mod calls;
 mod endpoints;
+mod grammars;
 mod guards;
 mod socket;
 mod thoughts;

@@ -12,7 +12,7 @@ use qmesh_models::{
 use qmesh_net::{Candidate, Sampled};
 use tokio::sync::{mpsc, watch};
 
-use super::TextModel;
+use super::{GrammarDesk, TextModel};
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest},
     mesh::{
@@ -68,6 +68,7 @@ pub(crate) fn model() -> TextModel {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(TEMPLATE, "<s>", "</s>").expect("a sound template"))),
         context: CONTEXT,
+        grammars: GrammarDesk::default(),
     }
 }
 
