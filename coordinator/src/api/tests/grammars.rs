@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     generate::{Finish, FinishReason},
-    text::fake::row,
+    text::{TextModel, fake::row},
 };
 
 /// What a model says that knows nothing: of what may follow, something drawn from the seed; where it can it ends.
@@ -132,7 +132,7 @@ async fn too_few_tokens_cut_a_text_off() {
 
 #[tokio::test]
 async fn a_demanded_call_is_one_by_the_tools_schema() {
-    let bench = Bench::new(random_walk);
+    let bench = Bench::with(random_walk, |state| state.text = Arc::new(TextModel { context: 4096, ..model() }));
     let named = |name| json!({"type": "function", "function": {"name": name, "parameters": person()}});
     for choice in [json!("required"), json!({"type": "function", "function": {"name": "greet"}})] {
         for seed in 1..6 {
@@ -153,4 +153,8 @@ async fn a_demanded_call_is_one_by_the_tools_schema() {
             assert!(done && is_person(&deltas.collect::<String>()), "{chunks:?}");
         }
     }
+    let two_forms = json!({
+        "tools": [named("greet")], "tool_choice": "required", "response_format": {"type": "json_object"},
+    });
+    assert_eq!(bench.chat(two_forms).await.error().3.as_deref(), Some("tool_choice"));
 }
