@@ -87,7 +87,8 @@ pub enum FinishReason {
 pub enum GenerateError {
     /// The prompt (and one token) does not fit.
     #[error(
-        "the prompt has {prompt_tokens} tokens, the context holds {context}: shorten it or serve with a larger --ctx-size"
+        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}: shorten it, or serve with a \
+         larger --ctx-size"
     )]
     ContextExceeded {
         /// Of the prompt.

@@ -155,7 +155,7 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-/// The schema with what keeps white space short, whatever it says of that itself.
+/// The schema with what keeps white space short, whatever it says of that itself, and objects to the members that it names.
 fn compact(schema: &Value) -> Result<Value, GrammarError> {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
@@ -165,9 +165,49 @@ fn compact(schema: &Value) -> Result<Value, GrammarError> {
         }
     };
     within(schema.to_string().len())?;
+    close(&mut schema);
     schema["x-guidance"] = compactness();
     Ok(schema)
 }
+
+/// Where a schema names an object's members and does not say that there may be others, there are none: a weak model would go on
+/// with them without end. What it allows is a part of what the schema allows. Members may also be named by what is combined with an
+/// object, so that those are left alone.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let combined = COMBINED.iter().any(|word| fields.contains_key(*word));
+            if fields.get("properties").is_some_and(Value::is_object) && !combined {
+                fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+            }
+            for (word, value) in fields.iter_mut() {
+                match (word.as_str(), value) {
+                    ("allOf" | "const" | "enum" | "default" | "examples", _) => {}
+                    // The names in these are not words of schemas.
+                    ("properties" | "$defs" | "definitions" | "patternProperties", Value::Object(named)) => {
+                        named.values_mut().for_each(close);
+                    }
+                    (_, value) => close(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// What says which members an object may have beside `properties`.
+const COMBINED: [&str; 9] = [
+    "additionalProperties",
+    "unevaluatedProperties",
+    "patternProperties",
+    "propertyNames",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "$ref",
+];
 
 /// Between two parts of JSON there is nothing, a space, or a line end and an indentation: a model that would only go on with
 /// spaces must go on with the text.

@@ -88,6 +88,19 @@ def errors():
             raise AssertionError(f"{request} was not refused")
 
 
-for step in (plain, structured, tools, errors):
+def responses():
+    answer = client.responses.create(model=model, input="Name a colour.", max_output_tokens=16)
+    assert answer.output_text and answer.usage.output_tokens <= 16
+    with client.responses.stream(model=model, input="Name a colour.", max_output_tokens=16) as stream:
+        final = [event.type for event in stream][-1]
+    assert final in ("response.completed", "response.incomplete"), final
+    flat = {"type": "function", **TOOL["function"]}
+    called = client.responses.create(
+        model=model, input="The weather in Rome?", tools=[flat], tool_choice="required", max_output_tokens=128)
+    call = next(item for item in called.output if item.type == "function_call")
+    assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
+
+
+for step in (plain, structured, tools, responses, errors):
     step()
     print(step.__name__, "ok")

@@ -37,4 +37,4 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-const SCRIPTS: [&str; 2] = ["openai_chat.py", "langchain_agent.py"];
+const SCRIPTS: [&str; 4] = ["openai_chat.py", "langchain_chat.py", "anthropic_chat.py", "ollama_chat.py"];

@@ -345,3 +345,24 @@ fn times_of_masks_are_bounded() {
     );
     assert!(p50.as_millis() < 50, "{p50:?}");
 }
+
+#[test]
+fn objects_have_the_members_that_their_schema_names() {
+    let closed = |schema: Value| {
+        let Grammar(Form::Json(mut schema)) = Grammar::json_schema(&schema).unwrap() else { panic!("a schema") };
+        schema.as_object_mut().unwrap().remove("x-guidance");
+        schema
+    };
+    let open = json!({"properties": {"a": {"properties": {"properties": {"type": "string"}}}}, "type": "object"});
+    let inner = json!({"properties": {"properties": {"type": "string"}}, "additionalProperties": false});
+    assert_eq!(closed(open), json!({"properties": {"a": inner}, "type": "object", "additionalProperties": false}));
+    for as_it_is in [
+        json!({"type": "object"}),
+        json!({"properties": {"a": {}}, "additionalProperties": {"type": "string"}}),
+        json!({"properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}),
+        json!({"properties": {"a": {}}, "$ref": "#/$defs/b"}),
+        json!({"enum": [{"properties": {}}], "default": {"properties": {}}}),
+    ] {
+        assert_eq!(closed(as_it_is.clone()), as_it_is);
+    }
+}
