@@ -151,6 +151,12 @@ def message():
     yield "valid-keep", keep
     yield "valid-measured", number(18) + struct.pack("<QIQQ", 1, 8, 5000, 6000) + text("")
     yield "bad-measured-points", number(18) + struct.pack("<QI", 1 << 60, 8)
+    mask = number(19) + struct.pack("<IIQI", 1, 2, 7, 64)
+    yield "valid-mask-bits", mask + struct.pack("<IQ", 0, 3) + b"\1\2\3"
+    yield "valid-mask-ids", mask + struct.pack("<IQ3I", 1, 3, 0, 7, 90000)
+    yield "bad-mask-order", mask + struct.pack("<IQ2I", 1, 2, 7, 7)
+    yield "bad-mask-ids", mask + struct.pack("<IQI", 1, 1, 1 << 31)
+    yield "bad-mask-length", mask + struct.pack("<IQ", 0, 1 << 50)
     yield "valid-section-to-skip", keep + section(0x7000, b"whatever")
     yield "bad-section-to-understand", keep + section(0x7001, b"whatever")
     yield "bad-sections-out-of-order", keep + section(0x7002, b"") + section(0x7000, b"")
@@ -202,6 +208,9 @@ def api_body():
     yield "valid-parts", '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "stream": true}'
     yield "valid-completion", '{"prompt": "Once", "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["\\n"], "logprobs": 2}'
     yield "valid-ids", '{"prompt": [3, 4, 5], "logit_bias": {"3": -100}}'
+    form = '"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}'
+    yield "valid-grammar", '{"messages": [{"role": "user", "content": "Hi"}], ' + form + "}"
+    yield "bad-grammars", '{"prompt": "a", "messages": [{"role": "user", "content": "a"}], "regex": "a", ' + form + "}"
     yield "bad-json", '{"messages": ['
     yield "bad-list", "[]"
     yield "bad-types", '{"messages": "Hi", "prompt": {"a": 1}}'

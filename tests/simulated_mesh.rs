@@ -246,6 +246,7 @@ fn request(sampling: Sampling) -> GenerateRequest {
         max_tokens: 24,
         sampling,
         ends: Arc::new([]),
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(1),
     }

@@ -55,6 +55,7 @@ impl RunningRequest {
             max_tokens: tokens,
             sampling: Sampling::default(),
             ends,
+            grammar: None,
             prompt_rows: PromptRows::Last,
             client: ClientId(client),
         })?;

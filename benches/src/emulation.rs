@@ -7,7 +7,7 @@ use qmesh_engine::{
     error::EngineError,
     sample::SamplingParameters,
     shard::PAGE_POSITIONS,
-    step::{Prefix, SampledRow, Step, StepOutput},
+    step::{Prefix, SampledRow, Step, StepOutput, TokenSet},
 };
 use qmesh_models::numerics;
 
@@ -94,7 +94,12 @@ impl LoadedShard for EmulatedShard {
             return Ok(StepOutput::Hidden(vec![0.0; step.ids.len() * self.hidden]));
         }
         let wanted = step.wanted_rows();
-        Ok(StepOutput::Sampled(wanted.iter().map(|row| self.token(row.position, step.ids[row.row])).collect()))
+        let sampled = wanted.iter().map(|row| {
+            let allowed = step.allowed.get(&(row.session, row.position));
+            let sampled = self.token(row.position, step.ids[row.row], allowed);
+            sampled.ok_or(EngineError::NothingAllowed { session: row.session, position: row.position })
+        });
+        Ok(StepOutput::Sampled(sampled.collect::<Result<_, _>>()?))
     }
 
     fn kv_positions_used(&self) -> usize {
@@ -107,10 +112,13 @@ impl LoadedShard for EmulatedShard {
 }
 
 impl EmulatedShard {
-    /// Depends on position and id alone, so that every cut and batch has the same text.
-    fn token(&self, position: usize, id: u32) -> SampledRow {
+    /// Depends on position, id and what is allowed alone, so that every cut and batch has the same text; none where
+    /// nothing is allowed.
+    fn token(&self, position: usize, id: u32, allowed: Option<&TokenSet>) -> Option<SampledRow> {
         let mixed = (position as u64).wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(id)).wrapping_mul(0x85eb_ca6b);
         let token = u32::try_from((mixed >> 8) % self.vocab.max(1) as u64).unwrap_or_default();
-        SampledRow { token, logprob: 0.0, target_logprob: f32::NAN, digest: 0, top: Vec::new() }
+        let vocab = u32::try_from(self.vocab).unwrap_or(u32::MAX);
+        let token = allowed.map_or(Some(token), |allowed| allowed.nearest(token, vocab))?;
+        Some(SampledRow { token, logprob: 0.0, target_logprob: f32::NAN, digest: 0, top: Vec::new() })
     }
 }

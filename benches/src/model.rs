@@ -158,7 +158,7 @@ pub fn prefill(shard: &mut Shard, session: u64, position: usize, ids: &[u32], ch
         let wants = if last { Wants::Last } else { Wants::None };
         let rows = SequenceRows { session, position: position + start, rows: ids_of_chunk.len(), wants };
         let sampled =
-            sampled(shard.step(&Step { sequences: vec![rows], ids: ids_of_chunk.to_vec(), hidden: None })?)?;
+            sampled(shard.step(&Step { sequences: vec![rows], ids: ids_of_chunk.to_vec(), ..Step::default() })?)?;
         token = sampled.first().map_or(token, |row| row.token);
     }
     Ok(token)
@@ -170,7 +170,7 @@ pub fn prefill(shard: &mut Shard, session: u64, position: usize, ids: &[u32], ch
 /// Whatever the shard refuses.
 pub fn decode(shard: &mut Shard, position: usize, ids: Vec<u32>) -> Result<Vec<u32>> {
     let row = |session| SequenceRows { session, position, rows: 1, wants: Wants::Last };
-    let step = Step { sequences: (0..ids.len() as u64).map(row).collect(), ids, hidden: None };
+    let step = Step { sequences: (0..ids.len() as u64).map(row).collect(), ids, ..Step::default() };
     Ok(sampled(shard.step(&step)?)?.into_iter().map(|row| row.token).collect())
 }
 

@@ -8,6 +8,7 @@ mod choices;
 mod completions;
 mod cors;
 mod error;
+mod grammar;
 mod guard;
 mod json;
 mod key;
@@ -57,6 +58,7 @@ use self::{
     answer::Envelope,
     body::{Budget, Received, Share},
     error::ApiError,
+    grammar::AskedGrammar,
     guard::{Hosts, guard},
     json::parse,
     metrics::Metrics,
@@ -189,8 +191,9 @@ impl Api {
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
         let parsing = move || {
-            let (params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+            let (mut params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
             refuse_unsupported::<T>(&body.bytes)?;
+            params.grammar = AskedGrammar::parse(&body.bytes)?;
             Ok::<_, ApiError>((params, own, share))
         };
         let (params, own, share) = blocking(parsing).await??;

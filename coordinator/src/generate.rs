@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use qmesh_net::{Sampled, Sampling};
 use tokio::sync::mpsc;
 
+use crate::grammar::{CompiledGrammar, GrammarError};
+
 /// One prompt to continue.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -16,6 +18,9 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Ids that end the generation; they are reported as the last token.
     pub ends: Arc<[u32]>,
+    /// What the generated text must look like, if anything. It ends where the grammar lets it, with one of `ends`, which
+    /// are those that the grammar was compiled for; or before that, for want of room.
+    pub grammar: Option<Arc<CompiledGrammar>>,
     /// Whether the prompt's own rows are wanted as well.
     pub prompt_rows: PromptRows,
     /// On whose behalf it is computed: the scheduler is fair between clients.
@@ -82,7 +87,8 @@ pub enum FinishReason {
 pub enum GenerateError {
     /// The prompt (and one token) does not fit.
     #[error(
-        "the prompt has {prompt_tokens} tokens, the context holds {context}: shorten it or serve with a larger --ctx-size"
+        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}: shorten it, or serve with a \
+         larger --ctx-size"
     )]
     ContextExceeded {
         /// Of the prompt.
@@ -123,6 +129,9 @@ pub enum GenerateError {
     /// Whoever runs the mesh has ended it.
     #[error("the request was cancelled at the server")]
     Cancelled,
+    /// The text could not go on along its grammar.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The coordinator is going down.
     #[error("the coordinator is shutting down")]
     ShuttingDown,

@@ -29,6 +29,7 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod generate;
+pub mod grammar;
 pub mod invitation;
 pub mod local;
 pub mod mesh;

@@ -14,7 +14,7 @@ mod stream;
 mod tests;
 mod token;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qmesh_models::{
     chat::{ChatTemplate, TemplateError},
@@ -32,6 +32,7 @@ pub use self::{
 };
 use crate::{
     generate::{GenerateError, GenerateRequest},
+    grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError},
     mesh::MeshHandle,
     model::{Model, ModelError},
 };
@@ -51,7 +52,13 @@ pub struct TextModel {
     pub context: usize,
     /// The ids that end a generation.
     pub ends: Arc<[u32]>,
+    /// What compiles grammars for it, from the first one on.
+    pub grammars: GrammarDesk,
 }
+
+/// Where a model's grammars are compiled. Clones share what it takes.
+#[derive(Clone, Debug, Default)]
+pub struct GrammarDesk(Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>);
 
 /// Why a prompt could not become ids.
 #[derive(Debug, Error)]
@@ -102,8 +109,12 @@ impl TextModel {
     /// The model has no tokenizer.
     pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
         let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
+        let grammars = GrammarDesk::default();
         match model.tokenizer.clone() {
-            Some(tokenizer) => Ok(Self { name, tokenizer, template, family: model.spec.family.clone(), context, ends }),
+            Some(tokenizer) => {
+                let family = model.spec.family.clone();
+                Ok(Self { name, tokenizer, template, family, context, ends, grammars })
+            }
             None => Err(ModelError::NoTokenizer { name }),
         }
     }
@@ -123,6 +134,15 @@ impl TextModel {
             ids.extend(self.tokenizer.bos().or(self.tokenizer.eos()));
         }
         if ids.is_empty() { Err(TextError::Empty { name: self.name.clone() }) } else { Ok(ids) }
+    }
+
+    /// Compiles a grammar for texts of this model. Blocks: the first time for as long as it takes to sort the vocabulary.
+    ///
+    /// # Errors
+    /// What is wrong with the grammar; a model whose texts have no end.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Arc<CompiledGrammar>, GrammarError> {
+        let compiler = self.grammars.0.get_or_init(|| GrammarCompiler::new(&self.tokenizer, &self.ends));
+        compiler.as_ref().map_err(Clone::clone)?.compile(grammar).map(Arc::new)
     }
 
     /// A text of more bytes than this is longer than any prompt.

@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Sends the ids at `position` and after through all shards; the token that the last one samples.
 fn pass(shards: &mut [Shard], position: usize, ids: Vec<u32>) -> Result<Option<u32>, EngineError> {
     let sequences = vec![SequenceRows { session: SESSION, position, rows: ids.len(), wants: Wants::Last }];
-    let mut step = Step { sequences, ids, hidden: None };
+    let mut step = Step { sequences, ids, ..Step::default() };
     for shard in shards {
         match shard.step(&step)? {
             StepOutput::Hidden(hidden) => step.hidden = Some(hidden),

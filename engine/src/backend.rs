@@ -12,8 +12,8 @@
 //! worker has two shards at most, whose steps take turns: one that serves, and one that comes up beside it.
 //!
 //! # Determinism
-//! What becomes of a row follows from the weights, from the ids of its session up to it, and from the session's sampling
-//! parameters and positions. It does not depend, in a single bit, on the rows beside it, on how a prompt is cut into steps, on
+//! What becomes of a row follows from the weights, from the ids of its session up to it, from the session's sampling
+//! parameters and positions, and from what the step allows to follow it. It does not depend, in a single bit, on the rows beside it, on how a prompt is cut into steps, on
 //! where the layers are cut, on threads, or on what was computed before and rolled back. Two backends that name the same
 //! [`numerics`](Backend::numerics) give the same bits, for they may be stages of one pipeline, or take over from each other.
 //!
@@ -105,7 +105,8 @@ pub trait LoadedShard: fmt::Debug + Send {
     /// the last layer answers with samples after the [`Step::wanted_rows`], any other one with the activation of every row.
     ///
     /// # Errors
-    /// When the step does not fit the shard or one of its sessions, or logits are not finite; the module says what is left.
+    /// When the step does not fit the shard or one of its sessions, logits are not finite, or nothing may follow a row; the
+    /// module says what is left.
     fn step(&mut self, step: &Step) -> Result<StepOutput, EngineError>;
 
     /// Positions that open sessions have reserved, out of the `kv_positions` of its [`ShardRequest`]. What is shared counts

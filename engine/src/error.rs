@@ -144,6 +144,14 @@ pub enum EngineError {
         /// Position of the row.
         position: usize,
     },
+    /// No token may follow a row.
+    #[error("session {session}: no token may follow position {position}")]
+    NothingAllowed {
+        /// The session.
+        session: u64,
+        /// Position of the row.
+        position: usize,
+    },
     /// The tensor framework refused an operation: a defect of this program.
     #[error("tensor operation failed (please report this): {0}")]
     Tensor(String),

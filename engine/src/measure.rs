@@ -104,6 +104,7 @@ impl<'a> Trial<'a> {
             sequences: vec![SequenceRows { session: SESSION, position: 0, rows, wants }],
             ids: (0..rows).map(|row| (row % self.excerpt.vocab.max(1)) as u32).collect(),
             hidden,
+            ..Step::default()
         };
         // The first one finds nothing where it needs it.
         self.shard.step(&step)?;

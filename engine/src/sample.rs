@@ -8,9 +8,13 @@ use qmesh_kernels::{
     real,
 };
 
-use crate::{error::EngineError, noise::Noise, step::SampledRow};
+use crate::{
+    error::EngineError,
+    noise::Noise,
+    step::{SampledRow, TokenSet},
+};
 
-/// How a session's tokens are chosen, in this order: bias, penalties, top-k, top-p, min-p, temperature.
+/// How a session's tokens are chosen among those that may follow, in this order: bias, penalties, top-k, top-p, min-p, temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParameters {
     /// Divides the logits; 0 is greedy.
@@ -93,27 +97,39 @@ impl SamplingParameters {
     }
 
     /// Samples after the row whose session's ids so far, its own included, are `history`; `target` is the id that
-    /// follows in the same step. `None` where the logits are not finite.
+    /// follows in the same step. All that is said of the row is said of the tokens that are `allowed`, but for the digest.
+    ///
+    /// # Errors
+    /// Logits that are not finite, or no token that is allowed.
     pub(crate) fn sample(
         &self,
         simd: Simd,
-        logits: &[f32],
+        raw: &[f32],
+        allowed: Option<&TokenSet>,
         history: &[u32],
         target: Option<u32>,
-    ) -> Option<SampledRow> {
-        logits.iter().all(|x| x.is_finite()).then_some(())?;
+    ) -> Result<SampledRow, Unsampled> {
+        if !raw.iter().all(|x| x.is_finite()) {
+            return Err(Unsampled::NotFinite);
+        }
+        let masked = match allowed {
+            Some(allowed) => Cow::Owned(among(raw, allowed)?),
+            None => Cow::Borrowed(raw),
+        };
+        let logits = &*masked;
         let sum = SumExponentials(logits).run(simd);
         let adjusted = self.adjust(logits, history);
         let token = if self.temperature == 0.0 { most_likely(&adjusted) } else { self.draw(simd, &adjusted, history) };
-        Some(SampledRow {
+        let top = largest(logits, self.top).into_iter().filter(|(_, x)| x.is_finite());
+        Ok(SampledRow {
             token,
             logprob: sum.log_probability(logits[token as usize]),
             target_logprob: target.map_or(f32::NAN, |id| sum.log_probability(logits[id as usize])),
             digest: match self.digest {
                 LogitsDigest::Skip => 0,
-                LogitsDigest::Compute => digest(logits),
+                LogitsDigest::Compute => digest(raw),
             },
-            top: largest(logits, self.top).into_iter().map(|(id, x)| (id, x, sum.log_probability(x))).collect(),
+            top: top.map(|(id, x)| (id, x, sum.log_probability(x))).collect(),
         })
     }
 
@@ -193,6 +209,23 @@ impl SamplingParameters {
         });
         last.map(|last| last + 1)
     }
+}
+
+/// Why there is no sample after a row.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unsampled {
+    /// The logits are not.
+    NotFinite,
+    /// No token may follow.
+    NothingAllowed,
+}
+
+/// The logits, with those of other tokens than the allowed ones out of reach: no bias, penalty, filter or noise brings them
+/// back, and sums pass them over.
+fn among(logits: &[f32], allowed: &TokenSet) -> Result<Vec<f32>, Unsampled> {
+    let masked = (0..).zip(logits).map(|(id, x)| if allowed.contains(id) { *x } else { f32::NEG_INFINITY });
+    let masked: Vec<f32> = masked.collect();
+    if masked.iter().any(|x| x.is_finite()) { Ok(masked) } else { Err(Unsampled::NothingAllowed) }
 }
 
 /// The largest logit's id; the lowest of equals.

@@ -18,7 +18,7 @@ use crate::{
     linear::{LogitScaling, logits},
     load::{Head, Parts, load},
     ops,
-    sample::SamplingParameters,
+    sample::{SamplingParameters, Unsampled},
     step::{Prefix, SampledRow, SequenceRows, Step, StepOutput, WantedRow},
 };
 
@@ -275,7 +275,7 @@ impl Shard {
             x = blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?;
             x = last.forward_rows(&x, batch, &rows)?;
         }
-        self.sample(&wanted, head, &x)
+        self.sample(step, &wanted, head, &x)
     }
 
     /// What goes into the first block: (rows, hidden).
@@ -297,7 +297,13 @@ impl Shard {
     }
 
     /// Samples after the rows of `x`, which are those wanted.
-    fn sample(&self, wanted: &[WantedRow], head: &Head, x: &Tensor) -> Result<Vec<SampledRow>, EngineError> {
+    fn sample(
+        &self,
+        step: &Step,
+        wanted: &[WantedRow],
+        head: &Head,
+        x: &Tensor,
+    ) -> Result<Vec<SampledRow>, EngineError> {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
@@ -305,18 +311,22 @@ impl Shard {
             let logits = logits(self.cpu(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
             let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
-                self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(logits, wanted))
+                self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(step, logits, wanted))
             })?;
             sampled.extend(chunk.into_iter().collect::<Result<Vec<_>, _>>()?);
         }
         Ok(sampled)
     }
 
-    fn sample_row(&self, logits: &[f32], wanted: &WantedRow) -> Result<SampledRow, EngineError> {
+    fn sample_row(&self, step: &Step, logits: &[f32], wanted: &WantedRow) -> Result<SampledRow, EngineError> {
         let WantedRow { session, position, target, .. } = *wanted;
         let held = self.sessions.get(&session).ok_or(EngineError::UnknownSession { session })?;
-        let row = held.sampling.sample(self.simd, logits, &held.ids[..=position], target);
-        row.ok_or(EngineError::NonFinite { session, position })
+        let allowed = step.allowed.get(&(session, position));
+        let row = held.sampling.sample(self.simd, logits, allowed, &held.ids[..=position], target);
+        row.map_err(|unsampled| match unsampled {
+            Unsampled::NotFinite => EngineError::NonFinite { session, position },
+            Unsampled::NothingAllowed => EngineError::NothingAllowed { session, position },
+        })
     }
 }
 

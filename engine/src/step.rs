@@ -1,6 +1,8 @@
 //! The words of a shard's work: a step is the rows of several sessions that are computed together, and leaves activations
 //! or samples.
 
+use std::collections::BTreeMap;
+
 /// One micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
@@ -10,6 +12,31 @@ pub struct Step {
     pub ids: Vec<u32>,
     /// Activation (rows, hidden), row-major; `None` exactly where the shard embeds.
     pub hidden: Option<Vec<f32>>,
+    /// What may follow some of the wanted rows, by session and position: any token may follow the others. Only the last
+    /// stage looks at it.
+    pub allowed: BTreeMap<(u64, usize), TokenSet>,
+}
+
+/// A set of tokens.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TokenSet(Vec<u8>);
+
+impl TokenSet {
+    /// The tokens whose bits are set, the lowest of a byte first. Those beyond the last byte are not in the set.
+    pub fn of_bits(bits: Vec<u8>) -> Self {
+        Self(bits)
+    }
+
+    /// Whether a token is in the set.
+    pub fn contains(&self, token: u32) -> bool {
+        self.0.get(token as usize / 8).is_some_and(|byte| byte >> (token % 8) & 1 == 1)
+    }
+
+    /// The token itself if it is in the set, else the next one below `vocab` that is, or the first one of all: what a
+    /// made-up model says that must not say `token`.
+    pub fn nearest(&self, token: u32, vocab: u32) -> Option<u32> {
+        (token..vocab).chain(0..token.min(vocab)).find(|token| self.contains(*token))
+    }
 }
 
 impl Step {
@@ -94,12 +121,13 @@ pub enum StepOutput {
 pub struct SampledRow {
     /// The sampled id.
     pub token: u32,
-    /// Its log-probability under the raw logits (before penalties, filters and temperature).
+    /// Its log-probability under the raw logits (before penalties, filters and temperature) of what may follow.
     pub logprob: f32,
-    /// Log-probability under the raw logits of the session's next id in this step; NaN for the last row of a sequence.
+    /// Log-probability of the session's next id in this step, among what may follow; NaN for the last row of a sequence.
     pub target_logprob: f32,
     /// First 8 bytes (little-endian) of BLAKE3 of the raw logits' f32 bytes; 0 unless asked for.
     pub digest: u64,
-    /// The most likely ids under the raw logits, best first, ties by lower id: (id, logit, log-probability).
+    /// The most likely ids of those that may follow, under the raw logits, best first, ties by lower id: (id, logit,
+    /// log-probability).
     pub top: Vec<(u32, f32, f32)>,
 }

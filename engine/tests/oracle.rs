@@ -431,7 +431,7 @@ fn less(rows: &[f32], before: Option<&[f32]>) -> Vec<f64> {
 /// What one stage of the engine makes of rows: its hidden rows or all their logits.
 fn step(shard: &mut Shard, ids: &[u32], hidden: Option<&[f32]>, position: usize, vocab: usize) -> Vec<f32> {
     let sequences = vec![SequenceRows { session: SESSION, position, rows: ids.len(), wants: Wants::All }];
-    let step = Step { sequences, ids: ids.to_vec(), hidden: hidden.map(<[f32]>::to_vec) };
+    let step = Step { sequences, ids: ids.to_vec(), hidden: hidden.map(<[f32]>::to_vec), ..Step::default() };
     match shard.step(&step).unwrap() {
         StepOutput::Hidden(rows) => rows,
         StepOutput::Sampled(rows) => {

@@ -13,7 +13,7 @@ use qmesh_coordinator::{
     api::{self, ApiState},
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
-    text::TextModel,
+    text::{GrammarDesk, TextModel},
 };
 use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions},
@@ -135,6 +135,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         model,
         listen: local,
         advertise: vec![],
+        family: "llama".to_owned(),
         context: 256,
         kv_positions: 256,
         formation: Formation::new(Workers::Exactly(1)),
@@ -181,5 +182,6 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),
         context: 256,
+        grammars: GrammarDesk::default(),
     })
 }

@@ -12,7 +12,7 @@ use bincode::{
 };
 
 use crate::{
-    ids::{PeerId, PlanEpoch, SessionId, StageIndex},
+    ids::{PeerId, PlanEpoch, SessionId, StageIndex, StepId},
     limits::MESSAGE_BYTES,
     section::Sections,
 };
@@ -51,7 +51,7 @@ macro_rules! written_as_inner {
     )*};
 }
 
-written_as_inner!(PeerId PlanEpoch SessionId StageIndex);
+written_as_inner!(PeerId PlanEpoch SessionId StageIndex StepId);
 
 /// Sections have no bytes among the fields of a message: they stand behind it, where `envelope.rs` puts them.
 impl Encode for Sections {

@@ -16,7 +16,7 @@ use crate::{
 /// Types with this bit may be ignored by a receiver that does not know them.
 const OPTIONAL_TYPE: u16 = 0x8000;
 /// One after the last variant of [`Message`].
-const TYPES: u16 = 19;
+const TYPES: u16 = 20;
 /// The type under which errors speak of range requests and replies, which have none.
 const RANGE: u16 = u16::MAX;
 
@@ -99,6 +99,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
     }
     let bytes = [&u32::from(kind).to_le_bytes(), body].concat();
     let (mut message, sections) = decode_body::<Message>(&bytes, kind)?;
+    if let Message::Mask(mask) = &message
+        && let Some(text) = mask.tokens.wrong()
+    {
+        return Err(MessageError::Malformed { kind, text });
+    }
     match message.sections_mut() {
         Some(place) => *place = sections,
         None => ignore(&sections, kind)?,

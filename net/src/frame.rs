@@ -84,7 +84,7 @@ pub struct Frame {
     pub ids: Vec<u32>,
     /// The rows; those of a `Hidden` frame are f32.
     pub payload: Bytes,
-    /// What only some versions know. It is meant for the receiver of this frame, who passes none of it on.
+    /// What only some frames say, as [`crate::MaskedRows`]. A stage passes on only what it knows.
     pub sections: Sections,
 }
 

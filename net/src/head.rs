@@ -34,6 +34,7 @@ use crate::{
         CANDIDATES, FIXED_HEAD_BYTES, FRAME_PAYLOAD_BYTES, FRAME_ROWS, FRAME_SECTIONS_BYTES, FRAME_SEGMENTS,
         FRAME_WIDTH, HEAD_ALIGNMENT, SEGMENT_BYTES, VALUE_BYTES,
     },
+    mask::MaskedRows,
     sampled,
     section::Sections,
     trail::Trail,
@@ -46,7 +47,7 @@ const WIRE_F32: u8 = 0;
 /// Flags of a frame that a receiver must know; the others may be ignored.
 const CRITICAL_FLAGS: u16 = 0x00ff;
 /// The tags of a frame's sections that this version knows.
-const KNOWN_TAGS: [u16; 0] = [];
+const KNOWN_TAGS: [u16; 1] = [MaskedRows::TAG];
 
 /// A head whose every field was checked; the payload is still to come.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -90,6 +91,7 @@ impl FrameHead {
         let ids = (0..fixed.rows).map(|_| ids.get_u32_le()).collect();
         let sections = Sections::parse(sections, FRAME_SECTIONS_BYTES)?;
         sections.understood(&KNOWN_TAGS)?;
+        MaskedRows::check(&sections, fixed.rows)?;
         Ok(Self { fixed, segments, ids, sections })
     }
 
@@ -165,6 +167,7 @@ impl Frame {
         equal("bytes of the payload", self.payload.len() as u64, payload_bytes as u64)?;
         equal("rows", self.rows() as u64, self.segments.iter().map(|segment| u64::from(segment.rows)).sum())?;
         self.sections.check(FRAME_SECTIONS_BYTES)?;
+        MaskedRows::check(&self.sections, self.rows())?;
         let sections_bytes = self.sections.wire_bytes();
         let mut head = BytesMut::zeroed(head_bytes(self.segments.len(), self.rows(), sections_bytes));
         let mut out = &mut head[..];

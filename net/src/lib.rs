@@ -40,6 +40,7 @@ mod keyfile;
 pub mod limits;
 mod link;
 mod machine;
+mod mask;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
@@ -72,6 +73,7 @@ pub use join::{Applicant, Gate, Introduction, KnownPeers, join, welcome};
 pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
 pub use machine::{MachineShare, machine_name};
+pub use mask::{Mask, MaskedRows, TokenMask};
 pub use message::{
     Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// Most bytes of one control message, its type included.
 pub const MESSAGE_BYTES: usize = 1 << 20;
 /// Most sections of one message or frame.
@@ -40,6 +40,10 @@ pub const HELLO_BYTES: usize = 128 << 10;
 pub const WORKER_MESSAGE_BYTES: usize = 64 << 10;
 /// Most bytes of each text in a `Hello`.
 pub const HELLO_TEXT_BYTES: usize = 256;
+/// Most tokens that a mask speaks of.
+pub const MASK_TOKENS: usize = 1 << 20;
+/// Most rows of steps under way on one plan that wait for a mask, or whose masks have come before them.
+pub const MASKS_UNDER_WAY: usize = 512;
 /// Most addresses in a ticket.
 pub const TICKET_ADDRESSES: usize = 16;
 
@@ -117,6 +121,8 @@ const _: () = {
     assert!(FRAME_SECTIONS_BYTES <= u16::MAX as usize);
     assert!(MESSAGE_SECTIONS_BYTES < MESSAGE_BYTES);
     assert!(FRAME_ROWS * (20 + 12 * CANDIDATES) <= FRAME_PAYLOAD_BYTES);
+    assert!(MASK_TOKENS / 8 + 64 <= MESSAGE_BYTES);
+    assert!(FRAME_ROWS / 8 + 8 <= FRAME_SECTIONS_BYTES);
     assert!(MESSAGE_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(HELLO_TEXT_BYTES * 8 <= MESSAGE_BYTES);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::{
     codec::{Decode, Encode},
     ids::{PeerId, PlanEpoch, SessionId, StageIndex},
+    mask::Mask,
     section::Sections,
 };
 
@@ -91,6 +92,8 @@ pub enum Message {
     Measure(Measure),
     /// Worker to coordinator: what it found.
     Measured(Measured),
+    /// Coordinator to the last stage: which tokens may follow a row.
+    Mask(Mask),
 }
 
 impl Message {
@@ -420,6 +423,8 @@ pub enum FaultCode {
     Internal,
     /// This side and who sent the frame disagree about a session's ids.
     Ids,
+    /// A mask that no row waits for, or one that lets no token follow.
+    Mask,
 }
 
 /// Counters of a stage since its epoch began; they only grow.

@@ -47,7 +47,8 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::StageReport(_)
         | Message::Drain
         | Message::Keep { .. }
-        | Message::Measure(_) => {}
+        | Message::Measure(_)
+        | Message::Mask(_) => {}
     }
     message
 }

@@ -16,7 +16,7 @@ const UNUSED: u32 = u32::MAX;
 pub struct Sampled {
     /// The token chosen to follow.
     pub token: u32,
-    /// Its log-probability, before any filter.
+    /// Its log-probability among what may follow, before any filter.
     pub logprob: f32,
     /// Log-probability of the id that follows in the segment; NaN where none does.
     pub target_logprob: f32,

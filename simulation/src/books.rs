@@ -269,13 +269,18 @@ impl HashShard {
         Ok(states)
     }
 
-    fn sampled(&self, states: &[u64], wanted: &WantedRow) -> SampledRow {
+    fn sampled(&self, step: &Step, states: &[u64], wanted: &WantedRow) -> Result<SampledRow, EngineError> {
         let WantedRow { row, session, position, target } = *wanted;
         let unknown = Drawing { temperature: 0.0, seed: 0, sequence: 0 };
         let drawing = self.sessions.get(&session).map_or(unknown, |held| held.drawing);
         let drawn = model::sample(states[row], position, &drawing, target);
-        let (token, logprob, target_logprob) = (drawn.token, drawn.logprob, drawn.target_logprob);
-        SampledRow { token, logprob, target_logprob, digest: drawn.digest, top: Vec::new() }
+        let (logprob, target_logprob) = (drawn.logprob, drawn.target_logprob);
+        let token = match step.allowed.get(&(session, position)) {
+            None => Some(drawn.token),
+            Some(allowed) => allowed.nearest(drawn.token, u32::try_from(self.vocab).unwrap_or(u32::MAX)),
+        };
+        let token = token.ok_or(EngineError::NothingAllowed { session, position })?;
+        Ok(SampledRow { token, logprob, target_logprob, digest: drawn.digest, top: Vec::new() })
     }
 }
 
@@ -333,7 +338,8 @@ impl LoadedShard for HashShard {
         let states = self.states(step)?;
         if self.layers.end == self.of {
             let wanted = step.wanted_rows();
-            return Ok(StepOutput::Sampled(wanted.iter().map(|wanted| self.sampled(&states, wanted)).collect()));
+            let sampled = wanted.iter().map(|wanted| self.sampled(step, &states, wanted));
+            return Ok(StepOutput::Sampled(sampled.collect::<Result<_, _>>()?));
         }
         let positions = step.sequences.iter().flat_map(|of| of.position..of.position + of.rows);
         Ok(StepOutput::Hidden(states.iter().zip(positions).flat_map(|(&s, p)| model::to_row(s, p)).collect()))

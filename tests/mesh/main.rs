@@ -1,6 +1,7 @@
 //! Meshes of real processes: the two terminals of the README, what goes wrong there, and workers that die.
 
 mod changes;
+mod clients;
 mod discovery;
 mod doors;
 mod errors;

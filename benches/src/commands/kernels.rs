@@ -146,7 +146,7 @@ const WHILE: Duration = Duration::from_millis(20);
 fn step(rows: usize, hidden: usize) -> Step {
     let activation = (0..rows * hidden).map(|i| (i * 7919 % 2001) as f32 / 1000.0 - 1.0).collect();
     let sequences = vec![SequenceRows { session: 0, position: 0, rows, wants: Wants::None }];
-    Step { sequences, ids: vec![0; rows], hidden: Some(activation) }
+    Step { sequences, ids: vec![0; rows], hidden: Some(activation), ..Step::default() }
 }
 
 /// The type that is displayed as `text`.

@@ -32,8 +32,9 @@ pub(crate) async fn messages(State(api): State<Arc<Api>>, request: Request) -> R
         return Err(ApiError::invalid("max_tokens", "'max_tokens' must say how long the answer may be"));
     };
     params.user = asked.user().or(params.user);
-    let mut drawing = Drawing::single(&api, &params, Some(max_tokens), address)?;
+    let mut drawing = Drawing::single(&api, params, Some(max_tokens), address)?;
     drawing.stops.extend(asked.stops()?);
+    drawing.take_form("output_config.format", asked.form()?).await?;
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();
     let writer = MessageWriter::new(format!("msg_{:016x}", random()), api.state.text.name.clone());
     Ok(told(relay(choices, writer, delivery).await?, tools))

@@ -88,6 +88,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         stops: params.stops()?,
         detail,
         client: Api::client(address, params.user.as_deref()),
+        grammar: params.grammar,
     };
     let (turn, dialect) = chat.turn()?;
     let (choices, tools) = turn.begin(&api, drawing, share).await?.parted();

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
+    grammar::CompiledGrammar,
     text::{
         CallEvent, Reading, TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail,
         TokenText,
@@ -46,6 +47,7 @@ pub(crate) struct Job {
     pub(crate) leading_space: LeadingSpace,
     /// Tells thoughts and calls from the text, if they are wanted apart.
     pub(crate) reading: Option<Reading>,
+    pub(crate) grammar: Option<Arc<CompiledGrammar>>,
     pub(crate) prompt_rows: PromptRows,
     pub(crate) client: ClientId,
 }
@@ -120,6 +122,7 @@ impl Choices {
                     max_tokens,
                     sampling: Sampling { sequence, ..job.sampling.clone() },
                     ends: Arc::clone(&text.ends),
+                    grammar: job.grammar.clone(),
                     prompt_rows: job.prompt_rows,
                     client: job.client,
                 };

@@ -94,11 +94,13 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         detail,
         leading_space: LeadingSpace::Keep,
         reading: None,
+        grammar: None,
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
         client: Api::client(address, params.user.as_deref()),
     };
     let prompts = completion.prompts()?;
     api.check_ready()?;
+    job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;

@@ -258,6 +258,7 @@ fn generate_class(error: &GenerateError) -> Class {
             class(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("pipeline_failed"))
         }
         GenerateError::Cancelled => class(StatusCode::GONE, "server_error", Some("cancelled")),
+        GenerateError::Grammar(_) => class(StatusCode::BAD_REQUEST, "invalid_request_error", Some("grammar_failed")),
         GenerateError::ShuttingDown => unavailable("shutting_down"),
     }
 }
@@ -265,6 +266,7 @@ fn generate_class(error: &GenerateError) -> Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grammar::GrammarError;
 
     #[test]
     fn whoever_may_come_again_is_told_when() {
@@ -279,6 +281,7 @@ mod tests {
             GenerateError::WorkerLost { text: text() },
             GenerateError::Fault { text: text() },
             GenerateError::Cancelled,
+            GenerateError::Grammar(GrammarError::Lost { text: text() }),
             GenerateError::ShuttingDown,
         ];
         let others = [

@@ -23,6 +23,7 @@ use super::{
     body::Share,
     chat::{Turn, told},
     error::ApiError,
+    grammar::AskedGrammar,
     json::parse,
     relay::relay,
     unsupported::{Kind, refuse_unsupported},
@@ -31,9 +32,10 @@ use super::{
 /// Answers a conversation.
 pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
     let address = Api::address(&request);
-    let (shared, chat, share) = read::<ChatRequest>(&api, request).await?;
+    let (mut shared, chat, share) = read::<ChatRequest>(&api, request).await?;
     shared.check()?;
-    let drawing = drawing(&api, shared.options(), address)?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address)?;
+    drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Chat, shared.model_name(&api)));
     if chat.is_empty() {
         return Ok(Json(writer.loaded()).into_response());
@@ -46,10 +48,11 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
 /// Answers a prompt.
 pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
     let address = Api::address(&request);
-    let (shared, asked, share) = read::<GenerateRequest>(&api, request).await?;
+    let (mut shared, asked, share) = read::<GenerateRequest>(&api, request).await?;
     shared.check()?;
     asked.check()?;
-    let drawing = drawing(&api, shared.options(), address)?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address)?;
+    drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Generate, shared.model_name(&api)));
     let thinking = shared.thinking()?;
     let choices = match asked.prompt() {
@@ -67,8 +70,9 @@ pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> R
 async fn read<T: Kind>(api: &Api, request: Request) -> Result<(Shared, T, Share), ApiError> {
     let (body, share) = api.body(request).await?;
     let parsing = move || {
-        let (shared, own): (Shared, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
+        let (mut shared, own): (Shared, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
         refuse_unsupported::<T>(&body.bytes)?;
+        shared.grammar = AskedGrammar::parse(&body.bytes)?;
         Ok::<_, ApiError>((shared, own))
     };
     let (shared, own) = blocking(parsing).await??;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     error::ApiError,
+    grammar::AskedGrammar,
     json::{Object, OneOrMany},
 };
 use crate::text::TextModel;
@@ -49,6 +50,9 @@ pub(crate) struct Params {
     stop: Option<OneOrMany<String>>,
     logit_bias: Option<HashMap<String, f64>>,
     n: Option<i64>,
+    /// What the text must look like, which is read by itself.
+    #[serde(skip)]
+    pub(crate) grammar: Option<AskedGrammar>,
 }
 
 #[derive(Debug, Default, Deserialize)]

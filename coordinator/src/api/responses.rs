@@ -28,7 +28,8 @@ pub(crate) async fn responses(State(api): State<Arc<Api>>, request: Request) -> 
     let delivery = params.delivery()?;
     asked.check()?;
     let max_tokens = asked.max_tokens()?.or(params.max_tokens(1)?);
-    let drawing = Drawing::single(&api, &params, max_tokens, address)?;
+    let mut drawing = Drawing::single(&api, params, max_tokens, address)?;
+    drawing.take_form("text.format", asked.form()?).await?;
     let response = asked.echoed(&api.state.text.name, now_s());
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();
     let writer = ResponseWriter::new(format!("{:016x}{:016x}", random(), random()), response);

@@ -4,6 +4,7 @@ mod answers;
 mod anthropic;
 mod calls;
 mod endpoints;
+mod grammars;
 mod guards;
 mod ollama;
 mod responses;

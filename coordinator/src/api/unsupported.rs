@@ -41,8 +41,6 @@ enum Neutral {
     /// What switches the parameter off.
     AtMost(f64),
     OneOf(&'static [&'static str]),
-    /// `{"type": "text"}`.
-    TextFormat,
     /// `["text"]`.
     TextOnly,
 }
@@ -114,7 +112,6 @@ impl Neutral {
                 Self::Number(neutral) => value == neutral,
                 Self::AtMost(off) => value.as_f64().is_some_and(|value| value <= *off),
                 Self::OneOf(words) => value.as_str().is_some_and(|value| words.contains(&value)),
-                Self::TextFormat => value["type"] == "text",
                 Self::TextOnly => value.as_array().is_some_and(|list| list.iter().all(|one| one == "text")),
             }
     }
@@ -153,8 +150,13 @@ mod tests {
         let neutral = r#"{"suffix": null, "best_of": 1, "store": false, "tool_choice": "auto", "what_is_this": [{}],
             "response_format": {"type": "text"}, "modalities": ["text"], "functions": []}"#;
         assert_eq!(refused(neutral), None);
-        assert_eq!(refused(r#"{"response_format": {"type": "json_object"}}"#), Some("response_format"));
-        assert_eq!(refused(r#"{"response_format": 3}"#), Some("response_format"));
+        assert_eq!(refused(r#"{"modalities": ["text", "audio"]}"#), Some("modalities"));
+        assert_eq!(refused(r#"{"grammar_lazy": true}"#), Some("grammar_lazy"));
+        assert_eq!(
+            refused(r#"{"guided_choice": ["a"], "response_format": {"type": "json_object"}}"#),
+            None,
+            "honoured"
+        );
         assert_eq!(refused(r#"{"tool_choice": {"type": "function"}}"#), Some("tool_choice"));
         assert_eq!(refused(r#"{"suffix": "}", "best_of": 2}"#), Some("suffix"));
         assert!(KNOWN.is_sorted_by(|one, next| one.name < next.name), "found by halving, and named once");
@@ -189,8 +191,7 @@ mod tests {
             ("continue_final_message", "true"),
             ("dry_multiplier", "0.8"),
             ("format", r#""json""#),
-            ("guided_choice", r#"["yes", "no"]"#),
-            ("guided_grammar", r#""root ::= \"a\"""#),
+            ("grammar_string", r#""root ::= \"a\"""#),
             ("include_stop_str_in_output", "true"),
             ("max_new_tokens", "2"),
             ("n_predict", "2"),
@@ -202,7 +203,7 @@ mod tests {
             ("repetition_penalty", "1.9"),
             ("stop_sequences", r#"["x"]"#),
             ("stop_token_ids", "[28]"),
-            ("structured_outputs", r#"{"choice": ["a"]}"#),
+            ("structural_tag", r#"{"triggers": ["<f"]}"#),
             ("think", "false"),
             ("tools", r#"[{"type": "function", "function": {"name": "f"}}]"#),
             ("truncate_prompt_tokens", "2"),

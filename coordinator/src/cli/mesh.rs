@@ -318,7 +318,7 @@ A coordinator is found that others can reach (`serve --listen 0.0.0.0:4433`) and
 Exit codes: 0 some answered; 3 none did.")]
 pub struct DiscoverArgs {
     /// How long to wait for answers: 3s, 1m
-    #[arg(long, value_name = "TIME", env = "QMESH_DISCOVERY_TIMEOUT", default_value = "3s", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", env = "QMESH_TIMEOUT", default_value = "3s", value_parser = parse_time)]
     pub timeout: Duration,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]

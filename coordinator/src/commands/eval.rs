@@ -87,6 +87,7 @@ fn requests(args: &EvalArgs, model: &Model, prompts: &[Prompt]) -> Result<Vec<Ge
             max_tokens: args.greedy,
             sampling: sampling.clone(),
             ends: model.ends(),
+            grammar: None,
             prompt_rows: PromptRows::All,
             client: ClientId(0),
         })

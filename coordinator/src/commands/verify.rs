@@ -105,8 +105,9 @@ fn requests(args: &VerifyArgs, opened: &Opened) -> Result<Vec<Named>, Failure> {
     };
     let sampling = Sampling { digest: Digest::On, ..Sampling::default() };
     let request = |(id, ids): (String, Vec<u32>)| {
-        let (ends, prompt_rows, client) = (model.ends(), PromptRows::All, ClientId(0));
-        (id, GenerateRequest { ids, max_tokens: args.greedy, sampling: sampling.clone(), ends, prompt_rows, client })
+        let (max_tokens, sampling) = (args.greedy, sampling.clone());
+        let (ends, grammar, prompt_rows, client) = (model.ends(), None, PromptRows::All, ClientId(0));
+        (id, GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client })
     };
     Ok(prompts.into_iter().map(request).collect())
 }
@@ -181,8 +182,9 @@ mod tests {
     fn the_first_row_that_differs_is_named() {
         let request = |id: &str| {
             let (sampling, ends) = (Sampling::default(), [].into());
-            let (prompt_rows, client) = (PromptRows::All, ClientId(0));
-            (id.to_owned(), GenerateRequest { ids: vec![1], max_tokens: 0, sampling, ends, prompt_rows, client })
+            let (grammar, prompt_rows, client) = (None, PromptRows::All, ClientId(0));
+            let (ids, max_tokens) = (vec![1], 0);
+            (id.to_owned(), GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client })
         };
         let requests = [request("a"), request("b")];
         let whole = [rows(&[1, 2]), rows(&[3, 4, 5])];

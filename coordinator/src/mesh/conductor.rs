@@ -314,6 +314,10 @@ impl Conductor {
                 let positions = u32::try_from(positions).unwrap_or(u32::MAX);
                 self.send_to_stages(epoch, &Message::Keep { epoch, session, positions });
             }
+            scheduling::Action::Mask(mask) => {
+                let last = self.roster.stage_workers(mask.epoch).last();
+                self.actions.extend(last.map(|worker| Action::Send(worker, Message::Mask(mask))));
+            }
             scheduling::Action::Frame(frame) => self.actions.push_back(Action::Frame(frame)),
             scheduling::Action::Deliver(session, event) => {
                 self.actions.extend(ended(session, &event).map(Action::Publish));

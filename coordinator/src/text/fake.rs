@@ -12,7 +12,7 @@ use qmesh_models::{
 use qmesh_net::{Candidate, Sampled};
 use tokio::sync::{mpsc, watch};
 
-use super::TextModel;
+use super::{GrammarDesk, TextModel};
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest},
     mesh::{
@@ -69,6 +69,7 @@ pub(crate) fn model() -> TextModel {
         template: Ok(Arc::new(ChatTemplate::new(TEMPLATE, "<s>", "</s>").expect("a sound template"))),
         family: "llama".to_owned(),
         context: CONTEXT,
+        grammars: GrammarDesk::default(),
     }
 }
 

@@ -44,6 +44,7 @@ fn start(mesh: &FakeMesh, stops: &[&str]) -> TextStream {
         max_tokens: 8,
         sampling: Sampling::default(),
         ends: Arc::clone(&text.ends),
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(0),
     };

@@ -7,7 +7,7 @@ fn greedy() -> SamplingParameters {
 }
 
 fn sample(parameters: &SamplingParameters, logits: &[f32], history: &[u32]) -> SampledRow {
-    parameters.sample(Simd::available()[0], logits, history, None).unwrap()
+    parameters.sample(Simd::available()[0], logits, None, history, None).unwrap()
 }
 
 /// The ids drawn at 20000 positions, counted.
@@ -42,18 +42,60 @@ fn greedy_takes_the_largest_and_the_lowest_of_equals() {
 #[test]
 fn logits_that_are_not_finite_give_no_row() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert_eq!(greedy().sample(Simd::available()[0], &[0.0, bad], &[], None), None);
+        let row = greedy().sample(Simd::available()[0], &[0.0, bad], None, &[], None);
+        assert_eq!(row, Err(Unsampled::NotFinite));
     }
 }
 
 #[test]
 fn the_target_and_the_digest_are_of_the_raw_logits() {
     let parameters = SamplingParameters { logit_bias: vec![(0, 9.0)], digest: LogitsDigest::Compute, ..greedy() };
-    let row = parameters.sample(Simd::available()[0], &[0.0, 1.0], &[], Some(1)).unwrap();
+    let row = parameters.sample(Simd::available()[0], &[0.0, 1.0], None, &[], Some(1)).unwrap();
     assert_eq!(row.token, 0);
     assert!((row.target_logprob + (1.0 + (-1.0_f32).exp()).ln()).abs() < 1e-6);
     let bytes = [0.0_f32.to_le_bytes(), 1.0_f32.to_le_bytes()].concat();
     assert_eq!(row.digest.to_le_bytes(), blake3::hash(&bytes).as_bytes()[..8]);
+}
+
+#[test]
+fn what_may_not_follow_is_out_of_reach() {
+    let logits: Vec<f32> = (0..40).map(|i| (i * 7 % 40) as f32 / 4.0).collect();
+    let allowed = TokenSet::of_bits(vec![0b1000_0010, 0, 0b1]);
+    let all = SamplingParameters {
+        temperature: 2.0,
+        repeat_penalty: 0.01,
+        frequency_penalty: -2.0,
+        logit_bias: vec![(0, 100.0), (1, -100.0)],
+        top: 9,
+        digest: LogitsDigest::Compute,
+        ..greedy()
+    };
+    let simd = Simd::available()[0];
+    let filters = [
+        SamplingParameters::clone(&all),
+        SamplingParameters { temperature: 0.0, ..all.clone() },
+        SamplingParameters { top_k: 30, top_p: 0.999, ..all.clone() },
+        SamplingParameters { top_p: 1.0, min_p: 0.0001, ..all.clone() },
+    ];
+    for parameters in filters {
+        for seed in 0..50 {
+            let parameters = SamplingParameters { seed, ..parameters.clone() };
+            let row = parameters.sample(simd, &logits, Some(&allowed), &[5, 5, 5, 0], Some(0)).unwrap();
+            assert!([1, 7, 16].contains(&row.token), "{parameters:?} drew {}", row.token);
+            assert_eq!((row.target_logprob, row.digest), (f32::NEG_INFINITY, digest(&logits)));
+            // Log-probabilities are those among what may follow.
+            let total: f64 = row.top.iter().map(|top| f64::from(top.2).exp()).sum();
+            assert_eq!(row.top.iter().map(|top| top.0).collect::<Vec<_>>(), [16, 7, 1]);
+            assert!((total - 1.0).abs() < 1e-6, "{total}");
+        }
+    }
+    let all_may = TokenSet::of_bits(vec![0xff; 5]);
+    let row = |allowed| all.sample(simd, &logits, allowed, &[3, 4], Some(2)).unwrap();
+    assert_eq!(row(Some(&all_may)), row(None), "a mask that lets all pass changes no bit");
+    for nothing in [vec![], vec![0; 9], vec![0, 0, 0, 0, 0, 0xff]] {
+        let row = all.sample(simd, &logits, Some(&TokenSet::of_bits(nothing)), &[], None);
+        assert_eq!(row, Err(Unsampled::NothingAllowed));
+    }
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Pipeline {
     /// Rows of one session.
     fn feed(&mut self, session: u64, position: usize, ids: &[u32], wants: Wants) -> Vec<SampledRow> {
         let sequences = vec![SequenceRows { session, position, rows: ids.len(), wants }];
-        self.step(Step { sequences, ids: ids.to_vec(), hidden: None })
+        self.step(Step { sequences, ids: ids.to_vec(), ..Step::default() })
     }
 
     fn step(&mut self, mut step: Step) -> Vec<SampledRow> {

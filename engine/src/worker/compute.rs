@@ -6,6 +6,7 @@ mod command;
 mod convert;
 mod failure;
 mod loading;
+mod masks;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod shards;
@@ -19,5 +20,6 @@ pub(crate) use self::{
     command::{Command, Done, Loaded, ShardState, Stepped},
     failure::Failure,
     loading::LoadRequest,
+    masks::{Place, StepMasks},
     thread::ComputeThread,
 };

@@ -10,6 +10,7 @@
 
 mod event;
 mod flow;
+mod masks;
 mod stage;
 
 use std::{
@@ -99,6 +100,7 @@ impl WorkerState {
             }
             Message::Unload { epoch } => self.unload(epoch),
             Message::Measure(measure) => self.act(Action::Measure(measure)),
+            Message::Mask(mask) => self.mask(mask),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
             other @ (Message::Hello(_)
             | Message::Welcome(_)

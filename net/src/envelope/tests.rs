@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::{
-    ids::{PeerId, PlanEpoch, SessionId, StageIndex},
+    ids::{PeerId, PlanEpoch, SessionId, StageIndex, StepId},
+    limits::MASK_TOKENS,
+    mask::{Mask, TokenMask},
     message::*,
 };
 
@@ -100,6 +102,7 @@ fn every_message() -> Vec<Message> {
             points: vec![MeasuredPoint { rows: 8, layers_ps_per_kib: 5, head_ps_per_kib: 6 }],
             text: String::new(),
         }),
+        Message::Mask(Mask { epoch, step: StepId(4), session, position: 11, tokens: TokenMask::Bits(vec![8, 2]) }),
     ]
 }
 
@@ -176,6 +179,22 @@ fn sections_have_a_limit_of_their_own() {
     let bytes = [&encode(&Message::Welcome(Welcome::default())).unwrap()[..], &vec![0; most + 1]].concat();
     let refused = decode(&bytes).unwrap_err();
     assert_eq!(refused, MessageError::Section { kind: 1, source: SectionError::TooLong { bytes: most + 1, most } });
+}
+
+#[test]
+fn a_mask_comes_in_the_shorter_of_two_forms() {
+    let mask = |tokens| Mask { epoch: PlanEpoch(7), step: StepId(4), session: SessionId(9), position: 11, tokens };
+    let hex = |mask| data_encoding::HEXLOWER.encode(&encode(&Message::Mask(mask)).unwrap());
+    let place = "1300070000000400000009000000000000000b000000";
+    assert_eq!(hex(mask(TokenMask::Bits(vec![8, 2]))), [place, "00000000", "0200000000000000", "0802"].concat());
+    let ids = [place, "01000000", "0100000000000000", "70110100"].concat();
+    assert_eq!(hex(mask(TokenMask::Ids(vec![70_000]))), ids);
+    for tokens in [TokenMask::Ids(vec![4, 3]), TokenMask::Bits(vec![0; MASK_TOKENS / 8 + 1])] {
+        let bytes = encode(&Message::Mask(mask(tokens))).unwrap();
+        assert!(matches!(decode(&bytes), Err(MessageError::Malformed { kind: 19, .. })));
+    }
+    let most = Message::Mask(mask(TokenMask::Bits(vec![0xff; MASK_TOKENS / 8])));
+    assert_eq!(decode(&encode(&most).unwrap()), Ok(most));
 }
 
 #[test]

@@ -75,11 +75,23 @@ fn sections_follow_the_ids() {
 }
 
 #[test]
+fn rows_that_wait_for_a_mask_are_a_bit_each() {
+    let mut frame = hidden();
+    frame.sections.set(MaskedRows::TAG, vec![0b101]);
+    let head = frame.head_bytes().unwrap();
+    assert_eq!((&head[44..46], &head[124..131]), (&[7, 0][..], &[7, 0, 1, 0, 0, 0, 5][..]));
+    assert_eq!(FrameHead::parse(&head).unwrap().into_frame(frame.payload.clone()), Ok(frame.clone()));
+    frame.sections.set(MaskedRows::TAG, vec![0b1000]);
+    let beyond = FrameError::Limit { what: "masked row", found: 3, least: 0, most: 2 };
+    assert_eq!(frame.head_bytes(), Err(beyond));
+}
+
+#[test]
 fn sections_that_must_be_understood_are_refused_by_their_tag() {
     let mut frame = sectioned();
-    frame.sections.set(7, Bytes::new());
+    frame.sections.set(9, Bytes::new());
     let refused = FrameHead::parse(&frame.head_bytes().unwrap());
-    assert_eq!(refused, Err(FrameError::Section(SectionError::Unknown { tag: 7 })));
+    assert_eq!(refused, Err(FrameError::Section(SectionError::Unknown { tag: 9 })));
     frame.sections.set(2, vec![0; FRAME_SECTIONS_BYTES]);
     assert!(matches!(frame.head_bytes(), Err(FrameError::Section(SectionError::TooLong { .. }))));
 }

@@ -77,7 +77,8 @@ impl World {
         let sampling = Sampling { temperature, seed, digest: Digest::On, ..Sampling::default() };
         let ends: Arc<[u32]> = if self.random.percent(30) { Arc::new([7, 33]) } else { Arc::new([]) };
         let max_tokens = if scores_only { 0 } else { self.random.within(1..50) as usize };
-        GenerateRequest { ids, max_tokens, sampling, ends, prompt_rows, client: ClientId(self.random.within(0..3)) }
+        let (grammar, client) = (None, ClientId(self.random.within(0..3)));
+        GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client }
     }
 
     pub(super) fn cancel(&mut self, session: SessionId) {

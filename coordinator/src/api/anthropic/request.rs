@@ -8,6 +8,7 @@ use crate::{
     api::{
         chat::{Said, Turn},
         error::ApiError,
+        grammar::Form,
         json::Object,
         params::stop_strings,
         unsupported::Kind,
@@ -98,10 +99,6 @@ impl MessagesRequest {
         if self.mcp_servers.as_ref().is_some_and(|servers| !servers.is_empty()) {
             return refuse("mcp_servers", "call the servers' tools yourself, and send them in 'tools'");
         }
-        let format = self.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
-        if format.or(self.output_format.as_ref()).is_some_and(|format| !format.is_null()) {
-            return refuse("output_config.format", "ask for it in the prompt");
-        }
         if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
             return refuse("logprobs", "only /v1/chat/completions gives them");
         }
@@ -112,6 +109,21 @@ impl MessagesRequest {
             return refuse("context_management", "shorten the conversation yourself");
         }
         Ok(())
+    }
+
+    /// The form of the answer, by the newer name or the older one.
+    pub(super) fn form(&self) -> Result<Option<Form>, ApiError> {
+        let format = self.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
+        match format.or(self.output_format.as_ref()) {
+            None | Some(Value::Null) => Ok(None),
+            Some(format) if format["type"] == "json_schema" && format["schema"].is_object() => {
+                Ok(Some(Form::Schema(format["schema"].clone())))
+            }
+            Some(_) => {
+                let text = "'output_config.format' has the 'type' \"json_schema\" and a 'schema'";
+                Err(ApiError::invalid("output_config.format", text))
+            }
+        }
     }
 
     /// Whom the client asks for.

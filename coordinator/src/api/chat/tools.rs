@@ -39,7 +39,7 @@ impl ToolParams {
     /// Looks at all of it.
     ///
     /// # Errors
-    /// `Invalid` with the place of what is wrong, `Unsupported` where a call is demanded.
+    /// `Invalid` with the place of what is wrong.
     pub(super) fn read(self) -> Result<Toolbox, ApiError> {
         let older = self.functions.filter(|functions| !functions.is_empty());
         let newer = self.tools.filter(|tools| !tools.is_empty());
@@ -66,24 +66,12 @@ impl ToolParams {
             }
         };
         let choice = chosen(choice.as_ref(), param, &tools)?;
-        refuse_forced(&choice, param)?;
         let single = self.parallel_tool_calls == Some(false) || dialect == Dialect::Functions;
         let calls = if single { CallsWanted::One } else { CallsWanted::All };
         Ok(match choice {
             ToolChoice::None => Toolbox { tools: Vec::new(), choice, calls: CallsWanted::None, dialect },
             ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named(_) => Toolbox { tools, choice, calls, dialect },
         })
-    }
-}
-
-/// Refuses to force a call, which takes a grammar: `ChatPrompt::forced` says which, and nothing makes one of it yet.
-fn refuse_forced(choice: &ToolChoice, param: &'static str) -> Result<(), ApiError> {
-    match choice {
-        ToolChoice::Auto | ToolChoice::None => Ok(()),
-        ToolChoice::Required | ToolChoice::Named(_) => Err(ApiError::Unsupported {
-            param,
-            hint: "no call can be forced; use \"auto\", and ask for it in the prompt",
-        }),
     }
 }
 
@@ -333,12 +321,12 @@ mod tests {
     }
 
     #[test]
-    fn forcing_a_call_is_refused_for_now() {
+    fn a_call_may_be_demanded() {
         let named = json!({"type": "function", "function": {"name": "f"}});
-        for choice in [json!("required"), named] {
-            let error =
-                read(json!({"tools": [tool(json!({"name": "f"}))], "tool_choice": choice})).expect_err("forced");
-            assert!(matches!(error, ApiError::Unsupported { param: "tool_choice", .. }), "{error}");
+        for (choice, wanted) in [(json!("required"), ToolChoice::Required), (named, ToolChoice::Named("f".to_owned()))]
+        {
+            let toolbox = read(json!({"tools": [tool(json!({"name": "f"}))], "tool_choice": choice})).expect("sound");
+            assert_eq!(toolbox.choice, wanted);
         }
     }
 }

@@ -23,9 +23,11 @@ use crate::{
         body::Share,
         choices::{Choices, Job},
         error::ApiError,
+        grammar::{AskedGrammar, Form},
         params::Params,
     },
     generate::{ClientId, PromptRows},
+    grammar::CompiledGrammar,
     text::{ChatPrompt, ChatWanted, Reading, ThoughtsWanted, TokenDetail, ToolsShown},
 };
 
@@ -73,6 +75,8 @@ pub(crate) struct Drawing {
     pub(crate) stops: Vec<String>,
     pub(crate) detail: TokenDetail,
     pub(crate) client: ClientId,
+    /// What the text must look like.
+    pub(crate) grammar: Option<AskedGrammar>,
 }
 
 /// An answer that has begun.
@@ -101,11 +105,16 @@ impl Turn {
     ///
     /// # Errors
     /// Whatever keeps it from being a prompt, or the mesh from taking it.
-    pub(crate) async fn begin(self, api: &Api, drawing: Drawing, share: Share) -> Result<Begun, ApiError> {
+    pub(crate) async fn begin(self, api: &Api, mut drawing: Drawing, share: Share) -> Result<Begun, ApiError> {
         api.check_ready()?;
         let param = self.param;
-        let ChatPrompt { ids, reading, tools, .. } = self.prompt(api, share).await?;
-        Ok(Begun { choices: Choices::start(api, drawing.job(param, ids, Some(reading)))?, tools })
+        let mut grammar = api.compile(drawing.grammar.take()).await?;
+        let ChatPrompt { ids, reading, tools, forced, thoughts_end } = self.prompt(api, share).await?;
+        if let Some(forced) = &forced {
+            let call = AskedGrammar::call(forced, thoughts_end, grammar.is_some())?;
+            grammar = api.compile(Some(call)).await?;
+        }
+        Ok(Begun { choices: Choices::start(api, drawing.job(param, ids, Some(reading), grammar))?, tools })
     }
 
     /// Its prompt, and how the answer is to be read.
@@ -144,7 +153,7 @@ impl Drawing {
     /// `Invalid` with the parameter's name.
     pub(crate) fn single(
         api: &Api,
-        params: &Params,
+        params: Params,
         max_tokens: Option<usize>,
         address: Option<IpAddr>,
     ) -> Result<Self, ApiError> {
@@ -158,7 +167,21 @@ impl Drawing {
             stops: params.stops()?,
             detail: TokenDetail::Off,
             client: Api::client(address, params.user.as_deref()),
+            grammar: params.grammar,
         })
+    }
+
+    /// Takes a form of the answer that a dialect asks for in a way of its own, as the parameter of this name.
+    ///
+    /// # Errors
+    /// What is wrong with it; another form that is asked for as well.
+    pub(crate) async fn take_form(&mut self, param: &'static str, form: Option<Form>) -> Result<(), ApiError> {
+        let Some(form) = form else { return Ok(()) };
+        if self.grammar.is_some() {
+            return Err(ApiError::invalid(param, format!("'{param}' comes beside another form: ask for one of them")));
+        }
+        self.grammar = Some(blocking(move || AskedGrammar::of_form(param, form)).await??);
+        Ok(())
     }
 
     /// Continues a text as it is.
@@ -166,25 +189,32 @@ impl Drawing {
     /// # Errors
     /// Whatever keeps it from being a prompt, or the mesh from taking it.
     pub(crate) async fn go_on(
-        self,
+        mut self,
         api: &Api,
         param: &'static str,
         prompt: String,
         share: Share,
     ) -> Result<Choices, ApiError> {
         api.check_ready()?;
+        let grammar = api.compile(self.grammar.take()).await?;
         let text = Arc::clone(&api.state.text);
         let encode = move || {
             let _held = share;
             text.raw_prompt(&prompt, Specials::Parse)
         };
         let ids = blocking(encode).await?.map_err(|error| ApiError::text(param, &error))?;
-        Choices::start(api, self.job(param, ids, None))
+        Choices::start(api, self.job(param, ids, None, grammar))
     }
 
     /// The prompt came in `param`; without a `reading` it is a text that goes on.
-    fn job(self, param: &'static str, ids: Vec<u32>, reading: Option<Reading>) -> Job {
-        let Self { choices, max_tokens, sampling, stops, detail, client } = self;
+    fn job(
+        self,
+        param: &'static str,
+        ids: Vec<u32>,
+        reading: Option<Reading>,
+        grammar: Option<Arc<CompiledGrammar>>,
+    ) -> Job {
+        let Self { choices, max_tokens, sampling, stops, detail, client, .. } = self;
         Job {
             prompts: vec![ids],
             param,
@@ -195,6 +225,7 @@ impl Drawing {
             detail,
             leading_space: if reading.is_some() { LeadingSpace::Strip } else { LeadingSpace::Keep },
             reading,
+            grammar,
             prompt_rows: PromptRows::Last,
             client,
         }

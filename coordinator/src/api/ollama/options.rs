@@ -9,6 +9,7 @@ use crate::api::{
     Api,
     chat::Drawing,
     error::ApiError,
+    grammar::AskedGrammar,
     json::parse,
     params::{Params, integer},
     unsupported::{Kind, refuse_unsupported},
@@ -37,19 +38,21 @@ const DEFAULTS: [(&str, f64); 3] = [("temperature", 0.8), ("top_k", 40.0), ("top
 pub(super) fn drawing(
     api: &Api,
     mut options: Map<String, Value>,
+    grammar: Option<AskedGrammar>,
     address: Option<IpAddr>,
 ) -> Result<Drawing, ApiError> {
     for (name, default) in DEFAULTS {
         options.entry(name).or_insert_with(|| if name == "top_k" { json!(40) } else { json!(default) });
     }
     let bytes = Value::from(options).to_string().into_bytes();
-    let (params, own): (Params, Options) = (parse(&bytes)?, parse(&bytes)?);
+    let (mut params, own): (Params, Options) = (parse(&bytes)?, parse(&bytes)?);
     refuse_unsupported::<Options>(&bytes)?;
+    params.grammar = grammar.or(AskedGrammar::parse(&bytes)?);
     integer("num_ctx", own.num_ctx, 1..=i64::MAX)?;
     let max_tokens = match own.num_predict {
         // Without end, and until the context is full: the same thing here.
         None | Some(-1 | -2) => params.max_tokens(1)?,
         some => integer("num_predict", some, 1..=i64::MAX)?.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
     };
-    Drawing::single(api, &params, max_tokens, address)
+    Drawing::single(api, params, max_tokens, address)
 }

@@ -11,6 +11,7 @@ use crate::{
         Api,
         chat::{Said, Transcript},
         error::ApiError,
+        grammar::{AskedGrammar, Form},
         json::Object,
         params::Delivery,
         unsupported::Kind,
@@ -37,6 +38,9 @@ pub(super) struct Shared {
     temperature: Option<Value>,
     top_k: Option<Value>,
     top_p: Option<Value>,
+    /// What other servers' parameters ask of the text, which are read by themselves.
+    #[serde(skip)]
+    pub(super) grammar: Option<AskedGrammar>,
 }
 
 /// A conversation.
@@ -122,10 +126,6 @@ pub(super) struct Thinking {
 impl Shared {
     /// Refuses what we would have to ignore.
     pub(super) fn check(&self) -> Result<(), ApiError> {
-        let void = |format: &Value| format.is_null() || format == "";
-        if self.format.as_ref().is_some_and(|format| !void(format)) {
-            return Err(ApiError::Unsupported { param: "format", hint: "ask for it in the prompt" });
-        }
         if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
             return Err(ApiError::Unsupported { param: "logprobs", hint: "use /v1/chat/completions" });
         }
@@ -142,6 +142,19 @@ impl Shared {
         match misplaced.into_iter().find(|(_, sent, _)| sent.as_ref().is_some_and(|sent| !sent.is_null())) {
             Some((param, _, hint)) => Err(ApiError::Unsupported { param, hint }),
             None => Ok(()),
+        }
+    }
+
+    /// The form of the answer.
+    pub(super) fn form(&self) -> Result<Option<Form>, ApiError> {
+        match &self.format {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(format)) if format.is_empty() => Ok(None),
+            Some(Value::String(format)) if format == "json" => Ok(Some(Form::Object)),
+            Some(schema @ Value::Object(_)) => Ok(Some(Form::Schema(schema.clone()))),
+            Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+                Err(ApiError::invalid("format", "'format' is \"json\" or a JSON schema"))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     api::{
         chat::{Said, Turn},
         error::ApiError,
+        grammar::Form,
         json::{Object, OneOrMany},
         params::integer,
         unsupported::Kind,
@@ -65,7 +66,6 @@ impl ResponsesRequest {
         let stateless = "nothing is kept here: send the whole conversation in 'input'";
         let given = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
         let text = self.text.as_ref().map(|Object(text)| text);
-        let format = text.and_then(|text| text.format.as_ref());
         let verbosity = text.and_then(|text| text.verbosity.as_deref());
         let logprobs = |include: &String| include == "message.output_text.logprobs";
         let table = [
@@ -81,17 +81,32 @@ impl ResponsesRequest {
                 "only /v1/chat/completions gives 'logprobs'",
             ),
             (self.truncation.as_deref() == Some("auto"), "truncation", "a prompt is never shortened"),
-            (
-                format.is_some_and(|format| !format.is_null() && format["type"] != "text"),
-                "text.format",
-                "only {\"type\": \"text\"} is",
-            ),
             (verbosity.is_some_and(|verbosity| verbosity != "medium"), "text.verbosity", "ask for it in the prompt"),
         ];
         match table.into_iter().find(|(wrong, ..)| *wrong) {
             Some((_, param, hint)) => Err(ApiError::Unsupported { param, hint }),
             None => Ok(()),
         }
+    }
+
+    /// The form of the answer.
+    pub(super) fn form(&self) -> Result<Option<Form>, ApiError> {
+        let Some(format) = self.format() else { return Ok(None) };
+        match format["type"].as_str() {
+            Some("text") => Ok(None),
+            Some("json_object") => Ok(Some(Form::Object)),
+            Some("json_schema") if format["schema"].is_object() => Ok(Some(Form::Schema(format["schema"].clone()))),
+            Some("json_schema") => Err(ApiError::invalid("text.format.schema", "'text.format' needs its 'schema'")),
+            Some(_) | None => {
+                let text = "the 'type' of 'text.format' is one of text, json_object and json_schema";
+                Err(ApiError::invalid("text.format.type", text))
+            }
+        }
+    }
+
+    fn format(&self) -> Option<&Value> {
+        let Object(text) = self.text.as_ref()?;
+        text.format.as_ref().filter(|format| !format.is_null())
     }
 
     /// The most tokens to generate, if that is said.
@@ -103,6 +118,7 @@ impl ResponsesRequest {
     /// The response as far as it repeats what was asked.
     pub(super) fn echoed(&self, model: &str, created_s: u64) -> Value {
         let effort = self.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_ref());
+        let format = self.format().cloned().unwrap_or_else(|| json!({"type": "text"}));
         json!({
             "id": null,
             "object": "response",
@@ -121,7 +137,7 @@ impl ResponsesRequest {
             "service_tier": "default",
             "store": false,
             "temperature": self.temperature.unwrap_or(1.0),
-            "text": {"format": {"type": "text"}},
+            "text": {"format": format},
             "tool_choice": self.tool_choice.clone().unwrap_or_else(|| "auto".into()),
             "tools": self.tools.as_deref().unwrap_or_default(),
             "top_p": self.top_p.unwrap_or(1.0),

@@ -172,6 +172,25 @@ async fn every_end_has_its_reason() {
 }
 
 #[tokio::test]
+async fn answers_are_held_to_forms() {
+    let bench = Bench::new(hello);
+    let format = json!({"type": "json_schema", "schema": {"type": "object"}});
+    let mut forced = tool();
+    forced["tool_choice"] = json!({"type": "any"});
+    let mut named = tool();
+    named["tool_choice"] = json!({"type": "tool", "name": "weather"});
+    for more in [json!({"output_config": {"format": format}}), json!({"output_format": format}), forced.clone(), named]
+    {
+        assert_eq!(ask(&bench, more.clone()).await.status, StatusCode::OK, "{more}");
+    }
+    assert!(bench.mesh.seen.lock().expect("no panic holds it").iter().all(|seen| seen.grammar.is_some()));
+    forced["output_format"] = format;
+    assert!(error(&ask(&bench, forced).await).2.contains("'tool_choice'"));
+    let wrong = json!({"tool_choice": {"type": "tool", "name": "other"}, "tools": tool()["tools"]});
+    assert!(error(&ask(&bench, wrong).await).2.contains("'other'"));
+}
+
+#[tokio::test]
 async fn a_conversation_becomes_messages() {
     let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\
                   {% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments.city }}>\
@@ -228,7 +247,6 @@ async fn what_is_wrong_is_told_in_anthropics_way() {
         (json!({"mcp_servers": [{}]}), "'mcp_servers'"),
         (json!({"output_config": {"format": {"type": "json_schema"}}}), "'output_config.format'"),
         (json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}), "'context_management'"),
-        (json!({"response_format": {"type": "json_object"}}), "'response_format'"),
         (json!({"n": 2}), "'n'"),
         (json!({"logprobs": true}), "'logprobs'"),
     ] {

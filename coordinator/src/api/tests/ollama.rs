@@ -143,6 +143,20 @@ async fn thoughts_come_apart() {
 }
 
 #[tokio::test]
+async fn answers_are_held_to_forms() {
+    let bench = Bench::new(hello);
+    for format in [json!("json"), json!({"type": "object", "properties": {"a": {"type": "string"}}})] {
+        assert_eq!(chat(&bench, json!({"format": format})).await.status, StatusCode::OK, "{format}");
+        assert_eq!(generate(&bench, json!({"format": format})).await.status, StatusCode::OK, "{format}");
+        assert_eq!(generate(&bench, json!({"format": format, "raw": true})).await.status, StatusCode::OK, "{format}");
+    }
+    assert_eq!(chat(&bench, json!({"guided_choice": ["a", "b"]})).await.status, StatusCode::OK);
+    assert!(bench.mesh.seen.lock().expect("no panic holds it").iter().all(|seen| seen.grammar.is_some()));
+    assert_eq!(chat(&bench, json!({"format": ""})).await.status, StatusCode::OK);
+    assert!(bench.mesh.seen.lock().expect("no panic holds it").last().is_some_and(|seen| seen.grammar.is_none()));
+}
+
+#[tokio::test]
 async fn a_conversation_becomes_messages() {
     let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.reasoning_content %}\
                   ({{ m.reasoning_content }}){% endif %}{% for c in m.tool_calls or [] %}\
@@ -170,14 +184,13 @@ async fn what_is_wrong_is_told_in_ollamas_way() {
     let bench = Bench::new(hello);
     let message = |message: Value| json!({"messages": [message]});
     for (more, said) in [
-        (json!({"format": "json"}), "'format'"),
-        (json!({"format": {"type": "object"}}), "'format'"),
+        (json!({"format": "xml"}), "'format'"),
+        (json!({"format": "json", "guided_regex": "a"}), "'format'"),
         (json!({"logprobs": true}), "'logprobs'"),
         (json!({"temperature": 0}), "'options'"),
         (json!({"max_tokens": 3}), "'num_predict' in 'options'"),
         (json!({"suffix": "b"}), "'suffix'"),
         (json!({"tool_choice": "all"}), "'tool_choice'"),
-        (json!({"response_format": {"type": "json_object"}}), "'response_format'"),
         (json!({"think": "deep"}), "'think'"),
         (json!({"options": {"temperature": 5}}), "'temperature'"),
         (json!({"options": {"num_predict": 0}}), "'num_predict'"),

@@ -170,6 +170,23 @@ async fn what_is_cut_off_says_so() {
 }
 
 #[tokio::test]
+async fn answers_are_held_to_forms() {
+    let bench = Bench::new(hello);
+    let format = json!({"type": "json_schema", "name": "a", "strict": true, "schema": {"type": "object"}});
+    let mut named = tool();
+    named["tool_choice"] = json!({"type": "function", "name": "weather"});
+    let mut required = tool();
+    required["tool_choice"] = json!("required");
+    for more in
+        [json!({"text": {"format": format}}), json!({"text": {"format": {"type": "json_object"}}}), named, required]
+    {
+        assert_eq!(ask(&bench, more.clone()).await.status, StatusCode::OK, "{more}");
+    }
+    assert!(bench.mesh.seen.lock().expect("no panic holds it").iter().all(|seen| seen.grammar.is_some()));
+    assert_eq!(ask(&bench, json!({"text": {"format": format}})).await.json()["text"]["format"], format);
+}
+
+#[tokio::test]
 async fn a_conversation_becomes_messages() {
     let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\
                   {% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments.city }}>\
@@ -201,6 +218,8 @@ async fn what_is_not_honoured_is_refused_by_name() {
     let bench = Bench::new(hello);
     let content = |kind: &str| json!({"input": [{"role": "user", "content": [{"type": kind}]}]});
     let format = |kind: &str| json!({"text": {"format": {"type": kind}}});
+    let mut both = format("json_object");
+    both["response_format"] = json!({"type": "json_object"});
     for (more, param) in [
         (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
         (json!({"conversation": "c"}), "conversation"),
@@ -210,9 +229,10 @@ async fn what_is_not_honoured_is_refused_by_name() {
         (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"logprobs": true}), "logprobs"),
         (json!({"truncation": "auto"}), "truncation"),
-        (format("json_schema"), "text.format"),
+        (format("json_schema"), "text.format.schema"),
+        (format("xml"), "text.format.type"),
+        (both, "text.format"),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"input": null}), "input"),
         (json!({"input": []}), "input"),
         (content("input_image"), "input[0].content[0].type"),

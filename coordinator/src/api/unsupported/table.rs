@@ -2,7 +2,7 @@
 
 use super::{
     Known,
-    Neutral::{self, Absent, AtMost, Empty, Is, Number, OneOf, TextFormat, TextOnly},
+    Neutral::{self, Absent, AtMost, Empty, Is, Number, OneOf, TextOnly},
 };
 
 const LEAVE_OUT: &str = "leave it out";
@@ -12,7 +12,7 @@ const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 161] = [
+pub(super) static KNOWN: [Known; 151] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -39,7 +39,6 @@ pub(super) static KNOWN: [Known; 161] = [
     known("dry_multiplier", AtMost(0.0), "use 'repeat_penalty'"),
     known("dynamic_temperature", Is(false), "use 'temperature'"),
     known("dynatemp_range", AtMost(0.0), "use 'temperature'"),
-    known("ebnf", Empty, LEAVE_OUT),
     known("echo", Is(false), "only /v1/completions repeats its prompt"),
     known("enable_thinking", Absent, THOUGHTS),
     known("encoder_repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
@@ -48,14 +47,9 @@ pub(super) static KNOWN: [Known; 161] = [
     known("format", Empty, LEAVE_OUT),
     known("function_call", OneOf(&["auto", "none"]), CALLS),
     known("functions", Empty, CALLS),
-    known("grammar", Empty, LEAVE_OUT),
     known("grammar_lazy", Is(false), LEAVE_OUT),
     known("grammar_string", Empty, LEAVE_OUT),
     known("guidance_scale", Number(1.0), LEAVE_OUT),
-    known("guided_choice", Empty, LEAVE_OUT),
-    known("guided_grammar", Empty, LEAVE_OUT),
-    known("guided_json", Empty, LEAVE_OUT),
-    known("guided_regex", Empty, LEAVE_OUT),
     known("guideline", Empty, "send a message with the role 'system'"),
     known("id_slot", AtMost(-1.0), "requests find what earlier ones left by themselves"),
     known("ignore_eos", Is(false), "use 'logit_bias' on the end token"),
@@ -67,7 +61,6 @@ pub(super) static KNOWN: [Known; 161] = [
     known("input_prefix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("input_suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("inputs", Absent, "use 'messages' or 'prompt'"),
-    known("json_schema", Absent, LEAVE_OUT),
     known("kv_transfer_params", Empty, LEAVE_OUT),
     known("length_penalty", Number(1.0), "there is no beam search"),
     known("logits_processors", Empty, "use 'logit_bias'"),
@@ -111,7 +104,6 @@ pub(super) static KNOWN: [Known; 161] = [
     known("reasoning", Empty, "use 'reasoning_effort' and 'include_reasoning'"),
     known("reasoning_effort", OneOf(&["medium"]), THOUGHTS),
     known("reasoning_format", OneOf(&["auto", "none"]), THOUGHTS),
-    known("regex", Empty, LEAVE_OUT),
     known("regex_pattern", Empty, LEAVE_OUT),
     known("rep_pen", Number(1.0), "use 'repeat_penalty'"),
     known("rep_pen_range", Absent, "use 'repeat_last_n'"),
@@ -119,7 +111,6 @@ pub(super) static KNOWN: [Known; 161] = [
     known("repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
     known("repetition_penalty_range", Absent, "use 'repeat_last_n'"),
     known("response_fields", Empty, LEAVE_OUT),
-    known("response_format", TextFormat, "only {\"type\": \"text\"} is"),
     known("return_full_text", Is(false), "only /v1/completions repeats its prompt, with 'echo'"),
     known("return_hidden_states", Is(false), LEAVE_OUT),
     known("return_progress", Is(false), LEAVE_OUT),
@@ -141,7 +132,6 @@ pub(super) static KNOWN: [Known; 161] = [
     known("stop_token_ids", Empty, "use 'stop'"),
     known("stopping_strings", Empty, "use 'stop'"),
     known("structural_tag", Empty, LEAVE_OUT),
-    known("structured_outputs", Empty, LEAVE_OUT),
     known("suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("system", Empty, "send a message with the role 'system'"),
     known("t_max_predict_ms", AtMost(0.0), "use 'max_tokens'"),

@@ -77,6 +77,7 @@ impl Conductor {
             | Message::Close { .. }
             | Message::Keep { .. }
             | Message::Measure(_)
+            | Message::Mask(_)
             | Message::Unload { .. } => return Err(Misconduct::Unasked("a message that only a coordinator sends")),
         }
         Ok(())
@@ -128,6 +129,7 @@ impl Conductor {
             | FaultCode::Frame
             | FaultCode::Numerics
             | FaultCode::Ids
+            | FaultCode::Mask
             | FaultCode::Internal => self.roster.broken(now, epoch, &text, Blame::Worker(worker)),
         };
         self.order(now, actions);

@@ -3,11 +3,14 @@
 use std::{iter, net::SocketAddr, sync::Arc, time::Duration};
 
 use qmesh_models::weights::ModelFile;
-use qmesh_net::{FrameKind, PeerId, Sampled, Sampling, Sections, Segment, ShardPhase, ShardStatus, Wants};
+use qmesh_net::{
+    FrameKind, MaskedRows, PeerId, Sampled, Sampling, Sections, Segment, ShardPhase, ShardStatus, StepId, Wants,
+};
 
 use super::*;
 use crate::{
     generate::{ClientId, PromptRows},
+    grammar::fifty,
     mesh::{
         config::{PrefixReuse, Speculation, Workers},
         events::PlanReason,
@@ -44,6 +47,19 @@ fn a_mesh_tells_its_life_from_the_first_worker_to_the_last_token() {
     world.play();
     assert_eq!(world.events, [MeshEvent::WorkerLeft { worker: "a".to_owned(), reason: "timed out".to_owned() }]);
     assert!(matches!(world.conductor.submit(world.now, self::request()), Err(GenerateError::NotReady { .. })));
+}
+
+#[test]
+fn masks_go_to_the_last_stage_before_their_step() {
+    let mut world = World::new();
+    world.serve();
+    let grammar = Some(fifty::grammar("5{2}"));
+    world.conductor.submit(world.now, GenerateRequest { grammar, max_tokens: 9, ..request() }).unwrap();
+    world.play();
+    assert_eq!(world.masks.iter().map(|(_, position)| *position).collect::<Vec<_>>(), [2, 3, 4]);
+    // The worker says 5 where only an end may follow: its word is not taken.
+    let [.., GenerateEvent::Failed(GenerateError::Grammar(_))] = &world.told[..] else { panic!("{:?}", world.told) };
+    assert!(world.conductor.is_idle());
 }
 
 #[test]
@@ -102,6 +118,9 @@ struct World {
     events: Vec<MeshEvent>,
     told: Vec<GenerateEvent>,
     hung_up: Vec<(WorkerId, String)>,
+    /// Steps and positions for which masks have come, and steps whose frames have.
+    masks: Vec<(StepId, u32)>,
+    frames: Vec<StepId>,
     /// Pipelines that get no more frames.
     closed: Vec<PlanEpoch>,
 }
@@ -132,8 +151,8 @@ impl World {
         let formation = Formation::new(Workers::Exactly(1));
         let now = Instant::now();
         let conductor = Conductor::new(now, planned, formation, limits);
-        let (events, told, hung_up, closed) = Default::default();
-        Self { conductor, now, events, told, hung_up, closed }
+        let (events, told, hung_up, masks, frames, closed) = Default::default();
+        Self { conductor, now, events, told, hung_up, masks, frames, closed }
     }
 
     /// Lets the worker in and plays it until the mesh is ready.
@@ -167,7 +186,12 @@ impl World {
             Action::HangUp(worker, why) => self.hung_up.push((worker, why)),
             Action::OpenFrames(worker, _) => assert_eq!(worker, A),
             Action::CloseFrames(epoch) => self.closed.push(epoch),
-            Action::Frame(frame) => self.conductor.sampled(self.now, A, &answer(frame)),
+            Action::Frame(frame) => {
+                self.frames.push(frame.step);
+                let waiting = MaskedRows::places(&frame).into_iter().map(|(_, position)| (frame.step, position));
+                assert!(self.masks.ends_with(&waiting.collect::<Vec<_>>()), "masks come right before their frame");
+                self.conductor.sampled(self.now, A, &answer(frame));
+            }
             Action::Tell(_, event) => self.told.push(event),
             Action::TellNoMore(_) => {}
             Action::Publish(event) => self.events.push(event),
@@ -191,6 +215,10 @@ impl World {
         } else if let Message::Open(open) = message {
             Message::Opened { epoch: open.epoch, session: open.session }
         } else {
+            if let Message::Mask(mask) = message {
+                assert!(!self.frames.contains(&mask.step), "before its frame");
+                self.masks.push((mask.step, mask.position));
+            }
             return;
         };
         self.conductor.said(self.now, A, answer);
@@ -213,6 +241,7 @@ fn request() -> GenerateRequest {
         max_tokens: 2,
         sampling: Sampling::default(),
         ends: Arc::new([]),
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(0),
     }

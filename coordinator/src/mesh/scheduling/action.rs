@@ -1,6 +1,6 @@
 //! What the scheduler wants done.
 
-use qmesh_net::{Frame, OpenSession, PlanEpoch, SessionId};
+use qmesh_net::{Frame, Mask, OpenSession, PlanEpoch, SessionId};
 
 use crate::generate::GenerateEvent;
 
@@ -13,6 +13,8 @@ pub(crate) enum Action {
     Close(PlanEpoch, SessionId),
     /// To every stage of the epoch: the session has ended, but its first positions stay.
     Keep(PlanEpoch, SessionId, usize),
+    /// To the last stage, before the frame with its row goes to stage 0.
+    Mask(Mask),
     /// To stage 0.
     Frame(Frame),
     /// To whoever submitted the sequence.

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Sampled, Segment, SessionId, Trail, Trails, Wants};
+use qmesh_net::{Sampled, Segment, SessionId, TokenMask, Trail, Trails, Wants};
 
 use super::{draft::Drafter, pages::PAGE_POSITIONS};
-use crate::generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, PromptRows};
+use crate::{
+    generate::{Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, PromptRows},
+    grammar::{GrammarError, GrammarWalk},
+};
 
 /// Where a sequence stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,12 +64,24 @@ pub(crate) struct Sequence {
     /// What was drafted behind the ids that are sent.
     drafted: Vec<u32>,
     drafter: Drafter,
+    /// How far its text has come along its grammar: through all generated ids.
+    walk: Option<GrammarWalk>,
     /// Positions of the prompt that were on the stages already when it was first admitted.
     cached: Option<usize>,
     prompt_rows: Vec<Sampled>,
     prompt_done: bool,
     started: Instant,
     first_token: Option<Instant>,
+}
+
+/// Rows of a sequence for a step.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) segment: Segment,
+    /// One per row.
+    pub(crate) ids: Vec<u32>,
+    /// What may follow the last rows, one mask for each; none where anything may.
+    pub(crate) masks: Vec<TokenMask>,
 }
 
 /// What came of a segment.
@@ -101,6 +116,7 @@ impl Sequence {
             spoiled: false,
             drafted: Vec::new(),
             drafter: Drafter::default(),
+            walk: request.grammar.as_ref().filter(|_| request.max_tokens > 0).map(|grammar| grammar.start()),
             cached: None,
             prompt_rows: Vec::new(),
             prompt_done: false,
@@ -182,24 +198,36 @@ impl Sequence {
         self.drafter.acceptance()
     }
 
-    /// A segment of the last id, which is the only one not sent yet, and of at most `most` drafted ids after it; and
-    /// these ids.
-    pub(crate) fn drafted_segment(&mut self, session: SessionId, most: usize) -> (Segment, Vec<u32>) {
+    /// Whether each of its tokens waits for a mask.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// The last id, which is the only one not sent yet, and at most `most` drafted ids after it.
+    ///
+    /// # Errors
+    /// Its grammar lets nothing follow.
+    pub(crate) fn drafted_rows(&mut self, session: SessionId, most: usize) -> Result<Rows, GrammarError> {
         // The token after the last draft is drawn too, and is the last that there is room for.
         let room = self.max_positions.saturating_sub(self.ids.len() + 1);
-        self.drafted = self.drafter.draft(&self.ids, most.min(room));
+        let mut drafted = self.drafter.draft(&self.ids, most.min(room));
+        let masks = self.walk.as_mut().map(|walk| walk.masks(&mut drafted)).transpose()?.unwrap_or_default();
+        self.drafted = drafted;
         let position = self.sent;
         self.sent += 1;
         self.in_flight += 1;
         let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
         let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
         let trail = self.trail(position, &ids);
-        (Segment { session, position: count(position), rows: count(ids.len()), wants, trail }, ids)
+        let segment = Segment { session, position: count(position), rows: count(ids.len()), wants, trail };
+        Ok(Rows { segment, ids, masks })
     }
 
-    /// A segment of the next ids, at most `rows` of them, and these ids. A scored prompt
-    /// takes two where only one is asked for.
-    pub(crate) fn next_segment(&mut self, now: Instant, session: SessionId, rows: usize) -> (Segment, Vec<u32>) {
+    /// The next ids, at most `rows` of them. A scored prompt takes two where only one is asked for.
+    ///
+    /// # Errors
+    /// They are the last ones, and its grammar lets nothing follow.
+    pub(crate) fn next_rows(&mut self, now: Instant, session: SessionId, rows: usize) -> Result<Rows, GrammarError> {
         if self.sent == 0 && !self.prompt_done && self.prompt_rows.is_empty() {
             self.started = now;
         }
@@ -209,6 +237,7 @@ impl Sequence {
         let rows = if scored { rows.max(2) } else { rows };
         let end = self.ids.len().min(self.sent + rows);
         let last = end == self.ids.len();
+        let mask = self.walk.as_mut().filter(|_| last).map(GrammarWalk::mask).transpose()?;
         let wants = match (scored, last) {
             (true, _) => Wants::All,
             (false, true) => Wants::Last,
@@ -226,7 +255,7 @@ impl Sequence {
             wants,
             trail: self.trail(position, &ids),
         };
-        (segment, ids)
+        Ok(Rows { segment, ids, masks: mask.into_iter().collect() })
     }
 
     /// The trails of the ids that were sent.
@@ -299,6 +328,12 @@ impl Sequence {
         if self.request.max_tokens > 0 {
             taken.generated += 1;
             self.first_token.get_or_insert(now);
+            if let Some(Err(error)) = self.walk.as_mut().map(|walk| walk.advance(row.token)) {
+                // What follows now would be another text than the one that was asked for.
+                taken.events.push(GenerateEvent::Failed(GenerateError::Grammar(error)));
+                self.phase = Phase::Ending;
+                return;
+            }
             ended = self.request.ends.contains(&row.token);
             self.ids.push(row.token);
             taken.events.push(GenerateEvent::Token(row));

@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use qmesh_net::{Frame, FrameKind, PlanEpoch, Sections, Segment, SessionId, StepId, StepTimes};
+use qmesh_net::{Frame, FrameKind, Mask, MaskedRows, PlanEpoch, Sections, Segment, SessionId, StepId, StepTimes};
+
+use super::{action::Action, sequence::Rows};
 
 /// The pipeline that steps run through.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,8 @@ pub(super) struct StepUnderWay {
     pub(super) segments: Vec<Segment>,
     /// Whether tokens come of it, and not only more of a prompt.
     pub(super) decodes: bool,
+    /// Masks that were sent for its rows.
+    pub(super) masks: usize,
     pub(super) sent: Instant,
 }
 
@@ -30,6 +34,52 @@ impl StepUnderWay {
     pub(super) fn forget(&mut self, session: SessionId) -> bool {
         self.segments.retain(|s| s.session != session);
         !self.segments.is_empty()
+    }
+}
+
+/// A step that is being filled.
+#[derive(Debug)]
+pub(super) struct Filled {
+    frame: Frame,
+    masked: MaskedRows,
+    masks: Vec<Mask>,
+}
+
+impl Filled {
+    /// One without rows.
+    pub(super) fn new(pipeline: Pipeline, step: StepId) -> Self {
+        Self { frame: empty_frame(pipeline, step), masked: MaskedRows::default(), masks: Vec::new() }
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.frame.segments
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.frame.ids.len()
+    }
+
+    pub(super) fn masks(&self) -> usize {
+        self.masks.len()
+    }
+
+    pub(super) fn add(&mut self, rows: Rows) {
+        let Rows { segment, ids, masks } = rows;
+        self.frame.segments.push(segment);
+        self.frame.ids.extend(ids);
+        let Frame { epoch, step, .. } = self.frame;
+        let (end, last) = (self.frame.ids.len(), segment.position + segment.rows);
+        for (back, tokens) in (1..=masks.len()).rev().zip(masks) {
+            self.masked.insert(end - back);
+            let position = last - u32::try_from(back).unwrap_or(last);
+            self.masks.push(Mask { epoch, step, session: segment.session, position, tokens });
+        }
+    }
+
+    /// The masks go first: they are there when the step's rows have come through all stages.
+    pub(super) fn into_actions(mut self) -> impl Iterator<Item = Action> {
+        self.masked.put(&mut self.frame.sections);
+        self.masks.into_iter().map(Action::Mask).chain([Action::Frame(self.frame)])
     }
 }
 

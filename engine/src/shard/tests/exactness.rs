@@ -1,6 +1,6 @@
 //! The same bits for every cut, chunk, batch, thread count and instruction set.
 
-use crate::random::noise;
+use crate::{random::noise, step::TokenSet};
 use qmesh_models::spec::Window;
 
 use super::*;
@@ -41,7 +41,7 @@ fn together(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
     let rows =
         |(session, ids): (u64, &Vec<u32>)| SequenceRows { session, position: 0, rows: ids.len(), wants: Wants::All };
     let sequences = (0..).zip(&prompts).map(rows).collect();
-    let mut rows = pipeline.step(Step { sequences, ids: prompts.concat(), hidden: None }).into_iter();
+    let mut rows = pipeline.step(Step { sequences, ids: prompts.concat(), ..Step::default() }).into_iter();
     prompts.iter().map(|ids| rows.by_ref().take(ids.len()).map(|row| row.digest).collect()).collect()
 }
 
@@ -66,6 +66,69 @@ fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
         }
         for threads in [1, 2] {
             assert_eq!(together(&model, Run { threads, ..plain }), expected, "{name} together, {threads} threads");
+        }
+    }
+}
+
+/// What may follow at a position: a seventh of the vocabulary.
+fn allowed(position: usize, vocab: usize) -> TokenSet {
+    let mut bits = vec![0; vocab.div_ceil(8)];
+    (0..vocab).filter(|id| (id + position).is_multiple_of(7)).for_each(|id| bits[id / 8] |= 1 << (id % 8));
+    TokenSet::of_bits(bits)
+}
+
+/// Text under masks after a prompt, in which drafts from `known` stand behind each token: its tokens, and the bits of their
+/// log-probabilities.
+fn masked_text(model: &(ModelSpec, File), cuts: &[usize], known: &[(u32, u32)], others: bool) -> Vec<(u32, u32)> {
+    let mut pipeline = Pipeline::new(model, cuts, 1, Simd::available()[0]);
+    let sampling = SamplingParameters { temperature: 0.8, top_p: 0.9, seed: 5, repeat_penalty: 1.3, ..with_digest() };
+    (1..=2).for_each(|session| pipeline.open(session, &sampling));
+    let (vocab, mut ids, mut sent, mut text) = (model.0.vocab, prompts(model.0.vocab)[2].clone(), 0, Vec::new());
+    let prompt = ids.len();
+    while text.len() < 12 {
+        // The second draft is wrong.
+        let next = known.iter().skip(text.len()).take(2).zip([0, 7]);
+        let drafts: Vec<u32> = next.map(|((id, _), wrong)| (id + wrong) % vocab as u32).collect();
+        let wants = if drafts.is_empty() || sent == 0 { Wants::Last } else { Wants::All };
+        let drafts = if wants == Wants::All { &drafts[..] } else { &[][..] };
+        let rows = [&ids[sent..], drafts].concat();
+        let mut step = Step { ids: rows.clone(), ..Step::default() };
+        step.sequences.push(SequenceRows { session: 1, position: sent, rows: rows.len(), wants });
+        let first = if wants == Wants::All { sent } else { ids.len() - 1 };
+        step.allowed.extend((first..sent + rows.len()).map(|at| ((1, at), allowed(at, vocab))));
+        if others {
+            step.ids.push(3);
+            step.sequences.push(SequenceRows { session: 2, position: 0, rows: 1, wants: Wants::Last });
+        }
+        let sampled = pipeline.step(step);
+        sent = ids.len();
+        for (row, draft) in sampled.iter().zip(drafts.iter().map(Some).chain([None])) {
+            assert!(allowed(ids.len() - 1, vocab).contains(row.token), "{row:?}");
+            text.push((row.token, row.logprob.to_bits()));
+            ids.push(row.token);
+            if draft != Some(&row.token) {
+                break;
+            }
+            sent += 1;
+        }
+    }
+    assert_eq!(ids.len() - prompt, text.len());
+    text.truncate(12);
+    text
+}
+
+#[test]
+fn masks_change_no_bit_at_any_cut_in_any_batch_and_with_drafts() {
+    let model = kind(|spec| spec.layers.len() > 2);
+    let expected = masked_text(&model, &[], &[], false);
+    let distinct: HashSet<_> = expected.iter().map(|(id, _)| id).collect();
+    assert!(distinct.len() > 3, "{expected:?}");
+    for cuts in [&[][..], &[1], &[1, 2]] {
+        for known in [&[][..], &expected[..]] {
+            for others in [false, true] {
+                let text = masked_text(&model, cuts, known, others);
+                assert_eq!(text, expected, "cut at {cuts:?}, {} drafts, others: {others}", known.len());
+            }
         }
     }
 }
@@ -116,7 +179,7 @@ fn a_shared_beginning_changes_no_bit() {
     let beyond = Prefix { session: 3, positions: 128 };
     assert!(matches!(shard.fork(4, 512, with_digest(), beyond), Err(EngineError::Prefix { held: 90, .. })));
     let shared = SequenceRows { session: 3, position: 63, rows: 1, wants: Wants::None };
-    let step = Step { sequences: vec![shared], ids: vec![1], hidden: None };
+    let step = Step { sequences: vec![shared], ids: vec![1], ..Step::default() };
     assert!(matches!(shard.step(&step), Err(EngineError::Step { .. })));
 }
 
@@ -141,7 +204,7 @@ fn a_sampled_token_is_the_same_in_any_batch() {
     for (position, id) in ids.iter().enumerate() {
         let sequence = |session| SequenceRows { session, position, rows: 1, wants: Wants::Last };
         let sequences = vec![sequence(3), sequence(2)];
-        let rows = pipeline.step(Step { sequences, ids: vec![*id, *id], hidden: None });
+        let rows = pipeline.step(Step { sequences, ids: vec![*id, *id], ..Step::default() });
         assert_eq!(rows[1].token, expected[position], "position {position}");
     }
 }

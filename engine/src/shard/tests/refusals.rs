@@ -14,7 +14,7 @@ fn load_error(spec: &ModelSpec, file: &File, layers: Range<usize>) -> EngineErro
 
 fn step(session: u64, position: usize, ids: &[u32]) -> Step {
     let sequences = vec![SequenceRows { session, position, rows: ids.len(), wants: Wants::Last }];
-    Step { sequences, ids: ids.to_vec(), hidden: None }
+    Step { sequences, ids: ids.to_vec(), ..Step::default() }
 }
 
 #[test]

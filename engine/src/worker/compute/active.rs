@@ -7,6 +7,7 @@ use qmesh_net::{Fault, FaultCode, Frame, FrameKind, OpenSession, PlanEpoch, Sess
 use super::{
     convert,
     failure::guarded,
+    masks::StepMasks,
     trails::{SessionTrails, Stray},
 };
 use crate::{
@@ -96,7 +97,7 @@ impl ActiveShard {
     }
 
     /// Computes as much of a frame as can be: a session at fault is taken out, and the others go on.
-    pub(super) fn step(&mut self, frame: &Frame) -> Computed {
+    pub(super) fn step(&mut self, frame: &Frame, masks: StepMasks) -> Computed {
         let epoch = self.assignment.epoch;
         let fault = |(session, code), text| Fault { epoch, session, code, text };
         let mut faults = Vec::new();
@@ -109,6 +110,10 @@ impl ActiveShard {
         for stray in self.trails.follow(frame) {
             faults.push(fault((Some(stray.session), FaultCode::Ids), self.disagreement(stray)));
             convert::remove(&mut step, stray.session, self.assignment.spec.hidden);
+        }
+        for session in convert::allow(&mut step, masks) {
+            faults.push(fault((Some(session), FaultCode::Mask), "a row has come without its mask".to_owned()));
+            convert::remove(&mut step, session, self.assignment.spec.hidden);
         }
         let output = loop {
             match self.compute(&step) {

@@ -7,7 +7,7 @@ use std::{
 
 use qmesh_net::{Fault, Frame, OpenSession, SessionId};
 
-use super::failure::Failure;
+use super::{failure::Failure, masks::StepMasks};
 use crate::{
     backend::{HeldTensors, LoadedShard},
     worker::{assignment::Assignment, turn::Turn},
@@ -27,7 +27,7 @@ pub(crate) enum Command {
     /// Free a session, if it is there, but for its first positions.
     Keep { turn: Turn, session: SessionId, positions: usize },
     /// Compute a frame, which has waited since it `arrived`.
-    Step { turn: Turn, frame: Frame, arrived: Instant },
+    Step { turn: Turn, frame: Frame, masks: StepMasks, arrived: Instant },
 }
 
 /// What became of a command, or of a shard that is loaded on another thread. `Activate`, `Close` and `Keep` are not answered.

@@ -1,16 +1,18 @@
 //! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
 
+use std::collections::BTreeSet;
+
 use qmesh_models::footprint::step_rows;
 use qmesh_net::{
-    Candidate, Digest, FaultCode, Frame, FrameKind, Sampled, Sampling, Sections, Segment, SessionId, Wants,
+    Candidate, Digest, FaultCode, Frame, FrameKind, MaskedRows, Sampled, Sampling, Sections, Segment, SessionId, Wants,
     limits::VALUE_BYTES,
 };
 
-use super::wire;
+use super::{masks::StepMasks, wire};
 use crate::{
     error::EngineError,
     sample::{LogitsDigest, SamplingParameters},
-    step::{self, SampledRow, SequenceRows, Step, StepOutput},
+    step::{self, SampledRow, SequenceRows, Step, StepOutput, TokenSet},
     worker::assignment::Assignment,
 };
 
@@ -52,7 +54,17 @@ pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, St
         rows: segment.rows as usize,
         wants: wants(segment.wants),
     });
-    Ok(Step { sequences: sequences.collect(), ids: frame.ids.clone(), hidden })
+    Ok(Step { sequences: sequences.collect(), ids: frame.ids.clone(), hidden, ..Step::default() })
+}
+
+/// Lets only those tokens follow that the masks name. Says which sessions lack a mask.
+pub(super) fn allow(step: &mut Step, masks: StepMasks) -> BTreeSet<SessionId> {
+    let (come, lacking) = masks.into_parts();
+    let allowed = come
+        .into_iter()
+        .map(|((session, position), mask)| ((session.0, position as usize), TokenSet::of_bits(mask.into_bits())));
+    step.allowed = allowed.collect();
+    lacking
 }
 
 /// Takes a session's rows of `width` values out of a step; `None` when it has none.
@@ -77,13 +89,22 @@ pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, outpu
                 width: u32::try_from(assignment.spec.hidden).expect("at most FRAME_WIDTH, checked when assigned"),
                 segments: frame.segments.iter().filter(computed).copied().collect(),
                 payload: wire::encode(rows),
+                sections: passed_on(frame, &step),
                 ids: step.ids,
-                sections: Sections::default(),
                 ..*frame
             }
         }
         StepOutput::Sampled(rows) => sampled_frame(frame, &step, rows),
     }
+}
+
+/// The rows of `frame` that wait for a mask, as they are counted among those that are left in `step`.
+fn passed_on(frame: &Frame, step: &Step) -> Sections {
+    let (waiting, mut left, mut sections) = (MaskedRows::of(frame), MaskedRows::default(), Sections::default());
+    let rows = frame.spans().filter(|(segment, _)| has(step, segment.session)).flat_map(|(_, span)| span);
+    rows.enumerate().filter(|(_, row)| waiting.contains(*row)).for_each(|(at, _)| left.insert(at));
+    left.put(&mut sections);
+    sections
 }
 
 /// Which session suffers from an error, if it is one alone, and what kind of fault it is.
@@ -99,6 +120,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         }
         EngineError::OutsideVocabulary { session, .. } => one(session, FaultCode::Frame),
         EngineError::NonFinite { session, .. } => one(session, FaultCode::Numerics),
+        EngineError::NothingAllowed { session, .. } => one(session, FaultCode::Mask),
         EngineError::OutOfMemory { .. } => (None, FaultCode::Memory),
         EngineError::Step { .. } => (None, FaultCode::Frame),
         EngineError::Spec { .. }

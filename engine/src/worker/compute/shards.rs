@@ -11,6 +11,7 @@ use super::{
     active::{ActiveShard, Computed},
     command::{Command, Done, ShardState, Stepped},
     failure::{Failure, guarded},
+    masks::StepMasks,
 };
 use crate::worker::turn::Turn;
 
@@ -49,8 +50,8 @@ impl Shards {
                 self.active.get_mut(&turn)?.keep(session, positions);
                 None
             }
-            Command::Step { turn, frame, arrived } => {
-                Some(Done::Stepped(Box::new(self.step(turn, frame, arrived, clock))))
+            Command::Step { turn, frame, masks, arrived } => {
+                Some(Done::Stepped(Box::new(self.step(turn, frame, masks, arrived, clock))))
             }
         }
     }
@@ -67,7 +68,14 @@ impl Shards {
         }
     }
 
-    fn step(&mut self, turn: Turn, frame: Frame, arrived: Instant, clock: &mut dyn FnMut() -> Instant) -> Stepped {
+    fn step(
+        &mut self,
+        turn: Turn,
+        frame: Frame,
+        masks: StepMasks,
+        arrived: Instant,
+        clock: &mut dyn FnMut() -> Instant,
+    ) -> Stepped {
         let since = clock();
         let waited = std::mem::take(&mut self.waited);
         let nothing = Stepped {
@@ -82,7 +90,7 @@ impl Shards {
         };
         // A frame of a turn that is over: whoever sent it has a new plan.
         let Some(shard) = self.active.get_mut(&turn) else { return nothing };
-        match guarded(|| Ok(shard.step(&frame))) {
+        match guarded(|| Ok(shard.step(&frame, masks))) {
             Ok(Computed { frame, rows, faults }) => {
                 let kv_positions_used = shard.kv_positions_used();
                 let compute = clock().saturating_duration_since(since);

@@ -51,7 +51,7 @@ mod tests {
         step::StepOutput,
         worker::{
             assignment::Assignment,
-            compute::{command::ShardState, scripted::ScriptedShard},
+            compute::{command::ShardState, masks::StepMasks, scripted::ScriptedShard},
             tests::load_shard,
             turn::Turn,
         },
@@ -78,7 +78,8 @@ mod tests {
             thread.commands.blocking_send(Command::Activate { turn, assignment, shard }).unwrap();
         }
         let mut step = |turn, number| {
-            let command = Command::Step { turn, frame: frame(number), arrived: Instant::now() };
+            let command =
+                Command::Step { turn, frame: frame(number), masks: StepMasks::default(), arrived: Instant::now() };
             thread.commands.blocking_send(command).unwrap();
             match thread.done.blocking_recv() {
                 Some(Done::Stepped(stepped)) => *stepped,

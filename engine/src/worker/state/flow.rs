@@ -143,7 +143,12 @@ impl WorkerState {
         }
         (stage.last_step, stage.last_frame) = (Some(frame.step), Some(now));
         stage.waiting += 1;
-        stage.queue.push_back(Command::Step { turn, frame, arrived: now });
+        let (masks, strays) = stage.claim_masks(&frame);
+        stage.queue.push_back(Command::Step { turn, frame, masks, arrived: now });
+        for session in strays {
+            let (code, text) = (FaultCode::Mask, "a mask came for a row that does not wait for one".to_owned());
+            self.tell(Message::Fault(Fault { epoch: current, session: Some(session), code, text }));
+        }
         self.feed();
     }
 
@@ -161,7 +166,7 @@ impl WorkerState {
             let steps: usize = self.stages.iter().map(|stage| stage.computing).sum();
             let last_fed = self.last_fed;
             let may_go = |stage: &&mut Stage| match stage.queue.front() {
-                Some(Command::Step { .. }) => steps < STEPS_AHEAD,
+                Some(Command::Step { masks, .. }) => steps < STEPS_AHEAD && masks.is_complete(),
                 Some(_) => true,
                 None => false,
             };

@@ -9,7 +9,7 @@ use std::{
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageReport, StepId};
 
-use super::event::Action;
+use super::{event::Action, masks::EarlyMasks};
 use crate::{
     backend::HeldTensors,
     worker::{
@@ -67,6 +67,8 @@ pub(super) struct Stage {
     pub(super) downlink: Downlink,
     /// Commands for the compute thread, in order.
     pub(super) queue: VecDeque<Command>,
+    /// What came before the frames that it is for.
+    pub(super) early_masks: EarlyMasks,
     /// Frames in the queue.
     pub(super) waiting: usize,
     /// Frames that the compute thread has.
@@ -99,6 +101,7 @@ impl Stage {
             uplink: None,
             downlink: Downlink::None,
             queue: VecDeque::new(),
+            early_masks: EarlyMasks::default(),
             waiting: 0,
             computing: 0,
             sending: 0,
@@ -210,6 +213,7 @@ impl Stage {
     pub(super) fn lose_shard(&mut self) {
         self.readiness = Readiness::Failed;
         self.queue.clear();
+        self.early_masks = EarlyMasks::default();
         (self.waiting, self.computing) = (0, 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Sequences of events, and the actions that must follow.
 
+mod masks;
 mod side_by_side;
 
 use bytes::Bytes;

@@ -226,7 +226,7 @@ impl Scheduler {
             return None;
         }
         successor.next_step = successor.next_step.wrapping_add(1);
-        let step = StepUnderWay { segments: frame.segments.clone(), decodes: false, sent: now };
+        let step = StepUnderWay { segments: frame.segments.clone(), decodes: false, masks: 0, sent: now };
         successor.steps.insert(frame.step, step);
         Some(frame)
     }

@@ -5,11 +5,14 @@ mod world;
 
 use std::sync::Arc;
 
-use qmesh_net::Sampling;
+use qmesh_net::{Sampling, TokenMask};
 
 use self::world::World;
 use super::*;
-use crate::generate::{FinishReason, PromptRows};
+use crate::{
+    generate::{FinishReason, PromptRows},
+    grammar::{CompiledGrammar, fifty},
+};
 
 #[test]
 fn a_request_runs_from_prompt_to_finish() {
@@ -273,6 +276,106 @@ fn random_worlds_keep_their_books_and_their_texts() {
     assert!(moves > 400, "{moves} moves to another pipeline");
 }
 
+/// Asks for a text along a grammar, which may end it.
+fn bound(ids: Vec<u32>, max_tokens: usize, regex: &str) -> GenerateRequest {
+    let (grammar, ends) = (Some(fifty::grammar(regex)), Arc::new([fifty::END]));
+    GenerateRequest { grammar, ends, ..request(ids, max_tokens) }
+}
+
+#[test]
+fn drafts_and_lost_pipelines_change_no_text_along_a_grammar() {
+    let (ids, regex) = ((0..60).map(|i| i % 5).collect::<Vec<u32>>(), "([0-4]{7}[5-8]){20}");
+    let mut drafted = 0;
+    for (seed, speculation) in [(1, Speculation::On), (2, Speculation::On), (3, Speculation::Off), (6, Speculation::On)]
+    {
+        let mut world = World::new(seed, Limits { speculation, ..limits() });
+        world.up();
+        let session = world.submit(bound(ids.clone(), 100, regex));
+        let free = world.submit(request(ids.clone(), 60));
+        while world.stories[&session].tokens.len() < 20 {
+            world.step();
+        }
+        world.down();
+        world.up();
+        while world.stories[&session].tokens.len() < 50 {
+            world.step();
+        }
+        world.next_up();
+        world.drain();
+        world.check_stories();
+        let story = &world.stories[&session];
+        let text = fifty::text(&story.tokens);
+        assert!(text.len() == 100 && text.chars().skip(7).step_by(8).all(|c| ('5'..='8').contains(&c)), "{text}");
+        assert_eq!(world.stories[&free].tokens, continuation(&ids, 60), "who has no grammar is not bound by it");
+        drafted += world.scheduler.totals.accepted_tokens;
+        assert!(world.scheduler.lost.is_empty());
+    }
+    assert!(drafted > 100, "{drafted} drafted tokens were right");
+}
+
+#[test]
+fn a_grammar_ends_its_text_and_no_later_than_it_must() {
+    let mut world = World::new(1, limits());
+    world.up();
+    let whole = world.submit(bound(vec![7; 70], 100, "[0-4]{3}5"));
+    let cut = world.submit(bound(vec![7], 2, "[0-4]{3}5"));
+    let scored = GenerateRequest { prompt_rows: PromptRows::All, ..bound(vec![7; 40], 9, "4") };
+    let scored = world.submit(scored);
+    let nothing = world.submit(GenerateRequest { prompt_rows: PromptRows::All, ..bound(vec![7; 40], 0, "5") });
+    world.drain();
+    let story = |session| &world.stories[session];
+    let reason = |session| story(session).finish.as_ref().unwrap().reason;
+    assert_eq!((story(&whole).tokens[3..].to_vec(), reason(&whole)), (vec![5, fifty::END], FinishReason::End));
+    assert_eq!((story(&cut).tokens.len(), reason(&cut)), (2, FinishReason::Length));
+    assert_eq!((story(&scored).tokens.clone(), story(&scored).prompt.len()), (vec![4, fifty::END], 40));
+    assert_eq!((story(&nothing).tokens.len(), story(&nothing).prompt.len()), (0, 40));
+    assert!(world.masks.is_empty(), "masks without rows");
+}
+
+#[test]
+fn a_token_that_the_grammar_refuses_ends_the_text_with_an_error() {
+    let mut world = World::new(1, limits());
+    world.up();
+    let session = world.submit(bound(vec![7; 3], 9, "[0-4]{3}5"));
+    world.step();
+    let actions = world.scheduler.pump(world.now);
+    world.carry_out(actions);
+    assert_eq!((world.frames.len(), world.masks.len()), (1, 1));
+    // A last stage that does not heed its masks.
+    world.masks.values_mut().for_each(|mask| *mask = TokenMask::Ids(vec![9]));
+    world.drain();
+    let story = &world.stories[&session];
+    assert!(story.tokens.is_empty() && matches!(story.failed, Some(GenerateError::Grammar(_))), "{:?}", story.failed);
+    assert!(world.scheduler.is_idle());
+}
+
+#[test]
+fn a_text_that_cannot_go_on_fails_alone() {
+    let mut world = World::new(1, limits());
+    world.up();
+    // No token of this vocabulary spells the second character.
+    let stuck = world.submit(bound(vec![7; 3], 9, "5é"));
+    let free = world.submit(request(vec![7; 3], 20));
+    let bound = world.submit(bound(vec![7; 3], 9, "[0-9]{9}"));
+    world.drain();
+    let story = &world.stories[&stuck];
+    assert_eq!(story.tokens, [5]);
+    assert!(matches!(story.failed, Some(GenerateError::Grammar(_))), "{:?}", story.failed);
+    assert_eq!((world.stories[&free].tokens.len(), world.stories[&bound].tokens.len()), (20, 9));
+    assert!(world.scheduler.is_idle() && world.scheduler.lost.is_empty());
+}
+
+#[test]
+fn many_texts_along_grammars_wait_for_each_other_s_masks() {
+    let mut world = World::new(3, Limits { chunk_rows: 2048, kv_positions: 1 << 16, waiting: 1000, ..limits() });
+    world.up();
+    for i in 0..400 {
+        world.submit(bound(vec![i % 50; 3], 12, "[0-9]+"));
+    }
+    world.drain();
+    world.check_stories();
+}
+
 fn limits() -> Limits {
     Limits {
         context: 192,
@@ -292,6 +395,7 @@ fn request(ids: Vec<u32>, max_tokens: usize) -> GenerateRequest {
         max_tokens,
         sampling: Sampling::default(),
         ends: Arc::new([]),
+        grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(1),
     }
@@ -304,9 +408,30 @@ fn next_token(ids: &[u32]) -> u32 {
 }
 
 fn continuation(prompt: &[u32], tokens: usize) -> Vec<u32> {
+    continuation_along(prompt, tokens, None)
+}
+
+/// The same where a grammar says what may follow.
+fn continuation_along(prompt: &[u32], tokens: usize, grammar: Option<&CompiledGrammar>) -> Vec<u32> {
     let mut ids = prompt.to_vec();
+    let mut walk = grammar.map(CompiledGrammar::start);
     for _ in 0..tokens {
-        ids.push(next_token(&ids));
+        let token = next_token(&ids);
+        let Some(walk) = &mut walk else {
+            ids.push(token);
+            continue;
+        };
+        let token = nearest(&walk.mask().unwrap(), token);
+        walk.advance(token).unwrap();
+        ids.push(token);
+        if token == fifty::END {
+            break;
+        }
     }
     ids.split_off(prompt.len())
+}
+
+/// What the model of these tests says in place of a token that may not follow.
+fn nearest(mask: &TokenMask, token: u32) -> u32 {
+    (token..50).chain(0..token).find(|token| mask.allows(*token)).expect("something may follow")
 }

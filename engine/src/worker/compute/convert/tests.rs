@@ -74,6 +74,28 @@ fn a_session_taken_out_leaves_the_rows_of_the_others() {
 }
 
 #[test]
+fn rows_that_wait_for_a_mask_are_passed_on_as_they_are_left() {
+    let middle = assignment(1..2);
+    let width = middle.spec.hidden;
+    let mut whole = frame(FrameKind::Hidden, u32::try_from(width).unwrap());
+    let mut rows = MaskedRows::default();
+    [0, 2, 3, 5].into_iter().for_each(|row| rows.insert(row));
+    rows.put(&mut whole.sections);
+    let mut step = to_step(&middle, &whole).unwrap();
+    let out = |step: Step| {
+        let rows = step.hidden.clone().unwrap();
+        to_frame(&middle, &whole, step, StepOutput::Hidden(rows))
+    };
+    assert_eq!(MaskedRows::of(&out(step.clone())), rows);
+    remove(&mut step, SessionId(8), width).unwrap();
+    let places = MaskedRows::places(&out(step.clone())).into_iter().map(|(session, position)| (session.0, position));
+    assert_eq!(places.collect::<Vec<_>>(), [(7, 0), (9, 2), (9, 4)]);
+    remove(&mut step, SessionId(7), width).unwrap();
+    remove(&mut step, SessionId(9), width).unwrap();
+    assert!(out(step).sections.is_empty());
+}
+
+#[test]
 fn samples_come_back_for_the_rows_that_were_wanted() {
     let last = assignment(2..3);
     let whole = frame(FrameKind::Hidden, u32::try_from(last.spec.hidden).unwrap());

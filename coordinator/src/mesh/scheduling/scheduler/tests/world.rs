@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use qmesh_net::{FrameKind, Trails, Wants};
+use qmesh_net::{FrameKind, Mask, MaskedRows, TokenMask, Trails, Wants};
 
 use super::*;
-use crate::generate::Finish;
+use crate::{generate::Finish, grammar::CompiledGrammar};
 
 /// What a listener heard.
 #[derive(Default)]
 pub(super) struct Story {
     pub(super) ids: Vec<u32>,
     pub(super) max_tokens: usize,
+    pub(super) grammar: Option<Arc<CompiledGrammar>>,
     pub(super) prompt: Vec<Sampled>,
     pub(super) cached: usize,
     pub(super) tokens: Vec<u32>,
@@ -54,6 +55,8 @@ pub(super) struct World {
     /// The same of the pipeline that sequences follow to, with its epoch.
     pub(super) next: Option<(PlanEpoch, BTreeMap<SessionId, Vec<u32>>)>,
     pub(super) unanswered: VecDeque<(PlanEpoch, SessionId)>,
+    /// What has come for rows of frames that have not.
+    pub(super) masks: BTreeMap<(PlanEpoch, StepId, SessionId, u32), TokenMask>,
     /// In order, with when they come back and where their time went.
     pub(super) frames: VecDeque<(Instant, StepTimes, Frame)>,
     /// When each stage has done what it was given.
@@ -89,6 +92,7 @@ impl World {
             open: BTreeMap::new(),
             next: None,
             unanswered: VecDeque::new(),
+            masks: BTreeMap::new(),
             frames: VecDeque::new(),
             stories: BTreeMap::new(),
             closed: BTreeSet::new(),
@@ -135,7 +139,8 @@ impl World {
     }
 
     pub(super) fn submit(&mut self, request: GenerateRequest) -> SessionId {
-        let story = Story { ids: request.ids.clone(), max_tokens: request.max_tokens, ..Story::default() };
+        let (ids, max_tokens, grammar) = (request.ids.clone(), request.max_tokens, request.grammar.clone());
+        let story = Story { ids, max_tokens, grammar, ..Story::default() };
         let session = self.scheduler.submit(self.now, request).unwrap();
         self.stories.insert(session, story);
         session
@@ -157,7 +162,16 @@ impl World {
                     prompt = (0..64 + self.below(20) as u32).map(|i| i * 7 % 50).chain(prompt).collect();
                 }
                 let (tokens, client) = (1 + self.below(40) as usize, ClientId(self.below(3)));
-                self.submit(GenerateRequest { client, ..request(prompt, tokens) });
+                // Some texts follow a grammar that may end them.
+                let request = match prompt.len() % 4 {
+                    0 => GenerateRequest {
+                        grammar: Some(fifty::zigzag()),
+                        ends: [fifty::END].into(),
+                        ..request(prompt, tokens)
+                    },
+                    _ => request(prompt, tokens),
+                };
+                self.submit(GenerateRequest { client, ..request });
             }
             6 => {
                 let live: Vec<_> = self.stories.iter().filter(|(_, s)| !s.over()).map(|(&s, _)| s).collect();
@@ -238,6 +252,10 @@ impl World {
                     self.epoch = epoch;
                     self.moves += 1;
                 }
+                Action::Mask(Mask { epoch, step, session, position, tokens }) => {
+                    let twice = self.masks.insert((epoch, step, session, position), tokens);
+                    assert!(twice.is_none(), "seed {}: a mask twice", self.seed);
+                }
                 Action::Frame(frame) => self.send(frame),
                 Action::Deliver(session, event) => {
                     let story = self.stories.get_mut(&session).unwrap();
@@ -285,6 +303,8 @@ impl World {
     fn compute(&mut self, frame: Frame) -> (Frame, Vec<Sampled>) {
         let mut rest = frame.ids.as_slice();
         let (mut segments, mut rows) = (vec![], vec![]);
+        let (waiting, mut masks) = (MaskedRows::places(&frame), std::mem::take(&mut self.masks));
+        assert!(waiting.len() <= 256, "more masks than a worker takes");
         for segment in &frame.segments {
             let (ids, after) = rest.split_at(segment.rows as usize);
             rest = after;
@@ -305,12 +325,17 @@ impl World {
             for row in first..segment.rows {
                 let end = (segment.position + row + 1) as usize;
                 let target = ids.get(row as usize + 1).map_or(f32::NAN, |&id| id as f32);
-                rows.push(sampled(next_token(&held[..end]), target));
+                let (token, place) = (next_token(&held[..end]), (segment.session, segment.position + row));
+                let mask = waiting.contains(&place).then(|| {
+                    masks.remove(&(frame.epoch, frame.step, place.0, place.1)).expect("its mask came before it")
+                });
+                rows.push(sampled(mask.map_or(token, |mask| nearest(&mask, token)), target));
             }
             let (position, rows) = (segment.position + first, segment.rows - first);
             let trail = Trails::default().write(0, held).unwrap();
             segments.push(Segment { position, rows, trail, ..*segment });
         }
+        self.masks = masks;
         (Frame { kind: FrameKind::Sampled, segments, ..frame }, rows)
     }
 
@@ -334,8 +359,8 @@ impl World {
 
     pub(super) fn check_stories(&self) {
         for (session, story) in &self.stories {
-            let expected =
-                continuation(&story.ids, story.max_tokens.min(self.scheduler.limits.context - story.ids.len()));
+            let room = self.scheduler.limits.context - story.ids.len();
+            let expected = continuation_along(&story.ids, story.max_tokens.min(room), story.grammar.as_deref());
             // So many losses in so few steps may well cost a sequence its last restart.
             let given_up = matches!(story.failed, Some(GenerateError::WorkerLost { .. }));
             if story.cancelled || given_up {

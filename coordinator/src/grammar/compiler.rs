@@ -1,0 +1,172 @@
+//! From what a text must look like to what may follow in one vocabulary's tokens.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use llguidance::{
+    Matcher, ParserFactory,
+    api::{ParserLimits, TopLevelGrammar},
+    earley::SlicedBiasComputer,
+    toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
+};
+use qmesh_models::tokenizer::Tokenizer;
+
+use super::{CompiledGrammar, Form, Grammar, GrammarError, quoted};
+
+/// Compiles grammars for one vocabulary. Making one takes tenths of a second and some tens of megabytes.
+pub struct GrammarCompiler {
+    factory: ParserFactory,
+    /// Tokens that are no text, by their spelling; the longest spelling first.
+    controls: Vec<(String, u32)>,
+    ends: Arc<[u32]>,
+    /// One grammar is compiled at a time: whoever sends many of them has one core for it.
+    busy: Mutex<()>,
+}
+
+impl GrammarCompiler {
+    /// A compiler for the tokens of a model, whose texts end with one of `ends`.
+    ///
+    /// # Errors
+    /// There are no ends, or the vocabulary cannot be searched.
+    pub fn new(tokenizer: &Tokenizer, ends: &Arc<[u32]>) -> Result<Self, GrammarError> {
+        let count = u32::try_from(tokenizer.vocab_len()).unwrap_or(u32::MAX);
+        let is_control = |id: u32| tokenizer.is_control(id) || ends.contains(&id);
+        let controls = (0..count).filter(|&id| is_control(id));
+        let controls = controls.map(|id| (tokenizer.text(id).unwrap_or_default().to_owned(), id)).collect();
+        let text = |id| if is_control(id) { Vec::new() } else { tokenizer.bytes(id).to_vec() };
+        Self::of_tokens((0..count).map(text).collect(), controls, ends)
+    }
+
+    /// The same for a list of tokens: the bytes that each stands for, none for one that is no text; the spellings of some of
+    /// the latter; and those that end a text, which are no text either.
+    ///
+    /// # Errors
+    /// As [`GrammarCompiler::new`].
+    pub fn of_tokens(
+        mut tokens: Vec<Vec<u8>>,
+        mut controls: Vec<(String, u32)>,
+        ends: &Arc<[u32]>,
+    ) -> Result<Self, GrammarError> {
+        let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let ends: Arc<[u32]> = ends.iter().copied().filter(|end| *end < count).collect();
+        let first = *ends.first().ok_or(GrammarError::NoEnd)?;
+        for (id, token) in (0..count).zip(&mut tokens) {
+            // Longer ones cannot be searched, and none begins with the byte that marks what is no text.
+            if ends.contains(&id) || token.len() > TOKEN_BYTES || token.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER)
+            {
+                token.clear();
+            }
+        }
+        for (spelling, id) in controls.iter().filter(|(spelling, _)| spelling.len() < TOKEN_BYTES) {
+            if let Some(token) = tokens.get_mut(*id as usize) {
+                *token = [&[TokTrie::SPECIAL_TOKEN_MARKER], spelling.as_bytes()].concat();
+            }
+        }
+        controls.retain(|(spelling, id)| !spelling.is_empty() && *id < count);
+        controls.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
+        let trie = TokTrie::from(&TokRxInfo::new(count, first), &tokens).with_eos_tokens(&ends);
+        // It forces no tokens: a model may spell what must come in any way that it likes.
+        let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = SlicedBiasComputer::general_slices();
+        let factory = ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices);
+        let mut factory = factory.map_err(|error| GrammarError::Refused { text: in_words(&error.to_string()) })?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Ok(Self { factory, controls, ends, busy: Mutex::new(()) })
+    }
+
+    /// Compiles a grammar. Blocks, as a rule for a few milliseconds; the limits on what may be spent bound it to a second or
+    /// so.
+    ///
+    /// # Errors
+    /// The grammar makes no sense, asks for what cannot be followed, or is too complex.
+    pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar, GrammarError> {
+        let _turn = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = self.source(&grammar.0);
+        let compile = || {
+            let matcher = Matcher::new(self.factory.create_parser(source));
+            match matcher.get_error() {
+                Some(error) => Err(GrammarError::Refused { text: in_words(&error) }),
+                None => CompiledGrammar::new(matcher, Arc::clone(&self.ends)),
+            }
+        };
+        // What is nested in a grammar is gone through by recursion.
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("qmesh-grammar".to_owned()).stack_size(STACK_BYTES);
+            let refused = |text: String| GrammarError::Refused { text };
+            let thread = thread.spawn_scoped(scope, compile).map_err(|error| refused(error.to_string()))?;
+            thread.join().unwrap_or_else(|_| Err(refused("it made the compiler fail".to_owned())))
+        })
+    }
+
+    fn source(&self, form: &Form) -> TopLevelGrammar {
+        match form {
+            Form::Json(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Form::Regex(expression) => TopLevelGrammar::from_regex(expression),
+            Form::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Form::Tagged { prefix, schema, suffix } => {
+                let (prefix, suffix) = (self.spelled(prefix), self.spelled(suffix));
+                TopLevelGrammar::from_lark(format!("start: {prefix} json {suffix}\njson: %json {schema}\n"))
+            }
+        }
+    }
+
+    /// A text in Lark, where each control token that it spells may be that token.
+    fn spelled(&self, mut text: &str) -> String {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
+            if let Some((spelling, id)) = self.controls.iter().find(|(spelling, _)| rest.starts_with(spelling)) {
+                parts.extend(Some(&text[..start]).filter(|plain| !plain.is_empty()).map(quoted));
+                parts.push(format!("(<[{id}]> | {})", quoted(spelling)));
+                (text, start) = (&rest[spelling.len()..], 0);
+            } else {
+                start += rest.chars().next().map_or(1, char::len_utf8);
+            }
+        }
+        parts.extend(Some(text).filter(|plain| !plain.is_empty()).map(quoted));
+        parts.join(" ")
+    }
+}
+
+impl fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarCompiler").field("ends", &self.ends).finish_non_exhaustive()
+    }
+}
+
+/// What an error of llguidance says to people: its first lines, without what only its authors understand.
+pub(super) fn in_words(error: &str) -> String {
+    let text = error.split("\n<").next().unwrap_or_default().trim();
+    match text.char_indices().nth(ERROR_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// What may be spent on a grammar, and on each token along it. The speeds are those of one core, as llguidance states them.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        // 20 ms.
+        initial_lexer_fuel: 1_000_000,
+        max_grammar_size: 200_000,
+        // 7 ms for a token.
+        step_lexer_fuel: 100_000,
+        // 1.3 ms for a token, as a rule.
+        step_max_items: 25_000,
+        // 2 KB each, for one text.
+        max_lexer_states: 20_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// Most bytes of a token that can be searched for.
+const TOKEN_BYTES: usize = 1000;
+/// Most characters of an error.
+const ERROR_CHARS: usize = 400;
+/// Room for grammars whose rules are nested as deep as their length allows; what is not used takes no memory.
+const STACK_BYTES: usize = 256 << 20;
