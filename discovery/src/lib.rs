@@ -151,12 +151,12 @@ fn understood(service: &ResolvedService) -> Option<Found> {
 
 /// An address that can be dialled: one of a link needs the interface that it was heard on.
 fn dialled(ip: &ScopedIp, port: u16) -> SocketAddr {
-    match ip {
-        ScopedIp::V6(scoped) if scoped.addr().is_unicast_link_local() => {
-            SocketAddrV6::new(*scoped.addr(), port, 0, scoped.scope_id().index).into()
-        }
-        other => SocketAddr::new(other.to_ip_addr(), port),
+    if let ScopedIp::V6(scoped) = ip
+        && scoped.addr().is_unicast_link_local()
+    {
+        return SocketAddrV6::new(*scoped.addr(), port, 0, scoped.scope_id().index).into();
     }
+    SocketAddr::new(ip.to_ip_addr(), port)
 }
 
 /// The less the better: IPv4, then IPv6, then addresses of one link alone.
