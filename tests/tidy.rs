@@ -203,7 +203,7 @@ fn tracked(endings: &[&str]) -> Vec<PathBuf> {
         for entry in fs::read_dir(&folder).expect("the repository can be listed").flatten() {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
             if path.is_dir() {
-                if !["target", ".git", "golden"].contains(&name.as_str()) {
+                if !["target", ".git", "golden", "node_modules"].contains(&name.as_str()) {
                     folders.push(path);
                 }
             } else if endings.contains(&path.extension().unwrap_or_default().to_string_lossy().as_ref()) {

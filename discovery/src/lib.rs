@@ -64,12 +64,12 @@ impl Announcement {
         let said = [(MARK, mark.as_str()), (MODEL, short(model))];
         let host = format!("{mark}.local.");
         let daemon = ServiceDaemon::new()?;
-        let info = if listen.ip().is_unspecified() {
+        let service = if listen.ip().is_unspecified() {
             ServiceInfo::new(SERVICE, &mark, &host, "", listen.port(), &said[..])?.enable_addr_auto()
         } else {
             ServiceInfo::new(SERVICE, &mark, &host, listen.ip(), listen.port(), &said[..])?
         };
-        daemon.register(info)?;
+        daemon.register(service)?;
         Ok(Self { daemon })
     }
 }
@@ -151,12 +151,12 @@ fn understood(service: &ResolvedService) -> Option<Found> {
 
 /// An address that can be dialled: one of a link needs the interface that it was heard on.
 fn dialled(ip: &ScopedIp, port: u16) -> SocketAddr {
-    match ip {
-        ScopedIp::V6(scoped) if scoped.addr().is_unicast_link_local() => {
-            SocketAddrV6::new(*scoped.addr(), port, 0, scoped.scope_id().index).into()
-        }
-        other => SocketAddr::new(other.to_ip_addr(), port),
+    if let ScopedIp::V6(scoped) = ip
+        && scoped.addr().is_unicast_link_local()
+    {
+        return SocketAddrV6::new(*scoped.addr(), port, 0, scoped.scope_id().index).into();
     }
+    SocketAddr::new(ip.to_ip_addr(), port)
 }
 
 /// The less the better: IPv4, then IPv6, then addresses of one link alone.
@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn addresses_of_the_network_come_before_those_of_a_link() {
-        let rank = |ip: &str| preference(ip.parse().unwrap());
-        assert!(rank("192.168.0.2") < rank("fd00::2") && rank("fd00::2") < rank("169.254.1.1"));
-        assert!(rank("169.254.1.1") < rank("fe80::1"));
+        let place = |ip: &str| preference(ip.parse().unwrap());
+        assert!(place("192.168.0.2") < place("fd00::2") && place("fd00::2") < place("169.254.1.1"));
+        assert!(place("169.254.1.1") < place("fe80::1"));
     }
 }

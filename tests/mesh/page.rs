@@ -55,10 +55,10 @@ impl Browser {
     }
 
     fn play(&self, scene: &str, url: &str, key: Option<&str>) {
-        let mut node = Command::new("node");
-        node.current_dir(root().join("tests/page")).arg("clicks.mjs").args([scene, url]).arg(&self.pictures);
-        node.args(key).env("CHROMIUM", &self.chromium);
-        let output = node.output().expect("node runs");
+        let mut driver = Command::new("node");
+        driver.current_dir(root().join("tests/page")).arg("clicks.mjs").args([scene, url]).arg(&self.pictures);
+        driver.args(key).env("CHROMIUM", &self.chromium);
+        let output = driver.output().expect("node runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{scene}: {said}\nscreenshots: {}", self.pictures.display());
     }

@@ -11,15 +11,9 @@ use axum::{
 
 use super::{Api, mesh};
 
-/// Nothing but the page itself runs in it, and it speaks to nobody but this server.
+/// Nobody shows the page inside of another one. What it may load itself, which is nothing, is said in the page.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
-    (
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-             img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        ),
-    ),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("frame-ancestors 'none'")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     // Another version of the program has another page at the same address.

@@ -35,7 +35,7 @@ pub(super) async fn reach(
         connection = &mut known => match connection {
             Ok(connection) => Ok((connection, Tier::Ticket)),
             // What is wrong at the addresses says more than that nobody else answers.
-            Err(error) => found.await.map_or(Err(nowhere(error)), Ok),
+            Err(error) => found.await.ok_or_else(|| nowhere(error)),
         },
         place = &mut found => match place {
             Some(place) => Ok(place),
@@ -61,13 +61,11 @@ async fn on_the_lan(endpoint: &Endpoint, ticket: &Ticket) -> Option<(Connection,
 }
 
 /// The same error, where the local network was asked as well.
-fn nowhere(error: NetError) -> NetError {
-    match error {
-        NetError::Unreachable { peer, text } => {
-            NetError::Unreachable { peer, text: format!("{text}; nor does it answer on the local network (mDNS)") }
-        }
-        other => other,
+fn nowhere(mut error: NetError) -> NetError {
+    if let NetError::Unreachable { text, .. } = &mut error {
+        text.push_str("; nor does it answer on the local network (mDNS)");
     }
+    error
 }
 
 /// Addresses that are right answer within this.
