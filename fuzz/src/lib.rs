@@ -135,7 +135,6 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         model,
         listen: local,
         advertise: vec![],
-        family: "llama".to_owned(),
         context: 256,
         kv_positions: 256,
         formation: Formation::new(Workers::Exactly(1)),
@@ -178,6 +177,7 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
     let tokenizer = Tokenizer::new(vocabulary, PretokenizerChoice::FromModel)?;
     Ok(TextModel {
         name: "made-up".to_owned(),
+        family: "llama".to_owned(),
         ends: tokenizer.ends_of_generation().into(),
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),
