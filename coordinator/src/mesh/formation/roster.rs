@@ -389,7 +389,8 @@ impl Roster {
     /// What serves now is unloaded, and what was next serves.
     fn serve_next(&mut self) -> Vec<Action> {
         let Some(next) = self.next.take() else { return Vec::new() };
-        self.text = format!("{} stages serve {}", next.stages.len(), self.model.name);
+        let serve = if next.stages.len() == 1 { "stage serves" } else { "stages serve" };
+        self.text = format!("{} {serve} {}", next.stages.len(), self.model.name);
         self.serving = Some(next);
         self.unload_the_dead()
     }
