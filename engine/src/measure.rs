@@ -35,7 +35,7 @@ pub struct StepTime {
     pub head_ps_per_byte: f64,
 }
 
-/// Measures steps of 1, 8, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
+/// Measures steps of 1, 8, 32, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
 /// else this machine does. Takes about a second, and the memory of that model.
 ///
 /// # Errors
@@ -45,15 +45,15 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     // The last layer goes with the head, where there are several.
     let body = 0..layers.saturating_sub(1).max(1);
     let mut few = Trial::load(backend, excerpt, body.clone())?;
-    let few_s = [FEW[0], FEW[1]].map(|rows| few.seconds(rows));
+    let few_s = FEW.map(|rows| few.seconds(rows));
     drop(few);
     let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
     let mut many = Trial::load(backend, excerpt, some.clone())?;
-    let many_s = [MANY[0], MANY[1]].map(|rows| many.seconds(rows));
+    let many_s = MANY.map(|rows| many.seconds(rows));
     drop(many);
     let last = layers - 1..layers;
     let mut head = Trial::load(backend, excerpt, last.clone())?;
-    let head_s = [FEW[0], FEW[1]].map(|rows| head.seconds(rows));
+    let head_s = FEW.map(|rows| head.seconds(rows));
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
     // Something is divided by it.
     let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), excerpt.head_bytes().max(1) as f64);
@@ -82,7 +82,7 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn load(backend: &dyn Backend, excerpt: &'a ModelSpec, layers: Range<usize>) -> Result<Self, EngineError> {
-        let positions = MANY[1].next_multiple_of(PAGE_POSITIONS);
+        let positions = ROWS_MOST.next_multiple_of(PAGE_POSITIONS);
         let (held, read) = (HeldTensors::new(), |tensor: &TensorSpec, into: &mut [u8]| {
             fill(tensor, into);
             Ok(())
@@ -91,7 +91,7 @@ impl<'a> Trial<'a> {
         let request =
             ShardRequest { spec: &spec, layers: layers.clone(), kv_positions: positions, held: &held, read: &read };
         let mut shard = backend.load(&request, &mut |_| ())?;
-        shard.open(SESSION, MANY[1], SamplingParameters::default())?;
+        shard.open(SESSION, ROWS_MOST, SamplingParameters::default())?;
         Ok(Self { shard, excerpt, layers })
     }
 
@@ -162,7 +162,9 @@ fn noise(count: usize) -> Vec<f32> {
 /// Rows of steps that read the weights.
 const FEW: [usize; 2] = [1, 8];
 /// Rows of steps that compute with them.
-const MANY: [usize; 2] = [64, 256];
+const MANY: [usize; 3] = [32, 64, 256];
+/// Of the largest step.
+const ROWS_MOST: usize = MANY[2];
 /// Bytes of layers that steps of many rows are measured with.
 const MANY_BYTES: u64 = 24 << 20;
 /// The only session.
@@ -196,7 +198,7 @@ mod tests {
             for bytes in [0, u64::MAX] {
                 let points = measure(&CpuBackend::new(NonZeroUsize::MIN), &spec.excerpt(bytes));
                 let points = points.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-                assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 8, 64, 256]);
+                assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 8, 32, 64, 256]);
                 let sound = |point: &StepTime| point.layers_ps_per_byte > 0.0 && point.head_ps_per_byte.is_finite();
                 assert!(points.iter().all(sound), "{}: {points:?}", path.display());
             }
