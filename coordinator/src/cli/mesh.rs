@@ -280,7 +280,7 @@ pub struct ClientArgs {
     /// Answer whatever name a client has for the model
     #[arg(long, env = "QMESH_ANY_MODEL_NAME")]
     pub any_model_name: bool,
-    /// Origin whose pages may use the API of a server on loopback, beside this machine's own: https://app.example, or *
+    /// Origin whose pages may use the API of a server on loopback, beside this machine's own: `https://app.example`, or *
     #[arg(long, value_name = "ORIGIN", env = "QMESH_ALLOW_ORIGIN", value_delimiter = ',', value_parser = origin)]
     pub allow_origin: Vec<String>,
     /// Host name that a server on loopback answers to, beside localhost: host.docker.internal; may be repeated
