@@ -9,7 +9,7 @@ from openai import LengthFinishReasonError
 from pydantic import BaseModel
 
 url, model = sys.argv[1:]
-chat = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, max_tokens=96, max_retries=0)
+chat = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, max_tokens=96, temperature=0, max_retries=0)
 
 
 class Colour(BaseModel):

@@ -12,7 +12,7 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
-short = {"num_predict": 16}
+short = {"num_predict": 16, "temperature": 0}
 assert any(one.model.split(":")[0] == model for one in client.list().models)
 assert "completion" in client.show(model).capabilities
 answer = client.chat(model=model, messages=user("Name a colour."), options=short)

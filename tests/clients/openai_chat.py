@@ -36,20 +36,20 @@ TOOL = {
 
 
 def plain():
-    answer = client.chat.completions.create(model=model, messages=user("Name a colour."), max_tokens=16)
+    answer = client.chat.completions.create(model=model, temperature=0, messages=user("Name a colour."), max_tokens=16)
     assert answer.choices[0].message.content and answer.usage.completion_tokens <= 16
     chunks = list(client.chat.completions.create(
-        model=model, messages=user("Name a colour."), max_tokens=16, stream=True, stream_options={"include_usage": True}))
+        model=model, temperature=0, messages=user("Name a colour."), max_tokens=16, stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].usage.completion_tokens > 0
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert client.models.list().data[0].id == model
 
 
 def structured():
-    answer = client.chat.completions.parse(model=model, messages=user("Name a colour."), response_format=Colour, max_tokens=64)
+    answer = client.chat.completions.parse(model=model, temperature=0, messages=user("Name a colour."), response_format=Colour, max_tokens=64)
     assert answer.choices[0].message.parsed.name in ("red", "green", "blue")
     answer = client.chat.completions.create(
-        model=model, messages=user("Describe a cat."), response_format={"type": "json_object"}, max_tokens=200)
+        model=model, temperature=0, messages=user("Describe a cat."), response_format={"type": "json_object"}, max_tokens=200)
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
@@ -58,16 +58,16 @@ def tools():
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         messages = user("What is the weather in Rome?")
         answer = client.chat.completions.create(
-            model=model, messages=messages, tools=[TOOL], tool_choice=choice, max_tokens=128)
+            model=model, temperature=0, messages=messages, tools=[TOOL], tool_choice=choice, max_tokens=128)
         call = answer.choices[0].message.tool_calls[0]
         arguments = json.loads(call.function.arguments)
         assert answer.choices[0].finish_reason == "tool_calls" and call.function.name == "weather"
         assert arguments["city"] in ("Rome", "Oslo") and arguments["days"] in (1, 2, 3)
         messages += [answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 21 degrees."}]
-        final = client.chat.completions.create(model=model, messages=messages, tools=[TOOL], tool_choice="none", max_tokens=32)
+        final = client.chat.completions.create(model=model, temperature=0, messages=messages, tools=[TOOL], tool_choice="none", max_tokens=32)
         assert final.choices[0].message.content
     with client.chat.completions.stream(
-            model=model, messages=user("What is the weather?"), tools=[TOOL], tool_choice="required", max_tokens=128) as stream:
+            model=model, temperature=0, messages=user("What is the weather?"), tools=[TOOL], tool_choice="required", max_tokens=128) as stream:
         final = stream.get_final_completion()
     assert json.loads(final.choices[0].message.tool_calls[0].function.arguments)["city"] in ("Rome", "Oslo")
 
@@ -89,14 +89,14 @@ def errors():
 
 
 def responses():
-    answer = client.responses.create(model=model, input="Name a colour.", max_output_tokens=16)
+    answer = client.responses.create(model=model, temperature=0, input="Name a colour.", max_output_tokens=16)
     assert answer.output_text and answer.usage.output_tokens <= 16
-    with client.responses.stream(model=model, input="Name a colour.", max_output_tokens=16) as stream:
+    with client.responses.stream(model=model, temperature=0, input="Name a colour.", max_output_tokens=16) as stream:
         final = [event.type for event in stream][-1]
     assert final in ("response.completed", "response.incomplete"), final
     flat = {"type": "function", **TOOL["function"]}
     called = client.responses.create(
-        model=model, input="The weather in Rome?", tools=[flat], tool_choice="required", max_output_tokens=128)
+        model=model, temperature=0, input="The weather in Rome?", tools=[flat], tool_choice="required", max_output_tokens=128)
     call = next(item for item in called.output if item.type == "function_call")
     assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
 
