@@ -28,10 +28,16 @@ const ask = async (page, text) => {
 };
 const answered = (page) => page.locator("#log footer", { hasText: "tok/s" }).last().waitFor(PATIENCE);
 
-// A request from elsewhere that runs for as long as somebody reads it.
+// A request from elsewhere that runs for as long as somebody reads it: no token may end it.
+const post = (path, body) => fetch(`${url}${path}`, {
+  method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
+});
 const longRequest = async () => {
-  const body = { messages: [{ role: "user", content: "Tell a very long story." }], max_tokens: 900, stream: true };
-  return fetch(`${url}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const { tokens } = await (await post("/tokenize", { content: "<|im_end|><|endoftext|>" })).json();
+  return post("/v1/chat/completions", {
+    messages: [{ role: "user", content: "Tell a very long story." }], max_tokens: 900, stream: true,
+    logit_bias: Object.fromEntries(tokens.map((id) => [id, -100])),
+  });
 };
 
 const scenes = {
