@@ -116,9 +116,7 @@ impl ApiState {
             drain: Duration::from_secs(20),
         }
     }
-}
 
-impl ApiState {
     fn answers_to(&self, name: &str) -> bool {
         let is = |name: &str| self.text.name == name || self.names.iter().any(|known| known == name);
         // Ollama's clients add a tag.

@@ -82,6 +82,8 @@ impl Roster {
 
     /// Every worker; round-trip times are the links' to know.
     pub(crate) fn worker_status(&self, now: Instant, rtt_ms: impl Fn(WorkerId) -> f64) -> Vec<WorkerStatus> {
+        let chooser = self.chooser(now);
+        let crowded = chooser.crowded();
         let one = |(&id, worker): (&WorkerId, &Worker)| {
             let stage = self.shown().and_then(|p| p.stage_of(id));
             WorkerStatus {
@@ -93,14 +95,14 @@ impl Roster {
                 rtt_ms: rtt_ms(id),
                 stage,
                 speed: self.speeds.of(&worker.joined),
-                note: stage.is_none().then(|| self.why_idle(now, id, worker)).flatten(),
+                note: stage.is_none().then(|| self.why_idle(now, worker, crowded.get(&id).copied())).flatten(),
             }
         };
         self.workers.iter().map(one).collect()
     }
 
-    /// Why a worker has no layers.
-    fn why_idle(&self, now: Instant, id: WorkerId, worker: &Worker) -> Option<String> {
+    /// Why a worker has no layers; `host` has the CPUs that it would compute on.
+    fn why_idle(&self, now: Instant, worker: &Worker, host: Option<&str>) -> Option<String> {
         let peer = worker.joined.peer;
         if let Some(trouble) = self.troubles.of(now, peer) {
             let wait = trouble.until.saturating_duration_since(now).as_secs();
@@ -118,8 +120,7 @@ impl Roster {
             Some(format!("{} cannot reach {}: {}", from.name, to.name, trouble.why))
         });
         let crowded = || {
-            let chooser = self.chooser(now);
-            let host = chooser.crowded().get(&id).copied()?;
+            let host = host?;
             Some(format!("a standby: {host} computes on the same CPUs, so that both would be no faster"))
         };
         unreachable.into_iter().next().or_else(crowded).or_else(|| self.standby.clone())

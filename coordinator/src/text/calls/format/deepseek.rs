@@ -7,15 +7,17 @@ use super::super::{
 };
 
 /// V3 and R1: the type, the name, and the arguments in a fence.
-pub(super) static DEEPSEEK: Family = Family {
+pub(super) static DEEPSEEK: Family = FENCED;
+
+const FENCED: Family = Family {
     name: "deepseek",
     is_taught_by: |source| source.contains("<｜tool▁calls▁begin｜>") && source.contains("```json"),
-    opens: OPENS,
+    opens: &["<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"],
     bare: Bare::Never,
     head,
-    inner: INNER,
-    between: BETWEEN,
-    closes: CLOSES,
+    inner: &["<｜tool▁sep｜>"],
+    between: &["```", "<｜tool▁call▁end｜>"],
+    closes: &["<｜tool▁calls▁end｜>"],
     force: Force::Named {
         before: ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n"),
         after: "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
@@ -26,22 +28,12 @@ pub(super) static DEEPSEEK: Family = Family {
 pub(super) static DEEPSEEK_31: Family = Family {
     name: "deepseek-3.1",
     is_taught_by: |source| source.contains("<｜tool▁calls▁begin｜>"),
-    opens: OPENS,
-    bare: Bare::Never,
-    head,
-    inner: INNER,
-    between: BETWEEN,
-    closes: CLOSES,
     force: Force::Named {
         before: ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
         after: "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     },
+    ..FENCED
 };
-
-const OPENS: &[&str] = &["<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"];
-const INNER: &[&str] = &["<｜tool▁sep｜>"];
-const BETWEEN: &[&str] = &["```", "<｜tool▁call▁end｜>"];
-const CLOSES: &[&str] = &["<｜tool▁calls▁end｜>"];
 
 fn head(text: &str) -> Result<Head, Stop> {
     let mut cursor = Cursor::new(text);

@@ -7,7 +7,9 @@ use super::super::{
 };
 
 /// The older one.
-pub(super) static MISTRAL: Family = Family {
+pub(super) static MISTRAL: Family = OBJECTS;
+
+const OBJECTS: Family = Family {
     name: "mistral",
     is_taught_by: |source| source.contains("[TOOL_CALLS]"),
     opens: &["[TOOL_CALLS]"],
@@ -23,13 +25,8 @@ pub(super) static MISTRAL: Family = Family {
 pub(super) static MISTRAL_ARGS: Family = Family {
     name: "mistral-args",
     is_taught_by: |source| source.contains("[TOOL_CALLS]") && source.contains("[ARGS]"),
-    opens: &["[TOOL_CALLS]"],
-    bare: Bare::AtStart,
-    head,
-    inner: &["[ARGS]", "[CALL_ID]"],
-    between: &[",", "]"],
-    closes: &[],
     force: Force::Named { before: ("[TOOL_CALLS]", "[ARGS]"), after: "" },
+    ..OBJECTS
 };
 
 /// Either: models of one kind are given the other's template as well.
