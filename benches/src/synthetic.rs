@@ -5,9 +5,9 @@ use std::{fmt, str::FromStr};
 use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, ModelSpec,
-        NormKind, NormPlacement, NormSpec, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, TensorSpec,
-        Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+        ModelSpec, NormKind, NormPlacement, NormSpec, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole,
+        TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -58,7 +58,8 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
     };
     let ffn = Ffn::Gated { inner: shape.inner, activation: Activation::Silu, bias: Bias::None };
     let norm = NormSpec { kind: NormKind::Rms, eps: 1e-5 };
-    let layer = LayerSpec { attention, ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
+    let layer =
+        LayerSpec { mixer: Mixer::Attention(attention), ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
     Some(ModelSpec {
         name: format!("{dtype} {shape}"),
         family: "synthetic".into(),

@@ -182,7 +182,7 @@ impl Append<'_> {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, Rope, RopePairing, RopeScaling, Sinks, Window},
+        spec::{Bias, Mixer, Rope, RopePairing, RopeScaling, Sinks, Window},
         tensor::TensorType,
     };
 
@@ -249,7 +249,7 @@ mod tests {
             let spec = spec(window);
             let ((q, q_t), (k, k_t), (v, v_t), (output, output_t)) =
                 (linear(width, HIDDEN), linear(kv_width, HIDDEN), linear(kv_width, HIDDEN), linear(HIDDEN, width));
-            let mut cache = Cache::new([&spec].into_iter(), rows);
+            let mut cache = Cache::new([&Mixer::Attention(spec.clone())].into_iter(), rows);
             let mut pages = cache.reserve(rows).unwrap();
             cache.extend(&mut pages, rows).unwrap();
             let ropes =
@@ -294,7 +294,7 @@ mod tests {
     fn attended(half: &Attention, x: &Tensor, steps: &[usize], threads: usize) -> Result<Vec<f32>> {
         let (rows, team) = (steps.iter().sum(), Team::new(threads).unwrap());
         let cpu = Cpu { simd: Simd::available()[0], team: &team };
-        let mut cache = Cache::new([&half.spec].into_iter(), rows);
+        let mut cache = Cache::new([&Mixer::Attention(half.spec.clone())].into_iter(), rows);
         let mut pages = cache.reserve(rows).unwrap();
         cache.extend(&mut pages, rows).unwrap();
         let (mut out, mut position) = (Vec::new(), 0);

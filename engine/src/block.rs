@@ -1,6 +1,7 @@
 //! One layer: its two halves. Every family's layers are this block, driven by their `LayerSpec`.
 
 use candle_core::{Result, Tensor};
+use qmesh_kernels::Cpu;
 
 use crate::{
     attention::{Attention, Batch},
@@ -10,31 +11,54 @@ use crate::{
 /// The code and weights that compute one layer.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pub(crate) attention: Attention,
+    pub(crate) mixer: BlockMixer,
     pub(crate) ffn: FeedForward,
+}
+
+/// The code and weights of a layer's first half. Each kind goes two steps: what knows other rows, then what does not.
+#[derive(Debug)]
+pub(crate) enum BlockMixer {
+    Attention(Attention),
 }
 
 impl Block {
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let attended = self.attention.attended(x, batch)?;
-        self.finish(batch, &attended, x)
+        let mixed = self.mixer.mixed(x, batch)?;
+        self.finish(batch, &mixed, x)
     }
 
-    /// As [`Block::forward`], but only `rows`, in increasing order, come out: of the others only keys and values matter.
+    /// As [`Block::forward`], but only `rows`, in increasing order, come out: of the others only what later rows take in matters.
     pub(crate) fn forward_rows(&self, x: &Tensor, batch: &mut Batch<'_>, rows: &[usize]) -> Result<Tensor> {
-        let attended = self.attention.attended(x, batch)?;
+        let mixed = self.mixer.mixed(x, batch)?;
         if rows.is_empty() {
             return x.narrow(0, 0, 0);
         }
         let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
-        let (attended, x) = (attended.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
-        self.finish(batch, &attended, &x)
+        let (mixed, x) = (mixed.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
+        self.finish(batch, &mixed, &x)
     }
 
-    /// What follows the attention: nothing of it knows other rows.
-    fn finish(&self, batch: &Batch<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let x = self.attention.output(batch.cpu, attended, x)?;
+    /// What follows once rows are mixed: nothing of it knows other rows.
+    fn finish(&self, batch: &Batch<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let x = self.mixer.output(batch.cpu, mixed, x)?;
         self.ffn.forward(batch.cpu, &x)
+    }
+}
+
+impl BlockMixer {
+    /// What each row of x (rows, hidden) takes in of itself and of the rows before it: (rows, width). Later steps find of
+    /// the rows what they need in the cache.
+    fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
+        match self {
+            Self::Attention(attention) => attention.attended(x, batch),
+        }
+    }
+
+    /// x with what was mixed added to it, row by row: (rows, hidden).
+    fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Attention(attention) => attention.output(cpu, mixed, x),
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::attend::{HeadLayout, PAGE_POSITIONS};
-use qmesh_models::spec::AttentionSpec;
+use qmesh_models::spec::{AttentionSpec, Mixer};
 
 use crate::error::EngineError;
 
@@ -52,14 +52,11 @@ pub(crate) struct Pages {
 
 impl Cache {
     /// A cache of `positions`, rounded up to whole pages, for layers of these shapes.
-    pub(crate) fn new<'a>(attentions: impl Iterator<Item = &'a AttentionSpec>, positions: usize) -> Self {
+    pub(crate) fn new<'a>(mixers: impl Iterator<Item = &'a Mixer>, positions: usize) -> Self {
         let mut page_len = 0;
-        let layers = attentions.map(|attention| {
-            let part = LayerPart {
-                start: page_len,
-                heads: attention.kv_heads,
-                layout: HeadLayout { head_dim: attention.head_dim },
-            };
+        let layers = mixers.map(|mixer| {
+            let Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) = *mixer;
+            let part = LayerPart { start: page_len, heads: kv_heads, layout: HeadLayout { head_dim } };
             page_len += part.heads * part.layout.page_len();
             part
         });
@@ -200,8 +197,8 @@ mod tests {
 
     use super::*;
 
-    fn attention(kv_heads: usize, head_dim: usize) -> AttentionSpec {
-        AttentionSpec {
+    fn attention(kv_heads: usize, head_dim: usize) -> Mixer {
+        Mixer::Attention(AttentionSpec {
             heads: kv_heads,
             kv_heads,
             head_dim,
@@ -213,7 +210,7 @@ mod tests {
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
-        }
+        })
     }
 
     #[test]

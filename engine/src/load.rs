@@ -113,7 +113,7 @@ impl<'a> Weights<'a> {
                 kinds.len() - 1
             })
         };
-        let uses = layers.iter().map(|layer| layer.attention.rope.as_ref().map(&mut place)).collect();
+        let uses = layers.iter().map(|layer| layer.rope().map(&mut place)).collect();
         // Every shard is given the factors, whether or not its own layers use them.
         let all = [TensorRole::RopeFactors, TensorRole::RopeFactorsLong, TensorRole::RopeFactorsShort];
         let all = all.map(|role| (role, self.unused.remove(&role)));

@@ -178,7 +178,7 @@ impl Shard {
         release_freed();
         let (parts, tensors) = load(Cpu { simd, team: &team }, spec, &layers, source, progress)?;
         release_freed();
-        let cache = Cache::new(spec.layers[layers].iter().map(|l| &l.attention), kv_positions);
+        let cache = Cache::new(spec.layers[layers].iter().map(|layer| &layer.mixer), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
         Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, sessions: HashMap::new() })
     }

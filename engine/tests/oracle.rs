@@ -15,8 +15,8 @@ use qmesh_models::{
     gguf::GgufWriter,
     pull::{self, ModelRef, Silent},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, LayerTensor, ModelSpec, NormPlacement, Rope, RopePairing,
-        RopeScaling, TensorRole, TensorSpec, Weighting, Window,
+        Activation, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, LayerTensor, ModelSpec, NormPlacement, Rope,
+        RopePairing, RopeScaling, TensorRole, TensorSpec, Weighting, Window,
     },
     tensor::TensorType,
     weights::ModelFile,
@@ -177,7 +177,11 @@ const VARIATIONS: [(&str, &str, Change); 16] = [
     }),
     ("llama", "windows", |spec| {
         let windows = [Window::Sliding(1), Window::Sliding(20), Window::Sliding(66)];
-        spec.layers.iter_mut().zip(windows).for_each(|(layer, window)| layer.attention.window = window);
+        spec.layers
+            .iter_mut()
+            .filter_map(LayerSpec::attention_mut)
+            .zip(windows)
+            .for_each(|(a, window)| a.window = window);
     }),
     ("llama", "no positions", |spec| each_attention(spec, |attention| attention.rope = None)),
     ("llama", "some elements in halves", |spec| {
@@ -223,7 +227,7 @@ const VARIATIONS: [(&str, &str, Change); 16] = [
 ];
 
 fn each_attention(spec: &mut ModelSpec, change: impl Fn(&mut AttentionSpec)) {
-    spec.layers.iter_mut().for_each(|layer| change(&mut layer.attention));
+    spec.layers.iter_mut().filter_map(LayerSpec::attention_mut).for_each(change);
 }
 
 fn each_rope(spec: &mut ModelSpec, change: impl Fn(&mut Rope)) {

@@ -8,7 +8,7 @@ use qmesh_models::{
     bytes::ByteCount,
     family,
     gguf::Gguf,
-    spec::{Ffn, LayerSpec},
+    spec::{AttentionSpec, Ffn, LayerSpec, Mixer},
 };
 
 #[allow(clippy::print_stdout, reason = "an example prints")]
@@ -27,14 +27,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn described(layer: &LayerSpec) -> String {
-    let attention = &layer.attention;
+    let mixer = match &layer.mixer {
+        Mixer::Attention(attention) => {
+            let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
+            format!("{heads} query heads over {kv_heads} key/value heads of {head_dim}")
+        }
+    };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),
         Ffn::Plain { inner, .. } => format!("plain, {inner} wide"),
         Ffn::Experts(experts) => format!("{} of {} experts, {} wide", experts.used, experts.count, experts.inner),
     };
-    format!(
-        "{} query heads over {} key/value heads of {}; {ffn}",
-        attention.heads, attention.kv_heads, attention.head_dim
-    )
+    format!("{mixer}; {ffn}")
 }

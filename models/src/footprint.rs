@@ -11,7 +11,7 @@ pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
 use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
 
 use self::layer::LayerFootprint;
-use crate::spec::{ModelSpec, Rope, TensorRole, TensorSpec};
+use crate::spec::{LayerSpec, ModelSpec, Rope, TensorRole, TensorSpec};
 
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
@@ -100,7 +100,7 @@ impl<'a> Footprints<'a> {
             }
         }
         let mut ropes: Vec<&Rope> = Vec::new();
-        for rope in spec.layers.iter().filter_map(|layer| layer.attention.rope.as_ref()) {
+        for rope in spec.layers.iter().filter_map(LayerSpec::rope) {
             if !ropes.contains(&rope) {
                 ropes.push(rope);
             }

@@ -38,8 +38,8 @@ pub struct ModelSpec {
 /// What one layer computes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct LayerSpec {
-    /// The attention half.
-    pub attention: AttentionSpec,
+    /// The first half: how a position's row takes in what stands before it.
+    pub mixer: Mixer,
     /// The feed-forward half.
     pub ffn: Ffn,
     /// Where the norms stand.
@@ -48,6 +48,13 @@ pub struct LayerSpec {
     pub norm: NormSpec,
     /// Factor on what each half adds to the hidden state, 1.0 for none.
     pub residual_scale: f32,
+}
+
+/// How the rows of positions are mixed: the one part of a layer in which a row knows of other rows.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum Mixer {
+    /// Grouped-query attention.
+    Attention(AttentionSpec),
 }
 
 /// What a norm computes.
@@ -314,6 +321,38 @@ impl fmt::Display for LayerIndex {
     }
 }
 
+impl LayerSpec {
+    /// The attention, where rows are mixed by it.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+        }
+    }
+
+    /// The attention, to be changed, where rows are mixed by it.
+    pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
+        match &mut self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+        }
+    }
+
+    /// The rotation by position, where the layer knows positions.
+    pub fn rope(&self) -> Option<&Rope> {
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.rope.as_ref(),
+        }
+    }
+}
+
+impl Mixer {
+    /// Bytes of KV cache that one position costs, at f16.
+    fn kv_bytes_per_position(&self) -> u64 {
+        match self {
+            Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
+        }
+    }
+}
+
 impl ModelSpec {
     /// The spec that a worker of `layers` gets: the same model, with only the tensors that this shard holds.
     pub fn shard(&self, layers: Range<usize>) -> Self {
@@ -369,6 +408,6 @@ impl ModelSpec {
 
     /// Bytes of KV cache that one position costs in the shard of `layers`, at f16.
     pub fn kv_bytes_per_position(&self, layers: &Range<usize>) -> u64 {
-        self.layers[layers.clone()].iter().map(|l| 2 * 2 * (l.attention.kv_heads * l.attention.head_dim) as u64).sum()
+        self.layers[layers.clone()].iter().map(|layer| layer.mixer.kv_bytes_per_position()).sum()
     }
 }

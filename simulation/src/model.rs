@@ -6,8 +6,8 @@
 
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, ModelSpec,
-        NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+        ModelSpec, NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -37,7 +37,8 @@ pub fn spec(layers: usize) -> ModelSpec {
         output_bias: Bias::None,
     };
     let ffn = Ffn::Gated { inner: HIDDEN, activation: Activation::Silu, bias: Bias::None };
-    let layer = LayerSpec { attention, ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
+    let layer =
+        LayerSpec { mixer: Mixer::Attention(attention), ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
     let in_layers = (0..layers).flat_map(|layer| {
         let role = |part| TensorRole::Layer(LayerIndex(layer), part);
         [(role(LayerTensor::Q), LAYER_ROWS / 2), (role(LayerTensor::Up), LAYER_ROWS)]

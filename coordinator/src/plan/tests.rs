@@ -3,7 +3,7 @@
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
-        NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
+        Mixer, NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -40,7 +40,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
     };
     let norm = NormSpec { kind: NormKind::Rms, eps: 1e-6 };
     let layer = LayerSpec {
-        attention: AttentionSpec {
+        mixer: Mixer::Attention(AttentionSpec {
             heads: 2,
             kv_heads: 1,
             head_dim: 8,
@@ -52,7 +52,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
-        },
+        }),
         ffn: Ffn::Gated { inner: 32, activation: Activation::Silu, bias: Bias::None },
         norms: NormPlacement::Pre,
         norm,

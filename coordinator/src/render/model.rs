@@ -6,7 +6,10 @@ use qmesh_models::{
     bytes::ByteCount,
     family,
     gguf::{Gguf, TensorEntry},
-    spec::{Activation, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, ModelSpec, RopePairing, RopeScaling, Window},
+    spec::{
+        Activation, AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, Mixer, ModelSpec, RopePairing, RopeScaling,
+        Window,
+    },
 };
 use serde::Serialize;
 
@@ -192,11 +195,8 @@ impl Shape {
             hidden: spec.hidden,
             vocab: spec.vocab,
             context: spec.context,
-            attention: kinds(layers().map(|l| {
-                let a = &l.attention;
-                format!("{} heads, {} KV heads of {}", a.heads, a.kv_heads, a.head_dim)
-            })),
-            windows: kinds(layers().map(|l| match l.attention.window {
+            attention: kinds(layers().map(|layer| mixer(&layer.mixer))),
+            windows: kinds(layers().filter_map(LayerSpec::attention).map(|attention| match attention.window {
                 Window::Full => "full".to_owned(),
                 Window::Sliding(width) => format!("sliding {width}"),
             })),
@@ -233,8 +233,17 @@ impl Tensor {
     }
 }
 
+fn mixer(mixer: &Mixer) -> String {
+    match mixer {
+        Mixer::Attention(attention) => {
+            let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
+            format!("{heads} heads, {kv_heads} KV heads of {head_dim}")
+        }
+    }
+}
+
 fn rope(layer: &LayerSpec) -> String {
-    let Some(rope) = &layer.attention.rope else { return "none".to_owned() };
+    let Some(rope) = layer.rope() else { return "none".to_owned() };
     let pairing = match rope.pairing {
         RopePairing::Interleaved => "interleaved",
         RopePairing::Halves => "halves",

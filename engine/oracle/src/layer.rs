@@ -1,7 +1,7 @@
 //! One layer: x + scale · half(x) for its attention and for its feed-forward half, with norms before or after each.
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::{LayerIndex, LayerSpec, LayerTensor, NormPlacement};
+use qmesh_models::spec::{LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement};
 
 use crate::{
     attention::Attention,
@@ -39,7 +39,10 @@ impl Layer {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         Ok(Self {
             attention_norms: Norms::open(weights, index, spec, [AttnNorm, AttnNormBias], PostAttnNorm)?,
-            attention: Attention::open(weights, index, &spec.attention, spec.norm.eps)?,
+            attention: {
+                let Mixer::Attention(attention) = &spec.mixer;
+                Attention::open(weights, index, attention, spec.norm.eps)?
+            },
             ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
             ffn: FeedForward::open(weights, index, &spec.ffn)?,
             residual_scale: spec.residual_scale,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, ModelSpec, Rope, RopeScaling, Window};
+use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, Mixer, ModelSpec, Rope, RopeScaling, Window};
 
 use crate::error::EngineError;
 
@@ -20,7 +20,9 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
     positive("head.soft_cap", spec.head.soft_cap.unwrap_or(1.0))?;
     positive("head.logit_scale", spec.head.logit_scale)?;
     for layer in &spec.layers[layers.clone()] {
-        check_attention(&layer.attention)?;
+        match &layer.mixer {
+            Mixer::Attention(attention) => check_attention(attention)?,
+        }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
         match layer.ffn {

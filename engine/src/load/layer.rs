@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use qmesh_models::spec::{
-    Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerSpec, LayerTensor, NormPlacement, QkNorm, Sinks, TensorRole,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement,
+    QkNorm, Sinks, TensorRole,
 };
 
 use super::{Weights, shape};
 use crate::{
     attention::Attention,
-    block::Block,
+    block::{Block, BlockMixer},
     error::EngineError,
     ffn::{FeedForward, FfnWeights},
     linear::{
@@ -28,16 +29,23 @@ pub(super) struct LayerWeights<'a, 'b> {
 impl LayerWeights<'_, '_> {
     /// The block that is the shard's `place`-th, and uses its `rope`-th table.
     pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
-        let attention = self.attention(spec, place, rope)?;
-        Ok(Block { attention, ffn: self.ffn(spec)? })
+        let mixer = match &spec.mixer {
+            Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
+        };
+        Ok(Block { mixer, ffn: self.ffn(spec)? })
     }
 
-    fn attention(&mut self, layer: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Attention, EngineError> {
+    fn attention(
+        &mut self,
+        layer: &LayerSpec,
+        spec: &AttentionSpec,
+        place: usize,
+        rope: Option<usize>,
+    ) -> Result<Attention, EngineError> {
         use LayerTensor::{
             AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm,
             Sinks as SinkScores, V, VBias,
         };
-        let spec = layer.attention.clone();
         let hidden = self.hidden;
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = match spec.qk_norm {
@@ -65,7 +73,7 @@ impl LayerWeights<'_, '_> {
             sinks,
             output: self.linear(AttnOutput, present(spec.output_bias, AttnOutputBias), hidden, q_width)?,
             residual: self.residual(layer, PostAttnNorm)?,
-            spec,
+            spec: spec.clone(),
         })
     }
 

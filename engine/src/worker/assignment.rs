@@ -9,7 +9,7 @@ use blake3::Hash;
 use qmesh_models::{
     bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
-    spec::{ModelSpec, TensorSpec},
+    spec::{Mixer, ModelSpec, TensorSpec},
 };
 use qmesh_net::{
     LoadShard, PeerId, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers, WeightPeer,
@@ -130,9 +130,13 @@ impl Assignment {
         within("context", self.context, POSITIONS_MAX)?;
         within("chunk rows", self.chunk_rows, FRAME_ROWS)?;
         for layer in &self.spec.layers {
-            within("heads", layer.attention.heads, FRAME_WIDTH)?;
-            within("kv heads", layer.attention.kv_heads, FRAME_WIDTH)?;
-            within("head width", layer.attention.head_dim, FRAME_WIDTH)?;
+            match &layer.mixer {
+                Mixer::Attention(attention) => {
+                    within("heads", attention.heads, FRAME_WIDTH)?;
+                    within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
+                    within("head width", attention.head_dim, FRAME_WIDTH)?;
+                }
+            }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)
     }

@@ -8,8 +8,8 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, NormKind, NormPlacement, NormSpec, QkNorm, Rope,
-    RopePairing, Sinks, Weighting, Window,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, QkNorm,
+    Rope, RopePairing, Sinks, Weighting, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
@@ -55,9 +55,15 @@ pub(super) fn layers_with(
     (0..count)
         .map(|layer| {
             let attention = attention(m, plain, layer, heads[layer], kv_heads[layer])?;
-            Ok(LayerSpec { attention, ffn: ffn(layer), norms: NormPlacement::Pre, norm, residual_scale: 1.0 })
+            let mixer = Mixer::Attention(attention);
+            Ok(LayerSpec { mixer, ffn: ffn(layer), norms: NormPlacement::Pre, norm, residual_scale: 1.0 })
         })
         .collect()
+}
+
+/// The attention of each layer, for the family to change what it does differently.
+pub(super) fn attentions(layers: &mut [LayerSpec]) -> impl Iterator<Item = &mut AttentionSpec> {
+    layers.iter_mut().filter_map(LayerSpec::attention_mut)
 }
 
 /// Width of each layer's FFN.
@@ -116,8 +122,8 @@ pub(super) fn windows(
             (1..=layers.len()).map(|nth| !nth.is_multiple_of(period)).collect()
         }
     };
-    for (layer, _) in layers.iter_mut().zip(&windowed).filter(|(_, windowed)| **windowed) {
-        layer.attention.window = Window::Sliding(width);
+    for (attention, _) in attentions(layers).zip(&windowed).filter(|(_, windowed)| **windowed) {
+        attention.window = Window::Sliding(width);
     }
     Ok(windowed)
 }

@@ -22,13 +22,12 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let score_cap = m.float_or("attn_logit_softcapping", 50.0, CAP)?;
     let logit_cap = Some(m.float_or("final_logit_softcapping", 30.0, CAP)?);
     let count = layers.len();
-    for layer in &mut layers {
-        let attention = &mut layer.attention;
+    for attention in dense::attentions(&mut layers) {
         attention.soft_cap = Some(score_cap);
         if count == LAYERS_27B {
             attention.scale = 1.0 / (hidden / attention.heads as f32).sqrt();
         }
-        layer.norms = NormPlacement::PreAndPost;
     }
+    layers.iter_mut().for_each(|layer| layer.norms = NormPlacement::PreAndPost);
     Ok(Decoder { embedding_scale: hidden.sqrt(), logit_cap, ..Decoder::plain(dense::rms_norm(m)?, layers) })
 }

@@ -17,8 +17,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let hidden = m.hidden()? as f32;
     let local_base = m.float_or("rope.freq_base_swa", 10_000.0, ROPE_BASE)?;
     let count = layers.len();
-    for (layer, windowed) in layers.iter_mut().zip(windowed) {
-        let attention = &mut layer.attention;
+    for (attention, windowed) in dense::attentions(&mut layers).zip(windowed) {
         attention.qk_norm = QkNorm::PerHead;
         if count == LAYERS_27B {
             attention.scale = 1.0 / (hidden / attention.heads as f32).sqrt();
@@ -26,7 +25,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         if let Some(rope) = attention.rope.as_mut().filter(|_| windowed) {
             (rope.base, rope.scaling) = (local_base, RopeScaling::None);
         }
-        layer.norms = NormPlacement::PreAndPost;
     }
+    layers.iter_mut().for_each(|layer| layer.norms = NormPlacement::PreAndPost);
     Ok(Decoder { embedding_scale: hidden.sqrt(), ..Decoder::plain(dense::rms_norm(m)?, layers) })
 }

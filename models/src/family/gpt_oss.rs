@@ -19,6 +19,6 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let norm = dense::rms_norm(m)?;
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
     dense::windows(m, &mut layers, None, 2)?;
-    layers.iter_mut().for_each(|layer| layer.attention.sinks = Sinks::PerHead);
+    dense::attentions(&mut layers).for_each(|attention| attention.sinks = Sinks::PerHead);
     Ok(Decoder::plain(norm, layers))
 }

@@ -16,11 +16,11 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let mut layers = dense::layers(m, &plain)?;
     let residual_scale = m.float_or("residual_scale", 1.0, SCALE)?;
     let positions = m.flag_or("rope.scaling.finetuned", true)?;
-    for layer in &mut layers {
-        layer.residual_scale = residual_scale;
-        layer.attention.scale = m.float_or("attention.scale", layer.attention.scale, SCALE)?;
+    layers.iter_mut().for_each(|layer| layer.residual_scale = residual_scale);
+    for attention in dense::attentions(&mut layers) {
+        attention.scale = m.float_or("attention.scale", attention.scale, SCALE)?;
         if !positions {
-            layer.attention.rope = None;
+            attention.rope = None;
         }
     }
     let embedding_scale = m.float_or("embedding_scale", 1.0, SCALE)?;

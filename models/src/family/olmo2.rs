@@ -10,14 +10,12 @@ use crate::spec::{Activation, NormPlacement, QkNorm, RopePairing, RopeScaling};
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
     let mut layers = dense::layers(m, &plain)?;
-    for layer in &mut layers {
-        layer.norms = NormPlacement::Post;
-        layer.attention.qk_norm = QkNorm::AllHeads;
-    }
+    layers.iter_mut().for_each(|layer| layer.norms = NormPlacement::Post);
+    dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::AllHeads);
     if m.count_or("attention.sliding_window", 0, 0..=usize::MAX)? > 0 {
         let windowed = dense::windows(m, &mut layers, None, 4)?;
-        for (layer, _) in layers.iter_mut().zip(windowed).filter(|(_, windowed)| *windowed) {
-            if let Some(rope) = &mut layer.attention.rope {
+        for (attention, _) in dense::attentions(&mut layers).zip(windowed).filter(|(_, windowed)| *windowed) {
+            if let Some(rope) = &mut attention.rope {
                 (rope.scaling, rope.magnitude) = (RopeScaling::None, 1.0);
             }
         }

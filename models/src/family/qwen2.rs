@@ -10,6 +10,6 @@ use crate::spec::{Activation, Bias, RopePairing};
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
     let mut layers = dense::layers(m, &plain)?;
-    layers.iter_mut().for_each(|layer| layer.attention.qkv_bias = Bias::Present);
+    dense::attentions(&mut layers).for_each(|attention| attention.qkv_bias = Bias::Present);
     Ok(Decoder::plain(dense::rms_norm(m)?, layers))
 }

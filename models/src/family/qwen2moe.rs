@@ -15,6 +15,6 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     experts.shared = Some(if m.has(SHARED) { m.count(SHARED, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] });
     let norm = dense::rms_norm(m)?;
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
-    layers.iter_mut().for_each(|layer| layer.attention.qkv_bias = Bias::Present);
+    dense::attentions(&mut layers).for_each(|attention| attention.qkv_bias = Bias::Present);
     Ok(Decoder::plain(norm, layers))
 }

@@ -13,6 +13,6 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let experts = dense::experts(m, dense::expert_width(m)?, activation, Weighting::OfUsed)?;
     let norm = dense::rms_norm(m)?;
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
-    layers.iter_mut().for_each(|layer| layer.attention.qk_norm = QkNorm::PerHead);
+    dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::PerHead);
     Ok(Decoder::plain(norm, layers))
 }

@@ -13,8 +13,8 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let (norm, inner) = (dense::layer_norm(m)?, dense::inner(m)?);
     let ffn = |layer: usize| Ffn::Plain { inner: inner[layer], activation, bias: Bias::Present };
     let mut layers = dense::layers_with(m, &plain, norm, ffn)?;
-    for layer in &mut layers {
-        (layer.attention.qkv_bias, layer.attention.output_bias) = (Bias::Present, Bias::Present);
+    for attention in dense::attentions(&mut layers) {
+        (attention.qkv_bias, attention.output_bias) = (Bias::Present, Bias::Present);
     }
     Ok(Decoder::plain(norm, layers))
 }

@@ -6,8 +6,8 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, NormKind,
-        NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
+        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+        NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -48,7 +48,7 @@ pub(super) fn list(
     if head.matrix == HeadMatrix::Own {
         expected.push(Expected::one(OUTPUT, TensorRole::Output, vocab, hidden));
     }
-    let mut ropes = layers.iter().filter_map(|layer| layer.attention.rope.as_ref());
+    let mut ropes = layers.iter().filter_map(LayerSpec::rope);
     if let Some((rope, tensors)) = ropes.find_map(|rope| Some((rope, factors(&rope.scaling)?))) {
         expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, rope.dims / 2)));
     }
@@ -142,7 +142,9 @@ impl LayerTensors<'_> {
         if before {
             self.norm(["attn_norm.weight", "attn_norm.bias"], [AttnNorm, AttnNormBias], layer.norm.kind);
         }
-        self.attention(&layer.attention);
+        match &layer.mixer {
+            Mixer::Attention(attention) => self.attention(attention),
+        }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
         }

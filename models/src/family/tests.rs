@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm, Rope,
-        RopePairing, RopeScaling, Sinks, TensorRole, Weighting, Window,
+        Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm,
+        Rope, RopePairing, RopeScaling, Sinks, TensorRole, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -20,7 +20,11 @@ fn parse(writer: &GgufWriter) -> Result<ModelSpec, ModelError> {
 }
 
 fn rope(layer: &LayerSpec) -> &Rope {
-    layer.attention.rope.as_ref().unwrap()
+    layer.rope().unwrap()
+}
+
+fn attention(layer: &LayerSpec) -> &AttentionSpec {
+    layer.attention().unwrap()
 }
 
 const NO_BIAS: Bias = Bias::None;
@@ -32,7 +36,7 @@ fn llama_is_plain() {
     assert_eq!((model.hidden, model.vocab, model.context, model.layers.len()), (64, 128, 2048, 3));
     assert_eq!((model.embedding_scale, model.head.matrix, model.tensors.len()), (1.0, HeadMatrix::Own, 30));
     let layer = &model.layers[2];
-    let attention = &layer.attention;
+    let attention = attention(layer);
     assert_eq!((attention.heads, attention.kv_heads, attention.head_dim, attention.scale), (4, 2, 16, 0.25));
     assert_eq!((attention.qk_norm, attention.qkv_bias, attention.window), (QkNorm::None, Bias::None, Window::Full));
     let rope = rope(layer);
@@ -54,14 +58,14 @@ fn llama_3_has_rope_factors_and_mistral_may_be_tied() {
     let factors = model.tensors.iter().find(|t| t.role == TensorRole::RopeFactors).unwrap();
     assert_eq!((factors.rows, factors.cols), (1, 8));
     let model = golden("mistral-tied");
-    assert_eq!((model.head.matrix, model.layers[0].attention.kv_heads), (HeadMatrix::Tied, 1));
+    assert_eq!((model.head.matrix, attention(&model.layers[0]).kv_heads), (HeadMatrix::Tied, 1));
     assert!(model.tensors.iter().all(|t| t.role != TensorRole::Output));
 }
 
 #[test]
 fn qwen2_has_biases() {
     let model = golden("qwen2");
-    let attention = &model.layers[1].attention;
+    let attention = attention(&model.layers[1]);
     assert_eq!((attention.qkv_bias, rope(&model.layers[1]).pairing), (Bias::Present, RopePairing::Halves));
     assert_eq!(model.tensors.len(), 3 + 3 * 12);
 }
@@ -100,19 +104,21 @@ fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
 fn what_families_vary_is_in_the_spec() {
     let model = golden("granite");
     assert_eq!((model.embedding_scale, model.head.logit_scale), (12.0, 1.0 / 6.0));
-    assert_eq!((model.layers[0].residual_scale, model.layers[0].attention.scale), (0.22, 0.0625));
+    assert_eq!((model.layers[0].residual_scale, attention(&model.layers[0]).scale), (0.22, 0.0625));
     let olmo = golden("olmo2");
-    assert_eq!((olmo.layers[0].norms, olmo.layers[0].attention.qk_norm), (NormPlacement::Post, QkNorm::AllHeads));
+    assert_eq!((olmo.layers[0].norms, attention(&olmo.layers[0]).qk_norm), (NormPlacement::Post, QkNorm::AllHeads));
     let starcoder = golden("starcoder2");
-    assert_eq!((starcoder.head.norm.kind, starcoder.layers[0].attention.output_bias), (NormKind::Layer, Bias::Present));
+    assert_eq!(
+        (starcoder.head.norm.kind, attention(&starcoder.layers[0]).output_bias),
+        (NormKind::Layer, Bias::Present)
+    );
     assert!(matches!(starcoder.layers[0].ffn, Ffn::Plain { activation: Activation::GeluTanh, .. }));
-    let layers_without =
-        |model: &ModelSpec| model.layers.iter().map(|l| l.attention.rope.is_none()).collect::<Vec<_>>();
+    let layers_without = |model: &ModelSpec| model.layers.iter().map(|l| l.rope().is_none()).collect::<Vec<_>>();
     assert_eq!(layers_without(&golden("smollm3"))[..4], [false, false, false, true]);
-    assert_eq!(golden("gpt-oss").layers[0].attention.sinks, Sinks::PerHead);
+    assert_eq!(attention(&golden("gpt-oss").layers[0]).sinks, Sinks::PerHead);
     assert!(matches!(rope(&golden("llama-yarn").layers[0]).scaling, RopeScaling::Yarn { original: 512, .. }));
     assert_eq!(rope(&golden("phi3-longrope").layers[0]).scaling, RopeScaling::LongRope { original: 256 });
-    assert_eq!(rope(&golden("glm4").layers[0]).dims * 2, golden("glm4").layers[0].attention.head_dim);
+    assert_eq!(rope(&golden("glm4").layers[0]).dims * 2, attention(&golden("glm4").layers[0]).head_dim);
 }
 
 #[test]
@@ -120,7 +126,7 @@ fn gemma2_caps_scores_and_logits_and_alternates_windows() {
     let model = golden("gemma2");
     assert_eq!((model.embedding_scale, model.head.soft_cap, model.layers.len()), (8.0, Some(30.0), 3));
     for (i, layer) in model.layers.iter().enumerate() {
-        let attention = &layer.attention;
+        let attention = attention(layer);
         let expected = if i == 1 { Window::Full } else { Window::Sliding(16) };
         assert_eq!((attention.window, rope(layer).base), (expected, 10_000.0), "layer {i}");
         assert_eq!((attention.soft_cap, attention.scale), (Some(50.0), 0.25));
@@ -128,7 +134,7 @@ fn gemma2_caps_scores_and_logits_and_alternates_windows() {
     }
     let huge = parse(&Published { layers: 46, ..GEMMA2_2B }.header()).unwrap();
     assert_eq!(
-        (huge.layers[0].attention.window, huge.layers[0].attention.scale),
+        (attention(&huge.layers[0]).window, attention(&huge.layers[0]).scale),
         (Window::Sliding(4096), 1.0 / 288_f32.sqrt())
     );
 }
@@ -138,7 +144,7 @@ fn gemma3_alternates_windows() {
     let model = golden("gemma3");
     assert_eq!((model.embedding_scale, model.head.matrix, model.layers.len()), (8.0, HeadMatrix::Tied, 7));
     for (i, layer) in model.layers.iter().enumerate() {
-        let attention = &layer.attention;
+        let attention = attention(layer);
         let expected = if i == 5 { (Window::Full, 1e6) } else { (Window::Sliding(16), 10_000.0) };
         assert_eq!((attention.window, rope(layer).base), expected, "layer {i}");
         assert_eq!((attention.qk_norm, layer.norms), (QkNorm::PerHead, NormPlacement::PreAndPost));
@@ -153,9 +159,9 @@ fn gemma3_scales_only_full_layers_and_the_27b_its_own_way() {
     let model = parse(&scaled).unwrap();
     assert_eq!(rope(&model.layers[5]).scaling, RopeScaling::Linear(8.0));
     assert_eq!(rope(&model.layers[4]).scaling, RopeScaling::None);
-    assert_eq!(model.layers[4].attention.scale, 1.0 / 16.0);
+    assert_eq!(attention(&model.layers[4]).scale, 1.0 / 16.0);
     let of_27b = Published { layers: 62, hidden: 5376, heads: 32, kv_heads: 16, head_dim: 128, ..GEMMA_1B };
-    assert_eq!(parse(&of_27b.header()).unwrap().layers[0].attention.scale, 1.0 / 168f32.sqrt());
+    assert_eq!(attention(&parse(&of_27b.header()).unwrap().layers[0]).scale, 1.0 / 168f32.sqrt());
     let bases = GEMMA_1B.header().set("gemma3.rope.freq_base_swa", 5000.0f32);
     let bases = parse(&bases).unwrap().layers[4..6].iter().map(|l| rope(l).base).collect::<Vec<_>>();
     assert_eq!(bases, [5000.0, 1e6]);
@@ -309,7 +315,7 @@ fn missing_keys_are_named_or_have_ggmls_default() {
         refused(&SMALL.header_without(key), &format!("key \"llama.{key}\" is missing"));
     }
     refused(&SMALL.header_without("attention.layer_norm_rms_epsilon"), "layer_norm_rms_epsilon\" is missing");
-    assert_eq!(parse(&SMALL.header_without("attention.key_length")).unwrap().layers[0].attention.head_dim, 16);
+    assert_eq!(attention(&parse(&SMALL.header_without("attention.key_length")).unwrap().layers[0]).head_dim, 16);
     // As many key/value heads as query heads, so that the matrices are too small.
     refused(
         &SMALL.header_without("attention.head_count_kv"),

@@ -4,7 +4,7 @@ use super::{
     FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD, TensorFootprint, product,
     quantized, sum,
 };
-use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, ModelSpec, QkNorm, TensorRole};
+use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, Mixer, ModelSpec, QkNorm, TensorRole};
 
 /// What a layer takes, in bytes.
 #[derive(Clone, Debug)]
@@ -26,7 +26,8 @@ impl LayerFootprint {
     /// What the spec's layer `index` takes, but for its tensors.
     pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
         let (layer, hidden) = (&spec.layers[index], spec.hidden);
-        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = layer.attention;
+        let Mixer::Attention(attention) = &layer.mixer;
+        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *attention;
         let inputs = Inputs::of_layer(spec, LayerIndex(index));
         let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
         let row = product([FLOAT, hidden]);

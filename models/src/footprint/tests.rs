@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use super::*;
-use crate::{gguf::Gguf, spec::LayerTensor, tensor::TensorType};
+use crate::{
+    gguf::Gguf,
+    spec::{LayerSpec, LayerTensor},
+    tensor::TensorType,
+};
 
 /// The tiny model of that name.
 fn tiny(name: &str) -> ModelSpec {
@@ -44,11 +48,8 @@ fn the_cache_counts_in_whole_pages_of_every_layer() {
     let footprints = Footprints::new(&spec);
     let page: usize = spec.layers[1..3]
         .iter()
-        .map(|layer| {
-            2 * 64
-                * layer.attention.kv_heads
-                * (layer.attention.head_dim + layer.attention.head_dim.next_multiple_of(16))
-        })
+        .filter_map(LayerSpec::attention)
+        .map(|attention| 2 * 64 * attention.kv_heads * (attention.head_dim + attention.head_dim.next_multiple_of(16)))
         .sum();
     for (positions, pages) in [(1, 1), (64, 1), (65, 2), (256, 4)] {
         let demand = ShardDemand { kv_positions: positions, ..demand(1..3) };
@@ -118,8 +119,8 @@ fn numbers_from_outside_do_not_overflow() {
     let mut spec = tiny("llama.gguf");
     spec.hidden = usize::MAX;
     spec.vocab = usize::MAX;
-    for layer in &mut spec.layers {
-        (layer.attention.heads, layer.attention.kv_heads, layer.attention.head_dim) = (usize::MAX, 0, usize::MAX / 2);
+    for attention in spec.layers.iter_mut().filter_map(LayerSpec::attention_mut) {
+        (attention.heads, attention.kv_heads, attention.head_dim) = (usize::MAX, 0, usize::MAX / 2);
     }
     for tensor in &mut spec.tensors {
         (tensor.rows, tensor.bytes) = (usize::MAX - 32, u64::MAX);

@@ -163,7 +163,10 @@ fn what_a_shard_does_not_take_is_refused() {
         open(&spec, 0..count)
     };
     assert!(matches!(changed(&|spec| spec.vocab -= 1), OracleError::Shape { .. }));
-    assert!(matches!(changed(&|spec| spec.layers[0].attention.heads = 3), OracleError::Heads { heads: 3, .. }));
+    assert!(matches!(
+        changed(&|spec| spec.layers[0].attention_mut().unwrap().heads = 3),
+        OracleError::Heads { heads: 3, .. }
+    ));
     assert!(matches!(changed(&|spec| spec.tensors[0].bytes -= 1), OracleError::Length { .. }));
     assert!(matches!(changed(&|spec| spec.tensors[0].offset = 1 << 40), OracleError::Read { .. }));
 }

@@ -1,6 +1,6 @@
 //! What a shard refuses, and that a refused step changes nothing.
 
-use qmesh_models::spec::{HeadMatrix, TensorRole, Window};
+use qmesh_models::spec::{AttentionSpec, HeadMatrix, TensorRole, Window};
 
 use super::*;
 
@@ -98,10 +98,10 @@ fn specs_that_do_not_add_up_are_refused_by_name() {
     let index = |role| spec.tensors.iter().position(|t| t.role == role).unwrap();
     let output = index(TensorRole::Output);
     for (message, expected) in [
-        (changed(&|s| s.layers[0].attention.kv_heads = 0), "kv_heads = 0"),
-        (changed(&|s| s.layers[0].attention.heads = 3), "3 heads"),
-        (changed(&|s| s.layers[2].attention.rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
-        (changed(&|s| s.layers[1].attention.window = Window::Sliding(0)), "window of 0"),
+        (changed(&|s| attention(s, 0).kv_heads = 0), "kv_heads = 0"),
+        (changed(&|s| attention(s, 0).heads = 3), "3 heads"),
+        (changed(&|s| attention(s, 2).rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
+        (changed(&|s| attention(s, 1).window = Window::Sliding(0)), "window of 0"),
         (changed(&|s| s.hidden = usize::MAX), "hidden = "),
         (changed(&|s| s.tensors[output].bytes = u64::MAX), "bytes cannot be"),
         (changed(&|s| s.tensors[output].rows = usize::MAX), "bytes cannot be"),
@@ -112,4 +112,8 @@ fn specs_that_do_not_add_up_are_refused_by_name() {
     ] {
         assert!(message.contains(expected), "{message} does not say {expected}");
     }
+}
+
+fn attention(spec: &mut ModelSpec, layer: usize) -> &mut AttentionSpec {
+    spec.layers[layer].attention_mut().unwrap()
 }
