@@ -257,6 +257,7 @@ fn looks_like_path(quoted: &str) -> bool {
         "models/",
         "net/",
         "doctor/",
+        "logging/",
         "engine/",
         "coordinator/",
         "simulation/",

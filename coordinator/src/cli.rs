@@ -5,6 +5,7 @@ mod failure;
 mod generation;
 mod mesh;
 mod models;
+mod shell;
 
 use std::{
     env,
@@ -17,6 +18,8 @@ use clap::{
     error::ErrorKind,
 };
 
+use qmesh_logging::LogFormat;
+
 use self::models::model_ref;
 pub use self::{
     doctor::DoctorArgs,
@@ -27,6 +30,7 @@ pub use self::{
         StatusArgs, TicketArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
+    shell::{CompletionsArgs, ManArgs},
 };
 
 /// Run a language model split over several machines.
@@ -37,6 +41,9 @@ pub use self::{
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, max_term_width = 100, disable_help_subcommand = true, after_help = EXAMPLES)]
 pub struct Cli {
+    /// How lines on standard error look: for people, or a JSON object each for a log
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = "QMESH_LOG_FORMAT", default_value_t)]
+    pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -75,6 +82,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Check that a split computes the same bits as one worker
     Verify(VerifyArgs),
+    /// Print what a shell needs to complete commands and flags
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    Man(ManArgs),
 }
 
 impl Cli {
@@ -98,6 +109,11 @@ impl Cli {
 
 fn command() -> clap::Command {
     command_in(|variable| env::var_os(variable))
+}
+
+/// The whole command line, described for shells and manuals.
+pub fn description() -> clap::Command {
+    command_in(|_| None)
 }
 
 /// The command with what holds for every flag: environment values stay out of help, where a key would be seen, a switch

@@ -19,26 +19,20 @@ mod room;
 mod rows;
 mod run;
 mod serve;
+mod shell;
 mod signals;
 mod status;
 mod ticket;
 mod tokenize;
 mod verify;
 
-use std::{
-    future::Future,
-    io::{IsTerminal, stderr},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use qmesh_models::{directories::Directories, pull::ModelRef};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     cli::{Cli, Command, Exit, Failure},
-    render::{note, progress::Progress},
+    render::progress::Progress,
 };
 
 /// The process: reads the command line, runs the command, says how it failed.
@@ -46,7 +40,7 @@ pub fn main() -> ExitCode {
     let exit = match Cli::from_env().and_then(execute) {
         Ok(()) => Exit::Done,
         Err(failure) => {
-            failure.lines().into_iter().for_each(note);
+            failure.lines().iter().for_each(|line| qmesh_logging::error(line));
             failure.exit
         }
     };
@@ -54,7 +48,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Failure> {
-    log()?;
+    qmesh_logging::begin(cli.log_format);
     match cli.command {
         Command::Pull(args) => pull::pull(&args),
         Command::List(args) => list::list(&args),
@@ -71,16 +65,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
-}
-
-/// Logs to standard error: warnings, or what `RUST_LOG` says; in colour on a terminal, unless `NO_COLOR` is set.
-fn log() -> Result<(), Failure> {
-    let quiet = "warn".parse().map_err(anyhow::Error::from)?;
-    let filter = EnvFilter::builder().with_default_directive(quiet).from_env_lossy();
-    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colours).init();
-    Ok(())
 }
 
 /// The model's file, fetched with a progress bar where it is not there yet.

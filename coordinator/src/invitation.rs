@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qmesh_net::Ticket;
 use serde::{Deserialize, Serialize};
 
 /// How workers join a coordinator that runs on this machine.
@@ -93,6 +94,21 @@ impl Invitation {
     }
 }
 
+/// Writes the ticket alone into `path`, mode 0600, whole or not at all: whoever waits for the file never finds half of it.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn write_ticket(ticket: &Ticket, path: &Path) -> Result<(), InvitationError> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        writeln!(file, "{ticket}")?;
+        fs::rename(&fresh, path)
+    };
+    write().map_err(|source| InvitationError { path: path.to_owned(), source })
+}
+
 impl Drop for Posted {
     fn drop(&mut self) {
         // Without its lock it is stale in any case.
@@ -140,6 +156,21 @@ mod tests {
     fn invitation(process: u32, port: u16) -> Invitation {
         let api = ([127, 0, 0, 1], port).into();
         Invitation { model: "tiny".into(), api, process, join: "shard-worker join qmesh1a".into(), expires_unix: None }
+    }
+
+    #[test]
+    fn a_written_ticket_is_whole_and_its_user_s_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ticket");
+        let (coordinator, secret) = (qmesh_net::Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
+        let mut ticket = Ticket { addresses: vec!["localhost:1".into()], coordinator, secret, expires_unix: None };
+        for expires_unix in [Some(1), None] {
+            ticket.expires_unix = expires_unix;
+            write_ticket(&ticket, &path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap().trim().parse(), Ok(ticket.clone()));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert!(write_ticket(&ticket, &folder.path().join("no/folder")).unwrap_err().to_string().contains("no/folder"));
     }
 
     #[test]

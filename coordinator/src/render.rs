@@ -10,17 +10,11 @@ pub mod report;
 pub mod table;
 mod vocabulary;
 
-use std::{
-    fmt::Display,
-    io::{self, Write},
-};
+use std::fmt::Display;
 
-use qmesh_models::terminal;
-
-/// Writes a line, fit for any terminal, to standard error. Nothing can be done where nobody listens, and `eprintln!`
-/// would panic there.
+/// Tells the user of something, on standard error, in a line that is fit for any terminal.
 pub fn note(line: impl Display) {
-    let _closed = writeln!(io::stderr().lock(), "{}", terminal::escaped(&line.to_string()));
+    qmesh_logging::note(&line.to_string());
 }
 
 /// `1 worker`, `2 workers`.

@@ -5,19 +5,18 @@ mod doctor;
 mod join;
 mod measure;
 mod report;
+mod shell;
 
 use std::{
     env,
     ffi::{OsStr, OsString},
-    io::{self, IsTerminal},
     process::ExitCode,
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
+use qmesh_logging::LogFormat;
 use qmesh_models::terminal::escaped;
 use qmesh_net::without_tickets;
-use tracing::Level;
-use tracing_subscriber::EnvFilter;
 
 use self::report::{USAGE, in_one_line, say};
 
@@ -25,6 +24,9 @@ use self::report::{USAGE, in_one_line, say};
 #[derive(Parser)]
 #[command(name = "shard-worker", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
+    /// How lines on standard error look: for people, or a JSON object each for a log
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = "QMESH_LOG_FORMAT", default_value_t)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -43,25 +45,27 @@ enum Command {
     /// Find out how fast this machine computes: reads the spec of a small model, writes times, both as JSON
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
+    /// Print what a shell needs to complete commands and flags
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages
+    Man(shell::ManArgs),
 }
 
 /// The process: reads the command line, and does what it says.
 pub(crate) fn main() -> ExitCode {
     let parsed = command(|variable| env::var_os(variable)).try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
-    let command = match parsed {
-        Ok(cli) => cli.command,
+    let Cli { log_format, command } = match parsed {
+        Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::builder().with_default_directive(Level::WARN.into()).from_env_lossy())
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
-        .init();
+    qmesh_logging::begin(log_format);
     let ended = match command {
         Command::Join(args) => return join::run(*args),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     ended.unwrap_or_else(|error| {
         say(&in_one_line(&error));
@@ -113,5 +117,20 @@ mod tests {
             args.filter(|arg| arg.get_env().is_some()).count()
         };
         assert_eq!((heeded(""), heeded("0") > 5), (0, true));
+    }
+
+    #[test]
+    fn what_the_packages_start_is_understood() {
+        let packaging = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging"));
+        let read = |file: &str| std::fs::read_to_string(packaging.join(file)).unwrap();
+        let (unit, compose) = (read("systemd/qmesh-worker.service"), read("compose.yaml"));
+        let in_unit = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
+        let in_compose = compose.lines().find_map(|line| line.strip_prefix("  command: ")).unwrap();
+        for (started, file) in [(in_unit, "${CREDENTIALS_DIRECTORY}/ticket"), (in_compose, "/run/qmesh/ticket")] {
+            let matches = Cli::command().try_get_matches_from(started.split_whitespace()).unwrap();
+            let join = matches.subcommand_matches("join").unwrap();
+            let given: &std::path::PathBuf = join.get_one("ticket_file").unwrap();
+            assert_eq!(given.to_str(), Some(file), "{started}");
+        }
     }
 }

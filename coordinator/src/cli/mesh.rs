@@ -255,6 +255,9 @@ pub struct ServeArgs {
     /// What makes it quicker.
     #[command(flatten)]
     pub pipeline: PipelineArgs,
+    /// Also write the ticket into this file, which only this user may read: for workers that are started by themselves
+    #[arg(long, value_name = "FILE", env = "QMESH_TICKET_FILE")]
+    pub ticket_file: Option<PathBuf>,
     /// Make earlier join lines worthless
     #[arg(long, env = "QMESH_NEW_TICKET")]
     pub new_ticket: bool,

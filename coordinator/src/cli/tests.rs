@@ -162,3 +162,33 @@ fn a_failure_is_one_line_even_if_its_cause_is_not() {
     let closed = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
     assert_eq!(Failure::from(closed), Failure::done());
 }
+
+#[test]
+fn what_the_packages_start_is_understood() {
+    let packaging = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging"));
+    let read = |file: &str| std::fs::read_to_string(packaging.join(file)).unwrap();
+    let unit = read("systemd/qmesh-coordinator.service");
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/coordinator ")).unwrap();
+    assert!(matches!(parse(&start.replace("$QMESH_MODEL", "smollm2-135m")).unwrap().command, Command::Serve(_)));
+    let compose = read("compose.yaml");
+    let command = compose.split("command: >-").nth(1).unwrap().split("environment:").next().unwrap();
+    let words = command.replace("${QMESH_MODEL:-smollm2-135m}", "smollm2-135m");
+    let Command::Serve(serve) = parse(words.trim().strip_prefix("coordinator").unwrap()).unwrap().command else {
+        panic!()
+    };
+    assert_eq!((serve.min_workers, serve.advertise), (Some(2), vec!["coordinator:4433".to_owned()]));
+    assert_eq!(serve.ticket_file.as_deref(), Some(Path::new("/run/qmesh/ticket")));
+}
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let mut script = Vec::new();
+    clap_complete::generate(clap_complete::Shell::Bash, &mut description(), "coordinator", &mut script);
+    let script = String::from_utf8(script).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    clap_mangen::generate_to(description(), folder.path()).unwrap();
+    for command in description().get_subcommands().filter(|command| !command.is_hide_set()) {
+        assert!(script.contains(command.get_name()), "{}", command.get_name());
+        assert!(folder.path().join(format!("coordinator-{}.1", command.get_name())).exists(), "{}", command.get_name());
+    }
+}

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use qmesh_discovery::Announcement;
+use qmesh_logging::service;
 use qmesh_models::bytes::ByteCount;
 use tokio::sync::oneshot;
 
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     api::{self, ApiState, ListenError, Listeners},
     cli::{Failure, PlacementArgs, ServeArgs, WorkloadArgs},
-    invitation::{Invitation, Posted},
+    invitation::{self, Invitation, Posted},
     local::LocalWorkers,
     mesh::{
         Formation, Measuring, Mesh, MeshConfig, MeshHandle, Rotate, TicketSource, Workers,
@@ -49,6 +50,9 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let mesh = Mesh::start(config(args, opened)?).await?;
     introduce(args, opened, &mesh, &addresses)?;
     let _posted = post(&opened.model, &mesh, &addresses)?;
+    if let Some(file) = &args.ticket_file {
+        invitation::write_ticket(mesh.ticket(), file).map_err(|error| Failure::failed(error.to_string()))?;
+    }
     let _announced = announced(args, opened, &mesh);
     let workers = local_workers(args, &opened.model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
@@ -62,6 +66,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     state.origins.clone_from(&args.clients.allow_origin);
     state.names.clone_from(&args.clients.alias);
     state.any_name = args.clients.any_model_name;
+    service::ready();
     let served = async {
         let asked = async move {
             // The other end is held below, until the API is over.
@@ -79,6 +84,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
         signal = next_stop() => signal,
     };
     note("letting running answers end; once more ends them at once");
+    service::stopping();
     let _ended = stop.send(());
     tokio::select! {
         ended = &mut served => ended.map(|()| signal),
@@ -218,5 +224,8 @@ fn announce_phase(mesh: &MeshHandle, said: &mut Option<(MeshState, u32, String)>
         MeshState::Ready => note(format_args!("ready: {}", status.text)),
         MeshState::Failed => note(format_args!("no pipeline: {}", status.text)),
         MeshState::Stopping => {}
+    }
+    if status.state != MeshState::Stopping {
+        service::status(&status.text);
     }
 }

@@ -1,7 +1,5 @@
 //! Progress on standard error: a bar on a terminal, elsewhere a line about every tenth of the way.
 
-use std::io::{self, IsTerminal};
-
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qmesh_models::{bytes::ByteCount, pull, terminal::escaped_line};
 
@@ -37,7 +35,7 @@ struct Lines {
 impl Progress {
     /// Progress in the form that fits standard error.
     pub fn new() -> Self {
-        let shown = if io::stderr().is_terminal() { Shown::AsBar } else { Shown::AsLines };
+        let shown = if qmesh_logging::shows_progress() { Shown::AsBar } else { Shown::AsLines };
         Self { shown, phase: None }
     }
 }

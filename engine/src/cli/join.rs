@@ -1,13 +1,14 @@
 //! `join`: binds, joins a mesh and waits; the rest is `qmesh_engine::worker`.
 
 use std::{
-    env, io,
+    env, fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
     process::{self, ExitCode},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -16,7 +17,8 @@ use qmesh_engine::{
     backend::cpu::CpuBackend,
     worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig},
 };
-use qmesh_models::{bytes::ByteCount, directories::Directories};
+use qmesh_logging::service;
+use qmesh_models::{bytes::ByteCount, directories::Directories, terminal::escaped_line};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +26,8 @@ use super::report::{USAGE, in_one_line, say};
 
 /// Threads for work on files: tensors are fetched four at a time.
 const BLOCKING_THREADS: usize = 8;
+/// How often a file that shall hold the ticket is looked for.
+const TICKET_INTERVAL: Duration = Duration::from_millis(200);
 /// Exit code after a second signal, as shells count an interrupt.
 const INTERRUPTED: i32 = 130;
 
@@ -33,6 +37,7 @@ Examples:
   shard-worker join qmesh1aeb… --memory 4G   lend 4 GB at most
   shard-worker join qmesh1aeb… --name attic  keep one name and key over restarts
   QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
+  shard-worker join --ticket-file /run/qmesh/ticket   wait for the ticket that serve leaves there
   shard-worker join qmesh1aeb… --cache-size 50G   keep 50 GB of fetched tensors at most
 
 Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
@@ -51,8 +56,11 @@ Exit codes:
 #[derive(clap::Args)]
 pub(super) struct JoinArgs {
     /// The ticket: where the coordinator is, which key it has, and the right to join
-    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required = true)]
+    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required_unless_present = "ticket_file")]
     ticket: Vec<String>,
+    /// File with the ticket, as `coordinator serve --ticket-file` writes it; waits until it is there
+    #[arg(long, env = "QMESH_TICKET_FILE", value_name = "FILE", conflicts_with = "ticket")]
+    ticket_file: Option<PathBuf>,
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
@@ -88,10 +96,10 @@ pub(super) struct JoinArgs {
 
 /// Joins and serves until it ends.
 pub(super) fn run(args: JoinArgs) -> ExitCode {
-    let ticket = match parse_ticket(&args.ticket) {
+    let ticket = match ticket(&args) {
         Ok(ticket) => ticket,
         Err(error) => {
-            say(&error.to_string());
+            say(&in_one_line(&error));
             return ExitCode::from(USAGE);
         }
     };
@@ -118,6 +126,24 @@ pub(super) fn run(args: JoinArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The ticket that was typed, or the one in the file.
+fn ticket(args: &JoinArgs) -> Result<Ticket> {
+    let Some(file) = &args.ticket_file else { return Ok(parse_ticket(&args.ticket)?) };
+    let words = loop {
+        match fs::read_to_string(file) {
+            Ok(text) => break text.split_whitespace().map(str::to_owned).collect::<Vec<_>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                qmesh_logging::note(&format!("waiting for a ticket in {}", escaped_line(&file.display().to_string())));
+                while !file.exists() {
+                    thread::sleep(TICKET_INTERVAL);
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+        }
+    };
+    parse_ticket(&words).with_context(|| format!("{} holds no ticket", file.display()))
 }
 
 /// A wrapped line has become several words.
@@ -158,7 +184,11 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     let ended = runtime.block_on(async {
         let shutdown = signals()?;
         let endpoint = Endpoint::bind(listen, &identity, Admission::only([]))?;
-        Ok(worker::run(config, endpoint, shutdown).await?)
+        // It waits for a coordinator that is not there yet, so that it need not start after it.
+        service::ready();
+        let ended = worker::run(config, endpoint, shutdown).await;
+        service::stopping();
+        Ok(ended?)
     });
     // A file that is being read or hashed must not hold up the end.
     runtime.shutdown_background();
@@ -246,6 +276,31 @@ mod tests {
         assert_eq!(name("attic-2.lan"), Ok("attic-2.lan".into()));
         let (own, other) = (anonymous(), anonymous());
         assert!(name(&own.0).is_ok() && own.0 != other.0);
+    }
+
+    #[test]
+    fn a_ticket_file_is_waited_for_and_what_is_wrong_with_it_is_said() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            join: JoinArgs,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ticket");
+        let line = ["join", "--ticket-file", file.to_str().unwrap()];
+        let args = <Line as clap::Parser>::try_parse_from(line).unwrap().join;
+        let (coordinator, secret) = (Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
+        let expected = Ticket { addresses: vec!["localhost:1".into()], coordinator, secret, expires_unix: None };
+        let left = thread::spawn({
+            let (file, text) = (file.clone(), format!("{expected}\n"));
+            move || fs::write(file, text).unwrap()
+        });
+        assert_eq!(ticket(&args).unwrap(), expected);
+        left.join().unwrap();
+        fs::write(&file, "no ticket").unwrap();
+        let error = in_one_line(&ticket(&args).unwrap_err());
+        assert!(error.contains("ticket holds no ticket: not a ticket"), "{error}");
+        assert!(<Line as clap::Parser>::try_parse_from(["join"]).is_err());
     }
 
     #[test]

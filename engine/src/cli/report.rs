@@ -9,7 +9,7 @@ pub(super) const USAGE: u8 = 2;
 
 /// Why it ends, in one line; some of it comes from the coordinator.
 pub(super) fn say(error: &str) {
-    eprintln!("error: {}", escaped_line(error));
+    qmesh_logging::error(&format!("error: {}", escaped_line(error)));
 }
 
 /// The error and its causes, without those that it quotes itself.

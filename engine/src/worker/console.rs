@@ -1,9 +1,6 @@
 //! What the person at the worker sees: single lines on stderr, and a bar while tensors come.
 
-use std::{
-    io::{IsTerminal, stderr},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use qmesh_models::{bytes::ByteCount, terminal::escaped_line};
@@ -55,7 +52,7 @@ impl Console {
         let (since, before) = *self.began.get_or_insert((now, bytes_done));
         let pace = (bytes_done.saturating_sub(before), now.duration_since(since));
         let text = progress_text(bytes_done, bytes_total, origins, pace);
-        if stderr().is_terminal() {
+        if qmesh_logging::shows_progress() {
             let style = || ProgressStyle::with_template(TEMPLATE).expect("the template is a constant that parses");
             let bar = self.bar.get_or_insert_with(|| ProgressBar::new(bytes_total).with_style(style()));
             bar.set_message(escaped_line(&text).to_string());
@@ -78,7 +75,7 @@ impl Console {
 
     fn print(&self, line: &str) {
         if self.audience == Audience::People {
-            eprintln!("{}", escaped_line(line));
+            qmesh_logging::note(&escaped_line(line));
         }
     }
 }
