@@ -250,7 +250,7 @@ mod tests {
             let ((q, q_t), (k, k_t), (v, v_t), (output, output_t)) =
                 (linear(width, HIDDEN), linear(kv_width, HIDDEN), linear(kv_width, HIDDEN), linear(HIDDEN, width));
             let mut cache = Cache::new([&Mixer::Attention(spec.clone())].into_iter(), rows);
-            let mut pages = cache.reserve(rows).unwrap();
+            let mut pages = Pages::default();
             cache.extend(&mut pages, rows).unwrap();
             let ropes =
                 vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
@@ -295,7 +295,7 @@ mod tests {
         let (rows, team) = (steps.iter().sum(), Team::new(threads).unwrap());
         let cpu = Cpu { simd: Simd::available()[0], team: &team };
         let mut cache = Cache::new([&Mixer::Attention(half.spec.clone())].into_iter(), rows);
-        let mut pages = cache.reserve(rows).unwrap();
+        let mut pages = Pages::default();
         cache.extend(&mut pages, rows).unwrap();
         let (mut out, mut position) = (Vec::new(), 0);
         for rows in steps.iter().copied() {

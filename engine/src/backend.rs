@@ -69,7 +69,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
 /// A loaded range of layers with the caches of its sessions. The [module](self) states the contract.
 pub trait LoadedShard: fmt::Debug + Send {
-    /// Opens a session of at most `max_positions` positions, and reserves room for all of them.
+    /// Opens a session of at most `max_positions` positions. It takes room as it comes to need it.
     ///
     /// # Errors
     /// When the session is open already, a sampling parameter is out of range, or the shard has no such room.
@@ -109,7 +109,7 @@ pub trait LoadedShard: fmt::Debug + Send {
     /// module says what is left.
     fn step(&mut self, step: &Step) -> Result<StepOutput, EngineError>;
 
-    /// Positions that open sessions have reserved, out of the `kv_positions` of its [`ShardRequest`]. What is shared counts
+    /// Positions that open sessions hold, out of the `kv_positions` of its [`ShardRequest`]. What is shared counts
     /// once.
     fn kv_positions_used(&self) -> usize;
 
@@ -123,7 +123,7 @@ pub struct ShardRequest<'a> {
     pub spec: &'a ModelSpec,
     /// Its layers: a range of the model's that is not empty.
     pub layers: Range<usize>,
-    /// Positions that all sessions together may reserve.
+    /// Positions that all sessions together may hold.
     pub kv_positions: usize,
     /// Tensors that another shard of the same backend holds, the same as those wanted, byte for byte. They are not read.
     pub held: &'a HeldTensors,

@@ -17,7 +17,8 @@ pub(crate) struct Cache {
     layers: Vec<LayerPart>,
     page_len: usize,
     budget: usize,
-    reserved: usize,
+    /// Pages that sessions hold; shared ones count once.
+    used: usize,
     unused: Vec<Page>,
 }
 
@@ -46,7 +47,6 @@ pub(crate) struct Pages {
     pub(crate) len: usize,
     /// Pages at the beginning that other sessions may hold too.
     shared: usize,
-    reserved: usize,
     held: Vec<Arc<Page>>,
 }
 
@@ -61,51 +61,41 @@ impl Cache {
             part
         });
         let layers = layers.collect();
-        Self { layers, page_len, budget: positions.div_ceil(PAGE_POSITIONS), reserved: 0, unused: Vec::new() }
+        Self { layers, page_len, budget: positions.div_ceil(PAGE_POSITIONS), used: 0, unused: Vec::new() }
     }
 
-    /// Positions reserved, in whole pages.
-    pub(crate) fn reserved_positions(&self) -> usize {
-        self.reserved * PAGE_POSITIONS
+    /// Positions that sessions hold, in whole pages.
+    pub(crate) fn used_positions(&self) -> usize {
+        self.used * PAGE_POSITIONS
     }
 
-    /// Sets pages for `positions` aside; `None` where the budget has no room.
-    pub(crate) fn reserve(&mut self, positions: usize) -> Option<Pages> {
-        let reserved = positions.div_ceil(PAGE_POSITIONS);
-        (reserved <= self.budget - self.reserved).then_some(())?;
-        self.reserved += reserved;
-        Some(Pages { len: 0, shared: 0, reserved, held: Vec::new() })
+    /// Positions that sessions can still take.
+    pub(crate) fn free_positions(&self) -> usize {
+        (self.budget - self.used).saturating_mul(PAGE_POSITIONS)
     }
 
-    /// Sets pages for `positions` aside, of which the first `shared`, whole pages that `source` has written, are the
-    /// source's; `None` where the budget has no room.
-    pub(crate) fn fork(&mut self, source: &mut Pages, shared: usize, positions: usize) -> Option<Pages> {
-        let (len, shared, reserved) = (shared, shared / PAGE_POSITIONS, positions.div_ceil(PAGE_POSITIONS));
-        let own = reserved - shared;
-        (own <= self.budget - self.reserved).then_some(())?;
-        self.reserved += own;
+    /// Whether a session could ever come to hold `positions`.
+    pub(crate) fn is_large_enough(&self, positions: usize) -> bool {
+        positions.div_ceil(PAGE_POSITIONS) <= self.budget
+    }
+
+    /// Pages of a session whose first `shared` positions, whole pages that `source` has written, are the source's.
+    pub(crate) fn fork(&self, source: &mut Pages, shared: usize) -> Pages {
+        let (len, shared) = (shared, shared / PAGE_POSITIONS);
         source.shared = source.shared.max(shared);
-        Some(Pages { len, shared, reserved, held: source.held[..shared].to_vec() })
+        Pages { len, shared, held: source.held[..shared].to_vec() }
     }
 
     /// Takes back what a session has beyond its first `positions`.
     pub(crate) fn shorten(&mut self, pages: &mut Pages, positions: usize) {
         pages.len = pages.len.min(positions);
-        let kept = pages.len.div_ceil(PAGE_POSITIONS);
-        self.reserved -= pages.reserved - pages.held.len();
-        pages.reserved = kept;
-        for page in pages.held.drain(kept..) {
+        for page in pages.held.drain(pages.len.div_ceil(PAGE_POSITIONS)..) {
             // Whoever holds a shared page last takes it off the books.
             if let Some(page) = Arc::into_inner(page) {
                 self.unused.push(page);
-                self.reserved -= 1;
+                self.used -= 1;
             }
         }
-    }
-
-    /// Positions that can still be reserved.
-    pub(crate) fn free_positions(&self) -> usize {
-        (self.budget - self.reserved).saturating_mul(PAGE_POSITIONS)
     }
 
     /// Takes a session's pages back.
@@ -113,14 +103,15 @@ impl Cache {
         self.shorten(&mut pages, 0);
     }
 
-    /// Makes sure that `pages` has memory for positions below `end`, which lies within its reservation.
+    /// Makes sure that `pages` has memory for positions below `end`, for which there is room.
     pub(crate) fn extend(&mut self, pages: &mut Pages, end: usize) -> Result<(), EngineError> {
-        while pages.held.len() * PAGE_POSITIONS < end {
+        while pages.lacks(end) > 0 {
             let page = match self.unused.pop() {
                 Some(page) => page,
                 None => self.allocate()?,
             };
             pages.held.push(Arc::new(page));
+            self.used += 1;
         }
         Ok(())
     }
@@ -178,6 +169,11 @@ impl Pages {
     pub(crate) fn fixed(&self) -> usize {
         self.shared * PAGE_POSITIONS
     }
+
+    /// Positions, in whole pages, that it has to take to hold those below `end`.
+    pub(crate) fn lacks(&self, end: usize) -> usize {
+        end.div_ceil(PAGE_POSITIONS).saturating_sub(self.held.len()) * PAGE_POSITIONS
+    }
 }
 
 impl Page {
@@ -214,44 +210,44 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_reserved_whole_and_come_back() {
+    fn pages_are_taken_whole_and_come_back() {
         let mut cache = Cache::new([attention(2, 16)].iter(), 200);
-        let first = cache.reserve(65).unwrap();
-        assert_eq!((cache.reserved_positions(), cache.free_positions()), (128, 128));
-        assert!(cache.reserve(129).is_none());
-        let second = cache.reserve(128).unwrap();
-        assert!(cache.reserve(1).is_none());
+        assert!(cache.is_large_enough(256) && !cache.is_large_enough(257));
+        let (mut first, mut second) = (Pages::default(), Pages::default());
+        assert_eq!((first.lacks(0), first.lacks(65)), (0, 128));
+        cache.extend(&mut first, 65).unwrap();
+        assert_eq!((cache.used_positions(), cache.free_positions()), (128, 128));
+        cache.extend(&mut first, 128).unwrap();
+        cache.extend(&mut second, 128).unwrap();
+        assert_eq!((cache.free_positions(), second.lacks(129)), (0, 64));
         cache.release(first);
         cache.release(second);
-        assert_eq!((cache.reserved_positions(), cache.free_positions()), (0, 256));
+        assert_eq!((cache.used_positions(), cache.free_positions()), (0, 256));
     }
 
     #[test]
     fn shared_pages_count_once_and_go_with_their_last_holder() {
         let mut cache = Cache::new([attention(1, 16)].iter(), 640);
-        let mut first = cache.reserve(300).unwrap();
-        cache.extend(&mut first, 200).unwrap();
+        let mut first = Pages::default();
+        cache.extend(&mut first, 300).unwrap();
         first.len = 200;
         cache.shorten(&mut first, 200);
-        assert_eq!((cache.reserved_positions(), first.held.len(), first.reserved), (256, 4, 4));
-        let mut second = cache.fork(&mut first, 128, 320).unwrap();
-        assert_eq!((second.len, second.fixed(), first.fixed(), cache.reserved_positions()), (128, 128, 128, 448));
-        assert!(cache.fork(&mut first, 128, 400).is_none());
+        assert_eq!((cache.used_positions(), first.held.len()), (256, 4));
+        let mut second = cache.fork(&mut first, 128);
+        assert_eq!((second.len, second.fixed(), first.fixed(), cache.used_positions()), (128, 128, 128, 256));
         cache.extend(&mut second, 200).unwrap();
         assert_eq!(cache.parts_mut(0, &mut second, 128..200).count(), 2);
+        assert_eq!(cache.used_positions(), 384);
         cache.release(first);
-        assert_eq!((cache.reserved_positions(), cache.unused.len()), (320, 2));
+        assert_eq!((cache.used_positions(), cache.unused.len()), (256, 3));
         cache.release(second);
-        assert_eq!((cache.reserved_positions(), cache.unused.len()), (0, 6));
-        let mut unwritten = cache.reserve(640).unwrap();
-        cache.shorten(&mut unwritten, 100);
-        assert_eq!((cache.reserved_positions(), unwritten.reserved), (0, 0));
+        assert_eq!((cache.used_positions(), cache.unused.len()), (0, 7));
     }
 
     #[test]
     fn memory_comes_with_the_positions_and_is_used_again() {
         let mut cache = Cache::new([attention(1, 16), attention(2, 40)].iter(), 1 << 40);
-        let mut pages = cache.reserve(1 << 30).unwrap();
+        let mut pages = Pages::default();
         cache.extend(&mut pages, 65).unwrap();
         assert_eq!(pages.held.len(), 2);
         assert_eq!(pages.held[0].elements().len(), 64 * (16 + 16 + 2 * (40 + 48)));
@@ -263,7 +259,7 @@ mod tests {
         let second: Vec<_> = cache.head(1, &pages, 1, 0..2).iter().map(|page| page[0]).collect();
         assert_eq!(second, [62, 64]);
         cache.release(pages);
-        let mut again = cache.reserve(64).unwrap();
+        let mut again = Pages::default();
         cache.extend(&mut again, 64).unwrap();
         assert_eq!((cache.unused.len(), again.held.len()), (1, 1));
     }

@@ -60,14 +60,14 @@ pub enum EngineError {
     /// There is no instruction set or no team of threads to compute with.
     #[error(transparent)]
     Kernels(#[from] KernelError),
-    /// The KV budget has no room for the session.
+    /// The KV budget has no room for the session, or for more of it.
     #[error("session {session} needs {needed} KV positions, {free} are free")]
     KvFull {
         /// The session.
         session: u64,
-        /// Positions asked for; pages are reserved whole.
+        /// Positions asked for; pages are taken whole.
         needed: usize,
-        /// Positions not reserved by others.
+        /// Positions that no session holds.
         free: usize,
     },
     /// The session is open already.

@@ -61,7 +61,7 @@ impl Shard {
         Self::load_on(Simd::choose()?, spec, layers, kv_positions, threads, source, progress)
     }
 
-    /// Opens a session of at most `max_positions` positions and reserves their pages.
+    /// Opens a session of at most `max_positions` positions. It takes pages as it comes to need them.
     pub fn open(
         &mut self,
         session: u64,
@@ -72,14 +72,8 @@ impl Shard {
             return Err(EngineError::SessionOpen { session });
         }
         sampling.check(self.vocab)?;
-        // Positions are 32 bits wide in the key of the sampling noise.
-        let pages = u32::try_from(max_positions).ok().and_then(|_| self.cache.reserve(max_positions));
-        let pages = pages.ok_or_else(|| EngineError::KvFull {
-            session,
-            needed: max_positions,
-            free: self.cache.free_positions(),
-        })?;
-        self.sessions.insert(session, Session { pages, max_positions, sampling, ids: Vec::new() });
+        self.check_size(session, max_positions)?;
+        self.sessions.insert(session, Session { pages: Pages::default(), max_positions, sampling, ids: Vec::new() });
         Ok(())
     }
 
@@ -96,18 +90,13 @@ impl Shard {
             return Err(EngineError::SessionOpen { session });
         }
         sampling.check(self.vocab)?;
+        self.check_size(session, max_positions)?;
         let held = self.sessions.get_mut(&source).ok_or(EngineError::UnknownSession { session: source })?;
         if positions > held.pages.len || !positions.is_multiple_of(PAGE_POSITIONS) || positions >= max_positions {
             return Err(EngineError::Prefix { session, source_session: source, positions, held: held.pages.len });
         }
-        let pages = u32::try_from(max_positions).ok();
-        let pages = pages.and_then(|_| self.cache.fork(&mut held.pages, positions, max_positions));
+        let pages = self.cache.fork(&mut held.pages, positions);
         let ids = held.ids.get(..positions).unwrap_or_default().to_vec();
-        let pages = pages.ok_or_else(|| EngineError::KvFull {
-            session,
-            needed: max_positions - positions,
-            free: self.cache.free_positions(),
-        })?;
         self.sessions.insert(session, Session { pages, max_positions, sampling, ids });
         Ok(())
     }
@@ -128,9 +117,9 @@ impl Shard {
         Ok(())
     }
 
-    /// KV positions reserved by open sessions, whole pages.
+    /// KV positions that open sessions hold, whole pages.
     pub fn kv_positions_used(&self) -> usize {
-        self.cache.reserved_positions()
+        self.cache.used_positions()
     }
 
     /// Its tensors, for other shards to share.
@@ -183,9 +172,18 @@ impl Shard {
         Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, sessions: HashMap::new() })
     }
 
+    /// Whether a session of so many positions could ever be held.
+    fn check_size(&self, session: u64, max_positions: usize) -> Result<(), EngineError> {
+        // Positions are 32 bits wide in the key of the sampling noise.
+        if u32::try_from(max_positions).is_ok() && self.cache.is_large_enough(max_positions) {
+            return Ok(());
+        }
+        Err(EngineError::KvFull { session, needed: max_positions, free: self.cache.free_positions() })
+    }
+
     fn check(&self, step: &Step) -> Result<(), EngineError> {
         let wrong = |what: String| Err(EngineError::Step { what });
-        let mut seen = HashSet::new();
+        let (mut seen, mut free) = (HashSet::new(), self.cache.free_positions());
         let mut ids = step.ids.iter();
         for &SequenceRows { session, position, rows, .. } in &step.sequences {
             let held = self.sessions.get(&session).ok_or(EngineError::UnknownSession { session })?;
@@ -206,6 +204,8 @@ impl Shard {
                 let position = position.saturating_add(rows - 1);
                 return Err(EngineError::BeyondSession { session, position, max_positions });
             }
+            let needed = held.pages.lacks(position + rows);
+            free = free.checked_sub(needed).ok_or(EngineError::KvFull { session, needed, free })?;
             if let Some(id) = ids.by_ref().take(rows).find(|id| **id as usize >= self.vocab) {
                 return Err(EngineError::OutsideVocabulary { session, id: *id, vocab: self.vocab });
             }

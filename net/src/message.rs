@@ -308,7 +308,7 @@ pub struct OpenSession {
     pub epoch: PlanEpoch,
     /// The session.
     pub session: SessionId,
-    /// Most positions it may come to hold.
+    /// Most positions it may come to hold. No stage sets room for them aside: the coordinator sends rows for which there is room.
     pub max_positions: u32,
     /// How its tokens are chosen.
     pub sampling: Sampling,

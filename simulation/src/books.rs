@@ -47,7 +47,7 @@ pub struct ShardBook {
     pub layers: Range<usize>,
     /// Its sessions.
     pub sessions: Vec<u64>,
-    /// KV positions that they have reserved.
+    /// KV positions that they hold.
     pub positions_used: usize,
 }
 
@@ -158,7 +158,7 @@ struct Session {
     fixed: usize,
     /// Of each position, what each layer remembers.
     memories: Vec<Vec<u64>>,
-    /// Those reserved; shared ones have several holders.
+    /// Those taken; shared ones have several holders.
     pages: Vec<Arc<()>>,
 }
 
@@ -169,14 +169,20 @@ impl HashShard {
         self.books.lock().shards.insert(self.number, book);
     }
 
-    fn reserve(&mut self, session: u64, shared: Vec<Arc<()>>, positions: usize) -> Result<Vec<Arc<()>>, EngineError> {
-        let own = positions.div_ceil(PAGE_POSITIONS).saturating_sub(shared.len());
-        let free = self.pages.saturating_sub(self.pages_used);
-        if own > free {
-            return Err(EngineError::KvFull { session, needed: positions, free: free * PAGE_POSITIONS });
+    /// Takes the pages that the sessions of a step lack. No coordinator lets it come to that there are none left.
+    fn take_pages(&mut self, step: &Step) -> Result<(), EngineError> {
+        for of in &step.sequences {
+            let Some(held) = self.sessions.get_mut(&of.session) else { continue };
+            while held.pages.len() * PAGE_POSITIONS < of.position + of.rows {
+                if self.pages_used == self.pages {
+                    self.books.find(format!("there is no page left for session {}", of.session));
+                    return Err(EngineError::KvFull { session: of.session, needed: PAGE_POSITIONS, free: 0 });
+                }
+                self.pages_used += 1;
+                held.pages.push(Arc::new(()));
+            }
         }
-        self.pages_used += own;
-        Ok(shared.into_iter().chain((0..own).map(|_| Arc::new(()))).collect())
+        Ok(())
     }
 
     fn free(&mut self, pages: impl Iterator<Item = Arc<()>>) {
@@ -205,9 +211,11 @@ impl HashShard {
             return Err(EngineError::SessionOpen { session });
         }
         let SamplingParameters { temperature, seed, sequence, .. } = *sampling;
-        let pages = self.reserve(session, shared, max_positions)?;
+        if max_positions > self.pages * PAGE_POSITIONS {
+            return Err(EngineError::KvFull { session, needed: max_positions, free: self.pages * PAGE_POSITIONS });
+        }
         let (drawing, fixed) = (Drawing { temperature, seed, sequence }, memories.len());
-        self.sessions.insert(session, Session { drawing, max_positions, fixed, memories, pages });
+        self.sessions.insert(session, Session { drawing, max_positions, fixed, memories, pages: shared });
         self.note();
         Ok(())
     }
@@ -335,7 +343,9 @@ impl LoadedShard for HashShard {
 
     fn step(&mut self, step: &Step) -> Result<StepOutput, EngineError> {
         self.check(step)?;
+        self.take_pages(step)?;
         let states = self.states(step)?;
+        self.note();
         if self.layers.end == self.of {
             let wanted = step.wanted_rows();
             let sampled = wanted.iter().map(|wanted| self.sampled(step, &states, wanted));

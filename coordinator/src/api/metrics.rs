@@ -187,6 +187,8 @@ fn totals(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
         ("vllm:generation_tokens", "Tokens generated", status.generated_tokens),
         ("qmesh_drafted_tokens", "Tokens drafted", status.drafted_tokens),
         ("qmesh_accepted_tokens", "Of those, the right ones", status.accepted_tokens),
+        ("qmesh_preemptions", "Sequences that gave their room up to older ones", status.preemptions),
+        ("vllm:num_preemptions", "Sequences that gave their room up to older ones", status.preemptions),
         ("qmesh_weight_bytes_sent", "Bytes of tensors that this coordinator has sent", status.weight_bytes_sent),
     ] {
         let counter = ConstCounter::new(value);

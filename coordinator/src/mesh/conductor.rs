@@ -215,6 +215,7 @@ impl Conductor {
             generated_tokens: totals.generated_tokens,
             drafted_tokens: totals.drafted_tokens,
             accepted_tokens: totals.accepted_tokens,
+            preemptions: totals.preemptions,
             steps: steps_status(self.scheduler.step_totals),
             uptime_s: now.saturating_duration_since(self.started).as_secs(),
         }

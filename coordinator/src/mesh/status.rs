@@ -48,6 +48,8 @@ pub struct MeshStatus {
     pub drafted_tokens: u64,
     /// Of those, the right ones.
     pub accepted_tokens: u64,
+    /// How often a sequence gave its room up to older ones, to be computed again later.
+    pub preemptions: u64,
     /// The steps of this epoch.
     pub steps: StepsStatus,
     /// Seconds since the start.

@@ -189,6 +189,7 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         generated_tokens: 0,
         drafted_tokens: 0,
         accepted_tokens: 0,
+        preemptions: 0,
         steps: StepsStatus::default(),
         prediction: None,
         uptime_s: 0,

@@ -44,6 +44,22 @@ impl PageLedger {
         self.sessions.insert(session, pages);
     }
 
+    /// Positions set aside for a session.
+    pub(crate) fn held(&self, session: SessionId) -> usize {
+        self.sessions.get(&session).map_or(0, |pages| pages.len() * PAGE_POSITIONS)
+    }
+
+    /// Sets `positions` aside for a session in place of the fewer that it has; `false` where there is no room.
+    pub(crate) fn grow(&mut self, session: SessionId, positions: usize) -> bool {
+        let more = positions.div_ceil(PAGE_POSITIONS).saturating_sub(self.held(session) / PAGE_POSITIONS);
+        let Some(pages) = self.sessions.get_mut(&session).filter(|_| self.used + more <= self.budget) else {
+            return false;
+        };
+        pages.extend((0..more).map(|_| Arc::new(())));
+        self.used += more;
+        true
+    }
+
     /// Leaves a session the pages of its first `positions` only; with 0 it leaves the books.
     pub(crate) fn keep(&mut self, session: SessionId, positions: usize) {
         let Some(pages) = self.sessions.get_mut(&session) else { return };
@@ -65,6 +81,22 @@ impl PageLedger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_grows_while_there_is_room() {
+        let mut pages = PageLedger::new(640);
+        let [first, second] = [1, 2].map(SessionId);
+        pages.open(first, 300, None);
+        pages.open(second, 64, Some((first, 64)));
+        assert_eq!((pages.held(first), pages.held(second), pages.used_positions()), (320, 64, 320));
+        assert!(pages.grow(first, 300) && pages.grow(first, 321) && pages.grow(second, 320));
+        assert_eq!((pages.held(first), pages.held(second), pages.used_positions()), (384, 320, 640));
+        assert!(!pages.grow(second, 321) && pages.grow(second, 320) && !pages.grow(SessionId(3), 0));
+        pages.keep(first, 0);
+        assert!(pages.grow(second, 640));
+        pages.keep(second, 0);
+        assert_eq!(pages.used_positions(), 0);
+    }
 
     #[test]
     fn shared_pages_count_once_and_last_as_long_as_a_holder() {

@@ -5,6 +5,9 @@
 //! `sent` back to zero, and the ids are computed again under the next one: the stream goes on with the same text. Where
 //! the next pipeline stands before the present one is given up, they are computed there beforehand (`follow`).
 //!
+//! Room: a sequence gets what its ids take and a little more, and more as it grows. Where there is none left, the youngest gives
+//! its own up and is computed again later (`room`).
+//!
 //! Books: the pages of every session on the stages are in `pages`, from `Open` to `Close`; every step in flight is in
 //! `steps`. When nothing runs (`Scheduler::is_idle`), only beginnings that are kept for others hold pages.
 
@@ -12,6 +15,7 @@ mod admission;
 mod answers;
 mod filling;
 mod follow;
+mod room;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -70,6 +74,8 @@ pub(crate) struct Totals {
     pub(crate) drafted_tokens: u64,
     /// Of the drafted tokens, the right ones.
     pub(crate) accepted_tokens: u64,
+    /// Sequences that gave their room up to others.
+    pub(crate) preemptions: u64,
 }
 
 /// The steps of the present pipeline, all times summed.
@@ -264,6 +270,7 @@ impl Scheduler {
         if !self.is_closing(now) {
             actions.extend(self.admit(pipeline));
         }
+        actions.extend(self.provide_room());
         while !self.is_draining()
             && let Some(filled) = self.fill_step(now, pipeline)
         {
@@ -343,7 +350,7 @@ impl Scheduler {
 
     fn take_rows(&mut self, now: Instant, segment: &Segment, rows: Vec<Sampled>) -> Vec<Action> {
         let session = segment.session;
-        let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.phase == Phase::Running) else {
+        let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.is_on_stages()) else {
             return Vec::new();
         };
         let Taken { events, prompt_tokens, cached, generated, drafted, right } = sequence.take_rows(now, segment, rows);
@@ -372,11 +379,17 @@ impl Scheduler {
         actions
     }
 
-    /// Closes an ended sequence once its last step is back, so that no stage meets a row of a closed session.
+    /// Closes a sequence that has ended or gives its room up once its last step is back, so that no stage meets a row of a
+    /// closed session.
     fn close_if_over(&mut self, session: SessionId) -> Vec<Action> {
-        let over = self.sequences.get(&session).is_some_and(|s| s.phase == Phase::Ending && s.in_flight == 0);
-        let sequence = if over { self.sequences.remove(&session) } else { None };
-        sequence.map(|sequence| self.leave(session, sequence)).unwrap_or_default()
+        match self.sequences.get(&session).filter(|s| s.in_flight == 0).map(|s| s.phase) {
+            Some(Phase::Ending) => {
+                let sequence = self.sequences.remove(&session);
+                sequence.map(|sequence| self.leave(session, sequence)).unwrap_or_default()
+            }
+            Some(Phase::Yielding) => self.queue_again(session),
+            Some(Phase::Waiting | Phase::Opening { .. } | Phase::Running) | None => Vec::new(),
+        }
     }
 }
 

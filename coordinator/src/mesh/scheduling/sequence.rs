@@ -22,6 +22,8 @@ pub(crate) enum Phase {
     },
     /// Its session is open on every stage.
     Running,
+    /// It gives its room up to others: its session is closed as soon as no step carries its rows, and then it waits.
+    Yielding,
     /// Over, but a step may still carry its rows.
     Ending,
 }
@@ -32,7 +34,7 @@ impl Phase {
         match self {
             Self::Opening { missing: 0 | 1 } => Self::Running,
             Self::Opening { missing } => Self::Opening { missing: missing - 1 },
-            Self::Waiting | Self::Running | Self::Ending => self,
+            Self::Waiting | Self::Running | Self::Yielding | Self::Ending => self,
         }
     }
 }
@@ -139,6 +141,39 @@ impl Sequence {
         }
     }
 
+    /// Waits for room, as another sequence needs what it had. Its ids are computed again later.
+    pub(crate) fn give_way(&mut self) {
+        self.phase = Phase::Waiting;
+        (self.sent, self.computed) = (0, 0);
+        self.drafted.clear();
+        if !self.prompt_done {
+            self.prompt_rows.clear();
+        }
+    }
+
+    /// How many positions are set aside for it at a time: what its ids take and the next tokens will.
+    pub(crate) fn room(&self) -> usize {
+        self.max_positions.min(self.ids.len() + ROOM_AHEAD)
+    }
+
+    /// How many positions its next step may come to hold at most.
+    pub(crate) fn room_least(&self) -> usize {
+        self.max_positions.min(self.ids.len() + DRAFTS_MOST)
+    }
+
+    /// Whether it has room on the stages and may come to need more than the `held` positions.
+    pub(crate) fn may_outgrow(&self, held: usize) -> bool {
+        match self.phase {
+            Phase::Opening { .. } | Phase::Running => held < self.max_positions,
+            Phase::Waiting | Phase::Yielding | Phase::Ending => false,
+        }
+    }
+
+    /// Whether whoever asked has had something of its answer.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.prompt_done
+    }
+
     /// Goes on with the stages of another pipeline, to which its ids up to `sent` were sent already.
     pub(crate) fn follow(&mut self, phase: Phase, sent: usize, computed: usize, in_flight: usize, trails: Trails) {
         self.phase = phase;
@@ -178,6 +213,11 @@ impl Sequence {
     /// Ids that no frame has carried yet.
     pub(crate) fn unsent(&self) -> usize {
         self.ids.len() - self.sent
+    }
+
+    /// Whether every stage has its session, and what comes back of it counts.
+    pub(crate) fn is_on_stages(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Yielding)
     }
 
     /// Whether its prompt is so short that the sequences that decode can wait for it.
@@ -364,6 +404,11 @@ pub(crate) fn agree(sent: &Trails, segment: &Segment) -> bool {
     sent.after(segment.position as usize + segment.rows as usize) == Some(segment.trail)
 }
 
+/// Tokens drafted for a sequence at a time.
+pub(crate) const DRAFTS_MOST: usize = 15;
+/// Positions that are set aside for a sequence beyond its ids. Room that is set aside and not used keeps others out, and room
+/// that comes to lack makes somebody start over.
+const ROOM_AHEAD: usize = PAGE_POSITIONS;
 /// Rows of a prompt that is over soon.
 const SHORT_ROWS: usize = 128;
 

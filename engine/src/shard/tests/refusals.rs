@@ -70,12 +70,21 @@ fn a_later_stage_wants_an_activation_that_fits_and_is_finite() {
 fn sessions_share_the_budget() {
     let model = tiny();
     let mut shard = Pipeline::new(&model, &[], 1, Simd::available()[0]).0.remove(0);
+    let never = EngineError::KvFull { session: 1, needed: 4097, free: 4096 };
+    assert_eq!(shard.open(1, 4097, SamplingParameters::default()), Err(never));
     shard.open(1, 4000, SamplingParameters::default()).unwrap();
-    assert_eq!(shard.kv_positions_used(), 4032);
+    assert_eq!(shard.kv_positions_used(), 0, "what it may come to hold is not held yet");
     assert_eq!(shard.open(1, 1, SamplingParameters::default()), Err(EngineError::SessionOpen { session: 1 }));
-    let full = EngineError::KvFull { session: 2, needed: 65, free: 64 };
-    assert_eq!(shard.open(2, 65, SamplingParameters::default()), Err(full));
-    shard.open(3, 64, SamplingParameters::default()).unwrap();
+    shard.step(&step(1, 0, &[1; 3969])).unwrap();
+    assert_eq!(shard.kv_positions_used(), 4032);
+    shard.open(3, 200, SamplingParameters::default()).unwrap();
+    let full = EngineError::KvFull { session: 3, needed: 128, free: 64 };
+    assert_eq!(shard.step(&step(3, 0, &[1; 65])), Err(full));
+    shard.step(&step(3, 0, &[1; 64])).unwrap();
+    let mut both = step(1, 3969, &[1; 31]);
+    both.sequences.push(SequenceRows { session: 3, position: 64, rows: 1, wants: Wants::None });
+    both.ids.push(1);
+    assert_eq!(shard.step(&both), Err(EngineError::KvFull { session: 3, needed: 64, free: 0 }));
     shard.close(1).unwrap();
     assert_eq!(shard.close(1), Err(EngineError::UnknownSession { session: 1 }));
     let hot = SamplingParameters { temperature: -1.0, ..SamplingParameters::default() };

@@ -19,15 +19,15 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Opens waiting sequences on the stages, for as long as there is room for all positions that the next one may
-    /// need.
+    /// Opens waiting sequences on the stages, for as long as there is room for the next one beside what those that run will
+    /// need soon.
     pub(super) fn admit(&mut self, pipeline: Pipeline) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some(place) = self.next_in_queue() {
             let session = self.queue[place];
-            let Some(positions) = self.sequences.get(&session).map(|s| s.max_positions) else { break };
-            let prefix = self.longest_prefix(session);
-            let (prefix, dropped) = make_room(&mut self.pages, &mut self.kept, positions, prefix);
+            let Some(positions) = self.sequences.get(&session).map(Sequence::room) else { break };
+            let (prefix, spare) = (self.longest_prefix(session), self.room_to_spare());
+            let (prefix, dropped) = make_room(&mut self.pages, &mut self.kept, positions + spare, prefix);
             actions.extend(dropped.into_iter().flat_map(|session| self.close(session)));
             let Some(prefix) = prefix else { break };
             self.queue.remove(place);
@@ -38,7 +38,7 @@ impl Scheduler {
             }
             let Some(sequence) = self.sequences.get_mut(&session) else { break };
             sequence.opening(pipeline.stages, prefix.map_or(0, |p| p.positions as usize));
-            let max_positions = u32::try_from(positions).unwrap_or(u32::MAX);
+            let max_positions = u32::try_from(sequence.max_positions).unwrap_or(u32::MAX);
             let sampling = sequence.request.sampling.clone();
             actions.push(Action::Open(OpenSession { epoch: pipeline.epoch, session, max_positions, sampling, prefix }));
         }
@@ -88,14 +88,14 @@ impl Scheduler {
         }
     }
 
-    /// The place in the queue of the sequence that is admitted next: of the client that was served least, the one that
-    /// has waited longest.
+    /// The place in the queue of the sequence that is admitted next: one whose answer has begun before all others, then of the
+    /// client that was served least the one that has waited longest.
     fn next_in_queue(&self) -> Option<usize> {
-        let served = |i: &usize| {
-            let sequence = self.sequences.get(&self.queue[*i]);
-            sequence.and_then(|s| self.served.get(&s.request.client)).copied().unwrap_or_default()
+        let order = |i: &usize| {
+            let sequence = self.sequences.get(&self.queue[*i])?;
+            Some((!sequence.is_answering(), self.served.get(&sequence.request.client).copied().unwrap_or_default()))
         };
-        (0..self.queue.len()).min_by_key(served)
+        (0..self.queue.len()).min_by_key(order)
     }
 
     /// The session with which this one has the longest beginning in common, and how much of it, in whole pages: one
@@ -110,13 +110,13 @@ impl Scheduler {
         longest_prefix(sequence, kept.chain(running.map(|(&session, s)| (session, &s.ids[..], s.computed))))
     }
 
-    fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
+    pub(super) fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
         self.kept.remove(&session);
         self.pages.keep(session, 0);
         self.close(session)
     }
 
-    fn close(&self, session: SessionId) -> Vec<Action> {
+    pub(super) fn close(&self, session: SessionId) -> Vec<Action> {
         self.pipeline.iter().map(|pipeline| Action::Close(pipeline.epoch, session)).collect()
     }
 }

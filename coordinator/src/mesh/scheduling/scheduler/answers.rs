@@ -5,11 +5,7 @@ use std::time::{Duration, Instant};
 use qmesh_net::{Frame, PlanEpoch, Sampled, Segment, StepId};
 
 use super::Scheduler;
-use crate::mesh::scheduling::{
-    action::Action,
-    sequence::{Phase, agree},
-    step::BadAnswer,
-};
+use crate::mesh::scheduling::{action::Action, sequence::agree, step::BadAnswer};
 
 impl Scheduler {
     /// Whether a frame of samples is the answer to a step that is under way.
@@ -64,7 +60,7 @@ impl Scheduler {
     /// Fails the sequences that the last stage has other ids of: what it sampled would be another text.
     pub(super) fn fail_strays(&mut self, frame: &Frame) -> Vec<Action> {
         let strays = |s: &&Segment| {
-            let sequence = self.sequences.get(&s.session).filter(|q| q.phase == Phase::Running && !q.spoiled);
+            let sequence = self.sequences.get(&s.session).filter(|q| q.is_on_stages() && !q.spoiled);
             sequence.is_some_and(|sequence| !agree(sequence.trails(), s))
         };
         let strays: Vec<_> = frame.segments.iter().filter(strays).copied().collect();

@@ -12,7 +12,7 @@ use crate::mesh::{
     config::Speculation,
     scheduling::{
         pace::{Prompts, WaitingPrompts},
-        sequence::{Rows, Sequence},
+        sequence::{DRAFTS_MOST, Rows, Sequence},
         step::{Filled, Pipeline, StepUnderWay},
     },
 };
@@ -68,12 +68,15 @@ impl Scheduler {
         };
         let under_way = self.masks_under_way();
         for session in self.ready(|s| s.unsent() == 1).into_iter().take(count.min(FRAME_SEGMENTS)) {
+            let held = self.pages.held(session);
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
             let room = self.limits.chunk_rows.saturating_sub(filled.rows());
             if room == 0 {
                 return;
             }
-            let mut most = drafts_most.min(room - 1);
+            // Nothing goes out for which no room is set aside on the stages.
+            let Some(spare) = held.checked_sub(sequence.ids.len()) else { continue };
+            let mut most = drafts_most.min(room - 1).min(spare);
             if sequence.is_masked() {
                 let Some(left) = (MASKS_MOST - filled.masks()).checked_sub(under_way + 1) else { continue };
                 most = most.min(DRAFTS_MASKED).min(left);
@@ -139,8 +142,6 @@ impl Scheduler {
     }
 }
 
-/// Tokens drafted for a sequence at a time.
-const DRAFTS_MOST: usize = 15;
 /// The same where each of them takes a mask, which takes its time.
 const DRAFTS_MASKED: usize = 7;
 /// Masks under way on one pipeline. Workers take twice as many, since what a lost session leaves there may linger.

@@ -14,7 +14,7 @@ use crate::mesh::{
     config::PrefixReuse,
     scheduling::{
         action::Action,
-        kept::make_room,
+        kept::{make_room, oldest_kept},
         pace::Pace,
         pages::PageLedger,
         sequence::{Phase, Sequence, agree},
@@ -70,6 +70,7 @@ impl Scheduler {
     /// Opens followers, computes their ids, and lets the sequences move when all are there.
     pub(super) fn pump_successor(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.dismiss_followers();
+        actions.extend(self.grow_followers());
         actions.extend(self.open_followers());
         while let Some(frame) = self.follow_step(now) {
             actions.push(Action::Frame(frame));
@@ -145,10 +146,38 @@ impl Scheduler {
     fn dismiss_followers(&mut self) -> Vec<Action> {
         let Some(successor) = &mut self.successor else { return Vec::new() };
         let running = |session: &SessionId| self.sequences.get(session).is_some_and(Sequence::has_begun);
-        let over = successor.followers.iter().filter(|(session, f)| f.in_flight == 0 && !running(session));
+        // What is still being opened, or has failed, may be wanted again, and is not opened there twice.
+        let over = |(session, f): &(&SessionId, &Follower)| {
+            let settled = f.phase == Phase::Running && !f.failed;
+            f.in_flight == 0 && !running(session) && (settled || !self.sequences.contains_key(session))
+        };
+        let over = successor.followers.iter().filter(over);
         let over: Vec<SessionId> = over.map(|(&session, _)| session).collect();
         let kept = &self.kept;
         over.into_iter().filter_map(|session| successor.end(session, kept.get(&session))).collect()
+    }
+
+    /// Sets room aside for followers whose sequences have grown; where there is none, they start over.
+    fn grow_followers(&mut self) -> Vec<Action> {
+        let Some(successor) = &mut self.successor else { return Vec::new() };
+        let (mut actions, mut without) = (Vec::new(), Vec::new());
+        for &session in successor.followers.iter().filter(|(_, f)| !f.failed).map(|(session, _)| session) {
+            let Some(sequence) = self.sequences.get(&session) else { continue };
+            while successor.pages.held(session) < sequence.room_least()
+                && !successor.pages.grow(session, sequence.room())
+            {
+                let Some(oldest) = oldest_kept(&successor.kept, None) else { break };
+                successor.kept.remove(&oldest);
+                successor.pages.keep(oldest, 0);
+                actions.push(Action::Close(successor.pipeline.epoch, oldest));
+            }
+            let ids = sequence.ids.len();
+            if successor.pages.held(session) < ids && !successor.pages.grow(session, ids) {
+                without.push(session);
+            }
+        }
+        actions.extend(without.into_iter().flat_map(|session| self.follower_failed(session)));
+        actions
     }
 
     /// Opens sessions on the next pipeline for all that have their first token, as far as there is room.
@@ -164,7 +193,7 @@ impl Scheduler {
             } else {
                 None
             };
-            let positions = sequence.max_positions;
+            let positions = sequence.room();
             let (prefix, dropped) = make_room(&mut successor.pages, &mut successor.kept, positions, best);
             actions.extend(dropped.into_iter().map(|dropped| Action::Close(successor.pipeline.epoch, dropped)));
             let beginning = prefix.flatten().map_or(0, |p| p.positions as usize);
@@ -186,7 +215,7 @@ impl Scheduler {
             actions.push(Action::Open(OpenSession {
                 epoch: successor.pipeline.epoch,
                 session,
-                max_positions: count(positions),
+                max_positions: count(sequence.max_positions),
                 sampling: sequence.request.sampling.clone(),
                 prefix,
             }));

@@ -240,6 +240,43 @@ fn what_a_sequence_leaves_is_begun_with_and_goes_when_room_is_needed() {
 }
 
 #[test]
+fn sequences_grow_into_the_room_that_there_is_and_the_youngest_gives_way() {
+    for reuse in [PrefixReuse::Off, PrefixReuse::On] {
+        let mut world = World::new(6, Limits { prefix_reuse: reuse, ..limits() });
+        world.up();
+        // Each may come to need three pages of twelve, and begins with two.
+        let sessions: Vec<_> = (0..8).map(|i| world.submit(request(vec![i; 10], 182))).collect();
+        let mut most = 0;
+        while !world.scheduler.is_idle() {
+            world.step();
+            world.check_books();
+            most = most.max(world.scheduler.running());
+        }
+        world.check_stories();
+        assert!(most > 4, "{most} at a time: no more than fit whole");
+        assert!(world.scheduler.totals.preemptions > 0);
+        let finished = |session: &SessionId| world.stories[session].finish.as_ref().unwrap().reason;
+        assert!(sessions.iter().all(|session| finished(session) == FinishReason::Length));
+    }
+}
+
+#[test]
+fn who_gives_way_while_sequences_follow_loses_nothing() {
+    let mut world = World::new(6, limits());
+    world.up();
+    let sessions: Vec<_> = (0..7).map(|i| world.submit(request(vec![i; 10], 182))).collect();
+    while world.stories[&sessions[0]].tokens.len() < 40 {
+        world.step();
+    }
+    world.next_up();
+    while !world.scheduler.is_idle() {
+        world.step();
+    }
+    assert!(world.moves == 1 && world.scheduler.totals.preemptions > 0);
+    world.check_stories();
+}
+
+#[test]
 fn drafts_that_are_right_save_steps_and_wrong_ones_cost_no_text() {
     let steps = |speculation| {
         let mut world = World::new(7, Limits { speculation, prefix_reuse: PrefixReuse::Off, ..limits() });

@@ -161,7 +161,7 @@ impl World {
                 if self.below(2) == 0 {
                     prompt = (0..64 + self.below(20) as u32).map(|i| i * 7 % 50).chain(prompt).collect();
                 }
-                let (tokens, client) = (1 + self.below(40) as usize, ClientId(self.below(3)));
+                let (tokens, client) = (1 + self.below(90) as usize, ClientId(self.below(3)));
                 // Some texts follow a grammar that may end them.
                 let request = match prompt.len() % 4 {
                     0 => GenerateRequest {
@@ -227,6 +227,8 @@ impl World {
                         held[&prefix.session][..prefix.positions as usize].to_vec()
                     });
                     assert!(held.insert(open.session, beginning.clone()).is_none(), "seed {seed}: opened twice");
+                    // Who has given its room up comes back under its number.
+                    self.closed.remove(&(open.epoch, open.session));
                     let ids = self.scheduler.sequences[&open.session].ids.as_slice();
                     assert!(ids.starts_with(&beginning), "seed {seed}: another's");
                     self.unanswered.push_back((open.epoch, open.session));
@@ -352,6 +354,9 @@ impl World {
         let most = 5.0 * fill + self.scheduler.running() as f64 + 2.0;
         let frames = self.frames.iter().filter(|(.., frame)| frame.epoch == self.epoch).count();
         assert!(frames as f64 <= most, "seed {seed}: {frames} steps in flight");
+        for (session, ids) in &self.open {
+            assert!(ids.len() <= self.scheduler.pages.held(*session), "seed {seed}: {session} has more than its room");
+        }
         let open = self.scheduler.running() + self.scheduler.kept.len();
         assert_eq!(self.open.len(), open, "seed {seed}: sessions that nobody knows of");
         assert!(self.frames.iter().all(|(.., f)| f.ids.len() <= limits().chunk_rows), "seed {seed}: a step too large");
