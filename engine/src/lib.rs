@@ -33,6 +33,7 @@ mod block;
 mod cache;
 pub mod error;
 mod ffn;
+mod gated_delta;
 mod linear;
 mod load;
 pub mod measure;
@@ -41,6 +42,7 @@ mod numerics;
 mod ops;
 pub mod sample;
 pub mod shard;
+mod states;
 pub mod step;
 pub mod worker;
 

@@ -2,6 +2,7 @@
 
 mod dense;
 mod error;
+mod gated_delta;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -14,7 +15,10 @@ mod phi3;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod rope;
 mod seed_oss;
 mod smollm3;
@@ -85,7 +89,10 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("qwen2", qwen2::decoder),
     ("qwen2moe", qwen2moe::decoder),
     ("qwen3", qwen3::decoder),
+    ("qwen35", qwen35::decoder),
+    ("qwen35moe", qwen35moe::decoder),
     ("qwen3moe", qwen3moe::decoder),
+    ("qwen3next", qwen3next::decoder),
     ("seed_oss", seed_oss::decoder),
     ("smollm3", smollm3::decoder),
     ("starcoder2", starcoder2::decoder),

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use qmesh_models::spec::ModelSpec;
+
 use super::error::MeshError;
 use crate::{
     model::Model,
@@ -64,6 +66,13 @@ pub enum PrefixReuse {
     On,
     /// Every prompt is computed whole.
     Off,
+}
+
+impl PrefixReuse {
+    /// What a model can do: layers with a state have none for a position in the middle of a session.
+    pub(crate) fn of_model(self, spec: &ModelSpec) -> Self {
+        if spec.has_states() { Self::Off } else { self }
+    }
 }
 
 /// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.

@@ -39,6 +39,7 @@ mod error;
 mod experts;
 mod ffn;
 mod gated;
+mod gated_delta;
 mod head;
 mod layer;
 mod linear;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement,
-    QkNorm, Sinks, TensorRole,
+    Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, LayerIndex, LayerSpec, LayerTensor,
+    Mixer, NormPlacement, QkNorm, Sinks, TensorRole,
 };
 
 use super::{Weights, shape};
@@ -13,6 +13,7 @@ use crate::{
     block::{Block, BlockMixer},
     error::EngineError,
     ffn::{FeedForward, FfnWeights},
+    gated_delta::GatedDelta,
     linear::{
         Gated, Linear, Norm, Residual,
         experts::{Experts, Shared},
@@ -31,6 +32,7 @@ impl LayerWeights<'_, '_> {
     pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
         let mixer = match &spec.mixer {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
+            Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
         };
         Ok(Block { mixer, ffn: self.ffn(spec)? })
     }
@@ -66,7 +68,7 @@ impl LayerWeights<'_, '_> {
             layer: place,
             rope,
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
-            q: self.linear(Q, present(spec.qkv_bias, QBias), q_width, hidden)?,
+            q: self.linear(Q, present(spec.qkv_bias, QBias), spec.query_outputs(), hidden)?,
             k: self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?,
             v: self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?,
             qk_norms,
@@ -75,6 +77,56 @@ impl LayerWeights<'_, '_> {
             residual: self.residual(layer, PostAttnNorm)?,
             spec: spec.clone(),
         })
+    }
+
+    fn gated_delta(
+        &mut self,
+        layer: &LayerSpec,
+        spec: &GatedDeltaSpec,
+        place: usize,
+    ) -> Result<GatedDelta, EngineError> {
+        use LayerTensor::{
+            Alpha, AttnNorm, AttnNormBias, Beta, BetaAlpha, Decay, DeltaGate, DeltaQkv, PostAttnNorm, StateNorm,
+            StateOutput, TimeStepBias,
+        };
+        let (hidden, eps) = (self.hidden, layer.norm.eps);
+        let GatedDeltaSpec { value_heads, head_dim, .. } = *spec;
+        let gates = match spec.gates {
+            DeltaGates::Apart => {
+                vec![self.linear(Alpha, None, value_heads, hidden)?, self.linear(Beta, None, value_heads, hidden)?]
+            }
+            DeltaGates::Together => vec![self.linear(BetaAlpha, None, 2 * value_heads, hidden)?],
+        };
+        // x / √(Σx² + ε) is the RMS norm with a part of ε and a gain that is the same for all elements.
+        let elements = head_dim as f32;
+        let to_length = |length: f32| Norm {
+            gain: vec![length / elements.sqrt(); head_dim].into(),
+            bias: None,
+            eps: eps / elements,
+        };
+        Ok(GatedDelta {
+            layer: place,
+            norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
+            qkv: self.linear(DeltaQkv, None, spec.channels(), hidden)?,
+            gates,
+            output_gate: self.linear(DeltaGate, None, spec.values(), hidden)?,
+            taps: self.taps(spec.channels(), spec.taps)?,
+            step_bias: self.vector(TimeStepBias, value_heads)?,
+            decay: self.vector(Decay, value_heads)?,
+            query_norm: to_length(1.0 / elements.sqrt()),
+            key_norm: to_length(1.0),
+            head_norm: Norm { gain: self.vector(StateNorm, head_dim)?, bias: None, eps },
+            output: self.linear(StateOutput, None, hidden, spec.values())?,
+            residual: self.residual(layer, PostAttnNorm)?,
+            spec: spec.clone(),
+        })
+    }
+
+    /// The factors of a convolution, which a file has channel by channel: (taps, channels).
+    fn taps(&mut self, channels: usize, taps: usize) -> Result<Arc<[f32]>, EngineError> {
+        let role = TensorRole::Layer(self.layer, LayerTensor::ConvolutionTaps);
+        let by_channel = self.weights.rows(role, channels, taps)?;
+        Ok((0..taps * channels).map(|at| by_channel[at % channels * taps + at / channels]).collect())
     }
 
     fn ffn(&mut self, layer: &LayerSpec) -> Result<FeedForward, EngineError> {

@@ -136,6 +136,12 @@ impl Assignment {
                     within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
                     within("head width", attention.head_dim, FRAME_WIDTH)?;
                 }
+                Mixer::GatedDelta(delta) => {
+                    within("key heads", delta.key_heads, FRAME_WIDTH)?;
+                    within("value heads", delta.value_heads, FRAME_WIDTH)?;
+                    within("head width", delta.head_dim, FRAME_WIDTH)?;
+                    within("taps", delta.taps, FRAME_WIDTH)?;
+                }
             }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)

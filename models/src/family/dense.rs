@@ -8,8 +8,8 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, QkNorm,
-    Rope, RopePairing, Sinks, Weighting, Window,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate,
+    QkNorm, Rope, RopePairing, Sinks, Weighting, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
@@ -154,6 +154,7 @@ fn attention(
         qk_norm: QkNorm::None,
         qkv_bias: bias(m, layer, "attn_q.bias"),
         output_bias: bias(m, layer, "attn_output.bias"),
+        output_gate: OutputGate::None,
     })
 }
 

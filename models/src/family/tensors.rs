@@ -6,8 +6,8 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
+        AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, HeadSpec, LayerIndex, LayerSpec,
+        LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -144,6 +144,7 @@ impl LayerTensors<'_> {
         }
         match &layer.mixer {
             Mixer::Attention(attention) => self.attention(attention),
+            Mixer::GatedDelta(delta) => self.gated_delta(delta),
         }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
@@ -170,12 +171,12 @@ impl LayerTensors<'_> {
 
     fn attention(&mut self, a: &AttentionSpec) {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let weights = [(LayerTensor::Q, q), (LayerTensor::K, kv), (LayerTensor::V, kv)];
+        let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
         self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
         match a.qkv_bias {
             Bias::None => {}
             Bias::Present => {
-                self.vector("attn_q.bias", LayerTensor::QBias, q);
+                self.vector("attn_q.bias", LayerTensor::QBias, a.query_outputs());
                 self.vector("attn_k.bias", LayerTensor::KBias, kv);
                 self.vector("attn_v.bias", LayerTensor::VBias, kv);
             }
@@ -195,6 +196,25 @@ impl LayerTensors<'_> {
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
         self.bias("attn_output.bias", LayerTensor::AttnOutputBias, self.hidden, a.output_bias);
+    }
+
+    fn gated_delta(&mut self, d: &GatedDeltaSpec) {
+        use LayerTensor as Part;
+        let (hidden, heads) = (self.hidden, d.value_heads);
+        self.tensor("attn_qkv.weight", Part::DeltaQkv, d.channels(), hidden);
+        self.tensor("attn_gate.weight", Part::DeltaGate, d.values(), hidden);
+        match d.gates {
+            DeltaGates::Apart => {
+                self.tensor("ssm_alpha.weight", Part::Alpha, heads, hidden);
+                self.tensor("ssm_beta.weight", Part::Beta, heads, hidden);
+            }
+            DeltaGates::Together => self.tensor("ssm_ba.weight", Part::BetaAlpha, 2 * heads, hidden),
+        }
+        self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, d.channels(), d.taps);
+        self.vector("ssm_dt.bias", Part::TimeStepBias, heads);
+        self.vector("ssm_a", Part::Decay, heads);
+        self.vector("ssm_norm.weight", Part::StateNorm, d.head_dim);
+        self.tensor("ssm_out.weight", Part::StateOutput, hidden, d.values());
     }
 
     fn ffn(&mut self, ffn: &Ffn) {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use qmesh_models::footprint::ROLLBACK_ROWS;
 use qmesh_net::{Sampled, Segment, SessionId, TokenMask, Trail, Trails, Wants};
 
 use super::{draft::Drafter, pages::PAGE_POSITIONS};
@@ -406,6 +407,7 @@ pub(crate) fn agree(sent: &Trails, segment: &Segment) -> bool {
 
 /// Tokens drafted for a sequence at a time.
 pub(crate) const DRAFTS_MOST: usize = 15;
+const _: () = assert!(DRAFTS_MOST < ROLLBACK_ROWS, "layers with a state can take drafts back");
 /// Positions that are set aside for a sequence beyond its ids. Room that is set aside and not used keeps others out, and room
 /// that comes to lack makes somebody start over.
 const ROOM_AHEAD: usize = PAGE_POSITIONS;

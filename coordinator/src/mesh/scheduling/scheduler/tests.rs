@@ -122,6 +122,25 @@ fn sequences_follow_to_the_next_pipeline_between_two_tokens() {
 }
 
 #[test]
+fn states_bound_the_sessions_on_the_stages_and_nobody_waits_for_ever() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, Limits { sessions: 2, prefix_reuse: PrefixReuse::Off, ..limits() });
+        world.up();
+        let sessions: Vec<_> = (0..9).map(|i| world.submit(request(vec![i; 20], 15))).collect();
+        world.step();
+        assert_eq!((world.scheduler.running(), world.scheduler.waiting()), (2, 7), "there is room for two");
+        while world.stories[&sessions[1]].finish.is_none() {
+            world.step();
+            assert!(world.scheduler.running() <= 2);
+        }
+        world.next_up();
+        world.drain();
+        world.check_stories();
+        assert!(sessions.iter().all(|session| world.stories[session].finish.is_some()), "seed {seed}");
+    }
+}
+
+#[test]
 fn who_begins_during_a_change_follows_too_where_the_last_one_made_room() {
     for seed in 0..100 {
         // Room for one of them at a time, on either pipeline.
@@ -242,10 +261,10 @@ fn what_a_sequence_leaves_is_begun_with_and_goes_when_room_is_needed() {
 #[test]
 fn sequences_grow_into_the_room_that_there_is_and_the_youngest_gives_way() {
     for reuse in [PrefixReuse::Off, PrefixReuse::On] {
-        let mut world = World::new(6, Limits { prefix_reuse: reuse, ..limits() });
+        let mut world = World::new(6, Limits { context: 640, kv_positions: 1280, prefix_reuse: reuse, ..limits() });
         world.up();
-        // Each may come to need three pages of twelve, and begins with two.
-        let sessions: Vec<_> = (0..8).map(|i| world.submit(request(vec![i; 10], 182))).collect();
+        // Each may come to need five pages of twenty, and begins with two.
+        let sessions: Vec<_> = (0..8).map(|i| world.submit(request(vec![i; 10], 300))).collect();
         let mut most = 0;
         while !world.scheduler.is_idle() {
             world.step();
@@ -262,17 +281,18 @@ fn sequences_grow_into_the_room_that_there_is_and_the_youngest_gives_way() {
 
 #[test]
 fn who_gives_way_while_sequences_follow_loses_nothing() {
-    let mut world = World::new(6, limits());
+    let mut world = World::new(6, Limits { context: 640, kv_positions: 1280, ..limits() });
     world.up();
-    let sessions: Vec<_> = (0..7).map(|i| world.submit(request(vec![i; 10], 182))).collect();
-    while world.stories[&sessions[0]].tokens.len() < 40 {
+    let sessions: Vec<_> = (0..8).map(|i| world.submit(request(vec![i; 10], 300))).collect();
+    while world.stories[&sessions[0]].tokens.len() < 150 {
         world.step();
     }
     world.next_up();
     while !world.scheduler.is_idle() {
         world.step();
     }
-    assert!(world.moves == 1 && world.scheduler.totals.preemptions > 0);
+    assert_eq!(world.moves, 1);
+    assert!(world.scheduler.totals.preemptions > 0);
     world.check_stories();
 }
 
@@ -417,6 +437,7 @@ fn limits() -> Limits {
     Limits {
         context: 192,
         kv_positions: 768,
+        sessions: usize::MAX,
         chunk_rows: 16,
         vocab: 50,
         waiting: 40,

@@ -344,7 +344,7 @@ impl World {
     pub(super) fn check_books(&self) {
         let seed = self.seed;
         assert!(
-            self.scheduler.positions_reserved() <= limits().kv_positions,
+            self.scheduler.positions_reserved() <= self.scheduler.limits.kv_positions,
             "seed {seed}: more promised than there is"
         );
         let WorldPace { base, row, hop, .. } = self.pace;
