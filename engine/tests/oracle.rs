@@ -253,8 +253,8 @@ fn each_activation(spec: &mut ModelSpec, to: Activation) {
 /// Layers of different widths, whose rows, heads and vocabulary are no multiples of sixteen.
 fn odd_model() -> GgufWriter {
     use TensorType::{
-        BF16, F16, F32, IQ1M, IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, NVFP4, Q1_0, Q2_0, Q2K, Q3K,
-        Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, TQ1_0, TQ2_0,
+        BF16, F16, F32, IQ1M, IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, NVFP4, Q1_0, Q2_0, Q2K,
+        Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, TQ1_0, TQ2_0,
     };
     let (hidden, vocab, heads, kv_heads, head_dim, inner) = (256, 101, 6, 3, 40, [288, 512, 512, 512]);
     let mut writer = GgufWriter::new("llama")
@@ -337,7 +337,7 @@ fn fill(dtype: TensorType, bytes: &mut [u8], noise: &mut Noise) {
             block[..4].iter_mut().for_each(|scale| *scale = *scale % 16 + 4);
         } else if dtype == TensorType::IQ1M {
             let half = f16::from_f32(0.01).to_bits();
-            (0..4).for_each(|i| block[49 + 2 * i] = block[49 + 2 * i] & 0x0f | (half >> (4 * i) & 0xf) as u8 << 4);
+            (0..4).for_each(|i| block[49 + 2 * i] = block[49 + 2 * i] & 0x0f | ((half >> (4 * i) & 0xf) as u8) << 4);
         }
         for (at, scale) in scales {
             block[*at..at + 2].copy_from_slice(&f16::from_f32(*scale).to_le_bytes());

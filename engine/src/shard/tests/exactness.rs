@@ -49,7 +49,13 @@ fn together(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
 fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
     let simd = Simd::available()[0];
     let quantised = [
-        "quant-Q4_K", "quant-Q6_K", "quant-Q5_0", "quant-Q2_K", "quant-IQ4_XS", "quant-IQ1_M", "quant-IQ2_XXS",
+        "quant-Q4_K",
+        "quant-Q6_K",
+        "quant-Q5_0",
+        "quant-Q2_K",
+        "quant-IQ4_XS",
+        "quant-IQ1_M",
+        "quant-IQ2_XXS",
         "quant-NVFP4",
     ]
     .map(str::to_owned);
