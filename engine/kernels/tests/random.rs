@@ -91,14 +91,12 @@ pub(crate) fn finite_blocks(dtype: TensorType, count: usize, seed: u64) -> Vec<u
         (state >> 56) as u8
     };
     let mut file: Vec<u8> = (0..count * dtype.block_bytes()).map(|_| next()).collect();
-    // Where the upper byte of an f16 is, or what takes its place.
-    let scale = match dtype {
-        TensorType::NVFP4 => return file,
-        TensorType::TQ1_0 => 53,
-        TensorType::IQ1M => 55,
-        TensorType::TQ2_0 => 65,
-        _ => 1,
-    };
+    if dtype == TensorType::NVFP4 {
+        return file;
+    }
+    // Where the upper byte of the f16 is, or what takes its place.
+    let elsewhere = [(TensorType::TQ1_0, 53), (TensorType::IQ1M, 55), (TensorType::TQ2_0, 65)];
+    let scale = elsewhere.iter().find(|(other, _)| *other == dtype).map_or(1, |(_, at)| *at);
     file.chunks_mut(dtype.block_bytes()).for_each(|block| block[scale] &= 0xbf);
     file
 }

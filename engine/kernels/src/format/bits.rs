@@ -63,11 +63,17 @@ impl Format<18> for Q1_0 {
     #[inline(always)]
     fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<18>) -> [L::U; 8] {
         // A bit is -1 or 1, which are 0 and 2 here.
-        let mut lines = [l.splat_bits(0); 8];
-        for (i, line) in lines.iter_mut().enumerate() {
-            *line = moved(l, word(l, group, SUB), 1 - i.cast_signed(), 0x02);
-        }
-        lines
+        let bits = word(l, group, SUB);
+        [
+            moved(l, bits, 1, 0x02),
+            moved(l, bits, 0, 0x02),
+            moved(l, bits, -1, 0x02),
+            moved(l, bits, -2, 0x02),
+            moved(l, bits, -3, 0x02),
+            moved(l, bits, -4, 0x02),
+            moved(l, bits, -5, 0x02),
+            moved(l, bits, -6, 0x02),
+        ]
     }
 }
 
@@ -83,11 +89,17 @@ impl Format<18> for Q2_0 {
 
     #[inline(always)]
     fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<18>) -> [L::U; 8] {
-        let mut lines = [l.splat_bits(0); 8];
-        for (i, line) in lines.iter_mut().enumerate() {
-            *line = moved(l, word(l, group, 2 * SUB + i / 4), -2 * (i % 4).cast_signed(), 0x03);
-        }
-        lines
+        let (first, second) = (word(l, group, 2 * SUB), word(l, group, 2 * SUB + 1));
+        [
+            moved(l, first, 0, 0x03),
+            moved(l, first, -2, 0x03),
+            moved(l, first, -4, 0x03),
+            moved(l, first, -6, 0x03),
+            moved(l, second, 0, 0x03),
+            moved(l, second, -2, 0x03),
+            moved(l, second, -4, 0x03),
+            moved(l, second, -6, 0x03),
+        ]
     }
 }
 

@@ -187,14 +187,17 @@ impl Format<98> for IQ3XXS {
 
     #[inline(always)]
     fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<98>) -> [L::U; 8] {
-        let mut codes = [l.splat_bits(0); 8];
-        for i in 0..2 {
-            let indices = line(group, 2 * SUB + i);
-            codes[4 * i] = l.gather::<256, 0>(&IQ3_XXS, indices);
-            codes[4 * i + 1] = l.gather::<256, 8>(&IQ3_XXS, indices);
-            codes[4 * i + 2] = l.gather::<256, 16>(&IQ3_XXS, indices);
-            codes[4 * i + 3] = l.gather::<256, 24>(&IQ3_XXS, indices);
-        }
+        let (first, second) = (line(group, 2 * SUB), line(group, 2 * SUB + 1));
+        let codes = [
+            l.gather::<256, 0>(&IQ3_XXS, first),
+            l.gather::<256, 8>(&IQ3_XXS, first),
+            l.gather::<256, 16>(&IQ3_XXS, first),
+            l.gather::<256, 24>(&IQ3_XXS, first),
+            l.gather::<256, 0>(&IQ3_XXS, second),
+            l.gather::<256, 8>(&IQ3_XXS, second),
+            l.gather::<256, 16>(&IQ3_XXS, second),
+            l.gather::<256, 24>(&IQ3_XXS, second),
+        ];
         elements(l, &IQ3_XXS_ELEMENTS, codes, eighth_signs(l, word(l, group, 16 + SUB)))
     }
 }
@@ -221,14 +224,17 @@ impl Format<110> for IQ3S {
     fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<110>) -> [L::U; 8] {
         let rest = byte::<L, 110, SUB>(l, group, 16);
         let rest = [l.and(l.shl::<5>(rest), l.splat_bits(0x1e0)), l.and(l.shl::<1>(rest), l.splat_bits(0x1e0))];
-        let mut codes = [l.splat_bits(0); 8];
-        for i in 0..2 {
-            let indices = line(group, 2 * SUB + i);
-            codes[4 * i] = l.gather::<512, 0>(&IQ3_S, indices);
-            codes[4 * i + 1] = l.gather::<512, 9>(&IQ3_S, indices);
-            codes[4 * i + 2] = l.gather::<512, 18>(&IQ3_S, indices);
-            codes[4 * i + 3] = gather_last::<L, 512, 27>(l, &IQ3_S, indices, rest[i]);
-        }
+        let (first, second) = (line(group, 2 * SUB), line(group, 2 * SUB + 1));
+        let codes = [
+            l.gather::<512, 0>(&IQ3_S, first),
+            l.gather::<512, 9>(&IQ3_S, first),
+            l.gather::<512, 18>(&IQ3_S, first),
+            gather_last::<L, 512, 27>(l, &IQ3_S, first, rest[0]),
+            l.gather::<512, 0>(&IQ3_S, second),
+            l.gather::<512, 9>(&IQ3_S, second),
+            l.gather::<512, 18>(&IQ3_S, second),
+            gather_last::<L, 512, 27>(l, &IQ3_S, second, rest[1]),
+        ];
         elements(l, &IQ3_S_ELEMENTS, codes, word(l, group, 18 + SUB))
     }
 }
@@ -320,32 +326,54 @@ fn iq1_codes<L: Lanes>(l: L, low: &[u8; 64], high: L::U) -> [L::U; 8] {
 
 /// The codes of eight elements a word, as lines of four.
 #[inline(always)]
-fn both_fours<L: Lanes>(l: L, found: [L::U; 4]) -> [L::U; 8] {
-    let mut lines = [l.splat_bits(0); 8];
-    for (i, eight) in found.into_iter().enumerate() {
-        lines[2 * i] = moved(l, eight, 0, 0x03);
-        lines[2 * i + 1] = moved(l, eight, -4, 0x03);
-    }
-    lines
+fn both_fours<L: Lanes>(l: L, [a, b, c, d]: [L::U; 4]) -> [L::U; 8] {
+    [
+        moved(l, a, 0, 0x03),
+        moved(l, a, -4, 0x03),
+        moved(l, b, 0, 0x03),
+        moved(l, b, -4, 0x03),
+        moved(l, c, 0, 0x03),
+        moved(l, c, -4, 0x03),
+        moved(l, d, 0, 0x03),
+        moved(l, d, -4, 0x03),
+    ]
 }
 
 /// IQ1: eight times each code, and what is added to eight elements each.
 #[inline(always)]
-fn shifted<L: Lanes>(l: L, mut codes: [L::U; 8], plus: [L::U; 4]) -> [L::U; 8] {
-    for (i, line) in codes.iter_mut().enumerate() {
-        *line = l.add_bits(l.shl::<3>(*line), plus[i / 2]);
-    }
-    codes
+fn shifted<L: Lanes>(l: L, [a, b, c, d, e, f, g, h]: [L::U; 8], plus: [L::U; 4]) -> [L::U; 8] {
+    [
+        l.add_bits(l.shl::<3>(a), plus[0]),
+        l.add_bits(l.shl::<3>(b), plus[0]),
+        l.add_bits(l.shl::<3>(c), plus[1]),
+        l.add_bits(l.shl::<3>(d), plus[1]),
+        l.add_bits(l.shl::<3>(e), plus[2]),
+        l.add_bits(l.shl::<3>(f), plus[2]),
+        l.add_bits(l.shl::<3>(g), plus[3]),
+        l.add_bits(l.shl::<3>(h), plus[3]),
+    ]
 }
 
-/// The elements of codes below 8 and of signs, of which line 2a + h has bit 4h + a of each byte.
+/// The elements of codes below 8 and of signs, of which line 2a + h has bit 4h + a of each byte. Written out, since shifts
+/// are chosen when this is compiled.
 #[inline(always)]
-fn elements<L: Lanes>(l: L, table: &[u8; 16], mut codes: [L::U; 8], signs: L::U) -> [L::U; 8] {
-    for (i, line) in codes.iter_mut().enumerate() {
-        let bit = (4 * (i % 2) + i / 2).cast_signed();
-        *line = l.translate(table, l.or(*line, moved(l, signs, 3 - bit, 0x08)));
-    }
-    codes
+fn elements<L: Lanes>(l: L, table: &[u8; 16], [a, b, c, d, e, f, g, h]: [L::U; 8], signs: L::U) -> [L::U; 8] {
+    [
+        element::<L, 0>(l, table, a, signs),
+        element::<L, 4>(l, table, b, signs),
+        element::<L, 1>(l, table, c, signs),
+        element::<L, 5>(l, table, d, signs),
+        element::<L, 2>(l, table, e, signs),
+        element::<L, 6>(l, table, f, signs),
+        element::<L, 3>(l, table, g, signs),
+        element::<L, 7>(l, table, h, signs),
+    ]
+}
+
+/// One line of them, whose signs are bit `BIT` of each byte.
+#[inline(always)]
+fn element<L: Lanes, const BIT: isize>(l: L, table: &[u8; 16], codes: L::U, signs: L::U) -> L::U {
+    l.translate(table, l.or(codes, moved(l, signs, 3 - BIT, 0x08)))
 }
 
 /// Eight codes of two bits, of which byte k has those of elements k and, four bits higher, 4 + k.

@@ -223,11 +223,8 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
         // Loads one by one: the instruction that gathers takes twice as long on many CPUs, and much longer on some.
-        let x = gathered::<N, SHIFT>(table, from).map(u32::cast_signed);
-        proven!([
-            _mm256_setr_epi32(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]),
-            _mm256_setr_epi32(x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]),
-        ])
+        let found = gathered::<N, SHIFT>(table, from);
+        proven!([_mm256_loadu_si256(found.as_ptr().cast()), _mm256_loadu_si256(found[8..].as_ptr().cast())])
     }
 
     #[inline(always)]

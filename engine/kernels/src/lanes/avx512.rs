@@ -201,9 +201,8 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
         // Loads one by one: the instruction that gathers takes much longer on some of these CPUs.
-        let x = gathered::<N, SHIFT>(table, from).map(u32::cast_signed);
-        let [a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q] = x;
-        proven!(_mm512_setr_epi32(a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q))
+        let found = gathered::<N, SHIFT>(table, from);
+        proven!(_mm512_loadu_si512(found.as_ptr().cast()))
     }
 
     #[inline(always)]
