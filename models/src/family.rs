@@ -2,6 +2,7 @@
 
 mod dense;
 mod error;
+mod experts;
 mod gemma2;
 mod gemma3;
 mod glm4;

@@ -4,12 +4,16 @@
 //! variant must be met. The spec travels to the workers as JSON, so every type here is `Serialize + Deserialize`.
 
 mod excerpt;
+mod experts;
 
 use std::{fmt, ops::Range};
 
 pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
+pub use self::experts::{
+    ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+};
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -156,37 +160,6 @@ pub enum Ffn {
     Experts(ExpertsSpec),
 }
 
-/// A mixture of experts: Σ weight · expert(x) over the experts that the router gives the highest scores.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct ExpertsSpec {
-    /// How many experts there are, each a gated FFN.
-    pub count: usize,
-    /// Experts that a token goes through; at most `count`.
-    pub used: usize,
-    /// Width between an expert's products.
-    pub inner: usize,
-    /// The activation on an expert's gate.
-    pub activation: Activation,
-    /// Whether the router and the experts' products have biases.
-    pub bias: Bias,
-    /// How scores become weights.
-    pub weighting: Weighting,
-    /// Factor on the weights, 1.0 for none.
-    pub weight_scale: f32,
-    /// Width of the expert that every token goes through, whose output is multiplied by σ(`SharedRouter` · x); `None`
-    /// where there is no such expert.
-    pub shared: Option<usize>,
-}
-
-/// How a router's scores become weights.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Weighting {
-    /// Softmax over the scores of all experts.
-    OfAll,
-    /// Softmax over the scores of the experts used: their weights sum to 1.
-    OfUsed,
-}
-
 /// Where a layer's norms stand.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum NormPlacement {
@@ -291,6 +264,7 @@ pub enum LayerTensor {
     DownBias,
     Router,
     RouterBias,
+    ChoiceBias,
     ExpertGates,
     ExpertUps,
     ExpertDowns,

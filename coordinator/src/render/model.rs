@@ -8,7 +8,7 @@ use qmesh_models::{
     gguf::{Gguf, TensorEntry},
     spec::{
         Activation, AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, Mixer, ModelSpec, RopePairing, RopeScaling,
-        Window,
+        Scoring, Window,
     },
 };
 use serde::Serialize;
@@ -264,11 +264,20 @@ fn ffn(ffn: &Ffn) -> String {
     match *ffn {
         Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
         Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
-        Ffn::Experts(ExpertsSpec { count, used, inner, activation, shared, .. }) => {
-            let shared = shared.map(|inner| format!(", and a shared one of {inner}")).unwrap_or_default();
-            format!("{used} of {count} experts of {inner}, {}{shared}", name(activation))
-        }
+        Ffn::Experts(ref experts) => mixture(experts),
     }
+}
+
+fn mixture(experts: &ExpertsSpec) -> String {
+    let ExpertsSpec { count, used, inner, activation, ref routing, shared, .. } = *experts;
+    let by = match routing.scoring {
+        Scoring::Softmax | Scoring::SoftmaxOfUsed => "",
+        Scoring::Sigmoid => " by sigmoid",
+        Scoring::SqrtSoftplus => " by root of softplus",
+    };
+    let groups = routing.groups.map(|groups| format!(" in {} of {} groups", groups.used, groups.count));
+    let shared = shared.map(|shared| format!(", and a shared one of {}", shared.inner)).unwrap_or_default();
+    format!("{used} of {count} experts{}{by} of {inner}, {}{shared}", groups.unwrap_or_default(), name(activation))
 }
 
 fn name(activation: Activation) -> &'static str {

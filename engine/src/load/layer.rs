@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qmesh_models::spec::{
     Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement,
-    QkNorm, Sinks, TensorRole,
+    QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
 };
 
 use super::{Weights, shape};
@@ -15,7 +15,7 @@ use crate::{
     ffn::{FeedForward, FfnWeights},
     linear::{
         Gated, Linear, Norm, Residual,
-        experts::{Experts, Shared},
+        experts::{Experts, Router, Shared},
     },
 };
 
@@ -101,30 +101,40 @@ impl LayerWeights<'_, '_> {
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<Experts, EngineError> {
         use LayerTensor::{
-            ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, Router, RouterBias,
+            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
+            Router as RouterTensor, RouterBias,
         };
-        let ExpertsSpec { count, used, inner, activation, bias, weighting, weight_scale, shared } = *spec;
+        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
         let hidden = self.hidden;
         let gates = self.stacked(ExpertGates, present(bias, ExpertGateBiases), [count, inner, hidden])?;
         let ups = self.stacked(ExpertUps, present(bias, ExpertUpBiases), [count, inner, hidden])?;
         let downs = self.stacked(ExpertDowns, present(bias, ExpertDownBiases), [count, hidden, inner])?;
         let experts = gates.into_iter().zip(ups).zip(downs);
         let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up: Some(up), down }).collect();
-        let router = self.linear(Router, present(bias, RouterBias), count, hidden)?;
-        let shared = shared.map(|inner| self.shared(inner, activation)).transpose()?;
-        Ok(Experts { router, experts, used, weighting, weight_scale, shared })
+        let router = Router {
+            scores: self.linear(RouterTensor, present(bias, RouterBias), count, hidden)?,
+            choice_bias: present(routing.choice_bias, ChoiceBias).map(|bias| self.vector(bias, count)).transpose()?,
+            used,
+            routing: routing.clone(),
+        };
+        let shared = shared.map(|shared| self.shared(shared, activation)).transpose()?;
+        Ok(Experts { router, experts, shared })
     }
 
-    fn shared(&mut self, inner: usize, activation: Activation) -> Result<Shared, EngineError> {
-        use LayerTensor::{SharedDown, SharedGate, SharedRouter, SharedUp};
-        let hidden = self.hidden;
+    fn shared(&mut self, spec: SharedExpert, activation: Activation) -> Result<Shared, EngineError> {
+        use LayerTensor::{SharedDown, SharedGate as Gate, SharedRouter, SharedUp};
+        let (hidden, inner) = (self.hidden, spec.inner);
         let expert = Gated {
             activation,
-            gate: self.linear(SharedGate, None, inner, hidden)?,
+            gate: self.linear(Gate, None, inner, hidden)?,
             up: Some(self.linear(SharedUp, None, inner, hidden)?),
             down: self.linear(SharedDown, None, hidden, inner)?,
         };
-        Ok(Shared { router: self.linear(SharedRouter, None, 1, hidden)?, expert })
+        let gate = match spec.gate {
+            SharedGate::None => None,
+            SharedGate::Sigmoid => Some(self.linear(SharedRouter, None, 1, hidden)?),
+        };
+        Ok(Shared { gate, expert })
     }
 
     /// The norm before a half, where there is one.

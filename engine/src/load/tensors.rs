@@ -153,7 +153,7 @@ impl Part {
 
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
-        AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Down, DownBias, ExpertDownBiases, ExpertDowns,
+        AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, ChoiceBias, Down, DownBias, ExpertDownBiases, ExpertDowns,
         ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KBias,
         KNorm, PostAttnNorm, PostFfnNorm, Q, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter,
         SharedUp, Sinks, Up, UpBias, V, VBias,
@@ -164,7 +164,7 @@ fn is_matrix(tensor: LayerTensor) -> bool {
             true
         }
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | Sinks | AttnOutputBias | PostAttnNorm
-        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | PostFfnNorm => false,
+        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias | PostFfnNorm => false,
     }
 }
 

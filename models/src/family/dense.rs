@@ -8,12 +8,11 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, QkNorm,
-    Rope, RopePairing, Sinks, Weighting, Window,
+    Activation, AttentionSpec, Bias, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, QkNorm, Rope,
+    RopePairing, Sinks, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
-const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
 
 /// Where plain decoders differ without a key of their own.
 pub(super) struct Plain {
@@ -69,31 +68,6 @@ pub(super) fn attentions(layers: &mut [LayerSpec]) -> impl Iterator<Item = &mut 
 /// Width of each layer's FFN.
 pub(super) fn inner(m: &Metadata<'_>) -> Result<Vec<usize>, ModelError> {
     m.counts("feed_forward_length", m.layer_count()?, 1..=WIDTH_MAX)
-}
-
-/// Experts of width `inner`, without biases or a shared one.
-pub(super) fn experts(
-    m: &Metadata<'_>,
-    inner: usize,
-    activation: Activation,
-    weighting: Weighting,
-) -> Result<ExpertsSpec, ModelError> {
-    let count = m.count("expert_count", 1..=HEADS_MAX)?;
-    let used = m.count("expert_used_count", 1..=count)?;
-    // ggml takes a scale of 0 for none.
-    let scale = m.float_or("expert_weights_scale", 1.0, WEIGHT_SCALE)?;
-    let weight_scale = if scale == 0.0 { 1.0 } else { scale };
-    Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, weighting, weight_scale, shared: None })
-}
-
-/// Width of an expert: where the file does not say, the experts used share the FFN's.
-pub(super) fn expert_width(m: &Metadata<'_>) -> Result<usize, ModelError> {
-    const KEY: &str = "expert_feed_forward_length";
-    if m.has(KEY) {
-        return m.count(KEY, 1..=WIDTH_MAX);
-    }
-    let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
-    Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
 }
 
 /// Whether a bias is there, by the tensor `suffix` of the layer.

@@ -7,7 +7,7 @@ use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
         AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
+        NormKind, NormPlacement, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -234,8 +234,12 @@ impl LayerTensors<'_> {
                 self.tensor("ffn_down_exps.bias", Part::ExpertDownBiases, count, hidden);
             }
         }
-        if let Some(inner) = e.shared {
-            self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden);
+        self.bias("exp_probs_b.bias", Part::ChoiceBias, count, e.routing.choice_bias);
+        if let Some(SharedExpert { inner, gate }) = e.shared {
+            match gate {
+                SharedGate::None => {}
+                SharedGate::Sigmoid => self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden),
+            }
             self.tensor("ffn_gate_shexp.weight", Part::SharedGate, inner, hidden);
             self.tensor("ffn_up_shexp.weight", Part::SharedUp, inner, hidden);
             self.tensor("ffn_down_shexp.weight", Part::SharedDown, hidden, inner);

@@ -5,7 +5,8 @@ use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
         Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm,
-        Rope, RopePairing, RopeScaling, Sinks, TensorRole, Weighting, Window,
+        Rope, RopePairing, RopeScaling, Routing, Scoring, SharedExpert, SharedGate, Sinks, TensorRole, Weighting,
+        Window,
     },
     tensor::TensorType,
 };
@@ -82,14 +83,14 @@ fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
         inner: 128,
         activation: Activation::Silu,
         bias: Bias::None,
-        weighting: Weighting::OfUsed,
-        weight_scale: 1.0,
+        routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),
         shared: None,
     };
     assert_eq!(experts("mixtral"), mixtral);
     assert_eq!(experts("qwen3moe"), ExpertsSpec { count: 8, inner: 32, ..mixtral.clone() });
     let (shared, gpt_oss) = (experts("qwen2moe"), experts("gpt-oss"));
-    assert_eq!((shared.shared, shared.weighting), (Some(32), Weighting::OfAll));
+    assert_eq!(shared.shared, Some(SharedExpert { inner: 32, gate: SharedGate::Sigmoid }));
+    assert_eq!(shared.routing, Routing::plain(Scoring::Softmax, Weighting::AsScored));
     assert_eq!((gpt_oss.bias, gpt_oss.activation), (Bias::Present, Activation::SiluClamped));
 
     let model = golden("mixtral");
