@@ -9,12 +9,22 @@ use crate::linear::{
     gated,
 };
 
-/// x + scale · norm(ffn(norm(x))).
+/// sum + scale · norm(ffn(norm(x))), where the sum is what the first half has made of the layer's input.
 #[derive(Debug)]
 pub(crate) struct FeedForward {
+    pub(crate) input: FfnInput,
     pub(crate) norm: Option<Norm>,
     pub(crate) weights: FfnWeights,
     pub(crate) residual: Residual,
+}
+
+/// What the half takes for x.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FfnInput {
+    /// The sum.
+    Sum,
+    /// The layer's input: both halves stand side by side.
+    Layer,
 }
 
 /// What is between the norms.
@@ -25,12 +35,16 @@ pub(crate) enum FfnWeights {
 }
 
 impl FeedForward {
-    /// x (rows, hidden) → (rows, hidden)
-    pub(crate) fn forward(&self, cpu: Cpu<'_>, x: &Tensor) -> Result<Tensor> {
+    /// The layer's input and the sum, both (rows, hidden) → (rows, hidden)
+    pub(crate) fn forward(&self, cpu: Cpu<'_>, layer_input: &Tensor, sum: &Tensor) -> Result<Tensor> {
         let (norm, residual) = (self.norm.as_ref(), &self.residual);
+        let x = match self.input {
+            FfnInput::Sum => sum,
+            FfnInput::Layer => layer_input,
+        };
         match &self.weights {
-            FfnWeights::Gated(weights) => gated(cpu, x, norm, weights, residual),
-            FfnWeights::Experts(experts) => routed(cpu, x, norm, experts, residual),
+            FfnWeights::Gated(weights) => gated(cpu, x, norm, weights, residual, sum),
+            FfnWeights::Experts(experts) => routed(cpu, x, norm, experts, residual, sum),
         }
     }
 }
@@ -88,7 +102,9 @@ mod tests {
         let gain = Tensor::from_vec(noise(HIDDEN, 2), HIDDEN, &Device::Cpu).unwrap();
         let norm = Some(Norm { gain: gain.to_vec1::<f32>().unwrap().into(), bias: None, eps: 1e-5 });
         let residual = Residual { norm: None, scale: 0.5 };
-        (FeedForward { norm, weights, residual }, move |x| candle_nn::ops::rms_norm(x, &gain, 1e-5).unwrap())
+        (FeedForward { input: FfnInput::Sum, norm, weights, residual }, move |x| {
+            candle_nn::ops::rms_norm(x, &gain, 1e-5).unwrap()
+        })
     }
 
     #[test]
@@ -98,7 +114,11 @@ mod tests {
         let x = tensor(noise(3 * HIDDEN, 1), HIDDEN);
         let (weights, oracle) = random_gated(96, 3);
         let (ffn, norm) = half(FfnWeights::Gated(weights));
-        assert_near(&ffn.forward(cpu, &x).unwrap(), &(oracle(&norm(&x)) * 0.5 + &x).unwrap());
+        assert_near(&ffn.forward(cpu, &x, &x).unwrap(), &(oracle(&norm(&x)) * 0.5 + &x).unwrap());
+        // Beside the first half, it takes in what that takes in.
+        let (sum, beside) = (tensor(noise(3 * HIDDEN, 9), HIDDEN), FeedForward { input: FfnInput::Layer, ..ffn });
+        let expected = (oracle(&norm(&x)) * 0.5 + &sum).unwrap();
+        assert_near(&beside.forward(cpu, &x, &sum).unwrap(), &expected);
     }
 
     #[test]
@@ -135,7 +155,7 @@ mod tests {
                 Router { scores, choice_bias: choice_bias.clone().map(Into::into), used, routing: routing.clone() };
             let experts = Experts { router, experts, shared: Some(Shared { gate: outer, expert: shared }) };
             let (ffn, norm) = half(FfnWeights::Experts(experts));
-            let ours = ffn.forward(cpu, &x).unwrap();
+            let ours = ffn.forward(cpu, &x, &x).unwrap();
 
             let normed = norm(&x);
             let scores = normed.matmul(&scores_t).unwrap().to_vec2::<f32>().unwrap();
@@ -158,7 +178,8 @@ mod tests {
                 };
                 expected = (expected + (shared * 0.5).unwrap()).unwrap();
                 assert_near(&ours.narrow(0, row, 1).unwrap(), &expected);
-                let alone = ffn.forward(cpu, &x.narrow(0, row, 1).unwrap().contiguous().unwrap()).unwrap();
+                let one = x.narrow(0, row, 1).unwrap().contiguous().unwrap();
+                let alone = ffn.forward(cpu, &one, &one).unwrap();
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(bits(&alone), bits(&ours.narrow(0, row, 1).unwrap()), "row {row} alone");
             }

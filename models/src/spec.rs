@@ -77,6 +77,8 @@ pub enum NormKind {
     Rms,
     /// (x − mean x) / √(variance of x + ε) · gain + bias.
     Layer,
+    /// The same without a bias (Command R).
+    LayerUnbiased,
 }
 
 /// Grouped-query attention: `heads` query heads share `kv_heads` key/value heads.
@@ -98,7 +100,7 @@ pub struct AttentionSpec {
     pub window: Window,
     /// Rotary position embedding; `None` for a layer that knows no positions.
     pub rope: Option<Rope>,
-    /// RMS norm on q and k before RoPE (`QNorm`, `KNorm` tensors).
+    /// RMS norm on q and k (`QNorm`, `KNorm` tensors), before RoPE where it does not say otherwise.
     pub qk_norm: QkNorm,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
@@ -122,6 +124,8 @@ pub enum QkNorm {
     None,
     /// RMS norm over each head's elements.
     PerHead,
+    /// RMS norm over each head's elements, after RoPE (Hunyuan).
+    PerHeadRotated,
     /// RMS norm over all heads' elements together (OLMo 2).
     AllHeads,
 }
@@ -169,6 +173,8 @@ pub enum NormPlacement {
     PreAndPost,
     /// On each half's output only, before the residual is added (OLMo 2).
     Post,
+    /// One before both halves, which stand side by side: the second does not see what the first adds (Command R).
+    Beside,
 }
 
 /// From the last hidden state to logits.

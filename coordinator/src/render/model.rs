@@ -53,6 +53,9 @@ pub enum TensorList {
 struct Shape {
     family: String,
     layers: usize,
+    /// Layers of the file that draft ahead, which are left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    drafting_layers: usize,
     hidden: usize,
     vocab: usize,
     context: usize,
@@ -107,7 +110,7 @@ impl Description {
             files: gguf.parts().iter().map(|part| part.path.display().to_string()).collect(),
             file_bytes: gguf.parts().iter().map(|part| part.bytes).sum(),
             parameters: tensors.iter().map(elements).fold(0, u64::saturating_add),
-            spec: spec.ok().map(|spec| Shape::new(&spec)),
+            spec: spec.ok().map(|spec| Shape::new(&spec, family::drafting_layers(gguf))),
             tokenizer: VocabularyDescription::new(gguf),
             types: types(tensors),
             layers: layer_runs(tensors),
@@ -187,11 +190,12 @@ impl Description {
 }
 
 impl Shape {
-    fn new(spec: &ModelSpec) -> Self {
+    fn new(spec: &ModelSpec, drafting_layers: usize) -> Self {
         let layers = || spec.layers.iter();
         Self {
             family: spec.family.clone(),
             layers: spec.layers.len(),
+            drafting_layers,
             hidden: spec.hidden,
             vocab: spec.vocab,
             context: spec.context,
@@ -210,10 +214,19 @@ impl Shape {
         }
     }
 
+    /// Which layers of the file are left out.
+    fn left_out(&self) -> String {
+        match self.drafting_layers {
+            0 => String::new(),
+            1 => "; one more, which drafts ahead (NextN), is left out".to_owned(),
+            more => format!("; {more} more, which draft ahead (NextN), are left out"),
+        }
+    }
+
     fn lines(&self) -> Vec<(&'static str, String)> {
         vec![
             ("family", self.family.clone()),
-            ("layers", self.layers.to_string()),
+            ("layers", self.layers.to_string() + &self.left_out()),
             ("hidden", self.hidden.to_string()),
             ("vocabulary", self.vocab.to_string()),
             ("context", self.context.to_string()),
@@ -240,6 +253,10 @@ fn mixer(mixer: &Mixer) -> String {
             format!("{heads} heads, {kv_heads} KV heads of {head_dim}")
         }
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 fn rope(layer: &LayerSpec) -> String {
@@ -392,7 +409,7 @@ mod tests {
             assert!(text.lines().any(|shown| words(shown) == line), "{line:?} is missing from\n{text}");
         }
         let unsupported = text.lines().find(|line| line.starts_with("unsupported")).unwrap();
-        assert!(unsupported.contains("\"lorem\" is not supported; supported: gemma2"), "{unsupported}");
+        assert!(unsupported.contains("\"lorem\" is not supported; supported: "), "{unsupported}");
     }
 
     #[test]

@@ -36,18 +36,19 @@ struct Routed {
     weights: Vec<f32>,
 }
 
-/// x + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
+/// sum + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
 pub(crate) fn routed(
     cpu: Cpu<'_>,
     x: &Tensor,
     before: Option<&Norm>,
     experts: &Experts,
     residual: &Residual,
+    sum: &Tensor,
 ) -> Result<Tensor> {
-    ops::map("routed", x, |x| {
+    ops::map2("routed", x, sum, |x, sum| {
         let inputs = Activations::new(cpu, x, before, &experts.inputs());
         let mut out = experts.mix(cpu, &inputs);
-        residual.apply(cpu, &mut out, x, x.len() / inputs.rows);
+        residual.apply(cpu, &mut out, sum, x.len() / inputs.rows);
         out
     })
 }

@@ -12,7 +12,7 @@ use crate::{
     attention::Attention,
     block::{Block, BlockMixer},
     error::EngineError,
-    ffn::{FeedForward, FfnWeights},
+    ffn::{FeedForward, FfnInput, FfnWeights},
     linear::{
         Gated, Linear, Norm, Residual,
         experts::{Experts, Router, Shared},
@@ -32,7 +32,8 @@ impl LayerWeights<'_, '_> {
         let mixer = match &spec.mixer {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
         };
-        Ok(Block { mixer, ffn: self.ffn(spec)? })
+        let ffn = self.ffn(spec, mixer.norm())?;
+        Ok(Block { mixer, ffn })
     }
 
     fn attention(
@@ -50,7 +51,7 @@ impl LayerWeights<'_, '_> {
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = match spec.qk_norm {
             QkNorm::None => None,
-            QkNorm::PerHead => Some([spec.head_dim; 2]),
+            QkNorm::PerHead | QkNorm::PerHeadRotated => Some([spec.head_dim; 2]),
             QkNorm::AllHeads => Some([q_width, k_width]),
         };
         let mut rms = |tensor, len| {
@@ -77,7 +78,8 @@ impl LayerWeights<'_, '_> {
         })
     }
 
-    fn ffn(&mut self, layer: &LayerSpec) -> Result<FeedForward, EngineError> {
+    /// The second half, behind a first one that begins with `first_norm`.
+    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<FeedForward, EngineError> {
         use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, Gate, GateBias, PostFfnNorm, Up, UpBias};
         let hidden = self.hidden;
         let weights = match layer.ffn {
@@ -95,8 +97,13 @@ impl LayerWeights<'_, '_> {
             }),
             Ffn::Experts(ref spec) => FfnWeights::Experts(self.experts(spec)?),
         };
-        let norm = self.norm_before(layer, [FfnNorm, FfnNormBias])?;
-        Ok(FeedForward { norm, weights, residual: self.residual(layer, PostFfnNorm)? })
+        let (input, norm) = match layer.norms {
+            NormPlacement::Beside => (FfnInput::Layer, first_norm.cloned()),
+            NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => {
+                (FfnInput::Sum, self.norm_before(layer, [FfnNorm, FfnNormBias])?)
+            }
+        };
+        Ok(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? })
     }
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<Experts, EngineError> {
@@ -141,7 +148,7 @@ impl LayerWeights<'_, '_> {
     fn norm_before(&mut self, layer: &LayerSpec, tensors: [LayerTensor; 2]) -> Result<Option<Norm>, EngineError> {
         let roles = tensors.map(|tensor| TensorRole::Layer(self.layer, tensor));
         match layer.norms {
-            NormPlacement::Pre | NormPlacement::PreAndPost => {
+            NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Beside => {
                 self.weights.norm(roles, self.hidden, layer.norm).map(Some)
             }
             NormPlacement::Post => Ok(None),
@@ -150,7 +157,7 @@ impl LayerWeights<'_, '_> {
 
     fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
         let norm = match layer.norms {
-            NormPlacement::Pre => None,
+            NormPlacement::Pre | NormPlacement::Beside => None,
             NormPlacement::PreAndPost | NormPlacement::Post => {
                 Some(Norm { gain: self.vector(tensor, self.hidden)?, bias: None, eps: layer.norm.eps })
             }
