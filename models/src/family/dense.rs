@@ -32,10 +32,20 @@ pub(super) fn layer_norm(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
     Ok(NormSpec { kind: NormKind::Layer, eps: m.float("attention.layer_norm_epsilon", EPS)? })
 }
 
+/// Layer norm without a bias.
+pub(super) fn layer_norm_unbiased(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::LayerUnbiased, ..layer_norm(m)? })
+}
+
 /// The layers, with a gated FFN each, for the family to change what it does differently.
 pub(super) fn layers(m: &Metadata<'_>, plain: &Plain) -> Result<Vec<LayerSpec>, ModelError> {
+    gated_layers(m, plain, rms_norm(m)?)
+}
+
+/// The layers, with a gated FFN each and norms as `norm` has them.
+pub(super) fn gated_layers(m: &Metadata<'_>, plain: &Plain, norm: NormSpec) -> Result<Vec<LayerSpec>, ModelError> {
     let inner = inner(m)?;
-    layers_with(m, plain, rms_norm(m)?, |layer| {
+    layers_with(m, plain, norm, |layer| {
         let bias = bias(m, layer, "ffn_down.bias");
         Ffn::Gated { inner: inner[layer], activation: plain.activation, bias }
     })
@@ -100,6 +110,19 @@ pub(super) fn windows(
         attention.window = Window::Sliding(width);
     }
     Ok(windowed)
+}
+
+/// Gives windows as `windows` does, and takes positions away from the layers without one.
+pub(super) fn positions_in_windows(
+    m: &Metadata<'_>,
+    layers: &mut [LayerSpec],
+    default_width: Option<usize>,
+    default_period: usize,
+) -> Result<(), ModelError> {
+    let windowed = windows(m, layers, default_width, default_period)?;
+    let full = attentions(layers).zip(windowed).filter(|(_, windowed)| !windowed);
+    full.for_each(|(attention, _)| attention.rope = None);
+    Ok(())
 }
 
 fn attention(

@@ -4,9 +4,12 @@ use std::ops::RangeInclusive;
 
 use super::{
     ModelError,
+    dense::{self, Plain},
     metadata::{HEADS_MAX, Metadata, WIDTH_MAX},
 };
-use crate::spec::{Activation, Bias, ExpertGroups, ExpertsSpec, Routing};
+use crate::spec::{
+    Activation, Bias, ExpertGroups, ExpertsSpec, Ffn, LayerSpec, Routing, Scoring, SharedExpert, SharedGate, Weighting,
+};
 
 const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
 
@@ -34,6 +37,57 @@ pub(super) fn width(m: &Metadata<'_>) -> Result<usize, ModelError> {
     }
     let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
     Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
+}
+
+/// The scoring that the file names by number, or `default` where it names none.
+pub(super) fn scoring(m: &Metadata<'_>, default: Scoring) -> Result<Scoring, ModelError> {
+    const KEY: &str = "expert_gating_func";
+    // ggml's number for a file that does not say.
+    match m.count_or(KEY, 0, 0..=usize::MAX)? {
+        0 => Ok(default),
+        1 => Ok(Scoring::Softmax),
+        2 => Ok(Scoring::Sigmoid),
+        3 => Ok(Scoring::SoftmaxOfUsed),
+        4 => Ok(Scoring::SqrtSoftplus),
+        other => {
+            let known = "1 (softmax), 2 (sigmoid), 3 (softmax over those used), 4 (root of softplus)";
+            Err(m.unsupported(KEY, other.to_string(), known))
+        }
+    }
+}
+
+/// Whether weights are normalised; they are not where the file does not say.
+pub(super) fn weighting(m: &Metadata<'_>) -> Result<Weighting, ModelError> {
+    let normalised = m.flag_or("expert_weights_norm", false)?;
+    Ok(if normalised { Weighting::Normalised } else { Weighting::AsScored })
+}
+
+/// The shared expert without a gate, as wide as the file says; `None` where it does not say, or 0.
+pub(super) fn shared_by_width(m: &Metadata<'_>) -> Result<Option<SharedExpert>, ModelError> {
+    let inner = m.count_or("expert_shared_feed_forward_length", 0, 0..=WIDTH_MAX)?;
+    Ok((inner > 0).then_some(SharedExpert { inner, gate: SharedGate::None }))
+}
+
+/// The shared expert without a gate, as wide as `expert_shared_count` experts of width `inner`; `None` where that is 0.
+pub(super) fn shared_by_count(m: &Metadata<'_>, inner: usize) -> Result<Option<SharedExpert>, ModelError> {
+    const KEY: &str = "expert_shared_count";
+    let width = m.count(KEY, 0..=WIDTH_MAX / inner)? * inner;
+    Ok((width > 0).then_some(SharedExpert { inner: width, gate: SharedGate::None }))
+}
+
+/// The layers: the leading ones dense, the others with `experts`, whose tensors tell whether they have a bias for the choice.
+pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> Result<Vec<LayerSpec>, ModelError> {
+    let count = m.layer_count()?;
+    let leading = m.count_or("leading_dense_block_count", 0, 0..=count)?;
+    let inner = if leading > 0 { dense::inner(m)? } else { vec![experts.inner; count] };
+    dense::layers_with(m, plain, dense::rms_norm(m)?, |layer| {
+        if layer < leading {
+            return Ffn::Gated { inner: inner[layer], activation: plain.activation, bias: Bias::None };
+        }
+        let mut experts = experts.clone();
+        experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
+        Ffn::Experts(experts)
+    })
 }
 
 /// Groups of experts, where there are several.
