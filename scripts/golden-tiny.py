@@ -17,6 +17,7 @@ import argparse
 import ctypes
 import functools
 import json
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,10 @@ FUSED = {"ffn_up.weight": "EG", "ffn_down.weight": "FE"}
 ROUTER = {"ffn_gate_inp.weight": "EX"}
 EXPERTS = {"ffn_gate_exps.weight": "ESX", "ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
 SHARED = {"ffn_gate_shexp.weight": "ET", "ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
-SHARED |= {"ffn_gate_inp_shexp.weight": "E"}
+SHARED_GATE = {"ffn_gate_inp_shexp.weight": "E"}
+CHOICE = {"exp_probs_b.bias": "X"}
+HEAD_NORMS = {"attn_q_norm.weight": "B", "attn_k_norm.weight": "B"}
+ROW_NORMS = {"attn_q_norm.weight": "Q", "attn_k_norm.weight": "K"}
 
 # Standard deviations: of a bias and of a norm's gain about 1, and, times sqrt(inputs), of the matrices that are not 1.
 BIAS, GAIN = 0.4, 0.2
@@ -51,8 +55,8 @@ TIED_EMBEDDING = 1.6
 
 @dataclass(frozen=True)
 class Model:
-    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block (but `fourth` in every
-    fourth, where given), `whole` once."""
+    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block but those for which
+    `other` has some of their own (and `fourth` in every fourth, where given), `whole` ones once."""
 
     arch: str
     seed: int
@@ -65,6 +69,7 @@ class Model:
     context: int = 2048
     tied: bool = False
     keys: dict = field(default_factory=dict)
+    other: dict = field(default_factory=dict)
     whole: dict = field(default_factory=dict)
     scales: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
@@ -73,18 +78,21 @@ class Model:
 
     def sizes(self):
         """What the letters of the shapes mean."""
-        q, k, f = HEADS * HEAD, KV_HEADS * HEAD, self.feed_forward
+        q, k, f = HEADS * HEAD, self.keys.get("attention.head_count_kv", KV_HEADS) * HEAD, self.feed_forward
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
         # The heads of q, k and v in a block with a state are as wide as those of its attention.
         sizes |= {"J": 2 * q, "Y": HEAD, "A": TAPS, "C": (2 * KEY_HEADS + VALUE_HEADS) * HEAD, "D": VALUE_HEADS * HEAD}
         sizes |= {"M": 2 * VALUE_HEADS, "N": VALUE_HEADS}
+        sizes |= {"B": HEAD, "L": 2 * self.width}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
-        return sizes | {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        shared = self.keys.get("expert_shared_count")
+        return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {})
 
     def shapes(self):
         """Every tensor's name and shape, in the file's order."""
         whole = ENDS | ({} if self.tied else {"output.weight": "EV"}) | self.whole
-        block = lambda i: self.fourth if self.fourth and i % 4 == 3 else self.block
+        block = lambda i: self.fourth if self.fourth and i % 4 == 3 else self.other.get(i, self.block)
         blocks = {f"blk.{i}.{name}": shape for i in range(self.blocks) for name, shape in block(i).items()}
         sizes = self.sizes()
         return {name: [sizes[letter] for letter in shape] for name, shape in (whole | blocks).items()}
@@ -137,9 +145,9 @@ class Model:
         writer = gguf.GGUFWriter(path, self.arch)
         writer.add_name(f"tiny random {name}")
         for key, value in self.metadata().items():
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, list: writer.add_array}
-            add = add[type(value)]
-            add(f"{self.arch}.{key}", value)
+            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+            add |= {list: writer.add_array}
+            add[type(value)](f"{self.arch}.{key}", value)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if self.packed else gguf.LlamaFileType.ALL_F32)
         writer.add_tokenizer_model("none")
         for tensor, values in self.values():
@@ -171,8 +179,20 @@ LLAMA = NORMS | ATTENTION | GATED
 # In an architecture llama, the keys with yarn_ are what converters write and llama.cpp does not read.
 LLAMA_YARN = {"rope.freq_base": 500.0}
 LLAMA_YARN |= yarn(4.0, 512, attn_factor=0.9, yarn_attn_factor=1.5, yarn_beta_fast=8.0, yarn_beta_slow=2.0)
-QWEN2MOE = NORMS | ATTENTION | QKV_BIASES | ROUTER | EXPERTS | SHARED
+QWEN2MOE = NORMS | ATTENTION | QKV_BIASES | ROUTER | EXPERTS | SHARED | SHARED_GATE
 SHARED_EXPERT = {"expert_shared_feed_forward_length": 32}
+DEEPSEEK_ROUTER = {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.8}
+DEEPSEEK_ROUTER |= {"expert_shared_count": 1, "leading_dense_block_count": 1}
+# The spread of a bias for the choice among affinities between 0 and 1.
+CHOICE_SCALES = {"exp_probs_b.bias": 0.2}
+GLM4_MOE = {"attn_norm.weight": "E", "post_attention_norm.weight": "E"} | ATTENTION | QKV_BIASES | HEAD_NORMS
+GLM4_MOE_EXPERTS = GLM4_MOE | ROUTER | CHOICE | EXPERTS | SHARED
+NEXTN = {"nextn.eh_proj.weight": "LE", "nextn.enorm.weight": "E", "nextn.hnorm.weight": "E"}
+NEXTN |= {"nextn.shared_head_norm.weight": "E"}
+BAILING = NORMS | {"attn_qkv.weight": "EP", "attn_output.weight": "QE"} | HEAD_NORMS
+PARALLEL = {"attn_norm.weight": "E"} | ATTENTION | GATED
+LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
+GRANITE = {"embedding_scale": 2.0, "residual_scale": 0.6, "attention.scale": 0.15, "logit_scale": 0.7}
 GPT_OSS = {
     "arch": "gpt-oss",
     "seed": 79,
@@ -245,6 +265,128 @@ MODELS = {
     "smollm3": Model("smollm3", 147, LLAMA, blocks=4, tied=True),
     "gpt-oss": Model(**GPT_OSS),
     "gpt-oss-mxfp4": Model(**GPT_OSS, packed=True),
+    "glm4moe": Model(
+        "glm4moe",
+        276,
+        GLM4_MOE_EXPERTS,
+        blocks=3,
+        rotary=8,
+        keys=experts(6, 2, 16) | DEEPSEEK_ROUTER | {"nextn_predict_layers": 1},
+        other={0: GLM4_MOE | GATED, 2: GLM4_MOE_EXPERTS | NEXTN},
+        scales=CHOICE_SCALES,
+    ),
+    "minimax-m2": Model(
+        "minimax-m2",
+        1282,
+        NORMS | ATTENTION | ROW_NORMS | ROUTER | CHOICE | EXPERTS,
+        feed_forward=16,
+        rotary=8,
+        keys=experts(6, 2, 16) | {"expert_gating_func": 2},
+        scales=CHOICE_SCALES,
+    ),
+    "ernie4_5-moe": Model(
+        "ernie4_5-moe",
+        160,
+        NORMS | ATTENTION | ROUTER | CHOICE | EXPERTS | SHARED,
+        tied=True,
+        keys=experts(6, 2, 16) | SHARED_EXPERT | {"interleave_moe_layer_step": 1, "leading_dense_block_count": 1},
+        other={0: NORMS | ATTENTION | GATED},
+        scales=CHOICE_SCALES,
+    ),
+    "ernie4_5": Model("ernie4_5", 4, LLAMA, tied=True),
+    "dots1": Model(
+        "dots1",
+        110,
+        NORMS | ATTENTION | HEAD_NORMS | ROUTER | CHOICE | EXPERTS | SHARED,
+        keys=experts(6, 2, 16) | DEEPSEEK_ROUTER | {"attention.head_count_kv": HEADS, "expert_shared_count": 2},
+        other={0: NORMS | ATTENTION | HEAD_NORMS | GATED},
+        scales=CHOICE_SCALES,
+    ),
+    "bailingmoe2": Model(
+        "bailingmoe2",
+        456,
+        BAILING | ROUTER | CHOICE | EXPERTS | SHARED,
+        width=64,
+        feed_forward=32,
+        rotary=8,
+        keys=experts(9, 3, 16) | DEEPSEEK_ROUTER | {"expert_group_count": 3, "expert_group_used_count": 2},
+        other={0: BAILING | GATED},
+        scales=CHOICE_SCALES,
+    ),
+    "hunyuan-moe": Model(
+        "hunyuan-moe",
+        297,
+        NORMS | ATTENTION | HEAD_NORMS | ROUTER | EXPERTS | SHARED,
+        feed_forward=16,
+        tied=True,
+        keys=experts(6, 2, 16) | SHARED_EXPERT,
+    ),
+    "hunyuan-dense": Model("hunyuan-dense", 2, LLAMA | HEAD_NORMS, tied=True),
+    "granitemoe": Model(
+        "granitemoe",
+        6,
+        NORMS | ATTENTION | ROUTER | EXPERTS | SHARED,
+        feed_forward=16,
+        tied=True,
+        keys=experts(6, 2, 16) | SHARED_EXPERT | GRANITE,
+    ),
+    "olmoe": Model(
+        "olmoe",
+        17,
+        NORMS | ATTENTION | ROW_NORMS | ROUTER | EXPERTS,
+        width=64,
+        feed_forward=16,
+        keys=experts(4, 2, 16) | {"attention.head_count_kv": HEADS},
+    ),
+    "command-r": Model("command-r", 7, PARALLEL, width=64, tied=True, keys=LAYER_NORM | {"logit_scale": 0.5}),
+    "cohere2": Model(
+        "cohere2",
+        10,
+        PARALLEL,
+        blocks=4,
+        width=64,
+        feed_forward=16,
+        tied=True,
+        keys=LAYER_NORM | {"logit_scale": 0.5, "attention.sliding_window": 8},
+    ),
+    "exaone4": Model("exaone4", 8, POST_NORMS | ATTENTION | HEAD_NORMS | GATED, width=64, tied=True),
+    "exaone-moe": Model(
+        "exaone-moe",
+        515,
+        NORMS | ATTENTION | HEAD_NORMS | ROUTER | CHOICE | EXPERTS | SHARED,
+        blocks=4,
+        feed_forward=32,
+        keys=experts(6, 2, 16)
+        | DEEPSEEK_ROUTER
+        | SHARED_EXPERT
+        | {"attention.sliding_window": 8, "leading_dense_block_count": 3},
+        other=dict.fromkeys(range(3), NORMS | ATTENTION | HEAD_NORMS | GATED),
+        scales=CHOICE_SCALES,
+    ),
+    "deepseek": Model(
+        "deepseek",
+        59,
+        NORMS | ATTENTION | ROUTER | EXPERTS | SHARED,
+        width=64,
+        tied=True,
+        keys=experts(6, 3, 16) | {"expert_shared_count": 2, "leading_dense_block_count": 1},
+        other={0: NORMS | ATTENTION | GATED},
+    ),
+    "bailingmoe": Model(
+        "bailingmoe",
+        268,
+        NORMS | ATTENTION | ROUTER | EXPERTS | SHARED,
+        keys=experts(6, 2, 16) | {"expert_shared_count": 2, "expert_weights_norm": True},
+    ),
+    "gemma": Model("gemma", 4, LLAMA, tied=True),
+    "qwen3vl": Model("qwen3vl", 5, LLAMA | HEAD_NORMS, tied=True, keys={"rope.dimension_sections": [3, 3, 2, 0]}),
+    "qwen3vlmoe": Model(
+        "qwen3vlmoe",
+        10,
+        NORMS | ATTENTION | HEAD_NORMS | ROUTER | EXPERTS,
+        tied=True,
+        keys=experts(6, 2, 16) | {"rope.dimension_sections": [3, 3, 2, 0]},
+    ),
     "llama-yarn": Model("llama", 120, LLAMA, tied=True, keys=LLAMA_YARN),
     "llama-linear": Model("llama", 140, LLAMA, tied=True, keys=scaling(type="linear", factor=4.0)),
     "phi3-longrope": Model(
@@ -362,16 +504,73 @@ def engine():
     return cpp
 
 
+class Choices:
+    """How near a run's routers came to another choice: the least distance between the last that was chosen and the first
+    that was not, among experts and among groups, in what they are chosen by."""
+
+    # In the order of computing: the last one that a graph has is what it chooses by.
+    NAMES = ["ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_probs_biased", "ffn_moe_probs_masked"]
+
+    def __init__(self, path):
+        fields = gguf.GGUFReader(path).fields
+        keys = {name.split(".", 1)[1]: entry.contents() for name, entry in fields.items() if "." in name}
+        self.experts, self.used = keys.get("expert_count"), keys.get("expert_used_count")
+        self.groups, self.groups_used = keys.get("expert_group_count"), keys.get("expert_group_used_count")
+        self.least, self.seen = np.inf, {}
+        libraries = os.environ.get("LLAMA_CPP_LIB_PATH", Path(engine().__file__).parent / "lib")
+        self.base = ctypes.CDLL(str(Path(libraries) / "libggml-base.so"))
+        self.base.ggml_get_name.restype, self.base.ggml_nbytes.restype = ctypes.c_char_p, ctypes.c_size_t
+        self.callback = engine().ggml_backend_sched_eval_callback(self.see)
+
+    def see(self, tensor, before, _):
+        """Told of each tensor before and after it is computed; says before whether it wants to see it."""
+        name, _, layer = self.base.ggml_get_name(ctypes.c_void_p(tensor)).decode().rpartition("-")
+        wanted = name in self.NAMES and layer.isdigit()
+        if before or not wanted:
+            return wanted
+        values = np.empty(self.base.ggml_nbytes(ctypes.c_void_p(tensor)) // 4, np.float32)
+        self.base.ggml_backend_tensor_get(
+            ctypes.c_void_p(tensor), values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(0), ctypes.c_size_t(values.nbytes)
+        )
+        if name == self.NAMES[0]:
+            self.count(self.seen.pop(layer, []))
+        self.seen.setdefault(layer, []).append(values)
+        return True
+
+    def count(self, seen):
+        """Takes in one layer's values, which are those of whole rows."""
+        if not seen:
+            return
+        *before, rows = [values.reshape(-1, self.experts) for values in seen]
+        self.near(rows, self.used)
+        if self.groups:
+            best = np.sort(before[-1].reshape(len(rows), self.groups, -1))[:, :, -2:].sum(2)
+            self.near(best, self.groups_used)
+
+    def near(self, rows, used):
+        """Takes in rows of values of which the `used` highest are chosen."""
+        ordered = np.sort(rows)[:, ::-1]
+        self.least = min(self.least, float((ordered[:, used - 1] - ordered[:, used]).min()))
+
+    def finish(self):
+        """The least distance of all, or nothing where nothing was chosen."""
+        for layer in list(self.seen):
+            self.count(self.seen.pop(layer))
+        return f"  choice {self.least:.4f}" if np.isfinite(self.least) else ""
+
+
 class Run:
     """A model in llama.cpp, in F32 throughout or as people run it."""
 
     def __init__(self, path, context=0, exact=True):
         self.cpp = cpp = engine()
+        self.choices = Choices(path)
         self.model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
         settings = cpp.llama_context_default_params()
         settings.n_ctx = context
         settings.n_threads = settings.n_threads_batch = 1
         settings.flash_attn_type = 0 if exact else 1
+        settings.cb_eval = self.choices.callback
         settings.type_k = settings.type_v = cpp.GGML_TYPE_F32 if exact else cpp.GGML_TYPE_F16
         self.state = cpp.llama_init_from_model(self.model, settings)
         assert self.state, f"llama.cpp does not take {path}"
@@ -426,10 +625,11 @@ class Run:
 
 
 def truth(path, context, prompts):
-    """The reference for a file."""
+    """The reference for a file, and how near its routers' choices were."""
     with tempfile.NamedTemporaryFile(suffix=".gguf") as plain:
         copy(path, plain.name, in_f32)
-        return Run(plain.name, context).results(prompts)
+        run = Run(plain.name, context)
+        return run.results(prompts), run.choices.finish()
 
 
 def distance(reference, other):
@@ -450,15 +650,17 @@ def refer(folder, name, prompts):
     """Writes a file's references and prints llama.cpp's own distance from them."""
     path = folder / f"{name}.gguf"
     for label, context in {name: 0, **CONTEXTS.get(name, {})}.items():
-        reference = truth(path, context, prompts)
+        reference, choices = truth(path, context, prompts)
         (folder / f"{label}.json").write_text(json.dumps(reference, indent=1) + "\n")
-        print(f"{label:20} {distance(reference, Run(path, context, exact=False).results(prompts))}")
+        margin = min(min(prompt["greedy_margin"]) for prompt in reference["prompts"])
+        apart = distance(reference, Run(path, context, exact=False).results(prompts))
+        print(f"{label:20} {apart}  margin {margin:.3f}{choices}")
 
 
 def check(folder, name, prompts):
     """Prints how far a JSON that is there is from a new run of either kind."""
     reference, path = json.loads((folder / f"{name}.json").read_text()), folder / f"{name}.gguf"
-    print(f"{name:20} exact: {distance(reference, truth(path, 0, prompts))}")
+    print(f"{name:20} exact: {distance(reference, truth(path, 0, prompts)[0])}")
     print(f"{name:20} usual: {distance(reference, Run(path, exact=False).results(prompts))}")
 
 

@@ -134,17 +134,20 @@ impl Attention {
         normed
     }
 
-    /// Normalises heads of q (0) or k (1), where each is normalised on its own.
+    /// Normalises heads of q (0) or k (1), where each is normalised on its own before it is rotated.
     fn normalize_heads(&self, cpu: Cpu<'_>, which: usize, heads: &mut [f32]) {
         if let (QkNorm::PerHead, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
             norms[which].apply(cpu, heads);
         }
     }
 
-    /// Rotates heads of row `row` of the step.
-    fn rotate(&self, cpu: Cpu<'_>, ropes: &[RopeTable], row: usize, heads: &mut [f32]) {
+    /// Rotates heads of q (0) or k (1) of row `row` of the step, and normalises each where that is done afterwards.
+    fn rotate(&self, cpu: Cpu<'_>, ropes: &[RopeTable], row: usize, which: usize, heads: &mut [f32]) {
         if let Some(rope) = self.rope {
             ropes[rope].rotate(cpu.simd, row, heads, self.spec.head_dim);
+        }
+        if let (QkNorm::PerHeadRotated, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
+            norms[which].apply(cpu, heads);
         }
     }
 
@@ -198,7 +201,7 @@ impl Append<'_> {
             let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
             keys.copy_from_slice(k);
             attention.normalize_heads(cpu, 1, &mut keys);
-            attention.rotate(cpu, ropes, row, &mut keys);
+            attention.rotate(cpu, ropes, row, 1, &mut keys);
             let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (page, (key, value)) in self.part.chunks_exact_mut(layout.page_len()).zip(rows) {
                 Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);

@@ -7,6 +7,7 @@ use crate::{
     attention::{Attention, Batch},
     ffn::FeedForward,
     gated_delta::GatedDelta,
+    linear::Norm,
 };
 
 /// The code and weights that compute one layer.
@@ -43,12 +44,20 @@ impl Block {
 
     /// What follows once rows are mixed: nothing of it knows other rows.
     fn finish(&self, batch: &Batch<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let x = self.mixer.output(batch.cpu, mixed, x)?;
-        self.ffn.forward(batch.cpu, &x)
+        let sum = self.mixer.output(batch.cpu, mixed, x)?;
+        self.ffn.forward(batch.cpu, x, &sum)
     }
 }
 
 impl BlockMixer {
+    /// The norm that it begins with, if any.
+    pub(crate) fn norm(&self) -> Option<&Norm> {
+        match self {
+            Self::Attention(attention) => attention.norm.as_ref(),
+            Self::GatedDelta(delta) => delta.norm.as_ref(),
+        }
+    }
+
     /// What each row of x (rows, hidden) takes in of itself and of the rows before it: (rows, width). Later steps find of
     /// the rows what they need in the cache.
     fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {

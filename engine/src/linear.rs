@@ -25,7 +25,7 @@ use self::activations::Activations;
 use crate::ops;
 
 /// A norm: a layer norm where it has a bias, an RMS norm where it has none.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Norm {
     pub(crate) gain: Arc<[f32]>,
     pub(crate) bias: Option<Arc<[f32]>>,
@@ -118,18 +118,19 @@ pub(crate) fn project_add(
     })
 }
 
-/// x + scale · norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
+/// sum + scale · norm(down(act(gate(norm(x))) · up(norm(x)))): (rows, hidden).
 pub(crate) fn gated(
     cpu: Cpu<'_>,
     x: &Tensor,
     before: Option<&Norm>,
     gated: &Gated,
     residual: &Residual,
+    sum: &Tensor,
 ) -> Result<Tensor> {
-    ops::map("gated", x, |x| {
+    ops::map2("gated", x, sum, |x, sum| {
         let inputs = Activations::new(cpu, x, before, &gated.inputs());
         let inner = inner_products(cpu, &[(gated, inputs)]); // (rows, inner)
-        add(cpu, &inner[0], &gated.down, residual, x)
+        add(cpu, &inner[0], &gated.down, residual, sum)
     })
 }
 

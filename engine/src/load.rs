@@ -53,7 +53,9 @@ pub(crate) fn load(
     check::check(spec, layers)?;
     let packed = tensors::pack(cpu, spec, layers, source, progress)?;
     let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
-    let mut weights = Weights { simd: cpu.simd, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
+    let no_bias = vec![0.0; spec.hidden].into();
+    let mut weights =
+        Weights { simd: cpu.simd, packed: &packed, no_bias, unused: own.map(|t| (t.role, &*t.name)).collect() };
     let parts = weights.parts(spec, layers)?;
     let left_over = weights.unused.into_values().next();
     match left_over {
@@ -66,6 +68,8 @@ pub(crate) fn load(
 struct Weights<'a> {
     simd: Simd,
     packed: &'a PackedTensors,
+    /// Zeros, as many as the hidden state has elements.
+    no_bias: Arc<[f32]>,
     /// Their names.
     unused: BTreeMap<TensorRole, &'a str>,
 }
@@ -146,6 +150,8 @@ impl<'a> Weights<'a> {
         let bias = match spec.kind {
             NormKind::Rms => None,
             NormKind::Layer => Some(self.vector(bias, len)?),
+            // A layer's norms are as wide as its hidden state.
+            NormKind::LayerUnbiased => Some(Arc::clone(&self.no_bias)),
         };
         Ok(Norm { gain: self.vector(gain, len)?, bias, eps: spec.eps })
     }

@@ -15,8 +15,9 @@ use qmesh_models::{
     gguf::GgufWriter,
     pull::{self, ModelRef, Silent},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, LayerTensor, ModelSpec, NormPlacement, Rope,
-        RopePairing, RopeScaling, TensorRole, TensorSpec, Weighting, Window,
+        Activation, AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, LayerSpec, LayerTensor, ModelSpec, NormPlacement,
+        Rope, RopePairing, RopeScaling, Routing, Scoring, SharedGate, TensorRole, TensorSpec, Weighed, Weighting,
+        Window,
     },
     tensor::TensorType,
     weights::ModelFile,
@@ -166,7 +167,7 @@ fn ways(spec: &ModelSpec) -> Vec<(Vec<usize>, Fed)> {
 type Change = fn(&mut ModelSpec);
 
 /// A golden model, what is changed, and how.
-const VARIATIONS: [(&str, &str, Change); 16] = [
+const VARIATIONS: [(&str, &str, Change); 20] = [
     ("llama", "scales", |spec| {
         (spec.embedding_scale, spec.head.logit_scale) = (3.0, 0.2);
         spec.layers.iter_mut().for_each(|layer| layer.residual_scale = 0.4);
@@ -214,11 +215,32 @@ const VARIATIONS: [(&str, &str, Change); 16] = [
     }),
     ("mixtral", "weights of all scores", |spec| {
         each_mixture(spec, |experts| {
-            (experts.used, experts.weighting, experts.weight_scale) = (3, Weighting::OfAll, 1.7);
+            experts.used = 3;
+            experts.routing = Routing { weight_scale: 1.7, ..Routing::plain(Scoring::Softmax, Weighting::AsScored) };
         });
     }),
+    ("qwen3moe", "normalised weights of sigmoids", |spec| {
+        let routing = Routing::plain(Scoring::Sigmoid, Weighting::Normalised);
+        each_mixture(spec, |experts| experts.routing = Routing { weight_scale: 2.5, ..routing.clone() });
+    }),
+    ("qwen3moe", "groups of experts", |spec| {
+        let groups = Some(ExpertGroups { count: 4, used: 2 });
+        let routing = Routing::plain(Scoring::SqrtSoftplus, Weighting::AsScored);
+        each_mixture(spec, |experts| experts.routing = Routing { groups, ..routing.clone() });
+    }),
+    ("mixtral", "weights on inputs", |spec| {
+        let routing = Routing::plain(Scoring::Sigmoid, Weighting::AsScored);
+        each_mixture(spec, |experts| experts.routing = Routing { weighed: Weighed::Input, ..routing.clone() });
+    }),
     ("qwen2moe", "one expert beside the shared one", |spec| {
-        each_mixture(spec, |experts| (experts.used, experts.weighting) = (1, Weighting::OfUsed));
+        let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+        each_mixture(spec, |experts| (experts.used, experts.routing) = (1, routing.clone()));
+    }),
+    ("qwen2moe", "a shared expert without a gate", |spec| {
+        without(spec, &[LayerTensor::SharedRouter]);
+        each_mixture(spec, |experts| {
+            experts.shared.iter_mut().for_each(|shared| shared.gate = SharedGate::None);
+        });
     }),
     ("gpt-oss", "caps beside sinks", |spec| {
         each_attention(spec, |attention| attention.soft_cap = Some(0.7));

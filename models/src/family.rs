@@ -1,16 +1,32 @@
 //! Families: each a function from GGUF metadata to layers as data. A new one is a file here and a line in `FAMILIES`.
 
+mod bailingmoe;
+mod bailingmoe2;
+mod command_r;
+mod deepseek;
 mod dense;
+mod dots1;
+mod ernie4_5;
+mod ernie4_5_moe;
 mod error;
+mod exaone4;
+mod exaone_moe;
+mod experts;
 mod gated_delta;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod hunyuan_dense;
+mod hunyuan_moe;
 mod llama;
 mod metadata;
+mod minimax_m2;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
@@ -59,7 +75,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
     let vocab = tensors::vocab(&metadata)?;
     let matrix = if metadata.has_tensor(tensors::OUTPUT) { HeadMatrix::Own } else { HeadMatrix::Tied };
     let head = HeadSpec { norm, matrix, soft_cap: logit_cap, logit_scale };
-    let tensors = tensors::list(gguf, hidden, vocab, &layers, &head)?;
+    let tensors = tensors::list(&metadata, hidden, vocab, &layers, &head)?;
     Ok(ModelSpec {
         name: name(gguf)?,
         family: family.to_owned(),
@@ -73,18 +89,43 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
     })
 }
 
+/// Layers at the end of the file that draft ahead (`nextn_predict_layers`: NextN, multi-token prediction). They are no part of
+/// the spec: nobody loads or computes them.
+pub fn drafting_layers(gguf: &Gguf) -> usize {
+    let Ok(family) = gguf.text("general.architecture") else { return 0 };
+    let metadata = Metadata::new(gguf, family);
+    metadata.block_count().ok().zip(metadata.layer_count().ok()).map_or(0, |(all, computed)| all - computed)
+}
+
 /// What a family's file provides.
 type MakeDecoder = fn(&Metadata<'_>) -> Result<Decoder, ModelError>;
 
 /// Each architecture that we know, by its name in `general.architecture`, sorted.
 const FAMILIES: &[(&str, MakeDecoder)] = &[
+    ("bailingmoe", bailingmoe::decoder),
+    ("bailingmoe2", bailingmoe2::decoder),
+    ("cohere2", command_r::windowed),
+    ("command-r", command_r::decoder),
+    ("deepseek", deepseek::decoder),
+    ("dots1", dots1::decoder),
+    ("ernie4_5", ernie4_5::decoder),
+    ("ernie4_5-moe", ernie4_5_moe::decoder),
+    ("exaone-moe", exaone_moe::decoder),
+    ("exaone4", exaone4::decoder),
+    ("gemma", gemma::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
     ("glm4", glm4::decoder),
+    ("glm4moe", glm4moe::decoder),
     ("gpt-oss", gpt_oss::decoder),
     ("granite", granite::decoder),
+    ("granitemoe", granite::decoder),
+    ("hunyuan-dense", hunyuan_dense::decoder),
+    ("hunyuan-moe", hunyuan_moe::decoder),
     ("llama", llama::decoder),
+    ("minimax-m2", minimax_m2::decoder),
     ("olmo2", olmo2::decoder),
+    ("olmoe", olmoe::decoder),
     ("phi3", phi3::decoder),
     ("qwen2", qwen2::decoder),
     ("qwen2moe", qwen2moe::decoder),
@@ -93,6 +134,8 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("qwen35moe", qwen35moe::decoder),
     ("qwen3moe", qwen3moe::decoder),
     ("qwen3next", qwen3next::decoder),
+    ("qwen3vl", qwen3::text_of_vision),
+    ("qwen3vlmoe", qwen3moe::text_of_vision),
     ("seed_oss", seed_oss::decoder),
     ("smollm3", smollm3::decoder),
     ("starcoder2", starcoder2::decoder),

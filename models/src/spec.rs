@@ -4,6 +4,7 @@
 //! variant must be met. The spec travels to the workers as JSON, so every type here is `Serialize + Deserialize`.
 
 mod excerpt;
+mod experts;
 mod recurrence;
 
 use std::{fmt, ops::Range};
@@ -11,6 +12,9 @@ use std::{fmt, ops::Range};
 pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
+pub use self::experts::{
+    ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+};
 pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing};
 use crate::tensor::TensorType;
 
@@ -77,6 +81,8 @@ pub enum NormKind {
     Rms,
     /// (x − mean x) / √(variance of x + ε) · gain + bias.
     Layer,
+    /// The same without a bias (Command R).
+    LayerUnbiased,
 }
 
 /// Grouped-query attention: `heads` query heads share `kv_heads` key/value heads.
@@ -98,7 +104,7 @@ pub struct AttentionSpec {
     pub window: Window,
     /// Rotary position embedding; `None` for a layer that knows no positions.
     pub rope: Option<Rope>,
-    /// RMS norm on q and k before RoPE (`QNorm`, `KNorm` tensors).
+    /// RMS norm on q and k (`QNorm`, `KNorm` tensors), before RoPE where it does not say otherwise.
     pub qk_norm: QkNorm,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
@@ -133,6 +139,8 @@ pub enum QkNorm {
     None,
     /// RMS norm over each head's elements.
     PerHead,
+    /// RMS norm over each head's elements, after RoPE (Hunyuan).
+    PerHeadRotated,
     /// RMS norm over all heads' elements together (OLMo 2).
     AllHeads,
 }
@@ -171,37 +179,6 @@ pub enum Ffn {
     Experts(ExpertsSpec),
 }
 
-/// A mixture of experts: Σ weight · expert(x) over the experts that the router gives the highest scores.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct ExpertsSpec {
-    /// How many experts there are, each a gated FFN.
-    pub count: usize,
-    /// Experts that a token goes through; at most `count`.
-    pub used: usize,
-    /// Width between an expert's products.
-    pub inner: usize,
-    /// The activation on an expert's gate.
-    pub activation: Activation,
-    /// Whether the router and the experts' products have biases.
-    pub bias: Bias,
-    /// How scores become weights.
-    pub weighting: Weighting,
-    /// Factor on the weights, 1.0 for none.
-    pub weight_scale: f32,
-    /// Width of the expert that every token goes through, whose output is multiplied by σ(`SharedRouter` · x); `None`
-    /// where there is no such expert.
-    pub shared: Option<usize>,
-}
-
-/// How a router's scores become weights.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum Weighting {
-    /// Softmax over the scores of all experts.
-    OfAll,
-    /// Softmax over the scores of the experts used: their weights sum to 1.
-    OfUsed,
-}
-
 /// Where a layer's norms stand.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum NormPlacement {
@@ -211,6 +188,8 @@ pub enum NormPlacement {
     PreAndPost,
     /// On each half's output only, before the residual is added (OLMo 2).
     Post,
+    /// One before both halves, which stand side by side: the second does not see what the first adds (Command R).
+    Beside,
 }
 
 /// From the last hidden state to logits.
@@ -306,6 +285,7 @@ pub enum LayerTensor {
     DownBias,
     Router,
     RouterBias,
+    ChoiceBias,
     ExpertGates,
     ExpertUps,
     ExpertDowns,

@@ -3,7 +3,8 @@
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
-        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
+        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Routing, Scoring, Sinks, TensorRole, TensorSpec,
+        Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -462,8 +463,7 @@ fn experts_that_a_token_does_not_pass_weigh_in_memory_and_not_in_work() {
         inner: 16,
         activation: Activation::Silu,
         bias: Bias::None,
-        weighting: Weighting::OfUsed,
-        weight_scale: 1.0,
+        routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),
         shared: None,
     };
     // The last three layers are mixtures: as many bytes, an eighth of the work.

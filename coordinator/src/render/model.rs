@@ -9,7 +9,7 @@ use qmesh_models::{
     gguf::{Gguf, TensorEntry},
     spec::{
         Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LayerSpec, Mixer, ModelSpec,
-        OutputGate, RopePairing, RopeScaling, Window,
+        OutputGate, RopePairing, RopeScaling, Scoring, Window,
     },
 };
 use serde::Serialize;
@@ -54,6 +54,9 @@ pub enum TensorList {
 struct Shape {
     family: String,
     layers: usize,
+    /// Layers of the file that draft ahead, which are left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    drafting_layers: usize,
     hidden: usize,
     vocab: usize,
     context: usize,
@@ -110,7 +113,7 @@ impl Description {
             files: gguf.parts().iter().map(|part| part.path.display().to_string()).collect(),
             file_bytes: gguf.parts().iter().map(|part| part.bytes).sum(),
             parameters: tensors.iter().map(elements).fold(0, u64::saturating_add),
-            spec: spec.ok().map(|spec| Shape::new(&spec)),
+            spec: spec.ok().map(|spec| Shape::new(&spec, family::drafting_layers(gguf))),
             tokenizer: VocabularyDescription::new(gguf),
             types: types(tensors),
             layers: layer_runs(tensors),
@@ -190,11 +193,12 @@ impl Description {
 }
 
 impl Shape {
-    fn new(spec: &ModelSpec) -> Self {
+    fn new(spec: &ModelSpec, drafting_layers: usize) -> Self {
         let layers = || spec.layers.iter();
         Self {
             family: spec.family.clone(),
             layers: spec.layers.len(),
+            drafting_layers,
             hidden: spec.hidden,
             vocab: spec.vocab,
             context: spec.context,
@@ -214,10 +218,19 @@ impl Shape {
         }
     }
 
+    /// Which layers of the file are left out.
+    fn left_out(&self) -> String {
+        match self.drafting_layers {
+            0 => String::new(),
+            1 => "; one more, which drafts ahead (NextN), is left out".to_owned(),
+            more => format!("; {more} more, which draft ahead (NextN), are left out"),
+        }
+    }
+
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![
             ("family", self.family.clone()),
-            ("layers", self.layers.to_string()),
+            ("layers", self.layers.to_string() + &self.left_out()),
             ("hidden", self.hidden.to_string()),
             ("vocabulary", self.vocab.to_string()),
             ("context", self.context.to_string()),
@@ -258,6 +271,10 @@ fn mixer(mixer: &Mixer) -> String {
     }
 }
 
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 fn rope(layer: &LayerSpec) -> String {
     let Some(rope) = layer.rope() else { return "none".to_owned() };
     let pairing = match rope.pairing {
@@ -280,11 +297,20 @@ fn ffn(ffn: &Ffn) -> String {
     match *ffn {
         Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
         Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
-        Ffn::Experts(ExpertsSpec { count, used, inner, activation, shared, .. }) => {
-            let shared = shared.map(|inner| format!(", and a shared one of {inner}")).unwrap_or_default();
-            format!("{used} of {count} experts of {inner}, {}{shared}", name(activation))
-        }
+        Ffn::Experts(ref experts) => mixture(experts),
     }
+}
+
+fn mixture(experts: &ExpertsSpec) -> String {
+    let ExpertsSpec { count, used, inner, activation, ref routing, shared, .. } = *experts;
+    let by = match routing.scoring {
+        Scoring::Softmax | Scoring::SoftmaxOfUsed => "",
+        Scoring::Sigmoid => " by sigmoid",
+        Scoring::SqrtSoftplus => " by root of softplus",
+    };
+    let groups = routing.groups.map(|groups| format!(" in {} of {} groups", groups.used, groups.count));
+    let shared = shared.map(|shared| format!(", and a shared one of {}", shared.inner)).unwrap_or_default();
+    format!("{used} of {count} experts{}{by} of {inner}, {}{shared}", groups.unwrap_or_default(), name(activation))
 }
 
 fn name(activation: Activation) -> &'static str {
@@ -399,7 +425,7 @@ mod tests {
             assert!(text.lines().any(|shown| words(shown) == line), "{line:?} is missing from\n{text}");
         }
         let unsupported = text.lines().find(|line| line.starts_with("unsupported")).unwrap();
-        assert!(unsupported.contains("\"lorem\" is not supported; supported: gemma2"), "{unsupported}");
+        assert!(unsupported.contains("\"lorem\" is not supported; supported: "), "{unsupported}");
     }
 
     #[test]

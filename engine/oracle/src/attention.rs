@@ -59,7 +59,7 @@ impl Attention {
             v: linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?,
             qk_norms: match spec.qk_norm {
                 QkNorm::None => None,
-                QkNorm::PerHead => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
+                QkNorm::PerHead | QkNorm::PerHeadRotated => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
                 QkNorm::AllHeads => Some([norm(QNorm, width)?, norm(KNorm, kv_width)?]),
             },
             rotation,
@@ -78,8 +78,8 @@ impl Attention {
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
         let [q_norm, k_norm] = [0, 1].map(|which| self.qk_norms.as_ref().map(|norms| &norms[which]));
         let (q, gate) = self.query(x)?;
-        let q = self.placed(self.heads(&q, q_norm)?, first_position)?;
-        let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, first_position)?;
+        let q = self.placed(self.heads(&q, q_norm)?, q_norm, first_position)?;
+        let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, k_norm, first_position)?;
         let v = self.heads(&self.v.forward(x)?, None)?;
         let (k, v) = cache.append(&k, &v, self.cached_as)?;
         let attended = self.attend(&q, &k, &v, first_position)?; // (heads, rows, head_dim)
@@ -109,21 +109,25 @@ impl Attention {
         let (rows, width) = x.dims2()?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::AllHeads, Some(norm)) => norm.forward(x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::None, _) => x.clone(),
+            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x.clone(),
         };
         let x = x.reshape((rows, width / self.spec.head_dim, self.spec.head_dim))?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::PerHead, Some(norm)) => norm.forward(&x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::None, _) => x,
+            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x,
         };
         x.transpose(0, 1)?.contiguous()
     }
 
-    /// Rotated by position, where the layer knows positions.
-    fn placed(&self, x: Tensor, first_position: usize) -> Result<Tensor> {
-        match &self.rotation {
-            Some(rotation) => rotation.forward(&x, first_position),
-            None => Ok(x),
+    /// Rotated by position, where the layer knows positions, and normalised where that is done afterwards.
+    fn placed(&self, x: Tensor, norm: Option<&Norm>, first_position: usize) -> Result<Tensor> {
+        let x = match &self.rotation {
+            Some(rotation) => rotation.forward(&x, first_position)?,
+            None => x,
+        };
+        match (self.spec.qk_norm, norm) {
+            (QkNorm::PerHeadRotated, Some(norm)) => norm.forward(&x),
+            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => Ok(x),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::ops::sigmoid;
-use qmesh_models::spec::{ExpertsSpec, LayerIndex, LayerTensor, Weighting};
+use qmesh_models::spec::{
+    ExpertsSpec, LEAST_SUM, LayerIndex, LayerTensor, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+};
 
 use crate::{
     error::OracleError,
@@ -17,10 +19,11 @@ pub(crate) struct Experts {
     router: Linear,
     experts: Vec<Gated>,
     used: usize,
-    weighting: Weighting,
-    weight_scale: f32,
-    /// The expert that every row goes through, and what weighs it by σ(router · x).
-    shared: Option<(Linear, Gated)>,
+    routing: Routing,
+    /// What each expert's affinity is raised by for the choice.
+    choice_bias: Option<Vec<f32>>,
+    /// The expert that every row goes through, and what weighs it by σ(gate · x).
+    shared: Option<(Option<Linear>, Gated)>,
 }
 
 impl Experts {
@@ -31,10 +34,10 @@ impl Experts {
         spec: &ExpertsSpec,
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{
-            ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, Router,
-            RouterBias, SharedDown, SharedGate, SharedRouter, SharedUp,
+            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
+            Router, RouterBias, SharedDown, SharedGate as GateOfShared, SharedRouter, SharedUp,
         };
-        let ExpertsSpec { count, used, inner, activation, bias, weighting, weight_scale, .. } = *spec;
+        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
         let hidden = weights.spec.hidden;
         let stack = |matrices, biases, [outputs, inputs]: [usize; 2]| {
             let biases = bias_of(layer, bias, biases);
@@ -54,15 +57,27 @@ impl Experts {
         let experts = gates.into_iter().zip(ups).zip(downs);
         let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up, down }).collect();
         let plain = |tensor, shape| Linear::open(weights, of_layer(layer, tensor), None, shape);
-        let shared = |inner| {
-            let (gate, up) = (plain(SharedGate, [inner, hidden])?, plain(SharedUp, [inner, hidden])?);
-            let expert = Gated { activation, gate, up, down: plain(SharedDown, [hidden, inner])? };
-            Ok::<_, OracleError>((plain(SharedRouter, [1, hidden])?, expert))
+        let open_shared = |shared: SharedExpert| {
+            let SharedExpert { inner, gate } = shared;
+            let outer = match gate {
+                SharedGate::None => None,
+                SharedGate::Sigmoid => Some(plain(SharedRouter, [1, hidden])?),
+            };
+            let (gate, up) = (plain(GateOfShared, [inner, hidden])?, plain(SharedUp, [inner, hidden])?);
+            Ok::<_, OracleError>((outer, Gated { activation, gate, up, down: plain(SharedDown, [hidden, inner])? }))
         };
-        let shared = spec.shared.map(shared).transpose()?;
+        let choice_bias = bias_of(layer, routing.choice_bias, ChoiceBias);
+        let choice_bias = choice_bias.map(|role| Ok::<_, OracleError>(weights.vector(role, count)?.to_vec1::<f32>()?));
         let router_bias = bias_of(layer, bias, RouterBias);
         let router = Linear::open(weights, of_layer(layer, Router), router_bias, [count, hidden])?;
-        Ok(Self { router, experts, used, weighting, weight_scale, shared })
+        Ok(Self {
+            router,
+            experts,
+            used,
+            routing: routing.clone(),
+            choice_bias: choice_bias.transpose()?,
+            shared: shared.map(open_shared).transpose()?,
+        })
     }
 
     /// x (rows, hidden) → (rows, hidden)
@@ -80,36 +95,75 @@ impl Experts {
             let count = rows.len();
             let rows = Tensor::from_vec(rows, count, x.device())?;
             let weights = Tensor::from_vec(weights, (count, 1), x.device())?;
-            let weighed = expert.forward(&x.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
-            sum = sum.index_add(&rows, &weighed, 0)?;
+            let input = x.index_select(&rows, 0)?;
+            let output = match self.routing.weighed {
+                Weighed::Input => expert.forward(&input.broadcast_mul(&weights)?)?,
+                Weighed::Output => expert.forward(&input)?.broadcast_mul(&weights)?,
+            };
+            sum = sum.index_add(&rows, &output, 0)?;
         }
         match &self.shared {
-            Some((router, expert)) => sum + expert.forward(x)?.broadcast_mul(&sigmoid(&router.forward(x)?)?)?,
+            Some((Some(gate), expert)) => sum + expert.forward(x)?.broadcast_mul(&sigmoid(&gate.forward(x)?)?)?,
+            Some((None, expert)) => sum + expert.forward(x)?,
             None => Ok(sum),
         }
     }
 
-    /// The experts with the highest scores and their weights; of equal scores the first.
+    /// The experts that a row with these scores goes through, and their weights.
     fn route(&self, scores: &[f32]) -> Vec<(usize, f32)> {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-        let chosen = &order[..self.used.min(order.len())];
-        let summed = match self.weighting {
-            Weighting::OfAll => &order[..],
-            Weighting::OfUsed => chosen,
+        let affinities = affinities(self.routing.scoring, scores);
+        let bias = |expert: usize| self.choice_bias.as_ref().map_or(0.0, |bias| f64::from(bias[expert]));
+        let mut by: Vec<f64> = affinities.iter().enumerate().map(|(expert, a)| a + bias(expert)).collect();
+        if let Some(groups) = self.routing.groups {
+            let each = by.len() / groups.count;
+            let score = |group: &[f64]| ranked(group)[..2].iter().map(|at| group[*at]).sum::<f64>();
+            let closed = ranked(&by.chunks(each).map(score).collect::<Vec<_>>()).split_off(groups.used);
+            closed.into_iter().for_each(|group| by[group * each..][..each].fill(f64::NEG_INFINITY));
+        }
+        let chosen = ranked(&by).into_iter().take(self.used);
+        let mut weights: Vec<(usize, f64)> = chosen.map(|expert| (expert, affinities[expert])).collect();
+        if self.routing.scoring == Scoring::SoftmaxOfUsed {
+            let shares = softmax(&weights.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
+            weights.iter_mut().zip(shares).for_each(|((_, weight), share)| *weight = share);
+        }
+        let sum = match self.routing.weighting {
+            Weighting::AsScored => 1.0,
+            Weighting::Normalised => weights.iter().map(|(_, weight)| weight).sum::<f64>().max(f64::from(LEAST_SUM)),
         };
-        // Less the largest, so that nothing overflows; it cancels out.
-        let share = |expert: usize| f64::from(scores[expert] - scores[order[0]]).exp();
-        let sum: f64 = summed.iter().map(|expert| share(*expert)).sum();
-        let scale = f64::from(self.weight_scale);
-        chosen.iter().map(|expert| (*expert, (scale * share(*expert) / sum) as f32)).collect()
+        let scale = f64::from(self.routing.weight_scale) / sum;
+        weights.into_iter().map(|(expert, weight)| (expert, (weight * scale) as f32)).collect()
     }
+}
+
+/// What a scoring makes of all experts' scores.
+fn affinities(scoring: Scoring, scores: &[f32]) -> Vec<f64> {
+    let scores: Vec<f64> = scores.iter().map(|score| f64::from(*score)).collect();
+    match scoring {
+        Scoring::Softmax => softmax(&scores),
+        Scoring::SoftmaxOfUsed => scores,
+        Scoring::Sigmoid => scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
+        Scoring::SqrtSoftplus => scores.iter().map(|score| score.exp().ln_1p().sqrt()).collect(),
+    }
+}
+
+fn softmax(scores: &[f64]) -> Vec<f64> {
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|power| power / sum).collect()
+}
+
+/// The places of `values` from the highest down; of equal ones the first comes first.
+fn ranked(values: &[f64]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..values.len()).collect();
+    places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+    places
 }
 
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use qmesh_models::spec::Activation;
+    use qmesh_models::spec::{Activation, ExpertGroups};
 
     use super::*;
 
@@ -124,11 +178,12 @@ mod tests {
         Gated { activation: Activation::Silu, gate, up, down: linear(&[[factor, 0.0], [factor, 0.0]]) }
     }
 
-    fn experts(weighting: Weighting, shared: Option<(Linear, Gated)>) -> Experts {
+    fn experts(routing: Routing, shared: Option<(Option<Linear>, Gated)>) -> Experts {
         // The scores of (1, x₁) are 0, ln 3 and −x₁.
         let router = linear(&[[0.0, 0.0], [3_f32.ln(), 0.0], [0.0, -1.0]]);
         let experts = [1.0, 10.0, 100.0].map(expert).to_vec();
-        Experts { router, experts, used: 2, weighting, weight_scale: 2.0, shared }
+        let routing = Routing { weight_scale: 2.0, ..routing };
+        Experts { router, experts, used: 2, routing, choice_bias: None, shared }
     }
 
     /// The outputs for rows of (1, x₁), as factors of silu(1) · x₁.
@@ -149,14 +204,65 @@ mod tests {
         // x₁ = 4: the scores' exponentials are 1, 3 and e^-4. x₁ = -ln 3: they are 1, 3 and 3.
         let rows = [4.0, -3_f32.ln()];
         let of_used = [2.0 * (0.25 + 0.75 * 10.0), 2.0 * (0.5 * 10.0 + 0.5 * 100.0)];
-        near(&factors(&experts(Weighting::OfUsed, None), &rows), &of_used);
+        let softmax_of_used = || Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+        near(&factors(&experts(softmax_of_used(), None), &rows), &of_used);
+        let normalised = Routing::plain(Scoring::Softmax, Weighting::Normalised);
+        near(&factors(&experts(normalised, None), &rows), &of_used);
         let sum = 4.0 + (-4_f32).exp();
         let of_all = [2.0 * (1.0 + 30.0) / sum, 2.0 * (30.0 + 300.0) / 7.0];
-        near(&factors(&experts(Weighting::OfAll, None), &rows), &of_all);
+        let softmax = Routing::plain(Scoring::Softmax, Weighting::AsScored);
+        near(&factors(&experts(softmax, None), &rows), &of_all);
         // σ(x₁) of an expert that every row goes through, whatever the scale of the others.
-        let shared = Some((linear(&[[0.0, 1.0]]), expert(1000.0)));
         let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-        let with_shared = [of_used[0] + 1000.0 * sigmoid(rows[0]), of_used[1] + 1000.0 * sigmoid(rows[1])];
-        near(&factors(&experts(Weighting::OfUsed, shared), &rows), &with_shared);
+        let shared = |gate| Some((gate, expert(1000.0)));
+        let gated = [of_used[0] + 1000.0 * sigmoid(rows[0]), of_used[1] + 1000.0 * sigmoid(rows[1])];
+        near(&factors(&experts(softmax_of_used(), shared(Some(linear(&[[0.0, 1.0]])))), &rows), &gated);
+        near(&factors(&experts(softmax_of_used(), shared(None)), &rows), &of_used.map(|y| y + 1000.0));
+    }
+
+    #[test]
+    fn experts_are_scored_alone_and_biases_choose_without_weighing() {
+        // σ of the scores 0, ln 3 and -4 is 1/2, 3/4 and e^-4 / (1 + e^-4).
+        let (row, small) = ([4.0], (-4_f32).exp() / (1.0 + (-4_f32).exp()));
+        let sigmoid = |weighting| Routing::plain(Scoring::Sigmoid, weighting);
+        near(&factors(&experts(sigmoid(Weighting::AsScored), None), &row), &[2.0 * (0.5 + 7.5)]);
+        near(&factors(&experts(sigmoid(Weighting::Normalised), None), &row), &[2.0 * (0.4 + 6.0)]);
+        let biased =
+            Experts { choice_bias: Some(vec![0.0, 0.0, 1.0]), ..experts(sigmoid(Weighting::Normalised), None) };
+        near(&factors(&biased, &row), &[2.0 * (7.5 + 100.0 * small) / (0.75 + small)]);
+        let softplus = experts(Routing::plain(Scoring::SqrtSoftplus, Weighting::AsScored), None);
+        near(&factors(&softplus, &row), &[2.0 * (2_f32.ln().sqrt() + 10.0 * 4_f32.ln().sqrt())]);
+        // Sums below the least one that is divided by.
+        let low = Linear {
+            bias: Some(Tensor::new(&[-20_f32; 3], &Device::Cpu).unwrap()),
+            ..experts(sigmoid(Weighting::Normalised), None).router
+        };
+        let low = Experts { router: low, ..experts(sigmoid(Weighting::Normalised), None) };
+        near(&factors(&low, &row), &[2.0 * (1.0 + 30.0) * (-20_f32).exp() / LEAST_SUM]);
+    }
+
+    #[test]
+    fn groups_are_chosen_by_their_best_two_and_the_first_of_equal_ones() {
+        let groups = Some(ExpertGroups { count: 3, used: 1 });
+        let routing = |groups| Routing { groups, ..Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored) };
+        let chosen = |groups, scores: &[f32]| {
+            let experts = experts(routing(groups), None);
+            experts.route(scores).into_iter().map(|(expert, _)| expert).collect::<Vec<_>>()
+        };
+        // The highest score is in a group whose two best have a lower sum.
+        let scores = [9.0, 0.0, 0.0, 5.0, 6.0, -9.0, 5.0, 5.0, 5.0];
+        assert_eq!(chosen(None, &scores), [0, 4]);
+        assert_eq!(chosen(groups, &scores), [4, 3]);
+        assert_eq!(chosen(groups, &[1.0; 9]), [0, 1]);
+        assert_eq!(chosen(Some(ExpertGroups { count: 3, used: 2 }), &scores), [4, 3]);
+    }
+
+    #[test]
+    fn weights_may_be_factors_on_inputs() {
+        let routing = Routing::plain(Scoring::Sigmoid, Weighting::AsScored);
+        let one = Experts { used: 1, ..experts(Routing { weighed: Weighed::Input, ..routing }, None) };
+        // The expert's input is (1, 4) times 2 · 3/4.
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        near(&factors(&one, &[4.0]), &[10.0 * silu(1.5) * 1.5 / silu(1.0)]);
     }
 }

@@ -1,4 +1,5 @@
-//! One layer: x + scale · half(x) for its attention and for its feed-forward half, with norms before or after each.
+//! One layer: x + scale · half(x) for its attention and for its feed-forward half, with norms before or after each, one half
+//! after the other or both side by side.
 
 use candle_core::{Result, Tensor};
 use qmesh_models::spec::{LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement};
@@ -20,6 +21,7 @@ pub(crate) struct Layer {
     mixer: LayerMixer,
     ffn_norms: Norms,
     ffn: FeedForward,
+    order: Order,
     residual_scale: f32,
 }
 
@@ -28,6 +30,15 @@ pub(crate) struct Layer {
 enum LayerMixer {
     Attention(Attention),
     GatedDelta(GatedDelta),
+}
+
+/// How the halves stand to each other.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// The second takes in what the first has added.
+    InTurn,
+    /// Both take in the same, behind the first one's norm.
+    Beside,
 }
 
 /// The norms of one half.
@@ -57,6 +68,10 @@ impl Layer {
             },
             ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
             ffn: FeedForward::open(weights, index, &spec.ffn)?,
+            order: match spec.norms {
+                NormPlacement::Beside => Order::Beside,
+                NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => Order::InTurn,
+            },
             residual_scale: spec.residual_scale,
         })
     }
@@ -67,8 +82,14 @@ impl Layer {
             LayerMixer::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
             LayerMixer::GatedDelta(delta) => delta.forward(x, &mut cache.past),
         };
-        let x = self.attention_norms.around(x, self.residual_scale, mix)?;
-        self.ffn_norms.around(&x, self.residual_scale, |x| self.ffn.forward(x))
+        let mixed = self.attention_norms.around(x, self.residual_scale, mix)?;
+        match self.order {
+            Order::InTurn => self.ffn_norms.around(&mixed, self.residual_scale, |x| self.ffn.forward(x)),
+            Order::Beside => {
+                let both = self.attention_norms.around(x, self.residual_scale, |x| self.ffn.forward(x))?;
+                mixed + (both - x)?
+            }
+        }
     }
 }
 
@@ -85,6 +106,7 @@ impl Norms {
             NormPlacement::Pre => (true, false),
             NormPlacement::PreAndPost => (true, true),
             NormPlacement::Post => (false, true),
+            NormPlacement::Beside => (before.contains(&LayerTensor::AttnNorm), false),
         };
         let open_before = || Norm::open(weights, before.map(|tensor| of_layer(index, tensor)), hidden, spec.norm);
         // No norm after a half has a bias: it is an RMS norm whatever stands before the half.

@@ -13,6 +13,8 @@ pub(crate) enum Norm {
     Rms { gain: Tensor, eps: f32 },
     /// (x − mean x) / √(variance of x + ε) · gain + bias.
     Layer { gain: Tensor, bias: Tensor, eps: f32 },
+    /// The same without a bias.
+    LayerUnbiased { gain: Tensor, eps: f32 },
 }
 
 impl Norm {
@@ -27,6 +29,7 @@ impl Norm {
         Ok(match spec.kind {
             NormKind::Rms => Self::Rms { gain, eps },
             NormKind::Layer => Self::Layer { gain, bias: weights.vector(bias, len)?, eps },
+            NormKind::LayerUnbiased => Self::LayerUnbiased { gain, eps },
         })
     }
 
@@ -47,6 +50,7 @@ impl Norm {
             Self::Rms { gain, eps } => ops::rms_norm(&x, gain, *eps),
             // The faster one takes the variance as mean x² − (mean x)², which loses digits where the mean is large.
             Self::Layer { gain, bias, eps } => ops::layer_norm_slow(&x, gain, bias, *eps),
+            Self::LayerUnbiased { gain, eps } => ops::layer_norm_slow(&x, gain, &gain.zeros_like()?, *eps),
         }
     }
 }
@@ -71,6 +75,7 @@ mod tests {
         let rms = [[3.0 / 12.5_f32.sqrt(), 40.0 / 12.5_f32.sqrt()], [1.000_997, 9.990_015]];
         near(Norm::Rms { gain: gain.clone(), eps: 0.0 }, rms);
         // The variances are 0.25 and 1.
+        near(Norm::LayerUnbiased { gain: gain.clone(), eps: 0.0 }, [[-1.0, 10.0], [1.0, -10.0]]);
         let bias = tensor(&[0.5, 0.0]);
         near(Norm::Layer { gain, bias, eps: 0.0 }, [[-0.5, 10.0], [1.5, -10.0]]);
     }

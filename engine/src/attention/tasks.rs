@@ -132,7 +132,7 @@ impl Job<'_> {
         }
         attention.normalize_heads(batch.cpu, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
-            attention.rotate(batch.cpu, &batch.ropes, row, heads);
+            attention.rotate(batch.cpu, &batch.ropes, row, 0, heads);
         }
         queries
     }

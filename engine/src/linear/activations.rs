@@ -65,6 +65,19 @@ impl Activations {
         }
     }
 
+    /// Multiplies each row by its weight.
+    pub(super) fn weigh(&mut self, weights: impl Iterator<Item = f32>) {
+        let mut floats = self.floats.chunks_exact_mut(self.cols.max(1));
+        let mut blocks = self.blocks.chunks_exact_mut((self.cols / BLOCK).max(1));
+        for weight in weights {
+            floats.next().into_iter().flatten().for_each(|x| *x *= weight);
+            for block in blocks.next().into_iter().flatten() {
+                block.scale *= weight;
+                block.scaled_sum = block.scale * (block.sums[0] + block.sums[1]) as f32;
+            }
+        }
+    }
+
     /// The normalised rows of `x`, each as a sum of two where `linear` takes int8.
     pub(super) fn in_two_terms(cpu: Cpu<'_>, x: &[f32], norm: &Norm, linear: &Linear) -> Self {
         let rows = x.len() / linear.matrix.cols;

@@ -2,50 +2,53 @@
 //!
 //! What a row gets does not depend on the rows beside it: its experts' outputs are added in the order of their scores.
 
-use candle_core::{Result, Tensor};
-use qmesh_kernels::{
-    Cpu,
-    columns::Columns,
-    lanes::Simd,
-    math::{Exponentials, SumExponentials},
-};
-use qmesh_models::spec::Weighting;
+mod router;
 
+use candle_core::{Result, Tensor};
+use qmesh_kernels::{Cpu, columns::Columns};
+use qmesh_models::spec::Weighed;
+
+pub(crate) use self::router::Router;
+use self::router::sigmoids;
 use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
 use crate::ops;
 
 /// The experts of a layer and what chooses between them.
 #[derive(Debug)]
 pub(crate) struct Experts {
-    pub(crate) router: Linear,
+    pub(crate) router: Router,
     pub(crate) experts: Vec<Gated>,
-    /// Experts that a row goes through.
-    pub(crate) used: usize,
-    pub(crate) weighting: Weighting,
-    /// Factor on the weights.
-    pub(crate) weight_scale: f32,
     pub(crate) shared: Option<Shared>,
 }
 
-/// The expert that every row goes through, weighed by σ(router · x).
+/// The expert that every row goes through.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) router: Linear,
+    /// Its output is multiplied by σ(gate · x), where there is one.
+    pub(crate) gate: Option<Linear>,
     pub(crate) expert: Gated,
 }
 
-/// x + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
+/// The rows that an expert computes, and what each of them is multiplied by before.
+#[derive(Clone, Debug, Default)]
+struct Routed {
+    rows: Vec<usize>,
+    weights: Vec<f32>,
+}
+
+/// sum + scale · norm(Σ weight · expert(norm(x))): (rows, hidden).
 pub(crate) fn routed(
     cpu: Cpu<'_>,
     x: &Tensor,
     before: Option<&Norm>,
     experts: &Experts,
     residual: &Residual,
+    sum: &Tensor,
 ) -> Result<Tensor> {
-    ops::map("routed", x, |x| {
+    ops::map2("routed", x, sum, |x, sum| {
         let inputs = Activations::new(cpu, x, before, &experts.inputs());
         let mut out = experts.mix(cpu, &inputs);
-        residual.apply(cpu, &mut out, x, x.len() / inputs.rows);
+        residual.apply(cpu, &mut out, sum, x.len() / inputs.rows);
         out
     })
 }
@@ -62,31 +65,26 @@ struct Term {
 impl Experts {
     /// The matrices that take the half's input; those of one expert stand for all.
     fn inputs(&self) -> Vec<&Linear> {
-        let shared =
-            self.shared.iter().flat_map(|shared| std::iter::once(&shared.router).chain(shared.expert.inputs()));
+        let shared = self.shared.iter().flat_map(|shared| shared.gate.iter().chain(shared.expert.inputs()));
         let experts = self.experts.iter().take(1).flat_map(Gated::inputs);
-        std::iter::once(&self.router).chain(experts).chain(shared).collect()
+        std::iter::once(&self.router.scores).chain(experts).chain(shared).collect()
     }
 
     /// Σ weight · expert(x): (rows, hidden).
     fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
-        let (mut rows, mut terms) = (vec![Vec::new(); self.experts.len()], Vec::with_capacity(x.rows));
-        let scores = products(cpu, x, &[&self.router], |_, _, _| ()); // (rows, experts)
-        for (row, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
-            let mut of_row = Vec::with_capacity(self.used + 1);
-            for (expert, weight) in self.route(cpu.simd, scores) {
-                of_row.push(Term { expert, at: rows[expert].len(), weight });
-                rows[expert].push(row);
-            }
-            terms.push(of_row);
-        }
+        let (routed, mut terms) = self.route(cpu, x);
         let mut halves = Vec::new();
         let mut place = vec![0; self.experts.len()];
-        for ((expert, rows), place) in
-            self.experts.iter().zip(&rows).zip(&mut place).filter(|((_, r), _)| !r.is_empty())
+        for ((expert, routed), place) in
+            self.experts.iter().zip(&routed).zip(&mut place).filter(|((_, r), _)| !r.rows.is_empty())
         {
             *place = halves.len();
-            halves.push((expert, x.gather(rows)));
+            let mut x = x.gather(&routed.rows);
+            match self.router.routing.weighed {
+                Weighed::Input => x.weigh(routed.weights.iter().copied()),
+                Weighed::Output => {}
+            }
+            halves.push((expert, x));
         }
         terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
         if let Some(shared) = &self.shared {
@@ -99,29 +97,35 @@ impl Experts {
         sums(cpu, &outputs(cpu, &halves), &terms, halves[0].0.down.matrix.rows)
     }
 
-    /// The experts with the highest scores, from the highest down, and their weights; of equal ones the first.
-    fn route(&self, simd: Simd, scores: &[f32]) -> Vec<(usize, f32)> {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-        order.truncate(self.used);
-        let mut weights: Vec<f32> = order.iter().map(|expert| scores[*expert]).collect();
-        let sum = SumExponentials(match self.weighting {
-            Weighting::OfAll => scores,
-            Weighting::OfUsed => &weights,
-        })
-        .run(simd);
-        Exponentials { x: &mut weights, largest: sum.largest }.run(simd);
-        order.into_iter().zip(weights.into_iter().map(|e| e / sum.sum * self.weight_scale)).collect()
+    /// The rows of each expert, and each row's terms, which name experts by their place among all.
+    fn route(&self, cpu: Cpu<'_>, x: &Activations) -> (Vec<Routed>, Vec<Vec<Term>>) {
+        let count = self.experts.len();
+        let (mut routed, mut terms) = (vec![Routed::default(); count], Vec::with_capacity(x.rows));
+        let scores = products(cpu, x, &[&self.router.scores], |_, _, _| ()); // (rows, experts)
+        for (row, scores) in scores.chunks_exact(count).enumerate() {
+            let mut of_row = Vec::with_capacity(self.router.used + 1);
+            for (expert, weight) in self.router.choose(cpu.simd, scores) {
+                let of_expert = &mut routed[expert];
+                let outer = match self.router.routing.weighed {
+                    Weighed::Input => 1.0,
+                    Weighed::Output => weight,
+                };
+                of_row.push(Term { expert, at: of_expert.rows.len(), weight: outer });
+                of_expert.rows.push(row);
+                of_expert.weights.push(weight);
+            }
+            terms.push(of_row);
+        }
+        (routed, terms)
     }
 }
 
 impl Shared {
-    /// σ(router · x) of each row.
+    /// What each row's output is multiplied by.
     fn weights(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
-        let mut scores = products(cpu, x, &[&self.router], |_, _, _| ());
-        scores.iter_mut().for_each(|x| *x = -*x);
-        Exponentials { x: &mut scores, largest: 0.0 }.run(cpu.simd);
-        scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + *x));
+        let Some(gate) = &self.gate else { return vec![1.0; x.rows] };
+        let mut scores = products(cpu, x, &[gate], |_, _, _| ());
+        sigmoids(cpu.simd, &mut scores);
         scores
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
-    AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, Mixer, ModelSpec, OutputGate, QkNorm, Rope, RopeScaling, Window,
+    AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, Mixer, ModelSpec, OutputGate, QkNorm, Rope,
+    RopeScaling, Window,
 };
 
 use crate::error::EngineError;
@@ -38,15 +39,30 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
 }
 
 fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError> {
-    let ExpertsSpec { count, used, inner, weight_scale, shared, .. } = *experts;
+    let ExpertsSpec { count, used, inner, ref routing, shared, .. } = *experts;
     dimension("experts.count", count)?;
     dimension("experts.inner", inner)?;
     dimension("experts.count * experts.inner", count.saturating_mul(inner.max(hidden)))?;
-    dimension("experts.shared", shared.unwrap_or(1))?;
+    dimension("experts.shared.inner", shared.map_or(1, |shared| shared.inner))?;
     if !(1..=count).contains(&used) {
         return Err(wrong(format!("experts.used = {used} is not in 1..={count}")));
     }
-    positive("experts.weight_scale", weight_scale)
+    if let Some(groups) = routing.groups {
+        check_groups(groups, count, used)?;
+    }
+    positive("experts.weight_scale", routing.weight_scale)
+}
+
+fn check_groups(groups: ExpertGroups, experts: usize, used_experts: usize) -> Result<(), EngineError> {
+    let ExpertGroups { count, used } = groups;
+    let each = experts.checked_div(count).unwrap_or(0);
+    if each < 2 || each * count != experts {
+        return Err(wrong(format!("{experts} experts do not make {count} groups of at least two")));
+    }
+    if !(1..=count).contains(&used) || used * each < used_experts {
+        return Err(wrong(format!("{used} of {count} groups of {each} have no {used_experts} experts")));
+    }
+    Ok(())
 }
 
 fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {

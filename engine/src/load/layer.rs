@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qmesh_models::spec::{
     Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, LayerIndex, LayerSpec, LayerTensor,
-    Mixer, NormPlacement, QkNorm, Sinks, TensorRole,
+    Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
 };
 
 use super::{Weights, shape};
@@ -12,11 +12,11 @@ use crate::{
     attention::Attention,
     block::{Block, BlockMixer},
     error::EngineError,
-    ffn::{FeedForward, FfnWeights},
+    ffn::{FeedForward, FfnInput, FfnWeights},
     gated_delta::GatedDelta,
     linear::{
         Gated, Linear, Norm, Residual,
-        experts::{Experts, Shared},
+        experts::{Experts, Router, Shared},
     },
 };
 
@@ -34,7 +34,8 @@ impl LayerWeights<'_, '_> {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
             Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
         };
-        Ok(Block { mixer, ffn: self.ffn(spec)? })
+        let ffn = self.ffn(spec, mixer.norm())?;
+        Ok(Block { mixer, ffn })
     }
 
     fn attention(
@@ -52,7 +53,7 @@ impl LayerWeights<'_, '_> {
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = match spec.qk_norm {
             QkNorm::None => None,
-            QkNorm::PerHead => Some([spec.head_dim; 2]),
+            QkNorm::PerHead | QkNorm::PerHeadRotated => Some([spec.head_dim; 2]),
             QkNorm::AllHeads => Some([q_width, k_width]),
         };
         let mut rms = |tensor, len| {
@@ -129,7 +130,8 @@ impl LayerWeights<'_, '_> {
         Ok((0..taps * channels).map(|at| by_channel[at % channels * taps + at / channels]).collect())
     }
 
-    fn ffn(&mut self, layer: &LayerSpec) -> Result<FeedForward, EngineError> {
+    /// The second half, behind a first one that begins with `first_norm`.
+    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<FeedForward, EngineError> {
         use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, Gate, GateBias, PostFfnNorm, Up, UpBias};
         let hidden = self.hidden;
         let weights = match layer.ffn {
@@ -147,43 +149,58 @@ impl LayerWeights<'_, '_> {
             }),
             Ffn::Experts(ref spec) => FfnWeights::Experts(self.experts(spec)?),
         };
-        let norm = self.norm_before(layer, [FfnNorm, FfnNormBias])?;
-        Ok(FeedForward { norm, weights, residual: self.residual(layer, PostFfnNorm)? })
+        let (input, norm) = match layer.norms {
+            NormPlacement::Beside => (FfnInput::Layer, first_norm.cloned()),
+            NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => {
+                (FfnInput::Sum, self.norm_before(layer, [FfnNorm, FfnNormBias])?)
+            }
+        };
+        Ok(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? })
     }
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<Experts, EngineError> {
         use LayerTensor::{
-            ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, Router, RouterBias,
+            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
+            Router as RouterTensor, RouterBias,
         };
-        let ExpertsSpec { count, used, inner, activation, bias, weighting, weight_scale, shared } = *spec;
+        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
         let hidden = self.hidden;
         let gates = self.stacked(ExpertGates, present(bias, ExpertGateBiases), [count, inner, hidden])?;
         let ups = self.stacked(ExpertUps, present(bias, ExpertUpBiases), [count, inner, hidden])?;
         let downs = self.stacked(ExpertDowns, present(bias, ExpertDownBiases), [count, hidden, inner])?;
         let experts = gates.into_iter().zip(ups).zip(downs);
         let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up: Some(up), down }).collect();
-        let router = self.linear(Router, present(bias, RouterBias), count, hidden)?;
-        let shared = shared.map(|inner| self.shared(inner, activation)).transpose()?;
-        Ok(Experts { router, experts, used, weighting, weight_scale, shared })
+        let router = Router {
+            scores: self.linear(RouterTensor, present(bias, RouterBias), count, hidden)?,
+            choice_bias: present(routing.choice_bias, ChoiceBias).map(|bias| self.vector(bias, count)).transpose()?,
+            used,
+            routing: routing.clone(),
+        };
+        let shared = shared.map(|shared| self.shared(shared, activation)).transpose()?;
+        Ok(Experts { router, experts, shared })
     }
 
-    fn shared(&mut self, inner: usize, activation: Activation) -> Result<Shared, EngineError> {
-        use LayerTensor::{SharedDown, SharedGate, SharedRouter, SharedUp};
-        let hidden = self.hidden;
+    fn shared(&mut self, spec: SharedExpert, activation: Activation) -> Result<Shared, EngineError> {
+        use LayerTensor::{SharedDown, SharedGate as Gate, SharedRouter, SharedUp};
+        let (hidden, inner) = (self.hidden, spec.inner);
         let expert = Gated {
             activation,
-            gate: self.linear(SharedGate, None, inner, hidden)?,
+            gate: self.linear(Gate, None, inner, hidden)?,
             up: Some(self.linear(SharedUp, None, inner, hidden)?),
             down: self.linear(SharedDown, None, hidden, inner)?,
         };
-        Ok(Shared { router: self.linear(SharedRouter, None, 1, hidden)?, expert })
+        let gate = match spec.gate {
+            SharedGate::None => None,
+            SharedGate::Sigmoid => Some(self.linear(SharedRouter, None, 1, hidden)?),
+        };
+        Ok(Shared { gate, expert })
     }
 
     /// The norm before a half, where there is one.
     fn norm_before(&mut self, layer: &LayerSpec, tensors: [LayerTensor; 2]) -> Result<Option<Norm>, EngineError> {
         let roles = tensors.map(|tensor| TensorRole::Layer(self.layer, tensor));
         match layer.norms {
-            NormPlacement::Pre | NormPlacement::PreAndPost => {
+            NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Beside => {
                 self.weights.norm(roles, self.hidden, layer.norm).map(Some)
             }
             NormPlacement::Post => Ok(None),
@@ -192,7 +209,7 @@ impl LayerWeights<'_, '_> {
 
     fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
         let norm = match layer.norms {
-            NormPlacement::Pre => None,
+            NormPlacement::Pre | NormPlacement::Beside => None,
             NormPlacement::PreAndPost | NormPlacement::Post => {
                 Some(Norm { gain: self.vector(tensor, self.hidden)?, bias: None, eps: layer.norm.eps })
             }

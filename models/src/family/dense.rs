@@ -8,12 +8,11 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate,
-    QkNorm, Rope, RopePairing, Sinks, Weighting, Window,
+    Activation, AttentionSpec, Bias, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm,
+    Rope, RopePairing, Sinks, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
-const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
 
 /// Where plain decoders differ without a key of their own.
 pub(super) struct Plain {
@@ -33,10 +32,20 @@ pub(super) fn layer_norm(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
     Ok(NormSpec { kind: NormKind::Layer, eps: m.float("attention.layer_norm_epsilon", EPS)? })
 }
 
+/// Layer norm without a bias.
+pub(super) fn layer_norm_unbiased(m: &Metadata<'_>) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::LayerUnbiased, ..layer_norm(m)? })
+}
+
 /// The layers, with a gated FFN each, for the family to change what it does differently.
 pub(super) fn layers(m: &Metadata<'_>, plain: &Plain) -> Result<Vec<LayerSpec>, ModelError> {
+    gated_layers(m, plain, rms_norm(m)?)
+}
+
+/// The layers, with a gated FFN each and norms as `norm` has them.
+pub(super) fn gated_layers(m: &Metadata<'_>, plain: &Plain, norm: NormSpec) -> Result<Vec<LayerSpec>, ModelError> {
     let inner = inner(m)?;
-    layers_with(m, plain, rms_norm(m)?, |layer| {
+    layers_with(m, plain, norm, |layer| {
         let bias = bias(m, layer, "ffn_down.bias");
         Ffn::Gated { inner: inner[layer], activation: plain.activation, bias }
     })
@@ -71,31 +80,6 @@ pub(super) fn inner(m: &Metadata<'_>) -> Result<Vec<usize>, ModelError> {
     m.counts("feed_forward_length", m.layer_count()?, 1..=WIDTH_MAX)
 }
 
-/// Experts of width `inner`, without biases or a shared one.
-pub(super) fn experts(
-    m: &Metadata<'_>,
-    inner: usize,
-    activation: Activation,
-    weighting: Weighting,
-) -> Result<ExpertsSpec, ModelError> {
-    let count = m.count("expert_count", 1..=HEADS_MAX)?;
-    let used = m.count("expert_used_count", 1..=count)?;
-    // ggml takes a scale of 0 for none.
-    let scale = m.float_or("expert_weights_scale", 1.0, WEIGHT_SCALE)?;
-    let weight_scale = if scale == 0.0 { 1.0 } else { scale };
-    Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, weighting, weight_scale, shared: None })
-}
-
-/// Width of an expert: where the file does not say, the experts used share the FFN's.
-pub(super) fn expert_width(m: &Metadata<'_>) -> Result<usize, ModelError> {
-    const KEY: &str = "expert_feed_forward_length";
-    if m.has(KEY) {
-        return m.count(KEY, 1..=WIDTH_MAX);
-    }
-    let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
-    Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
-}
-
 /// Whether a bias is there, by the tensor `suffix` of the layer.
 pub(super) fn bias(m: &Metadata<'_>, layer: usize, suffix: &str) -> Bias {
     if m.has_tensor(&format!("blk.{layer}.{suffix}")) { Bias::Present } else { Bias::None }
@@ -126,6 +110,19 @@ pub(super) fn windows(
         attention.window = Window::Sliding(width);
     }
     Ok(windowed)
+}
+
+/// Gives windows as `windows` does, and takes positions away from the layers without one.
+pub(super) fn positions_in_windows(
+    m: &Metadata<'_>,
+    layers: &mut [LayerSpec],
+    default_width: Option<usize>,
+    default_period: usize,
+) -> Result<(), ModelError> {
+    let windowed = windows(m, layers, default_width, default_period)?;
+    let full = attentions(layers).zip(windowed).filter(|(_, windowed)| !windowed);
+    full.for_each(|(attention, _)| attention.rope = None);
+    Ok(())
 }
 
 fn attention(

@@ -1,19 +1,28 @@
-//! Granite 3: a Llama with scales on the embedding, the scores, what each half adds, and the logits.
+//! Granite 3 and 4, dense or with experts: a Llama with scales on the embedding, the scores, what each half adds, and the
+//! logits.
 
 use std::ops::RangeInclusive;
 
 use super::{
     Decoder, ModelError,
     dense::{self, Plain},
+    experts,
     metadata::Metadata,
 };
-use crate::spec::{Activation, RopePairing};
+use crate::spec::{Activation, RopePairing, Routing, Scoring, Weighting};
 
 const SCALE: RangeInclusive<f32> = 1e-6..=1e6;
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Interleaved, rope_base: 10_000.0, activation: Activation::Silu };
-    let mut layers = dense::layers(m, &plain)?;
+    let mut layers = if m.count_or("expert_count", 0, 0..=usize::MAX)? == 0 {
+        dense::layers(m, &plain)?
+    } else {
+        let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+        let mut mixture = experts::spec(m, dense::inner(m)?[0], plain.activation, routing)?;
+        mixture.shared = experts::shared_by_width(m)?;
+        experts::layers(m, &plain, &mixture)?
+    };
     let residual_scale = m.float_or("residual_scale", 1.0, SCALE)?;
     let positions = m.flag_or("rope.scaling.finetuned", true)?;
     layers.iter_mut().for_each(|layer| layer.residual_scale = residual_scale);

@@ -3,9 +3,10 @@
 use super::{
     Decoder, ModelError,
     dense::{self, Plain},
+    experts,
     metadata::Metadata,
 };
-use crate::spec::{Activation, Ffn, RopePairing, Weighting};
+use crate::spec::{Activation, Ffn, RopePairing, Routing, Scoring, Weighting};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let activation = Activation::Silu;
@@ -15,7 +16,8 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         return Ok(Decoder::plain(norm, dense::layers(m, &plain)?));
     }
     let inner = dense::inner(m)?;
-    let experts = dense::experts(m, inner[0], activation, Weighting::OfUsed)?;
+    let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+    let experts = experts::spec(m, inner[0], activation, routing)?;
     let layers = dense::layers_with(m, &plain, norm, |layer| {
         let mut experts = experts.clone();
         experts.inner = inner[layer];

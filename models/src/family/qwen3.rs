@@ -13,3 +13,9 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::PerHead);
     Ok(Decoder::plain(dense::rms_norm(m)?, layers))
 }
+
+/// What VL files have of text: each token's three positions are one, so the sections that they rotate say nothing.
+pub(super) fn text_of_vision(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    m.pass_over("rope.dimension_sections");
+    decoder(m)
+}

@@ -12,7 +12,7 @@ use crate::spec::{Activation, DeltaGates, Ffn, KeySharing, RopePairing};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let (experts, norm) = (qwen3next::experts(m)?, dense::rms_norm(m)?);
+    let (experts, norm) = (qwen3next::shared_and_routed(m)?, dense::rms_norm(m)?);
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
     gated_delta::check_sections(m, &layers)?;
     gated_delta::put(m, &mut layers, KeySharing::InTurn, DeltaGates::Apart)?;

@@ -3,23 +3,28 @@
 use super::{
     Decoder, ModelError,
     dense::{self, Plain},
-    gated_delta,
+    experts, gated_delta,
     metadata::{Metadata, WIDTH_MAX},
 };
-use crate::spec::{Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePairing, Weighting};
+use crate::spec::{
+    Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePairing, Routing, Scoring, SharedExpert, SharedGate,
+    Weighting,
+};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let (experts, norm) = (experts(m)?, dense::rms_norm(m)?);
+    let (experts, norm) = (shared_and_routed(m)?, dense::rms_norm(m)?);
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
     gated_delta::put(m, &mut layers, KeySharing::Adjacent, DeltaGates::Together)?;
     Ok(Decoder::plain(norm, layers))
 }
 
 /// The experts, whose weights sum to 1, and beside them the shared one.
-pub(super) fn experts(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
+pub(super) fn shared_and_routed(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
     const SHARED: &str = "expert_shared_feed_forward_length";
-    let mut experts = dense::experts(m, dense::expert_width(m)?, Activation::Silu, Weighting::OfUsed)?;
-    experts.shared = Some(if m.has(SHARED) { m.count(SHARED, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] });
+    let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+    let mut experts = experts::spec(m, experts::width(m)?, Activation::Silu, routing)?;
+    let inner = if m.has(SHARED) { m.count(SHARED, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] };
+    experts.shared = Some(SharedExpert { inner, gate: SharedGate::Sigmoid });
     Ok(experts)
 }

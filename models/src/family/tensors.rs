@@ -1,13 +1,14 @@
 //! The one list of tensors: what the layers need against what the file holds. Both missing and left over are errors.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
         AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, HeadSpec, LayerIndex, LayerSpec,
-        LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
+        LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole,
+        TensorSpec,
     },
     tensor::TensorType,
 };
@@ -30,20 +31,22 @@ pub(super) fn vocab(m: &Metadata<'_>) -> Result<usize, ModelError> {
     if tokens != rows { Err(ModelError::Vocabulary { tokens, rows }) } else { Ok(rows) }
 }
 
-/// Every tensor of the model in file order.
+/// Every tensor of the model in file order. Those of the file's layers behind `layers`, which draft ahead, are passed over.
 pub(super) fn list(
-    gguf: &Gguf,
+    m: &Metadata<'_>,
     hidden: usize,
     vocab: usize,
     layers: &[LayerSpec],
     head: &HeadSpec,
 ) -> Result<Vec<TensorSpec>, ModelError> {
+    let gguf = m.gguf();
     let mut expected = vec![
         Expected::one(EMBEDDING, TensorRole::Embedding, vocab, hidden),
         Expected::one("output_norm.weight", TensorRole::OutputNorm, 1, hidden),
     ];
-    if head.norm.kind == NormKind::Layer {
-        expected.push(Expected::one("output_norm.bias", TensorRole::OutputNormBias, 1, hidden));
+    match head.norm.kind {
+        NormKind::Rms | NormKind::LayerUnbiased => {}
+        NormKind::Layer => expected.push(Expected::one("output_norm.bias", TensorRole::OutputNormBias, 1, hidden)),
     }
     if head.matrix == HeadMatrix::Own {
         expected.push(Expected::one(OUTPUT, TensorRole::Output, vocab, hidden));
@@ -55,7 +58,7 @@ pub(super) fn list(
     for (index, layer) in layers.iter().enumerate() {
         LayerTensors { gguf, hidden, index, expected: &mut expected }.layer(layer);
     }
-    resolve(gguf, &expected)
+    resolve(gguf, &expected, layers.len()..m.block_count()?)
 }
 
 /// The tensors that a scaling comes with.
@@ -134,12 +137,13 @@ struct LayerTensors<'a> {
 impl LayerTensors<'_> {
     fn layer(&mut self, layer: &LayerSpec) {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
-        let (before, after) = match layer.norms {
-            NormPlacement::Pre => (true, false),
-            NormPlacement::PreAndPost => (true, true),
-            NormPlacement::Post => (false, true),
+        let (first, second, after) = match layer.norms {
+            NormPlacement::Pre => (true, true, false),
+            NormPlacement::PreAndPost => (true, true, true),
+            NormPlacement::Post => (false, false, true),
+            NormPlacement::Beside => (true, false, false),
         };
-        if before {
+        if first {
             self.norm(["attn_norm.weight", "attn_norm.bias"], [AttnNorm, AttnNormBias], layer.norm.kind);
         }
         match &layer.mixer {
@@ -149,7 +153,7 @@ impl LayerTensors<'_> {
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
         }
-        if before {
+        if second {
             // Where no norm follows the attention, its name may mean the one before the FFN (gpt-oss).
             let by_attention = !after && self.gguf.tensor(&self.name("ffn_norm.weight")).is_none();
             let name = if by_attention { "post_attention_norm.weight" } else { "ffn_norm.weight" };
@@ -164,7 +168,7 @@ impl LayerTensors<'_> {
     fn norm(&mut self, [weight, bias]: [&str; 2], [gain, gain_bias]: [LayerTensor; 2], kind: NormKind) {
         self.vector(weight, gain, self.hidden);
         match kind {
-            NormKind::Rms => {}
+            NormKind::Rms | NormKind::LayerUnbiased => {}
             NormKind::Layer => self.vector(bias, gain_bias, self.hidden),
         }
     }
@@ -183,7 +187,7 @@ impl LayerTensors<'_> {
         }
         let normed = match a.qk_norm {
             QkNorm::None => None,
-            QkNorm::PerHead => Some((a.head_dim, a.head_dim)),
+            QkNorm::PerHead | QkNorm::PerHeadRotated => Some((a.head_dim, a.head_dim)),
             QkNorm::AllHeads => Some((q, kv)),
         };
         if let Some((q, k)) = normed {
@@ -254,8 +258,12 @@ impl LayerTensors<'_> {
                 self.tensor("ffn_down_exps.bias", Part::ExpertDownBiases, count, hidden);
             }
         }
-        if let Some(inner) = e.shared {
-            self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden);
+        self.bias("exp_probs_b.bias", Part::ChoiceBias, count, e.routing.choice_bias);
+        if let Some(SharedExpert { inner, gate }) = e.shared {
+            match gate {
+                SharedGate::None => {}
+                SharedGate::Sigmoid => self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden),
+            }
             self.tensor("ffn_gate_shexp.weight", Part::SharedGate, inner, hidden);
             self.tensor("ffn_up_shexp.weight", Part::SharedUp, inner, hidden);
             self.tensor("ffn_down_shexp.weight", Part::SharedDown, hidden, inner);
@@ -304,7 +312,7 @@ impl LayerTensors<'_> {
     }
 }
 
-fn resolve(gguf: &Gguf, expected: &[Expected]) -> Result<Vec<TensorSpec>, ModelError> {
+fn resolve(gguf: &Gguf, expected: &[Expected], drafts: Range<usize>) -> Result<Vec<TensorSpec>, ModelError> {
     let (mut tensors, mut missing) = (Vec::new(), Vec::new());
     for wanted in expected {
         match gguf.tensor(&wanted.name) {
@@ -317,10 +325,16 @@ fn resolve(gguf: &Gguf, expected: &[Expected]) -> Result<Vec<TensorSpec>, ModelE
     }
     let wanted: HashSet<_> = expected.iter().map(|e| e.name.as_str()).collect();
     let names = gguf.tensors().iter().map(|t| &t.name);
-    let left_over: Vec<_> = names.filter(|name| !wanted.contains(name.as_str())).cloned().collect();
+    let of_draft = |name: &str| layer_of(name).is_some_and(|layer| drafts.contains(&layer));
+    let left_over: Vec<_> = names.filter(|name| !wanted.contains(name.as_str()) && !of_draft(name)).cloned().collect();
     if !left_over.is_empty() {
         return Err(ModelError::TensorsLeftOver { left_over });
     }
     tensors.sort_by_key(|t| (t.part, t.offset));
     Ok(tensors)
+}
+
+/// The layer that a tensor's name says.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }

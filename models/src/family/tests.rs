@@ -1,12 +1,13 @@
 //! Each family on its golden file and by its published parameter count; bad models by name of what is wrong.
 
+mod experts;
+
 use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, KeySharing, LayerIndex,
-        LayerTensor, Mixer, NormKind, NormPlacement, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, Sinks,
-        TensorRole, Weighting, Window,
+        Activation, AttentionSpec, Bias, DeltaGates, Ffn, GatedDeltaSpec, KeySharing, LayerIndex, LayerTensor, Mixer,
+        NormKind, NormPlacement, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, Window,
     },
     tensor::TensorType,
 };
@@ -72,33 +73,18 @@ fn qwen2_has_biases() {
 }
 
 #[test]
-fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
-    let experts = |name: &str| match &golden(name).layers[1].ffn {
-        Ffn::Experts(experts) => experts.clone(),
-        other @ (Ffn::Gated { .. } | Ffn::Plain { .. }) => panic!("{name}: {other:?}"),
-    };
-    let mixtral = ExpertsSpec {
-        count: 4,
-        used: 2,
-        inner: 128,
-        activation: Activation::Silu,
-        bias: Bias::None,
-        weighting: Weighting::OfUsed,
-        weight_scale: 1.0,
-        shared: None,
-    };
-    assert_eq!(experts("mixtral"), mixtral);
-    assert_eq!(experts("qwen3moe"), ExpertsSpec { count: 8, inner: 32, ..mixtral.clone() });
-    let (shared, gpt_oss) = (experts("qwen2moe"), experts("gpt-oss"));
-    assert_eq!((shared.shared, shared.weighting), (Some(32), Weighting::OfAll));
-    assert_eq!((gpt_oss.bias, gpt_oss.activation), (Bias::Present, Activation::SiluClamped));
-
-    let model = golden("mixtral");
-    let gates = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::ExpertGates));
-    let gates = gates.unwrap();
-    assert_eq!((gates.rows, gates.cols, gates.bytes), (4 * 128, 64, 4 * 128 * 64 * 4));
-    assert_eq!(model.bytes_per_token(gates), gates.bytes / 2, "two of four");
-    assert!(model.shard(1..2).tensors.contains(gates) && !model.shard(0..1).tensors.contains(gates));
+fn halves_may_stand_side_by_side() {
+    let model = golden("command-r");
+    let unbiased = NormSpec { kind: NormKind::LayerUnbiased, eps: 1e-5 };
+    assert_eq!(
+        (model.layers[1].norms, model.layers[1].norm, model.head.norm),
+        (NormPlacement::Beside, unbiased, unbiased)
+    );
+    assert_eq!((model.head.logit_scale, model.tensors.len()), (0.5, 2 + 2 * 8));
+    let windowed = golden("cohere2");
+    let kinds = windowed.layers.iter().map(|layer| (attention(layer).window, attention(layer).rope.is_some()));
+    let (near, far) = ((Window::Sliding(8), true), (Window::Full, false));
+    assert_eq!(kinds.collect::<Vec<_>>(), [near, near, near, far]);
 }
 
 #[test]
@@ -477,7 +463,7 @@ fn keys_out_of_range_are_refused() {
 fn what_would_run_wrongly_is_refused_by_name() {
     refused(
         &Published { family: "mamba", ..SMALL }.header(),
-        "architecture \"mamba\" is not supported; supported: gemma2, gemma3, glm4, gpt-oss",
+        "architecture \"mamba\" is not supported; supported: bailingmoe, ",
     );
     refused(&GgufWriter::new("llama"), "only a vocabulary");
     refused(

@@ -172,7 +172,7 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
             // Rows are gathered by expert, so that each is there as often as it has experts.
             let gathered = product([experts]).saturating_mul(sum([input, row, product([TASK_BYTES])]));
             let between = product([used]).saturating_mul(inputs.down.bytes(inner));
-            let shared = shared.map_or(0, |inner| inputs.down.bytes(inner));
+            let shared = shared.map_or(0, |shared| inputs.down.bytes(shared.inner));
             sum([input, product([FLOAT, count]), gathered, between, shared, row])
         }
     }

@@ -1,0 +1,20 @@
+//! Ling 2.0: norms on each head of q and k, experts in groups, a shared one, a dense beginning.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    experts,
+    metadata::Metadata,
+};
+use crate::spec::{Activation, QkNorm, RopePairing, Routing, Scoring};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
+    let routing = Routing::plain(experts::scoring(m, Scoring::Sigmoid)?, experts::weighting(m)?);
+    let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
+    let shared_width = experts::shared_by_width(m)?.map_or(mixture.inner, |shared| shared.inner);
+    mixture.shared = experts::shared_by_count(m, shared_width)?;
+    let mut layers = experts::layers(m, &plain, &mixture)?;
+    dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::PerHead);
+    Ok(Decoder::plain(dense::rms_norm(m)?, layers))
+}

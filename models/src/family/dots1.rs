@@ -1,0 +1,19 @@
+//! dots.llm1: a Qwen 3 with a router of sigmoids, a shared expert and a dense beginning.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    experts,
+    metadata::Metadata,
+};
+use crate::spec::{Activation, QkNorm, RopePairing, Routing, Scoring};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
+    let routing = Routing::plain(experts::scoring(m, Scoring::Sigmoid)?, experts::weighting(m)?);
+    let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
+    mixture.shared = experts::shared_by_count(m, mixture.inner)?;
+    let mut layers = experts::layers(m, &plain, &mixture)?;
+    dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::PerHead);
+    Ok(Decoder::plain(dense::rms_norm(m)?, layers))
+}

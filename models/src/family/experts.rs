@@ -1,0 +1,113 @@
+//! Mixtures of experts, from the keys that families share.
+
+use std::ops::RangeInclusive;
+
+use super::{
+    ModelError,
+    dense::{self, Plain},
+    metadata::{HEADS_MAX, Metadata, WIDTH_MAX},
+};
+use crate::spec::{
+    Activation, Bias, ExpertGroups, ExpertsSpec, Ffn, LayerSpec, Routing, Scoring, SharedExpert, SharedGate, Weighting,
+};
+
+const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
+
+/// Experts of width `inner`, without biases or a shared one, chosen as `routing` has it, with the file's groups and scale.
+pub(super) fn spec(
+    m: &Metadata<'_>,
+    inner: usize,
+    activation: Activation,
+    routing: Routing,
+) -> Result<ExpertsSpec, ModelError> {
+    let count = m.count("expert_count", 1..=HEADS_MAX)?;
+    let used = m.count("expert_used_count", 1..=count)?;
+    // ggml takes a scale of 0 for none.
+    let scale = m.float_or("expert_weights_scale", 1.0, WEIGHT_SCALE)?;
+    let weight_scale = if scale == 0.0 { 1.0 } else { scale };
+    let routing = Routing { groups: groups(m, count, used)?, weight_scale, ..routing };
+    Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, routing, shared: None })
+}
+
+/// Width of an expert: where the file does not say, the experts used share the FFN's.
+pub(super) fn width(m: &Metadata<'_>) -> Result<usize, ModelError> {
+    const KEY: &str = "expert_feed_forward_length";
+    if m.has(KEY) {
+        return m.count(KEY, 1..=WIDTH_MAX);
+    }
+    let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
+    Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
+}
+
+/// The scoring that the file names by number, or `default` where it names none.
+pub(super) fn scoring(m: &Metadata<'_>, default: Scoring) -> Result<Scoring, ModelError> {
+    const KEY: &str = "expert_gating_func";
+    // ggml's number for a file that does not say.
+    match m.count_or(KEY, 0, 0..=usize::MAX)? {
+        0 => Ok(default),
+        1 => Ok(Scoring::Softmax),
+        2 => Ok(Scoring::Sigmoid),
+        3 => Ok(Scoring::SoftmaxOfUsed),
+        4 => Ok(Scoring::SqrtSoftplus),
+        other => {
+            let known = "1 (softmax), 2 (sigmoid), 3 (softmax over those used), 4 (root of softplus)";
+            Err(m.unsupported(KEY, other.to_string(), known))
+        }
+    }
+}
+
+/// Whether weights are normalised; they are not where the file does not say.
+pub(super) fn weighting(m: &Metadata<'_>) -> Result<Weighting, ModelError> {
+    let normalised = m.flag_or("expert_weights_norm", false)?;
+    Ok(if normalised { Weighting::Normalised } else { Weighting::AsScored })
+}
+
+/// The shared expert without a gate, as wide as the file says; `None` where it does not say, or 0.
+pub(super) fn shared_by_width(m: &Metadata<'_>) -> Result<Option<SharedExpert>, ModelError> {
+    let inner = m.count_or("expert_shared_feed_forward_length", 0, 0..=WIDTH_MAX)?;
+    Ok((inner > 0).then_some(SharedExpert { inner, gate: SharedGate::None }))
+}
+
+/// The shared expert without a gate, as wide as `expert_shared_count` experts of width `inner`; `None` where that is 0.
+pub(super) fn shared_by_count(m: &Metadata<'_>, inner: usize) -> Result<Option<SharedExpert>, ModelError> {
+    const KEY: &str = "expert_shared_count";
+    let width = m.count(KEY, 0..=WIDTH_MAX / inner)? * inner;
+    Ok((width > 0).then_some(SharedExpert { inner: width, gate: SharedGate::None }))
+}
+
+/// The layers: the leading ones dense, the others with `experts`, whose tensors tell whether they have a bias for the choice.
+pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> Result<Vec<LayerSpec>, ModelError> {
+    let count = m.layer_count()?;
+    let leading = m.count_or("leading_dense_block_count", 0, 0..=count)?;
+    let inner = if leading > 0 { dense::inner(m)? } else { vec![experts.inner; count] };
+    dense::layers_with(m, plain, dense::rms_norm(m)?, |layer| {
+        if layer < leading {
+            return Ffn::Gated { inner: inner[layer], activation: plain.activation, bias: Bias::None };
+        }
+        let mut experts = experts.clone();
+        experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
+        Ffn::Experts(experts)
+    })
+}
+
+/// Groups of experts, where there are several.
+fn groups(m: &Metadata<'_>, experts: usize, used_experts: usize) -> Result<Option<ExpertGroups>, ModelError> {
+    const COUNT: &str = "expert_group_count";
+    const USED: &str = "expert_group_used_count";
+    let count = m.count_or(COUNT, 1, 0..=experts)?;
+    if count <= 1 {
+        return Ok(None);
+    }
+    if !experts.is_multiple_of(count) || experts / count < 2 {
+        return Err(m.out_of_range(
+            COUNT,
+            count,
+            format!("groups of at least two, as large as each other, of {experts}"),
+        ));
+    }
+    let used = m.count(USED, 1..=count - 1)?;
+    if used * (experts / count) < used_experts {
+        return Err(m.out_of_range(USED, used, format!("enough groups for {used_experts} experts")));
+    }
+    Ok(Some(ExpertGroups { count, used }))
+}

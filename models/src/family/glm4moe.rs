@@ -1,0 +1,23 @@
+//! GLM-4.5 to 4.7: norms on q and k in the large ones, a router of sigmoids, a shared expert, a dense beginning.
+
+use super::{
+    Decoder, ModelError,
+    dense::{self, Plain},
+    experts,
+    metadata::Metadata,
+};
+use crate::spec::{Activation, QkNorm, RopePairing, Routing, Scoring};
+
+pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
+    let routing = Routing::plain(experts::scoring(m, Scoring::Sigmoid)?, experts::weighting(m)?);
+    let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
+    mixture.shared = experts::shared_by_count(m, mixture.inner)?;
+    let mut layers = experts::layers(m, &plain, &mixture)?;
+    for (layer, attention) in dense::attentions(&mut layers).enumerate() {
+        if m.has_tensor(&format!("blk.{layer}.attn_q_norm.weight")) {
+            attention.qk_norm = QkNorm::PerHead;
+        }
+    }
+    Ok(Decoder::plain(dense::rms_norm(m)?, layers))
+}

@@ -1,0 +1,70 @@
+//! Mixtures of experts, and what else large models bring.
+
+use super::*;
+use crate::spec::{ExpertGroups, ExpertsSpec, Routing, Scoring, SharedExpert, SharedGate, Weighting};
+
+/// The experts of the second layer of a golden model.
+fn experts(name: &str) -> ExpertsSpec {
+    match &golden(name).layers[1].ffn {
+        Ffn::Experts(experts) => experts.clone(),
+        other @ (Ffn::Gated { .. } | Ffn::Plain { .. }) => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn experts_are_counted_and_their_bytes_stay_with_their_layers() {
+    let mixtral = ExpertsSpec {
+        count: 4,
+        used: 2,
+        inner: 128,
+        activation: Activation::Silu,
+        bias: Bias::None,
+        routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),
+        shared: None,
+    };
+    assert_eq!(experts("mixtral"), mixtral);
+    assert_eq!(experts("qwen3moe"), ExpertsSpec { count: 8, inner: 32, ..mixtral.clone() });
+    let (shared, gpt_oss) = (experts("qwen2moe"), experts("gpt-oss"));
+    assert_eq!(shared.shared, Some(SharedExpert { inner: 32, gate: SharedGate::Sigmoid }));
+    assert_eq!(shared.routing, Routing::plain(Scoring::Softmax, Weighting::AsScored));
+    assert_eq!((gpt_oss.bias, gpt_oss.activation), (Bias::Present, Activation::SiluClamped));
+
+    let model = golden("mixtral");
+    let gates = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::ExpertGates));
+    let gates = gates.unwrap();
+    assert_eq!((gates.rows, gates.cols, gates.bytes), (4 * 128, 64, 4 * 128 * 64 * 4));
+    assert_eq!(model.bytes_per_token(gates), gates.bytes / 2, "two of four");
+    assert!(model.shard(1..2).tensors.contains(gates) && !model.shard(0..1).tensors.contains(gates));
+}
+
+#[test]
+fn routers_are_as_their_files_say() {
+    let glm = experts("glm4moe");
+    let routing = Routing::plain(Scoring::Sigmoid, Weighting::Normalised);
+    let routing = Routing { choice_bias: Bias::Present, weight_scale: 1.8, ..routing };
+    assert_eq!((glm.count, glm.used, glm.inner, &glm.routing), (6, 2, 16, &routing));
+    assert_eq!(glm.shared, Some(SharedExpert { inner: 16, gate: SharedGate::None }));
+    assert!(matches!(golden("glm4moe").layers[0].ffn, Ffn::Gated { inner: 48, .. }), "the first layer is dense");
+    assert_eq!(experts("bailingmoe2").routing.groups, Some(ExpertGroups { count: 3, used: 2 }));
+    let dots = experts("dots1").shared.map(|shared| shared.inner);
+    assert_eq!(dots, Some(32), "as wide as two experts");
+    let ernie = Routing::plain(Scoring::Softmax, Weighting::Normalised);
+    assert_eq!(experts("ernie4_5-moe").routing, Routing { choice_bias: Bias::Present, ..ernie });
+    assert_eq!(experts("olmoe").routing, Routing::plain(Scoring::Softmax, Weighting::AsScored));
+    let granite = experts("granitemoe");
+    assert_eq!((granite.shared.map(|shared| shared.inner), granite.routing.choice_bias), (Some(32), Bias::None));
+}
+
+#[test]
+fn layers_that_draft_ahead_are_left_out() {
+    let path = format!("{}/../tests/golden/tiny/glm4moe.gguf", env!("CARGO_MANIFEST_DIR"));
+    let gguf = Gguf::open(path).unwrap();
+    let model = spec(&gguf).unwrap();
+    assert_eq!((model.layers.len(), drafting_layers(&gguf)), (2, 1));
+    assert!(gguf.tensor("blk.2.nextn.eh_proj.weight").is_some());
+    assert!(model.tensors.iter().all(|tensor| !tensor.name.starts_with("blk.2.")));
+    let drafting = SMALL.header().set("llama.nextn_predict_layers", 1u32);
+    let widths = drafting.set("llama.feed_forward_length", [128u32, 128].as_slice());
+    assert_eq!(parse(&widths).unwrap().layers.len(), 1, "what is said of each layer is said of the last ones as well");
+    refused(&SMALL.header().set("llama.nextn_predict_layers", 2u32), "is 2, expected 0 to 1");
+}
