@@ -6,6 +6,7 @@ use qmesh_kernels::Cpu;
 use crate::{
     attention::{Attention, Batch},
     ffn::FeedForward,
+    latent::LatentAttention,
 };
 
 /// The code and weights that compute one layer.
@@ -19,6 +20,7 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) enum BlockMixer {
     Attention(Attention),
+    Latent(LatentAttention),
 }
 
 impl Block {
@@ -52,6 +54,7 @@ impl BlockMixer {
     fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.attended(x, batch),
+            Self::Latent(latent) => latent.attended(x, batch),
         }
     }
 
@@ -59,6 +62,7 @@ impl BlockMixer {
     fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.output(cpu, mixed, x),
+            Self::Latent(latent) => latent.output(cpu, mixed, x),
         }
     }
 }

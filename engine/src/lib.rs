@@ -33,6 +33,7 @@ mod block;
 mod cache;
 pub mod error;
 mod ffn;
+mod latent;
 mod linear;
 mod load;
 pub mod measure;

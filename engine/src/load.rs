@@ -3,10 +3,11 @@
 mod check;
 mod layer;
 mod tensors;
+mod turned;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use qmesh_kernels::{Cpu, lanes::Simd, matrix::Matrix, rope::Frequencies};
+use qmesh_kernels::{Cpu, matrix::Matrix, rope::Frequencies};
 use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
@@ -53,7 +54,7 @@ pub(crate) fn load(
     check::check(spec, layers)?;
     let packed = tensors::pack(cpu, spec, layers, source, progress)?;
     let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
-    let mut weights = Weights { simd: cpu.simd, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
+    let mut weights = Weights { cpu, packed: &packed, unused: own.map(|t| (t.role, &*t.name)).collect() };
     let parts = weights.parts(spec, layers)?;
     let left_over = weights.unused.into_values().next();
     match left_over {
@@ -64,7 +65,7 @@ pub(crate) fn load(
 
 /// The shard's tensors, and which of them no part has taken yet.
 struct Weights<'a> {
-    simd: Simd,
+    cpu: Cpu<'a>,
     packed: &'a PackedTensors,
     /// Their names.
     unused: BTreeMap<TensorRole, &'a str>,
@@ -160,7 +161,7 @@ impl<'a> Weights<'a> {
         let (matrix, mut elements) = (self.matrix(role, rows, cols)?, vec![0.0; rows * cols]);
         // Dimensions are held far below 2^32.
         let ids: Vec<u32> = (0..rows as u32).collect();
-        matrix.look_up(self.simd, &ids, &mut elements);
+        matrix.look_up(self.cpu.simd, &ids, &mut elements);
         Ok(elements)
     }
 

@@ -32,6 +32,9 @@ fn described(layer: &LayerSpec) -> String {
             let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
             format!("{heads} query heads over {kv_heads} key/value heads of {head_dim}")
         }
+        Mixer::Latent(latent) => {
+            format!("{} query heads over a latent of {} + {}", latent.heads, latent.latent_dim, latent.rope_dim)
+        }
     };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),

@@ -56,7 +56,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
     let vocab = tensors::vocab(&metadata)?;
     let matrix = if metadata.has_tensor(tensors::OUTPUT) { HeadMatrix::Own } else { HeadMatrix::Tied };
     let head = HeadSpec { norm, matrix, soft_cap: logit_cap, logit_scale };
-    let tensors = tensors::list(gguf, hidden, vocab, &layers, &head)?;
+    let tensors = tensors::list(&metadata, hidden, vocab, &layers, &head)?;
     Ok(ModelSpec {
         name: name(gguf)?,
         family: family.to_owned(),

@@ -5,6 +5,7 @@
 
 mod excerpt;
 mod experts;
+mod latent;
 
 use std::{fmt, ops::Range};
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::experts::{
     ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
 };
+pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec, Temperature};
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -59,6 +61,8 @@ pub struct LayerSpec {
 pub enum Mixer {
     /// Grouped-query attention.
     Attention(AttentionSpec),
+    /// Latent attention.
+    Latent(LatentSpec),
 }
 
 /// What a norm computes.
@@ -251,6 +255,14 @@ pub enum LayerTensor {
     QNorm,
     KNorm,
     Sinks,
+    QA,
+    QANorm,
+    QB,
+    KvA,
+    KvANorm,
+    KB,
+    VB,
+    KvB,
     AttnOutput,
     AttnOutputBias,
     PostAttnNorm,
@@ -296,17 +308,19 @@ impl fmt::Display for LayerIndex {
 }
 
 impl LayerSpec {
-    /// The attention, where rows are mixed by it.
+    /// The grouped-query attention, where rows are mixed by it.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::Latent(_) => None,
         }
     }
 
-    /// The attention, to be changed, where rows are mixed by it.
+    /// The grouped-query attention, to be changed, where rows are mixed by it.
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::Latent(_) => None,
         }
     }
 
@@ -314,6 +328,7 @@ impl LayerSpec {
     pub fn rope(&self) -> Option<&Rope> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
+            Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
 }
@@ -323,6 +338,7 @@ impl Mixer {
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
+            Self::Latent(latent) => 2 * latent.key_dim() as u64,
         }
     }
 }

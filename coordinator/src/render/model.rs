@@ -7,8 +7,8 @@ use qmesh_models::{
     family,
     gguf::{Gguf, TensorEntry},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, Mixer, ModelSpec, RopePairing, RopeScaling,
-        Scoring, Window,
+        Activation, AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LatentQueries, LatentSpec, LayerSpec, Mixer,
+        ModelSpec, RopePairing, RopeScaling, Scoring, Window,
     },
 };
 use serde::Serialize;
@@ -196,10 +196,7 @@ impl Shape {
             vocab: spec.vocab,
             context: spec.context,
             attention: kinds(layers().map(|layer| mixer(&layer.mixer))),
-            windows: kinds(layers().filter_map(LayerSpec::attention).map(|attention| match attention.window {
-                Window::Full => "full".to_owned(),
-                Window::Sliding(width) => format!("sliding {width}"),
-            })),
+            windows: kinds(layers().map(|layer| window(&layer.mixer))),
             rope: kinds(layers().map(rope)),
             ffn: kinds(layers().map(|l| ffn(&l.ffn))),
             head: match spec.head.matrix {
@@ -239,6 +236,24 @@ fn mixer(mixer: &Mixer) -> String {
             let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
             format!("{heads} heads, {kv_heads} KV heads of {head_dim}")
         }
+        Mixer::Latent(latent) => {
+            let LatentSpec { heads, queries, latent_dim, plain_dim, rope_dim, value_dim, .. } = latent;
+            let queries = match queries {
+                LatentQueries::Direct => String::new(),
+                LatentQueries::Latent(rank) => format!(" from {rank}"),
+            };
+            format!(
+                "latent, {heads} heads of {plain_dim} + {rope_dim} rotated{queries}, values of {value_dim}, over a latent of \
+                 {latent_dim} + {rope_dim}"
+            )
+        }
+    }
+}
+
+fn window(mixer: &Mixer) -> String {
+    match mixer {
+        Mixer::Attention(AttentionSpec { window: Window::Full, .. }) | Mixer::Latent(_) => "full".to_owned(),
+        Mixer::Attention(AttentionSpec { window: Window::Sliding(width), .. }) => format!("sliding {width}"),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     cache::KeysValues,
     error::OracleError,
     ffn::FeedForward,
+    latent::LatentAttention,
     norm::Norm,
     weights::{Weights, of_layer},
 };
@@ -16,10 +17,17 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     attention_norms: Norms,
-    attention: Attention,
+    attention: AnyAttention,
     ffn_norms: Norms,
     ffn: FeedForward,
     residual_scale: f32,
+}
+
+/// The first half, of either kind.
+#[derive(Clone, Debug)]
+enum AnyAttention {
+    Grouped(Attention),
+    Latent(LatentAttention),
 }
 
 /// The norms of one half.
@@ -39,9 +47,13 @@ impl Layer {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         Ok(Self {
             attention_norms: Norms::open(weights, index, spec, [AttnNorm, AttnNormBias], PostAttnNorm)?,
-            attention: {
-                let Mixer::Attention(attention) = &spec.mixer;
-                Attention::open(weights, index, attention, spec.norm.eps)?
+            attention: match &spec.mixer {
+                Mixer::Attention(attention) => {
+                    AnyAttention::Grouped(Attention::open(weights, index, attention, spec.norm.eps)?)
+                }
+                Mixer::Latent(latent) => {
+                    AnyAttention::Latent(LatentAttention::open(weights, index, latent, spec.norm.eps)?)
+                }
             },
             ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
             ffn: FeedForward::open(weights, index, &spec.ffn)?,
@@ -51,7 +63,10 @@ impl Layer {
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
-        let attend = |x: &Tensor| self.attention.forward(x, first_position, cache);
+        let attend = |x: &Tensor| match &self.attention {
+            AnyAttention::Grouped(attention) => attention.forward(x, first_position, cache),
+            AnyAttention::Latent(attention) => attention.forward(x, first_position, cache),
+        };
         let x = self.attention_norms.around(x, self.residual_scale, attend)?;
         self.ffn_norms.around(&x, self.residual_scale, |x| self.ffn.forward(x))
     }

@@ -40,6 +40,7 @@ mod experts;
 mod ffn;
 mod gated;
 mod head;
+mod latent;
 mod layer;
 mod linear;
 mod mask;

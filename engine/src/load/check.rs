@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use qmesh_models::spec::{AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, Mixer, ModelSpec, Rope, RopeScaling, Window};
+use qmesh_models::spec::{
+    AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, LatentQueries, LatentSpec, Mixer, ModelSpec, Rope, RopeScaling,
+    Temperature, Window,
+};
 
 use crate::error::EngineError;
 
@@ -22,6 +25,7 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
     for layer in &spec.layers[layers.clone()] {
         match &layer.mixer {
             Mixer::Attention(attention) => check_attention(attention)?,
+            Mixer::Latent(latent) => check_latent(latent)?,
         }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
@@ -75,6 +79,27 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
         return Err(wrong("a sliding window of 0 positions".into()));
     }
     rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, *head_dim))
+}
+
+fn check_latent(latent: &LatentSpec) -> Result<(), EngineError> {
+    let LatentSpec { heads, latent_dim, plain_dim, rope_dim, value_dim, .. } = *latent;
+    dimension("latent.heads", heads)?;
+    match latent.queries {
+        LatentQueries::Direct => {}
+        LatentQueries::Latent(rank) => dimension("latent.queries", rank)?,
+    }
+    for (name, dim) in
+        [("latent_dim", latent_dim), ("plain_dim", plain_dim), ("rope_dim", rope_dim), ("value_dim", value_dim)]
+    {
+        dimension(name, dim)?;
+        dimension(&format!("heads * {name}"), heads * dim)?;
+    }
+    positive("latent.scale", latent.scale)?;
+    if let Some(Temperature { scale, length }) = latent.temperature {
+        positive("latent.temperature.scale", scale)?;
+        positive("latent.temperature.length", length as f32)?;
+    }
+    latent.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rope_dim))
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {

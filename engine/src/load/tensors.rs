@@ -154,17 +154,17 @@ impl Part {
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
         AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, ChoiceBias, Down, DownBias, ExpertDownBiases, ExpertDowns,
-        ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KBias,
-        KNorm, PostAttnNorm, PostFfnNorm, Q, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter,
-        SharedUp, Sinks, Up, UpBias, V, VBias,
+        ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KB, KBias,
+        KNorm, KvA, KvANorm, KvB, PostAttnNorm, PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias,
+        SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, Up, UpBias, V, VB, VBias,
     };
     match tensor {
-        Q | K | V | AttnOutput | Gate | Up | Down | Router | ExpertGates | ExpertUps | ExpertDowns
-        | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown => {
-            true
-        }
-        AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | Sinks | AttnOutputBias | PostAttnNorm
-        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias | PostFfnNorm => false,
+        Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
+        | ExpertUps | ExpertDowns | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter
+        | SharedGate | SharedUp | SharedDown => true,
+        AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
+        | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
+        | PostFfnNorm => false,
     }
 }
 

@@ -136,6 +136,13 @@ impl Assignment {
                     within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
                     within("head width", attention.head_dim, FRAME_WIDTH)?;
                 }
+                Mixer::Latent(latent) => {
+                    within("heads", latent.heads, FRAME_WIDTH)?;
+                    within("latent width", latent.latent_dim, FRAME_WIDTH)?;
+                    within("plain width", latent.plain_dim, FRAME_WIDTH)?;
+                    within("rotated width", latent.rope_dim, FRAME_WIDTH)?;
+                    within("value width", latent.value_dim, FRAME_WIDTH)?;
+                }
             }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)

@@ -30,7 +30,6 @@ const DECISIVE: &[(&str, f64)] = &[
     ("expert_gating_func", 1.0),
     ("final_logit_softcapping", 0.0),
     ("logit_scale", 1.0),
-    ("nextn_predict_layers", 0.0),
     ("residual_scale", 1.0),
     ("rope.dimension_sections", 0.0),
     ("rope.scaling.attn_factor", 1.0),
@@ -63,8 +62,15 @@ impl<'a> Metadata<'a> {
         self.count("embedding_length", 1..=WIDTH_MAX)
     }
 
-    pub(super) fn layer_count(&self) -> Result<usize, ModelError> {
+    /// Layers of the file, with those at its end that draft ahead (`nextn_predict_layers`: NextN, multi-token prediction).
+    pub(super) fn block_count(&self) -> Result<usize, ModelError> {
         self.count("block_count", 1..=LAYERS_MAX)
+    }
+
+    /// Layers that are computed: those of the file but for those that draft ahead.
+    pub(super) fn layer_count(&self) -> Result<usize, ModelError> {
+        let all = self.block_count()?;
+        Ok(all - self.count_or("nextn_predict_layers", 0, 0..=all - 1)?)
     }
 
     pub(super) fn context(&self) -> Result<usize, ModelError> {
@@ -90,7 +96,7 @@ impl<'a> Metadata<'a> {
         if self.has(key) { self.count(key, allowed) } else { Ok(default) }
     }
 
-    /// A count for each of `layers` layers: one for all, or an array.
+    /// A count for each of `layers` layers: one for all, or an array, which may go on with the layers that draft ahead.
     pub(super) fn counts(
         &self,
         key: &'static str,
@@ -104,7 +110,7 @@ impl<'a> Metadata<'a> {
         let found = self.gguf.unsigneds(&full)?;
         self.one_each(key, found.len(), layers)?;
         let checked = |count: u32| self.in_range(key, usize::try_from(count).unwrap_or(usize::MAX), allowed.clone());
-        found.into_iter().map(checked).collect()
+        found.into_iter().take(layers).map(checked).collect()
     }
 
     /// A finite float.
@@ -135,8 +141,9 @@ impl<'a> Metadata<'a> {
         if !matches!(self.gguf.value(&full), Some(Value::Array(_))) {
             return Ok(None);
         }
-        let found = self.gguf.booleans(&full)?;
+        let mut found = self.gguf.booleans(&full)?;
         self.one_each(key, found.len(), layers)?;
+        found.truncate(layers);
         Ok(Some(found))
     }
 
@@ -170,7 +177,7 @@ impl<'a> Metadata<'a> {
     }
 
     fn one_each(&self, key: &'static str, found: usize, layers: usize) -> Result<(), ModelError> {
-        if found == layers {
+        if found == layers || found == self.block_count()? {
             return Ok(());
         }
         let (found, allowed) = (format!("an array of {found}"), format!("one value for each of {layers} layers"));

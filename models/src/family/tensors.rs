@@ -1,19 +1,22 @@
 //! The one list of tensors: what the layers need against what the file holds. Both missing and left over are errors.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole, TensorSpec,
+        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrices, HeadMatrix, HeadSpec, LatentQueries, LatentSpec,
+        LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, SharedExpert,
+        SharedGate, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
+/// What each head makes of the latent, keys and values, in files from before April 2025; of one layer.
+pub(super) const JOINED: &str = "attn_kv_b.weight";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 pub(super) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 pub(super) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
@@ -30,14 +33,15 @@ pub(super) fn vocab(m: &Metadata<'_>) -> Result<usize, ModelError> {
     if tokens != rows { Err(ModelError::Vocabulary { tokens, rows }) } else { Ok(rows) }
 }
 
-/// Every tensor of the model in file order.
+/// Every tensor of the model in file order. Those of the file's layers behind `layers`, which draft ahead, are passed over.
 pub(super) fn list(
-    gguf: &Gguf,
+    m: &Metadata<'_>,
     hidden: usize,
     vocab: usize,
     layers: &[LayerSpec],
     head: &HeadSpec,
 ) -> Result<Vec<TensorSpec>, ModelError> {
+    let gguf = m.gguf();
     let mut expected = vec![
         Expected::one(EMBEDDING, TensorRole::Embedding, vocab, hidden),
         Expected::one("output_norm.weight", TensorRole::OutputNorm, 1, hidden),
@@ -55,7 +59,7 @@ pub(super) fn list(
     for (index, layer) in layers.iter().enumerate() {
         LayerTensors { gguf, hidden, index, expected: &mut expected }.layer(layer);
     }
-    resolve(gguf, &expected)
+    resolve(gguf, &expected, layers.len()..m.block_count()?)
 }
 
 /// The tensors that a scaling comes with.
@@ -144,6 +148,7 @@ impl LayerTensors<'_> {
         }
         match &layer.mixer {
             Mixer::Attention(attention) => self.attention(attention),
+            Mixer::Latent(latent) => self.latent(latent),
         }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
@@ -195,6 +200,30 @@ impl LayerTensors<'_> {
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
         self.bias("attn_output.bias", LayerTensor::AttnOutputBias, self.hidden, a.output_bias);
+    }
+
+    fn latent(&mut self, l: &LatentSpec) {
+        let (hidden, heads, queries) = (self.hidden, l.heads, l.heads * l.query_dim());
+        match l.queries {
+            LatentQueries::Direct => self.tensor("attn_q.weight", LayerTensor::Q, queries, hidden),
+            LatentQueries::Latent(rank) => {
+                self.tensor("attn_q_a.weight", LayerTensor::QA, rank, hidden);
+                self.vector("attn_q_a_norm.weight", LayerTensor::QANorm, rank);
+                self.tensor("attn_q_b.weight", LayerTensor::QB, queries, rank);
+            }
+        }
+        self.tensor("attn_kv_a_mqa.weight", LayerTensor::KvA, l.key_dim(), hidden);
+        self.vector("attn_kv_a_norm.weight", LayerTensor::KvANorm, l.latent_dim);
+        match l.matrices {
+            HeadMatrices::Apart => {
+                self.stacked("attn_k_b.weight", LayerTensor::KB, [heads, l.latent_dim, l.plain_dim]);
+                self.stacked("attn_v_b.weight", LayerTensor::VB, [heads, l.value_dim, l.latent_dim]);
+            }
+            HeadMatrices::Joined => {
+                self.tensor(JOINED, LayerTensor::KvB, heads * (l.plain_dim + l.value_dim), l.latent_dim);
+            }
+        }
+        self.tensor("attn_output.weight", LayerTensor::AttnOutput, hidden, heads * l.value_dim);
     }
 
     fn ffn(&mut self, ffn: &Ffn) {
@@ -288,7 +317,7 @@ impl LayerTensors<'_> {
     }
 }
 
-fn resolve(gguf: &Gguf, expected: &[Expected]) -> Result<Vec<TensorSpec>, ModelError> {
+fn resolve(gguf: &Gguf, expected: &[Expected], drafts: Range<usize>) -> Result<Vec<TensorSpec>, ModelError> {
     let (mut tensors, mut missing) = (Vec::new(), Vec::new());
     for wanted in expected {
         match gguf.tensor(&wanted.name) {
@@ -301,10 +330,16 @@ fn resolve(gguf: &Gguf, expected: &[Expected]) -> Result<Vec<TensorSpec>, ModelE
     }
     let wanted: HashSet<_> = expected.iter().map(|e| e.name.as_str()).collect();
     let names = gguf.tensors().iter().map(|t| &t.name);
-    let left_over: Vec<_> = names.filter(|name| !wanted.contains(name.as_str())).cloned().collect();
+    let of_draft = |name: &str| layer_of(name).is_some_and(|layer| drafts.contains(&layer));
+    let left_over: Vec<_> = names.filter(|name| !wanted.contains(name.as_str()) && !of_draft(name)).cloned().collect();
     if !left_over.is_empty() {
         return Err(ModelError::TensorsLeftOver { left_over });
     }
     tensors.sort_by_key(|t| (t.part, t.offset));
     Ok(tensors)
+}
+
+/// The layer that a tensor's name says.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }

@@ -1,10 +1,14 @@
 //! One layer's part of the account: its cache, and what a row of a step takes in it.
 
 use super::{
-    FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD, TensorFootprint, product,
-    quantized, sum,
+    FLOAT, PAGE_POSITIONS, TensorFootprint,
+    mixer::{self, MixerFootprint},
+    product, quantized, sum,
 };
-use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, Mixer, ModelSpec, QkNorm, TensorRole};
+use crate::{
+    spec::{ExpertsSpec, Ffn, LayerIndex, LayerTensor, ModelSpec, TensorRole},
+    tensor::TensorType,
+};
 
 /// What a layer takes, in bytes.
 #[derive(Clone, Debug)]
@@ -17,43 +21,26 @@ pub(super) struct LayerFootprint {
     pub(super) row_bytes: u64,
     /// What a thread works in while it attends.
     pub(super) thread_bytes: u64,
-    /// What queries that few tasks share gather from a page of one session.
-    part_bytes: u64,
-    kv_heads: usize,
+    /// Matrices that are made of others when these are loaded.
+    pub(super) made_bytes: u64,
+    mixer: MixerFootprint,
 }
 
 impl LayerFootprint {
     /// What the spec's layer `index` takes, but for its tensors.
     pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
         let (layer, hidden) = (&spec.layers[index], spec.hidden);
-        let Mixer::Attention(attention) = &layer.mixer;
-        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *attention;
         let inputs = Inputs::of_layer(spec, LayerIndex(index));
-        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
-        let row = product([FLOAT, hidden]);
-        let qkv = sum([q, kv, kv]);
-        let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
-        // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
-        // result with the layer's output so far; the same with the other half.
-        let projecting = sum([inputs.attention.bytes(hidden), qkv.saturating_mul(copies)]);
-        let attending = sum([qkv, q, product([TASK_BYTES, kv_heads])]);
-        let output = sum([q, inputs.output.bytes(heads.saturating_mul(head_dim)), row]);
-        let ffn = sum([q, row, ffn_bytes(&layer.ffn, hidden, &inputs)]);
-
-        let vectors = head_dim.div_ceil(LANES);
-        let padded = vectors.saturating_mul(LANES);
-        let group = heads / kv_heads.max(1);
-        let gathered = |queries: usize| product([queries, FLOAT, padded.saturating_add(2 * LANES)]);
-        let most = QUERIES_TOGETHER.max(group);
-        let scores = product([most, FLOAT, PAGE_POSITIONS + LANES]);
-        let widened = product([FLOAT, PAGE_POSITIONS, head_dim.saturating_add(padded)]);
+        let mixer = MixerFootprint::new(&layer.mixer, hidden, &inputs);
+        // What was mixed is there until the layer's end.
+        let ffn = sum([mixer.mixed_bytes, product([FLOAT, hidden]), ffn_bytes(&layer.ffn, hidden, &inputs)]);
         Self {
             tensors: TensorFootprint::default(),
-            page_bytes: product([2, kv_heads, PAGE_POSITIONS, head_dim.saturating_add(padded)]),
-            row_bytes: projecting.max(attending).max(output).max(ffn),
-            thread_bytes: sum([product([most, FLOAT, head_dim]), gathered(most), scores, widened]),
-            part_bytes: gathered(group.max(QUERIES_LEAST)),
-            kv_heads,
+            page_bytes: mixer.page_bytes,
+            row_bytes: mixer.row_bytes.max(ffn),
+            thread_bytes: mixer.thread_bytes,
+            made_bytes: mixer::made_bytes(&layer.mixer, &inputs),
+            mixer,
         }
     }
 
@@ -62,20 +49,20 @@ impl LayerFootprint {
         if threads == 1 {
             return 0;
         }
-        let sessions = threads.saturating_mul(TASKS_PER_THREAD).div_ceil(self.kv_heads.max(1)).min(rows);
-        product([sessions, self.kv_heads, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.part_bytes)
+        let sessions = self.mixer.sessions_apart(threads).min(rows);
+        product([sessions, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.mixer.part_bytes)
     }
 }
 
 /// How products take their inputs: as floats, quantised, or (where matrices differ) both.
 #[derive(Clone, Copy, Debug, Default)]
-struct Input {
+pub(super) struct Input {
     floats: bool,
     blocks: bool,
 }
 
 impl Input {
-    fn bytes(self, elements: usize) -> u64 {
+    pub(super) fn bytes(self, elements: usize) -> u64 {
         let floats = if self.floats { product([FLOAT, elements]) } else { 0 };
         let blocks = if self.blocks { quantized(elements) } else { 0 };
         sum([floats, blocks])
@@ -84,9 +71,17 @@ impl Input {
 
 /// The inputs of a layer's products.
 #[derive(Debug, Default)]
-struct Inputs {
-    attention: Input,
-    output: Input,
+pub(super) struct Inputs {
+    /// What takes the layer's input.
+    pub(super) attention: Input,
+    /// Of latent attention: what makes queries of their latent, and each head's two matrices.
+    pub(super) queries: Input,
+    pub(super) keys: Input,
+    pub(super) values: Input,
+    /// How heads' matrices are stored where they are joined.
+    pub(super) joined: Option<TensorType>,
+    /// What takes what was mixed.
+    pub(super) output: Input,
     ffn: Input,
     down: Input,
 }
@@ -94,14 +89,24 @@ struct Inputs {
 impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
-            AttnOutput, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, Q, Router, SharedDown, SharedGate,
-            SharedRouter, SharedUp, Up, V,
+            AttnOutput, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, KB, KvA, KvB, Q, QA, QB, Router,
+            SharedDown, SharedGate, SharedRouter, SharedUp, Up, V, VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
             let TensorRole::Layer(of, part) = tensor.role else { continue };
-            let input = if matches!(part, Q | K | V) {
+            if (of, part) == (layer, KvB) {
+                // What it is turned into is of floats.
+                (inputs.joined, inputs.keys.floats) = (Some(tensor.dtype), true);
+            }
+            let input = if matches!(part, Q | K | V | QA | KvA) {
                 &mut inputs.attention
+            } else if part == QB {
+                &mut inputs.queries
+            } else if part == KB {
+                &mut inputs.keys
+            } else if matches!(part, VB | KvB) {
+                &mut inputs.values
             } else if part == AttnOutput {
                 &mut inputs.output
             } else if matches!(
@@ -143,4 +148,4 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
 }
 
 /// Bytes that list a row in one task: a slice, a place in a list.
-const TASK_BYTES: usize = 32;
+pub(super) const TASK_BYTES: usize = 32;
