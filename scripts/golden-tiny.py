@@ -39,7 +39,12 @@ FUSED = {"ffn_up.weight": "EG", "ffn_down.weight": "FE"}
 ROUTER = {"ffn_gate_inp.weight": "EX"}
 EXPERTS = {"ffn_gate_exps.weight": "ESX", "ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
 SHARED = {"ffn_gate_shexp.weight": "ET", "ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
-SHARED |= {"ffn_gate_inp_shexp.weight": "E"}
+SHARED_GATE = {"ffn_gate_inp_shexp.weight": "E"}
+# Latent attention: q is all heads' queries, p a query's part without positions, l the latent, k that and the rotated part,
+# v a head's values, o all heads' values, r the queries' own latent.
+LATENT = {"attn_kv_a_mqa.weight": "Ek", "attn_kv_a_norm.weight": "l", "attn_output.weight": "oE"}
+LATENT |= {"attn_k_b.weight": "plH", "attn_v_b.weight": "lvH"}
+LATENT_QUERIES = {"attn_q_a.weight": "Er", "attn_q_a_norm.weight": "r", "attn_q_b.weight": "rq"}
 
 # Standard deviations: of a bias and of a norm's gain about 1, and, times sqrt(inputs), of the matrices that are not 1.
 BIAS, GAIN = 0.4, 0.2
@@ -49,7 +54,8 @@ TIED_EMBEDDING = 1.6
 
 @dataclass(frozen=True)
 class Model:
-    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block, `whole` once."""
+    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block but those for which
+    `other` has some of their own, `whole` ones once."""
 
     arch: str
     seed: int
@@ -61,28 +67,49 @@ class Model:
     context: int = 2048
     tied: bool = False
     keys: dict = field(default_factory=dict)
+    other: dict = field(default_factory=dict)
     whole: dict = field(default_factory=dict)
     scales: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     grid: str | None = None
     packed: bool = False
+    # Whether each head's matrices of the latent are one, as in files from before April 2025.
+    joined: bool = False
 
     def sizes(self):
         """What the letters of the shapes mean."""
         q, k, f = HEADS * HEAD, KV_HEADS * HEAD, self.feed_forward
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
-        return sizes | {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        shared = self.keys.get("expert_shared_count")
+        return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
+
+    def latent_sizes(self):
+        """Those of latent attention, where the model has it."""
+        latent = self.keys.get("attention.kv_lora_rank")
+        if latent is None:
+            return {}
+        suffix = "" if self.joined else "_mla"
+        key, value = (self.keys[f"attention.{name}_length{suffix}"] for name in ("key", "value"))
+        sizes = {"l": latent, "k": latent + self.rotary, "p": key - self.rotary, "v": value}
+        return sizes | {"q": HEADS * key, "o": HEADS * value, "r": self.keys["attention.q_lora_rank"]}
 
     def shapes(self):
         """Every tensor's name and shape, in the file's order."""
         whole = ENDS | ({} if self.tied else {"output.weight": "EV"}) | self.whole
-        blocks = {f"blk.{i}.{name}": shape for i in range(self.blocks) for name, shape in self.block.items()}
+        of_block = [self.other.get(i, self.block) for i in range(self.blocks)]
+        blocks = {f"blk.{i}.{name}": shape for i, block in enumerate(of_block) for name, shape in block.items()}
         sizes = self.sizes()
         return {name: [sizes[letter] for letter in shape] for name, shape in (whole | blocks).items()}
 
     def values(self):
         """Every tensor's values, seeded, in numpy's order (input last)."""
+        values = self.apart()
+        return join(values) if self.joined else values
+
+    def apart(self):
+        """Every tensor's values, where each head has its matrices of the latent apart."""
         random = np.random.default_rng(self.seed)
         for name, shape in self.shapes().items():
             stem = name.split(".", 2)[2] if name.startswith("blk.") else name
@@ -127,7 +154,8 @@ class Model:
         writer = gguf.GGUFWriter(path, self.arch)
         writer.add_name(f"tiny random {name}")
         for key, value in self.metadata().items():
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+            adds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+            add = adds[type(value)]
             add(f"{self.arch}.{key}", value)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if self.packed else gguf.LlamaFileType.ALL_F32)
         writer.add_tokenizer_model("none")
@@ -139,6 +167,25 @@ class Model:
             else:
                 writer.add_tensor(tensor, dequantize(quantize(values, Type.MXFP4), Type.MXFP4))
         finish(writer)
+
+
+def join(values):
+    """The same tensors, with what makes keys of a latent, head by head, above what makes values of it."""
+    values = dict(values)
+    for name, keys in [(name, values[name]) for name in values if name.endswith("attn_k_b.weight")]:
+        del values[name]
+        of_values = values.pop(name.replace("k_b", "v_b"))
+        both = np.concatenate([keys.transpose(0, 2, 1), of_values], 1)
+        values[name.replace("k_b", "kv_b")] = np.ascontiguousarray(both.reshape(-1, both.shape[2]))
+    return values.items()
+
+
+def joined(keys):
+    """What keys of latent attention were before April 2025: about heads, not about the row that they share."""
+    old = {"key_length": "key_length_mla", "value_length": "value_length_mla"}
+    heads = {f"attention.{key}": keys[f"attention.{new}"] for key, new in old.items()}
+    without = {key: value for key, value in keys.items() if not key.endswith("_mla")}
+    return without | heads | {"attention.head_count_kv": HEADS}
 
 
 def scaling(**keys):
@@ -156,11 +203,18 @@ def experts(count, used, width):
     return {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": width}
 
 
+def latent(queries, latent, **more):
+    """The keys of latent attention with heads of 16 elements, and the rotated ones, whose queries have a latent or not."""
+    keys = {"q_lora_rank": queries, "kv_lora_rank": latent, "key_length_mla": 24, "value_length_mla": 16}
+    keys |= {"head_count_kv": 1, "key_length": latent + 8, "value_length": latent}
+    return {f"attention.{key}": value for key, value in keys.items()} | {"leading_dense_block_count": 1} | more
+
+
 LLAMA = NORMS | ATTENTION | GATED
 # In an architecture llama, the keys with yarn_ are what converters write and llama.cpp does not read.
 LLAMA_YARN = {"rope.freq_base": 500.0}
 LLAMA_YARN |= yarn(4.0, 512, attn_factor=0.9, yarn_attn_factor=1.5, yarn_beta_fast=8.0, yarn_beta_slow=2.0)
-QWEN2MOE = NORMS | ATTENTION | QKV_BIASES | ROUTER | EXPERTS | SHARED
+QWEN2MOE = NORMS | ATTENTION | QKV_BIASES | ROUTER | EXPERTS | SHARED | SHARED_GATE
 SHARED_EXPERT = {"expert_shared_feed_forward_length": 32}
 GPT_OSS = {
     "arch": "gpt-oss",
@@ -175,6 +229,20 @@ GPT_OSS = {
     "scales": {"ffn_gate_exps.weight": 3.0, "ffn_up_exps.weight": 3.0, "ffn_down_exps.weight": 0.2},
     "grid": "_exps.weight",
 }
+# A rank of 0 for the queries is none, with any number of layers; without the key, llama.cpp looks at that number.
+DEEPSEEK2_LITE = NORMS | {"attn_q.weight": "Eq"} | LATENT
+DEEPSEEK2 = NORMS | LATENT_QUERIES | LATENT
+SIGMOID_GROUPS = {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5}
+SIGMOID_GROUPS |= {"expert_group_count": 4, "expert_group_used_count": 2}
+LITE = {
+    "arch": "deepseek2",
+    "seed": 327,
+    "block": DEEPSEEK2_LITE | ROUTER | EXPERTS | SHARED,
+    "blocks": 3,
+    "other": {0: DEEPSEEK2_LITE | GATED},
+    "rotary": 8,
+}
+LITE_KEYS = latent(0, 32, expert_shared_count=2, **experts(4, 2, 16), **yarn(4.0, 32, yarn_log_multiplier=0.0707))
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
     "qwen2moe": Model("qwen2moe", 112, QWEN2MOE, width=64, keys=experts(6, 3, 16) | SHARED_EXPERT),
@@ -203,6 +271,19 @@ MODELS = {
     "gpt-oss-mxfp4": Model(**GPT_OSS, packed=True),
     "llama-yarn": Model("llama", 120, LLAMA, tied=True, keys=LLAMA_YARN),
     "llama-linear": Model("llama", 140, LLAMA, tied=True, keys=scaling(type="linear", factor=4.0)),
+    "deepseek2-lite": Model(**LITE, keys=LITE_KEYS),
+    "deepseek2-lite-joined": Model(**LITE, keys=joined(LITE_KEYS), joined=True),
+    "deepseek2": Model(
+        "deepseek2",
+        204,
+        DEEPSEEK2 | ROUTER | {"exp_probs_b.bias": "X"} | EXPERTS | SHARED,
+        blocks=3,
+        other={0: DEEPSEEK2 | GATED},
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(8, 3, 16), **SIGMOID_GROUPS)
+        | {"rope.freq_base": 100.0}
+        | yarn(4.0, 32, yarn_log_multiplier=0.1),
+    ),
     "phi3-longrope": Model(
         "phi3",
         129,

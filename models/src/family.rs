@@ -1,5 +1,6 @@
 //! Families: each a function from GGUF metadata to layers as data. A new one is a file here and a line in `FAMILIES`.
 
+mod deepseek2;
 mod dense;
 mod error;
 mod experts;
@@ -8,6 +9,7 @@ mod gemma3;
 mod glm4;
 mod gpt_oss;
 mod granite;
+mod latent;
 mod llama;
 mod metadata;
 mod olmo2;
@@ -75,6 +77,7 @@ type MakeDecoder = fn(&Metadata<'_>) -> Result<Decoder, ModelError>;
 
 /// Each architecture that we know, by its name in `general.architecture`, sorted.
 const FAMILIES: &[(&str, MakeDecoder)] = &[
+    ("deepseek2", deepseek2::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
     ("glm4", glm4::decoder),

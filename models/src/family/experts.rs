@@ -6,7 +6,7 @@ use super::{
     ModelError,
     metadata::{HEADS_MAX, Metadata, WIDTH_MAX},
 };
-use crate::spec::{Activation, Bias, ExpertGroups, ExpertsSpec, Routing};
+use crate::spec::{Activation, Bias, ExpertGroups, ExpertsSpec, Routing, Scoring, SharedExpert, SharedGate, Weighting};
 
 const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
 
@@ -34,6 +34,36 @@ pub(super) fn width(m: &Metadata<'_>) -> Result<usize, ModelError> {
     }
     let used = m.count("expert_used_count", 1..=HEADS_MAX)?;
     Ok(m.count("feed_forward_length", used..=WIDTH_MAX)? / used)
+}
+
+/// The scoring that the file names by number, or `default` where it names none.
+pub(super) fn scoring(m: &Metadata<'_>, default: Scoring) -> Result<Scoring, ModelError> {
+    const KEY: &str = "expert_gating_func";
+    // ggml's number for a file that does not say.
+    match m.count_or(KEY, 0, 0..=usize::MAX)? {
+        0 => Ok(default),
+        1 => Ok(Scoring::Softmax),
+        2 => Ok(Scoring::Sigmoid),
+        3 => Ok(Scoring::SoftmaxOfUsed),
+        4 => Ok(Scoring::SqrtSoftplus),
+        other => {
+            let known = "1 (softmax), 2 (sigmoid), 3 (softmax over those used), 4 (root of softplus)";
+            Err(m.unsupported(KEY, other.to_string(), known))
+        }
+    }
+}
+
+/// Whether weights are normalised; they are not where the file does not say.
+pub(super) fn weighting(m: &Metadata<'_>) -> Result<Weighting, ModelError> {
+    let normalised = m.flag_or("expert_weights_norm", false)?;
+    Ok(if normalised { Weighting::Normalised } else { Weighting::AsScored })
+}
+
+/// The shared expert without a gate, as wide as `expert_shared_count` experts of width `inner`; `None` where that is 0.
+pub(super) fn shared_by_count(m: &Metadata<'_>, inner: usize) -> Result<Option<SharedExpert>, ModelError> {
+    const KEY: &str = "expert_shared_count";
+    let width = m.count(KEY, 0..=WIDTH_MAX / inner)? * inner;
+    Ok((width > 0).then_some(SharedExpert { inner: width, gate: SharedGate::None }))
 }
 
 /// Groups of experts, where there are several.
