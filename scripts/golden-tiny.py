@@ -46,6 +46,11 @@ SHARED_GATE = {"ffn_gate_inp_shexp.weight": "E"}
 CHOICE = {"exp_probs_b.bias": "X"}
 HEAD_NORMS = {"attn_q_norm.weight": "B", "attn_k_norm.weight": "B"}
 ROW_NORMS = {"attn_q_norm.weight": "Q", "attn_k_norm.weight": "K"}
+# Latent attention: q is all heads' queries, p a query's part without positions, l the latent, k that and the rotated part,
+# v a head's values, o all heads' values, r the queries' own latent.
+LATENT = {"attn_kv_a_mqa.weight": "Ek", "attn_kv_a_norm.weight": "l", "attn_output.weight": "oE"}
+LATENT |= {"attn_k_b.weight": "plH", "attn_v_b.weight": "lvH"}
+LATENT_QUERIES = {"attn_q_a.weight": "Er", "attn_q_a_norm.weight": "r", "attn_q_b.weight": "rq"}
 
 # Standard deviations: of a bias and of a norm's gain about 1, and, times sqrt(inputs), of the matrices that are not 1.
 BIAS, GAIN = 0.4, 0.2
@@ -75,6 +80,8 @@ class Model:
     fixed: dict = field(default_factory=dict)
     grid: str | None = None
     packed: bool = False
+    # Whether each head's matrices of the latent are one, as in files from before April 2025.
+    joined: bool = False
 
     def sizes(self):
         """What the letters of the shapes mean."""
@@ -87,7 +94,17 @@ class Model:
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
         shared = self.keys.get("expert_shared_count")
-        return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {})
+        return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
+
+    def latent_sizes(self):
+        """Those of latent attention, where the model has it."""
+        latent = self.keys.get("attention.kv_lora_rank")
+        if latent is None:
+            return {}
+        suffix = "" if self.joined else "_mla"
+        key, value = (self.keys[f"attention.{name}_length{suffix}"] for name in ("key", "value"))
+        sizes = {"l": latent, "k": latent + self.rotary, "p": key - self.rotary, "v": value}
+        return sizes | {"q": HEADS * key, "o": HEADS * value, "r": self.keys["attention.q_lora_rank"]}
 
     def shapes(self):
         """Every tensor's name and shape, in the file's order."""
@@ -99,6 +116,11 @@ class Model:
 
     def values(self):
         """Every tensor's values, seeded, in numpy's order (input last)."""
+        values = self.apart()
+        return join(values) if self.joined else values
+
+    def apart(self):
+        """Every tensor's values, where each head has its matrices of the latent apart."""
         random = np.random.default_rng(self.seed)
         for name, shape in self.shapes().items():
             stem = name.split(".", 2)[2] if name.startswith("blk.") else name
@@ -160,6 +182,25 @@ class Model:
         finish(writer)
 
 
+def join(values):
+    """The same tensors, with what makes keys of a latent, head by head, above what makes values of it."""
+    values = dict(values)
+    for name, keys in [(name, values[name]) for name in values if name.endswith("attn_k_b.weight")]:
+        del values[name]
+        of_values = values.pop(name.replace("k_b", "v_b"))
+        both = np.concatenate([keys.transpose(0, 2, 1), of_values], 1)
+        values[name.replace("k_b", "kv_b")] = np.ascontiguousarray(both.reshape(-1, both.shape[2]))
+    return values.items()
+
+
+def joined(keys):
+    """What keys of latent attention were before April 2025: about heads, not about the row that they share."""
+    old = {"key_length": "key_length_mla", "value_length": "value_length_mla"}
+    heads = {f"attention.{key}": keys[f"attention.{new}"] for key, new in old.items()}
+    without = {key: value for key, value in keys.items() if not key.endswith("_mla")}
+    return without | heads | {"attention.head_count_kv": HEADS}
+
+
 def scaling(**keys):
     """The keys of a rope's scaling."""
     return {f"rope.scaling.{key}": value for key, value in keys.items()}
@@ -173,6 +214,13 @@ def yarn(factor, original, **more):
 def experts(count, used, width):
     """The keys of a mixture of experts."""
     return {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": width}
+
+
+def latent(queries, latent, **more):
+    """The keys of latent attention with heads of 16 elements, and the rotated ones, whose queries have a latent or not."""
+    keys = {"q_lora_rank": queries, "kv_lora_rank": latent, "key_length_mla": 24, "value_length_mla": 16}
+    keys |= {"head_count_kv": 1, "key_length": latent + 8, "value_length": latent}
+    return {f"attention.{key}": value for key, value in keys.items()} | {"leading_dense_block_count": 1} | more
 
 
 LLAMA = NORMS | ATTENTION | GATED
@@ -218,6 +266,20 @@ DELTA_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS 
 SECTIONS = {"rope.dimension_sections": [2, 1, 1, 0]}
 SHARED_SPARSE = ROUTER | EXPERTS | SHARED
 SPARSE_KEYS = experts(4, 2, 16) | {"expert_shared_feed_forward_length": 16}
+# A rank of 0 for the queries is none, with any number of layers; without the key, llama.cpp looks at that number.
+DEEPSEEK2_LITE = NORMS | {"attn_q.weight": "Eq"} | LATENT
+DEEPSEEK2 = NORMS | LATENT_QUERIES | LATENT
+SIGMOID_GROUPS = {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5}
+SIGMOID_GROUPS |= {"expert_group_count": 4, "expert_group_used_count": 2}
+LITE = {
+    "arch": "deepseek2",
+    "seed": 327,
+    "block": DEEPSEEK2_LITE | ROUTER | EXPERTS | SHARED,
+    "blocks": 3,
+    "other": {0: DEEPSEEK2_LITE | GATED},
+    "rotary": 8,
+}
+LITE_KEYS = latent(0, 32, expert_shared_count=2, **experts(4, 2, 16), **yarn(4.0, 32, yarn_log_multiplier=0.0707))
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
     "qwen3next": Model(
@@ -389,6 +451,19 @@ MODELS = {
     ),
     "llama-yarn": Model("llama", 120, LLAMA, tied=True, keys=LLAMA_YARN),
     "llama-linear": Model("llama", 140, LLAMA, tied=True, keys=scaling(type="linear", factor=4.0)),
+    "deepseek2-lite": Model(**LITE, keys=LITE_KEYS),
+    "deepseek2-lite-joined": Model(**LITE, keys=joined(LITE_KEYS), joined=True),
+    "deepseek2": Model(
+        "deepseek2",
+        204,
+        DEEPSEEK2 | ROUTER | {"exp_probs_b.bias": "X"} | EXPERTS | SHARED,
+        blocks=3,
+        other={0: DEEPSEEK2 | GATED},
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(8, 3, 16), **SIGMOID_GROUPS)
+        | {"rope.freq_base": 100.0}
+        | yarn(4.0, 32, yarn_log_multiplier=0.1),
+    ),
     "phi3-longrope": Model(
         "phi3",
         129,

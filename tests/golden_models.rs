@@ -47,6 +47,23 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
 }
 
 #[test]
+fn latents_give_the_same_bits_in_every_chunk_batch_and_number_of_threads() {
+    for name in ["deepseek2", "deepseek2-lite-joined"] {
+        let file = golden_file(&format!("tiny/{name}.gguf"));
+        let alone = tiny(&file, &["--threads", "1"]);
+        let ways: [&[&str]; 4] = [
+            &["--chunk-rows", "1", "--threads", "3"],
+            &["--chunk-rows", "7", "--threads", "2", "--parallel", "3"],
+            &["--chunk-rows", "64", "--cut", "1"],
+            &["--chunk-rows", "7", "--cut", "1,2", "--parallel", "2"],
+        ];
+        for way in ways {
+            assert_eq!(tiny(&file, way), alone, "{name}: {way:?}");
+        }
+    }
+}
+
+#[test]
 fn every_tiny_family_is_tried() {
     let files = fs::read_dir(golden_file("tiny")).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let names = files.filter_map(|file| file.strip_suffix(".json").map(str::to_owned));
@@ -160,7 +177,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 37] = [
+const PUBLISHED: [(&str, &str, &str, &str); 38] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "none"),
@@ -172,6 +189,12 @@ const PUBLISHED: [(&str, &str, &str, &str); 37] = [
     ("exaone-moe", "K-EXAONE 236B-A23B", "exaone-moe", "none"),
     ("exaone4", "EXAONE 4.0", "exaone4", "none"),
     ("gemma", "Gemma", "SentencePiece", "gemma2"),
+    (
+        "deepseek2",
+        "DeepSeek V2, V3, R1, Kimi K2, GLM 4.7 Flash, Mistral Large 3",
+        "deepseek-llm, deepseek-v3, kimi-k2, glm4, tekken",
+        "deepseek-v3.1",
+    ),
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
@@ -207,7 +230,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 37] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 45] = [
+const FAMILIES: [(&str, &[&str], f64); 48] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -219,6 +242,9 @@ const FAMILIES: [(&str, &[&str], f64); 45] = [
     ("exaone-moe", &[], 5e-3),
     ("exaone4", &[], 5e-3),
     ("gemma", &[], 5e-3),
+    ("deepseek2", &[], 5e-3),
+    ("deepseek2-lite", &[], 5e-3),
+    ("deepseek2-lite-joined", &[], 5e-3),
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
     ("glm4", &[], 5e-3),

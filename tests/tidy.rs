@@ -97,7 +97,8 @@ fn only_the_worker_speaks_net_in_the_engine() {
 
 #[test]
 fn the_engine_knows_no_family() {
-    let families = ["llama", "qwen", "gemma", "mistral", "mixtral", "phi3", "granite", "olmo", "smollm", "starcoder"];
+    let families =
+        ["llama", "qwen", "gemma", "mistral", "mixtral", "phi3", "granite", "olmo", "smollm", "starcoder", "deepseek"];
     let inside = |f: &File| f.path.starts_with("engine/src");
     let named = |line: &str| families.iter().any(|f| line.to_lowercase().contains(f)) && !line.contains(".gguf");
     only_where(inside, "a family's name", named, &[]);

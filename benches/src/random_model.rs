@@ -3,6 +3,7 @@
 //! evenly as chance has it.
 
 pub mod dimensions;
+mod latent;
 pub mod mixture;
 mod vocabulary;
 
@@ -117,8 +118,9 @@ fn metadata(family: RandomFamily, d: &Dimensions) -> Result<GgufWriter> {
     let feed_forward = match (family, d.experts) {
         // What its experts are together.
         (RandomFamily::Qwen3moe, Some(experts)) => d.inner * experts.used,
-        _ => d.inner,
+        _ => d.latent.map_or(d.inner, |latent| latent.dense_inner),
     };
+    let (value_length, rotated) = d.latent.map_or((d.head_dim, d.head_dim), |latent| (latent.rank, latent.rope_dim));
     let counts = [
         ("block_count", d.layers),
         ("context_length", d.context),
@@ -127,8 +129,8 @@ fn metadata(family: RandomFamily, d: &Dimensions) -> Result<GgufWriter> {
         ("attention.head_count", d.heads),
         ("attention.head_count_kv", d.kv_heads),
         ("attention.key_length", d.head_dim),
-        ("attention.value_length", d.head_dim),
-        ("rope.dimension_count", d.head_dim),
+        ("attention.value_length", value_length),
+        ("rope.dimension_count", rotated),
         ("vocab_size", d.vocab),
     ];
     let mut writer = GgufWriter::new(family.name());
@@ -142,6 +144,9 @@ fn metadata(family: RandomFamily, d: &Dimensions) -> Result<GgufWriter> {
         if family != RandomFamily::Llama {
             writer = writer.set(&key("expert_feed_forward_length"), u32::try_from(d.inner)?);
         }
+    }
+    if let Some(latent) = &d.latent {
+        writer = latent::metadata(writer, family.name(), latent)?;
     }
     if family == RandomFamily::GptOss {
         writer = writer.set(&key("attention.sliding_window"), 128u32).set(&key("rope.scaling.type"), "yarn");
@@ -158,7 +163,13 @@ fn tensors(family: RandomFamily, d: &Dimensions) -> Vec<Shaped> {
         all.push(("output.weight".into(), vec![hidden, vocab]));
     }
     for layer in 0..d.layers {
-        let places = attention(family, d).into_iter().chain(feed_forward(family, d));
+        let places = match (&d.latent, d.experts) {
+            (Some(latent), Some(experts)) => {
+                [latent::attention(d, latent), latent::feed_forward(d, latent, experts, layer)].concat()
+            }
+            _ => [attention(family, d), feed_forward(family, d)].concat(),
+        };
+        let places = places.into_iter();
         all.extend(places.map(|(place, ne)| (format!("blk.{layer}.{place}"), ne)));
     }
     all
@@ -176,7 +187,7 @@ fn attention(family: RandomFamily, d: &Dimensions) -> Vec<(&'static str, Vec<u64
     ];
     let biases = [("attn_q.bias", vec![q]), ("attn_k.bias", vec![kv]), ("attn_v.bias", vec![kv])];
     match family {
-        RandomFamily::Llama => {}
+        RandomFamily::Llama | RandomFamily::Deepseek2 => {}
         RandomFamily::Qwen2 => places.extend(biases),
         RandomFamily::Qwen3 | RandomFamily::Qwen3moe => {
             places.extend([("attn_q_norm.weight", vec![head_dim]), ("attn_k_norm.weight", vec![head_dim])]);
@@ -242,6 +253,9 @@ mod tests {
             (RandomFamily::Qwen3moe, "30B", 30_532_122_624),
             (RandomFamily::GptOss, "20B", 20_914_757_184),
             (RandomFamily::GptOss, "120B", 116_829_156_672),
+            (RandomFamily::Deepseek2, "16B", 15_706_484_224),
+            (RandomFamily::Deepseek2, "236B", 235_741_434_880),
+            (RandomFamily::Deepseek2, "671B", 671_026_419_200),
         ];
         for (family, size, parameters) in published {
             let dimensions = family.size(size).unwrap();

@@ -31,7 +31,7 @@ use tokio::{
 
 pub(crate) use self::formation::excerpt;
 pub use self::{
-    config::{Formation, Measuring, MeshConfig, PrefixReuse, Rotate, Speculation, TicketSource, Workers},
+    config::{Formation, Measuring, MeshConfig, PrefixReuse, Relaying, Rotate, Speculation, TicketSource, Workers},
     error::MeshError,
     handle::MeshHandle,
 };

@@ -105,6 +105,29 @@ pub async fn discover(patience: Duration) -> Result<Vec<Found>, LanError> {
     Ok(browse(patience, |_| false).await?.into_values().collect())
 }
 
+/// Where a socket that is bound to `listen` is for other machines, as `IP:port`: an unspecified address stands for those that this
+/// machine's networks know it by. Of addresses that the internet knows there are none: others see these anyway.
+pub fn own_addresses(listen: SocketAddr) -> Vec<String> {
+    if !listen.ip().is_unspecified() {
+        return if listen.ip().is_loopback() { Vec::new() } else { vec![listen.to_string()] };
+    }
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let of_family = |ip: &IpAddr| listen.is_ipv6() || ip.is_ipv4();
+    let mut own: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).filter(of_family).collect();
+    own.retain(|ip| is_of_a_private_network(*ip));
+    own.sort_by_key(|ip| (preference(*ip), *ip));
+    own.truncate(ADDRESSES);
+    own.into_iter().map(|ip| SocketAddr::new(ip, listen.port()).to_string()).collect()
+}
+
+/// Whether an address means something only inside a network: a private one, a provider's behind its NAT, or an overlay's.
+pub fn is_of_a_private_network(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || matches!(ip.octets(), [100, 64..=127, ..]),
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
+
 /// What tells a coordinator's key from others: 16 hexadecimal digits of its BLAKE3. The network does not hear the key itself.
 pub fn mark_of(coordinator: PeerId) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("qmesh lan 1");
@@ -201,6 +224,18 @@ mod tests {
         assert_eq!(short("smollm2"), "smollm2");
         let long = "ü".repeat(40);
         assert_eq!(short(&long).len(), 64);
+    }
+
+    #[test]
+    fn a_socket_is_where_it_listens() {
+        assert_eq!(own_addresses("192.168.7.1:5".parse().unwrap()), ["192.168.7.1:5"]);
+        assert!(own_addresses("127.0.0.1:5".parse().unwrap()).is_empty());
+        let anywhere = own_addresses("0.0.0.0:5".parse().unwrap());
+        assert!(anywhere.iter().all(|address| address.ends_with(":5") && !address.starts_with("127.")), "{anywhere:?}");
+        let private = ["10.1.2.3", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1"];
+        assert!(private.iter().all(|ip| is_of_a_private_network(ip.parse().unwrap())));
+        let others = ["127.0.0.1", "169.254.1.1", "1.1.1.1", "100.128.0.1", "2001:db8::1", "fe80::1"];
+        assert!(others.iter().all(|ip| !is_of_a_private_network(ip.parse().unwrap())));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The attention half of a block: norm, q, k and v, rotation, cache, attention, output product and residual.
 
-mod tasks;
+pub(crate) mod tasks;
 
 use std::{ops::Range, sync::Arc};
 
@@ -11,8 +11,12 @@ use qmesh_kernels::{
     math::Sigmoid,
     rope::RopeTable,
 };
-use qmesh_models::spec::{AttentionSpec, OutputGate, QkNorm};
+use qmesh_models::{
+    footprint::QUERIES_LEAST,
+    spec::{AttentionSpec, OutputGate, QkNorm},
+};
 
+use self::tasks::Heads;
 use crate::{
     cache::{Cache, Pages},
     linear::{Linear, Norm, Residual, project, project_add},
@@ -63,16 +67,39 @@ pub(crate) struct Slice {
 }
 
 /// Rows that go into one page.
-struct Append<'a> {
+pub(crate) struct Append<'a> {
     /// The first row, of the step.
-    row: usize,
-    positions: Range<usize>,
+    pub(crate) row: usize,
+    pub(crate) positions: Range<usize>,
     /// The layer's part of the page.
-    part: &'a mut [u16],
+    pub(crate) part: &'a mut [u16],
 }
 
 /// Rows from which on the team appends them.
 const APPEND_TOGETHER: usize = 32;
+
+impl Batch<'_> {
+    /// Gives `append` each row of the step in its pages, in the cache's part of `layer`.
+    pub(crate) fn append(&mut self, layer: usize, append: impl Fn(&[RopeTable], Append<'_>) + Sync) {
+        let Batch { cpu, cache, ropes, slices } = self;
+        let rows: usize = slices.iter().map(|s| s.rows).sum();
+        let mut tasks = Vec::new();
+        for Slice { pages, first, rows, position, .. } in slices {
+            let parts = cache.parts_mut(layer, pages, *position..*position + *rows);
+            tasks.extend(parts.map(|(positions, part)| Append {
+                row: *first + positions.start - *position,
+                positions,
+                part,
+            }));
+        }
+        let work = |task: Append<'_>| append(ropes, task);
+        if rows < APPEND_TOGETHER {
+            tasks.into_iter().for_each(work);
+        } else {
+            cpu.team.each(tasks, work);
+        }
+    }
+}
 
 impl Attention {
     /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
@@ -87,7 +114,7 @@ impl Attention {
         ops::map("attend", &qkv, |qkv| {
             let (q_width, k_width) = self.widths();
             let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * self.spec.heads * self.spec.head_dim];
-            tasks::attend(self, batch, qkv, &mut out);
+            tasks::attend(&self.heads(batch, qkv), batch, &mut out);
             self.gate(batch.cpu, qkv, &mut out);
             out
         })
@@ -161,52 +188,61 @@ impl Attention {
         self.spec.heads / self.spec.kv_heads
     }
 
-    /// Sinks of the query heads that share a KV head.
-    fn sinks(&self, kv_head: usize) -> &[f32] {
-        self.sinks.chunks(self.group()).nth(kv_head).unwrap_or_default()
-    }
-
     fn scoring(&self) -> Scoring {
         Scoring { scale: self.spec.scale, soft_cap: self.spec.soft_cap, window: self.spec.window }
     }
 
     /// Writes the rows' keys, normalised and rotated, and their values to the cache.
     fn append(&self, batch: &mut Batch<'_>, qkv: &[f32]) {
-        let Batch { cpu, cache, ropes, slices } = batch;
-        let rows: usize = slices.iter().map(|s| s.rows).sum();
-        let mut tasks = Vec::new();
-        for Slice { pages, first, rows, position, .. } in slices {
-            let parts = cache.parts_mut(self.layer, pages, *position..*position + *rows);
-            tasks.extend(parts.map(|(positions, part)| Append {
-                row: *first + positions.start - *position,
-                positions,
-                part,
-            }));
-        }
-        let work = |task: Append<'_>| task.run(self, *cpu, ropes, qkv);
-        if rows < APPEND_TOGETHER {
-            tasks.into_iter().for_each(work);
-        } else {
-            cpu.team.each(tasks, work);
-        }
+        let cpu = batch.cpu;
+        batch.append(self.layer, |ropes, append| self.append_to_page(cpu, ropes, append, qkv));
     }
-}
 
-impl Append<'_> {
-    fn run(self, attention: &Attention, cpu: Cpu<'_>, ropes: &[RopeTable], qkv: &[f32]) {
-        let ((q_width, k_width), head_dim) = (attention.widths(), attention.spec.head_dim);
-        let layout = HeadLayout { head_dim };
+    fn append_to_page(&self, cpu: Cpu<'_>, ropes: &[RopeTable], append: Append<'_>, qkv: &[f32]) {
+        let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
+        let layout = HeadLayout::Apart { head_dim };
         let mut keys = vec![0.0; k_width];
-        for (row, position) in (self.row..).zip(self.positions) {
+        for (row, position) in (append.row..).zip(append.positions) {
             let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
             keys.copy_from_slice(k);
-            attention.normalize_heads(cpu, 1, &mut keys);
-            attention.rotate(cpu, ropes, row, 1, &mut keys);
+            self.normalize_heads(cpu, 1, &mut keys);
+            self.rotate(cpu, ropes, row, 1, &mut keys);
             let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
-            for (page, (key, value)) in self.part.chunks_exact_mut(layout.page_len()).zip(rows) {
+            for (page, (key, value)) in append.part.chunks_exact_mut(layout.page_len()).zip(rows) {
                 Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);
             }
         }
+    }
+
+    /// What the team computes: KV heads that few rows leave too few of are cut into runs of pages.
+    fn heads<'a>(&'a self, batch: &'a Batch<'_>, qkv: &'a [f32]) -> Heads<'a> {
+        let AttentionSpec { kv_heads, .. } = self.spec;
+        let (wanted, group) = (tasks::wanted(batch.cpu.team.threads()), self.group());
+        let least = batch.slices.iter().map(|s| s.rows.div_ceil((QUERIES_LEAST / group).max(1)) * kv_heads).sum();
+        Heads {
+            layer: self.layer,
+            scoring: self.scoring(),
+            groups: kv_heads,
+            group,
+            runs: wanted.div_ceil(usize::max(least, 1)),
+            sinks: &self.sinks,
+            queries: Box::new(move |rows, kv_head| self.queries(batch, qkv, rows, kv_head)),
+        }
+    }
+
+    /// Normalised and rotated, of rows of the step: (rows, heads of the KV head, head_dim).
+    fn queries(&self, batch: &Batch<'_>, qkv: &[f32], rows: Range<usize>, kv_head: usize) -> Vec<f32> {
+        let ((q_width, k_width), part) = (self.widths(), self.group() * self.spec.head_dim);
+        let mut queries = Vec::with_capacity(rows.len() * part);
+        for row in rows.clone() {
+            let (row, heads) = (&qkv[row * (q_width + 2 * k_width)..], kv_head * self.group()..);
+            heads.take(self.group()).for_each(|head| queries.extend_from_slice(self.query(row, head)));
+        }
+        self.normalize_heads(batch.cpu, 0, &mut queries);
+        for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
+            self.rotate(batch.cpu, &batch.ropes, row, 0, heads);
+        }
+        queries
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     attention::{Attention, Batch},
     ffn::FeedForward,
     gated_delta::GatedDelta,
+    latent::LatentAttention,
     linear::Norm,
 };
 
@@ -22,6 +23,7 @@ pub(crate) struct Block {
 pub(crate) enum BlockMixer {
     Attention(Attention),
     GatedDelta(GatedDelta),
+    Latent(LatentAttention),
 }
 
 impl Block {
@@ -55,6 +57,7 @@ impl BlockMixer {
         match self {
             Self::Attention(attention) => attention.norm.as_ref(),
             Self::GatedDelta(delta) => delta.norm.as_ref(),
+            Self::Latent(latent) => latent.norm.as_ref(),
         }
     }
 
@@ -64,6 +67,7 @@ impl BlockMixer {
         match self {
             Self::Attention(attention) => attention.attended(x, batch),
             Self::GatedDelta(delta) => delta.mixed(x, batch),
+            Self::Latent(latent) => latent.attended(x, batch),
         }
     }
 
@@ -72,6 +76,7 @@ impl BlockMixer {
         match self {
             Self::Attention(attention) => attention.output(cpu, mixed, x),
             Self::GatedDelta(delta) => delta.output(cpu, mixed, x),
+            Self::Latent(latent) => latent.output(cpu, mixed, x),
         }
     }
 }

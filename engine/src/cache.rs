@@ -55,12 +55,17 @@ impl Cache {
     pub(crate) fn new<'a>(mixers: impl Iterator<Item = &'a Mixer>, positions: usize) -> Self {
         let mut page_len = 0;
         let layers = mixers.map(|mixer| {
-            let (kv_heads, head_dim) = match *mixer {
-                Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) => (kv_heads, head_dim),
+            let (heads, layout) = match mixer {
+                Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) => {
+                    (*kv_heads, HeadLayout::Apart { head_dim: *head_dim })
+                }
                 // It has no part of the pages.
-                Mixer::GatedDelta(_) => (0, 0),
+                Mixer::GatedDelta(_) => (0, HeadLayout::Apart { head_dim: 0 }),
+                Mixer::Latent(latent) => {
+                    (1, HeadLayout::Shared { key_dim: latent.key_dim(), value_dim: latent.latent_dim })
+                }
             };
-            let part = LayerPart { start: page_len, heads: kv_heads, layout: HeadLayout { head_dim } };
+            let part = LayerPart { start: page_len, heads, layout };
             page_len += part.heads * part.layout.page_len();
             part
         });
@@ -148,6 +153,11 @@ impl Cache {
         let LayerPart { start, layout, .. } = self.layers[layer];
         let start = start + head * layout.page_len();
         pages.held[numbers].iter().map(|page| &page.elements()[start..start + layout.page_len()]).collect()
+    }
+
+    /// KV heads of a layer.
+    pub(crate) fn heads(&self, layer: usize) -> usize {
+        self.layers[layer].heads
     }
 
     /// How a layer's heads lie in their part of a page.

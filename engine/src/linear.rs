@@ -5,6 +5,7 @@
 
 mod activations;
 pub(crate) mod experts;
+pub(crate) mod heads;
 
 use std::{ops::Range, sync::Arc};
 

@@ -3,10 +3,11 @@
 mod check;
 mod layer;
 mod tensors;
+mod turned;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use qmesh_kernels::{Cpu, lanes::Simd, matrix::Matrix, rope::Frequencies};
+use qmesh_kernels::{Cpu, matrix::Matrix, rope::Frequencies};
 use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
@@ -54,8 +55,7 @@ pub(crate) fn load(
     let packed = tensors::pack(cpu, spec, layers, source, progress)?;
     let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
     let no_bias = vec![0.0; spec.hidden].into();
-    let mut weights =
-        Weights { simd: cpu.simd, packed: &packed, no_bias, unused: own.map(|t| (t.role, &*t.name)).collect() };
+    let mut weights = Weights { cpu, packed: &packed, no_bias, unused: own.map(|t| (t.role, &*t.name)).collect() };
     let parts = weights.parts(spec, layers)?;
     let left_over = weights.unused.into_values().next();
     match left_over {
@@ -66,7 +66,7 @@ pub(crate) fn load(
 
 /// The shard's tensors, and which of them no part has taken yet.
 struct Weights<'a> {
-    simd: Simd,
+    cpu: Cpu<'a>,
     packed: &'a PackedTensors,
     /// Zeros, as many as the hidden state has elements.
     no_bias: Arc<[f32]>,
@@ -166,7 +166,7 @@ impl<'a> Weights<'a> {
         let (matrix, mut elements) = (self.matrix(role, rows, cols)?, vec![0.0; rows * cols]);
         // Dimensions are held far below 2^32.
         let ids: Vec<u32> = (0..rows as u32).collect();
-        matrix.look_up(self.simd, &ids, &mut elements);
+        matrix.look_up(self.cpu.simd, &ids, &mut elements);
         Ok(elements)
     }
 

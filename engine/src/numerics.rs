@@ -37,9 +37,15 @@ fn digest_of(simd: Simd) -> Result<u64, EngineError> {
     for dtype in TensorType::ALL {
         results.products(&team, dtype)?;
     }
-    results.attention(64, Scoring { scale: 0.7, soft_cap: None, window: Window::Full }, &[]);
+    results.attention(
+        HeadLayout::Apart { head_dim: 64 },
+        Scoring { scale: 0.7, soft_cap: None, window: Window::Full },
+        &[],
+    );
     let capped = Scoring { scale: 0.7, soft_cap: Some(2.0), window: Window::Sliding(70) };
-    results.attention(40, capped, &[1.0, -0.5, -40.0]);
+    results.attention(HeadLayout::Apart { head_dim: 40 }, capped, &[1.0, -0.5, -40.0]);
+    let plain = Scoring { scale: 0.7, soft_cap: None, window: Window::Full };
+    results.attention(HeadLayout::Shared { key_dim: 90, value_dim: 70 }, plain, &[]);
     results.delta();
     results.rows();
     results.rotations(&team);
@@ -88,27 +94,27 @@ impl Results {
     }
 
     /// Attention over three pages, of a few queries and of many.
-    fn attention(&mut self, head_dim: usize, scoring: Scoring, sinks: &[f32]) {
-        let (layout, positions) = (HeadLayout { head_dim }, 2 * PAGE_POSITIONS + 9);
-        let mut sequence = Sequence(head_dim as u64);
+    fn attention(&mut self, layout: HeadLayout, scoring: Scoring, sinks: &[f32]) {
+        let (key_dim, value_dim, positions) = (layout.key_dim(), layout.value_dim(), 2 * PAGE_POSITIONS + 9);
+        let mut sequence = Sequence(key_dim as u64);
         let mut pages = vec![vec![0; layout.page_len()]; positions.div_ceil(PAGE_POSITIONS)];
         for position in 0..positions {
-            let (key, value) = (sequence.floats(head_dim), sequence.floats(head_dim));
+            let (key, value) = (sequence.floats(key_dim), sequence.floats(value_dim));
             let (page, slot) = (&mut pages[position / PAGE_POSITIONS][..], position % PAGE_POSITIONS);
             Write { layout, page, slot, key: &key, value: &value }.run(self.simd);
         }
         for rows in [1, 7] {
-            let (width, position) = (HEADS * head_dim, positions - rows);
-            let x = sequence.floats(rows * width);
+            let position = positions - rows;
+            let x = sequence.floats(rows * HEADS * key_dim);
             let queries = Queries { x: &x, heads: HEADS, position };
             let range = scoring.pages(position..positions);
             let run: Vec<&[u16]> = pages[range.clone()].iter().map(Vec::as_slice).collect();
             let mut gathered = Gathered::start(layout, rows * HEADS, sinks);
             let into = Target::Merged(&mut gathered);
             Attend { layout, scoring, queries, pages: &run, first_page: range.start, into }.gather(self.simd);
-            let mut out = vec![0.0; x.len()];
-            let mut outs: Vec<&mut [f32]> = out.chunks_mut(width).collect();
-            Finish { gathered: &gathered, out: &mut outs, head_dim }.run(self.simd);
+            let mut out = vec![0.0; rows * HEADS * value_dim];
+            let mut outs: Vec<&mut [f32]> = out.chunks_mut(HEADS * value_dim).collect();
+            Finish { gathered: &gathered, out: &mut outs, value_dim }.run(self.simd);
             self.add(&out);
         }
     }

@@ -35,6 +35,9 @@ fn described(layer: &LayerSpec) -> String {
         Mixer::GatedDelta(delta) => {
             format!("a state for each of {} value heads of {}", delta.value_heads, delta.head_dim)
         }
+        Mixer::Latent(latent) => {
+            format!("{} query heads over a latent of {} + {}", latent.heads, latent.latent_dim, latent.rope_dim)
+        }
     };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),

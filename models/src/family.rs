@@ -4,6 +4,7 @@ mod bailingmoe;
 mod bailingmoe2;
 mod command_r;
 mod deepseek;
+mod deepseek2;
 mod dense;
 mod dots1;
 mod ernie4_5;
@@ -22,6 +23,7 @@ mod gpt_oss;
 mod granite;
 mod hunyuan_dense;
 mod hunyuan_moe;
+mod latent;
 mod llama;
 mod metadata;
 mod minimax_m2;
@@ -113,6 +115,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("exaone-moe", exaone_moe::decoder),
     ("exaone4", exaone4::decoder),
     ("gemma", gemma::decoder),
+    ("deepseek2", deepseek2::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
     ("glm4", glm4::decoder),

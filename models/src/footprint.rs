@@ -4,6 +4,7 @@
 //! per page, rows of logits, frames held) are constants here, and the code that fills the memory reads them from here.
 
 mod layer;
+mod mixer;
 
 use std::{ops::Range, slice};
 
@@ -11,6 +12,7 @@ pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
 use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
 
 use self::layer::LayerFootprint;
+pub use self::mixer::{head_groups, turned_type};
 use crate::spec::{LayerSpec, LayerTensor, ModelSpec, Rope, TensorRole, TensorSpec};
 
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
@@ -25,6 +27,8 @@ pub const TILE_BYTES: usize = 512 << 10;
 pub const QUERIES_TOGETHER: usize = 256;
 /// The fewest queries that it takes at once, where there are that many.
 pub const QUERIES_LEAST: usize = 16;
+/// The fewest query heads of latent attention that go through pages together, where there are that many.
+pub const LATENT_GROUP_LEAST: usize = 4;
 /// Tasks for each thread into which attention is cut at least, where there is enough of it.
 pub const TASKS_PER_THREAD: usize = 4;
 /// Rows at the end of a session that layers with a state can take back: a token and the drafts behind it.
@@ -182,8 +186,9 @@ impl<'a> Footprints<'a> {
         let head = if is_last { self.head_bytes(rows, threads) } else { 0 };
         let tiles = product([TILE_BYTES.max(TILE_ROW_BYTES.saturating_mul(rows))]);
         let each = sum([STACK_BYTES, tiles, most(&|layer| layer.thread_bytes)]);
+        let made = self.layers_of(demand).fold(0, |bytes, layer| sum([bytes, layer.made_bytes]));
         let parts = most(&|layer| layer.parts_bytes(rows, context.min(kv_positions), threads));
-        sum([step, frames, head, product([threads]).saturating_mul(each), parts])
+        sum([step, frames, head, product([threads]).saturating_mul(each), parts, made])
     }
 
     /// Logits and the activations that they are made of, and what threads sort while they sample.

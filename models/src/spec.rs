@@ -5,6 +5,7 @@
 
 mod excerpt;
 mod experts;
+mod latent;
 mod recurrence;
 
 use std::{fmt, ops::Range};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::experts::{
     ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
 };
+pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec, Temperature};
 pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing};
 use crate::tensor::TensorType;
 
@@ -63,6 +65,8 @@ pub enum Mixer {
     Attention(AttentionSpec),
     /// The gated delta rule: a state of each session takes the place of keys and values.
     GatedDelta(GatedDeltaSpec),
+    /// Latent attention.
+    Latent(LatentSpec),
 }
 
 /// What a norm computes.
@@ -272,6 +276,14 @@ pub enum LayerTensor {
     QNorm,
     KNorm,
     Sinks,
+    QA,
+    QANorm,
+    QB,
+    KvA,
+    KvANorm,
+    KB,
+    VB,
+    KvB,
     AttnOutput,
     AttnOutputBias,
     PostAttnNorm,
@@ -327,19 +339,21 @@ impl fmt::Display for LayerIndex {
 }
 
 impl LayerSpec {
-    /// The attention, where rows are mixed by it.
+    /// The grouped-query attention, where rows are mixed by it.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
             Mixer::GatedDelta(_) => None,
+            Mixer::Latent(_) => None,
         }
     }
 
-    /// The attention, to be changed, where rows are mixed by it.
+    /// The grouped-query attention, to be changed, where rows are mixed by it.
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
             Mixer::GatedDelta(_) => None,
+            Mixer::Latent(_) => None,
         }
     }
 
@@ -348,6 +362,7 @@ impl LayerSpec {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
             Mixer::GatedDelta(_) => None,
+            Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
 }
@@ -367,7 +382,7 @@ impl Mixer {
     /// Whether a session has a state in such a layer.
     pub fn has_state(&self) -> bool {
         match self {
-            Self::Attention(_) => false,
+            Self::Attention(_) | Self::Latent(_) => false,
             Self::GatedDelta(_) => true,
         }
     }
@@ -377,6 +392,7 @@ impl Mixer {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
             Self::GatedDelta(_) => 0,
+            Self::Latent(latent) => 2 * latent.key_dim() as u64,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     link::FrameSender,
     message::RangeRequest,
     range::RangeReader,
+    relay::is_far,
     sorter::{Incoming, Sorter},
     stream::{Reader, open},
     tls::EXPORTER_LABEL,
@@ -97,6 +98,11 @@ impl Connection {
     /// Where the peer's packets come from.
     pub fn remote_address(&self) -> SocketAddr {
         self.0.quic.remote_address()
+    }
+
+    /// Whether its packets are passed on by a relay.
+    pub fn is_relayed(&self) -> bool {
+        is_far(self.remote_address())
     }
 
     /// QUIC's current estimate of the round trip.

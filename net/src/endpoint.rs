@@ -22,8 +22,10 @@ use crate::{
     door::{Door, Place},
     error::NetError,
     identity::Identity,
-    ids::PeerId,
+    ids::{PeerId, PlanEpoch},
     limits::{DIAL_DEADLINE, DOOR_REMOTE, JOIN_DEADLINE, TICKET_ADDRESSES, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
+    relay::RelayGrant,
+    socket::SharedSocket,
     tls,
     transport::{self, Reach},
 };
@@ -44,6 +46,7 @@ pub struct Endpoint(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     quic: quinn::Endpoint,
+    socket: Arc<SharedSocket>,
     local_addr: SocketAddr,
     identity: Identity,
     admission: Admission,
@@ -76,7 +79,9 @@ impl Endpoint {
         server.max_incoming(WAITING_HANDSHAKES);
         server.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
         let runtime = Arc::new(TokioRuntime);
-        let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime);
+        let socket = Arc::new(SharedSocket::new(socket));
+        let quic =
+            quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), Arc::clone(&socket) as _, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;
         let (accepted_in, accepted) = mpsc::channel(DOOR_REMOTE);
         let acceptor = Acceptor {
@@ -89,7 +94,7 @@ impl Endpoint {
         };
         let acceptor = tokio::spawn(acceptor.run()).abort_handle();
         let (accepted, identity) = (Mutex::new(accepted), identity.clone());
-        Ok(Self(Arc::new(Inner { quic, local_addr, identity, admission, accepted, acceptor })))
+        Ok(Self(Arc::new(Inner { quic, socket, local_addr, identity, admission, accepted, acceptor })))
     }
 
     /// The address it listens on, with the real port.
@@ -105,6 +110,25 @@ impl Endpoint {
     /// Whom it accepts.
     pub fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    /// Passes packets on between two peers, who reach each other in no other way.
+    pub fn grant(&self, grant: RelayGrant) {
+        self.0.socket.grant(grant);
+    }
+
+    /// Passes nothing on any more that was granted for this plan.
+    pub fn revoke(&self, epoch: PlanEpoch) {
+        self.0.socket.revoke(epoch);
+    }
+
+    /// Bytes of others' packets that were passed on so far.
+    pub fn relayed_bytes(&self) -> u64 {
+        self.0.socket.passed_bytes()
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<SharedSocket> {
+        &self.0.socket
     }
 
     /// Connects to `expect`, at the first of the addresses (`host:port`) that it answers at, within 10 s.
@@ -164,7 +188,12 @@ impl Endpoint {
         outcome
     }
 
-    async fn dial_address(&self, name: &str, address: SocketAddr, expect: PeerId) -> Result<Connection, NetError> {
+    pub(crate) async fn dial_address(
+        &self,
+        name: &str,
+        address: SocketAddr,
+        expect: PeerId,
+    ) -> Result<Connection, NetError> {
         let seen = Arc::new(OnceLock::new());
         let tls = tls::client(&self.0.identity, expect, seen.clone());
         let tls = tls.map_err(|error| NetError::Setup { text: error.to_string() })?;

@@ -19,12 +19,13 @@ use crate::{
     secret::JoinSecret,
     section::Sections,
     stream::within,
+    ways::OwnAddresses,
 };
 
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The tags that this version knows in a `Hello` or `Welcome`.
-const KNOWN_TAGS: [u16; 1] = [MachineShare::TAG];
+const KNOWN_TAGS: [u16; 2] = [MachineShare::TAG, OwnAddresses::TAG];
 
 /// What a worker tells about itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -202,7 +203,8 @@ impl Gate {
             let text = format!("the hello of peer {}: {error} (qmesh {VERSION})", connection.peer().short());
             return refuse(RejectCode::Version, text + ": install the same version on both");
         }
-        if let Err(error) = MachineShare::find(&hello.sections) {
+        let said = MachineShare::find(&hello.sections).and(OwnAddresses::find(&hello.sections));
+        if let Err(error) = said {
             return refuse(RejectCode::Malformed, format!("the hello: {error}"));
         }
         let texts = [&hello.version, &hello.name, &hello.os, &hello.numerics];

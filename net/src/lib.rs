@@ -23,6 +23,7 @@
 //! `memory::Network` runs all of it without a socket, repeatably.
 
 mod admission;
+mod aside;
 mod close;
 mod codec;
 mod connection;
@@ -41,15 +42,18 @@ pub mod limits;
 mod link;
 mod machine;
 mod mask;
+mod meeting;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
 mod pacer;
 mod plain;
 mod range;
+mod relay;
 mod sampled;
 mod secret;
 mod section;
+mod socket;
 mod sorter;
 mod sources;
 mod stream;
@@ -57,8 +61,10 @@ mod ticket;
 mod tls;
 mod trail;
 mod transport;
+mod ways;
 
 pub use admission::Admission;
+pub use aside::RelayTag;
 pub use close::CloseCode;
 pub use connection::Connection;
 pub use control::{ControlReceiver, ControlSender};
@@ -74,6 +80,7 @@ pub use keyfile::KeyFileError;
 pub use link::{FrameReceiver, FrameSender};
 pub use machine::{MachineShare, machine_name};
 pub use mask::{Mask, MaskedRows, TokenMask};
+pub use meeting::Meeting;
 pub use message::{
     Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
@@ -81,6 +88,7 @@ pub use message::{
 };
 pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
 pub use range::{RangeReader, RangeServer};
+pub use relay::{RelayEnd, RelayGrant, RelaySecret};
 pub use sampled::{Candidate, Sampled};
 pub use secret::{JoinRight, JoinSecret};
 pub use section::{SectionError, Sections};
@@ -91,6 +99,7 @@ pub use sources::{
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 pub use transport::SocketBuffers;
+pub use ways::{LinkWay, OwnAddresses, Passage, PeerWay, PeerWays, RelayWay};
 
 #[cfg(test)]
 mod tests;

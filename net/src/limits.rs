@@ -46,6 +46,8 @@ pub const MASK_TOKENS: usize = 1 << 20;
 pub const MASKS_UNDER_WAY: usize = 512;
 /// Most addresses in a ticket.
 pub const TICKET_ADDRESSES: usize = 16;
+/// Most addresses of its own that a worker names.
+pub const OWN_ADDRESSES: usize = 8;
 
 /// Most workers that a `Load` names as sources of weights, or as who may ask for them.
 pub const SOURCE_PEERS: usize = 16;

@@ -37,6 +37,8 @@ pub enum Message {
     Linked {
         /// The plan's epoch.
         epoch: PlanEpoch,
+        /// What only some versions say about the link.
+        sections: Sections,
     },
     /// Coordinator to worker: make room for a session.
     Open(OpenSession),
@@ -102,7 +104,9 @@ impl Message {
         if let Self::Hello(Hello { sections, .. })
         | Self::Welcome(Welcome { sections, .. })
         | Self::Load(LoadShard { sections, .. })
-        | Self::ShardStatus(ShardStatus { sections, .. }) = self
+        | Self::ShardStatus(ShardStatus { sections, .. })
+        | Self::Route(Route { sections, .. })
+        | Self::Linked { sections, .. } = self
         {
             Some(sections)
         } else {
@@ -115,7 +119,9 @@ impl Message {
         if let Self::Hello(Hello { sections, .. })
         | Self::Welcome(Welcome { sections, .. })
         | Self::Load(LoadShard { sections, .. })
-        | Self::ShardStatus(ShardStatus { sections, .. }) = self
+        | Self::ShardStatus(ShardStatus { sections, .. })
+        | Self::Route(Route { sections, .. })
+        | Self::Linked { sections, .. } = self
         {
             Some(sections)
         } else {
@@ -276,6 +282,8 @@ pub struct Route {
     pub upstream: Upstream,
     /// Who receives frames from it.
     pub downstream: Downstream,
+    /// What only some versions say about the neighbours.
+    pub sections: Sections,
 }
 
 /// Where a stage's frames come from.

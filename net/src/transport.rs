@@ -100,6 +100,8 @@ pub(crate) fn endpoint(identity: &Identity) -> EndpointConfig {
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.reset_key());
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config.max_udp_payload_size(UDP_PAYLOAD_BYTES).expect("6500 is above QUIC's least of 1200");
+    // The bit tells QUIC's packets from those beside it.
+    config.grease_quic_bit(false);
     config
 }
 

@@ -44,7 +44,7 @@ fn experts_land_where_the_plan_said() {
 }
 
 /// The model with a vocabulary, which a server needs.
-fn with_words(model: &Path, to: &Path) {
+pub(super) fn with_words(model: &Path, to: &Path) {
     let (gguf, bytes) = (Gguf::open(model).unwrap(), fs::read(model).unwrap());
     let mut writer = GgufWriter::new(gguf.text("general.architecture").unwrap());
     for (key, value) in gguf.entries().filter(|(key, _)| !key.starts_with("tokenizer.")) {

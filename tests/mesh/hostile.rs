@@ -57,7 +57,7 @@ const LIES: [Lie; 7] = [
         name: "refuses",
         message: Some(|epoch| Message::Refused { epoch, session: SessionId(3), text: "no".into() }),
     },
-    Lie { name: "links", message: Some(|epoch| Message::Linked { epoch }) },
+    Lie { name: "links", message: Some(|epoch| Message::Linked { epoch, sections: Sections::default() }) },
     Lie { name: "loads", message: Some(failed_status) },
     Lie { name: "reports", message: Some(|epoch| fault(epoch, None)) },
     Lie { name: "accuses", message: Some(|epoch| fault(epoch, Some(SessionId(3)))) },

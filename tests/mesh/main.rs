@@ -9,6 +9,8 @@ mod experts;
 mod footprint;
 mod hostile;
 mod memory;
+#[cfg(target_os = "linux")]
+mod networks;
 mod page;
 mod survival;
 mod terminals;
@@ -63,8 +65,12 @@ impl Serving {
 
     /// The same, where `no_measure` may be 0: workers find out how fast they are.
     fn start_measuring(no_measure: &str, model: &str, context: usize, more: &[&str]) -> Self {
+        Self::start_by(process::command("coordinator"), no_measure, model, context, more)
+    }
+
+    /// The same, where `command` starts the program.
+    fn start_by(mut command: Command, no_measure: &str, model: &str, context: usize, more: &[&str]) -> Self {
         let folder = TempDir::new().unwrap();
-        let mut command = process::command("coordinator");
         command.args(["serve", model, "--port", "0"]).args(more);
         if !more.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);

@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_computes() {
         let folder = tempfile::tempdir().unwrap();
-        let small = "--layers 2 --hidden 256 --heads 4 --kv-heads 2 --head-dim 64 --inner 512 --vocab 600";
+        let small = "--layers 2 --hidden 256 --heads 4 --inner 512 --vocab 600";
+        let grouped = " --kv-heads 2 --head-dim 64";
         for (arguments, experts) in [
             ("llama --params 8B", None),
             ("llama --params 8x7B --type q8_0", Some(8)),
@@ -156,9 +157,11 @@ mod tests {
             ("qwen3 --params 8B --type Q5_K", None),
             ("qwen3moe --experts 16", Some(16)),
             ("gpt-oss --experts 8 --type MXFP4_MOE", Some(8)),
+            ("deepseek2 --experts 8", Some(8)),
         ] {
             let path = folder.path().join(arguments.replace(' ', "_"));
-            synth(&format!("{arguments} {small}"), &path).unwrap();
+            let grouped = if arguments.starts_with("deepseek2") { "" } else { grouped };
+            synth(&format!("{arguments} {small}{grouped}"), &path).unwrap();
             let model = BenchModel::open(&path).unwrap();
             let spec = model.spec();
             assert_eq!((spec.layers.len(), spec.hidden, spec.vocab), (2, 256, 600), "{arguments}");
@@ -184,6 +187,7 @@ mod tests {
             ("llama --experts 4", "--experts-used"),
             ("qwen2 --experts 4 --experts-used 2", "has no experts"),
             ("qwen3 --vocab 300", "at least 512 tokens"),
+            ("deepseek2 --kv-heads 2", "has no key/value heads"),
             ("qwen3 --type Q9_K", "no such type"),
         ] {
             let error = synth(arguments, &path).unwrap_err().to_string();

@@ -17,6 +17,8 @@ pub enum RandomFamily {
     Qwen3moe,
     /// gpt-oss, with experts.
     GptOss,
+    /// DeepSeek V2 and V3, with latent attention and experts.
+    Deepseek2,
 }
 
 /// The numbers that a model's tensors and metadata follow from.
@@ -46,6 +48,40 @@ pub struct Dimensions {
     pub head: HeadMatrix,
     /// Experts of a layer; `None` where it has one FFN.
     pub experts: Option<ExpertCounts>,
+    /// What only models with latent attention have; `None` for all others.
+    pub latent: Option<LatentDimensions>,
+}
+
+/// The numbers of a model with latent attention, which has no key/value heads, and of the layers that go with it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LatentDimensions {
+    /// Elements of the queries' latent; 0 where queries have none.
+    pub query_rank: usize,
+    /// Elements of the latent.
+    pub rank: usize,
+    /// Elements of a query that are not rotated.
+    pub plain_dim: usize,
+    /// Elements of a query that are.
+    pub rope_dim: usize,
+    /// Elements of a head's output.
+    pub value_dim: usize,
+    /// The first layers, which have one FFN.
+    pub dense_layers: usize,
+    /// Width of that.
+    pub dense_inner: usize,
+    /// Experts that every token goes through, as one.
+    pub shared: usize,
+    /// How experts are chosen.
+    pub choice: ExpertChoice,
+}
+
+/// How DeepSeek's experts are chosen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ExpertChoice {
+    /// By a softmax over all (V2).
+    Softmax,
+    /// By a sigmoid of each and a bias, from the best 4 of 8 groups, with weights that sum to 2.5 (V3).
+    Grouped,
 }
 
 /// How many experts a layer has.
@@ -66,6 +102,7 @@ impl RandomFamily {
             Self::Qwen3 => "qwen3",
             Self::Qwen3moe => "qwen3moe",
             Self::GptOss => "gpt-oss",
+            Self::Deepseek2 => "deepseek2",
         }
     }
 
@@ -83,6 +120,7 @@ impl RandomFamily {
                 ("20B", experts(GPT_OSS, [24, 2880, 2880, 64, 8, 64], 32, 4)),
                 ("120B", experts(GPT_OSS, [36, 2880, 2880, 64, 8, 64], 128, 4)),
             ],
+            Self::Deepseek2 => deepseek2(),
         }
     }
 
@@ -104,12 +142,20 @@ impl RandomFamily {
     /// # Errors
     /// Says what is wrong.
     pub fn check(self, dimensions: &Dimensions) -> Result<()> {
-        let Dimensions { heads, kv_heads, head_dim, experts, .. } = *dimensions;
+        let Dimensions { heads, kv_heads, head_dim, experts, latent, .. } = *dimensions;
+        if let Some(LatentDimensions { rank, value_dim, rope_dim, .. }) = latent {
+            let published = (kv_heads, head_dim) == (1, rank + rope_dim);
+            ensure!(published, "{} has no key/value heads, and its heads are as wide as they are", self.name());
+            ensure!(
+                rank.is_multiple_of(16) && value_dim.is_multiple_of(16),
+                "heads' matrices have whole groups of rows"
+            );
+        }
         ensure!(heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} key/value heads evenly");
         ensure!(head_dim.is_multiple_of(2), "a head of {head_dim} elements cannot be rotated in pairs");
         match (self, experts) {
             (Self::Qwen2 | Self::Qwen3, Some(_)) => anyhow::bail!("{} has no experts", self.name()),
-            (Self::Qwen3moe | Self::GptOss, None) => anyhow::bail!("{} has experts", self.name()),
+            (Self::Qwen3moe | Self::GptOss | Self::Deepseek2, None) => anyhow::bail!("{} has experts", self.name()),
             (_, Some(ExpertCounts { count, used })) => {
                 ensure!(used <= count, "a token cannot go through {used} of {count} experts");
                 Ok(())
@@ -133,6 +179,7 @@ const NO_WIDTHS: Dimensions = Dimensions {
     norm_eps: 1e-6,
     head: HeadMatrix::Own,
     experts: None,
+    latent: None,
 };
 const LLAMA2: Dimensions =
     Dimensions { vocab: 32_000, context: 4096, rope_base: 10_000.0, norm_eps: 1e-5, ..NO_WIDTHS };
@@ -144,6 +191,7 @@ const QWEN3: Dimensions = Dimensions { vocab: 151_936, context: 40_960, ..NO_WID
 const QWEN3_MOE: Dimensions = Dimensions { vocab: 151_936, context: 40_960, ..NO_WIDTHS };
 const GPT_OSS: Dimensions =
     Dimensions { vocab: 201_088, context: 131_072, rope_base: 150_000.0, norm_eps: 1e-5, ..NO_WIDTHS };
+const DEEPSEEK: Dimensions = Dimensions { context: 163_840, rope_base: 10_000.0, ..NO_WIDTHS };
 
 fn llama() -> Vec<(&'static str, Dimensions)> {
     vec![
@@ -169,6 +217,34 @@ fn qwen2() -> Vec<(&'static str, Dimensions)> {
         ("14B", dense(QWEN2, [48, 5120, 13_824, 40, 8, 128])),
         ("32B", dense(QWEN2, [64, 5120, 27_648, 40, 8, 128])),
         ("72B", dense(QWEN2, [80, 8192, 29_568, 64, 8, 128])),
+    ]
+}
+
+fn deepseek2() -> Vec<(&'static str, Dimensions)> {
+    let lite = LatentDimensions {
+        query_rank: 0,
+        rank: 512,
+        plain_dim: 128,
+        rope_dim: 64,
+        value_dim: 128,
+        dense_layers: 1,
+        dense_inner: 10_944,
+        shared: 2,
+        choice: ExpertChoice::Softmax,
+    };
+    let large = LatentDimensions { query_rank: 1536, dense_inner: 12_288, ..lite };
+    let v3 =
+        LatentDimensions { dense_layers: 3, dense_inner: 18_432, shared: 1, choice: ExpertChoice::Grouped, ..large };
+    // All heads share one key as wide as the latent and the rotated part.
+    let size = |widths: [usize; 4], counts: [usize; 2], vocab, latent: LatentDimensions| {
+        let ([layers, hidden, inner, heads], [count, used]) = (widths, counts);
+        let all = [layers, hidden, inner, heads, 1, latent.rank + latent.rope_dim];
+        Dimensions { vocab, latent: Some(latent), ..experts(DEEPSEEK, all, count, used) }
+    };
+    vec![
+        ("16B", size([27, 2048, 1408, 16], [64, 6], 102_400, lite)),
+        ("236B", size([60, 5120, 1536, 128], [160, 6], 102_400, large)),
+        ("671B", size([61, 7168, 2048, 128], [256, 8], 129_280, v3)),
     ]
 }
 

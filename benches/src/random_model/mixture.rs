@@ -34,7 +34,7 @@ impl TypeMixture {
         }
         let wanted = match self {
             Self::Pure(dtype) => dtype,
-            Self::Mxfp4Experts if tensor.ne.len() == 3 => TensorType::MXFP4,
+            Self::Mxfp4Experts if tensor.name.ends_with("_exps.weight") => TensorType::MXFP4,
             Self::Mxfp4Experts => TensorType::Q8_0,
             Self::Q4KM => q4_k_m(tensor, family, dimensions),
         };
@@ -121,7 +121,7 @@ fn shares_values_widely(family: RandomFamily, dimensions: &Dimensions) -> bool {
         && match family {
             RandomFamily::Llama => dense && grouped,
             RandomFamily::Qwen2 => true,
-            RandomFamily::Qwen3 | RandomFamily::Qwen3moe | RandomFamily::GptOss => false,
+            RandomFamily::Qwen3 | RandomFamily::Qwen3moe | RandomFamily::GptOss | RandomFamily::Deepseek2 => false,
         }
 }
 

@@ -228,6 +228,9 @@ pub struct ServeArgs {
     /// Do not say on the local network (mDNS) where this coordinator is
     #[arg(long, env = "QMESH_NO_MDNS")]
     pub no_mdns: bool,
+    /// Do not pass packets on between workers that cannot reach each other: they get no layers side by side then
+    #[arg(long, env = "QMESH_NO_RELAY")]
+    pub no_relay: bool,
     /// Wait for N workers before the pipeline forms, even if fewer have room
     #[arg(long, value_name = "N", env = "QMESH_MIN_WORKERS", value_parser = parse_count)]
     pub min_workers: Option<usize>,

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use qmesh_discovery::Announcement;
 use qmesh_logging::service;
 use qmesh_models::bytes::ByteCount;
+use qmesh_net::RelaySecret;
 use tokio::sync::oneshot;
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
     invitation::{self, Invitation, Posted},
     local::LocalWorkers,
     mesh::{
-        Formation, Measuring, Mesh, MeshConfig, MeshHandle, Rotate, TicketSource, Workers,
+        Formation, Measuring, Mesh, MeshConfig, MeshHandle, Relaying, Rotate, TicketSource, Workers,
         events::{Heard, MeshEvent},
         status::MeshState,
     },
@@ -109,6 +110,7 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         pins: pin.iter().map(|pin| (pin.worker.clone(), pin.layers.clone())).collect(),
         excluded: exclude.iter().cloned().collect(),
         measuring: if no_measure { Measuring::Off } else { Measuring::On },
+        relaying: if args.no_relay { Relaying::Off } else { Relaying::On(RelaySecret::random()) },
         ..Formation::new(workers)
     };
     Ok(MeshConfig {

@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use qmesh_net::{Frame, Message, OpenSession, PlanEpoch, SessionId};
+use qmesh_net::{Frame, Message, OpenSession, PlanEpoch, RelayGrant, SessionId};
 
 use super::{
     config::Formation,
@@ -51,9 +51,11 @@ pub(crate) enum Action {
     Send(WorkerId, Message),
     /// The worker broke the protocol: its link is closed with these words.
     HangUp(WorkerId, String),
+    /// Packets may pass here between two workers.
+    Relay(RelayGrant),
     /// Frames of this epoch go to this worker from now on.
     OpenFrames(WorkerId, PlanEpoch),
-    /// No more frames of this epoch come.
+    /// No more frames of this epoch come, and no packets pass for it.
     CloseFrames(PlanEpoch),
     /// To the first stage of the frame's epoch. Where it cannot go, [`Conductor::frames_lost`] wants to know.
     Frame(Frame),
@@ -210,6 +212,7 @@ impl Conductor {
             waiting: self.scheduler.waiting(),
             // Whoever has links knows.
             weight_bytes_sent: 0,
+            relayed_bytes: 0,
             prompt_tokens: totals.prompt_tokens,
             cached_tokens: totals.cached_tokens,
             generated_tokens: totals.generated_tokens,
@@ -276,6 +279,7 @@ impl Conductor {
     fn roster_action(&mut self, now: Instant, action: roster::Action) -> Vec<Order> {
         match action {
             roster::Action::Send(worker, message) => self.actions.push_back(Action::Send(worker, message)),
+            roster::Action::Relay(grant) => self.actions.push_back(Action::Relay(grant)),
             roster::Action::OpenFrames(worker, epoch) => {
                 self.fed.insert(epoch);
                 self.actions.push_back(Action::OpenFrames(worker, epoch));

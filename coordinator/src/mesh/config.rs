@@ -9,6 +9,7 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
+use qmesh_net::RelaySecret;
 
 use super::error::MeshError;
 use crate::{
@@ -102,6 +103,8 @@ pub struct Formation {
     pub excluded: BTreeSet<String>,
     /// Whether workers are asked how fast they are before layers are dealt.
     pub measuring: Measuring,
+    /// Whether the coordinator passes packets on between workers that cannot reach each other.
+    pub relaying: Relaying,
 }
 
 impl Formation {
@@ -115,8 +118,18 @@ impl Formation {
             pins: BTreeMap::new(),
             excluded: BTreeSet::new(),
             measuring: Measuring::Off,
+            relaying: Relaying::Off,
         }
     }
+}
+
+/// Whether the coordinator passes packets on between workers that cannot reach each other. It cannot read them.
+#[derive(Clone, Debug)]
+pub enum Relaying {
+    /// Where there is no other way; this makes the tags by which it knows whose packets they are.
+    On(RelaySecret),
+    /// Never: such workers are no neighbours.
+    Off,
 }
 
 /// Whether workers are asked how fast they are.

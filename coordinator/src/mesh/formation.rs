@@ -2,7 +2,7 @@
 //!
 //! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `speeds` remembers how fast
 //! workers are, `troubles` what went wrong, `openings` which stage owes an answer, `sources` says which workers have which
-//! tensors. `links` and `weights` are the tasks that move messages,
+//! tensors. `ways` says where workers reach each other. `links` and `weights` are the tasks that move messages,
 //! frames and tensor bytes.
 
 mod choice;
@@ -16,6 +16,7 @@ pub(crate) mod roster;
 mod sources;
 mod speeds;
 mod troubles;
+mod ways;
 pub(crate) mod weights;
 mod worker;
 

@@ -133,6 +133,7 @@ mod tests {
             steps: 0,
             compute_ms: 0.0,
             hop_ms: 0.0,
+            link: None,
         }
     }
 

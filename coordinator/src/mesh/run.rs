@@ -190,7 +190,8 @@ impl MeshTask {
     /// Whoever reads the status now finds it up to date; whoever waits for changes is woken by changes alone.
     fn publish(&mut self, now: Instant) {
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
-        let status = MeshStatus { weight_bytes_sent: self.tensors.sent(), ..self.conductor.status(now, rtt_ms) };
+        let (weight_bytes_sent, relayed_bytes) = (self.tensors.sent(), self.endpoint.relayed_bytes());
+        let status = MeshStatus { weight_bytes_sent, relayed_bytes, ..self.conductor.status(now, rtt_ms) };
         let status = Arc::new(status);
         self.status.send_if_modified(|held| {
             let is_news = status.is_news_after(held);
@@ -212,7 +213,11 @@ impl MeshTask {
                     let frames = self.links.get(&worker).map(|link| link.open_frames(epoch));
                     self.frames.extend(frames.map(|frames| (epoch, frames)));
                 }
-                Action::CloseFrames(epoch) => drop(self.frames.remove(&epoch)),
+                Action::Relay(grant) => self.endpoint.grant(grant),
+                Action::CloseFrames(epoch) => {
+                    self.endpoint.revoke(epoch);
+                    drop(self.frames.remove(&epoch));
+                }
                 Action::Frame(frame) => self.send_frame(frame),
                 Action::Tell(session, event) => self.news.push_back(News::Happened(session, event)),
                 Action::TellNoMore(session) => self.news.push_back(News::Over(session)),

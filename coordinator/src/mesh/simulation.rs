@@ -134,6 +134,8 @@ impl SimulatedCoordinator {
         Some(match self.conductor.next_action()? {
             Action::Send(worker, message) => CoordinatorOutput::Send { worker: worker.0, message },
             Action::HangUp(worker, text) => CoordinatorOutput::HangUp { worker: worker.0, text },
+            // Links of the simulation need no relay.
+            Action::Relay(_) => return self.next_output(),
             Action::OpenFrames(worker, epoch) => CoordinatorOutput::OpenFrames { worker: worker.0, epoch },
             Action::CloseFrames(epoch) => CoordinatorOutput::CloseFrames { epoch },
             Action::Frame(frame) => CoordinatorOutput::Frame(frame),
@@ -147,7 +149,16 @@ impl SimulatedCoordinator {
     pub fn joined(&mut self, now: Instant, worker: u64, join: SimulatedJoin) -> String {
         let SimulatedJoin { name, peer, address, memory_bytes, threads } = join;
         let name = self.conductor.free_name(&name);
-        let joined = Joined { name: name.clone(), peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None };
+        let joined = Joined {
+            name: name.clone(),
+            peer,
+            address,
+            memory_bytes,
+            threads,
+            rtt_ms: 0.0,
+            share: None,
+            own: Vec::new(),
+        };
         self.conductor.joined(now, WorkerId(worker), joined);
         name
     }

@@ -38,6 +38,9 @@ pub struct MeshStatus {
     /// Bytes of tensors that this coordinator has sent, since the start.
     #[serde(default)]
     pub weight_bytes_sent: u64,
+    /// Bytes that this coordinator has passed on between workers that do not reach each other, since the start.
+    #[serde(default)]
+    pub relayed_bytes: u64,
     /// Tokens of prompts, since the start.
     pub prompt_tokens: u64,
     /// Of those, what earlier prompts had left on the stages.
@@ -120,6 +123,28 @@ pub struct StageStatus {
     pub compute_ms: f64,
     /// Mean time per step to hand its output on.
     pub hop_ms: f64,
+    /// Its link to the next stage, where that is on another worker and stands.
+    #[serde(default)]
+    pub link: Option<LinkStatus>,
+}
+
+/// A link between two workers.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct LinkStatus {
+    /// How packets travel.
+    pub passage: LinkPassage,
+    /// There and back, when it came about.
+    pub rtt_ms: f64,
+}
+
+/// How packets travel between two workers.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkPassage {
+    /// Straight from one to the other.
+    Direct,
+    /// The coordinator passes them on, and cannot read them.
+    Relayed,
 }
 
 /// How far the shard of a stage is.
@@ -174,12 +199,12 @@ pub struct ChangeStatus {
 }
 
 impl MeshStatus {
-    /// Whether it says something that `older` did not. Time that passes is no news, and neither is a link's round-trip
-    /// time, which is measured with every packet.
+    /// Whether it says something that `older` did not. Time that passes is no news, and neither are a worker's round-trip
+    /// time and what is passed on, which change with every packet.
     pub(crate) fn is_news_after(&self, older: &Self) -> bool {
         let lasting = |status: &Self| {
             let workers = status.workers.iter().map(|worker| WorkerStatus { rtt_ms: 0.0, ..worker.clone() }).collect();
-            Self { uptime_s: 0, workers, ..status.clone() }
+            Self { uptime_s: 0, relayed_bytes: 0, workers, ..status.clone() }
         };
         lasting(self) != lasting(older)
     }

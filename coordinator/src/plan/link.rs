@@ -67,6 +67,11 @@ impl Links {
         self.pairs.insert((other, one), Some(link));
     }
 
+    /// Sets the link from one end to the other.
+    pub fn set(&mut self, from: End, to: End, link: Link) {
+        self.pairs.insert((from, to), Some(link));
+    }
+
     /// One of them cannot reach the other.
     pub fn cut(&mut self, from: End, to: End) {
         self.pairs.insert((from, to), None);

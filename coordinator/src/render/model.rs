@@ -8,8 +8,8 @@ use qmesh_models::{
     footprint::Footprints,
     gguf::{Gguf, TensorEntry},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LayerSpec, Mixer, ModelSpec,
-        OutputGate, RopePairing, RopeScaling, Scoring, Window,
+        Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LatentQueries, LatentSpec, LayerSpec,
+        Mixer, ModelSpec, OutputGate, RopePairing, RopeScaling, Scoring, Window,
     },
 };
 use serde::Serialize;
@@ -203,10 +203,7 @@ impl Shape {
             vocab: spec.vocab,
             context: spec.context,
             attention: kinds(layers().map(|layer| mixer(&layer.mixer))),
-            windows: kinds(layers().filter_map(LayerSpec::attention).map(|attention| match attention.window {
-                Window::Full => "full".to_owned(),
-                Window::Sliding(width) => format!("sliding {width}"),
-            })),
+            windows: kinds(layers().filter_map(|layer| window(&layer.mixer))),
             rope: kinds(layers().map(rope)),
             ffn: kinds(layers().map(|l| ffn(&l.ffn))),
             head: match spec.head.matrix {
@@ -268,6 +265,26 @@ fn mixer(mixer: &Mixer) -> String {
             let GatedDeltaSpec { key_heads, value_heads, head_dim, .. } = delta;
             format!("gated delta rule of {value_heads} heads, {key_heads} key heads of {head_dim}")
         }
+        Mixer::Latent(latent) => {
+            let LatentSpec { heads, queries, latent_dim, plain_dim, rope_dim, value_dim, .. } = latent;
+            let queries = match queries {
+                LatentQueries::Direct => String::new(),
+                LatentQueries::Latent(rank) => format!(" from {rank}"),
+            };
+            format!(
+                "latent, {heads} heads of {plain_dim} + {rope_dim} rotated{queries}, values of {value_dim}, over a latent of \
+                 {latent_dim} + {rope_dim}"
+            )
+        }
+    }
+}
+
+/// How far back a layer attends, where it does.
+fn window(mixer: &Mixer) -> Option<String> {
+    match mixer {
+        Mixer::Attention(AttentionSpec { window: Window::Full, .. }) | Mixer::Latent(_) => Some("full".to_owned()),
+        Mixer::Attention(AttentionSpec { window: Window::Sliding(width), .. }) => Some(format!("sliding {width}")),
+        Mixer::GatedDelta(_) => None,
     }
 }
 

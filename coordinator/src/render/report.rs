@@ -10,7 +10,7 @@ use super::{
     table::{Align, pairs, table},
 };
 use crate::{
-    mesh::status::{MeshState, MeshStatus, StageStatus},
+    mesh::status::{LinkPassage, LinkStatus, MeshState, MeshStatus, StageStatus},
     plan::prediction::Prediction,
     text::TextEnd,
 };
@@ -31,8 +31,13 @@ pub fn stages(status: &MeshStatus) -> String {
 
 /// The stages after work: what they held, what was planned for them, and how long they computed and sent.
 pub fn stages_measured(status: &MeshStatus) -> String {
-    let measured =
-        [("peak", Align::Right), ("steps", Align::Right), ("compute ms", Align::Right), ("hop ms", Align::Right)];
+    let measured = [
+        ("peak", Align::Right),
+        ("steps", Align::Right),
+        ("compute ms", Align::Right),
+        ("hop ms", Align::Right),
+        ("to the next", Align::Left),
+    ];
     let columns = [&STAGE_COLUMNS[..], &measured].concat();
     let rows = status.stages.iter().map(|stage| {
         let mut cells = stage_cells(stage);
@@ -40,6 +45,7 @@ pub fn stages_measured(status: &MeshStatus) -> String {
         cells.push(stage.steps.to_string());
         cells.push(format!("{:.2}", stage.compute_ms));
         cells.push(format!("{:.2}", stage.hop_ms));
+        cells.push(stage.link.map(link).unwrap_or_default());
         cells
     });
     table(&columns, rows)
@@ -121,6 +127,15 @@ pub fn status(status: &MeshStatus) -> String {
     }
     parts.extend(status.prediction.as_ref().map(expected));
     parts.join("\n\n")
+}
+
+/// `direct, 12.3 ms there and back`.
+fn link(link: LinkStatus) -> String {
+    let passage = match link.passage {
+        LinkPassage::Direct => "direct",
+        LinkPassage::Relayed => "relayed",
+    };
+    format!("{passage}, {:.1} ms there and back", link.rtt_ms)
 }
 
 fn stage_cells(stage: &StageStatus) -> Vec<String> {

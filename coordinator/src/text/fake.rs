@@ -184,6 +184,7 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         running: 0,
         waiting: 0,
         weight_bytes_sent: 0,
+        relayed_bytes: 0,
         prompt_tokens: 0,
         cached_tokens: 0,
         generated_tokens: 0,

@@ -6,6 +6,7 @@
 
 mod gathered;
 mod page;
+mod shared;
 
 use std::{cell::RefCell, ops::Range};
 
@@ -16,33 +17,71 @@ pub use self::gathered::{Finish, Gathered, Merge};
 use self::{
     gathered::merge_sums,
     page::{Element, Page},
+    shared::SharedPage,
 };
 use super::{
     lanes::{Kernel, LANES, Lanes, Simd, entries},
     math::padded,
 };
 
-/// How keys and values of one head lie in a page, as f16 bits: the keys as blocks of sixteen positions, element after
-/// element, so that a lane is a position; then the values as rows, filled up to whole lanes.
+/// How keys and values of one head lie in a page, as f16 bits.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadLayout {
-    /// Elements of a key, and of a value.
-    pub head_dim: usize,
+pub enum HeadLayout {
+    /// The keys as blocks of sixteen positions, element after element, so that a lane is a position; then the values as
+    /// rows, filled up to whole lanes.
+    Apart {
+        /// Elements of a key, and of a value.
+        head_dim: usize,
+    },
+    /// Only the keys, as rows, filled up to whole lanes: values are their first elements (latent attention).
+    Shared {
+        /// Elements of a key.
+        key_dim: usize,
+        /// Elements of a value; at most `key_dim`.
+        value_dim: usize,
+    },
 }
 
 impl HeadLayout {
     /// Elements of a page.
     pub fn page_len(self) -> usize {
-        PAGE_POSITIONS * (self.head_dim + self.vectors() * LANES)
+        match self {
+            Self::Apart { head_dim } => PAGE_POSITIONS * (head_dim + self.vectors() * LANES),
+            Self::Shared { key_dim, .. } => PAGE_POSITIONS * key_dim.next_multiple_of(LANES),
+        }
+    }
+
+    /// Elements of a key.
+    pub fn key_dim(self) -> usize {
+        match self {
+            Self::Apart { head_dim } => head_dim,
+            Self::Shared { key_dim, .. } => key_dim,
+        }
+    }
+
+    /// Elements of a value.
+    pub fn value_dim(self) -> usize {
+        match self {
+            Self::Apart { head_dim } => head_dim,
+            Self::Shared { value_dim, .. } => value_dim,
+        }
     }
 
     /// Vectors of sixteen lanes in a value.
     pub fn vectors(self) -> usize {
-        self.head_dim.div_ceil(LANES)
+        self.value_dim().div_ceil(LANES)
+    }
+
+    /// Vectors of f32 that a page is widened to: all of it, or as much at a time as stays in the L1 cache.
+    fn widened(self) -> usize {
+        match self {
+            Self::Apart { .. } => self.page_len() / LANES,
+            Self::Shared { .. } => shared::WIDENED,
+        }
     }
 }
 
-/// Writes a key and a value, each (head_dim), to the page's position `slot`.
+/// Writes a key and a value to the page's position `slot`.
 pub struct Write<'a> {
     /// How the page is laid out.
     pub layout: HeadLayout,
@@ -50,9 +89,9 @@ pub struct Write<'a> {
     pub page: &'a mut [u16],
     /// The position in it.
     pub slot: usize,
-    /// (head_dim)
+    /// (key_dim)
     pub key: &'a [f32],
-    /// (head_dim)
+    /// (value_dim); nobody looks at it where values are part of keys.
     pub value: &'a [f32],
 }
 
@@ -63,7 +102,12 @@ impl Kernel for Write<'_> {
 
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
-        let HeadLayout { head_dim } = self.layout;
+        let head_dim = match self.layout {
+            HeadLayout::Apart { head_dim } => head_dim,
+            HeadLayout::Shared { key_dim, .. } => {
+                return write_row(l, self.page, self.slot, key_dim.div_ceil(LANES), self.key);
+            }
+        };
         let (keys, values) = self.page.split_at_mut(PAGE_POSITIONS * head_dim);
         let block = &mut keys[self.slot / LANES * LANES * head_dim..][..LANES * head_dim];
         for (columns, x) in block.chunks_mut(LANES * LANES).zip(self.key.chunks(LANES)) {
@@ -73,11 +117,16 @@ impl Kernel for Write<'_> {
                 column[self.slot % LANES] = half;
             }
         }
-        let vectors = self.layout.vectors();
-        let row = &mut values.as_chunks_mut().0[self.slot * vectors..][..vectors];
-        for (to, x) in row.iter_mut().zip(self.value.chunks(LANES)) {
-            l.store_half(l.load(&padded(x, 0.0)), to);
-        }
+        write_row(l, values, self.slot, self.layout.vectors(), self.value);
+    }
+}
+
+/// Writes a row of so many vectors, filled up with zeros.
+#[inline(always)]
+fn write_row<L: Lanes>(l: L, rows: &mut [u16], slot: usize, vectors: usize, x: &[f32]) {
+    let row = &mut rows.as_chunks_mut().0[slot * vectors..][..vectors];
+    for (to, x) in row.iter_mut().zip(x.chunks(LANES)) {
+        l.store_half(l.load(&padded(x, 0.0)), to);
     }
 }
 
@@ -117,7 +166,7 @@ impl Scoring {
 /// Queries of one KV head at consecutive positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// (rows, heads that share the KV head, head_dim)
+    /// (rows, heads that share the KV head, key_dim)
     pub x: &'a [f32],
     /// Query heads that share the KV head.
     pub heads: usize,
@@ -166,7 +215,7 @@ struct Scratch {
     scores: Vec<Scores>,
     /// (queries): what each attends to.
     slots: Vec<Range<usize>>,
-    /// A page as f32.
+    /// A page as f32, or a part of it.
     widened: Vec<Vector>,
     /// (queries, filled up to whole lanes), of a page.
     largest: Vec<[f32; LANES]>,
@@ -186,10 +235,10 @@ impl Attend<'_> {
     /// Runs it in the thread's scratch memory.
     pub fn gather(self, simd: Simd) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let count = self.queries.x.len() / self.layout.head_dim;
+            let count = self.queries.x.len() / self.layout.key_dim();
             let groups = count.div_ceil(LANES);
             scratch.scores.resize(count, Scores([0.0; PAGE_POSITIONS]));
-            scratch.widened.resize(self.layout.page_len() / LANES, Vector([0.0; LANES]));
+            scratch.widened.resize(self.layout.widened(), Vector([0.0; LANES]));
             let [old, new] = &mut scratch.factors;
             for lanes in [&mut scratch.largest, &mut scratch.sums, old, new] {
                 lanes.resize(groups, [0.0; LANES]);
@@ -210,16 +259,27 @@ impl Kernel for Gather<'_, '_> {
     /// As many queries by vectors at a time as there are registers; all queries of a few, so that a page is read once.
     #[inline(always)]
     fn compute<L: Lanes>(mut self, l: L) {
-        match (L::LARGE_TILES, self.scratch.scores.len()) {
-            (false, ..WIDENED_QUERIES) => self.halves::<L, 2, 2>(l),
-            (false, _) => self.widened::<L, 2, 2>(l),
-            (true, ..=2) => self.halves::<L, 2, 4>(l),
-            (true, ..=4) => self.halves::<L, 4, 4>(l),
-            (true, ..=6) => self.halves::<L, 6, 2>(l),
-            (true, ..WIDENED_QUERIES) => self.halves::<L, 8, 2>(l),
-            (true, _) => self.widened::<L, 4, 4>(l),
+        match (self.attend.layout, L::LARGE_TILES, self.scratch.scores.len()) {
+            (HeadLayout::Shared { .. }, false, _) => self.shared::<L, 2, 2>(l),
+            (HeadLayout::Shared { .. }, true, _) => self.shared::<L, 4, 4>(l),
+            (HeadLayout::Apart { .. }, false, ..WIDENED_QUERIES) => self.halves::<L, 2, 2>(l),
+            (HeadLayout::Apart { .. }, false, _) => self.widened::<L, 2, 2>(l),
+            (HeadLayout::Apart { .. }, true, ..=2) => self.halves::<L, 2, 4>(l),
+            (HeadLayout::Apart { .. }, true, ..=4) => self.halves::<L, 4, 4>(l),
+            (HeadLayout::Apart { .. }, true, ..=6) => self.halves::<L, 6, 2>(l),
+            (HeadLayout::Apart { .. }, true, ..WIDENED_QUERIES) => self.halves::<L, 8, 2>(l),
+            (HeadLayout::Apart { .. }, true, _) => self.widened::<L, 4, 4>(l),
         }
     }
+}
+
+/// A page and the queries that look at it, whatever its layout.
+trait Reduce {
+    /// Leaves each query's exp(score − largest) in `scores`, its largest score, and the sum of the exponentials.
+    fn score<L: Lanes>(&mut self, l: L, scores: &mut [Scores], largest: &mut [f32], sums: &mut [f32]);
+
+    /// Adds each query's values, weighted by `p`: with factors, to what is there, each times its factor.
+    fn weigh<L: Lanes>(&mut self, l: L, p: &[Scores], factors: Option<[&[f32]; 2]>, out: &mut [Vector]);
 }
 
 impl Gather<'_, '_> {
@@ -252,25 +312,56 @@ impl Gather<'_, '_> {
         elements: &[E],
         next: *const u16,
     ) {
-        let Attend { layout, scoring, queries, first_page, .. } = self.attend;
-        let Scratch { scores, slots, largest, sums, factors: [old, new], .. } = &mut *self.scratch;
-        let rows = queries.position..queries.position + scores.len() / queries.heads;
+        let Attend { layout, scoring, queries, .. } = self.attend;
+        let slots = self.slots(index);
+        let (keys, values) = elements.split_at(PAGE_POSITIONS / LANES * layout.key_dim());
+        let (x, next, columns) = (queries.x, next.cast(), 0..layout.vectors());
+        let page = Page::<_, R, W> { keys, values, columns, x, slots: &slots, scoring, layout, next };
+        self.reduce(l, index, page);
+        self.scratch.slots = slots;
+    }
+
+    #[inline(always)]
+    fn shared<L: Lanes, const R: usize, const W: usize>(&mut self, l: L) {
+        let Attend { layout, scoring, queries, pages, .. } = self.attend;
+        let mut widened = std::mem::take(&mut self.scratch.widened);
+        for (index, page) in pages.iter().enumerate() {
+            let slots = self.slots(index);
+            let next = pages[(index + 1).min(pages.len() - 1)].as_chunks().0;
+            let (rows, x, widened) = (page.as_chunks().0, queries.x, &mut widened[..]);
+            let page = SharedPage::<R, W> { rows, next, x, slots: &slots, scoring, layout, widened };
+            self.reduce(l, index, page);
+            self.scratch.slots = slots;
+        }
+        self.scratch.widened = widened;
+    }
+
+    /// What each query attends to in the page, in memory that is given back to the scratch.
+    #[inline(always)]
+    fn slots(&mut self, index: usize) -> Vec<Range<usize>> {
+        let Attend { scoring, queries, first_page, .. } = self.attend;
+        let mut slots = std::mem::take(&mut self.scratch.slots);
+        let rows = queries.position..queries.position + self.scratch.scores.len() / queries.heads;
         let seen = rows.map(|position| scoring.slots(position, first_page + index));
         slots.clear();
         slots.extend(seen.flat_map(|slots| std::iter::repeat_n(slots, queries.heads)));
-        let (keys, values) = elements.split_at(PAGE_POSITIONS / LANES * layout.head_dim);
-        let page = Page { keys, values, x: queries.x, slots, scoring, layout, next: next.cast() };
+        slots
+    }
+
+    #[inline(always)]
+    fn reduce<L: Lanes>(&mut self, l: L, index: usize, mut page: impl Reduce) {
+        let Scratch { scores, largest, sums, factors: [old, new], .. } = &mut *self.scratch;
         match &mut self.attend.into {
             Target::Merged(gathered) => {
                 let part = gathered.part(0);
-                page.score::<L, R, W>(l, scores, largest.as_flattened_mut(), sums.as_flattened_mut());
+                page.score(l, scores, largest.as_flattened_mut(), sums.as_flattened_mut());
                 merge_sums(l, part.largest, part.sums, largest, sums, [old, new]);
-                page.weigh::<L, R, W>(l, scores, Some([old.as_flattened(), new.as_flattened()]), part.values);
+                page.weigh(l, scores, Some([old.as_flattened(), new.as_flattened()]), part.values);
             }
             Target::Apart(gathered) => {
                 let part = gathered.part(index);
-                page.score::<L, R, W>(l, scores, part.largest.as_flattened_mut(), part.sums.as_flattened_mut());
-                page.weigh::<L, R, W>(l, scores, None, part.values);
+                page.score(l, scores, part.largest.as_flattened_mut(), part.sums.as_flattened_mut());
+                page.weigh(l, scores, None, part.values);
             }
         }
     }

@@ -106,6 +106,8 @@ pub trait Lanes: Copy {
     /// Per lane, `sums` plus the four products of unsigned bytes `w` and signed bytes `a`. `WIDE` where `w` may exceed
     /// 127, which the 16-bit steps of some tiers must know.
     fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U;
+    /// Lane i of row j becomes lane j of row i.
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
     /// Runs a kernel that others share, as a function of its own.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
     /// Asks for the cache line at `from`, which need not be valid, to come into the L2 cache.

@@ -58,13 +58,14 @@ impl Kernel for Everything {
             l.dot::<true>(start, w, s),
             l.dot::<false>(start, narrow, s),
         ];
+        let columns = l.transpose(std::array::from_fn(|row| l.mul(x, l.splat(1.0 + row as f32))));
         let mut out = Vec::new();
         for x in [x, l.mul(y, l.splat(1e-6)), l.splat(f32::INFINITY)] {
             let mut halves = [0; LANES];
             l.store_half(x, &mut halves);
             out.extend(halves.map(u32::from));
         }
-        for word in words.into_iter().chain(floats.map(|f| l.to_bits(f))) {
+        for word in words.into_iter().chain(floats.into_iter().chain(columns).map(|f| l.to_bits(f))) {
             let mut bytes = [0; 64];
             l.store_bits(word, &mut bytes);
             out.extend(bytes.as_chunks().0.iter().map(|c| u32::from_le_bytes(*c)));

@@ -10,6 +10,7 @@ use crate::{
     error::OracleError,
     ffn::FeedForward,
     gated_delta::GatedDelta,
+    latent::LatentAttention,
     norm::Norm,
     weights::{Weights, of_layer},
 };
@@ -29,6 +30,7 @@ pub(crate) struct Layer {
 #[derive(Clone, Debug)]
 enum LayerMixer {
     Attention(Attention),
+    Latent(LatentAttention),
     GatedDelta(GatedDelta),
 }
 
@@ -62,6 +64,9 @@ impl Layer {
                 Mixer::Attention(attention) => {
                     LayerMixer::Attention(Attention::open(weights, index, attention, spec.norm.eps)?)
                 }
+                Mixer::Latent(latent) => {
+                    LayerMixer::Latent(LatentAttention::open(weights, index, latent, spec.norm.eps)?)
+                }
                 Mixer::GatedDelta(delta) => {
                     LayerMixer::GatedDelta(GatedDelta::open(weights, index, delta, spec.norm.eps)?)
                 }
@@ -80,6 +85,7 @@ impl Layer {
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
         let mix = |x: &Tensor| match &self.mixer {
             LayerMixer::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
+            LayerMixer::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values),
             LayerMixer::GatedDelta(delta) => delta.forward(x, &mut cache.past),
         };
         let mixed = self.attention_norms.around(x, self.residual_scale, mix)?;

@@ -41,6 +41,7 @@ mod ffn;
 mod gated;
 mod gated_delta;
 mod head;
+mod latent;
 mod layer;
 mod linear;
 mod mask;

@@ -93,6 +93,23 @@ impl Activations {
         prepared
     }
 
+    /// Of each row of `x`, which are `stride` wide, what `linear` takes from element `first` on. One thread's work.
+    pub(super) fn of_columns(cpu: Cpu<'_>, x: &[f32], stride: usize, first: usize, linear: &Linear) -> Self {
+        let mut part = Self::zeros(x.len() / stride, &[linear]);
+        let Self { cols, floats, blocks, .. } = &mut part;
+        let mut floats = floats.chunks_exact_mut(*cols);
+        let mut blocks = blocks.chunks_exact_mut((*cols / BLOCK).max(1));
+        for x in x.chunks_exact(stride).map(|row| &row[first..][..*cols]) {
+            if let Some(floats) = floats.next() {
+                floats.copy_from_slice(x);
+            }
+            if let Some(blocks) = blocks.next() {
+                Quantize { x, blocks }.run(cpu.simd);
+            }
+        }
+        part
+    }
+
     /// Room for rows that `linears`, which all have as many columns, will take.
     pub(super) fn zeros(rows: usize, linears: &[&Linear]) -> Self {
         let cols = linears[0].matrix.cols;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
-    AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, Mixer, ModelSpec, OutputGate, QkNorm, Rope,
-    RopeScaling, Window,
+    AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, ModelSpec,
+    OutputGate, QkNorm, Rope, RopeScaling, Temperature, Window,
 };
 
 use crate::error::EngineError;
@@ -27,6 +27,7 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
         match &layer.mixer {
             Mixer::Attention(attention) => check_attention(attention)?,
             Mixer::GatedDelta(delta) => check_gated_delta(delta)?,
+            Mixer::Latent(latent) => check_latent(latent)?,
         }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
@@ -102,6 +103,27 @@ fn check_gated_delta(delta: &GatedDeltaSpec) -> Result<(), EngineError> {
         return Err(wrong(format!("delta.head_dim = {head_dim} is no multiple of {LANES}")));
     }
     Ok(())
+}
+
+fn check_latent(latent: &LatentSpec) -> Result<(), EngineError> {
+    let LatentSpec { heads, latent_dim, plain_dim, rope_dim, value_dim, .. } = *latent;
+    dimension("latent.heads", heads)?;
+    match latent.queries {
+        LatentQueries::Direct => {}
+        LatentQueries::Latent(rank) => dimension("latent.queries", rank)?,
+    }
+    for (name, dim) in
+        [("latent_dim", latent_dim), ("plain_dim", plain_dim), ("rope_dim", rope_dim), ("value_dim", value_dim)]
+    {
+        dimension(name, dim)?;
+        dimension(&format!("heads * {name}"), heads * dim)?;
+    }
+    positive("latent.scale", latent.scale)?;
+    if let Some(Temperature { scale, length }) = latent.temperature {
+        positive("latent.temperature.scale", scale)?;
+        positive("latent.temperature.length", length as f32)?;
+    }
+    latent.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rope_dim))
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {

@@ -1,19 +1,25 @@
 //! The parts of one layer.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
+use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, LayerIndex, LayerSpec, LayerTensor,
-    Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
+    Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, LatentQueries,
+    LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks,
+    TensorRole,
 };
 
-use super::{Weights, shape};
+use super::{
+    Weights, shape,
+    turned::{part, turned},
+};
 use crate::{
     attention::Attention,
     block::{Block, BlockMixer},
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
     gated_delta::GatedDelta,
+    latent::{LatentAttention, QueryWeights},
     linear::{
         Gated, Linear, Norm, Residual,
         experts::{Experts, Router, Shared},
@@ -33,6 +39,7 @@ impl LayerWeights<'_, '_> {
         let mixer = match &spec.mixer {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
             Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
+            Mixer::Latent(latent) => BlockMixer::Latent(self.latent(spec, latent, place, rope)?),
         };
         let ffn = self.ffn(spec, mixer.norm())?;
         Ok(Block { mixer, ffn })
@@ -123,11 +130,70 @@ impl LayerWeights<'_, '_> {
         })
     }
 
+    fn latent(
+        &mut self,
+        layer: &LayerSpec,
+        spec: &LatentSpec,
+        place: usize,
+        rope: Option<usize>,
+    ) -> Result<LatentAttention, EngineError> {
+        use LayerTensor::{AttnNorm, AttnNormBias, AttnOutput, KB, KvA, KvANorm, PostAttnNorm, Q, QA, QANorm, QB, VB};
+        let LatentSpec { heads, latent_dim, plain_dim, value_dim, .. } = *spec;
+        let (hidden, width) = (self.hidden, heads * spec.query_dim());
+        let rms = |gain| Norm { gain, bias: None, eps: layer.norm.eps };
+        let (keys, values) = match spec.matrices {
+            HeadMatrices::Apart => (
+                self.stacked(KB, None, [heads, latent_dim, plain_dim])?,
+                self.stacked(VB, None, [heads, value_dim, latent_dim])?,
+            ),
+            HeadMatrices::Joined => self.joined(spec)?,
+        };
+        Ok(LatentAttention {
+            layer: place,
+            rope,
+            norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
+            queries: match spec.queries {
+                LatentQueries::Direct => QueryWeights::Direct(self.linear(Q, None, width, hidden)?),
+                LatentQueries::Latent(rank) => QueryWeights::Latent {
+                    down: self.linear(QA, None, rank, hidden)?,
+                    norm: rms(self.vector(QANorm, rank)?),
+                    up: self.linear(QB, None, width, rank)?,
+                },
+            },
+            latent: self.linear(KvA, None, spec.key_dim(), hidden)?,
+            latent_norm: rms(self.vector(KvANorm, latent_dim)?),
+            keys,
+            values,
+            output: self.linear(AttnOutput, None, hidden, heads * value_dim)?,
+            residual: self.residual(layer, PostAttnNorm)?,
+            spec: spec.clone(),
+        })
+    }
+
     /// The factors of a convolution, which a file has channel by channel: (taps, channels).
     fn taps(&mut self, channels: usize, taps: usize) -> Result<Arc<[f32]>, EngineError> {
         let role = TensorRole::Layer(self.layer, LayerTensor::ConvolutionTaps);
         let by_channel = self.weights.rows(role, channels, taps)?;
         Ok((0..taps * channels).map(|at| by_channel[at % channels * taps + at / channels]).collect())
+    }
+
+    /// What each head multiplies its queries by, and what it makes values with, where the file has them as one.
+    fn joined(&mut self, spec: &LatentSpec) -> Result<(Vec<Linear>, Vec<Linear>), EngineError> {
+        let LatentSpec { heads, latent_dim, plain_dim, value_dim, .. } = *spec;
+        let height = plain_dim + value_dim;
+        let both = self.stacked(LayerTensor::KvB, None, [heads, height, latent_dim])?;
+        let part = |rows: Range<usize>| -> Option<Vec<Matrix>> {
+            both.iter().map(|linear| part(&linear.matrix, rows.clone())).collect()
+        };
+        let what = || {
+            let name = format!("{:?} of layer {}", LayerTensor::KvB, self.layer);
+            shape(&name, format!("{plain_dim} and {value_dim} rows a head: not whole groups of 16"))
+        };
+        let (keys, values) = part(0..plain_dim).zip(part(plain_dim..height)).ok_or_else(what)?;
+        let keys = turned(self.weights.cpu, &keys)?.and_then(|keys| keys.stacked(heads)).ok_or_else(what)?;
+        let linears =
+            |matrices: Vec<Matrix>| matrices.into_iter().map(|matrix| Linear { matrix, bias: None }).collect();
+        Ok((linears(keys), linears(values)))
     }
 
     /// The second half, behind a first one that begins with `first_norm`.
@@ -232,7 +298,7 @@ impl LayerWeights<'_, '_> {
         self.weights.linear(TensorRole::Layer(self.layer, tensor), bias, rows, cols)
     }
 
-    /// The experts' products, whose matrices lie one below the other.
+    /// The products of experts or heads, whose matrices lie one below the other.
     fn stacked(
         &mut self,
         tensor: LayerTensor,
@@ -245,7 +311,7 @@ impl LayerWeights<'_, '_> {
         let what = || {
             shape(
                 &format!("{tensor:?} of layer {}", self.layer),
-                format!("{rows} rows an expert: not whole groups of 16"),
+                format!("{rows} rows a matrix: not whole groups of 16"),
             )
         };
         let matrices = all.stacked(count).ok_or_else(what)?;

@@ -155,17 +155,18 @@ fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
         Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias, ConvolutionTaps, Decay,
         DeltaGate, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates,
-        ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KBias, KNorm, PostAttnNorm, PostFfnNorm, Q,
-        QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateNorm,
-        StateOutput, TimeStepBias, Up, UpBias, V, VBias,
+        ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KB, KBias, KNorm, KvA, KvANorm, KvB,
+        PostAttnNorm, PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate,
+        SharedRouter, SharedUp, Sinks, StateNorm, StateOutput, TimeStepBias, Up, UpBias, V, VB, VBias,
     };
     match tensor {
-        Q | K | V | AttnOutput | Gate | Up | Down | Router | ExpertGates | ExpertUps | ExpertDowns
-        | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown
-        | DeltaQkv | DeltaGate | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput => true,
-        AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | Sinks | AttnOutputBias | PostAttnNorm
-        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias | PostFfnNorm
-        | TimeStepBias | Decay | StateNorm => false,
+        Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
+        | ExpertUps | ExpertDowns | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter
+        | SharedGate | SharedUp | SharedDown | DeltaQkv | DeltaGate | Alpha | Beta | BetaAlpha | ConvolutionTaps
+        | StateOutput => true,
+        AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
+        | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
+        | PostFfnNorm | TimeStepBias | Decay | StateNorm => false,
     }
 }
 

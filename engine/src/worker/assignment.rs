@@ -12,8 +12,8 @@ use qmesh_models::{
     spec::{Mixer, ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PeerId, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers, WeightPeer,
-    WeightSource, WeightSources,
+    LoadShard, PeerId, PeerWay, PeerWays, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers,
+    WeightPeer, WeightSource, WeightSources,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -24,7 +24,7 @@ const SIDE_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 28;
 
 /// The tags that this version knows in a `LoadShard`.
-const KNOWN_TAGS: [u16; 2] = [WeightSources::TAG, WeightAskers::TAG];
+const KNOWN_TAGS: [u16; 3] = [WeightSources::TAG, PeerWays::TAG, WeightAskers::TAG];
 
 /// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,8 @@ pub(crate) struct Assignment {
     pub(crate) sources: HashMap<Hash, Vec<WeightSource>>,
     /// Workers that may ask this one for tensors.
     pub(crate) askers: BTreeSet<PeerId>,
+    /// Where these are, as far as the coordinator says.
+    pub(crate) asker_ways: Vec<PeerWay>,
     /// Tensors that they wait for.
     pub(crate) awaited: HashSet<Hash>,
 }
@@ -142,6 +144,13 @@ impl Assignment {
                     within("head width", delta.head_dim, FRAME_WIDTH)?;
                     within("taps", delta.taps, FRAME_WIDTH)?;
                 }
+                Mixer::Latent(latent) => {
+                    within("heads", latent.heads, FRAME_WIDTH)?;
+                    within("latent width", latent.latent_dim, FRAME_WIDTH)?;
+                    within("plain width", latent.plain_dim, FRAME_WIDTH)?;
+                    within("rotated width", latent.rope_dim, FRAME_WIDTH)?;
+                    within("value width", latent.value_dim, FRAME_WIDTH)?;
+                }
             }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)
@@ -160,6 +169,8 @@ impl TryFrom<LoadShard> for Assignment {
         }
         let named = WeightSources::find(&load.sections, hashes)?;
         let asked = WeightAskers::find(&load.sections, hashes)?;
+        let mut asker_ways = PeerWays::find(&load.sections)?.peers;
+        asker_ways.retain(|way| asked.peers.contains(&way.peer));
         // Both have checked that they name tensors of the list.
         let hash = |tensor: u32| Hash::from_bytes(load.tensor_hashes[tensor as usize]);
         let sources = named.tensors.into_iter().map(|of| (hash(of.tensor), of.sources)).collect();
@@ -185,6 +196,7 @@ impl TryFrom<LoadShard> for Assignment {
             peers: named.peers,
             sources,
             askers: asked.peers.into_iter().collect(),
+            asker_ways,
             awaited,
         };
         assignment.check_place()?;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use qmesh_net::{
-    CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Message,
-    PeerId, PlanEpoch, ShardStatus, StageReport, Upstream,
+    CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Meeting,
+    Message, PeerId, PeerWay, PeerWays, Route, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
@@ -73,6 +73,8 @@ pub(super) struct Membership<'a> {
     links: BTreeMap<Turn, StageLinks>,
     /// Workers that may ask for tensors.
     askers: BTreeSet<PeerId>,
+    /// What lets them in.
+    meetings: BTreeMap<PeerId, Meeting>,
     writer: JoinSet<()>,
     acceptors: JoinSet<()>,
     /// The tasks of links, also of those that are ending.
@@ -132,6 +134,7 @@ impl<'a> Membership<'a> {
             links_seen: 0,
             links: BTreeMap::new(),
             askers: BTreeSet::new(),
+            meetings: BTreeMap::new(),
             writer,
             acceptors,
             link_tasks: JoinSet::new(),
@@ -222,6 +225,11 @@ impl<'a> Membership<'a> {
             }
             Action::Offer(offer) => {
                 self.askers.clone_from(&offer.askers);
+                self.meetings.retain(|peer, _| offer.askers.contains(peer));
+                for way in &offer.ways {
+                    let endpoint = &self.endpoint;
+                    self.meetings.entry(way.peer).or_insert_with(|| endpoint.meet(way.peer, way.sockets(), None));
+                }
                 self.lasting.shelf.offer(offer);
                 self.admit_neighbours();
             }
@@ -229,7 +237,7 @@ impl<'a> Membership<'a> {
                 request.spawn(Arc::clone(&self.config.backend), self.lasting.loads());
             }
             Action::Compute(command) => self.lasting.command(command),
-            Action::Link { turn, epoch, upstream, downstream } => self.link(turn, epoch, upstream, downstream),
+            Action::Link { turn, route, ways } => self.link(turn, route, &ways),
             Action::Unlink { turn } => {
                 self.links.remove(&turn);
                 self.admit_neighbours();
@@ -298,14 +306,29 @@ impl<'a> Membership<'a> {
         self.fetching.insert(turn, self.fetches.spawn(fetch.run()));
     }
 
-    fn link(&mut self, turn: Turn, epoch: PlanEpoch, upstream: Upstream, downstream: Downstream) {
-        let (links, frames) = StageLinks::new(upstream);
+    fn link(&mut self, turn: Turn, route: Route, ways: &PeerWays) {
+        let Route { epoch, upstream, downstream, .. } = route;
+        let before = match upstream {
+            Upstream::Coordinator => None,
+            Upstream::Worker(peer) => ways.to(peer).map(|way| self.meet(way)),
+        };
+        let meeting = match &downstream {
+            Downstream::Coordinator => None,
+            Downstream::Worker { peer, .. } => ways.to(*peer).map(|way| self.meet(way)),
+        };
+        let (links, frames) = StageLinks::new(upstream, before);
         self.links.insert(turn, links);
         self.admit_neighbours();
         let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.clone());
         let news = self.link_news.clone();
-        let link = DownstreamLink { turn, epoch, downstream, endpoint, coordinator, frames, news };
+        let link = DownstreamLink { turn, epoch, downstream, meeting, endpoint, coordinator, frames, news };
         self.link_tasks.spawn(link.run());
+    }
+
+    /// Opens the way between a neighbour and this worker.
+    fn meet(&self, way: &PeerWay) -> Meeting {
+        let relay = way.relay.as_ref().map(|relay| (relay.at(self.connection.remote_address()), relay.tag));
+        self.endpoint.meet(way.peer, way.sockets(), relay)
     }
 
     /// Whoever sends frames of a plan, or may ask for tensors, may connect.

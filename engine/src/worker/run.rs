@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, RejectCode, Sections, Welcome, join};
+use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, OwnAddresses, RejectCode, Sections, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
@@ -162,6 +162,11 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
     if let Some(Err(error)) = machine::share(config.ticket.coordinator).map(|share| share.put(&mut sections)) {
         // It is then planned with as if it had its machine for itself.
         tracing::warn!(%error, "cannot say which machine this is");
+    }
+    let own = OwnAddresses { addresses: qmesh_discovery::own_addresses(endpoint.local_addr()) };
+    if let Err(error) = own.put(&mut sections) {
+        // Others then reach it where the coordinator sees it, or not at all.
+        tracing::warn!(%error, "cannot say where this machine is");
     }
     let me = Introduction {
         name: config.name.clone(),

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Downstream, Frame, Message, PeerId, PlanEpoch, Upstream};
+use qmesh_net::{Downstream, Frame, Message, PeerId, PlanEpoch, Route, Upstream};
 
 use super::{
     compute::{Command, Done, LoadRequest, Shards},
@@ -267,7 +267,7 @@ impl SimulatedWorker {
                 self.commands.push_back(command);
                 return None;
             }
-            Action::Link { turn, epoch, upstream, downstream } => {
+            Action::Link { turn, route: Route { epoch, upstream, downstream, .. }, .. } => {
                 WorkerOutput::Link { turn: turn.0, epoch, upstream, downstream }
             }
             Action::Unlink { turn } => WorkerOutput::Unlink { turn: turn.0 },
@@ -319,7 +319,9 @@ fn event(input: WorkerInput) -> Event {
         WorkerInput::UpstreamBroken { link: number, text } => {
             Event::Link(LinkNews::UpstreamBroken { link: link(number), text })
         }
-        WorkerInput::DownstreamStands { turn } => Event::Link(LinkNews::DownstreamStands { turn: Turn(turn) }),
+        WorkerInput::DownstreamStands { turn } => {
+            Event::Link(LinkNews::DownstreamStands { turn: Turn(turn), way: None })
+        }
         WorkerInput::DownstreamBroken { turn, text } => {
             Event::Link(LinkNews::DownstreamBroken { turn: Turn(turn), text })
         }

@@ -402,9 +402,10 @@ impl WorkerState {
             return;
         }
         let askers = asked.clone().flat_map(|stage| stage.assignment.askers.iter().copied()).collect();
+        let ways = asked.clone().flat_map(|stage| stage.assignment.asker_ways.iter().cloned()).collect();
         let coming = asked.filter(|stage| stage.is_fetching()).map(|stage| Arc::clone(&stage.assignment)).collect();
         self.offered = now;
-        self.act(Action::Offer(Offer { askers, coming }));
+        self.act(Action::Offer(Offer { askers, ways, coming }));
     }
 
     fn tell(&mut self, message: Message) {

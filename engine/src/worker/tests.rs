@@ -183,7 +183,7 @@ impl Played {
 
     async fn route(&mut self, epoch: u32, stage: u16, upstream: Upstream, downstream: Downstream) {
         let (epoch, stage) = (PlanEpoch(epoch), StageIndex(stage));
-        self.tell(Message::Route(Route { epoch, stage, upstream, downstream })).await;
+        self.tell(Message::Route(Route { epoch, stage, upstream, downstream, sections: Sections::default() })).await;
     }
 
     async fn linked(&mut self) {

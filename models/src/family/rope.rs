@@ -39,6 +39,38 @@ pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError
     Ok((scaling, magnitude))
 }
 
+/// How rotation is scaled in latent attention.
+pub(super) struct LatentScaling {
+    /// How frequencies are changed.
+    pub(super) scaling: RopeScaling,
+    /// Factor on cosines and sines.
+    pub(super) magnitude: f32,
+    /// Factor on scores.
+    pub(super) score_factor: f32,
+}
+
+/// Scaling for latent attention. YaRN's factor 1 + 0.1 · m · ln(factor), where m is ten times `yarn_log_multiplier`, goes into
+/// scores, squared, as both query and key would have it in all their elements; without a multiplier cosines and sines have
+/// the paper's, and scores its square, which is what llama.cpp computes.
+pub(super) fn latent_scaling(m: &Metadata<'_>) -> Result<LatentScaling, ModelError> {
+    let (scaling, magnitude) = scaling(m)?;
+    // Converters have multiplied it by 0.1.
+    let multiplier = m.float_or("rope.scaling.yarn_log_multiplier", 0.0, 0.0..=*MAGNITUDE.end())? / 0.1;
+    let (magnitude, on_scores) = match scaling {
+        RopeScaling::None => (magnitude, 1.0),
+        RopeScaling::Yarn { factor, .. } if multiplier > 0.0 => {
+            (magnitude / yarn_magnitude(factor), 1.0 + 0.1 * multiplier * factor.ln())
+        }
+        RopeScaling::Yarn { .. } => (magnitude, 1.0),
+        RopeScaling::Linear(_) | RopeScaling::Factors | RopeScaling::LongRope { .. } => {
+            let found = format!("{:?}", m.text_or("rope.scaling.type", "linear")?);
+            return Err(m.unsupported("rope.scaling.type", found, "\"none\", \"yarn\""));
+        }
+    };
+    let on_both = magnitude * on_scores;
+    Ok(LatentScaling { scaling, magnitude, score_factor: on_both * on_both })
+}
+
 /// What positions are divided by; ggml takes 0 for no scaling.
 fn factor(m: &Metadata<'_>) -> Result<f32, ModelError> {
     let key = if m.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };

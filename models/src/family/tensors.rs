@@ -6,15 +6,17 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, HeadSpec, LayerIndex, LayerSpec,
-        LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole,
-        TensorSpec,
+        AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec,
+        LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, QkNorm,
+        RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
+/// What each head makes of the latent, keys and values, in files from before April 2025; of one layer.
+pub(super) const JOINED: &str = "attn_kv_b.weight";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 pub(super) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 pub(super) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
@@ -149,6 +151,7 @@ impl LayerTensors<'_> {
         match &layer.mixer {
             Mixer::Attention(attention) => self.attention(attention),
             Mixer::GatedDelta(delta) => self.gated_delta(delta),
+            Mixer::Latent(latent) => self.latent(latent),
         }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
@@ -219,6 +222,30 @@ impl LayerTensors<'_> {
         self.vector("ssm_a", Part::Decay, heads);
         self.vector("ssm_norm.weight", Part::StateNorm, d.head_dim);
         self.tensor("ssm_out.weight", Part::StateOutput, hidden, d.values());
+    }
+
+    fn latent(&mut self, l: &LatentSpec) {
+        let (hidden, heads, queries) = (self.hidden, l.heads, l.heads * l.query_dim());
+        match l.queries {
+            LatentQueries::Direct => self.tensor("attn_q.weight", LayerTensor::Q, queries, hidden),
+            LatentQueries::Latent(rank) => {
+                self.tensor("attn_q_a.weight", LayerTensor::QA, rank, hidden);
+                self.vector("attn_q_a_norm.weight", LayerTensor::QANorm, rank);
+                self.tensor("attn_q_b.weight", LayerTensor::QB, queries, rank);
+            }
+        }
+        self.tensor("attn_kv_a_mqa.weight", LayerTensor::KvA, l.key_dim(), hidden);
+        self.vector("attn_kv_a_norm.weight", LayerTensor::KvANorm, l.latent_dim);
+        match l.matrices {
+            HeadMatrices::Apart => {
+                self.stacked("attn_k_b.weight", LayerTensor::KB, [heads, l.latent_dim, l.plain_dim]);
+                self.stacked("attn_v_b.weight", LayerTensor::VB, [heads, l.value_dim, l.latent_dim]);
+            }
+            HeadMatrices::Joined => {
+                self.tensor(JOINED, LayerTensor::KvB, heads * (l.plain_dim + l.value_dim), l.latent_dim);
+            }
+        }
+        self.tensor("attn_output.weight", LayerTensor::AttnOutput, hidden, heads * l.value_dim);
     }
 
     fn ffn(&mut self, ffn: &Ffn) {

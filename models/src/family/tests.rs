@@ -1,13 +1,15 @@
 //! Each family on its golden file and by its published parameter count; bad models by name of what is wrong.
 
 mod experts;
+mod latent;
 
 use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, AttentionSpec, Bias, DeltaGates, Ffn, GatedDeltaSpec, KeySharing, LayerIndex, LayerTensor, Mixer,
-        NormKind, NormPlacement, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole, Window,
+        Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, KeySharing, LayerIndex,
+        LayerTensor, Mixer, NormKind, NormPlacement, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, SharedExpert,
+        Sinks, TensorRole, Window,
     },
     tensor::TensorType,
 };
@@ -123,7 +125,10 @@ fn three_layers_of_four_have_a_state_and_the_fourth_is_gated() {
         let attention = attention(last);
         assert_eq!((attention.output_gate, attention.qk_norm), (OutputGate::WithQuery, QkNorm::PerHead), "{name}");
         assert_eq!((attention.query_outputs(), rope(last).dims), (2 * 4 * 16, 8));
-        assert_eq!(matches!(last.ffn, Ffn::Experts(ExpertsSpec { shared: Some(16), .. })), name != "qwen35");
+        assert_eq!(
+            matches!(last.ffn, Ffn::Experts(ExpertsSpec { shared: Some(SharedExpert { inner: 16, .. }), .. })),
+            name != "qwen35"
+        );
     }
     let mut listed = WithStates::HEADER.header();
     listed = listed.set("qwen35.attention.recurrent_layers", [false, true].as_slice());

@@ -1,11 +1,13 @@
 //! One layer's part of the account: its cache, and what a row of a step takes in it.
 
 use super::{
-    FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, ROLLBACK_ROWS, TASKS_PER_THREAD, TensorFootprint,
-    allocated, product, quantized, sum,
+    FLOAT, PAGE_POSITIONS, TensorFootprint,
+    mixer::{self, MixerFootprint},
+    product, quantized, sum,
 };
-use crate::spec::{
-    AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, LayerIndex, LayerTensor, Mixer, ModelSpec, QkNorm, TensorRole,
+use crate::{
+    spec::{ExpertsSpec, Ffn, LayerIndex, LayerTensor, ModelSpec, TensorRole},
+    tensor::TensorType,
 };
 
 /// What a layer takes, in bytes.
@@ -21,75 +23,27 @@ pub(super) struct LayerFootprint {
     pub(super) row_bytes: u64,
     /// What a thread works in while it attends.
     pub(super) thread_bytes: u64,
-    /// What queries that few tasks share gather from a page of one session.
-    part_bytes: u64,
-    kv_heads: usize,
+    /// Matrices that are made of others when these are loaded.
+    pub(super) made_bytes: u64,
+    mixer: MixerFootprint,
 }
 
 impl LayerFootprint {
     /// What the spec's layer `index` takes, but for its tensors.
     pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
-        let layer = &spec.layers[index];
+        let (layer, hidden) = (&spec.layers[index], spec.hidden);
         let inputs = Inputs::of_layer(spec, LayerIndex(index));
-        match &layer.mixer {
-            Mixer::Attention(attention) => Self::attention(attention, &layer.ffn, spec.hidden, &inputs),
-            Mixer::GatedDelta(delta) => Self::gated_delta(delta, &layer.ffn, spec.hidden, &inputs),
-        }
-    }
-
-    fn attention(attention: &AttentionSpec, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
-        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *attention;
-        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
-        let row = product([FLOAT, hidden]);
-        let qkv = sum([product([FLOAT, attention.query_outputs()]), kv, kv]);
-        let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
-        // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
-        // result with the layer's output so far; the same with the other half.
-        let projecting = sum([inputs.attention.bytes(hidden), qkv.saturating_mul(copies)]);
-        let attending = sum([qkv, q, product([TASK_BYTES, kv_heads])]);
-        let output = sum([q, inputs.output.bytes(heads.saturating_mul(head_dim)), row]);
-        let ffn = sum([q, row, ffn_bytes(ffn, hidden, inputs)]);
-
-        let vectors = head_dim.div_ceil(LANES);
-        let padded = vectors.saturating_mul(LANES);
-        let group = heads / kv_heads.max(1);
-        let gathered = |queries: usize| product([queries, FLOAT, padded.saturating_add(2 * LANES)]);
-        let most = QUERIES_TOGETHER.max(group);
-        let scores = product([most, FLOAT, PAGE_POSITIONS + LANES]);
-        let widened = product([FLOAT, PAGE_POSITIONS, head_dim.saturating_add(padded)]);
+        let mixer = MixerFootprint::new(&layer.mixer, hidden, &inputs);
+        // What was mixed is there until the layer's end.
+        let ffn = sum([mixer.mixed_bytes, product([FLOAT, hidden]), ffn_bytes(&layer.ffn, hidden, &inputs)]);
         Self {
             tensors: TensorFootprint::default(),
-            page_bytes: product([2, kv_heads, PAGE_POSITIONS, head_dim.saturating_add(padded)]),
-            session_bytes: 0,
-            row_bytes: projecting.max(attending).max(output).max(ffn),
-            thread_bytes: sum([product([most, FLOAT, head_dim]), gathered(most), scores, widened]),
-            part_bytes: gathered(group.max(QUERIES_LEAST)),
-            kv_heads,
-        }
-    }
-
-    fn gated_delta(delta: &GatedDeltaSpec, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
-        let (values, row) = (product([FLOAT, delta.values()]), product([FLOAT, hidden]));
-        let projected = sum([product([FLOAT, delta.row_len()]), values]);
-        // In the order of time, as above: the products; the heads' tasks and what comes of them; the layer's output; the other
-        // half.
-        let projecting = sum([inputs.attention.bytes(hidden), projected]);
-        let mixing = sum([projected, values, product([TASK_BYTES, delta.value_heads])]);
-        let output = sum([values, inputs.output.bytes(delta.values()), row]);
-        let ffn = sum([values, row, ffn_bytes(ffn, hidden, inputs)]);
-        let rows = delta.taps.saturating_add(ROLLBACK_ROWS - 1);
-        Self {
-            tensors: TensorFootprint::default(),
-            page_bytes: 0,
-            session_bytes: sum([
-                allocated(product([FLOAT, delta.state_len()])),
-                allocated(product([FLOAT, rows, delta.row_len()])),
-            ]),
-            row_bytes: projecting.max(mixing).max(output).max(ffn),
-            // A head's state with rows that may yet be taken back, and a row's vectors.
-            thread_bytes: product([FLOAT, delta.head_dim, delta.head_dim.saturating_add(HEAD_VECTORS)]),
-            part_bytes: 0,
-            kv_heads: 0,
+            page_bytes: mixer.page_bytes,
+            session_bytes: mixer.session_bytes,
+            row_bytes: mixer.row_bytes.max(ffn),
+            thread_bytes: mixer.thread_bytes,
+            made_bytes: mixer::made_bytes(&layer.mixer, &inputs),
+            mixer,
         }
     }
 
@@ -98,20 +52,20 @@ impl LayerFootprint {
         if threads == 1 {
             return 0;
         }
-        let sessions = threads.saturating_mul(TASKS_PER_THREAD).div_ceil(self.kv_heads.max(1)).min(rows);
-        product([sessions, self.kv_heads, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.part_bytes)
+        let sessions = self.mixer.sessions_apart(threads).min(rows);
+        product([sessions, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.mixer.part_bytes)
     }
 }
 
 /// How products take their inputs: as floats, quantised, or (where matrices differ) both.
 #[derive(Clone, Copy, Debug, Default)]
-struct Input {
+pub(super) struct Input {
     floats: bool,
     blocks: bool,
 }
 
 impl Input {
-    fn bytes(self, elements: usize) -> u64 {
+    pub(super) fn bytes(self, elements: usize) -> u64 {
         let floats = if self.floats { product([FLOAT, elements]) } else { 0 };
         let blocks = if self.blocks { quantized(elements) } else { 0 };
         sum([floats, blocks])
@@ -120,9 +74,17 @@ impl Input {
 
 /// The inputs of a layer's products.
 #[derive(Debug, Default)]
-struct Inputs {
-    attention: Input,
-    output: Input,
+pub(super) struct Inputs {
+    /// What takes the layer's input.
+    pub(super) attention: Input,
+    /// Of latent attention: what makes queries of their latent, and each head's two matrices.
+    pub(super) queries: Input,
+    pub(super) keys: Input,
+    pub(super) values: Input,
+    /// How heads' matrices are stored where they are joined.
+    pub(super) joined: Option<TensorType>,
+    /// What takes what was mixed.
+    pub(super) output: Input,
     ffn: Input,
     down: Input,
 }
@@ -131,13 +93,23 @@ impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
             Alpha, AttnOutput, Beta, BetaAlpha, DeltaGate, DeltaQkv, Down, ExpertDowns, ExpertGates, ExpertUps, Gate,
-            K, Q, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateOutput, Up, V,
+            K, KB, KvA, KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateOutput, Up, V, VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
             let TensorRole::Layer(of, part) = tensor.role else { continue };
-            let input = if matches!(part, Q | K | V | DeltaQkv | DeltaGate | Alpha | Beta | BetaAlpha) {
+            if (of, part) == (layer, KvB) {
+                // What it is turned into is of floats.
+                (inputs.joined, inputs.keys.floats) = (Some(tensor.dtype), true);
+            }
+            let input = if matches!(part, Q | K | V | QA | KvA | DeltaQkv | DeltaGate | Alpha | Beta | BetaAlpha) {
                 &mut inputs.attention
+            } else if part == QB {
+                &mut inputs.queries
+            } else if part == KB {
+                &mut inputs.keys
+            } else if matches!(part, VB | KvB) {
+                &mut inputs.values
             } else if matches!(part, AttnOutput | StateOutput) {
                 &mut inputs.output
             } else if matches!(
@@ -179,6 +151,4 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
 }
 
 /// Bytes that list a row in one task: a slice, a place in a list.
-const TASK_BYTES: usize = 32;
-/// Vectors that a thread has of a row in one head: query, key, value, decay, output.
-const HEAD_VECTORS: usize = 5;
+pub(super) const TASK_BYTES: usize = 32;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     gguf::Gguf,
-    spec::{LayerSpec, LayerTensor},
+    spec::{LayerSpec, LayerTensor, Mixer},
     tensor::TensorType,
 };
 
@@ -74,6 +74,27 @@ fn states_count_by_the_sessions_that_there_is_room_for() {
 }
 
 #[test]
+fn latents_are_kept_once_and_heads_share_them() {
+    let spec = tiny("deepseek2.gguf");
+    let footprints = Footprints::new(&spec);
+    // 32 elements of the latent and 8 of the rotated key, in three vectors, for each of two layers.
+    let page = 2 * 64 * 48 * 2 + 64;
+    assert_eq!(footprints.shard(&demand(1..3)).kv_bytes, 4 * page);
+    assert_eq!(spec.kv_bytes_per_position(&(1..3)), 2 * 2 * 40);
+    // Four heads are one group: with two threads, one row's pages are cut into runs, and two rows' are not.
+    assert_eq!([head_groups(4, 8), head_groups(16, 2), head_groups(16, 8), head_groups(20, 100)], [1, 2, 4, 4]);
+    let buffers = |context| footprints.shard(&ShardDemand { context, threads: 2, ..demand(1..3) }).buffer_bytes;
+    assert_eq!(buffers(128) - buffers(64), 4 * 4 * (32 + 2 * 16), "a page's part for each head");
+}
+
+#[test]
+fn matrices_that_are_turned_count_beside_the_file_s() {
+    let [joined, apart] = ["deepseek2-lite-joined.gguf", "deepseek2-lite.gguf"].map(tiny);
+    let buffers = |spec: &ModelSpec| Footprints::new(spec).shard(&demand(1..3)).buffer_bytes;
+    assert_eq!(buffers(&joined) - buffers(&apart), 2 * 4 * 32 * 16 * 4, "of two layers and four heads, in F32");
+}
+
+#[test]
 fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
     for name in [
         "llama.gguf",
@@ -83,6 +104,7 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
         "gpt-oss.gguf",
         "starcoder2.gguf",
         "qwen35moe.gguf",
+        "deepseek2.gguf",
     ] {
         let spec = tiny(name);
         let whole = Footprints::new(&spec);
@@ -98,7 +120,15 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
 
 #[test]
 fn more_of_anything_takes_no_less() {
-    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "olmo2.gguf", "qwen3next.gguf"] {
+    for name in [
+        "llama.gguf",
+        "mistral-tied.gguf",
+        "gemma3.gguf",
+        "qwen2moe.gguf",
+        "olmo2.gguf",
+        "qwen3next.gguf",
+        "deepseek2-lite.gguf",
+    ] {
         let spec = tiny(name);
         let footprints = Footprints::new(&spec);
         let total = |demand: &ShardDemand| footprints.shard(demand).total_bytes();
@@ -146,10 +176,19 @@ fn numbers_from_outside_do_not_overflow() {
     for attention in spec.layers.iter_mut().filter_map(LayerSpec::attention_mut) {
         (attention.heads, attention.kv_heads, attention.head_dim) = (usize::MAX, 0, usize::MAX / 2);
     }
+    let mut latent = tiny("deepseek2.gguf").layers.remove(0);
+    if let Mixer::Latent(latent) = &mut latent.mixer {
+        (latent.heads, latent.latent_dim, latent.rope_dim) = (usize::MAX, usize::MAX, usize::MAX);
+    }
+    spec.layers.push(latent);
     for tensor in &mut spec.tensors {
         (tensor.rows, tensor.bytes) = (usize::MAX - 32, u64::MAX);
     }
     spec.tensors[0].role = TensorRole::Layer(crate::spec::LayerIndex(usize::MAX), LayerTensor::Q);
-    let most = ShardDemand { kv_positions: usize::MAX, context: usize::MAX, chunk_rows: usize::MAX, ..demand(0..1) };
-    assert_eq!(Footprints::new(&spec).shard(&most).total_bytes(), u64::MAX);
+    let last = spec.layers.len() - 1;
+    for layers in [0..1, last..last + 1] {
+        let most =
+            ShardDemand { kv_positions: usize::MAX, context: usize::MAX, chunk_rows: usize::MAX, ..demand(layers) };
+        assert_eq!(Footprints::new(&spec).shard(&most).total_bytes(), u64::MAX);
+    }
 }

@@ -79,8 +79,14 @@ fn every_message() -> Vec<Message> {
         Message::Reject { code: RejectCode::Secret, text: "no".into() },
         Message::Load(load),
         Message::ShardStatus(status),
-        Message::Route(Route { epoch, stage: StageIndex(1), upstream: Upstream::Worker(peer), downstream }),
-        Message::Linked { epoch },
+        Message::Route(Route {
+            epoch,
+            stage: StageIndex(1),
+            upstream: Upstream::Worker(peer),
+            downstream,
+            sections: Sections::default(),
+        }),
+        Message::Linked { epoch, sections: Sections::default() },
         Message::Open(OpenSession {
             epoch,
             session,
@@ -139,7 +145,7 @@ fn every_message_survives_and_no_part_of_it_passes() {
 fn sections_follow_the_body() {
     let written = b"\x10\0\x04\0\0\0even\x11\0\x03\0\0\0odd";
     let messages = sectioned_messages();
-    assert_eq!(messages.len(), 4);
+    assert_eq!(messages.len(), 6);
     for message in messages {
         let bytes = encode(&message).unwrap();
         let (body, sections) = bytes.split_at(bytes.len() - written.len());

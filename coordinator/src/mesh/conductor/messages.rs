@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use qmesh_net::{
-    Fault, FaultCode, Frame, FrameError, FrameKind, Message, PlanEpoch, Sampled, SessionId, ShardStatus, WeightOrigin,
+    Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, Sampled, SessionId, ShardStatus,
+    WeightOrigin,
 };
 
 use super::{Action, Conductor};
@@ -50,8 +51,11 @@ impl Conductor {
     fn control(&mut self, now: Instant, worker: WorkerId, message: Message) -> Result<(), Misconduct> {
         match message {
             Message::ShardStatus(status) => self.shard_status(now, worker, status)?,
-            Message::Linked { epoch } => {
-                let actions = self.roster.linked(worker, epoch)?;
+            Message::Linked { epoch, sections } => {
+                sections.understood(&[LinkWay::TAG]).map_err(Misconduct::Section)?;
+                // Who describes its link wrongly hurts nobody else.
+                let way = LinkWay::find(&sections).ok().flatten();
+                let actions = self.roster.linked(worker, epoch, way)?;
                 self.order(now, actions);
             }
             Message::Opened { epoch, session } => {

@@ -67,7 +67,7 @@ fn who_breaks_the_protocol_is_hung_up_on_by_name() {
     let mut world = World::new();
     world.serve();
     world.events.clear();
-    world.conductor.said(world.now, A, Message::Linked { epoch: PlanEpoch(9) });
+    world.conductor.said(world.now, A, Message::Linked { epoch: PlanEpoch(9), sections: Sections::default() });
     world.play();
     let text = "it spoke of plan 9, which was never made".to_owned();
     assert_eq!(world.hung_up, [(A, text.clone())]);
@@ -160,7 +160,16 @@ impl World {
     fn serve(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer) = ("a".to_owned(), PeerId([1; 32]));
-        let joined = Joined { name, peer, address, memory_bytes: 1 << 30, threads: 1, rtt_ms: 0.0, share: None };
+        let joined = Joined {
+            name,
+            peer,
+            address,
+            memory_bytes: 1 << 30,
+            threads: 1,
+            rtt_ms: 0.0,
+            share: None,
+            own: Vec::new(),
+        };
         self.conductor.joined(self.now, A, joined);
         self.conductor.tick(self.now);
         self.play();
@@ -185,6 +194,7 @@ impl World {
             Action::Send(A, message) => self.hear(message),
             Action::Send(worker, message) => panic!("nobody is {worker}: {message:?}"),
             Action::HangUp(worker, why) => self.hung_up.push((worker, why)),
+            Action::Relay(grant) => panic!("one worker needs no relay: {grant:?}"),
             Action::OpenFrames(worker, _) => assert_eq!(worker, A),
             Action::CloseFrames(epoch) => self.closed.push(epoch),
             Action::Frame(frame) => {
@@ -212,7 +222,7 @@ impl World {
                 sections: Sections::default(),
             })
         } else if let Message::Route(route) = message {
-            Message::Linked { epoch: route.epoch }
+            Message::Linked { epoch: route.epoch, sections: Sections::default() }
         } else if let Message::Open(open) = message {
             Message::Opened { epoch: open.epoch, session: open.session }
         } else {

@@ -9,6 +9,7 @@ use super::{
     planned::PlannedModel,
     speeds::Speeds,
     troubles::{Severity, Troubles},
+    ways::RELAY_BYTES_PER_SECOND,
     worker::{Joined, Worker, WorkerId},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) struct Chooser<'a> {
     pub(super) workers: &'a BTreeMap<WorkerId, Worker>,
     pub(super) troubles: &'a Troubles,
     pub(super) speeds: &'a Speeds,
+    /// Round-trip times of links that were relayed, in milliseconds.
+    pub(super) relayed: &'a BTreeMap<(PeerId, PeerId), f64>,
 }
 
 impl Chooser<'_> {
@@ -128,8 +131,20 @@ impl Chooser<'_> {
         Ok(Choice { plan, stages, prediction })
     }
 
+    /// What is known to be relayed takes as long as it took, and shares the relay's rate.
+    fn set_relayed(&self, workers: &[&Joined], links: &mut Links) {
+        let place = |peer: PeerId| workers.iter().position(|joined| joined.peer == peer).map(End::Worker);
+        for (&(from, to), &rtt_ms) in self.relayed {
+            if let (Some(from), Some(to)) = (place(from), place(to))
+                && links.between(from, to).is_some()
+            {
+                links.set(from, to, Link { rtt_ms, bytes_per_s: Some(RELAY_BYTES_PER_SECOND as f64) });
+            }
+        }
+    }
+
     /// The planner's input with these workers; `None` where one of them is gone.
-    fn input(&self, candidates: &[WorkerId]) -> Option<PlanInput<'_>> {
+    pub(super) fn input(&self, candidates: &[WorkerId]) -> Option<PlanInput<'_>> {
         let workers: Option<Vec<&Joined>> =
             candidates.iter().map(|id| self.workers.get(id).map(|worker| &worker.joined)).collect();
         let workers = workers?;
@@ -139,6 +154,7 @@ impl Chooser<'_> {
             let others = candidates.iter().enumerate().filter(|(_, other)| self.is_broken(candidates[number], **other));
             others.for_each(|(other, _)| links.cut(End::Worker(number), End::Worker(other)));
         }
+        self.set_relayed(&workers, &mut links);
         let capacity = |joined: &&Joined| Capacity {
             name: joined.name.clone(),
             memory_bytes: joined.memory_bytes,

@@ -99,6 +99,7 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: Some(share),
+            own: Vec::new(),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use qmesh_net::{
-    Downstream, LoadShard, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageIndex, StageReport,
-    Upstream,
+    Downstream, LinkWay, LoadShard, Message, PeerWays, PlanEpoch, RelayGrant, Route, Sections, ShardPhase, ShardStatus,
+    StageIndex, StageReport, Upstream,
 };
 
 use super::{
@@ -12,10 +12,11 @@ use super::{
     misconduct::Misconduct,
     planned::PlannedModel,
     troubles::Blame,
+    ways::{self, Side},
     worker::{Joined, WorkerId},
 };
 use crate::{
-    mesh::events::PlanReason,
+    mesh::{config::Relaying, events::PlanReason},
     plan::{Plan, prediction::Prediction},
 };
 
@@ -40,6 +41,8 @@ pub(super) struct Stage {
     pub(super) worker: WorkerId,
     pub(super) status: Option<ShardStatus>,
     pub(super) report: StageReport,
+    /// How its link to the next worker came about.
+    pub(super) way: Option<LinkWay>,
     heard: Instant,
     linked: bool,
 }
@@ -72,7 +75,7 @@ impl Pipeline {
     pub(super) fn new(now: Instant, epoch: PlanEpoch, choice: Choice, why: PlanReason) -> Self {
         let Choice { plan, stages, prediction } = choice;
         let report = StageReport::default();
-        let stage = |worker| Stage { worker, status: None, report, heard: now, linked: false };
+        let stage = |worker| Stage { worker, status: None, report, way: None, heard: now, linked: false };
         let stages = stages.into_iter().map(stage).collect();
         Self { epoch, plan, stages, prediction, standing: Standing::Loading, why, began: now }
     }
@@ -108,13 +111,14 @@ impl Pipeline {
     }
 
     /// A stage has both its links.
-    pub(super) fn linked(&mut self, stage: usize) -> Result<Advance, Misconduct> {
+    pub(super) fn linked(&mut self, stage: usize, way: Option<LinkWay>) -> Result<Advance, Misconduct> {
         if !matches!(self.standing, Standing::Linking(_)) {
             return Err(Misconduct::Twice("that its links stand"));
         }
         if std::mem::replace(&mut self.stages[stage].linked, true) {
             return Err(Misconduct::Twice("that its links stand"));
         }
+        self.stages[stage].way = way;
         if !self.stages.iter().all(|s| s.linked) {
             return Ok(Advance::None);
         }
@@ -171,24 +175,52 @@ impl Pipeline {
     }
 
     /// Routes from the last stage to the first, so that whoever dials finds the door open.
-    pub(super) fn routes<'a>(&self, joined: impl Fn(WorkerId) -> Option<&'a Joined>) -> Vec<(WorkerId, Message)> {
+    pub(super) fn routes<'a>(
+        &self,
+        relaying: &Relaying,
+        joined: impl Fn(WorkerId) -> Option<&'a Joined>,
+    ) -> Vec<(WorkerId, Message)> {
         let last = self.stages.len() - 1;
         let peer = |stage: usize| joined(self.stages[stage].worker);
         let route = |i: usize| {
+            let (me, mut neighbours) = (peer(i)?, PeerWays::default());
             let upstream = match i.checked_sub(1) {
                 None => Upstream::Coordinator,
-                Some(before) => Upstream::Worker(peer(before)?.peer),
+                Some(before) => {
+                    let link = (self.epoch, before);
+                    neighbours.peers.push(ways::way(relaying, link, Side::After, me, peer(before)?));
+                    Upstream::Worker(peer(before)?.peer)
+                }
             };
             let downstream = if i == last {
                 Downstream::Coordinator
             } else {
                 let next = peer(i + 1)?;
-                Downstream::Worker { peer: next.peer, addresses: vec![next.address.to_string()] }
+                neighbours.peers.push(ways::way(relaying, (self.epoch, i), Side::Before, me, next));
+                Downstream::Worker { peer: next.peer, addresses: ways::addresses(me, next) }
             };
-            let route = Route { epoch: self.epoch, stage: StageIndex(index(i)), upstream, downstream };
+            let mut sections = Sections::default();
+            if let Err(error) = neighbours.put(&mut sections) {
+                // A bug, and no harm where they can dial each other.
+                tracing::error!("neighbours are not told of each other: {error}");
+            }
+            let route = Route { epoch: self.epoch, stage: StageIndex(index(i)), upstream, downstream, sections };
             Some((self.stages[i].worker, Message::Route(route)))
         };
         (0..=last).rev().filter_map(route).collect()
+    }
+
+    /// What lets packets pass here between neighbours that reach each other in no other way.
+    pub(super) fn grants<'a>(
+        &self,
+        relaying: &Relaying,
+        joined: impl Fn(WorkerId) -> Option<&'a Joined>,
+    ) -> Vec<RelayGrant> {
+        let pairs = self.stages.windows(2).enumerate();
+        let grant = |(stage, pair): (usize, &[Stage])| {
+            ways::grant(relaying, (self.epoch, stage), joined(pair[0].worker)?, joined(pair[1].worker)?)
+        };
+        pairs.filter_map(grant).collect()
     }
 }
 

@@ -15,11 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Measured, Message, PlanEpoch, ShardPhase, ShardStatus, StageReport};
+use qmesh_net::{
+    LinkWay, Measured, Message, Passage, PeerId, PlanEpoch, RelayGrant, ShardPhase, ShardStatus, StageReport,
+};
 
 use super::{
     misconduct::Misconduct,
-    pipeline::{Advance, Pipeline, Standing},
+    pipeline::{Advance, Pipeline, Stage, Standing},
     planned::PlannedModel,
     speeds::Speeds,
     troubles::{Blame, Troubles},
@@ -32,6 +34,8 @@ use crate::mesh::config::{Formation, Workers};
 pub(crate) enum Action {
     /// On the worker's control stream.
     Send(WorkerId, Message),
+    /// Packets may pass here between two workers.
+    Relay(RelayGrant),
     /// Frames of this epoch shall go to this worker, stage 0.
     OpenFrames(WorkerId, PlanEpoch),
     /// Every link of this epoch stands: time for a probe.
@@ -60,6 +64,8 @@ pub(crate) struct Roster {
     pause_at: Option<Instant>,
     troubles: Troubles,
     speeds: Speeds,
+    /// The round-trip times of links that were relayed, from whom to whom, in milliseconds.
+    relayed: BTreeMap<(PeerId, PeerId), f64>,
     /// Plans in a row whose probe failed.
     failed_probes: u32,
     /// Whether there is no plan although workers are here; `text` says why.
@@ -90,6 +96,7 @@ impl Roster {
             pause_at: None,
             troubles: Troubles::default(),
             speeds,
+            relayed: BTreeMap::new(),
             failed_probes: 0,
             failed: false,
             text: "waiting for workers".to_owned(),
@@ -184,11 +191,19 @@ impl Roster {
     ///
     /// # Errors
     /// The worker has no stage in this plan, or has said so already.
-    pub(crate) fn linked(&mut self, worker: WorkerId, epoch: PlanEpoch) -> Result<Vec<Action>, Misconduct> {
+    pub(crate) fn linked(
+        &mut self,
+        worker: WorkerId,
+        epoch: PlanEpoch,
+        way: Option<LinkWay>,
+    ) -> Result<Vec<Action>, Misconduct> {
         let Some(stage) = self.stage_in(worker, epoch)? else { return Ok(Vec::new()) };
+        if let Some(way) = way {
+            self.remember_way(epoch, stage, way);
+        }
         let Some(pipeline) = self.pipeline_mut(epoch) else { return Ok(Vec::new()) };
         let stages = pipeline.stages.len();
-        let advance = pipeline.linked(stage)?;
+        let advance = pipeline.linked(stage, way)?;
         Ok(if advance == Advance::Linked { vec![Action::Up(epoch, stages)] } else { Vec::new() })
     }
 
@@ -358,6 +373,21 @@ impl Roster {
         std::iter::once(wish.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
     }
 
+    /// How two workers reach each other counts for the plans to come.
+    fn remember_way(&mut self, epoch: PlanEpoch, stage: usize, way: LinkWay) {
+        let Some(pair) = self.pipeline(epoch).and_then(|pipeline| pipeline.stages.get(stage..stage + 2)) else {
+            return;
+        };
+        let peer = |stage: &Stage| self.workers.get(&stage.worker).map(|worker| worker.joined.peer);
+        let (Some(from), Some(to)) = (peer(&pair[0]), peer(&pair[1])) else { return };
+        match way.passage {
+            Passage::Direct => drop(self.relayed.remove(&(from, to))),
+            // More pairs than a mesh has: all of them are learnt anew.
+            Passage::Relayed if self.relayed.len() >= RELAYED_MOST => self.relayed.clear(),
+            Passage::Relayed => drop(self.relayed.insert((from, to), way.rtt_us as f64 / 1e3)),
+        }
+    }
+
     fn pipeline(&self, epoch: PlanEpoch) -> Option<&Pipeline> {
         self.serving.iter().chain(&self.next).find(|p| p.epoch == epoch)
     }
@@ -396,6 +426,8 @@ impl Roster {
     }
 }
 
+/// Relayed pairs that are remembered.
+const RELAYED_MOST: usize = 4096;
 /// Joins within this time make one plan.
 const SETTLE: Duration = Duration::from_millis(500);
 /// A worker that stays for a shorter time is unsteady.

@@ -7,11 +7,12 @@ use std::{
 };
 
 use qmesh_net::{
-    PeerId, SectionContentError, Sections, Stock, TensorSources, WeightAskers, WeightPeer, WeightSource, WeightSources,
+    PeerId, PeerWay, PeerWays, SectionContentError, Sections, Stock, TensorSources, WeightAskers, WeightPeer,
+    WeightSource, WeightSources,
     limits::{SOURCE_PEERS, SOURCE_TENSORS, SOURCES_OF_TENSOR},
 };
 
-use super::{planned::PlannedModel, worker::Joined};
+use super::{planned::PlannedModel, ways, worker::Joined};
 
 /// A worker that gets a stage.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Recipient<'a> {
 pub(super) struct Dealt {
     pub(super) sources: WeightSources,
     pub(super) askers: WeightAskers,
+    /// Where those who may ask are, so that their packets can come in.
+    pub(super) ways: PeerWays,
 }
 
 impl Dealt {
@@ -35,7 +38,8 @@ impl Dealt {
         let mut sections = Sections::default();
         let put = |sections: &mut Sections| -> Result<(), SectionContentError> {
             self.sources.put(sections)?;
-            self.askers.put(sections)
+            self.askers.put(sections)?;
+            self.ways.put(sections)
         };
         match put(&mut sections) {
             Ok(()) => sections,
@@ -146,9 +150,14 @@ impl<'a> Table<'a> {
 
     fn finish(self, model: &PlannedModel) -> Vec<Dealt> {
         let recipients = self.recipients;
-        let named = |&place: &usize| {
-            let Joined { peer, name, address, .. } = recipients[place].joined;
-            WeightPeer { peer: *peer, name: name.clone(), addresses: vec![address.to_string()] }
+        let named = |recipient: &Recipient<'_>, place: usize| {
+            let giver = recipients[place].joined;
+            let addresses = ways::addresses(recipient.joined, giver);
+            WeightPeer { peer: giver.peer, name: giver.name.clone(), addresses }
+        };
+        let way = |recipient: &Recipient<'_>, asker: &PeerId| {
+            let asker = recipients.iter().find(|other| other.joined.peer == *asker)?.joined;
+            Some(PeerWay { peer: asker.peer, addresses: ways::addresses(recipient.joined, asker), relay: None })
         };
         let dealt = |(row, recipient): (Row, &Recipient<'_>)| {
             let places = places(model, &recipient.layers);
@@ -160,7 +169,11 @@ impl<'a> Table<'a> {
             let mut first: Vec<u32> = row.awaited.iter().filter_map(at).collect();
             first.sort_unstable();
             Dealt {
-                sources: WeightSources { peers: row.peers.iter().map(named).collect(), tensors },
+                sources: WeightSources {
+                    peers: row.peers.iter().map(|&place| named(recipient, place)).collect(),
+                    tensors,
+                },
+                ways: PeerWays { peers: row.askers.iter().filter_map(|asker| way(recipient, asker)).collect() },
                 askers: WeightAskers { peers: row.askers.into_iter().collect(), first },
             }
         };
@@ -205,6 +218,7 @@ mod tests {
             threads: 1,
             rtt_ms: 0.0,
             share: None,
+            own: Vec::new(),
         };
         (1..).zip(names).map(one).collect()
     }

@@ -19,7 +19,10 @@ impl fmt::Display for WorkerId {
 pub(crate) struct Joined {
     pub(crate) name: String,
     pub(crate) peer: PeerId,
+    /// Where its packets come from.
     pub(crate) address: SocketAddr,
+    /// Where it is by its own account.
+    pub(crate) own: Vec<SocketAddr>,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
     /// Of its link to the coordinator, as it was when it joined.

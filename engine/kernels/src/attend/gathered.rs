@@ -105,10 +105,10 @@ impl Kernel for Merge<'_> {
 pub struct Finish<'a, 'b> {
     /// All pages, merged into one part.
     pub gathered: &'a Gathered,
-    /// Per row (heads that share the KV head, head_dim).
+    /// Per row (heads that share the KV head, value_dim).
     pub out: &'a mut [&'b mut [f32]],
     /// Elements of a value.
-    pub head_dim: usize,
+    pub value_dim: usize,
 }
 
 impl Kernel for Finish<'_, '_> {
@@ -117,7 +117,7 @@ impl Kernel for Finish<'_, '_> {
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
         let Gathered { vectors, sums, values, .. } = self.gathered;
-        let outs = self.out.iter_mut().flat_map(|row| row.chunks_exact_mut(self.head_dim));
+        let outs = self.out.iter_mut().flat_map(|row| row.chunks_exact_mut(self.value_dim));
         for ((out, values), sum) in outs.zip(values.chunks_exact(*vectors)).zip(sums.as_flattened()) {
             let (whole, rest) = out.as_chunks_mut();
             for (out, value) in whole.iter_mut().zip(values) {

@@ -7,7 +7,7 @@ use super::{
         lanes::{LANES, Lanes, largest, sum},
         math::{exp, soft_cap},
     },
-    HeadLayout, PAGE_POSITIONS, Scores, Scoring, Vector,
+    HeadLayout, PAGE_POSITIONS, Reduce, Scores, Scoring, Vector,
     gathered::merged,
 };
 
@@ -42,11 +42,14 @@ impl Element for [u16; LANES] {
     }
 }
 
-/// A page and the queries that look at it.
-pub(super) struct Page<'a, E> {
+/// A page of keys and values apart, and the queries that look at it: `R` of these by `W` vectors at a time.
+pub(super) struct Page<'a, E, const R: usize, const W: usize> {
     pub(super) keys: &'a [E],
+    /// (positions, columns)
     pub(super) values: &'a [E],
-    /// (queries, head_dim)
+    /// Which of the vectors of a value `values` has.
+    pub(super) columns: Range<usize>,
+    /// (queries, key_dim)
     pub(super) x: &'a [f32],
     /// What each query attends to.
     pub(super) slots: &'a [Range<usize>],
@@ -56,72 +59,56 @@ pub(super) struct Page<'a, E> {
     pub(super) next: *const u8,
 }
 
-impl<E: Element> Page<'_, E> {
-    /// Leaves each query's exp(score − largest) in `scores`, its largest score, and the sum of the exponentials; computes
-    /// `R` queries by `W` vectors at a time.
+impl<E: Element, const R: usize, const W: usize> Reduce for Page<'_, E, R, W> {
     #[inline(always)]
-    pub(super) fn score<L: Lanes, const R: usize, const W: usize>(
-        &self,
-        l: L,
-        scores: &mut [Scores],
-        largest: &mut [f32],
-        sums: &mut [f32],
-    ) {
+    fn score<L: Lanes>(&mut self, l: L, scores: &mut [Scores], largest: &mut [f32], sums: &mut [f32]) {
         for first in (0..scores.len()).step_by(R) {
-            self.score_some::<L, R, W>(l, first, scores);
+            self.score_some(l, first, scores);
             for query in first..scores.len().min(first + R) {
-                if let Some(cap) = self.scoring.soft_cap {
-                    cap_scores(l, &mut scores[query].0, cap);
-                }
-                (largest[query], sums[query]) = exponentials(l, &mut scores[query].0, self.slots[query].clone());
+                let slots = self.slots[query].clone();
+                (largest[query], sums[query]) = capped_exponentials(l, &mut scores[query].0, self.scoring, slots);
             }
         }
     }
 
-    /// Adds each query's values, weighted by `p`: with factors, to what is there, each times its factor.
     #[inline(always)]
-    pub(super) fn weigh<L: Lanes, const R: usize, const W: usize>(
-        &self,
-        l: L,
-        p: &[Scores],
-        factors: Option<[&[f32]; 2]>,
-        out: &mut [Vector],
-    ) {
-        let vectors = self.layout.vectors();
-        let mut column = 0;
-        while column + W <= vectors {
-            self.weigh_columns::<L, R, W>(l, column, p, factors, out);
+    fn weigh<L: Lanes>(&mut self, l: L, p: &[Scores], factors: Option<[&[f32]; 2]>, out: &mut [Vector]) {
+        let Range { start: mut column, end } = self.columns;
+        while column + W <= end {
+            self.weigh_columns::<L, W>(l, column, p, factors, out);
             column += W;
         }
-        if column + 2 <= vectors {
-            self.weigh_columns::<L, R, 2>(l, column, p, factors, out);
+        if column + 2 <= end {
+            self.weigh_columns::<L, 2>(l, column, p, factors, out);
             column += 2;
         }
-        if column < vectors {
-            self.weigh_columns::<L, R, 1>(l, column, p, factors, out);
+        if column < end {
+            self.weigh_columns::<L, 1>(l, column, p, factors, out);
         }
     }
+}
 
+impl<E: Element, const R: usize, const W: usize> Page<'_, E, R, W> {
     /// Scores of the `R` queries from `first` on; the last query stands in for those beyond it.
     #[inline(always)]
-    fn score_some<L: Lanes, const R: usize, const W: usize>(&self, l: L, first: usize, scores: &mut [Scores]) {
-        let head_dim = self.layout.head_dim;
+    fn score_some<L: Lanes>(&self, l: L, first: usize, scores: &mut [Scores]) {
+        let key_dim = self.layout.key_dim();
         let queries: [usize; R] = from_fn(|r| (first + r).min(scores.len() - 1));
-        let x: [&[f32]; R] = from_fn(|r| &self.x[queries[r] * head_dim..][..head_dim]);
+        let x: [&[f32]; R] = from_fn(|r| &self.x[queries[r] * key_dim..][..key_dim]);
         let (low, high) = (self.slots[first].start, self.slots[queries[R - 1]].end);
         let half = PAGE_POSITIONS / 2;
         if W == 4 && low < half && high > half {
-            self.score_blocks::<L, R, 4>(l, 0, x, queries, scores);
+            self.score_blocks::<L, 4>(l, 0, x, queries, scores);
         } else {
             for pair in low / half..high.div_ceil(half) {
-                self.score_blocks::<L, R, 2>(l, 2 * pair, x, queries, scores);
+                self.score_blocks::<L, 2>(l, 2 * pair, x, queries, scores);
             }
         }
     }
 
     /// Scores of `R` queries against `B` blocks of keys; lane = position, terms added serially over the elements.
     #[inline(always)]
-    fn score_blocks<L: Lanes, const R: usize, const B: usize>(
+    fn score_blocks<L: Lanes, const B: usize>(
         &self,
         l: L,
         block: usize,
@@ -129,10 +116,10 @@ impl<E: Element> Page<'_, E> {
         queries: [usize; R],
         scores: &mut [Scores],
     ) {
-        let head_dim = self.layout.head_dim;
-        let keys: [&[E]; B] = from_fn(|b| &self.keys[(block + b) * head_dim..][..head_dim]);
+        let key_dim = self.layout.key_dim();
+        let keys: [&[E]; B] = from_fn(|b| &self.keys[(block + b) * key_dim..][..key_dim]);
         let mut sums = [[l.splat(0.0); B]; R];
-        for i in 0..head_dim {
+        for i in 0..key_dim {
             E::prefetch(l, self.values.as_ptr().cast(), i * 128);
             // Closures over lanes might not be inlined, and then lack the instruction set.
             let mut column = [l.splat(0.0); B];
@@ -154,9 +141,9 @@ impl<E: Element> Page<'_, E> {
         }
     }
 
-    /// [`Page::weigh`] for `C` vectors of the values and all queries.
+    /// [`Reduce::weigh`] for `C` vectors of the values and all queries.
     #[inline(always)]
-    fn weigh_columns<L: Lanes, const R: usize, const C: usize>(
+    fn weigh_columns<L: Lanes, const C: usize>(
         &self,
         l: L,
         column: usize,
@@ -168,7 +155,7 @@ impl<E: Element> Page<'_, E> {
         for first in (0..p.len()).step_by(R) {
             let queries: [usize; R] = from_fn(|r| (first + r).min(p.len() - 1));
             let slots: [Range<usize>; R] = from_fn(|r| self.slots[queries[r]].clone());
-            let sums = self.weighted::<L, R, C>(l, column, from_fn(|r| &p[queries[r]].0), &slots);
+            let sums = self.weighted::<L, C>(l, column, from_fn(|r| &p[queries[r]].0), &slots);
             for r in 0..R.min(p.len() - first) {
                 if slots[r].is_empty() {
                     continue;
@@ -187,7 +174,7 @@ impl<E: Element> Page<'_, E> {
 
     /// Σ p·v over each query's slots, terms added serially over the positions; lane = element of the value.
     #[inline(always)]
-    fn weighted<L: Lanes, const R: usize, const C: usize>(
+    fn weighted<L: Lanes, const C: usize>(
         &self,
         l: L,
         column: usize,
@@ -205,7 +192,7 @@ impl<E: Element> Page<'_, E> {
         }
         let mut sums = own;
         for slot in start..end {
-            E::prefetch(l, self.next, (slot * self.layout.vectors() + column) * 32);
+            E::prefetch(l, self.next, (slot * self.columns.len() + column) * 32);
             let value = self.value::<L, C>(l, slot, column);
             for r in 0..R {
                 add(l, &mut sums[r], p[r], slot, value);
@@ -222,7 +209,7 @@ impl<E: Element> Page<'_, E> {
 
     #[inline(always)]
     fn value<L: Lanes, const C: usize>(&self, l: L, slot: usize, column: usize) -> [L::F; C] {
-        let row = &self.values[slot * self.layout.vectors() + column..][..C];
+        let row = &self.values[slot * self.columns.len() + column - self.columns.start..][..C];
         let mut value = [l.splat(0.0); C];
         for c in 0..C {
             value[c] = row[c].load(l);
@@ -237,6 +224,20 @@ fn add<L: Lanes, const C: usize>(l: L, sums: &mut [L::F; C], p: &[f32; PAGE_POSI
     for c in 0..C {
         sums[c] = l.fma(p, value[c], sums[c]);
     }
+}
+
+/// Scaled scores → capped, and what [`exponentials`] makes of them.
+#[inline(always)]
+pub(super) fn capped_exponentials<L: Lanes>(
+    l: L,
+    scores: &mut [f32; PAGE_POSITIONS],
+    scoring: Scoring,
+    slots: Range<usize>,
+) -> (f32, f32) {
+    if let Some(cap) = scoring.soft_cap {
+        cap_scores(l, scores, cap);
+    }
+    exponentials(l, scores, slots)
 }
 
 #[inline(always)]

@@ -245,6 +245,41 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut columns = rows;
+        // Eight rows by eight lanes at a time.
+        for (half, upper) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            // Four rows at a time, within halves: `fours[4 g + c]` has column c of each half, of the rows from 4 g on.
+            let mut fours = [rows[0][0]; 8];
+            for (g, four) in fours.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let first = 8 * upper + 4 * g;
+                let (a, b, c, d) =
+                    (rows[first][half], rows[first + 1][half], rows[first + 2][half], rows[first + 3][half]);
+                *four = proven!({
+                    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                    let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                    let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+                    let (ab_high, cd_high) = (_mm256_castps_pd(ab_high), _mm256_castps_pd(cd_high));
+                    [
+                        _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+                        _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
+                        _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high)),
+                        _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high)),
+                    ]
+                });
+            }
+            for c in 0..4 {
+                let (first, second) = (fours[c], fours[4 + c]);
+                proven!({
+                    columns[8 * half + c][upper] = _mm256_permute2f128_ps::<0x20>(first, second);
+                    columns[8 * half + 4 + c][upper] = _mm256_permute2f128_ps::<0x31>(first, second);
+                });
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         self.run(kernel)
     }

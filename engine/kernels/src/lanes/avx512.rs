@@ -221,6 +221,43 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        // Four rows at a time, within quarters: `fours[4 g + c]` has column c of each quarter, of the rows from 4 g on.
+        let mut fours = rows;
+        for four in fours.as_chunks_mut::<4>().0 {
+            let [a, b, c, d] = *four;
+            *four = proven!({
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+                let (ab_high, cd_high) = (_mm512_castps_pd(ab_high), _mm512_castps_pd(cd_high));
+                [
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+                ]
+            });
+        }
+        // Then the quarters: of two times two, the even and the odd ones.
+        let mut columns = fours;
+        for c in 0..4 {
+            let (first, second, third, fourth) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
+            proven!({
+                let (even, odd) =
+                    (_mm512_shuffle_f32x4::<0x88>(first, second), _mm512_shuffle_f32x4::<0xdd>(first, second));
+                let (even_after, odd_after) =
+                    (_mm512_shuffle_f32x4::<0x88>(third, fourth), _mm512_shuffle_f32x4::<0xdd>(third, fourth));
+                columns[c] = _mm512_shuffle_f32x4::<0x88>(even, even_after);
+                columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd_after);
+                columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even, even_after);
+                columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_after);
+            });
+        }
+        columns
+    }
+
+    #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         self.run(kernel)
     }

@@ -245,6 +245,31 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut columns = rows;
+        // Four rows by four lanes at a time.
+        for block in 0..4 {
+            for quarter in 0..4 {
+                let first = 4 * block;
+                let (a, b) = (rows[first][quarter], rows[first + 1][quarter]);
+                let (c, d) = (rows[first + 2][quarter], rows[first + 3][quarter]);
+                proven!({
+                    // Even and odd lanes of two rows in turns, then halves of these.
+                    let (even, even_after) =
+                        (vreinterpretq_f64_f32(vtrn1q_f32(a, b)), vreinterpretq_f64_f32(vtrn1q_f32(c, d)));
+                    let (odd, odd_after) =
+                        (vreinterpretq_f64_f32(vtrn2q_f32(a, b)), vreinterpretq_f64_f32(vtrn2q_f32(c, d)));
+                    columns[4 * quarter][block] = vreinterpretq_f32_f64(vtrn1q_f64(even, even_after));
+                    columns[4 * quarter + 1][block] = vreinterpretq_f32_f64(vtrn1q_f64(odd, odd_after));
+                    columns[4 * quarter + 2][block] = vreinterpretq_f32_f64(vtrn2q_f64(even, even_after));
+                    columns[4 * quarter + 3][block] = vreinterpretq_f32_f64(vtrn2q_f64(odd, odd_after));
+                });
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         self.run(kernel)
     }

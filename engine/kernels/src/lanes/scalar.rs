@@ -194,6 +194,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        from_fn(|lane| from_fn(|row| rows[row][lane]))
+    }
+
+    #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         #[inline(never)]
         fn compiled<K: Kernel>(lanes: Scalar, kernel: K) -> K::Output {

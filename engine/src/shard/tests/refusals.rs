@@ -1,11 +1,12 @@
 //! What a shard refuses, and that a refused step changes nothing.
 
-use qmesh_models::spec::{AttentionSpec, HeadMatrix, TensorRole, Window};
+use qmesh_models::spec::{AttentionSpec, HeadMatrix, LatentSpec, Mixer, Temperature, TensorRole, Window};
 
 use super::*;
 
 fn tiny() -> (ModelSpec, File) {
-    kind(|spec| spec.head.matrix == HeadMatrix::Own && spec.layers.len() > 2)
+    let grouped = |spec: &ModelSpec| spec.layers.iter().all(|layer| layer.attention().is_some());
+    kind(|spec| spec.head.matrix == HeadMatrix::Own && spec.layers.len() > 2 && grouped(spec))
 }
 
 fn load_error(spec: &ModelSpec, file: &File, layers: Range<usize>) -> EngineError {
@@ -118,6 +119,29 @@ fn specs_that_do_not_add_up_are_refused_by_name() {
         (changed(&|s| drop(s.tensors.remove(output))), "Output is missing"),
         (changed(&|s| s.head.matrix = HeadMatrix::Tied), "left over"),
         (changed(&|s| s.tensors.push(s.tensors[output].clone())), "listed twice"),
+    ] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
+    }
+}
+
+#[test]
+fn latents_that_do_not_add_up_are_refused_by_name() {
+    let of_heads = |spec: &ModelSpec| matches!(&spec.layers[0].mixer, Mixer::Latent(latent) if latent.heads > 1);
+    let (spec, file) = kind(of_heads);
+    let changed = |change: &dyn Fn(&mut LatentSpec)| {
+        let mut spec = spec.clone();
+        let Mixer::Latent(latent) = &mut spec.layers[0].mixer else { panic!("it has latents") };
+        change(latent);
+        load_error(&spec, &file, 0..1).to_string()
+    };
+    for (message, expected) in [
+        (changed(&|latent| latent.heads = 0), "latent.heads = 0"),
+        (changed(&|latent| latent.plain_dim = usize::MAX), "plain_dim = "),
+        (changed(&|latent| latent.latent_dim += 16), "instead of"),
+        (changed(&|latent| latent.value_dim /= 2), "instead of"),
+        (changed(&|latent| latent.rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
+        (changed(&|latent| latent.scale = f32::NAN), "latent.scale"),
+        (changed(&|latent| latent.temperature = Some(Temperature { scale: 0.1, length: 0 })), "temperature.length"),
     ] {
         assert!(message.contains(expected), "{message} does not say {expected}");
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use qmesh_net::{Connection, Downstream, Endpoint, Frame, FrameSender, NetError, PeerId, PlanEpoch, StepId};
+use qmesh_net::{
+    Connection, Downstream, Endpoint, Frame, FrameSender, LinkWay, Meeting, NetError, Passage, PeerId, PlanEpoch,
+    StepId,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -29,6 +32,8 @@ pub(crate) struct DownstreamLink {
     pub(crate) turn: Turn,
     pub(crate) epoch: PlanEpoch,
     pub(crate) downstream: Downstream,
+    /// This side's part where the next stage is a worker.
+    pub(crate) meeting: Option<Meeting>,
     pub(crate) endpoint: Endpoint,
     pub(crate) coordinator: Connection,
     /// What is to be sent; it ends when no more can come.
@@ -48,10 +53,12 @@ impl DownstreamLink {
 
     async fn serve(&mut self) -> Result<(), NetError> {
         let deadline = Instant::now() + LINK_DEADLINE;
+        let mut earlier = None;
         let (connection, mut link, first) = loop {
             let error = match self.connect(deadline).await {
                 Ok((connection, link)) => {
-                    self.tell(LinkNews::DownstreamStands { turn: self.turn }).await;
+                    let way = self.meeting.as_ref().map(|_| way_of(&connection));
+                    self.tell(LinkNews::DownstreamStands { turn: self.turn, way }).await;
                     // That the peer admits us shows only by its not closing.
                     tokio::select! {
                         first = self.frames.recv() => break (connection, link, first),
@@ -63,10 +70,13 @@ impl DownstreamLink {
             if self.frames.is_closed() {
                 return Ok(());
             }
+            tracing::debug!(%error, "the link downstream does not stand yet");
+            // That the time is over says less than what was wrong before.
+            let error = earlier.take().unwrap_or(error);
             if Instant::now() >= deadline {
                 return Err(error);
             }
-            tracing::debug!(%error, "the link downstream does not stand yet");
+            earlier = Some(error);
             sleep(RETRY_INTERVAL).await;
         };
         let (mut next, mut last) = (first, StepId::default());
@@ -97,11 +107,23 @@ impl DownstreamLink {
     async fn dial(&self, peer: PeerId, addresses: &[String], deadline: Instant) -> Result<Connection, NetError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let late = NetError::Deadline { peer, what: "a link downstream", after: LINK_DEADLINE };
-        timeout(left, self.endpoint.dial(addresses, peer)).await.unwrap_or(Err(late))
+        let dialled = async {
+            match &self.meeting {
+                Some(meeting) => meeting.dial(&self.endpoint, addresses).await,
+                None => self.endpoint.dial(addresses, peer).await,
+            }
+        };
+        timeout(left, dialled).await.unwrap_or(Err(late))
     }
 
     async fn tell(&self, news: LinkNews) {
         // Without a receiver the worker has left its coordinator, and this task is about to be dropped.
         let _ = self.news.send(news).await;
     }
+}
+
+/// How the link came about.
+fn way_of(connection: &Connection) -> LinkWay {
+    let passage = if connection.is_relayed() { Passage::Relayed } else { Passage::Direct };
+    LinkWay { passage, rtt_us: u64::try_from(connection.rtt().as_micros()).unwrap_or(u64::MAX) }
 }

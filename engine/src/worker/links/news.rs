@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qmesh_net::{PeerId, PlanEpoch};
+use qmesh_net::{LinkWay, PeerId, PlanEpoch};
 
 use crate::worker::turn::Turn;
 
@@ -17,8 +17,8 @@ pub(crate) enum LinkNews {
     Arrived { link: LinkId, peer: PeerId, epoch: PlanEpoch },
     /// An incoming stream broke.
     UpstreamBroken { link: LinkId, text: String },
-    /// The link downstream stands.
-    DownstreamStands { turn: Turn },
+    /// The link downstream stands, and to a worker in this way.
+    DownstreamStands { turn: Turn, way: Option<LinkWay> },
     /// A frame is in the send buffer.
     Sent { turn: Turn, bytes: u64, took: Duration },
     /// The link downstream broke, or could not be made.

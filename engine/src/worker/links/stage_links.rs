@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, future::poll_fn, task::Poll};
 
 use qmesh_models::footprint::FRAMES_HELD;
-use qmesh_net::{Frame, FrameReceiver, PeerId, Upstream};
+use qmesh_net::{Frame, FrameReceiver, Meeting, PeerId, Upstream};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -22,6 +22,8 @@ pub(crate) struct StageLinks {
     neighbour: Option<PeerId>,
     downstream: mpsc::Sender<QueuedFrame>,
     upstream: Option<UpstreamEnd>,
+    /// Lets the neighbour's packets in.
+    _meeting: Option<Meeting>,
     /// Whether the state machine has room for another frame.
     has_room: bool,
 }
@@ -34,14 +36,14 @@ struct UpstreamEnd {
 }
 
 impl StageLinks {
-    /// The links of a turn whose frames come from `upstream`, and go to the receiver.
-    pub(crate) fn new(upstream: Upstream) -> (Self, mpsc::Receiver<QueuedFrame>) {
+    /// The links of a turn whose frames come from `upstream`, whom `meeting` lets in, and go to the receiver.
+    pub(crate) fn new(upstream: Upstream, meeting: Option<Meeting>) -> (Self, mpsc::Receiver<QueuedFrame>) {
         let neighbour = match upstream {
             Upstream::Coordinator => None,
             Upstream::Worker(peer) => Some(peer),
         };
         let (downstream, frames) = mpsc::channel(FRAMES_HELD);
-        (Self { neighbour, downstream, upstream: None, has_room: false }, frames)
+        (Self { neighbour, downstream, upstream: None, _meeting: meeting, has_room: false }, frames)
     }
 
     /// The worker that may connect, if frames come from one.

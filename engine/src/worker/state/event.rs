@@ -1,6 +1,6 @@
 //! What a worker's state machine is told, and what it wants done.
 
-use qmesh_net::{Downstream, Frame, Measure, Message, PeerId, PlanEpoch, Upstream};
+use qmesh_net::{Frame, Measure, Message, PeerId, PeerWays, Route};
 
 use crate::worker::{
     compute::{Command, Done, LoadRequest},
@@ -48,7 +48,7 @@ pub(crate) enum Action {
     /// Let the compute thread do this.
     Compute(Command),
     /// Admit the upstream and make the link downstream.
-    Link { turn: Turn, epoch: PlanEpoch, upstream: Upstream, downstream: Downstream },
+    Link { turn: Turn, route: Route, ways: PeerWays },
     /// End the links of a turn in order.
     Unlink { turn: Turn },
     /// Read frames for a turn from this incoming link, and from no other.

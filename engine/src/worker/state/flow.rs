@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Fault, FaultCode, Frame, FrameKind, Message, Route, Upstream};
+use qmesh_net::{Fault, FaultCode, Frame, FrameKind, LinkWay, Message, Passage, PeerWays, Route, Sections, Upstream};
 
 use super::{
     Arrival, FRAMES_HELD, WorkerState,
@@ -43,7 +43,7 @@ impl WorkerState {
         match news {
             LinkNews::Arrived { link, peer, epoch } => self.arrived(Arrival { link, peer, epoch }),
             LinkNews::UpstreamBroken { link, text } => self.upstream_broken(link, &text),
-            LinkNews::DownstreamStands { turn } => self.downstream_stands(turn),
+            LinkNews::DownstreamStands { turn, way } => self.downstream_stands(turn, way),
             LinkNews::Sent { turn, bytes, took } => self.sent(turn, bytes, took),
             LinkNews::DownstreamBroken { turn, text } => self.downstream_broken(turn, &text),
         }
@@ -57,9 +57,16 @@ impl WorkerState {
         if stage.route.is_some() {
             return tracing::warn!(%epoch, "ignored a second Route");
         }
-        let (turn, upstream, downstream) = (stage.turn, route.upstream, route.downstream.clone());
-        stage.route = Some(route);
-        self.act(Action::Link { turn, epoch, upstream, downstream });
+        let ways = match ways_of(&route.sections) {
+            Ok(ways) => ways,
+            Err(text) => {
+                let fault = stage.fault(FaultCode::Link, text);
+                return self.act(fault);
+            }
+        };
+        let turn = stage.turn;
+        stage.route = Some(route.clone());
+        self.act(Action::Link { turn, route, ways });
         self.review_arrivals();
     }
 
@@ -103,9 +110,10 @@ impl WorkerState {
         }
     }
 
-    fn downstream_stands(&mut self, turn: Turn) {
+    fn downstream_stands(&mut self, turn: Turn, way: Option<LinkWay>) {
         if let Some(stage) = self.in_turn(turn) {
             stage.downlink = Downlink::Standing;
+            stage.link_way = way;
             self.tell_linked(turn);
         }
     }
@@ -116,8 +124,17 @@ impl WorkerState {
         if stands && stage.readiness == Readiness::Ready && !stage.linked_told {
             stage.linked_told = true;
             let (epoch, index, stages) = (stage.epoch(), stage.assignment.stage, stage.assignment.stages);
-            self.tell(Message::Linked { epoch });
-            self.act(Action::Say(format!("ready as stage {index} of {stages}")));
+            let (mut sections, mut relayed) = (Sections::default(), "");
+            if let Some(way) = stage.link_way {
+                // Two numbers are never too long for a section.
+                let _ = way.put(&mut sections);
+                relayed = match way.passage {
+                    Passage::Direct => "",
+                    Passage::Relayed => ", its link to the next one relayed",
+                };
+            }
+            self.tell(Message::Linked { epoch, sections });
+            self.act(Action::Say(format!("ready as stage {index} of {stages}{relayed}")));
         }
     }
 
@@ -230,6 +247,12 @@ impl WorkerState {
             self.act(fault);
         }
     }
+}
+
+/// Where the neighbours are, beside what the route itself says.
+fn ways_of(sections: &Sections) -> Result<PeerWays, String> {
+    sections.understood(&[PeerWays::TAG]).map_err(|error| format!("the route cannot be taken: {error}"))?;
+    PeerWays::find(sections).map_err(|error| format!("the route: {error}"))
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -7,7 +7,9 @@ use std::{
 };
 
 use qmesh_models::bytes::ByteCount;
-use qmesh_net::{Fault, FaultCode, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageReport, StepId};
+use qmesh_net::{
+    Fault, FaultCode, LinkWay, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageReport, StepId,
+};
 
 use super::{event::Action, masks::EarlyMasks};
 use crate::{
@@ -65,6 +67,8 @@ pub(super) struct Stage {
     pub(super) uplink: Option<LinkId>,
     /// The link that frames leave on.
     pub(super) downlink: Downlink,
+    /// How it came about.
+    pub(super) link_way: Option<LinkWay>,
     /// Commands for the compute thread, in order.
     pub(super) queue: VecDeque<Command>,
     /// What came before the frames that it is for.
@@ -100,6 +104,7 @@ impl Stage {
             route: None,
             uplink: None,
             downlink: Downlink::None,
+            link_way: None,
             queue: VecDeque::new(),
             early_masks: EarlyMasks::default(),
             waiting: 0,

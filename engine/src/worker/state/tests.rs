@@ -72,7 +72,7 @@ impl Rig {
 
     fn link(&mut self, epoch: u32, turn: u64) {
         self.message(route(epoch, Upstream::Coordinator));
-        self.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(turn) }));
+        self.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(turn), way: None }));
         let arrived = Event::Link(LinkNews::Arrived { link: LinkId(turn), peer: COORDINATOR, epoch: PlanEpoch(epoch) });
         assert_eq!(self.on(arrived), [format!("read {turn}"), format!("tell Linked {epoch}")]);
     }
@@ -85,7 +85,7 @@ impl Rig {
 fn brief(action: &Action) -> Option<String> {
     Some(match action {
         Action::Tell(Message::ShardStatus(status)) => format!("tell {:?}", status.phase),
-        Action::Tell(Message::Linked { epoch }) => format!("tell Linked {epoch}"),
+        Action::Tell(Message::Linked { epoch, .. }) => format!("tell Linked {epoch}"),
         Action::Tell(Message::Opened { epoch, session }) => format!("tell Opened {session} in {epoch}"),
         Action::Tell(Message::Refused { epoch, session, .. }) => format!("tell Refused {session} in {epoch}"),
         Action::Tell(Message::Fault(fault)) => format!("tell Fault {:?} {:?}", fault.code, fault.session.map(|s| s.0)),
@@ -100,7 +100,7 @@ fn brief(action: &Action) -> Option<String> {
         Action::Compute(Command::Close { session, .. }) => format!("close {session}"),
         Action::Compute(Command::Keep { session, positions, .. }) => format!("keep {positions} of {session}"),
         Action::Compute(Command::Step { frame, .. }) => format!("compute {}", frame.step),
-        Action::Link { epoch, upstream, .. } => format!("link {epoch} from {upstream:?}"),
+        Action::Link { route, .. } => format!("link {} from {:?}", route.epoch, route.upstream),
         Action::Read { link, .. } => format!("read {}", link.0),
         Action::Refuse(link) => format!("refuse {}", link.0),
         Action::Send { frame, .. } => format!("send {}", frame.step),
@@ -129,7 +129,8 @@ fn loaded(assignment: &Assignment) -> Loaded {
 
 fn route(epoch: u32, upstream: Upstream) -> Message {
     let downstream = Downstream::Worker { peer: STRANGER, addresses: vec!["10.0.0.1:1".into()] };
-    Message::Route(Route { epoch: PlanEpoch(epoch), stage: StageIndex(0), upstream, downstream })
+    let sections = Sections::default();
+    Message::Route(Route { epoch: PlanEpoch(epoch), stage: StageIndex(0), upstream, downstream, sections })
 }
 
 fn open(epoch: u32) -> Message {
@@ -239,7 +240,7 @@ fn links_may_come_before_the_route_and_the_route_before_the_shard() {
     assert_eq!(linked[1..], ["read 1", "refuse 2"]);
     assert!(linked[0].starts_with("link 4 from Worker"));
     assert!(rig.message(route(4, Upstream::Coordinator)).is_empty(), "a second route");
-    assert!(rig.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(1) })).is_empty(), "not loaded yet");
+    assert!(rig.on(Event::Link(LinkNews::DownstreamStands { turn: Turn(1), way: None })).is_empty(), "not loaded yet");
     assert_eq!(rig.on(Event::Frame { link: LinkId(1), frame: frame(4, 1) }), ["tell Fault Frame None"]);
 
     // Until frames flow the upstream may dial again; a break of its first link is no news.

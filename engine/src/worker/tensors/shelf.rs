@@ -9,7 +9,7 @@ use std::{
 };
 
 use blake3::Hash;
-use qmesh_net::{Pacer, PeerId};
+use qmesh_net::{Pacer, PeerId, PeerWay};
 use tokio::{sync::watch, time::timeout};
 
 use super::store::Place;
@@ -20,6 +20,8 @@ use crate::worker::assignment::Assignment;
 pub(crate) struct Offer {
     /// The workers that plans of this worker's stages name.
     pub(crate) askers: BTreeSet<PeerId>,
+    /// Where these are, as far as it is known.
+    pub(crate) ways: Vec<PeerWay>,
     /// The shards whose tensors are not all at hand.
     pub(crate) coming: Vec<Arc<Assignment>>,
 }
@@ -137,7 +139,7 @@ mod tests {
         let (wanted, other) = (coming.hashes[0], blake3::hash(b"of no plan"));
         shelf.put(place(other), 7);
         assert_eq!(shelf.look(FRIEND, other), Found::Stranger);
-        shelf.offer(Offer { askers: [FRIEND].into(), coming: vec![Arc::clone(&coming)] });
+        shelf.offer(Offer { askers: [FRIEND].into(), ways: Vec::new(), coming: vec![Arc::clone(&coming)] });
         assert_eq!(shelf.look(PeerId([2; 32]), other), Found::Stranger);
         assert_eq!(shelf.look(FRIEND, other), Found::Here { place: place(other), bytes: 7 });
         assert_eq!(shelf.look(FRIEND, blake3::hash(b"never heard of")), Found::Nothing);
@@ -159,14 +161,14 @@ mod tests {
         let shelf = Shelf::default();
         let coming = Arc::new(Assignment::try_from(load_shard(1, 0..1)).unwrap());
         let wanted = coming.hashes[0];
-        shelf.offer(Offer { askers: [FRIEND].into(), coming: vec![coming] });
+        shelf.offer(Offer { askers: [FRIEND].into(), ways: Vec::new(), coming: vec![coming] });
         let waiting = tokio::spawn({
             let shelf = shelf.clone();
             async move { shelf.wait(FRIEND, wanted, Duration::from_secs(20)).await }
         });
         tokio::task::yield_now().await;
         // The fetch has failed: the peer stays welcome.
-        shelf.offer(Offer { askers: [FRIEND].into(), coming: Vec::new() });
+        shelf.offer(Offer { askers: [FRIEND].into(), ways: Vec::new(), coming: Vec::new() });
         assert_eq!(waiting.await.unwrap(), Found::Nothing);
     }
 }

@@ -62,8 +62,8 @@ impl Roster {
     }
 
     pub(super) fn chooser(&self, now: Instant) -> Chooser<'_> {
-        let Self { model, formation, workers, troubles, speeds, .. } = self;
-        Chooser { now, model, formation, workers, troubles, speeds }
+        let Self { model, formation, workers, troubles, speeds, relayed, .. } = self;
+        Chooser { now, model, formation, workers, troubles, speeds, relayed }
     }
 
     /// Whether a plan is worth more than the present one, which serves or is being made ready.
@@ -150,8 +150,10 @@ impl Roster {
     pub(super) fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
-        let routes = pipeline.routes(joined).into_iter().map(|(worker, route)| Action::Send(worker, route));
-        let mut actions: Vec<_> = routes.collect();
+        let relaying = &self.formation.relaying;
+        let mut actions: Vec<_> = pipeline.grants(relaying, joined).into_iter().map(Action::Relay).collect();
+        let routes = pipeline.routes(relaying, joined).into_iter();
+        actions.extend(routes.map(|(worker, route)| Action::Send(worker, route)));
         actions.extend(pipeline.stages.first().map(|first| Action::OpenFrames(first.worker, epoch)));
         actions.extend(self.unload_the_dead());
         actions

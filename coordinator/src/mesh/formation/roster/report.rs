@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qmesh_net::{PlanEpoch, ShardPhase, WeightOrigin};
+use qmesh_net::{LinkWay, Passage, PlanEpoch, ShardPhase, WeightOrigin};
 
 use super::Roster;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
             pipeline::{Pipeline, Stage, Standing},
             worker::{Worker, WorkerId},
         },
-        status::{ChangeStatus, MeshState, StagePhase, StageStatus, WorkerStatus},
+        status::{ChangeStatus, LinkPassage, LinkStatus, MeshState, StagePhase, StageStatus, WorkerStatus},
     },
     plan::{StagePlan, prediction::Prediction},
 };
@@ -157,8 +157,17 @@ impl Roster {
             steps: report.steps,
             compute_ms: mean_ms(report.compute_us),
             hop_ms: mean_ms(report.hop_us),
+            link: stage.way.map(link_status),
         }
     }
+}
+
+fn link_status(way: LinkWay) -> LinkStatus {
+    let passage = match way.passage {
+        Passage::Direct => LinkPassage::Direct,
+        Passage::Relayed => LinkPassage::Relayed,
+    };
+    LinkStatus { passage, rtt_ms: way.rtt_us as f64 / 1e3 }
 }
 
 fn phase(said: ShardPhase) -> StagePhase {

@@ -1,5 +1,7 @@
 //! The roster, told what workers say.
 
+mod ways;
+
 use std::net::SocketAddr;
 
 use qmesh_models::{spec::ModelSpec, weights::ModelFile};
@@ -160,7 +162,7 @@ fn words_of_an_old_epoch_change_nothing() {
     let mut world = World::new(Workers::Exactly(1));
     world.up(&["a"]);
     assert!(world.roster.shard_status(world.now, WorkerId(1), status(0)).unwrap().is_empty());
-    assert!(world.roster.linked(WorkerId(1), PlanEpoch(0)).unwrap().is_empty());
+    assert!(world.roster.linked(WorkerId(1), PlanEpoch(0), None).unwrap().is_empty());
     assert_eq!(world.roster.state(), MeshState::Ready);
 }
 
@@ -171,10 +173,10 @@ fn only_who_has_a_stage_may_speak_for_a_plan_and_only_once() {
     world.join("c", GB);
     let (now, here) = (world.now, PlanEpoch(1));
     let roster = &mut world.roster;
-    assert_eq!(roster.linked(WorkerId(3), here).unwrap_err(), Misconduct::NoStage(here));
+    assert_eq!(roster.linked(WorkerId(3), here, None).unwrap_err(), Misconduct::NoStage(here));
     assert_eq!(roster.shard_status(now, WorkerId(3), status(1)).unwrap_err(), Misconduct::NoStage(here));
-    assert_eq!(roster.linked(WorkerId(1), PlanEpoch(9)).unwrap_err(), Misconduct::NoPlan(PlanEpoch(9)));
-    assert!(matches!(roster.linked(WorkerId(1), here).unwrap_err(), Misconduct::Twice(_)));
+    assert_eq!(roster.linked(WorkerId(1), PlanEpoch(9), None).unwrap_err(), Misconduct::NoPlan(PlanEpoch(9)));
+    assert!(matches!(roster.linked(WorkerId(1), here, None).unwrap_err(), Misconduct::Twice(_)));
     assert!(matches!(roster.shard_status(now, WorkerId(1), status(1)).unwrap_err(), Misconduct::Twice(_)));
     assert_eq!(roster.may_sample(WorkerId(1), here), Err(Misconduct::NotLast(0)));
     assert_eq!(roster.may_sample(WorkerId(2), here), Ok(true));
@@ -234,8 +236,8 @@ fn a_change_is_made_beside_what_serves() {
     assert_eq!(actions.len(), 3, "nothing is unloaded, nobody is told that anything is down: {actions:?}");
     assert_eq!((world.roster.state(), world.roster.epoch()), (MeshState::Ready, PlanEpoch(1)));
     (1..=3).for_each(|worker| drop(world.said_ready(worker, 2)));
-    (1..=2).for_each(|worker| drop(world.roster.linked(WorkerId(worker), PlanEpoch(2)).unwrap()));
-    let up = world.roster.linked(WorkerId(3), PlanEpoch(2)).unwrap();
+    (1..=2).for_each(|worker| drop(world.roster.linked(WorkerId(worker), PlanEpoch(2), None).unwrap()));
+    let up = world.roster.linked(WorkerId(3), PlanEpoch(2), None).unwrap();
     assert!(matches!(up[..], [Action::Up(PlanEpoch(2), 3)]), "{up:?}");
     assert!(matches!(world.roster.proved(PlanEpoch(2))[..], [Action::Follow(PlanEpoch(2), 3)]));
     let change = world.roster.change(world.now).unwrap();
@@ -406,7 +408,7 @@ impl World {
     fn joined_as(&mut self, name: &str, key: u8, memory_bytes: u64) -> Vec<Action> {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer, threads) = (name.to_owned(), PeerId([key; 32]), self.threads);
-        let joined = Joined { name, peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None };
+        let joined = Joined { name, peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None, own: Vec::new() };
         self.next += 1;
         self.roster.joined(self.now, WorkerId(self.next - 1), joined)
     }
@@ -431,7 +433,7 @@ impl World {
     }
 
     fn linked(&mut self, worker: u64) -> Vec<Action> {
-        self.roster.linked(WorkerId(worker), self.roster.epoch()).unwrap()
+        self.roster.linked(WorkerId(worker), self.roster.epoch(), None).unwrap()
     }
 
     fn up(&mut self, names: &[&str]) {

@@ -1,0 +1,200 @@
+//! The part of the account that a layer's first half has: what rows, threads and pages take while rows are mixed.
+
+use super::{
+    FLOAT, LANES, LATENT_GROUP_LEAST, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, ROLLBACK_ROWS, TASKS_PER_THREAD,
+    allocated,
+    layer::{Inputs, TASK_BYTES},
+    product, sum,
+};
+use crate::{
+    spec::{AttentionSpec, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, QkNorm},
+    tensor::TensorType,
+};
+
+/// What the first half of a layer takes, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MixerFootprint {
+    /// Its part of a page of the KV cache.
+    pub(super) page_bytes: u64,
+    /// What it has of each session.
+    pub(super) session_bytes: u64,
+    /// What a row has in memory at most, beside the layer's input.
+    pub(super) row_bytes: u64,
+    /// What a row has once it is mixed, until the layer's end.
+    pub(super) mixed_bytes: u64,
+    /// What a thread works in.
+    pub(super) thread_bytes: u64,
+    /// What the queries of a session gather from one of its pages, where pages are cut into runs.
+    pub(super) part_bytes: u64,
+    cut: PagesCut,
+}
+
+/// When the pages of a session are cut into runs.
+#[derive(Clone, Copy, Debug)]
+enum PagesCut {
+    /// While there are fewer tasks, KV heads of rows, than threads have at least.
+    BelowTasks { kv_heads: usize },
+    /// While there are fewer groups of heads of rows than threads.
+    BelowThreads { groups: usize },
+    /// Never: there are none.
+    Never,
+}
+
+impl MixerFootprint {
+    /// What `mixer` takes in a model of this width.
+    pub(super) fn new(mixer: &Mixer, hidden: usize, inputs: &Inputs) -> Self {
+        match mixer {
+            Mixer::Attention(attention) => Self::of_attention(attention, hidden, inputs),
+            Mixer::Latent(latent) => Self::of_latent(latent, hidden, inputs),
+            Mixer::GatedDelta(delta) => Self::of_gated_delta(delta, hidden, inputs),
+        }
+    }
+
+    /// The most sessions of a step whose pages are cut into runs.
+    pub(super) fn sessions_apart(&self, threads: usize) -> usize {
+        match self.cut {
+            PagesCut::BelowTasks { kv_heads } => threads.saturating_mul(TASKS_PER_THREAD).div_ceil(kv_heads.max(1)),
+            PagesCut::BelowThreads { groups } => threads.saturating_sub(1) / groups.max(1),
+            PagesCut::Never => 0,
+        }
+    }
+
+    fn of_attention(spec: &AttentionSpec, hidden: usize, inputs: &Inputs) -> Self {
+        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *spec;
+        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
+        let qkv = sum([product([FLOAT, spec.query_outputs()]), kv, kv]);
+        let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
+        // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
+        // result with the layer's output so far.
+        let projecting = sum([inputs.attention.bytes(hidden), qkv.saturating_mul(copies)]);
+        let attending = sum([qkv, q, product([TASK_BYTES, kv_heads])]);
+        let output = sum([q, inputs.output.bytes(heads.saturating_mul(head_dim)), product([FLOAT, hidden])]);
+
+        let group = heads / kv_heads.max(1);
+        let queries = Queries { most: QUERIES_TOGETHER.max(group), key_dim: head_dim, value_dim: head_dim };
+        let page_row = head_dim.saturating_add(filled(head_dim));
+        let widened = product([FLOAT, PAGE_POSITIONS, page_row]);
+        Self {
+            page_bytes: product([2, kv_heads, PAGE_POSITIONS, page_row]),
+            session_bytes: 0,
+            row_bytes: projecting.max(attending).max(output),
+            mixed_bytes: q,
+            thread_bytes: sum([queries.bytes(), widened]),
+            part_bytes: product([kv_heads]).saturating_mul(queries.gathered(group.max(QUERIES_LEAST))),
+            cut: PagesCut::BelowTasks { kv_heads },
+        }
+    }
+
+    fn of_latent(spec: &LatentSpec, hidden: usize, inputs: &Inputs) -> Self {
+        let LatentSpec { heads, queries, latent_dim, plain_dim, value_dim, .. } = *spec;
+        let of_heads = |dim: usize| product([FLOAT, heads, dim]);
+        let each_head = |bytes: u64| product([heads]).saturating_mul(bytes);
+        let (query, absorbed, attended) = (of_heads(spec.query_dim()), of_heads(spec.key_dim()), of_heads(latent_dim));
+        let (first, from_latent) = match queries {
+            LatentQueries::Direct => (query, 0),
+            LatentQueries::Latent(rank) => (product([FLOAT, rank]), sum([inputs.queries.bytes(rank), query])),
+        };
+        let projected = sum([first, product([FLOAT, spec.key_dim()])]);
+        // In the order of time: what enters the products and what comes out of them; the queries, taken out of it, and made
+        // of their latent; each head's product; attention's tasks and result; the values; and these with the layer's
+        // output so far.
+        let projecting = sum([inputs.attention.bytes(hidden), projected]);
+        let querying = sum([first, projected.max(from_latent)]);
+        let absorbing = sum([query, each_head(inputs.keys.bytes(plain_dim)), absorbed]);
+        let attending = sum([query, absorbed, attended, product([TASK_BYTES, heads])]);
+        let values = of_heads(value_dim);
+        let valuing = sum([attended, each_head(inputs.values.bytes(latent_dim)), values]);
+        let all_values = heads.saturating_mul(value_dim);
+        let output = sum([attended, values, inputs.output.bytes(all_values), product([FLOAT, hidden])]);
+
+        let most = QUERIES_TOGETHER.max(heads);
+        let queries = Queries { most, key_dim: spec.key_dim(), value_dim: latent_dim };
+        let stripe = product([FLOAT, PAGE_POSITIONS, 4, LANES]);
+        Self {
+            page_bytes: product([2, PAGE_POSITIONS, filled(spec.key_dim())]),
+            session_bytes: 0,
+            row_bytes: [projecting, querying, absorbing, attending, valuing, output].into_iter().max().unwrap_or(0),
+            mixed_bytes: attended,
+            thread_bytes: sum([queries.bytes(), stripe]),
+            part_bytes: queries.gathered(heads),
+            cut: PagesCut::BelowThreads { groups: head_groups(heads, usize::MAX) },
+        }
+    }
+
+    fn of_gated_delta(spec: &GatedDeltaSpec, hidden: usize, inputs: &Inputs) -> Self {
+        let values = product([FLOAT, spec.values()]);
+        let projected = sum([product([FLOAT, spec.row_len()]), values]);
+        // In the order of time: the products; the heads' tasks and what comes of them; the layer's output so far.
+        let projecting = sum([inputs.attention.bytes(hidden), projected]);
+        let mixing = sum([projected, values, product([TASK_BYTES, spec.value_heads])]);
+        let output = sum([values, inputs.output.bytes(spec.values()), product([FLOAT, hidden])]);
+        let rows = spec.taps.saturating_add(ROLLBACK_ROWS - 1);
+        let (state, last_rows) = (product([FLOAT, spec.state_len()]), product([FLOAT, rows, spec.row_len()]));
+        Self {
+            page_bytes: 0,
+            session_bytes: sum([allocated(state), allocated(last_rows)]),
+            row_bytes: projecting.max(mixing).max(output),
+            mixed_bytes: values,
+            // A head's state with rows that may yet be taken back, and a row's vectors.
+            thread_bytes: product([FLOAT, spec.head_dim, spec.head_dim.saturating_add(HEAD_VECTORS)]),
+            part_bytes: 0,
+            cut: PagesCut::Never,
+        }
+    }
+}
+
+/// Vectors that a thread has of a row in one head: query, key, value, decay, output.
+const HEAD_VECTORS: usize = 5;
+
+/// Bytes of the matrices that are made of others when these are loaded: those that latent attention multiplies queries by,
+/// where the file holds what makes keys.
+pub(super) fn made_bytes(mixer: &Mixer, inputs: &Inputs) -> u64 {
+    match (mixer, inputs.joined) {
+        (Mixer::Latent(LatentSpec { heads, latent_dim, plain_dim, .. }), Some(dtype)) => {
+            let element = turned_type(dtype).block_bytes();
+            product([*heads, filled(*latent_dim), *plain_dim, element])
+        }
+        (Mixer::Latent(_) | Mixer::Attention(_) | Mixer::GatedDelta(_), _) => 0,
+    }
+}
+
+/// How a matrix is held that was turned: floats stay what they are, blocks along the other side become f16.
+pub fn turned_type(dtype: TensorType) -> TensorType {
+    if dtype.block_len() == 1 { dtype } else { TensorType::F16 }
+}
+
+/// Into how many groups `heads` query heads of latent attention are cut, so that there are as many as `wanted`, where they
+/// can be: halves, as long as each has some heads.
+pub fn head_groups(heads: usize, wanted: usize) -> usize {
+    let mut groups = 1;
+    while groups < wanted && heads.is_multiple_of(2 * groups) && heads / (2 * groups) >= LATENT_GROUP_LEAST {
+        groups *= 2;
+    }
+    groups
+}
+
+/// The queries that a thread takes through pages.
+struct Queries {
+    /// At once.
+    most: usize,
+    key_dim: usize,
+    value_dim: usize,
+}
+
+impl Queries {
+    /// Their elements, their scores, and what they gather.
+    fn bytes(&self) -> u64 {
+        let scores = product([self.most, FLOAT, PAGE_POSITIONS + LANES]);
+        sum([product([self.most, FLOAT, self.key_dim]), scores, self.gathered(self.most)])
+    }
+
+    /// What so many of them gather.
+    fn gathered(&self, queries: usize) -> u64 {
+        product([queries, FLOAT, filled(self.value_dim).saturating_add(2 * LANES)])
+    }
+}
+
+/// Elements, filled up to whole vectors.
+fn filled(elements: usize) -> usize {
+    elements.div_ceil(LANES).saturating_mul(LANES)
+}
