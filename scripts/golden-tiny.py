@@ -9,7 +9,8 @@
 
 A reference is the truth of the file: matrices dequantised to F32, F32 cache, no flash attention, one thread, the
 prompt in one batch, then greedy steps of one token. Beside each, the script prints how far llama.cpp is when run as
-people run it (the file as it is, F16 cache, flash attention). quant-MXFP4 is made of DIR/quant-base.gguf.
+people run it (the file as it is, F16 cache, flash attention). The models quant-TYPE are made of DIR/quant-base.gguf; all
+types but MXFP4 are quantised by llama.cpp's own code, which they therefore need too.
 """
 
 import argparse
@@ -219,6 +220,22 @@ MODELS = {
         },
     ),
 }
+# Types that quant-base is quantised to, and llama.cpp's number for such a file.
+QUANTISED = {
+    "MXFP4": 38,
+    "IQ1_S": 24,
+    "IQ1_M": 31,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ2_S": 28,
+    "IQ3_XXS": 23,
+    "IQ3_S": 26,
+    "NVFP4": 39,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "Q1_0": 40,
+}
+QUANTS = [f"quant-{name}" for name in QUANTISED]
 # Further references of a file, for the length of context given: that is by what llama.cpp chooses the factors.
 CONTEXTS = {"phi3-longrope": {"phi3-longrope-short": 256}}
 
@@ -249,14 +266,46 @@ def copy(source, target, store, **changed):
 
 def in_f32(writer, tensor):
     """Stores a tensor's values as F32."""
-    writer.add_tensor(tensor.name, np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), np.float32))
+    if tensor.tensor_type == Type.Q1_0:
+        # The Python package does not dequantise it: an F16, and a bit for each of 128 elements.
+        blocks = tensor.data.reshape(-1, 18)
+        signs = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32) * 2 - 1
+        values = (signs * blocks[:, :2].copy().view(np.float16).astype(np.float32)).reshape(len(tensor.data), -1)
+    else:
+        values = dequantize(tensor.data, tensor.tensor_type)
+    writer.add_tensor(tensor.name, np.ascontiguousarray(values, np.float32))
 
 
-def in_mxfp4(writer, tensor):
-    """Stores a matrix as MXFP4, a vector as it is."""
-    if tensor.data.ndim == 1:
-        return writer.add_tensor(tensor.name, tensor.data)
-    return writer.add_tensor(tensor.name, quantize(tensor.data, Type.MXFP4), raw_dtype=Type.MXFP4)
+def quantised(dtype):
+    """What stores a matrix in `dtype`, a vector as it is."""
+
+    def store(writer, tensor):
+        if tensor.data.ndim == 1:
+            return writer.add_tensor(tensor.name, tensor.data)
+        data = quantize(tensor.data, dtype) if dtype == Type.MXFP4 else quantised_by_ggml(tensor.data, dtype)
+        return writer.add_tensor(tensor.name, data, raw_dtype=dtype)
+
+    return store
+
+
+def ggml():
+    """The library in which llama.cpp quantises."""
+    import llama_cpp
+
+    return ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+
+
+def quantised_by_ggml(values, dtype):
+    """A matrix's rows in `dtype`, every column of them as important as the others."""
+    values = np.ascontiguousarray(values, np.float32)
+    rows, cols = values.shape
+    length, size = gguf.GGML_QUANT_SIZES[dtype]
+    data, importance = np.zeros((rows, cols // length * size), np.uint8), np.ones(cols, np.float32)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (values, data, importance)]
+    counts = [ctypes.c_int64(count) for count in (0, rows, cols)]
+    written = ggml().ggml_quantize_chunk(ctypes.c_int(dtype), *pointers[:2], *counts, pointers[2])
+    assert written == data.nbytes, f"{dtype.name}: {written} bytes instead of {data.nbytes}"
+    return data
 
 
 @functools.cache
@@ -374,7 +423,7 @@ def main():
     """Reads the arguments and does what they say."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("folder", type=Path)
-    arguments.add_argument("--only", nargs="+", default=[*MODELS, "quant-MXFP4"], metavar="NAME")
+    arguments.add_argument("--only", nargs="+", default=[*MODELS, *QUANTS], metavar="NAME")
     arguments.add_argument("--reference", action="store_true")
     arguments.add_argument("--check", nargs="+", default=[], metavar="NAME")
     given = arguments.parse_args()
@@ -383,9 +432,10 @@ def main():
         check(given.folder, name, prompts)
     for name in [] if given.check else given.only:
         path = given.folder / f"{name}.gguf"
-        if name == "quant-MXFP4":
-            changed = {"file_type": int(gguf.LlamaFileType.MOSTLY_MXFP4_MOE), "quantization_version": 2}
-            copy(given.folder / "quant-base.gguf", path, in_mxfp4, **changed)
+        if name in QUANTS:
+            dtype = name.removeprefix("quant-")
+            changed = {"file_type": QUANTISED[dtype], "quantization_version": 2}
+            copy(given.folder / "quant-base.gguf", path, quantised(Type[dtype]), **changed)
         else:
             MODELS[name].write(path, name)
         if given.reference:

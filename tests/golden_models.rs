@@ -195,7 +195,7 @@ const FAMILIES: [(&str, &[&str], f64); 23] = [
 const MODEL_YARDSTICKS: [(&str, f64); 4] =
     [("smollm2-135m", 0.0622), ("gemma3-270m", 0.0812), ("qwen2.5-coder-0.5b", 0.0389), ("qwen2.5-coder-1.5b", 0.1204)];
 
-const QUANT_YARDSTICKS: [(&str, f64); 16] = [
+const QUANT_YARDSTICKS: [(&str, f64); 27] = [
     ("gpt-oss-mxfp4", 0.0177),
     ("quant-MXFP4", 0.0083),
     ("quant-F16", 0.0004),
@@ -212,4 +212,15 @@ const QUANT_YARDSTICKS: [(&str, f64); 16] = [
     ("quant-Q6_K", 0.0104),
     ("quant-IQ4_NL", 0.0066),
     ("quant-IQ4_XS", 0.0075),
+    ("quant-IQ1_S", 0.0104),
+    ("quant-IQ1_M", 0.0095),
+    ("quant-IQ2_XXS", 0.0102),
+    ("quant-IQ2_XS", 0.0096),
+    ("quant-IQ2_S", 0.0102),
+    ("quant-IQ3_XXS", 0.0112),
+    ("quant-IQ3_S", 0.0092),
+    ("quant-NVFP4", 0.0073),
+    ("quant-TQ1_0", 0.0114),
+    ("quant-TQ2_0", 0.0114),
+    ("quant-Q1_0", 0.0040),
 ];

@@ -29,6 +29,11 @@ impl RandomBlocks {
                 let float = format.scaled(u16::from_le_bytes([block[at], block[at + 1]]), exponent);
                 block[at..at + 2].copy_from_slice(&float.to_le_bytes());
             }
+            if dtype == TensorType::IQ1M {
+                // Its f16 is in the upper nibbles of four words, the exponent in those of the last two.
+                let bits = 15 - exponent as u8;
+                (block[55], block[53]) = (block[55] & 0x8F | bits >> 2 << 4, block[53] & 0x3F | (bits & 3) << 6);
+            }
         }
     }
 
@@ -50,7 +55,13 @@ fn floats(dtype: TensorType) -> (&'static [usize], FloatFormat) {
         TensorType::F16 => (&[0], FloatFormat::Half),
         TensorType::MXFP4 => (&[0], FloatFormat::Byte),
         TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => (&[0], FloatFormat::Half),
-        TensorType::IQ4NL | TensorType::IQ4XS => (&[0], FloatFormat::Half),
+        TensorType::IQ4NL | TensorType::IQ4XS | TensorType::Q1_0 | TensorType::Q2_0 => (&[0], FloatFormat::Half),
+        TensorType::IQ1S | TensorType::IQ2XXS | TensorType::IQ2XS | TensorType::IQ2S => (&[0], FloatFormat::Half),
+        TensorType::IQ3XXS | TensorType::IQ3S => (&[0], FloatFormat::Half),
+        TensorType::IQ1M => (&[], FloatFormat::Half),
+        TensorType::NVFP4 => (&[0, 1, 2, 3], FloatFormat::Small),
+        TensorType::TQ1_0 => (&[52], FloatFormat::Half),
+        TensorType::TQ2_0 => (&[64], FloatFormat::Half),
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K => (&[0, 2], FloatFormat::Half),
         TensorType::Q2K => (&[80, 82], FloatFormat::Half),
         TensorType::Q3K => (&[108], FloatFormat::Half),
@@ -67,6 +78,8 @@ enum FloatFormat {
     Half,
     /// The first byte, which is all of the float.
     Byte,
+    /// The first byte: four bits behind a sign that does not count. From 2^-6 on it is normal.
+    Small,
 }
 
 impl FloatFormat {
@@ -76,6 +89,7 @@ impl FloatFormat {
             Self::Float => bits & 0x807F | (127 - exponent) << 7,
             Self::Half => bits & 0x83FF | (15 - exponent) << 10,
             Self::Byte => bits & 0xFF00 | (127 - exponent),
+            Self::Small => bits & 0xFF87 | (7 - exponent.min(6)) << 3,
         }
     }
 }
@@ -94,6 +108,16 @@ mod tests {
                 let exponent = if dtype == TensorType::F16 { (upper >> 10 & 31) + 112 } else { upper >> 7 & 255 };
                 assert_eq!(exponent, 118, "{dtype}");
             }
+        }
+    }
+
+    #[test]
+    fn a_float_in_four_places_is_normal() {
+        let mut bytes = vec![0; 56 * 512];
+        RandomBlocks::new(1).fill(TensorType::IQ1M, 9, &mut bytes);
+        for block in bytes.chunks_exact(56) {
+            let half = (0..4).fold(0, |half, i| half | u16::from(block[49 + 2 * i] >> 4) << (4 * i));
+            assert_eq!(half >> 10 & 31, 6);
         }
     }
 

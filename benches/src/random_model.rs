@@ -98,13 +98,15 @@ fn fill(tensor: &Declared, random: &mut RandomBlocks, piece: &mut [u8]) {
 /// Chosen so that weights are a few hundredths in size, as those of published models are.
 fn scale_exponent(dtype: TensorType) -> u16 {
     match dtype {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => 6,
+        TensorType::Q1_0 | TensorType::Q2_0 | TensorType::TQ1_0 | TensorType::TQ2_0 => 5,
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::NVFP4 => 6,
         TensorType::MXFP4 => 7,
+        TensorType::IQ1S | TensorType::IQ1M => 8,
         TensorType::Q4_0 => 8,
         TensorType::Q4_1 | TensorType::Q5_0 => 9,
         TensorType::Q5_1 | TensorType::Q2K => 10,
-        TensorType::IQ4NL | TensorType::Q3K => 11,
-        TensorType::Q8_0 => 12,
+        TensorType::IQ4NL | TensorType::Q3K | TensorType::IQ2XXS | TensorType::IQ2XS | TensorType::IQ2S => 11,
+        TensorType::Q8_0 | TensorType::IQ3XXS | TensorType::IQ3S => 12,
         TensorType::Q4K | TensorType::Q5K | TensorType::Q6K | TensorType::IQ4XS => 14,
     }
 }

@@ -188,14 +188,26 @@ fn matrix(team: &Team, dtype: TensorType, cols: usize) -> Result<Matrix, EngineE
 
 fn fill(dtype: TensorType, block: &mut [u8], sequence: &mut Sequence) {
     block.iter_mut().for_each(|byte| *byte = (sequence.next() >> 32) as u8);
-    // Where numbers of their own stand: f16 but for the last three types.
+    // Where numbers of their own stand: f16 but for the last types.
     let scales: &[usize] = match dtype {
         TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 | TensorType::IQ4NL | TensorType::IQ4XS => &[0],
+        TensorType::IQ1S | TensorType::IQ2XXS | TensorType::IQ2XS | TensorType::IQ2S => &[0],
+        TensorType::IQ3XXS | TensorType::IQ3S | TensorType::Q1_0 | TensorType::Q2_0 => &[0],
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K => &[0, 2],
         TensorType::Q2K => &[80, 82],
         TensorType::Q3K => &[108],
         TensorType::Q6K => &[208],
+        TensorType::TQ1_0 => &[52],
+        TensorType::TQ2_0 => &[64],
         TensorType::F16 => &[0],
+        // The upper byte of its f16 is in the nibbles of two others.
+        TensorType::IQ1M => {
+            block[55] = block[55] & 0x8f | 0x20;
+            block[53] &= 0x3f;
+            &[]
+        }
+        // Any byte is a number here.
+        TensorType::NVFP4 => &[],
         TensorType::MXFP4 => {
             block[0] = 120 + block[0] % 8;
             &[]

@@ -43,4 +43,4 @@ pub mod terminal;
 pub mod tokenizer;
 pub mod weights;
 
-pub use qmesh_arithmetic::tensor;
+pub use qmesh_arithmetic::{grid, tensor};

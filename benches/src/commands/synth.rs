@@ -151,6 +151,8 @@ mod tests {
             ("llama --params 8B", None),
             ("llama --params 8x7B --type q8_0", Some(8)),
             ("qwen2 --type IQ4_XS", None),
+            ("qwen3 --params 8B --type IQ2_XXS", None),
+            ("qwen3moe --experts 16 --type NVFP4", Some(16)),
             ("qwen3 --params 8B --type Q5_K", None),
             ("qwen3moe --experts 16", Some(16)),
             ("gpt-oss --experts 8 --type MXFP4_MOE", Some(8)),

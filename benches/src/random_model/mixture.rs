@@ -55,9 +55,21 @@ impl TypeMixture {
             Self::Pure(TensorType::Q5_1) => Some(9),
             Self::Pure(TensorType::Q2K) => Some(10),
             Self::Pure(TensorType::Q6K) => Some(18),
+            Self::Pure(TensorType::IQ2XXS) => Some(19),
+            Self::Pure(TensorType::IQ2XS) => Some(20),
+            Self::Pure(TensorType::IQ3XXS) => Some(23),
+            Self::Pure(TensorType::IQ1S) => Some(24),
             Self::Pure(TensorType::IQ4NL) => Some(25),
+            Self::Pure(TensorType::IQ3S) => Some(26),
+            Self::Pure(TensorType::IQ2S) => Some(28),
             Self::Pure(TensorType::IQ4XS) => Some(30),
+            Self::Pure(TensorType::IQ1M) => Some(31),
             Self::Pure(TensorType::BF16) => Some(32),
+            Self::Pure(TensorType::TQ1_0) => Some(36),
+            Self::Pure(TensorType::TQ2_0) => Some(37),
+            Self::Pure(TensorType::NVFP4) => Some(39),
+            Self::Pure(TensorType::Q1_0) => Some(40),
+            Self::Pure(TensorType::Q2_0) => Some(41),
             // Its numbers stand for mixtures of these.
             Self::Pure(TensorType::Q3K | TensorType::Q4K | TensorType::Q5K | TensorType::MXFP4) => None,
         }
@@ -120,11 +132,13 @@ fn fitting(wanted: TensorType, cols: u64) -> TensorType {
         return wanted;
     }
     let smaller_blocks = match wanted {
-        TensorType::Q2K | TensorType::Q3K => TensorType::Q4_0,
+        TensorType::Q2K | TensorType::Q3K | TensorType::TQ1_0 | TensorType::TQ2_0 => TensorType::Q4_0,
+        TensorType::Q1_0 | TensorType::Q2_0 | TensorType::NVFP4 => TensorType::Q4_0,
         TensorType::Q4K => TensorType::Q5_0,
         TensorType::Q5K => TensorType::Q5_1,
         TensorType::Q6K => TensorType::Q8_0,
-        TensorType::IQ4XS => TensorType::IQ4NL,
+        TensorType::IQ1S | TensorType::IQ1M | TensorType::IQ2XXS | TensorType::IQ2XS => TensorType::IQ4NL,
+        TensorType::IQ2S | TensorType::IQ3XXS | TensorType::IQ3S | TensorType::IQ4XS => TensorType::IQ4NL,
         TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q4_0 | TensorType::Q4_1 => TensorType::F16,
         TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q8_0 | TensorType::IQ4NL | TensorType::MXFP4 => {
             TensorType::F16

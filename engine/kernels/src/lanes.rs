@@ -79,6 +79,8 @@ pub trait Lanes: Copy {
     fn and(self, a: Self::U, b: Self::U) -> Self::U;
     /// Bitwise.
     fn or(self, a: Self::U, b: Self::U) -> Self::U;
+    /// Bitwise.
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U;
     /// Wrapping.
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U;
     /// The larger one of each lane.
@@ -93,6 +95,9 @@ pub trait Lanes: Copy {
     fn widen_bytes(self, from: &[u8; LANES]) -> Self::U;
     /// Each byte of `x`, which must be below 16, becomes that byte of `table`.
     fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U;
+    /// The elements of `table` that the lanes name, which come from memory: their bits from bit `SHIFT` on, as many as an index
+    /// has, since `N` is a power of two.
+    fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U;
     /// Each lane shifted left by `N` bits.
     fn shl<const N: u32>(self, x: Self::U) -> Self::U;
     /// Each lane shifted right by `N` bits, zeros following.
@@ -210,6 +215,20 @@ pub fn sum<L: Lanes>(l: L, x: L::F) -> f32 {
 #[inline(always)]
 pub fn largest<L: Lanes>(l: L, x: L::F) -> f32 {
     fold(l, x, |a, b| if a > b { a } else { b })
+}
+
+/// [`Lanes::gather`] without lanes, written so that nothing is left to be a function of its own, and two indices are one load.
+#[allow(clippy::needless_range_loop, reason = "plain indices leave the least to be inlined")]
+#[inline(always)]
+fn gathered<const N: usize, const SHIFT: u32>(table: &[u32; N], from: &[u8; 4 * LANES]) -> [u32; LANES] {
+    const { assert!(N.is_power_of_two(), "an index is some bits") };
+    let (pairs, mut found) = (from.as_chunks::<8>().0, [0; LANES]);
+    for i in 0..LANES / 2 {
+        let pair = u64::from_le_bytes(pairs[i]);
+        found[2 * i] = table[(pair >> SHIFT) as usize % N];
+        found[2 * i + 1] = table[(pair >> (32 + SHIFT)) as usize % N];
+    }
+    found
 }
 
 #[inline(always)]

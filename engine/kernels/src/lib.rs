@@ -19,6 +19,7 @@ pub mod math;
 pub mod matrix;
 pub mod norm;
 mod pack;
+mod panel;
 pub mod product;
 pub mod quantize;
 pub mod real;

@@ -4,10 +4,11 @@ use qmesh_arithmetic::tensor::TensorType;
 
 use super::{
     buffer::Bytes,
-    float::{BF16, F16, F32, Float},
-    format::{Format, Group, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
+    float::Float,
+    format::{Form, Group, with_type},
     lanes::{Kernel, LANES, Lanes, Simd},
     pack::{pack, unit_bytes},
+    panel::{PANEL_BLOCKS, Panel},
     quantize::BLOCK,
     team::Team,
 };
@@ -114,25 +115,15 @@ impl Kernel for LookUp<'_> {
 
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
+        let mut panel = Panel::new();
         for (id, out) in self.ids.iter().zip(self.out.chunks_exact_mut(self.matrix.cols)) {
             let (matrix, row) = (self.matrix, *id as usize);
-            match matrix.dtype {
-                TensorType::F32 => floats::<L, F32>(l, matrix, row, out),
-                TensorType::F16 => floats::<L, F16>(l, matrix, row, out),
-                TensorType::BF16 => floats::<L, BF16>(l, matrix, row, out),
-                TensorType::Q4_0 => integers::<L, Q4_0, 18>(l, matrix, row, out),
-                TensorType::Q4_1 => integers::<L, Q4_1, 20>(l, matrix, row, out),
-                TensorType::Q5_0 => integers::<L, Q5_0, 22>(l, matrix, row, out),
-                TensorType::Q5_1 => integers::<L, Q5_1, 24>(l, matrix, row, out),
-                TensorType::Q8_0 => integers::<L, Q8_0, 34>(l, matrix, row, out),
-                TensorType::Q2K => integers::<L, Q2K, 84>(l, matrix, row, out),
-                TensorType::Q3K => integers::<L, Q3K, 110>(l, matrix, row, out),
-                TensorType::Q4K => integers::<L, Q4K, 144>(l, matrix, row, out),
-                TensorType::Q5K => integers::<L, Q5K, 176>(l, matrix, row, out),
-                TensorType::Q6K => integers::<L, Q6K, 210>(l, matrix, row, out),
-                TensorType::IQ4NL => integers::<L, IQ4NL, 18>(l, matrix, row, out),
-                TensorType::IQ4XS => integers::<L, IQ4XS, 136>(l, matrix, row, out),
-                TensorType::MXFP4 => integers::<L, MXFP4, 17>(l, matrix, row, out),
+            if matrix.dtype.block_len() > 1 {
+                integers(l, matrix, row, &mut panel, out);
+            } else {
+                with_type!(matrix.dtype, |F| floats::<L, F>(l, matrix, row, out), |_F, _B| unreachable!(
+                    "one to a block"
+                ));
             }
         }
     }
@@ -153,21 +144,20 @@ fn floats<L: Lanes, F: Float>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]
 }
 
 #[inline(always)]
-fn integers<L: Lanes, F: Format<B>, const B: usize>(l: L, matrix: &Matrix, row: usize, out: &mut [f32]) {
-    let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 16]);
-    let lane = row % LANES;
-    for (group, out) in matrix.blocks::<B>(row / LANES).iter().zip(out.chunks_exact_mut(F::LEN)) {
-        F::scales(l, group, &mut scales, &mut minima);
-        for (sub, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let lines = lines::<L, F, B>(l, group, sub);
-            for (i, (line, out)) in lines.into_iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
-                let mut bytes = [0; 64];
-                l.store_bits(line, &mut bytes);
-                let part = (8 * sub + i) * F::SCALES / 8;
-                let scale = scales[part][lane];
-                let minimum = if F::MINIMA { minima[part][lane] } else { 0.0 };
-                for (out, q) in out.iter_mut().zip(&bytes[4 * lane..]) {
-                    *out = scale.mul_add(f32::from(*q) - F::OFFSET as f32, minimum);
+fn integers<L: Lanes>(l: L, matrix: &Matrix, row: usize, panel: &mut Panel, out: &mut [f32]) {
+    let Form { scales, offset, minima, .. } = Form::of_type(matrix.dtype);
+    let (lane, blocks) = (row % LANES, matrix.cols / BLOCK);
+    // As many blocks as a panel holds; a group's bytes are as long for each.
+    let parts = matrix.group(row / LANES).chunks(matrix.group_bytes() / blocks * PANEL_BLOCKS);
+    for (packed, out) in parts.zip(out.chunks_mut(PANEL_BLOCKS * BLOCK)) {
+        panel.unpack(l, matrix.dtype, packed, &[]);
+        for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            for (i, (line, out)) in panel.lines[block].iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
+                let part = (8 * block + i) * scales / 8;
+                let scale = panel.scales[part][lane];
+                let minimum = if minima { panel.minima[part][lane] } else { 0.0 };
+                for (out, q) in out.iter_mut().zip(&line[4 * lane..]) {
+                    *out = scale.mul_add(f32::from(*q) - offset as f32, minimum);
                 }
             }
         }

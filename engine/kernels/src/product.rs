@@ -3,15 +3,19 @@
 //! A few rows take their weights straight from the packed bytes, which stream by; more rows share weights unpacked into
 //! a panel that stays in the L1 cache. Both add the same terms in the same order.
 
-use std::{array::from_fn, marker::PhantomData, ops::Range};
+mod tiles;
+
+use std::{array::from_fn, cell::Cell, marker::PhantomData, ops::Range};
 
 use qmesh_arithmetic::tensor::TensorType;
 
+use self::tiles::AddPanels;
 use super::{
-    float::{BF16, F16, F32, Float},
-    format::{Format, Group, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, lines},
+    float::Float,
+    format::{Form, Format, Group, lines, with_type},
     lanes::{Kernel, LANES, Lanes, entries},
     matrix::Matrix,
+    panel::{PANEL_BLOCKS, Panel},
     quantize::{BLOCK, QuantBlock},
 };
 
@@ -47,30 +51,16 @@ impl Kernel for Product<'_> {
 
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
-        match self.matrix.dtype {
-            TensorType::F32 => self.floats::<L, F32>(l),
-            TensorType::F16 => self.floats::<L, F16>(l),
-            TensorType::BF16 => self.floats::<L, BF16>(l),
-            TensorType::Q4_0 => self.integers::<L, Q4_0, 18>(l),
-            TensorType::Q4_1 => self.integers::<L, Q4_1, 20>(l),
-            TensorType::Q5_0 => self.integers::<L, Q5_0, 22>(l),
-            TensorType::Q5_1 => self.integers::<L, Q5_1, 24>(l),
-            TensorType::Q8_0 => self.integers::<L, Q8_0, 34>(l),
-            TensorType::Q2K => self.integers::<L, Q2K, 84>(l),
-            TensorType::Q3K => self.integers::<L, Q3K, 110>(l),
-            TensorType::Q4K => self.integers::<L, Q4K, 144>(l),
-            TensorType::Q5K => self.integers::<L, Q5K, 176>(l),
-            TensorType::Q6K => self.integers::<L, Q6K, 210>(l),
-            TensorType::IQ4NL => self.integers::<L, IQ4NL, 18>(l),
-            TensorType::IQ4XS => self.integers::<L, IQ4XS, 136>(l),
-            TensorType::MXFP4 => self.integers::<L, MXFP4, 17>(l),
-        }
+        with_type!(self.matrix.dtype, |F| self.floats::<L, F>(l), |F, B| self.integers::<L, F, B>(l))
     }
 }
 
 impl Product<'_> {
     #[inline(always)]
     fn integers<L: Lanes, F: Format<B>, const B: usize>(self, l: L) {
+        if const { F::FROM_PANELS } {
+            return l.call(Many(self));
+        }
         match self.x.rows {
             1 => l.call(Few::<F, B, 1>::new(self)),
             2 if L::VECTORS => l.call(Few::<F, B, 2>::new(self)),
@@ -78,7 +68,7 @@ impl Product<'_> {
             ..=8 if L::LARGE_TILES => l.call(Few::<F, B, 8>::new(self)),
             ..=12 if L::LARGE_TILES => l.call(Few::<F, B, 12>::new(self)),
             ..=16 if L::LARGE_TILES => l.call(Few::<F, B, 16>::new(self)),
-            _ => l.call(Many::<F, B>::new(self)),
+            _ => l.call(Many(self)),
         }
     }
 
@@ -128,48 +118,46 @@ impl<F: Format<B>, const B: usize, const R: usize> Kernel for Few<'_, F, B, R> {
     }
 }
 
-/// A product of any number of rows.
-struct Many<'a, F, const B: usize> {
-    product: Product<'a>,
-    format: PhantomData<F>,
+thread_local! {
+    /// What a thread unpacks into, product after product: filling it with zeros would take as long as a small product.
+    static PANELS: Cell<Option<Box<[Panel; 2]>>> = const { Cell::new(None) };
 }
 
-impl<'a, F: Format<B>, const B: usize> Many<'a, F, B> {
-    fn new(product: Product<'a>) -> Self {
-        Self { product, format: PhantomData }
-    }
-}
+/// A product of any number of rows, of any quantised type.
+struct Many<'a>(Product<'a>);
 
-impl<F: Format<B>, const B: usize> Kernel for Many<'_, F, B> {
+impl Kernel for Many<'_> {
     type Output = ();
 
     #[inline(always)]
     fn compute<L: Lanes>(self, l: L) {
-        let Product { matrix, groups, x, out } = self.product;
+        let Product { matrix, groups, x, out } = self.0;
+        let Form { len, scales, offset, minima, wide } = Form::of_type(matrix.dtype);
         let blocks = x.cols / BLOCK;
         let x_rows: Vec<&[QuantBlock]> = x.blocks.chunks_exact(blocks).collect();
-        let mut panels = [Panel::new(), Panel::new()];
+        let mut panels = PANELS.take().unwrap_or_else(|| Box::new([Panel::new(), Panel::new()]));
         let mut spare = vec![[0.0; LANES]; if groups.len().is_multiple_of(2) { 0 } else { x.rows }];
-        let pieces = pieces(groups.clone(), blocks, F::LEN / BLOCK, x.rows);
+        let pieces = pieces(groups.clone(), blocks, len / BLOCK, x.rows);
+        let group_bytes = matrix.group_bytes();
         let packed = |group: usize, part: &Range<usize>| {
-            &matrix.blocks::<B>(group)[part.start * BLOCK / F::LEN..part.end * BLOCK / F::LEN]
+            &matrix.group(group)[group_bytes * part.start / blocks..group_bytes * part.end / blocks]
         };
         for (i, Piece { pair, part }) in pieces.iter().enumerate() {
-            for (group, panel) in pair.clone().zip(&mut panels) {
-                panel.unpack::<L, F, B>(l, packed(group, part));
+            let next = pieces.get(i + 1);
+            for (at, (group, panel)) in pair.clone().zip(&mut panels[..]).enumerate() {
+                let after = next.and_then(|next| next.pair.clone().nth(at).map(|group| packed(group, &next.part)));
+                panel.unpack(l, matrix.dtype, packed(group, part), after.unwrap_or_default());
             }
-            let next = pieces.get(i + 1).into_iter().flat_map(|next| next.pair.clone().map(|g| packed(g, &next.part)));
-            next.for_each(|bytes| prefetch(l, bytes.as_ptr_range().start.cast(), bytes.as_ptr_range().end.cast()));
             let (low, rest) = out[(pair.start - groups.start) * x.rows..].split_at_mut(x.rows);
             // Where a group is left alone, the other panel's terms go nowhere.
             let high = if pair.len() == 2 { &mut rest[..x.rows] } else { &mut spare[..] };
-            let (panels, x, offset) = (&panels, &x_rows[..], F::OFFSET);
+            let (panels, x) = (&*panels, &x_rows[..]);
             macro_rules! add {
                 ($scales:literal, $minima:literal, $wide:literal) => {
                     l.call(AddPanels::<$scales, $minima, $wide> { panels, x, part, offset, out: [low, high] })
                 };
             }
-            match (F::SCALES, F::MINIMA, F::WIDE) {
+            match (scales, minima, wide) {
                 (1, false, false) => add!(1, false, false),
                 (1, false, true) => add!(1, false, true),
                 (1, true, _) => add!(1, true, false),
@@ -177,6 +165,7 @@ impl<F: Format<B>, const B: usize> Kernel for Many<'_, F, B> {
                 (_, true, _) => add!(2, true, false),
             }
         }
+        PANELS.set(Some(panels));
     }
 }
 
@@ -266,40 +255,6 @@ fn add_block<L: Lanes, F: Format<B>, const B: usize>(
     sum
 }
 
-/// Blocks of 32 that a panel holds: two panels of 768 values of K fill three quarters of the L1 cache.
-const PANEL_BLOCKS: usize = 24;
-
-/// Sixteen rows of weights, unpacked: lane = row.
-#[repr(align(64))]
-struct Panel {
-    /// Four K of sixteen rows each; eight lines a block of 32.
-    lines: [[[u8; 64]; 8]; PANEL_BLOCKS],
-    /// One line a scale, `Format::SCALES` a block.
-    scales: [[f32; LANES]; 2 * PANEL_BLOCKS],
-    /// As many, of formats that have minima.
-    minima: [[f32; LANES]; 2 * PANEL_BLOCKS],
-}
-
-impl Panel {
-    fn new() -> Self {
-        Self { lines: [[[0; 64]; 8]; _], scales: [[0.0; LANES]; _], minima: [[0.0; LANES]; _] }
-    }
-
-    #[inline(always)]
-    fn unpack<L: Lanes, F: Format<B>, const B: usize>(&mut self, l: L, groups: &[Group<B>]) {
-        let subs = F::LEN / BLOCK;
-        for (at, group) in groups.iter().enumerate() {
-            let first = at * subs;
-            F::scales(l, group, &mut self.scales[first * F::SCALES..], &mut self.minima[first * F::SCALES..]);
-            for sub in 0..subs {
-                for (line, to) in lines::<L, F, B>(l, group, sub).into_iter().zip(&mut self.lines[first + sub]) {
-                    l.store_bits(line, to);
-                }
-            }
-        }
-    }
-}
-
 /// What is unpacked at a time: up to two groups, and some of their blocks of 32.
 struct Piece {
     pair: Range<usize>,
@@ -320,92 +275,6 @@ fn pieces(groups: Range<usize>, blocks: usize, unit: usize, rows: usize) -> Vec<
     } else {
         let pieces = parts.flat_map(|part| pairs.clone().map(move |pair| Piece { pair, part: part.clone() }));
         pieces.collect()
-    }
-}
-
-/// Adds the panels' terms to all rows of two groups. What it does depends on a format's scales, minima and highest bit,
-/// but no further on the format, so that several share it.
-struct AddPanels<'a, const SCALES: usize, const MINIMA: bool, const WIDE: bool> {
-    panels: &'a [Panel; 2],
-    x: &'a [&'a [QuantBlock]],
-    /// Blocks of the rows that the panels hold.
-    part: &'a Range<usize>,
-    /// [`Format::OFFSET`]
-    offset: i32,
-    /// (rows) of each group.
-    out: [&'a mut [[f32; LANES]]; 2],
-}
-
-impl<const SCALES: usize, const MINIMA: bool, const WIDE: bool> Kernel for AddPanels<'_, SCALES, MINIMA, WIDE> {
-    type Output = ();
-
-    #[inline(always)]
-    fn compute<L: Lanes>(mut self, l: L) {
-        let (sixes, rest) = if L::LARGE_TILES { self.x.as_chunks::<6>() } else { (&[][..], self.x) };
-        let (pairs, rest) = rest.as_chunks::<2>();
-        let mut row = 0;
-        for x in sixes {
-            self.tile(l, x, row);
-            row += 6;
-        }
-        for x in pairs {
-            self.tile(l, x, row);
-            row += 2;
-        }
-        for x in rest {
-            self.tile(l, &[*x], row);
-            row += 1;
-        }
-    }
-}
-
-impl<const SCALES: usize, const MINIMA: bool, const WIDE: bool> AddPanels<'_, SCALES, MINIMA, WIDE> {
-    /// Adds the panels' terms for the `R` rows from `row` on.
-    #[allow(clippy::needless_range_loop, reason = "a block is one of the rows' and one of the panels'")]
-    #[inline(always)]
-    fn tile<L: Lanes, const R: usize>(&mut self, l: L, x: &[&[QuantBlock]; R], row: usize) {
-        let Self { panels, part, offset, out, .. } = self;
-        let x: [&[QuantBlock]; R] = from_fn(|r| &x[r][part.clone()]);
-        let mut sums = [[l.splat(0.0); 2]; R];
-        for r in 0..R {
-            sums[r] = [l.load(&out[0][row + r]), l.load(&out[1][row + r])];
-        }
-        let count = 8 / SCALES;
-        for block in 0..part.len() {
-            for part in 0..SCALES {
-                let mut dots = [[l.splat_bits(0); 2]; R];
-                for r in 0..R {
-                    dots[r] = [l.splat_bits(x[r][block].offset(SCALES, *offset, part)); 2];
-                }
-                for i in count * part..count * (part + 1) {
-                    let w = [l.load_bits(&panels[0].lines[block][i]), l.load_bits(&panels[1].lines[block][i])];
-                    for r in 0..R {
-                        let a = l.splat_bits(u32::from_le_bytes(x[r][block].words[i]));
-                        dots[r] = [l.dot::<WIDE>(dots[r][0], w[0], a), l.dot::<WIDE>(dots[r][1], w[1], a)];
-                    }
-                }
-                for g in 0..2 {
-                    let scale = l.load(&panels[g].scales[SCALES * block + part]);
-                    for r in 0..R {
-                        let factor = l.mul(scale, l.splat(x[r][block].scale));
-                        sums[r][g] = l.fma(factor, l.to_float(dots[r][g]), sums[r][g]);
-                    }
-                }
-                if MINIMA {
-                    for g in 0..2 {
-                        let minimum = l.load(&panels[g].minima[SCALES * block + part]);
-                        for r in 0..R {
-                            sums[r][g] = l.fma(minimum, l.splat(x[r][block].part_sum(SCALES, part)), sums[r][g]);
-                        }
-                    }
-                }
-            }
-        }
-        for r in 0..R {
-            for g in 0..2 {
-                l.store(sums[r][g], &mut out[g][row + r]);
-            }
-        }
     }
 }
 
@@ -442,21 +311,5 @@ fn prefetch<L: Lanes>(l: L, from: *const u8, to: *const u8) {
     while at < to {
         l.prefetch(at);
         at = at.wrapping_add(64);
-    }
-}
-
-impl QuantBlock {
-    /// What an integer dot product of part `part` of `scales` starts with, so that it comes out as if `offset` were
-    /// subtracted from the weights.
-    #[inline(always)]
-    fn offset(&self, scales: usize, offset: i32, part: usize) -> u32 {
-        let sum = if scales == 1 { self.sums[0] + self.sums[1] } else { self.sums[part] };
-        (-offset * sum).cast_unsigned()
-    }
-
-    /// What the minimum of part `part` of `scales` is multiplied by: its activations' sum, rounded once.
-    #[inline(always)]
-    fn part_sum(&self, scales: usize, part: usize) -> f32 {
-        if scales == 1 { self.scaled_sum } else { self.scale * self.sums[part] as f32 }
     }
 }

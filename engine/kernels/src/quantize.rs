@@ -27,6 +27,22 @@ pub struct QuantBlock {
 // What workers are given memory for.
 const _: () = assert!(size_of::<QuantBlock>() == QUANT_BLOCK_BYTES);
 
+impl QuantBlock {
+    /// What an integer dot product of part `part` of `scales` starts with, so that it comes out as if `offset` were
+    /// subtracted from the weights.
+    #[inline(always)]
+    pub(crate) fn offset(&self, scales: usize, offset: i32, part: usize) -> u32 {
+        let sum = if scales == 1 { self.sums[0] + self.sums[1] } else { self.sums[part] };
+        (-offset * sum).cast_unsigned()
+    }
+
+    /// What the minimum of part `part` of `scales` is multiplied by: its activations' sum, rounded once.
+    #[inline(always)]
+    pub(crate) fn part_sum(&self, scales: usize, part: usize) -> f32 {
+        if scales == 1 { self.scaled_sum } else { self.scale * self.sums[part] as f32 }
+    }
+}
+
 /// Quantises one row: `x` has 32 elements for each block.
 pub struct Quantize<'a> {
     /// The row.

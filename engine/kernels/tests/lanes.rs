@@ -15,6 +15,7 @@ impl Kernel for Everything {
         let bytes: [u8; 64] = std::array::from_fn(|i| (i as u32 * 97 + 13) as u8);
         let signed: [u8; 64] = std::array::from_fn(|i| (127 - (i as i32 * 53) % 255) as u8);
         let halves: [u16; LANES] = std::array::from_fn(|i| [0x0001, 0x3c00, 0xbbff, 0x7bff][i % 4] + 3 * i as u16);
+        let table: [u32; 64] = std::array::from_fn(|i| 0x9e37_79b9_u32.wrapping_mul(i as u32 + 1));
         let (x, y) = (l.load(&a), l.load(&b));
         let (w, s) = (l.load_bits(&bytes), l.load_bits(&signed));
         let narrow = l.and(w, l.splat_bits(0x3f3f_3f3f));
@@ -37,6 +38,7 @@ impl Kernel for Everything {
         ];
         let words = [
             l.or(w, s),
+            l.xor(w, s),
             l.add_bits(w, s),
             l.max_bits(w, s),
             l.splat_bits(l.largest_word(w)),
@@ -49,6 +51,8 @@ impl Kernel for Everything {
             ),
             l.widen_bytes(&l.low_bytes(w)),
             l.translate(bytes.first_chunk().unwrap(), l.and(s, l.splat_bits(0x0f0f_0f0f))),
+            l.gather::<64, 0>(&table, &bytes),
+            l.gather::<64, 23>(&table, &signed),
             l.shl::<5>(w),
             l.shr::<7>(s),
             l.dot::<true>(start, w, s),

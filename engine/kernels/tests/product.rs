@@ -77,6 +77,11 @@ fn wide_matrices_and_many_rows_give_the_bits_of_one_row() {
         (TensorType::Q4K, 8960),
         (TensorType::Q6K, 2048),
         (TensorType::MXFP4, 2880),
+        (TensorType::IQ1M, 2048),
+        (TensorType::IQ2XXS, 7168),
+        (TensorType::IQ3S, 1536),
+        (TensorType::NVFP4, 2880),
+        (TensorType::Q1_0, 640),
     ] {
         let (matrix, _) = random_matrix(dtype, 35, cols);
         let x = noise(300 * cols, 9);

@@ -10,6 +10,7 @@ use half::f16;
 use qmesh_arithmetic::tensor::TensorType;
 use qmesh_kernels::{
     buffer::{Buffer, Bytes},
+    lanes::Simd,
     matrix::Matrix,
     team::Team,
 };
@@ -55,6 +56,13 @@ pub(crate) fn random_file(dtype: TensorType, rows: usize, cols: usize) -> (Vec<u
             let (file, values) = random_blocks(dtype, rows * cols / dtype.block_len());
             return (file, Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap());
         }
+        TensorType::IQ1S | TensorType::IQ1M | TensorType::IQ2XXS | TensorType::IQ2XS | TensorType::IQ2S => {
+            return random_bytes(dtype, rows, cols);
+        }
+        TensorType::IQ3XXS | TensorType::IQ3S | TensorType::NVFP4 => return random_bytes(dtype, rows, cols),
+        TensorType::TQ1_0 | TensorType::TQ2_0 | TensorType::Q1_0 | TensorType::Q2_0 => {
+            return random_bytes(dtype, rows, cols);
+        }
     };
     let quantized = QTensor::quantize(&tensor, ggml).unwrap();
     (quantized.data().unwrap().into_owned(), quantized.dequantize(&Device::Cpu).unwrap())
@@ -64,6 +72,33 @@ pub(crate) fn random_file(dtype: TensorType, rows: usize, cols: usize) -> (Vec<u
 pub(crate) fn random_matrix(dtype: TensorType, rows: usize, cols: usize) -> (Matrix, Tensor) {
     let (file, tensor) = random_file(dtype, rows, cols);
     (packed(dtype, rows, cols, &file), tensor)
+}
+
+/// Random blocks, dequantised by the portable look-up, which `format` compares with the format's origin.
+fn random_bytes(dtype: TensorType, rows: usize, cols: usize) -> (Vec<u8>, Tensor) {
+    let file = finite_blocks(dtype, rows * cols / dtype.block_len(), rows as u64);
+    let mut values = vec![0.0; rows * cols];
+    let ids: Vec<u32> = (0..rows as u32).collect();
+    packed(dtype, rows, cols, &file).look_up(Simd::named(Some("scalar".into())).unwrap(), &ids, &mut values);
+    (file, Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap())
+}
+
+/// Blocks of any bytes, but that their scales are below 2.
+pub(crate) fn finite_blocks(dtype: TensorType, count: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let mut file: Vec<u8> = (0..count * dtype.block_bytes()).map(|_| next()).collect();
+    if dtype == TensorType::NVFP4 {
+        return file;
+    }
+    // Where the upper byte of the f16 is, or what takes its place.
+    let elsewhere = [(TensorType::TQ1_0, 53), (TensorType::IQ1M, 55), (TensorType::TQ2_0, 65)];
+    let scale = elsewhere.iter().find(|(other, _)| *other == dtype).map_or(1, |(_, at)| *at);
+    file.chunks_mut(dtype.block_bytes()).for_each(|block| block[scale] &= 0xbf);
+    file
 }
 
 /// What the nibbles of the IQ4 types stand for.

@@ -1,5 +1,7 @@
 //! From a tensor's bytes in the file to f32 elements: by candle where it knows the type, else by the format's definition.
 
+mod bits;
+mod codebooks;
 mod tables;
 
 use std::borrow::Cow;
@@ -35,6 +37,18 @@ pub(crate) fn decode(dtype: TensorType, bytes: &[u8], (rows, cols): (usize, usiz
         TensorType::IQ4NL => table(tables::iq4_nl(bytes)),
         TensorType::IQ4XS => table(tables::iq4_xs(bytes)),
         TensorType::MXFP4 => table(tables::mxfp4(bytes)),
+        TensorType::IQ1S => table(codebooks::iq1_s(bytes)),
+        TensorType::IQ1M => table(codebooks::iq1_m(bytes)),
+        TensorType::IQ2XXS => table(codebooks::iq2_xxs(bytes)),
+        TensorType::IQ2XS => table(codebooks::iq2_xs(bytes)),
+        TensorType::IQ2S => table(codebooks::iq2_s(bytes)),
+        TensorType::IQ3XXS => table(codebooks::iq3_xxs(bytes)),
+        TensorType::IQ3S => table(codebooks::iq3_s(bytes)),
+        TensorType::NVFP4 => table(tables::nvfp4(bytes)),
+        TensorType::TQ1_0 => table(bits::tq1_0(bytes)),
+        TensorType::TQ2_0 => table(bits::tq2_0(bytes)),
+        TensorType::Q1_0 => table(bits::q1_0(bytes)),
+        TensorType::Q2_0 => table(bits::q2_0(bytes)),
     };
     elements?.to_device(device)
 }

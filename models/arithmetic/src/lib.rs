@@ -4,6 +4,7 @@
 //! It is what `qmesh-models`, which reads these from a file, and `qmesh-kernels`, which computes them, must agree on, and
 //! nothing else: neither needs the other to be built.
 
+pub mod grid;
 pub mod layout;
 mod operation;
 pub mod tensor;

@@ -45,26 +45,14 @@ impl fmt::Display for GgmlType {
 }
 
 /// Number, name, elements and bytes per block of the types that we only describe.
-const FOREIGN: [(u32, &str, u64, u64); 19] = [
+const FOREIGN: [(u32, &str, u64, u64); 7] = [
     (9, "Q8_1", 32, 36),
     (15, "Q8_K", 256, 292),
-    (16, "IQ2_XXS", 256, 66),
-    (17, "IQ2_XS", 256, 74),
-    (18, "IQ3_XXS", 256, 98),
-    (19, "IQ1_S", 256, 50),
-    (21, "IQ3_S", 256, 110),
-    (22, "IQ2_S", 256, 82),
     (24, "I8", 1, 1),
     (25, "I16", 1, 2),
     (26, "I32", 1, 4),
     (27, "I64", 1, 8),
     (28, "F64", 1, 8),
-    (29, "IQ1_M", 256, 56),
-    (34, "TQ1_0", 256, 54),
-    (35, "TQ2_0", 256, 66),
-    (40, "NVFP4", 64, 36),
-    (41, "Q1_0", 128, 18),
-    (42, "Q2_0", 64, 18),
 ];
 
 /// Types that files of their time may still hold.

@@ -19,8 +19,8 @@ const PAGE_BYTES: u64 = 16 << 20;
 /// How many files an error lists.
 const LISTED: usize = 40;
 /// What is taken where nothing is asked for: small and good first, then what else can be computed with. Of two bits a
-/// weight too little is left, so they are taken where there is nothing else.
-const PREFERENCE: [&str; 24] = [
+/// weight and fewer too little is left, so they are taken where there is nothing else.
+const PREFERENCE: [&str; 39] = [
     "Q4_K_M",
     "Q4_K_S",
     "IQ4_XS",
@@ -39,12 +39,27 @@ const PREFERENCE: [&str; 24] = [
     "Q3_K_M",
     "Q3_K",
     "Q3_K_S",
+    "NVFP4",
+    "IQ3_M",
+    "IQ3_S",
+    "IQ3_XS",
+    "IQ3_XXS",
     "F16",
     "BF16",
     "F32",
     "Q2_K_L",
     "Q2_K",
     "Q2_K_S",
+    "IQ2_M",
+    "IQ2_S",
+    "IQ2_XS",
+    "IQ2_XXS",
+    "TQ2_0",
+    "TQ1_0",
+    "Q2_0",
+    "IQ1_M",
+    "IQ1_S",
+    "Q1_0",
 ];
 
 /// A model hub.
@@ -244,6 +259,8 @@ mod tests {
             (["m-Q2_K.gguf", "m-IQ4_XS.gguf"], "IQ4_XS"),
             (["m-Q2_K.gguf", "m-Q3_K_M.gguf"], "Q3_K_M"),
             (["m-Q2_K.gguf", "m-IQ1_S.gguf"], "Q2_K"),
+            (["m-IQ1_S.gguf", "m-IQ2_M.gguf"], "IQ2_M"),
+            (["m-IQ3_XXS.gguf", "m-IQ2_XXS.gguf"], "IQ3_XXS"),
             (["m-Q4_K_M.gguf", "m-IQ4_NL.gguf"], "Q4_K_M"),
         ] {
             assert_eq!(pick("", &there).unwrap().0.as_deref(), Some(taken), "{there:?}");

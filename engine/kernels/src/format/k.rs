@@ -155,7 +155,11 @@ fn pair_nibbles<L: Lanes, const BYTES: usize, const SUB: usize>(l: L, group: &Gr
 
 /// From word `first` on, eight words hold four times 32 elements of two bits each, and eight more the other half.
 #[inline(always)]
-fn pairs<L: Lanes, const BYTES: usize, const SUB: usize>(l: L, group: &Group<BYTES>, first: usize) -> [L::U; 8] {
+pub(super) fn pairs<L: Lanes, const BYTES: usize, const SUB: usize>(
+    l: L,
+    group: &Group<BYTES>,
+    first: usize,
+) -> [L::U; 8] {
     let mut lines = [l.splat_bits(0); 8];
     for (i, line) in lines.iter_mut().enumerate() {
         *line = moved(l, word(l, group, first + 8 * (SUB / 4) + i), -2 * (SUB % 4).cast_signed(), 0x03);

@@ -1,11 +1,12 @@
 //! Blocks of nibbles that stand for the values of a table.
 
-use super::{Format, Group, last_halves, nibbles, word};
+use super::{Format, Group, high_nibbles, last_halves, low_nibbles, nibbles, word};
 use crate::lanes::{LANES, Lanes};
 
 pub(crate) struct IQ4NL;
 pub(crate) struct IQ4XS;
 pub(crate) struct MXFP4;
+pub(crate) struct NVFP4;
 
 /// Closer together around zero, where most weights are.
 const IQ4: [u8; 16] = offset::<128>([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]);
@@ -66,6 +67,36 @@ impl Format<17> for MXFP4 {
     #[inline(always)]
     fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<17>) -> [L::U; 8] {
         translated(l, &E2M1, nibbles(l, group, 0))
+    }
+}
+
+impl Format<36> for NVFP4 {
+    const LEN: usize = 64;
+    const SCALES: usize = 2;
+    const OFFSET: i32 = 12;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(l: L, group: &Group<36>, scales: &mut [[f32; LANES]], _: &mut [[f32; LANES]]) {
+        // Four bits of exponent, counted from 7, and three of mantissa are, in an f16's places, one counted from 15. The
+        // numbers of the table are twice what they stand for.
+        let mut four = word(l, group, 0);
+        for scale in &mut scales[..4] {
+            let half = l.shl::<7>(l.and(four, l.splat_bits(0x7f)));
+            l.store(l.mul(l.widen_half(half), l.splat(128.0)), scale);
+            four = l.shr::<8>(four);
+        }
+    }
+
+    #[inline(always)]
+    fn lines<L: Lanes, const SUB: usize>(l: L, group: &Group<36>) -> [L::U; 8] {
+        // Of each sixteen, the low nibbles of eight bytes are the first half, and the high ones the second.
+        let mut lines = [l.splat_bits(0); 8];
+        for i in 0..4 {
+            let packed = word(l, group, 1 + 4 * SUB + i);
+            let at = 4 * (i / 2) + i % 2;
+            (lines[at], lines[at + 2]) = (low_nibbles(l, packed), high_nibbles(l, packed));
+        }
+        translated(l, &E2M1, lines)
     }
 }
 

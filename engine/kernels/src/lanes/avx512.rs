@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Lanes};
+use super::{Kernel, LANES, Lanes, gathered};
 
 /// Proof that the CPU has AVX-512 F, BW, VL, DQ and VNNI, and AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +157,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
+        proven!(_mm512_xor_si512(a, b))
+    }
+
+    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         proven!(_mm512_add_epi32(a, b))
     }
@@ -191,6 +196,13 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
         proven!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x))
+    }
+
+    #[inline(always)]
+    fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
+        // Loads one by one: the instruction that gathers takes much longer on some of these CPUs.
+        let found = gathered::<N, SHIFT>(table, from);
+        proven!(_mm512_loadu_si512(found.as_ptr().cast()))
     }
 
     #[inline(always)]

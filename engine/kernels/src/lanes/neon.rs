@@ -5,7 +5,7 @@ use std::{
     mem::transmute,
 };
 
-use super::{Kernel, LANES, Lanes};
+use super::{Kernel, LANES, Lanes, gathered};
 
 /// Proof that the CPU has the byte dot product, and keeps words little-endian; NEON itself is part of the target.
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +168,11 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
+        each!(veorq_u32, a, b)
+    }
+
+    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         each!(vaddq_u32, a, b)
     }
@@ -207,6 +212,11 @@ impl Lanes for Neon {
         let bytes = each!(vreinterpretq_u8_u32, x);
         let found = each!(vqtbl1q_u8, tables, bytes);
         each!(vreinterpretq_u32_u8, found)
+    }
+
+    #[inline(always)]
+    fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
+        proven!(transmute::<[u32; LANES], Self::U>(gathered::<N, SHIFT>(table, from)))
     }
 
     #[inline(always)]

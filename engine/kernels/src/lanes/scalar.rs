@@ -4,7 +4,7 @@ use std::array::from_fn;
 
 use half::f16;
 
-use super::{Kernel, LANES, Lanes};
+use super::{Kernel, LANES, Lanes, gathered};
 
 /// Needs nothing of the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +130,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U {
+        from_fn(|i| a[i] ^ b[i])
+    }
+
+    #[inline(always)]
     fn add_bits(self, a: Self::U, b: Self::U) -> Self::U {
         from_fn(|i| a[i].wrapping_add(b[i]))
     }
@@ -162,6 +167,11 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
         x.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte)])))
+    }
+
+    #[inline(always)]
+    fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
+        gathered::<N, SHIFT>(table, from)
     }
 
     #[inline(always)]

@@ -43,7 +43,28 @@ pub(super) fn mxfp4(bytes: &[u8]) -> Vec<f32> {
     elements.collect()
 }
 
-/// The low nibbles of sixteen bytes, then the high ones.
+/// Blocks of 64: four bytes, each a scale of sixteen elements, then as many times eight bytes of nibbles. A scale has four bits
+/// of exponent and three of mantissa, and no sign; what would be no number is zero.
+pub(super) fn nvfp4(bytes: &[u8]) -> Vec<f32> {
+    let scale = |byte: u8| {
+        let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f64::from(byte & 7) / 8.0);
+        match (byte, exponent) {
+            (0x7f, _) => 0.0,
+            (_, 0) => mantissa * 2_f64.powi(-6),
+            (_, exponent) => (1.0 + mantissa) * 2_f64.powi(exponent - 7),
+        }
+    };
+    let blocks = bytes.chunks_exact(36);
+    let elements = blocks.flat_map(|block| {
+        let runs = block[4..].chunks_exact(8).zip(&block[..4]);
+        runs.flat_map(move |(run, byte)| {
+            nibbles(run).map(move |nibble| (scale(*byte) * f64::from(E2M1_VALUES[nibble])) as f32).collect::<Vec<_>>()
+        })
+    });
+    elements.collect()
+}
+
+/// The low nibbles of bytes, then the high ones.
 fn nibbles(bytes: &[u8]) -> impl Iterator<Item = usize> {
     let low = bytes.iter().map(|byte| usize::from(byte & 0x0f));
     low.chain(bytes.iter().map(|byte| usize::from(byte >> 4)))
@@ -82,6 +103,17 @@ mod tests {
         let row = iq4_xs(&block);
         assert_eq!(row.len(), 256);
         assert_eq!((row[0], row[1], row[32], row[224]), (1.0, -127.0, -30.0, 31.0));
+    }
+
+    #[test]
+    fn a_byte_is_a_small_float() {
+        let mut block = [0; 36];
+        // 1.125, the least there is, no number, and the largest.
+        (block[0], block[1], block[2], block[3]) = (0x39, 0x01, 0x7f, 0x7e);
+        (block[4], block[12], block[20], block[28]) = (0x72, 0x02, 0x02, 0x70);
+        let row = nvfp4(&block);
+        assert_eq!((row.len(), row[0], row[8], row[16]), (64, 1.125, 6.75, 2_f32.powi(-9)));
+        assert_eq!((row[32], row[48], row[56]), (0.0, 0.0, 6.0 * 448.0));
     }
 
     #[test]

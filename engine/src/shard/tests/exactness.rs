@@ -48,7 +48,17 @@ fn together(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
 #[test]
 fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
     let simd = Simd::available()[0];
-    let quantised = ["quant-Q4_K", "quant-Q6_K", "quant-Q5_0", "quant-Q2_K", "quant-IQ4_XS"].map(str::to_owned);
+    let quantised = [
+        "quant-Q4_K",
+        "quant-Q6_K",
+        "quant-Q5_0",
+        "quant-Q2_K",
+        "quant-IQ4_XS",
+        "quant-IQ1_M",
+        "quant-IQ2_XXS",
+        "quant-NVFP4",
+    ]
+    .map(str::to_owned);
     for name in kinds().into_iter().chain(quantised) {
         let model = open_model(&name);
         let plain = Run { cuts: &[], chunk: 512, threads: 1, simd };

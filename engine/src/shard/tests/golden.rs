@@ -101,6 +101,17 @@ fn quantised_types_are_as_close_as_the_yardstick() {
         ("Q6_K", 0.0104, 1.0),
         ("IQ4_NL", 0.0066, 1.0),
         ("IQ4_XS", 0.0075, 1.0),
+        ("IQ1_S", 0.0104, 1.0),
+        ("IQ1_M", 0.0095, 1.0),
+        ("IQ2_XXS", 0.0102, 1.0),
+        ("IQ2_XS", 0.0096, 1.0),
+        ("IQ2_S", 0.0102, 1.0),
+        ("IQ3_XXS", 0.0112, 1.0),
+        ("IQ3_S", 0.0092, 1.0),
+        ("NVFP4", 0.0073, 1.25),
+        ("TQ1_0", 0.0114, 1.0),
+        ("TQ2_0", 0.0114, 1.0),
+        ("Q1_0", 0.0040, 1.25),
     ];
     for (name, yardstick, factor) in yardsticks {
         let distance = measure(&format!("quant-{name}"), 0.35);
