@@ -265,13 +265,11 @@ fn each_activation(spec: &mut ModelSpec, to: Activation) {
 /// Blocks of random bytes, with scales among them that make weights of some 0.06.
 fn fill(dtype: TensorType, bytes: &mut [u8], noise: &mut Noise) {
     let scales: &[(usize, f32)] = match dtype {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::MXFP4 | TensorType::NVFP4 => &[],
-        // Its f16 lies apart, in the highest bits of four words.
-        TensorType::IQ1M => &[],
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => &[],
+        TensorType::MXFP4 | TensorType::NVFP4 | TensorType::IQ1M => &[],
         TensorType::IQ1S => &[(0, 0.01)],
         TensorType::IQ2XXS | TensorType::IQ2XS | TensorType::IQ2S => &[(0, 0.001)],
-        TensorType::IQ3XXS => &[(0, 0.0005)],
-        TensorType::IQ3S => &[(0, 0.0005)],
+        TensorType::IQ3XXS | TensorType::IQ3S => &[(0, 0.0005)],
         TensorType::TQ1_0 => &[(52, 0.06)],
         TensorType::TQ2_0 => &[(64, 0.06)],
         TensorType::Q1_0 | TensorType::Q2_0 => &[(0, 0.06)],

@@ -17,12 +17,12 @@ fn odd_shapes_and_mixed_types_are_the_oracles() {
     report.check(3);
 }
 
-/// Two layers of different widths, whose rows, heads and vocabulary are no multiples of sixteen.
+/// Layers of different widths, whose rows, heads and vocabulary are no multiples of sixteen.
 fn odd_model() -> GgufWriter {
-    use TensorType::{BF16, F16, F32, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-    let (hidden, vocab, heads, kv_heads, head_dim, inner) = (256, 101, 6, 3, 40, [288, 512]);
+    use TensorType::*;
+    let (hidden, vocab, heads, kv_heads, head_dim, inner) = (256, 101, 6, 3, 40, [288, 512, 512, 512]);
     let mut writer = GgufWriter::new("llama")
-        .set("llama.block_count", 2_u32)
+        .set("llama.block_count", inner.len() as u32)
         .set("llama.context_length", 512_u32)
         .set("llama.embedding_length", hidden)
         .set("llama.feed_forward_length", inner.map(|inner| inner as u32).as_slice())
@@ -34,7 +34,12 @@ fn odd_model() -> GgufWriter {
         .tensor("token_embd.weight", &[hidden, vocab], Q5_0)
         .tensor("output_norm.weight", &[hidden], F32)
         .tensor("output.weight", &[hidden, vocab], Q4_0);
-    let types = [[Q4K, Q8_0, F32, F16, MXFP4, IQ4XS, Q5_1], [Q6K, BF16, IQ4NL, BF16, Q2K, Q3K, Q5K]];
+    let types = [
+        [Q4K, Q8_0, F32, F16, MXFP4, IQ4XS, Q5_1],
+        [Q6K, BF16, IQ4NL, BF16, Q2K, Q3K, Q5K],
+        [IQ1S, IQ1M, IQ2XXS, BF16, IQ2XS, IQ2S, IQ3S],
+        [IQ3XXS, NVFP4, TQ1_0, BF16, TQ2_0, Q1_0, Q2_0],
+    ];
     for (layer, (inner, [q, k, v, output, gate, up, down])) in inner.into_iter().zip(types).enumerate() {
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let tensors = [
