@@ -2,21 +2,18 @@
 
 use super::*;
 use crate::spec::{
-    ExpertGroups, LatentQueries, LatentSpec, Mixer, Routing, Scoring, SharedExpert, SharedGate, Temperature,
+    ExpertGroups, HeadMatrices, LatentQueries, LatentSpec, Mixer, Routing, Scoring, SharedExpert, SharedGate,
+    Temperature,
 };
 
 fn latent(layer: &LayerSpec) -> &LatentSpec {
-    match &layer.mixer {
-        Mixer::Latent(latent) => latent,
-        other => panic!("{other:?}"),
-    }
+    let Mixer::Latent(latent) = &layer.mixer else { panic!("{:?}", layer.mixer) };
+    latent
 }
 
 fn experts(layer: &LayerSpec) -> &ExpertsSpec {
-    match &layer.ffn {
-        Ffn::Experts(experts) => experts,
-        other @ (Ffn::Gated { .. } | Ffn::Plain { .. }) => panic!("{other:?}"),
-    }
+    let Ffn::Experts(experts) = &layer.ffn else { panic!("{:?}", layer.ffn) };
+    experts
 }
 
 #[test]
