@@ -1,9 +1,14 @@
 //! What the system gives the network: socket buffers, packets of what size, and a way to the coordinator.
 
-use std::{fs, io, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs, io,
+    net::{SocketAddr, ToSocketAddrs, UdpSocket},
+    path::Path,
+    time::Duration,
+};
 
 use qmesh_net::{
-    Admission, CloseCode, Endpoint, Identity, NetError, SocketBuffers, Ticket, limits::SOCKET_BUFFER_BYTES,
+    Admission, CloseCode, Endpoint, Identity, Nat, NetError, SocketBuffers, Survey, Ticket, limits::SOCKET_BUFFER_BYTES,
 };
 
 use crate::Finding;
@@ -11,6 +16,7 @@ use crate::Finding;
 const BUFFERS_CHECK: &str = "udp buffers";
 const MTU_CHECK: &str = "mtu";
 const COORDINATOR_CHECK: &str = "coordinator";
+const OTHERS_CHECK: &str = "reached by others";
 /// QUIC does not work below (RFC 9000, 14), headers of IPv6 and UDP included.
 const MTU_LEAST: u32 = 1280;
 /// Every token crosses every link of the pipeline once, so with more than this, distance is most of its time.
@@ -42,18 +48,66 @@ pub fn mtu() -> Finding {
     judge_mtu(route.as_ref())
 }
 
-/// Dials the coordinator of `ticket` from a socket at `listen`, and hangs up. Call it inside a tokio runtime.
-pub async fn coordinator(ticket: &Ticket, listen: SocketAddr) -> Finding {
+/// Dials the coordinator of `ticket` from a socket at `listen`, asks it how it sees this machine, and hangs up. Call it inside a
+/// tokio runtime.
+pub async fn coordinator(ticket: &Ticket, listen: SocketAddr) -> [Finding; 2] {
     let dial = async {
         let endpoint = Endpoint::bind(listen, &Identity::ephemeral(), Admission::only([]))?;
         let connection = endpoint.dial(&ticket.addresses, ticket.coordinator).await?;
         let reached = (connection.remote_address(), connection.rtt());
+        let survey = endpoint.survey(connection.remote_address()).await;
         connection.close(CloseCode::Ok, "only a look");
         endpoint.close(CloseCode::Ok, "only a look");
         endpoint.closed().await;
-        Ok::<_, NetError>(reached)
+        Ok::<_, NetError>((reached, survey))
     };
-    judge_coordinator(dial.await)
+    let dialled = dial.await;
+    let survey = dialled.as_ref().ok().and_then(|(_, survey)| *survey);
+    [judge_coordinator(dialled.map(|(reached, _)| reached)), judge_others(survey.map(with_nat))]
+}
+
+/// Asks a program of ours at `peer`, as `host:port`, how it sees a socket at `listen`. Call it inside a tokio runtime.
+pub async fn others(peer: &str, listen: SocketAddr) -> Finding {
+    let Some(address) = peer.to_socket_addrs().ok().and_then(|mut found| found.next()) else {
+        return Finding::fail(OTHERS_CHECK, format!("{peer} is no address"), "name a peer as HOST:PORT");
+    };
+    match Endpoint::bind(listen, &Identity::ephemeral(), Admission::only([])) {
+        Ok(endpoint) => judge_others(endpoint.survey(address).await.map(with_nat)),
+        Err(error) => Finding::fail(OTHERS_CHECK, error.to_string(), "stop whoever has the port, or use another one"),
+    }
+}
+
+/// What NAT is before this machine: none, if it has the address that was seen, so that a socket can be bound there.
+fn with_nat(survey: Survey) -> (Survey, Nat) {
+    let is_own = UdpSocket::bind((survey.seen.ip(), 0)).is_ok();
+    (survey, if is_own { Nat::None } else { Nat::of(&survey, &[]) })
+}
+
+fn judge_others(survey: Option<(Survey, Nat)>) -> Finding {
+    let Some((survey, nat)) = survey else {
+        return Finding::unknown(OTHERS_CHECK, "nobody answers who could tell");
+    };
+    let seen = survey.seen;
+    match (nat, survey.unasked) {
+        (_, true) => Finding::ok(OTHERS_CHECK, format!("yes, at {seen}: {nat}")),
+        (Nat::None, false) => Finding::warn(
+            OTHERS_CHECK,
+            format!("not at {seen}, though there is no NAT: packets are dropped that were not asked for"),
+            "let UDP packets to the port through the firewall",
+        ),
+        (Nat::Keeps | Nat::Open, false) => {
+            Finding::ok(OTHERS_CHECK, format!("when both sides send, as workers do: {nat}, as {seen}"))
+        }
+        (Nat::Changes, false) => Finding::warn(
+            OTHERS_CHECK,
+            format!("only by those that are open to everybody: {nat}, seen as {seen}"),
+            "packets to others pass by the coordinator, which works; a port that the router forwards to this machine (--listen \
+             0.0.0.0:PORT) is quicker",
+        ),
+        (Nat::Unknown, false) => {
+            Finding::unknown(OTHERS_CHECK, format!("perhaps when both sides send: {nat}, seen as {seen}"))
+        }
+    }
 }
 
 fn judge_buffers(granted: io::Result<SocketBuffers>) -> Finding {
@@ -193,11 +247,31 @@ fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000
             secret: JoinSecret::random(),
             expires_unix: None,
         };
-        let reached = coordinator(&ticket(identity.peer_id()), listen).await;
-        assert_eq!(reached.verdict, Verdict::Ok, "{reached:?}");
+        let [reached, others] = coordinator(&ticket(identity.peer_id()), listen).await;
+        assert_eq!((reached.verdict, others.verdict), (Verdict::Ok, Verdict::Ok), "{reached:?} {others:?}");
         assert!(reached.found.starts_with(&there.local_addr().to_string()), "{reached:?}");
-        let other = coordinator(&ticket(Identity::ephemeral().peer_id()), listen).await;
+        let [other, unknown] = coordinator(&ticket(Identity::ephemeral().peer_id()), listen).await;
+        assert_eq!(unknown.verdict, Verdict::Unknown);
+        assert_eq!(super::others(&there.local_addr().to_string(), listen).await.verdict, Verdict::Ok);
         assert!(other.fix.is_some_and(|fix| fix.starts_with("get a new ticket")));
+    }
+
+    #[test]
+    fn what_others_see_is_told_with_what_to_do() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let judged = |again: Option<&str>, unasked| {
+            let survey = Survey { seen: at("203.0.113.1:7"), seen_again: again.map(at), unasked };
+            judge_others(Some((survey, Nat::of(&survey, &[]))))
+        };
+        let keeps = judged(Some("203.0.113.1:7"), false);
+        assert_eq!((keeps.verdict, keeps.found.contains("same port")), (Verdict::Ok, true), "{keeps:?}");
+        let changes = judged(Some("203.0.113.1:8"), false);
+        assert_eq!((changes.verdict, changes.found.contains("another port")), (Verdict::Warn, true), "{changes:?}");
+        assert_eq!(judged(None, false).verdict, Verdict::Unknown);
+        assert!(judged(None, true).found.starts_with("yes, at 203.0.113.1:7"));
+        let closed = Survey { seen: at("203.0.113.1:7"), seen_again: None, unasked: false };
+        assert_eq!(judge_others(Some((closed, Nat::None))).verdict, Verdict::Warn);
+        assert_eq!(judge_others(None).verdict, Verdict::Unknown);
     }
 
     #[test]

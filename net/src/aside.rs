@@ -22,6 +22,12 @@ pub(crate) enum Kind {
     Knock,
     /// On its way to or from a relay. Without a payload it tells the relay where its sender is.
     Relayed,
+    /// Where does this come from? To be answered by the socket that was asked.
+    Question,
+    /// The same, to be answered by the other socket of the endpoint.
+    QuestionToOther,
+    /// The answer.
+    Answer,
 }
 
 /// A packet beside QUIC.
@@ -45,6 +51,9 @@ impl<'a> Aside<'a> {
         let kind = match kind {
             0 => Kind::Knock,
             1 => Kind::Relayed,
+            2 => Kind::Question,
+            3 => Kind::QuestionToOther,
+            4 => Kind::Answer,
             _ => return None,
         };
         ([a, b, c] == MARK).then_some(Self { kind, tag: RelayTag(tag), payload })
@@ -56,6 +65,9 @@ impl<'a> Aside<'a> {
         out.push(match self.kind {
             Kind::Knock => 0,
             Kind::Relayed => 1,
+            Kind::Question => 2,
+            Kind::QuestionToOther => 3,
+            Kind::Answer => 4,
         });
         out.extend_from_slice(&self.tag.0);
         out.extend_from_slice(self.payload);

@@ -20,10 +20,11 @@ use crate::{
     close::CloseCode,
     connection::Connection,
     door::{Door, Place},
-    error::NetError,
+    error::{NO_ADDRESS, NetError},
     identity::Identity,
     ids::{PeerId, PlanEpoch},
     limits::{DIAL_DEADLINE, DOOR_REMOTE, JOIN_DEADLINE, TICKET_ADDRESSES, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
+    question::Second,
     relay::RelayGrant,
     socket::SharedSocket,
     tls,
@@ -62,12 +63,24 @@ impl Endpoint {
             if taken { NetError::AddressInUse { address: addr } } else { NetError::Bind { address: addr, source } }
         };
         let socket = transport::socket(addr).and_then(|socket| TokioRuntime.wrap_udp_socket(socket)).map_err(fail)?;
-        Self::over(socket, transport::endpoint(identity), identity, admission)
+        // Without it, peers learn less of what lies between.
+        let second = Second::bind(addr).ok();
+        Self::over_both((socket, second), transport::endpoint(identity), identity, admission)
     }
 
     /// An endpoint over any socket.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn over(
         socket: Arc<dyn AsyncUdpSocket>,
+        config: EndpointConfig,
+        identity: &Identity,
+        admission: Admission,
+    ) -> Result<Self, NetError> {
+        Self::over_both((socket, None), config, identity, admission)
+    }
+
+    fn over_both(
+        (socket, second): (Arc<dyn AsyncUdpSocket>, Option<Second>),
         config: EndpointConfig,
         identity: &Identity,
         admission: Admission,
@@ -79,7 +92,7 @@ impl Endpoint {
         server.max_incoming(WAITING_HANDSHAKES);
         server.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
         let runtime = Arc::new(TokioRuntime);
-        let socket = Arc::new(SharedSocket::new(socket));
+        let socket = Arc::new(SharedSocket::new(socket, second));
         let quic =
             quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), Arc::clone(&socket) as _, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;
@@ -155,7 +168,7 @@ impl Endpoint {
             }
         }
         // Somebody who answers wrongly is better news than addresses that do not answer.
-        let text = if silent.is_empty() { "no address is known".into() } else { silent.join("; ") };
+        let text = if silent.is_empty() { NO_ADDRESS.into() } else { silent.join("; ") };
         Err(wrong.unwrap_or(NetError::Unreachable { peer: expect, text }))
     }
 

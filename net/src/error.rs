@@ -1,6 +1,6 @@
 //! What can go wrong on the network, named by whose fault it is.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use quinn::{ConnectionError, ReadError, WriteError};
 use thiserror::Error;
@@ -10,6 +10,8 @@ use crate::{
     message::RejectCode, plain::plain, section::SectionError,
 };
 
+/// What is said where nobody knows an address.
+pub(crate) const NO_ADDRESS: &str = "no address is known";
 /// TLS alert `no_application_protocol`, as QUIC carries it.
 const ALPN_MISMATCH: u64 = 0x100 + 120;
 /// TLS alerts with which a peer refuses our key: bad, unknown, access denied, required.
@@ -177,7 +179,59 @@ pub enum NetError {
     },
 }
 
+/// Where on the way to a peer something ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FailureKind {
+    /// Nobody said where it is.
+    NotFound,
+    /// It is known where it should be, and nothing comes from there.
+    NotReachable,
+    /// It answered, and does not want us.
+    Refused,
+    /// It answered, and then not in time.
+    TimedOut,
+    /// Something else is wrong, with it or with us.
+    Other,
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotFound => "not found",
+            Self::NotReachable => "not reachable",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed out",
+            Self::Other => "failed",
+        })
+    }
+}
+
 impl NetError {
+    /// Where on the way to a peer it happened.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Unreachable { text, .. } if text.starts_with(NO_ADDRESS) => FailureKind::NotFound,
+            Self::Unreachable { .. } => FailureKind::NotReachable,
+            Self::NotAdmitted { .. } | Self::Rejected { .. } => FailureKind::Refused,
+            Self::Deadline { .. } | Self::Lost { .. } => FailureKind::TimedOut,
+            Self::AddressInUse { .. }
+            | Self::Bind { .. }
+            | Self::WrongKey { .. }
+            | Self::Version { .. }
+            | Self::Closed { .. }
+            | Self::ClosedHere { .. }
+            | Self::Transport { .. }
+            | Self::Protocol { .. }
+            | Self::Message { .. }
+            | Self::Section { .. }
+            | Self::Frame { .. }
+            | Self::StreamEnded { .. }
+            | Self::RangeRefused { .. }
+            | Self::Unsendable { .. }
+            | Self::Setup { .. } => FailureKind::Other,
+        }
+    }
+
     pub(crate) fn connection(peer: PeerId, error: ConnectionError) -> Self {
         match error {
             ConnectionError::TimedOut => {

@@ -15,6 +15,7 @@ use crate::{
     limits::{HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, KNOWN_PEERS, PROTOCOL, WORKER_MESSAGE_BYTES},
     machine::MachineShare,
     message::{Hello, Message, RejectCode, Welcome},
+    nat::Nat,
     plain::{is_plain, plain},
     secret::JoinSecret,
     section::Sections,
@@ -25,7 +26,7 @@ use crate::{
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The tags that this version knows in a `Hello` or `Welcome`.
-const KNOWN_TAGS: [u16; 2] = [MachineShare::TAG, OwnAddresses::TAG];
+const KNOWN_TAGS: [u16; 3] = [MachineShare::TAG, OwnAddresses::TAG, Nat::TAG];
 
 /// What a worker tells about itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -203,7 +204,9 @@ impl Gate {
             let text = format!("the hello of peer {}: {error} (qmesh {VERSION})", connection.peer().short());
             return refuse(RejectCode::Version, text + ": install the same version on both");
         }
-        let said = MachineShare::find(&hello.sections).and(OwnAddresses::find(&hello.sections));
+        let said = MachineShare::find(&hello.sections)
+            .and(OwnAddresses::find(&hello.sections).map(drop))
+            .and(Nat::find(&hello.sections).map(drop));
         if let Err(error) = said {
             return refuse(RejectCode::Malformed, format!("the hello: {error}"));
         }

@@ -46,8 +46,10 @@ mod meeting;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod message;
+mod nat;
 mod pacer;
 mod plain;
+mod question;
 mod range;
 mod relay;
 mod sampled;
@@ -57,6 +59,7 @@ mod socket;
 mod sorter;
 mod sources;
 mod stream;
+mod survey;
 mod ticket;
 mod tls;
 mod trail;
@@ -70,7 +73,7 @@ pub use connection::Connection;
 pub use control::{ControlReceiver, ControlSender};
 pub use endpoint::Endpoint;
 pub use envelope::{MessageError, decode, encode};
-pub use error::NetError;
+pub use error::{FailureKind, NetError};
 pub use frame::{Frame, FrameError, FrameKind, Segment, StepTimes, Wants};
 pub use head::FrameHead;
 pub use identity::Identity;
@@ -86,6 +89,7 @@ pub use message::{
     Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
     Welcome,
 };
+pub use nat::Nat;
 pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
 pub use range::{RangeReader, RangeServer};
 pub use relay::{RelayEnd, RelayGrant, RelaySecret};
@@ -96,6 +100,7 @@ pub use sorter::Incoming;
 pub use sources::{
     SectionContentError, Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSource, WeightSources,
 };
+pub use survey::Survey;
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};
 pub use transport::SocketBuffers;

@@ -1,7 +1,7 @@
 //! The one socket of an endpoint: QUIC has it, and what travels beside QUIC is put in and taken out here.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt,
     io::{self, IoSliceMut},
     net::SocketAddr,
@@ -14,11 +14,12 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     aside::{Aside, HEAD_BYTES, Kind, RelayTag, is_quic},
     ids::PlanEpoch,
+    question::{Answer, Budget, QUESTION_BYTES, Second, canonical},
     relay::{Passing, RelayGrant, Relays, is_far},
 };
 
@@ -28,6 +29,7 @@ const WAITING: usize = 1024;
 /// A socket that is shared by QUIC and by what travels beside it.
 pub(crate) struct SharedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    second: Option<Second>,
     state: Mutex<State>,
 }
 
@@ -36,11 +38,14 @@ struct State {
     relays: Relays,
     /// From far ends: each with the sender's address.
     arrived: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Who waits for answers.
+    surveys: HashMap<RelayTag, mpsc::Sender<(SocketAddr, Answer)>>,
+    answered: Budget,
 }
 
 impl SharedSocket {
-    pub(crate) fn new(inner: Arc<dyn AsyncUdpSocket>) -> Self {
-        Self { inner, state: Mutex::default() }
+    pub(crate) fn new(inner: Arc<dyn AsyncUdpSocket>, second: Option<Second>) -> Self {
+        Self { inner, second, state: Mutex::default() }
     }
 
     /// Sends packets that nobody has to understand, so that the way back is open.
@@ -83,7 +88,17 @@ impl SharedSocket {
         self.state().relays.leave(far);
     }
 
-    fn send_aside(&self, destination: SocketAddr, aside: Aside<'_>) {
+    /// Hands on the answers to questions with this tag.
+    pub(crate) fn hear(&self, tag: RelayTag, answers: mpsc::Sender<(SocketAddr, Answer)>) {
+        self.state().surveys.insert(tag, answers);
+    }
+
+    /// Nobody waits for them any more.
+    pub(crate) fn hear_no_more(&self, tag: RelayTag) {
+        self.state().surveys.remove(&tag);
+    }
+
+    pub(crate) fn send_aside(&self, destination: SocketAddr, aside: Aside<'_>) {
         let contents = aside.bytes();
         let is_ipv6 = self.inner.local_addr().is_ok_and(|address| address.is_ipv6());
         let destination = if is_ipv6 { mapped(destination) } else { destination };
@@ -130,6 +145,15 @@ impl SharedSocket {
         let Some(aside) = Aside::parse(packet) else { return };
         match aside.kind {
             Kind::Knock => {}
+            Kind::Question | Kind::QuestionToOther => self.answer(from, aside),
+            Kind::Answer => {
+                if let (Some(answers), Some(answer)) =
+                    (self.state().surveys.get(&aside.tag), Answer::parse(aside.payload))
+                {
+                    // Whoever asked has all that it reads.
+                    let _ = answers.try_send((from, answer));
+                }
+            }
             Kind::Relayed => {
                 let mut state = self.state();
                 let now = Instant::now().into_std();
@@ -144,6 +168,21 @@ impl SharedSocket {
                     Passing::Here(_) | Passing::Nowhere => {}
                 }
             }
+        }
+    }
+
+    fn answer(&self, from: SocketAddr, question: Aside<'_>) {
+        if question.payload.len() < QUESTION_BYTES || !self.state().answered.spend(Instant::now().into_std()) {
+            return;
+        }
+        match (&self.second, question.kind == Kind::Question) {
+            (second, true) => {
+                let other_port = second.as_ref().map_or(0, Second::port);
+                let payload = Answer { other_port, seen: canonical(from) }.bytes();
+                self.send_aside(from, Aside { kind: Kind::Answer, tag: question.tag, payload: &payload });
+            }
+            (Some(second), false) => second.answer(from, question.tag),
+            (None, false) => {}
         }
     }
 

@@ -2,7 +2,10 @@
 
 mod lab;
 
-use qmesh_tests::{golden_file, http, models_page, process::Running};
+use qmesh_tests::{
+    golden_file, http, models_page,
+    process::{self, Running},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -81,7 +84,31 @@ fn without_a_relay_workers_that_cannot_meet_are_no_neighbours_and_the_reason_is_
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
     assert!(said.contains("no answer"), "{said}");
+    let both =
+        ["first", "second"].map(|name| format!("{name} is behind a NAT that has another port for every destination"));
+    assert!(both.iter().all(|nat| said.contains(nat)), "{said}");
     assert!(homes.iter().any(|home| homes.iter().any(|other| home.sent_to(&other.address) > 0)), "nobody tried");
+}
+
+#[test]
+fn a_doctor_hears_from_the_coordinator_whether_others_reach_it() {
+    let kinds = [
+        (Nat::Keeps, "ok", "the same port for every destination"),
+        (Nat::Random, "warn", "another port for every destination"),
+        (Nat::Open, "ok", "lets everybody in"),
+    ];
+    for (nat, verdict, text) in kinds {
+        let Some(Scene { mut lab, coordinator, workers, .. }) = two_homes(nat, Nat::Keeps) else { return };
+        let (serving, _model) = serve(&mut lab, &coordinator, &[]);
+        let mut doctor = workers[0].command("shard-worker");
+        doctor.args(["doctor", &serving.ticket, "--json"]).env("QMESH_CACHE", serving.folder.path());
+        let said = process::finish(Running::start(doctor), super::STARTING);
+        let said: Value = serde_json::from_str(&said.stdout).unwrap();
+        let checks = said["checks"].as_array().unwrap();
+        let others = checks.iter().find(|check| check["check"] == "reached by others").unwrap();
+        assert_eq!(others["verdict"], verdict, "{others}");
+        assert!(others["found"].as_str().unwrap().contains(text), "{others}");
+    }
 }
 
 fn two_homes(first: Nat, second: Nat) -> Option<Scene> {

@@ -10,6 +10,7 @@ use super::AddressArgs;
 Examples:
   coordinator doctor
   coordinator doctor --listen 0.0.0.0:4433 --host 0.0.0.0
+  coordinator doctor --listen 0.0.0.0:4433 --ask 198.51.100.7:4433
   coordinator doctor --json
 
 Addresses are those that `serve` would be given. It writes up to 64 MB into the cache folder and deletes them again.
@@ -18,6 +19,9 @@ pub struct DoctorArgs {
     /// Where `serve` would listen.
     #[command(flatten)]
     pub addresses: AddressArgs,
+    /// A coordinator or worker elsewhere, which says whether others can reach this machine
+    #[arg(long, value_name = "HOST:PORT", env = "QMESH_ASK")]
+    pub ask: Option<String>,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,

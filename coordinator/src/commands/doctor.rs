@@ -3,14 +3,18 @@
 use qmesh_doctor::{Report, Verdict, clock, disk, memory, network, port};
 use qmesh_models::bytes::ByteCount;
 
-use super::directories;
+use super::{block_on, directories};
 use crate::{
     cli::{DoctorArgs, Failure},
     render::output,
 };
 
 pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
-    let report: Report = [
+    block_on(examine(args))
+}
+
+async fn examine(args: &DoctorArgs) -> Result<(), Failure> {
+    let mut findings = vec![
         port::http(&args.addresses.host, args.addresses.port),
         port::udp(args.addresses.listen),
         network::buffers(args.addresses.listen),
@@ -19,9 +23,11 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
         memory::check(MEMORY),
         memory::huge_pages(),
         disk::check(directories()?.cache(), DISK),
-    ]
-    .into_iter()
-    .collect();
+    ];
+    if let Some(peer) = &args.ask {
+        findings.push(network::others(peer, args.addresses.listen).await);
+    }
+    let report: Report = findings.into_iter().collect();
     if args.json {
         output::json(&format!("{:#}", report.json()))?;
     } else {

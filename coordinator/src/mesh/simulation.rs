@@ -156,6 +156,7 @@ impl SimulatedCoordinator {
             rtt_ms: 0.0,
             share: None,
             own: Vec::new(),
+            nat: None,
         };
         self.conductor.joined(now, WorkerId(worker), joined);
         name

@@ -181,6 +181,9 @@ pub struct WorkerStatus {
     /// How fast it computes this model, where that is known.
     #[serde(default)]
     pub speed: Option<Speed>,
+    /// What NAT is before it, where that is known.
+    #[serde(default)]
+    pub nat: Option<String>,
     /// Why it has none.
     pub note: Option<String>,
 }

@@ -21,7 +21,7 @@ use super::{
 pub(super) const DOCTOR_HELP: &str = "\
 Examples:
   shard-worker doctor
-  shard-worker doctor qmesh1aeb…   also whether the coordinator can be reached, and how far it is
+  shard-worker doctor qmesh1aeb…   also the coordinator: can it be reached, and does it reach this machine
   shard-worker doctor --json
 
 It writes up to 64 MB into the cache folder and deletes them again.
@@ -95,7 +95,7 @@ fn examine(args: &DoctorArgs, ticket: Option<&Ticket>) -> Result<Report> {
     if let Some(ticket) = ticket {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the network")?;
-        findings.push(runtime.block_on(network::coordinator(ticket, listen)));
+        findings.extend(runtime.block_on(network::coordinator(ticket, listen)));
     }
     Ok(findings.into_iter().collect())
 }

@@ -3,12 +3,13 @@
 use std::{
     env::consts::{ARCH, OS},
     io,
+    net::SocketAddr,
     ops::ControlFlow,
     pin::Pin,
     time::Duration,
 };
 
-use qmesh_net::{CloseCode, Endpoint, Introduction, NetError, OwnAddresses, RejectCode, Sections, Welcome, join};
+use qmesh_net::{CloseCode, Endpoint, Introduction, Nat, NetError, OwnAddresses, RejectCode, Sections, Welcome, join};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
@@ -100,7 +101,7 @@ impl Worker {
                 Err(error @ (NetError::Version { .. } | NetError::Setup { .. })) => {
                     return Err(WorkerError::Net(error));
                 }
-                Err(error) => error.to_string(),
+                Err(error) => format!("{}: {error}", error.kind()),
             };
             if self.config.stay == Stay::Once {
                 self.lasting.console.say(&loss);
@@ -164,6 +165,11 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         tracing::warn!(%error, "cannot say which machine this is");
     }
     let own = OwnAddresses { addresses: qmesh_discovery::own_addresses(endpoint.local_addr()) };
+    if let Some(nat) = nat_before(endpoint, connection.remote_address(), &own.sockets()).await
+        && let Err(error) = nat.put(&mut sections)
+    {
+        tracing::warn!(%error, "cannot say what NAT is before this machine");
+    }
     if let Err(error) = own.put(&mut sections) {
         // Others then reach it where the coordinator sees it, or not at all.
         tracing::warn!(%error, "cannot say where this machine is");
@@ -178,6 +184,19 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
     Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, tier })
+}
+
+/// What NAT is before this machine, as the coordinator's sockets see it; `None` where they do not say.
+async fn nat_before(endpoint: &Endpoint, coordinator: SocketAddr, own: &[SocketAddr]) -> Option<Nat> {
+    if coordinator.ip().to_canonical().is_loopback() {
+        return Some(Nat::None);
+    }
+    let seen = endpoint.seen_from(coordinator).await?;
+    if own.contains(&seen) {
+        return Some(Nat::None);
+    }
+    let survey = endpoint.survey(coordinator).await?;
+    Some(Nat::of(&survey, own))
 }
 
 /// Whether a refusal stays one however often the worker asks.

@@ -168,6 +168,7 @@ impl World {
             rtt_ms: 0.0,
             share: None,
             own: Vec::new(),
+            nat: None,
         };
         self.conductor.joined(self.now, A, joined);
         self.conductor.tick(self.now);

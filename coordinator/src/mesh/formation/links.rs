@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qmesh_net::{
     Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
-    Incoming, MachineShare, Message, NetError, OwnAddresses, PlanEpoch, RejectCode, StepId, Welcome,
+    Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -113,6 +113,7 @@ impl Guest {
             rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
             // The gate has refused what is no such section.
             share: MachineShare::find(&hello.sections).ok().flatten(),
+            nat: Nat::find(&hello.sections).ok().flatten(),
             own: OwnAddresses::find(&hello.sections).map(|own| own.sockets()).unwrap_or_default(),
         };
         let (control, messages) = mpsc::channel(MESSAGES_WAITING);

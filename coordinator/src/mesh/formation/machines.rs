@@ -100,6 +100,7 @@ mod tests {
             rtt_ms: 0.0,
             share: Some(share),
             own: Vec::new(),
+            nat: None,
         }
     }
 

@@ -261,8 +261,9 @@ impl Roster {
                 }
             }
             Blame::Pair(from, to) => {
+                let why = format!("{why}{}", self.nats_of(from, to));
                 if let (Some(from), Some(to)) = (peer(from), peer(to)) {
-                    self.troubles.unreachable(now, from, to, why.to_owned());
+                    self.troubles.unreachable(now, from, to, why);
                 }
             }
         }
@@ -371,6 +372,14 @@ impl Roster {
         let taken = |name: &str| self.workers.values().any(|w| w.joined.name == name);
         let numbered = (2..).map(|n| format!("{wish}-{n}"));
         std::iter::once(wish.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
+    }
+
+    /// What is known of the NATs between two workers.
+    fn nats_of(&self, from: WorkerId, to: WorkerId) -> String {
+        let nat = |worker| Some((self.name_of(worker), self.workers.get(&worker)?.joined.nat?));
+        let said: Vec<_> = [from, to].into_iter().filter_map(nat).collect();
+        let said: Vec<_> = said.iter().map(|(name, nat)| format!("{name} is behind {nat}")).collect();
+        if said.is_empty() { String::new() } else { format!(" ({})", said.join("; ")) }
     }
 
     /// How two workers reach each other counts for the plans to come.

@@ -219,6 +219,7 @@ mod tests {
             rtt_ms: 0.0,
             share: None,
             own: Vec::new(),
+            nat: None,
         };
         (1..).zip(names).map(one).collect()
     }

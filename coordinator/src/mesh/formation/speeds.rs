@@ -120,6 +120,7 @@ mod tests {
             rtt_ms: 0.0,
             share: None,
             own: Vec::new(),
+            nat: None,
         }
     }
 

@@ -89,6 +89,7 @@ mod tests {
             peer: PeerId([7; 32]),
             address: address.parse().unwrap(),
             own: own.iter().map(|own| own.parse().unwrap()).collect(),
+            nat: None,
             memory_bytes: 1,
             threads: 1,
             rtt_ms: 0.0,

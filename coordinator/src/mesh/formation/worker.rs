@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, ops::Range, time::Instant};
 
-use qmesh_net::{MachineShare, PeerId, PlanEpoch};
+use qmesh_net::{MachineShare, Nat, PeerId, PlanEpoch};
 
 /// A worker's connection, counted from 1: a worker that comes back is another one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -23,6 +23,8 @@ pub(crate) struct Joined {
     pub(crate) address: SocketAddr,
     /// Where it is by its own account.
     pub(crate) own: Vec<SocketAddr>,
+    /// What NAT is before it, where that is known.
+    pub(crate) nat: Option<Nat>,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
     /// Of its link to the coordinator, as it was when it joined.

@@ -95,6 +95,7 @@ impl Roster {
                 rtt_ms: rtt_ms(id),
                 stage,
                 speed: self.speeds.of(&worker.joined),
+                nat: worker.joined.nat.map(|nat| nat.to_string()),
                 note: stage.is_none().then(|| self.why_idle(now, worker, crowded.get(&id).copied())).flatten(),
             }
         };
