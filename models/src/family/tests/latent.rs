@@ -7,17 +7,13 @@ use crate::spec::{
 };
 
 fn latent(layer: &LayerSpec) -> &LatentSpec {
-    match &layer.mixer {
-        Mixer::Latent(latent) => latent,
-        other => panic!("{other:?}"),
-    }
+    let Mixer::Latent(latent) = &layer.mixer else { panic!("{:?}", layer.mixer) };
+    latent
 }
 
 fn experts(layer: &LayerSpec) -> &ExpertsSpec {
-    match &layer.ffn {
-        Ffn::Experts(experts) => experts,
-        other @ (Ffn::Gated { .. } | Ffn::Plain { .. }) => panic!("{other:?}"),
-    }
+    let Ffn::Experts(experts) = &layer.ffn else { panic!("{:?}", layer.ffn) };
+    experts
 }
 
 #[test]
