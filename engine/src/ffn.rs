@@ -31,7 +31,7 @@ pub(crate) enum FfnInput {
 #[derive(Debug)]
 pub(crate) enum FfnWeights {
     Gated(Gated),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {
@@ -154,7 +154,7 @@ mod tests {
             let router =
                 Router { scores, choice_bias: choice_bias.clone().map(Into::into), used, routing: routing.clone() };
             let experts = Experts { router, experts, shared: Some(Shared { gate: outer, expert: shared }) };
-            let (ffn, norm) = half(FfnWeights::Experts(experts));
+            let (ffn, norm) = half(FfnWeights::Experts(Box::new(experts)));
             let ours = ffn.forward(cpu, &x, &x).unwrap();
 
             let normed = norm(&x);

@@ -213,7 +213,7 @@ impl LayerWeights<'_, '_> {
                 up: None,
                 down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
             }),
-            Ffn::Experts(ref spec) => FfnWeights::Experts(self.experts(spec)?),
+            Ffn::Experts(ref spec) => FfnWeights::Experts(Box::new(self.experts(spec)?)),
         };
         let (input, norm) = match layer.norms {
             NormPlacement::Beside => (FfnInput::Layer, first_norm.cloned()),

@@ -69,7 +69,7 @@ pub enum Weighting {
 }
 
 /// The least that normalised weights are divided by: ggml's, the smallest normal number of an f16.
-pub const LEAST_SUM: f32 = 6.103_515_625e-5;
+pub const LEAST_SUM: f32 = 1.0 / 16_384.0;
 
 /// Groups of experts (DeepSeek V3): a group's score is the sum of its two highest affinities, each with the choice's bias.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
