@@ -29,7 +29,7 @@ from gguf.quants import dequantize, quantize
 
 GREEDY_STEPS, TOP = 8, 20
 VOCAB, HEADS, KV_HEADS, HEAD = 128, 4, 2, 16
-KEY_HEADS, VALUE_HEADS, TAPS = 2, 4, 4
+KEY_HEADS, VALUE_HEADS, TAPS, GROUPS = 2, 4, 4, 2
 
 # A tensor's shape is a word of size letters, in GGUF's order (input first).
 ENDS = {"token_embd.weight": "EV", "output_norm.weight": "E"}
@@ -89,8 +89,10 @@ class Model:
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
         # The heads of q, k and v in a block with a state are as wide as those of its attention.
         sizes |= {"J": 2 * q, "Y": HEAD, "A": TAPS, "C": (2 * KEY_HEADS + VALUE_HEADS) * HEAD, "D": VALUE_HEADS * HEAD}
-        sizes |= {"M": 2 * VALUE_HEADS, "N": VALUE_HEADS}
+        sizes |= {"M": 2 * VALUE_HEADS, "N": VALUE_HEADS, "1": 1, "2": GROUPS}
         sizes |= {"B": HEAD, "L": 2 * self.width}
+        space = (VALUE_HEADS + 2 * GROUPS) * HEAD
+        sizes |= {"W": space, "I": VALUE_HEADS * HEAD + space + VALUE_HEADS, "Z": VALUE_HEADS * HEAD // GROUPS}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
         shared = self.keys.get("expert_shared_count")
@@ -138,8 +140,8 @@ class Model:
             return 1.0, GAIN
         if stem == "attn_sinks.weight":
             return 1.0, 1.0
-        if stem == "ssm_a":
-            return -0.3, 0.1
+        if stem in ("ssm_a", "ssm_d"):
+            return {"ssm_a": -0.3, "ssm_d": 1.0}[stem], 0.1
         if stem == "token_embd.weight":
             return 0.0, TIED_EMBEDDING / inputs**0.5 if self.tied else 1.0
         return 0.0, self.scales.get(stem, SCALES.get(stem, 1.0)) / inputs**0.5
@@ -280,8 +282,24 @@ LITE = {
     "rotary": 8,
 }
 LITE_KEYS = latent(0, 32, expert_shared_count=2, **experts(4, 2, 16), **yarn(4.0, 32, yarn_log_multiplier=0.0707))
+# A state space; its B and C are as long as a head of attention.
+SPACE_IN = {"ssm_in.weight": "EI", "ssm_conv1d.weight": "AW", "ssm_conv1d.bias": "W", "ssm_dt.bias": "N"}
+SPACE = NORMS | GATED | SPACE_IN | {"ssm_a": "1N", "ssm_d": "1N", "ssm_norm.weight": "Z2", "ssm_out.weight": "DE"}
+SPACE_KEYS = {"ssm.conv_kernel": TAPS, "ssm.state_size": HEAD, "ssm.group_count": GROUPS}
+SPACE_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS * HEAD}
+GRANITE_KEYS = {"embedding_scale": 2.0, "residual_scale": 0.6, "attention.scale": 0.2, "logit_scale": 1.5}
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
+    "granitehybrid": Model(
+        "granitehybrid",
+        1,
+        SPACE,
+        LLAMA,
+        blocks=4,
+        width=32,
+        tied=True,
+        keys=SPACE_KEYS | GRANITE_KEYS | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
+    ),
     "qwen3next": Model(
         "qwen3next",
         10,

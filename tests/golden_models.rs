@@ -137,7 +137,13 @@ fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
 
 #[test]
 fn a_model_with_states_gives_the_same_bits_at_every_chunk_and_batch_and_with_drafts() {
-    let file = golden_file("tiny/qwen3next.gguf");
+    for name in ["qwen3next", "granitehybrid"] {
+        same_at_every_chunk_and_batch_and_with_drafts(name);
+    }
+}
+
+fn same_at_every_chunk_and_batch_and_with_drafts(name: &str) {
+    let file = golden_file(&format!("tiny/{name}.gguf"));
     // Long enough for a tiny model to repeat itself, so that there is something to draft.
     let prompts = golden_file("tiny/prompts.jsonl");
     let long = |more: &[&str]| eval(&file.to_string_lossy(), &prompts, &[&["--greedy", "120"], more].concat());
@@ -151,7 +157,7 @@ fn a_model_with_states_gives_the_same_bits_at_every_chunk_and_batch_and_with_dra
         &["--workers", "2", "--no-prefix-reuse"],
     ];
     for way in ways {
-        assert_eq!(long(way), alone, "{way:?}");
+        assert_eq!(long(way), alone, "{name}: {way:?}");
     }
 }
 
@@ -177,7 +183,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 38] = [
+const PUBLISHED: [(&str, &str, &str, &str); 39] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "none"),
@@ -201,6 +207,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 38] = [
     ("glm4moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", "glm4, glm5", "glm4.6"),
     ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
     ("granite", "Granite 3", "refact, granite-docling", "granite3.0, 3.3, 4.0"),
+    ("granitehybrid", "Granite 4 H 350M and 1B", "granite-docling", "granite4.0"),
     ("granitemoe", "Granite 3 MoE", "refact", "granite3.0, 3.3"),
     ("hunyuan-dense", "Hunyuan 0.5B to 7B", "hunyuan-dense", "none"),
     ("hunyuan-moe", "Hunyuan A13B", "hunyuan", "none"),
@@ -230,7 +237,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 38] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 48] = [
+const FAMILIES: [(&str, &[&str], f64); 49] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -251,6 +258,7 @@ const FAMILIES: [(&str, &[&str], f64); 48] = [
     ("glm4moe", &[], 5e-3),
     ("gpt-oss", &[], 5e-3),
     ("granite", &[], 5e-3),
+    ("granitehybrid", &[], 5e-3),
     ("granitemoe", &[], 5e-3),
     ("hunyuan-dense", &[], 5e-3),
     ("hunyuan-moe", &[], 5e-3),

@@ -104,9 +104,9 @@ pub trait LoadedShard: fmt::Debug + Send {
     fn close(&mut self, session: u64) -> Result<(), EngineError>;
 
     /// Computes one step. Its rows are written over those that a session has from their first position on; where layers have
-    /// a state of each session, that goes back by `qmesh_models::footprint::ROLLBACK_ROWS` positions at most, or to the
-    /// first one. A shard with the last layer answers with samples after the [`Step::wanted_rows`], any other one with the
-    /// activation of every row.
+    /// a state of each session, that goes back into the session's last step, by `qmesh_models::footprint::ROLLBACK_ROWS`
+    /// positions at most, or to the first one of all. A shard with the last layer answers with samples after the
+    /// [`Step::wanted_rows`], any other one with the activation of every row.
     ///
     /// # Errors
     /// When the step does not fit the shard or one of its sessions; the module says what is left.

@@ -9,6 +9,7 @@ use crate::{
     gated_delta::GatedDelta,
     latent::LatentAttention,
     linear::Norm,
+    state_space::StateSpace,
 };
 
 /// The code and weights that compute one layer.
@@ -24,6 +25,7 @@ pub(crate) enum BlockMixer {
     Attention(Attention),
     GatedDelta(GatedDelta),
     Latent(LatentAttention),
+    StateSpace(StateSpace),
 }
 
 impl Block {
@@ -58,6 +60,7 @@ impl BlockMixer {
             Self::Attention(attention) => attention.norm.as_ref(),
             Self::GatedDelta(delta) => delta.norm.as_ref(),
             Self::Latent(latent) => latent.norm.as_ref(),
+            Self::StateSpace(space) => space.norm.as_ref(),
         }
     }
 
@@ -68,6 +71,7 @@ impl BlockMixer {
             Self::Attention(attention) => attention.attended(x, batch),
             Self::GatedDelta(delta) => delta.mixed(x, batch),
             Self::Latent(latent) => latent.attended(x, batch),
+            Self::StateSpace(space) => space.mixed(x, batch),
         }
     }
 
@@ -77,6 +81,7 @@ impl BlockMixer {
             Self::Attention(attention) => attention.output(cpu, mixed, x),
             Self::GatedDelta(delta) => delta.output(cpu, mixed, x),
             Self::Latent(latent) => latent.output(cpu, mixed, x),
+            Self::StateSpace(space) => space.output(cpu, mixed, x),
         }
     }
 }

@@ -6,18 +6,16 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use qmesh_kernels::{
     Cpu,
-    columns::Columns,
-    convolution::Convolve,
-    delta::{DeltaOutput, DeltaRow, DeltaUpdate, decay, sigmoid},
+    delta::{DeltaOutput, DeltaRow, decay, sigmoid},
     math::Gate,
 };
 use qmesh_models::spec::{Activation, DeltaGates, GatedDeltaSpec, KeySharing};
 
 use crate::{
-    attention::{Batch, Slice},
+    attention::Batch,
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
-    states::{LastRows, LayerState, settled_after},
+    recurrence::{self, HeadRow, Rows, Rule, RuleShape},
 };
 
 /// Weights and shape of one layer's half.
@@ -47,42 +45,6 @@ pub(crate) struct GatedDelta {
     pub(crate) residual: Residual,
 }
 
-/// One value head's way through the rows of one session.
-struct Head<'a> {
-    delta: &'a GatedDelta,
-    cpu: Cpu<'a>,
-    rows: Rows<'a>,
-    /// Rows that are part of the state, before and after.
-    settled: [usize; 2],
-    head: usize,
-    /// (head_dim, head_dim)
-    state: &'a mut [f32],
-    /// The head's part of the step's rows.
-    out: Columns<'a, f32>,
-}
-
-/// The rows of one session: those of this step, and the last ones before it.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    last: &'a LastRows,
-    /// (rows, width): q, k and v, α and β, and the output's gate.
-    new: &'a [f32],
-    width: usize,
-    /// Position of the first new one.
-    position: usize,
-    end: usize,
-}
-
-/// A head's part of one row.
-struct HeadRow {
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    decay: Vec<f32>,
-    beta: f32,
-    out: Vec<f32>,
-}
-
 impl GatedDelta {
     /// What each row of x (rows, hidden) is answered by the states, gated: (rows, value_heads · head_dim). The states of
     /// the batch's sessions have the rows in them, or beside them, afterwards.
@@ -90,56 +52,13 @@ impl GatedDelta {
         let linears: Vec<&Linear> = [&self.qkv].into_iter().chain(&self.gates).chain([&self.output_gate]).collect();
         let projected = project(batch.cpu, x, self.norm.as_ref(), &linears)?;
         let (rows, width) = projected.dims2()?;
-        let mut out = vec![0.0; rows * self.spec.values()];
-        ops::read(&projected, |projected| {
-            self.run(batch, projected, width, &mut out);
-            self.hold(batch, projected, width);
-        })?;
+        let out = ops::read(&projected, |projected| recurrence::run(self, batch, projected, width))?;
         Tensor::from_vec(out, (rows, self.spec.values()), &Device::Cpu)
     }
 
     /// x + scale · norm(output(mixed)): (rows, hidden).
     pub(crate) fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
         project_add(cpu, mixed, &self.output, &self.residual, x)
-    }
-
-    /// Takes every value head through the rows of every session.
-    fn run(&self, batch: &mut Batch<'_>, projected: &[f32], width: usize, mut out: &mut [f32]) {
-        let GatedDeltaSpec { value_heads, head_dim, .. } = self.spec;
-        let cpu = batch.cpu;
-        let mut tasks = Vec::new();
-        for Slice { states, first, rows, position, .. } in &mut batch.slices {
-            let end = *position + *rows;
-            let settled = [states.settled, settled_after(*position, end)];
-            let LayerState { state, rows: last } = &mut states.layers[self.layer];
-            let new = &projected[*first * width..(*first + *rows) * width];
-            let of_session = Rows { last, new, width, position: *position, end };
-            let (own, rest) = std::mem::take(&mut out).split_at_mut(*rows * self.spec.values());
-            out = rest;
-            let heads =
-                state.chunks_exact_mut(head_dim * head_dim).zip(Columns::split(own, &vec![head_dim; value_heads]));
-            tasks.extend(heads.enumerate().map(|(head, (state, out))| Head {
-                delta: self,
-                cpu,
-                rows: of_session,
-                settled,
-                head,
-                state,
-                out,
-            }));
-        }
-        cpu.team.each(tasks, Head::run);
-    }
-
-    /// Holds the last of the step's rows beside the states.
-    fn hold(&self, batch: &mut Batch<'_>, projected: &[f32], width: usize) {
-        let row_len = self.spec.row_len();
-        for Slice { states, first, rows, position, .. } in &mut batch.slices {
-            let last = &mut states.layers[self.layer].rows;
-            for row in 0..*rows {
-                last.put(*position + row, &projected[(*first + row) * width..][..row_len]);
-            }
-        }
     }
 
     /// The key head of a value head, and which of those that share it the value head is.
@@ -166,76 +85,36 @@ impl GatedDelta {
     }
 }
 
-impl Head<'_> {
-    fn run(mut self) {
-        let head_dim = self.delta.spec.head_dim;
-        let zeros = || vec![0.0; head_dim];
-        let mut row = HeadRow { query: zeros(), key: zeros(), value: zeros(), decay: zeros(), beta: 0.0, out: zeros() };
-        let ([before, after], end) = (self.settled, self.rows.end);
-        // The state with rows that may yet be taken back.
-        let mut ahead = Vec::new();
-        for position in before..end {
-            let is_last = position + 1 == end;
-            if position == after && !is_last {
-                ahead.extend_from_slice(self.state);
-            }
-            self.load(position, &mut row);
-            let state = if ahead.is_empty() { &mut *self.state } else { &mut ahead[..] };
-            let HeadRow { query, key, value, decay, beta, out } = &mut row;
-            let delta_row = DeltaRow { decay, key };
-            DeltaOutput { state, row: delta_row, query, beta: *beta, value, out }.run(self.cpu.simd);
-            // No row comes after the last one yet.
-            if position < after || !is_last {
-                DeltaUpdate { state, row: delta_row, correction: value }.run(self.cpu.simd);
-            }
-            if position >= self.rows.position {
-                self.finish(position, out);
-            }
-        }
+impl Rule for GatedDelta {
+    fn shape(&self) -> RuleShape {
+        let GatedDeltaSpec { value_heads, head_dim, .. } = self.spec;
+        let row_len = self.spec.row_len();
+        RuleShape { layer: self.layer, heads: value_heads, keys: head_dim, values: head_dim, row_len }
     }
 
-    /// q, k and v of the row at `position`, convolved and normalised, and its gates.
-    fn load(&self, position: usize, row: &mut HeadRow) {
-        let (delta, head_dim) = (self.delta, self.delta.spec.head_dim);
-        let keys = delta.spec.key_heads * head_dim;
-        let (key_head, _) = delta.key_head(self.head);
-        self.convolve(position, key_head * head_dim, &mut row.query);
-        self.convolve(position, keys + key_head * head_dim, &mut row.key);
-        self.convolve(position, 2 * keys + self.head * head_dim, &mut row.value);
-        delta.query_norm.apply(self.cpu, &mut row.query);
-        delta.key_norm.apply(self.cpu, &mut row.key);
-        let (alpha, beta) = delta.gates(self.head, self.rows.get(position));
-        row.decay.fill(decay(delta.decay[self.head], alpha + delta.step_bias[self.head]));
+    fn load(&self, cpu: Cpu<'_>, rows: &Rows<'_>, position: usize, head: usize, row: &mut HeadRow) {
+        let GatedDeltaSpec { key_heads, head_dim, .. } = self.spec;
+        let (keys, (key_head, _)) = (key_heads * head_dim, self.key_head(head));
+        let taps = (&self.taps[..], self.spec.channels());
+        rows.convolve(cpu, position, key_head * head_dim, taps, None, &mut row.query);
+        rows.convolve(cpu, position, keys + key_head * head_dim, taps, None, &mut row.key);
+        rows.convolve(cpu, position, 2 * keys + head * head_dim, taps, None, &mut row.value);
+        self.query_norm.apply(cpu, &mut row.query);
+        self.key_norm.apply(cpu, &mut row.key);
+        let (alpha, beta) = self.gates(head, rows.get(position));
+        row.decay.fill(decay(self.decay[head], alpha + self.step_bias[head]));
         row.beta = sigmoid(beta);
     }
 
-    /// The channels from `channel` on, convolved over the row at `position` and those before it.
-    fn convolve(&self, position: usize, channel: usize, out: &mut [f32]) {
-        let (taps, channels) = (self.delta.spec.taps, self.delta.spec.channels());
-        let first = (position + 1).saturating_sub(taps);
-        let all = self.delta.taps.chunks_exact(channels).skip(taps - (position + 1 - first)).zip(first..);
-        let terms: Vec<(&[f32], &[f32])> = all
-            .map(|(taps, position)| (&taps[channel..][..out.len()], &self.rows.get(position)[channel..][..out.len()]))
-            .collect();
-        Convolve { terms: &terms, out }.run(self.cpu.simd);
+    fn answer(&self, cpu: Cpu<'_>, state: &[f32], row: &mut HeadRow) {
+        let HeadRow { query, key, value, decay, beta, out, .. } = row;
+        DeltaOutput { state, row: DeltaRow { decay, key }, query, beta: *beta, value, out }.run(cpu.simd);
     }
 
-    /// Puts out the row at `position`: normalised and gated.
-    fn finish(&mut self, position: usize, out: &mut [f32]) {
-        self.delta.head_norm.apply(self.cpu, out);
-        let gate = &self.rows.get(position)[self.delta.spec.row_len() + self.head * out.len()..][..out.len()];
-        let gated = self.out.row(position - self.rows.position);
-        gated.copy_from_slice(gate);
-        Gate { activation: Activation::Silu, gate: gated, up: Some(out) }.run(self.cpu.simd);
-    }
-}
-
-impl<'a> Rows<'a> {
-    /// The row at `position`: what was projected of it, without the output's gate where it is an earlier one.
-    fn get(&self, position: usize) -> &'a [f32] {
-        match position.checked_sub(self.position) {
-            Some(row) => &self.new[row * self.width..][..self.width],
-            None => self.last.get(position),
-        }
+    /// Normalised and gated.
+    fn finish(&self, cpu: Cpu<'_>, rows: &Rows<'_>, position: usize, head: usize, row: &mut HeadRow, out: &mut [f32]) {
+        self.head_norm.apply(cpu, &mut row.out);
+        out.copy_from_slice(&rows.get(position)[self.spec.row_len() + head * out.len()..][..out.len()]);
+        Gate { activation: Activation::Silu, gate: out, up: Some(&row.out) }.run(cpu.simd);
     }
 }

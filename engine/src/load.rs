@@ -2,6 +2,7 @@
 
 mod check;
 mod layer;
+mod recurrence;
 mod tensors;
 mod turned;
 

@@ -9,7 +9,7 @@ use qmesh_kernels::{
     attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Scoring, Target, Write},
     buffer::{Buffer, Bytes},
     convolution::Convolve,
-    delta::{DeltaOutput, DeltaRow, DeltaUpdate, decay, sigmoid},
+    delta::{DeltaOutput, DeltaRow, DeltaUpdate, LinearOutput, decay, sigmoid, softplus},
     lanes::{LANES, Simd},
     math::{Exponentials, Gate, Sigmoid, SoftCap, SumExponentials},
     matrix::Matrix,
@@ -139,6 +139,9 @@ impl Results {
             DeltaUpdate { state: &mut state, row, correction: &value }.run(self.simd);
             Sigmoid { x: &mut out, gate: &value }.run(self.simd);
             self.add(&out);
+            LinearOutput { state: &state, row, query: &query, correction: &value, out: &mut out }.run(self.simd);
+            self.add(&out);
+            self.add(&[softplus(gates[0])]);
         }
         self.add(&state);
     }

@@ -56,6 +56,9 @@ impl StateShape {
             Mixer::GatedDelta(delta) => {
                 Self { state_len: delta.state_len(), row_len: delta.row_len(), reach: delta.taps - 1 }
             }
+            Mixer::StateSpace(space) => {
+                Self { state_len: space.state_len(), row_len: space.row_len(), reach: space.taps - 1 }
+            }
         }
     }
 

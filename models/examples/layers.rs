@@ -38,6 +38,7 @@ fn described(layer: &LayerSpec) -> String {
         Mixer::Latent(latent) => {
             format!("{} query heads over a latent of {} + {}", latent.heads, latent.latent_dim, latent.rope_dim)
         }
+        Mixer::StateSpace(space) => format!("a state for each of {} heads of {}", space.heads, space.head_dim),
     };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),

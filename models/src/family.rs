@@ -21,6 +21,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod hunyuan_dense;
 mod hunyuan_moe;
 mod latent;
@@ -41,6 +42,7 @@ mod rope;
 mod seed_oss;
 mod smollm3;
 mod starcoder2;
+mod state_space;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -122,6 +124,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("glm4moe", glm4moe::decoder),
     ("gpt-oss", gpt_oss::decoder),
     ("granite", granite::decoder),
+    ("granitehybrid", granite_hybrid::decoder),
     ("granitemoe", granite::decoder),
     ("hunyuan-dense", hunyuan_dense::decoder),
     ("hunyuan-moe", hunyuan_moe::decoder),

@@ -7,7 +7,7 @@
 pub const VERSION: u32 = 2;
 
 /// What the kernels of that version make of fixed inputs.
-pub const DIGEST: u64 = 0xf582_b1ef_92a0_3b43;
+pub const DIGEST: u64 = 0x8806_6fcc_719c_8c90;
 
 /// How a worker names its arithmetic, which has this digest.
 pub fn named(digest: u64) -> String {

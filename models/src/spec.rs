@@ -17,7 +17,7 @@ pub use self::experts::{
     ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
 };
 pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec, Temperature};
-pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing};
+pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -67,6 +67,8 @@ pub enum Mixer {
     GatedDelta(GatedDeltaSpec),
     /// Latent attention.
     Latent(LatentSpec),
+    /// A state space: a state of each session takes the place of keys and values here too.
+    StateSpace(StateSpaceSpec),
 }
 
 /// What a norm computes.
@@ -310,14 +312,20 @@ pub enum LayerTensor {
     SharedDown,
     PostFfnNorm,
     DeltaQkv,
-    DeltaGate,
+    StateGate,
     Alpha,
     Beta,
     BetaAlpha,
+    StateInput,
+    TimeStep,
     ConvolutionTaps,
+    ConvolutionBias,
     TimeStepBias,
     Decay,
+    HeadDecay,
+    HeadSkip,
     StateNorm,
+    GroupNorm,
     StateOutput,
 }
 
@@ -343,7 +351,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) => None,
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
             Mixer::Latent(_) => None,
         }
     }
@@ -352,7 +360,7 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) => None,
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
             Mixer::Latent(_) => None,
         }
     }
@@ -361,7 +369,7 @@ impl LayerSpec {
     pub fn rope(&self) -> Option<&Rope> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
-            Mixer::GatedDelta(_) => None,
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
             Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
@@ -383,7 +391,7 @@ impl Mixer {
     pub fn has_state(&self) -> bool {
         match self {
             Self::Attention(_) | Self::Latent(_) => false,
-            Self::GatedDelta(_) => true,
+            Self::GatedDelta(_) | Self::StateSpace(_) => true,
         }
     }
 
@@ -391,7 +399,7 @@ impl Mixer {
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
-            Self::GatedDelta(_) => 0,
+            Self::GatedDelta(_) | Self::StateSpace(_) => 0,
             Self::Latent(latent) => 2 * latent.key_dim() as u64,
         }
     }

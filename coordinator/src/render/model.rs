@@ -9,7 +9,7 @@ use qmesh_models::{
     gguf::{Gguf, TensorEntry},
     spec::{
         Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LatentQueries, LatentSpec, LayerSpec,
-        Mixer, ModelSpec, OutputGate, RopePairing, RopeScaling, Scoring, Window,
+        Mixer, ModelSpec, OutputGate, RopePairing, RopeScaling, Scoring, StateSpaceSpec, Window,
     },
 };
 use serde::Serialize;
@@ -276,6 +276,10 @@ fn mixer(mixer: &Mixer) -> String {
                  {latent_dim} + {rope_dim}"
             )
         }
+        Mixer::StateSpace(space) => {
+            let StateSpaceSpec { heads, head_dim, groups, state_size, .. } = space;
+            format!("state space of {heads} heads of {head_dim} by {state_size} in {groups} groups")
+        }
     }
 }
 
@@ -284,7 +288,7 @@ fn window(mixer: &Mixer) -> Option<String> {
     match mixer {
         Mixer::Attention(AttentionSpec { window: Window::Full, .. }) | Mixer::Latent(_) => Some("full".to_owned()),
         Mixer::Attention(AttentionSpec { window: Window::Sliding(width), .. }) => Some(format!("sliding {width}")),
-        Mixer::GatedDelta(_) => None,
+        Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
     }
 }
 

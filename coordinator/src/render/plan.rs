@@ -47,6 +47,9 @@ struct StageReport<'a> {
     token_ms: Option<f64>,
 }
 
+/// A column of bytes: its heading, and what stands there for a stage.
+type SizeColumn = (&'static str, fn(&StageReport<'_>) -> u64);
+
 impl<'a> PlanReport<'a> {
     /// The plan that `input` led to, with what it is expected to do and what else could be done, where that is known.
     pub fn new(input: &'a PlanInput<'_>, plan: &'a Plan, expected: Option<&'a (Prediction, Alternatives)>) -> Self {
@@ -100,7 +103,7 @@ impl<'a> PlanReport<'a> {
 
     fn table(&self) -> String {
         let has_states = self.stages.iter().any(|stage| stage.state_bytes > 0);
-        let sizes: [(&str, fn(&StageReport<'_>) -> u64); 8] = [
+        let sizes: [SizeColumn; 8] = [
             ("weights", |stage| stage.weight_bytes),
             ("KV", |stage| stage.kv_bytes),
             ("states", |stage| stage.state_bytes),

@@ -36,6 +36,20 @@ pub struct DeltaOutput<'a> {
     pub out: &'a mut [f32],
 }
 
+/// What the row's query is answered with a correction that does not depend on the state (Dao and Gu, 2024: a state space).
+pub struct LinearOutput<'a> {
+    /// S before the row: (keys, values), whole groups of 16 values.
+    pub state: &'a [f32],
+    /// The row.
+    pub row: DeltaRow<'a>,
+    /// q; (keys)
+    pub query: &'a [f32],
+    /// δ; (values)
+    pub correction: &'a [f32],
+    /// (g ⊙ S)ᵀq + (q·k) δ; (values)
+    pub out: &'a mut [f32],
+}
+
 /// Makes the row part of the state.
 pub struct DeltaUpdate<'a> {
     /// S: (keys, values), whole groups of 16 values.
@@ -46,7 +60,7 @@ pub struct DeltaUpdate<'a> {
     pub correction: &'a [f32],
 }
 
-entries!(DeltaOutput<'_> => (), DeltaUpdate<'_> => ());
+entries!(DeltaOutput<'_> => (), LinearOutput<'_> => (), DeltaUpdate<'_> => ());
 
 /// Groups of values that are summed at a time: each has two sums, which wait for each other.
 const TOGETHER: usize = 4;
@@ -94,6 +108,44 @@ impl DeltaOutput<'_> {
     }
 }
 
+impl Kernel for LinearOutput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute<L: Lanes>(mut self, l: L) {
+        let overlap = dot(l, self.query, self.row.key);
+        let groups = self.correction.len() / LANES;
+        let whole = groups / TOGETHER * TOGETHER;
+        for group in (0..whole).step_by(TOGETHER) {
+            self.groups::<L, TOGETHER>(l, group, overlap);
+        }
+        for group in whole..groups {
+            self.groups::<L, 1>(l, group, overlap);
+        }
+    }
+}
+
+impl LinearOutput<'_> {
+    /// The values of `N` groups from `group` on.
+    #[inline(always)]
+    fn groups<L: Lanes, const N: usize>(&mut self, l: L, group: usize, overlap: f32) {
+        let width = self.correction.len();
+        let mut asked = [l.splat(0.0); N];
+        for ((row, decay), query) in self.state.chunks_exact(width).zip(self.row.decay).zip(self.query) {
+            let query = l.splat(decay * query);
+            for (n, state) in row[group * LANES..].as_chunks::<LANES>().0[..N].iter().enumerate() {
+                asked[n] = l.fma(l.load(state), query, asked[n]);
+            }
+        }
+        let overlap = l.splat(overlap);
+        let corrections = self.correction[group * LANES..].as_chunks().0;
+        let outs = self.out[group * LANES..].as_chunks_mut().0;
+        for n in 0..N {
+            l.store(l.fma(overlap, l.load(&corrections[n]), asked[n]), &mut outs[n]);
+        }
+    }
+}
+
 impl Kernel for DeltaUpdate<'_> {
     type Output = ();
 
@@ -120,13 +172,18 @@ fn dot<L: Lanes>(l: L, a: &[f32], b: &[f32]) -> f32 {
 
 /// What a row leaves of a state: exp(rate · softplus(x)), for a rate below 0.
 pub fn decay(rate: f32, x: f32) -> f32 {
+    real::exp((f64::from(rate) * wide_softplus(x)).clamp(-BOUND, BOUND)) as f32
+}
+
+/// ln(1 + e^x).
+pub fn softplus(x: f32) -> f32 {
+    wide_softplus(x) as f32
+}
+
+fn wide_softplus(x: f32) -> f64 {
     let x = f64::from(x);
-    if x.is_nan() {
-        return f32::NAN;
-    }
     // Beyond 20 the two differ by less than an f32 can tell.
-    let softplus = if x > 20.0 { x } else { real::ln(1.0 + real::exp(x.max(-BOUND))) };
-    real::exp((f64::from(rate) * softplus).clamp(-BOUND, BOUND)) as f32
+    if x.is_nan() || x > 20.0 { x } else { real::ln(1.0 + real::exp(x.max(-BOUND))) }
 }
 
 /// σ(x).

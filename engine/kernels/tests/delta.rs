@@ -1,7 +1,7 @@
 //! The delta rule against f64, row after row.
 
 use qmesh_kernels::{
-    delta::{DeltaOutput, DeltaRow, DeltaUpdate, decay, sigmoid},
+    delta::{DeltaOutput, DeltaRow, DeltaUpdate, LinearOutput, decay, sigmoid, softplus},
     lanes::Simd,
 };
 
@@ -80,10 +80,33 @@ fn every_tier_gives_the_same_bits_close_to_f64() {
 }
 
 #[test]
+fn a_linear_output_is_what_the_state_answers_after_the_row() {
+    for (keys, values) in [(16, 16), (128, 64), (24, 80)] {
+        let (mut state, results) = (vec![0.0; keys * values], rows(keys, values));
+        for Row { decay, key, query, value, .. } in &results {
+            let row = DeltaRow { decay, key };
+            let outs = Simd::available().into_iter().map(|simd| {
+                let mut out = vec![f32::NAN; values];
+                LinearOutput { state: &state, row, query, correction: value, out: &mut out }.run(simd);
+                out
+            });
+            let outs: Vec<_> = outs.collect();
+            assert!(outs.iter().all(|out| *out == outs[0]));
+            DeltaUpdate { state: &mut state, row, correction: value }.run(Simd::available()[0]);
+            for (j, y) in outs[0].iter().enumerate() {
+                let exact: f64 = (0..keys).map(|i| f64::from(state[i * values + j]) * f64::from(query[i])).sum();
+                assert!((f64::from(*y) - exact).abs() < 1e-5, "{y} for {exact}");
+            }
+        }
+    }
+}
+
+#[test]
 fn gates_are_the_formulas_and_keep_nan() {
     for x in [-700.0, -90.0, -3.0, -0.1, 0.0, 0.4, 2.0, 19.9, 20.1, 50.0, 800.0_f32] {
         let (wide, softplus) = (f64::from(x), if x > 100.0 { f64::from(x) } else { f64::from(x).exp().ln_1p() });
         assert!((f64::from(decay(-0.3, x)) - (f64::from(-0.3_f32) * softplus).exp()).abs() < 1e-7, "{x}");
+        assert!((f64::from(self::softplus(x)) - softplus).abs() <= 1e-7 * softplus.max(1.0), "{x}");
         assert!((f64::from(sigmoid(x)) - 1.0 / (1.0 + (-wide).exp())).abs() < 1e-7, "{x}");
     }
     assert!(decay(-0.3, f32::NAN).is_nan() && decay(f32::NAN, 1.0).is_nan() && sigmoid(f32::NAN).is_nan());

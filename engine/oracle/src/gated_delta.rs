@@ -39,7 +39,7 @@ impl GatedDelta {
         eps: f32,
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{
-            Alpha, Beta, BetaAlpha, ConvolutionTaps, Decay, DeltaGate, DeltaQkv, StateNorm, StateOutput, TimeStepBias,
+            Alpha, Beta, BetaAlpha, ConvolutionTaps, Decay, DeltaQkv, StateGate, StateNorm, StateOutput, TimeStepBias,
         };
         let GatedDeltaSpec { key_heads, value_heads, head_dim, taps, .. } = *spec;
         if key_heads == 0 || !value_heads.is_multiple_of(key_heads) {
@@ -53,7 +53,7 @@ impl GatedDelta {
                 DeltaGates::Apart => vec![linear(Alpha, value_heads)?, linear(Beta, value_heads)?],
                 DeltaGates::Together => vec![linear(BetaAlpha, 2 * value_heads)?],
             },
-            output_gate: linear(DeltaGate, spec.values())?,
+            output_gate: linear(StateGate, spec.values())?,
             taps: weights.matrix(of_layer(layer, ConvolutionTaps), spec.channels(), taps)?,
             step_bias: weights.vector(of_layer(layer, TimeStepBias), value_heads)?,
             decay: weights.vector(of_layer(layer, Decay), value_heads)?,

@@ -12,6 +12,7 @@ use crate::{
     gated_delta::GatedDelta,
     latent::LatentAttention,
     norm::Norm,
+    state_space::StateSpace,
     weights::{Weights, of_layer},
 };
 
@@ -32,6 +33,7 @@ enum LayerMixer {
     Attention(Attention),
     Latent(LatentAttention),
     GatedDelta(GatedDelta),
+    StateSpace(StateSpace),
 }
 
 /// How the halves stand to each other.
@@ -70,6 +72,9 @@ impl Layer {
                 Mixer::GatedDelta(delta) => {
                     LayerMixer::GatedDelta(GatedDelta::open(weights, index, delta, spec.norm.eps)?)
                 }
+                Mixer::StateSpace(space) => {
+                    LayerMixer::StateSpace(StateSpace::open(weights, index, space, spec.norm.eps)?)
+                }
             },
             ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
             ffn: FeedForward::open(weights, index, &spec.ffn)?,
@@ -87,6 +92,7 @@ impl Layer {
             LayerMixer::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
             LayerMixer::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values),
             LayerMixer::GatedDelta(delta) => delta.forward(x, &mut cache.past),
+            LayerMixer::StateSpace(space) => space.forward(x, &mut cache.past),
         };
         let mixed = self.attention_norms.around(x, self.residual_scale, mix)?;
         match self.order {

@@ -49,6 +49,7 @@ mod norm;
 mod rope;
 mod rounding;
 mod shard;
+mod state_space;
 mod weights;
 
 pub use candle_core::Device;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
     AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, ModelSpec,
-    OutputGate, QkNorm, Rope, RopeScaling, Temperature, Window,
+    OutputGate, QkNorm, Rope, RopeScaling, StateSpaceSpec, Temperature, Window,
 };
 
 use crate::error::EngineError;
@@ -28,6 +28,7 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
             Mixer::Attention(attention) => check_attention(attention)?,
             Mixer::GatedDelta(delta) => check_gated_delta(delta)?,
             Mixer::Latent(latent) => check_latent(latent)?,
+            Mixer::StateSpace(space) => check_state_space(space)?,
         }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
@@ -124,6 +125,25 @@ fn check_latent(latent: &LatentSpec) -> Result<(), EngineError> {
         positive("latent.temperature.length", length as f32)?;
     }
     latent.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rope_dim))
+}
+
+fn check_state_space(space: &StateSpaceSpec) -> Result<(), EngineError> {
+    let StateSpaceSpec { heads, head_dim, groups, state_size, taps, .. } = *space;
+    dimension("space.heads", heads)?;
+    dimension("space.head_dim", head_dim)?;
+    dimension("space.groups", groups)?;
+    dimension("space.state_size", state_size)?;
+    dimension("space.channels", space.row_len())?;
+    dimension("space.state_size * space.values", space.state_len())?;
+    dimension("space.taps", taps)?;
+    dimension("space.channels * space.taps", space.channels().saturating_mul(taps))?;
+    if !heads.is_multiple_of(groups) {
+        return Err(wrong(format!("{heads} heads cannot be {groups} groups")));
+    }
+    if !head_dim.is_multiple_of(LANES) {
+        return Err(wrong(format!("space.head_dim = {head_dim} is no multiple of {LANES}")));
+    }
+    Ok(())
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {

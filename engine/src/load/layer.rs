@@ -4,9 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, LatentQueries,
-    LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks,
-    TensorRole,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec,
+    LayerTensor, Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
 };
 
 use super::{
@@ -18,7 +17,6 @@ use crate::{
     block::{Block, BlockMixer},
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
-    gated_delta::GatedDelta,
     latent::{LatentAttention, QueryWeights},
     linear::{
         Gated, Linear, Norm, Residual,
@@ -40,6 +38,7 @@ impl LayerWeights<'_, '_> {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
             Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
             Mixer::Latent(latent) => BlockMixer::Latent(self.latent(spec, latent, place, rope)?),
+            Mixer::StateSpace(space) => BlockMixer::StateSpace(self.state_space(spec, space, place)?),
         };
         let ffn = self.ffn(spec, mixer.norm())?;
         Ok(Block { mixer, ffn })
@@ -87,49 +86,6 @@ impl LayerWeights<'_, '_> {
         })
     }
 
-    fn gated_delta(
-        &mut self,
-        layer: &LayerSpec,
-        spec: &GatedDeltaSpec,
-        place: usize,
-    ) -> Result<GatedDelta, EngineError> {
-        use LayerTensor::{
-            Alpha, AttnNorm, AttnNormBias, Beta, BetaAlpha, Decay, DeltaGate, DeltaQkv, PostAttnNorm, StateNorm,
-            StateOutput, TimeStepBias,
-        };
-        let (hidden, eps) = (self.hidden, layer.norm.eps);
-        let GatedDeltaSpec { value_heads, head_dim, .. } = *spec;
-        let gates = match spec.gates {
-            DeltaGates::Apart => {
-                vec![self.linear(Alpha, None, value_heads, hidden)?, self.linear(Beta, None, value_heads, hidden)?]
-            }
-            DeltaGates::Together => vec![self.linear(BetaAlpha, None, 2 * value_heads, hidden)?],
-        };
-        // x / √(Σx² + ε) is the RMS norm with a part of ε and a gain that is the same for all elements.
-        let elements = head_dim as f32;
-        let to_length = |length: f32| Norm {
-            gain: vec![length / elements.sqrt(); head_dim].into(),
-            bias: None,
-            eps: eps / elements,
-        };
-        Ok(GatedDelta {
-            layer: place,
-            norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
-            qkv: self.linear(DeltaQkv, None, spec.channels(), hidden)?,
-            gates,
-            output_gate: self.linear(DeltaGate, None, spec.values(), hidden)?,
-            taps: self.taps(spec.channels(), spec.taps)?,
-            step_bias: self.vector(TimeStepBias, value_heads)?,
-            decay: self.vector(Decay, value_heads)?,
-            query_norm: to_length(1.0 / elements.sqrt()),
-            key_norm: to_length(1.0),
-            head_norm: Norm { gain: self.vector(StateNorm, head_dim)?, bias: None, eps },
-            output: self.linear(StateOutput, None, hidden, spec.values())?,
-            residual: self.residual(layer, PostAttnNorm)?,
-            spec: spec.clone(),
-        })
-    }
-
     fn latent(
         &mut self,
         layer: &LayerSpec,
@@ -168,13 +124,6 @@ impl LayerWeights<'_, '_> {
             residual: self.residual(layer, PostAttnNorm)?,
             spec: spec.clone(),
         })
-    }
-
-    /// The factors of a convolution, which a file has channel by channel: (taps, channels).
-    fn taps(&mut self, channels: usize, taps: usize) -> Result<Arc<[f32]>, EngineError> {
-        let role = TensorRole::Layer(self.layer, LayerTensor::ConvolutionTaps);
-        let by_channel = self.weights.rows(role, channels, taps)?;
-        Ok((0..taps * channels).map(|at| by_channel[at % channels * taps + at / channels]).collect())
     }
 
     /// What each head multiplies its queries by, and what it makes values with, where the file has them as one.
@@ -263,7 +212,11 @@ impl LayerWeights<'_, '_> {
     }
 
     /// The norm before a half, where there is one.
-    fn norm_before(&mut self, layer: &LayerSpec, tensors: [LayerTensor; 2]) -> Result<Option<Norm>, EngineError> {
+    pub(super) fn norm_before(
+        &mut self,
+        layer: &LayerSpec,
+        tensors: [LayerTensor; 2],
+    ) -> Result<Option<Norm>, EngineError> {
         let roles = tensors.map(|tensor| TensorRole::Layer(self.layer, tensor));
         match layer.norms {
             NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Beside => {
@@ -273,7 +226,7 @@ impl LayerWeights<'_, '_> {
         }
     }
 
-    fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
+    pub(super) fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
         let norm = match layer.norms {
             NormPlacement::Pre | NormPlacement::Beside => None,
             NormPlacement::PreAndPost | NormPlacement::Post => {
@@ -283,11 +236,11 @@ impl LayerWeights<'_, '_> {
         Ok(Residual { norm, scale: layer.residual_scale })
     }
 
-    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Arc<[f32]>, EngineError> {
+    pub(super) fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Arc<[f32]>, EngineError> {
         self.weights.vector(TensorRole::Layer(self.layer, tensor), len)
     }
 
-    fn linear(
+    pub(super) fn linear(
         &mut self,
         tensor: LayerTensor,
         bias: Option<LayerTensor>,
@@ -320,7 +273,7 @@ impl LayerWeights<'_, '_> {
     }
 }
 
-fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {
+pub(super) fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {
     match bias {
         Bias::None => None,
         Bias::Present => Some(tensor),

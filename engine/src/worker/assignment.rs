@@ -151,6 +151,13 @@ impl Assignment {
                     within("rotated width", latent.rope_dim, FRAME_WIDTH)?;
                     within("value width", latent.value_dim, FRAME_WIDTH)?;
                 }
+                Mixer::StateSpace(space) => {
+                    within("heads", space.heads, FRAME_WIDTH)?;
+                    within("head width", space.head_dim, FRAME_WIDTH)?;
+                    within("groups", space.groups, FRAME_WIDTH)?;
+                    within("state size", space.state_size, FRAME_WIDTH)?;
+                    within("taps", space.taps, FRAME_WIDTH)?;
+                }
             }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)

@@ -9,13 +9,13 @@ use super::{
     experts,
     metadata::Metadata,
 };
-use crate::spec::{Activation, RopePairing, Routing, Scoring, Weighting};
+use crate::spec::{Activation, LayerSpec, RopePairing, Routing, Scoring, Weighting};
 
 const SCALE: RangeInclusive<f32> = 1e-6..=1e6;
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Interleaved, rope_base: 10_000.0, activation: Activation::Silu };
-    let mut layers = if m.count_or("expert_count", 0, 0..=usize::MAX)? == 0 {
+    let layers = if m.count_or("expert_count", 0, 0..=usize::MAX)? == 0 {
         dense::layers(m, &plain)?
     } else {
         let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
@@ -23,6 +23,11 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         mixture.shared = experts::shared_by_width(m)?;
         experts::layers(m, &plain, &mixture)?
     };
+    scaled(m, layers)
+}
+
+/// What scales everywhere in a Granite, and whether its attention knows positions.
+pub(super) fn scaled(m: &Metadata<'_>, mut layers: Vec<LayerSpec>) -> Result<Decoder, ModelError> {
     let residual_scale = m.float_or("residual_scale", 1.0, SCALE)?;
     let positions = m.flag_or("rope.scaling.finetuned", true)?;
     layers.iter_mut().for_each(|layer| layer.residual_scale = residual_scale);

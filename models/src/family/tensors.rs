@@ -8,7 +8,7 @@ use crate::{
     spec::{
         AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec,
         LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, QkNorm,
-        RopeScaling, SharedExpert, SharedGate, Sinks, TensorRole, TensorSpec,
+        RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec,
     },
     tensor::TensorType,
 };
@@ -152,6 +152,7 @@ impl LayerTensors<'_> {
             Mixer::Attention(attention) => self.attention(attention),
             Mixer::GatedDelta(delta) => self.gated_delta(delta),
             Mixer::Latent(latent) => self.latent(latent),
+            Mixer::StateSpace(space) => self.state_space(space),
         }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
@@ -209,7 +210,7 @@ impl LayerTensors<'_> {
         use LayerTensor as Part;
         let (hidden, heads) = (self.hidden, d.value_heads);
         self.tensor("attn_qkv.weight", Part::DeltaQkv, d.channels(), hidden);
-        self.tensor("attn_gate.weight", Part::DeltaGate, d.values(), hidden);
+        self.tensor("attn_gate.weight", Part::StateGate, d.values(), hidden);
         match d.gates {
             DeltaGates::Apart => {
                 self.tensor("ssm_alpha.weight", Part::Alpha, heads, hidden);
@@ -246,6 +247,21 @@ impl LayerTensors<'_> {
             }
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, hidden, heads * l.value_dim);
+    }
+
+    fn state_space(&mut self, s: &StateSpaceSpec) {
+        use LayerTensor as Part;
+        let (hidden, heads) = (self.hidden, s.heads);
+        let pieces = [(Part::StateGate, s.values()), (Part::StateInput, s.channels()), (Part::TimeStep, heads)];
+        let pieces = pieces.map(|(tensor, rows)| (self.role(tensor), rows)).to_vec();
+        self.expected.push(Expected { name: self.name("ssm_in.weight"), cols: hidden, pieces, stacked: 1 });
+        self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, s.channels(), s.taps);
+        self.bias("ssm_conv1d.bias", Part::ConvolutionBias, s.channels(), s.bias);
+        self.vector("ssm_dt.bias", Part::TimeStepBias, heads);
+        self.tensor("ssm_a", Part::HeadDecay, heads, 1);
+        self.tensor("ssm_d", Part::HeadSkip, heads, 1);
+        self.tensor("ssm_norm.weight", Part::GroupNorm, s.groups, s.values() / s.groups.max(1));
+        self.tensor("ssm_out.weight", Part::StateOutput, hidden, s.values());
     }
 
     fn ffn(&mut self, ffn: &Ffn) {

@@ -92,8 +92,9 @@ pub(super) struct Inputs {
 impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
-            Alpha, AttnOutput, Beta, BetaAlpha, DeltaGate, DeltaQkv, Down, ExpertDowns, ExpertGates, ExpertUps, Gate,
-            K, KB, KvA, KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateOutput, Up, V, VB,
+            Alpha, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, KB, KvA,
+            KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateGate, StateInput, StateOutput,
+            TimeStep, Up, V, VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
@@ -102,7 +103,10 @@ impl Inputs {
                 // What it is turned into is of floats.
                 (inputs.joined, inputs.keys.floats) = (Some(tensor.dtype), true);
             }
-            let input = if matches!(part, Q | K | V | QA | KvA | DeltaQkv | DeltaGate | Alpha | Beta | BetaAlpha) {
+            let input = if matches!(
+                part,
+                Q | K | V | QA | KvA | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | StateInput | TimeStep
+            ) {
                 &mut inputs.attention
             } else if part == QB {
                 &mut inputs.queries

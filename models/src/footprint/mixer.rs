@@ -7,7 +7,7 @@ use super::{
     product, sum,
 };
 use crate::{
-    spec::{AttentionSpec, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, QkNorm},
+    spec::{AttentionSpec, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, QkNorm, StateSpaceSpec},
     tensor::TensorType,
 };
 
@@ -47,6 +47,7 @@ impl MixerFootprint {
             Mixer::Attention(attention) => Self::of_attention(attention, hidden, inputs),
             Mixer::Latent(latent) => Self::of_latent(latent, hidden, inputs),
             Mixer::GatedDelta(delta) => Self::of_gated_delta(delta, hidden, inputs),
+            Mixer::StateSpace(space) => Self::of_state_space(space, hidden, inputs),
         }
     }
 
@@ -122,29 +123,66 @@ impl MixerFootprint {
     }
 
     fn of_gated_delta(spec: &GatedDeltaSpec, hidden: usize, inputs: &Inputs) -> Self {
-        let values = product([FLOAT, spec.values()]);
-        let projected = sum([product([FLOAT, spec.row_len()]), values]);
+        let shape = StateShape {
+            heads: spec.value_heads,
+            keys: spec.head_dim,
+            values: spec.head_dim,
+            row_len: spec.row_len(),
+            taps: spec.taps,
+        };
+        Self::with_states(shape, hidden, inputs)
+    }
+
+    fn of_state_space(spec: &StateSpaceSpec, hidden: usize, inputs: &Inputs) -> Self {
+        let shape = StateShape {
+            heads: spec.heads,
+            keys: spec.state_size,
+            values: spec.head_dim,
+            row_len: spec.row_len(),
+            taps: spec.taps,
+        };
+        Self::with_states(shape, hidden, inputs)
+    }
+
+    fn with_states(shape: StateShape, hidden: usize, inputs: &Inputs) -> Self {
+        let StateShape { heads, keys, values, row_len, taps } = shape;
+        let (elements, head) = (heads.saturating_mul(values), product([FLOAT, keys, values]));
+        let vectors = product([FLOAT, HEAD_VECTORS, keys.saturating_add(values)]);
+        let values = product([FLOAT, elements]);
+        let projected = sum([product([FLOAT, row_len]), values]);
         // In the order of time: the products; the heads' tasks and what comes of them; the layer's output so far.
         let projecting = sum([inputs.attention.bytes(hidden), projected]);
-        let mixing = sum([projected, values, product([TASK_BYTES, spec.value_heads])]);
-        let output = sum([values, inputs.output.bytes(spec.values()), product([FLOAT, hidden])]);
-        let rows = spec.taps.saturating_add(ROLLBACK_ROWS - 1);
-        let (state, last_rows) = (product([FLOAT, spec.state_len()]), product([FLOAT, rows, spec.row_len()]));
+        let mixing = sum([projected, values, product([TASK_BYTES, heads])]);
+        let output = sum([values, inputs.output.bytes(elements), product([FLOAT, hidden])]);
+        let rows = taps.saturating_add(ROLLBACK_ROWS - 1);
+        let last_rows = product([FLOAT, rows, row_len]);
         Self {
             page_bytes: 0,
-            session_bytes: sum([allocated(state), allocated(last_rows)]),
+            session_bytes: sum([allocated(product([heads]).saturating_mul(head)), allocated(last_rows)]),
             row_bytes: projecting.max(mixing).max(output),
             mixed_bytes: values,
             // A head's state with rows that may yet be taken back, and a row's vectors.
-            thread_bytes: product([FLOAT, spec.head_dim, spec.head_dim.saturating_add(HEAD_VECTORS)]),
+            thread_bytes: sum([head, vectors]),
             part_bytes: 0,
             cut: PagesCut::Never,
         }
     }
 }
 
-/// Vectors that a thread has of a row in one head: query, key, value, decay, output.
-const HEAD_VECTORS: usize = 5;
+/// Vectors that a thread has of a row in one head: as long as a key, and as long as a value.
+const HEAD_VECTORS: usize = 3;
+
+/// What tells how much a layer with states takes.
+#[derive(Clone, Copy, Debug)]
+struct StateShape {
+    heads: usize,
+    /// Rows and columns of a head's state.
+    keys: usize,
+    values: usize,
+    /// Elements of a row that are held.
+    row_len: usize,
+    taps: usize,
+}
 
 /// Bytes of the matrices that are made of others when these are loaded: those that latent attention multiplies queries by,
 /// where the file holds what makes keys.
@@ -154,7 +192,7 @@ pub(super) fn made_bytes(mixer: &Mixer, inputs: &Inputs) -> u64 {
             let element = turned_type(dtype).block_bytes();
             product([*heads, filled(*latent_dim), *plain_dim, element])
         }
-        (Mixer::Latent(_) | Mixer::Attention(_) | Mixer::GatedDelta(_), _) => 0,
+        (Mixer::Latent(_) | Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_), _) => 0,
     }
 }
 

@@ -69,6 +69,10 @@ fn states_count_by_the_sessions_that_there_is_room_for() {
         let footprint = footprints.shard(&demand);
         assert_eq!(footprint.state_bytes, sessions * 2 * layer, "{kv_positions} positions, {context} a session");
     }
+    let hybrid = tiny("granitehybrid.gguf");
+    // 4 heads of 16 by 16, and the last rows of 64 + 2 · 2 · 16 channels and 4 time steps.
+    let layer = 4 * (4 * 16 * 16 + (3 + 16) * (128 + 4));
+    assert_eq!(Footprints::new(&hybrid).session_bytes(&(0..4)), 3 * layer);
     let cached = |layers| footprints.shard(&demand(layers)).kv_bytes;
     assert_eq!(cached(0..4), cached(3..4), "layers with a state have no keys");
 }
@@ -105,6 +109,7 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
         "starcoder2.gguf",
         "qwen35moe.gguf",
         "deepseek2.gguf",
+        "granitehybrid.gguf",
     ] {
         let spec = tiny(name);
         let whole = Footprints::new(&spec);

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Bias;
+
 /// The gated delta rule (Yang, Kautz and Hatamizadeh, 2024): each value head has a matrix S that answers keys with values. A
 /// row forgets by a decay g, corrects what S answers to its key k by β, and puts out what its query q is answered:
 /// S ← g·S + k·β(v − g·Sᵀk)ᵀ, and Sᵀq. Before that, q, k and v go through a causal convolution of each channel and SiLU, and
 /// each head's q and k are made as long as 1. After it, each value head is normalised (`StateNorm`) and multiplied by SiLU of
-/// a gate (`DeltaGate`). g = exp(`Decay` · softplus(α + `TimeStepBias`)) is one number for each value head, and so is β, which
+/// a gate (`StateGate`). g = exp(`Decay` · softplus(α + `TimeStepBias`)) is one number for each value head, and so is β, which
 /// is σ of what its product gives.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct GatedDeltaSpec {
@@ -40,6 +42,48 @@ pub enum DeltaGates {
     Apart,
     /// One product (`BetaAlpha`): for each key head, β of its value heads, then α of these.
     Together,
+}
+
+/// A state space whose heads decay as a whole (Mamba-2: Dao and Gu, 2024): each head has a matrix S, into which a row's x goes by
+/// its time step d = softplus(`TimeStep` · row + `TimeStepBias`): S ← exp(`HeadDecay` · d) · S + B·(d·x)ᵀ. It puts out
+/// SᵀC + `HeadSkip` · x. Before that, x, B and C (`StateInput`) go through a causal convolution of each channel and SiLU.
+/// After it, all is multiplied by SiLU of a gate (`StateGate`), and each group's heads are normalised together (`GroupNorm`).
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct StateSpaceSpec {
+    /// Heads of x, each with a state.
+    pub heads: usize,
+    /// Elements of x in a head; whole groups of 16.
+    pub head_dim: usize,
+    /// Heads share B and C, and a norm, in so many groups; divides `heads`.
+    pub groups: usize,
+    /// Elements of B and of C in a group.
+    pub state_size: usize,
+    /// Rows that the convolution sees, the present one included.
+    pub taps: usize,
+    /// Whether the convolution has a bias (`ConvolutionBias`).
+    pub bias: Bias,
+}
+
+impl StateSpaceSpec {
+    /// Elements of x, B and C of a row together: what the convolution goes over.
+    pub fn channels(&self) -> usize {
+        self.values().saturating_add(self.groups.saturating_mul(self.state_size).saturating_mul(2))
+    }
+
+    /// Elements of x in all heads of a row.
+    pub fn values(&self) -> usize {
+        self.heads.saturating_mul(self.head_dim)
+    }
+
+    /// Elements of the states of all heads.
+    pub fn state_len(&self) -> usize {
+        self.values().saturating_mul(self.state_size)
+    }
+
+    /// Elements of a row that states are made of: x, B and C before the convolution, and the time steps.
+    pub fn row_len(&self) -> usize {
+        self.channels().saturating_add(self.heads)
+    }
 }
 
 impl GatedDeltaSpec {

@@ -121,7 +121,7 @@ fn samples_come_back_for_the_rows_that_were_wanted() {
 fn a_session_that_nothing_can_be_sampled_of_takes_no_other_with_it() {
     let last = assignment(2..3);
     let whole = frame(FrameKind::Hidden, u32::try_from(last.spec.hidden).unwrap());
-    let row = |token| SampledRow { token, logprob: -1.0, target_logprob: f32::NAN, digest: 0, top: Vec::new() };
+    let row = |token| SampledRow { token, logprob: -1.0, target_logprob: -2.0, digest: 0, top: Vec::new() };
     let failed = |position| Err(EngineError::NonFinite { session: 9, position });
     let mut step = to_step(&last, &whole).unwrap();
     // A row of session 8, and three of session 9.
