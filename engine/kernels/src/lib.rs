@@ -11,6 +11,8 @@
 pub mod attend;
 pub mod buffer;
 pub mod columns;
+pub mod convolution;
+pub mod delta;
 mod error;
 mod float;
 mod format;

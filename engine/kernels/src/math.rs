@@ -33,6 +33,12 @@ pub(super) fn soft_cap<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
     l.mul(l.splat(cap), l.sub(one, l.div(l.splat(2.0), l.add(square, one))))
 }
 
+/// x · σ(x).
+#[inline(always)]
+pub(super) fn silu<L: Lanes>(l: L, x: L::F) -> L::F {
+    l.div(x, l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), x))))
+}
+
 /// x ← cap · tanh(x / cap), for each element.
 pub struct SoftCap<'a> {
     /// The elements.
@@ -41,7 +47,7 @@ pub struct SoftCap<'a> {
     pub cap: f32,
 }
 
-entries!(SoftCap<'_> => (), Gate<'_> => (), SumExponentials<'_> => LogSum, Exponentials<'_> => ());
+entries!(SoftCap<'_> => (), Gate<'_> => (), Sigmoid<'_> => (), SumExponentials<'_> => LogSum, Exponentials<'_> => ());
 
 impl Kernel for SoftCap<'_> {
     type Output = ();
@@ -97,6 +103,29 @@ impl Kernel for Gate<'_> {
             let mut values = [0.0; LANES];
             l.store(l.mul(l.div(x, sigmoid), up), &mut values);
             gate.copy_from_slice(&values[..gate.len()]);
+        }
+    }
+}
+
+/// x ← x · σ(gate), for each element.
+pub struct Sigmoid<'a> {
+    /// The elements.
+    pub x: &'a mut [f32],
+    /// As many.
+    pub gate: &'a [f32],
+}
+
+impl Kernel for Sigmoid<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute<L: Lanes>(self, l: L) {
+        for (x, gate) in self.x.chunks_mut(LANES).zip(self.gate.chunks(LANES)) {
+            let gate = l.load(&padded(gate, 0.0));
+            let inverse = l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), gate)));
+            let mut values = [0.0; LANES];
+            l.store(l.div(l.load(&padded(x, 0.0)), inverse), &mut values);
+            x.copy_from_slice(&values[..x.len()]);
         }
     }
 }

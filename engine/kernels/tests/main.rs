@@ -5,6 +5,8 @@
 mod attend;
 mod buffer;
 mod columns;
+mod convolution;
+mod delta;
 mod format;
 mod lanes;
 mod math;

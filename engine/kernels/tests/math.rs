@@ -3,7 +3,7 @@
 use qmesh_arithmetic::Activation;
 use qmesh_kernels::{
     lanes::Simd,
-    math::{Exponentials, Gate, SoftCap, SumExponentials},
+    math::{Exponentials, Gate, Sigmoid, SoftCap, SumExponentials},
 };
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -80,6 +80,20 @@ fn gates_are_those_of_the_framework() {
                 assert!((y - e).abs() <= 2e-6 * e.abs().max(10.0), "{activation:?}: {y} for {e}");
             }
         }
+    }
+}
+
+#[test]
+fn gates_of_a_half_by_itself_are_sigmoids() {
+    let gate: Vec<f32> = (0..1003).map(|i| i as f32 * 0.03 - 15.0).collect();
+    let words = on_all_tiers(|simd| {
+        let mut x = vec![-3.0; gate.len()];
+        Sigmoid { x: &mut x, gate: &gate }.run(simd);
+        bits(&x)
+    });
+    for (gate, y) in gate.iter().zip(words) {
+        let exact = -3.0 / (1.0 + f64::from(-gate).exp());
+        assert!((f64::from(f32::from_bits(y)) - exact).abs() <= 1e-6, "{gate}");
     }
 }
 
