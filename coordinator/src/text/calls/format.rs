@@ -153,6 +153,7 @@ mod tests {
             ("qwen2.5", "hermes"),
             ("qwen3", "hermes"),
             ("qwen3-coder", "qwen3-coder"),
+            ("qwen3.5", "qwen3-coder"),
             ("smollm2", "generic"),
             ("smollm3", "generic"),
         ] {

@@ -71,6 +71,7 @@ fn every_template_tells_of_tools_calls_and_results() {
         "qwen2.5",
         "qwen3",
         "qwen3-coder",
+        "qwen3.5",
     ];
     for name in names.keys() {
         let text = templated(&golden(&format!("{name}.jinja")));
