@@ -28,6 +28,7 @@ from gguf.quants import dequantize, quantize
 
 GREEDY_STEPS, TOP = 8, 20
 VOCAB, HEADS, KV_HEADS, HEAD = 128, 4, 2, 16
+KEY_HEADS, VALUE_HEADS, TAPS, GROUPS = 2, 4, 4, 2
 
 # A tensor's shape is a word of size letters, in GGUF's order (input first).
 ENDS = {"token_embd.weight": "EV", "output_norm.weight": "E"}
@@ -50,11 +51,13 @@ TIED_EMBEDDING = 1.6
 
 @dataclass(frozen=True)
 class Model:
-    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block, `whole` once."""
+    """A family's shape: `keys` stand below the architecture's name, `block` tensors in each block (but `fourth` in every
+    fourth, where given), `whole` once."""
 
     arch: str
     seed: int
     block: dict
+    fourth: dict | None = None
     blocks: int = 2
     width: int = 32
     feed_forward: int = 48
@@ -72,13 +75,19 @@ class Model:
         """What the letters of the shapes mean."""
         q, k, f = HEADS * HEAD, KV_HEADS * HEAD, self.feed_forward
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
+        # The heads of q, k and v in a block with a state are as wide as those of its attention.
+        sizes |= {"J": 2 * q, "Y": HEAD, "A": TAPS, "C": (2 * KEY_HEADS + VALUE_HEADS) * HEAD, "D": VALUE_HEADS * HEAD}
+        sizes |= {"M": 2 * VALUE_HEADS, "N": VALUE_HEADS, "1": 1, "2": GROUPS}
+        space = (VALUE_HEADS + 2 * GROUPS) * HEAD
+        sizes |= {"W": space, "I": VALUE_HEADS * HEAD + space + VALUE_HEADS, "Z": VALUE_HEADS * HEAD // GROUPS}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         return sizes | {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
 
     def shapes(self):
         """Every tensor's name and shape, in the file's order."""
         whole = ENDS | ({} if self.tied else {"output.weight": "EV"}) | self.whole
-        blocks = {f"blk.{i}.{name}": shape for i in range(self.blocks) for name, shape in self.block.items()}
+        block = lambda i: self.fourth if self.fourth and i % 4 == 3 else self.block
+        blocks = {f"blk.{i}.{name}": shape for i in range(self.blocks) for name, shape in block(i).items()}
         sizes = self.sizes()
         return {name: [sizes[letter] for letter in shape] for name, shape in (whole | blocks).items()}
 
@@ -101,6 +110,8 @@ class Model:
             return 1.0, GAIN
         if stem == "attn_sinks.weight":
             return 1.0, 1.0
+        if stem in ("ssm_a", "ssm_d"):
+            return {"ssm_a": -0.3, "ssm_d": 1.0}[stem], 0.1
         if stem == "token_embd.weight":
             return 0.0, TIED_EMBEDDING / inputs**0.5 if self.tied else 1.0
         return 0.0, self.scales.get(stem, SCALES.get(stem, 1.0)) / inputs**0.5
@@ -128,7 +139,9 @@ class Model:
         writer = gguf.GGUFWriter(path, self.arch)
         writer.add_name(f"tiny random {name}")
         for key, value in self.metadata().items():
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, list: writer.add_array}
+            add |= {bool: writer.add_bool}
+            add = add[type(value)]
             add(f"{self.arch}.{key}", value)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE if self.packed else gguf.LlamaFileType.ALL_F32)
         writer.add_tokenizer_model("none")
@@ -176,8 +189,57 @@ GPT_OSS = {
     "scales": {"ffn_gate_exps.weight": 3.0, "ffn_up_exps.weight": 3.0, "ffn_down_exps.weight": 0.2},
     "grid": "_exps.weight",
 }
+# The gated delta rule, and the gated attention beside it.
+GATED_NORMS = {"attn_norm.weight": "E", "post_attention_norm.weight": "E"}
+DELTA = GATED_NORMS | {"attn_qkv.weight": "EC", "attn_gate.weight": "ED", "ssm_conv1d.weight": "AC", "ssm_dt.bias": "N"}
+DELTA |= {"ssm_a": "N", "ssm_norm.weight": "Y", "ssm_out.weight": "DE"}
+DELTA_APART = DELTA | {"ssm_beta.weight": "EN", "ssm_alpha.weight": "EN"}
+GATED_ATTENTION = GATED_NORMS | ATTENTION | {"attn_q.weight": "EJ", "attn_q_norm.weight": "Y", "attn_k_norm.weight": "Y"}
+GATED_DELTA = {"rotary": 8, "width": 32, "blocks": 4}
+DELTA_KEYS = {"ssm.conv_kernel": TAPS, "ssm.state_size": HEAD, "ssm.group_count": KEY_HEADS, "full_attention_interval": 4}
+DELTA_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS * HEAD}
+SECTIONS = {"rope.dimension_sections": [2, 1, 1, 0]}
+SHARED_SPARSE = ROUTER | EXPERTS | SHARED
+SPARSE_KEYS = experts(4, 2, 16) | {"expert_shared_feed_forward_length": 16}
+# A state space; its B and C are as long as a head of attention.
+SPACE_IN = {"ssm_in.weight": "EI", "ssm_conv1d.weight": "AW", "ssm_conv1d.bias": "W", "ssm_dt.bias": "N"}
+SPACE = NORMS | GATED | SPACE_IN | {"ssm_a": "1N", "ssm_d": "1N", "ssm_norm.weight": "Z2", "ssm_out.weight": "DE"}
+SPACE_KEYS = {"ssm.conv_kernel": TAPS, "ssm.state_size": HEAD, "ssm.group_count": GROUPS}
+SPACE_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS * HEAD}
+GRANITE_KEYS = {"embedding_scale": 2.0, "residual_scale": 0.6, "attention.scale": 0.2, "logit_scale": 1.5}
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
+    "granitehybrid": Model(
+        "granitehybrid",
+        1,
+        SPACE,
+        LLAMA,
+        blocks=4,
+        width=32,
+        tied=True,
+        keys=SPACE_KEYS | GRANITE_KEYS | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
+    ),
+    "qwen3next": Model(
+        "qwen3next",
+        10,
+        DELTA | {"ssm_ba.weight": "EM"} | SHARED_SPARSE,
+        GATED_ATTENTION | SHARED_SPARSE,
+        **GATED_DELTA,
+        tied=True,
+        keys=DELTA_KEYS | SPARSE_KEYS,
+    ),
+    "qwen35": Model(
+        "qwen35", 2, DELTA_APART | GATED, GATED_ATTENTION | GATED, **GATED_DELTA, keys=DELTA_KEYS | SECTIONS
+    ),
+    "qwen35moe": Model(
+        "qwen35moe",
+        12,
+        DELTA_APART | SHARED_SPARSE,
+        GATED_ATTENTION | SHARED_SPARSE,
+        **GATED_DELTA,
+        tied=True,
+        keys=DELTA_KEYS | SECTIONS | SPARSE_KEYS,
+    ),
     "qwen2moe": Model("qwen2moe", 112, QWEN2MOE, width=64, keys=experts(6, 3, 16) | SHARED_EXPERT),
     "starcoder2": Model(
         "starcoder2",

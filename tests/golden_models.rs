@@ -118,6 +118,32 @@ fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
     assert_eq!(real(DEFAULT, &split), seeded, "seeded, three workers, four at once");
 }
 
+#[test]
+fn a_model_with_states_gives_the_same_bits_at_every_chunk_and_batch_and_with_drafts() {
+    for name in ["qwen3next", "granitehybrid"] {
+        same_at_every_chunk_and_batch_and_with_drafts(name);
+    }
+}
+
+fn same_at_every_chunk_and_batch_and_with_drafts(name: &str) {
+    let file = golden_file(&format!("tiny/{name}.gguf"));
+    // Long enough for a tiny model to repeat itself, so that there is something to draft.
+    let prompts = golden_file("tiny/prompts.jsonl");
+    let long = |more: &[&str]| eval(&file.to_string_lossy(), &prompts, &[&["--greedy", "120"], more].concat());
+    let alone = long(&["--workers", "1", "--no-speculation"]);
+    let ways: [&[&str]; 6] = [
+        &["--workers", "1"],
+        &["--workers", "2", "--chunk-rows", "1"],
+        &["--workers", "3", "--chunk-rows", "7", "--parallel", "3"],
+        &["--cut", "1,2,3", "--chunk-rows", "64", "--parallel", "2"],
+        &["--workers", "2", "--threads", "2"],
+        &["--workers", "2", "--no-prefix-reuse"],
+    ];
+    for way in ways {
+        assert_eq!(long(way), alone, "{name}: {way:?}");
+    }
+}
+
 fn tiny(model: &Path, more: &[&str]) -> Results {
     let prompts = golden_file("tiny/prompts.jsonl");
     eval(&model.to_string_lossy(), &prompts, &[&["--greedy", "8"], more].concat())
@@ -140,12 +166,13 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 15] = [
+const PUBLISHED: [(&str, &str, &str, &str); 19] = [
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
     ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
     ("granite", "Granite 3", "refact, granite-docling", "granite3.0, 3.3, 4.0"),
+    ("granitehybrid", "Granite 4 H 350M and 1B", "granite-docling", "granite4.0"),
     (
         "llama",
         "Llama 1 to 3.3, Mistral, Mixtral, SmolLM 1 and 2, TinyLlama",
@@ -157,7 +184,10 @@ const PUBLISHED: [(&str, &str, &str, &str); 15] = [
     ("qwen2", "Qwen 2, 2.5", "qwen2", "qwen2, 2.5"),
     ("qwen2moe", "Qwen 1.5 MoE, 2 57B-A14B", "qwen2", "qwen2"),
     ("qwen3", "Qwen 3", "qwen2", "qwen3"),
+    ("qwen35", "Qwen 3.5 (text)", "qwen35", "qwen3.5"),
+    ("qwen35moe", "Qwen 3.5 MoE (text)", "qwen35", "qwen3.5"),
     ("qwen3moe", "Qwen 3 MoE", "qwen2", "qwen3, qwen3-coder"),
+    ("qwen3next", "Qwen 3 Next 80B-A3B", "qwen2", "qwen3, qwen3-coder"),
     ("seed_oss", "Seed-OSS 36B", "seed-coder", "none"),
     ("smollm3", "SmolLM 3", "smaug-bpe, llama-bpe", "smollm3"),
     ("starcoder2", "StarCoder 2", "starcoder", "none: base models"),
@@ -165,12 +195,13 @@ const PUBLISHED: [(&str, &str, &str, &str); 15] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 23] = [
+const FAMILIES: [(&str, &[&str], f64); 27] = [
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
     ("glm4", &[], 5e-3),
     ("gpt-oss", &[], 5e-3),
     ("granite", &[], 5e-3),
+    ("granitehybrid", &[], 5e-3),
     ("llama", &[], 5e-3),
     ("llama-linear", &[], 5e-3),
     ("llama-yarn", &[], 5e-3),
@@ -185,7 +216,10 @@ const FAMILIES: [(&str, &[&str], f64); 23] = [
     ("qwen2", &[], 5e-3),
     ("qwen2moe", &[], 5e-3),
     ("qwen3", &[], 5e-3),
+    ("qwen35", &[], 5e-3),
+    ("qwen35moe", &[], 5e-3),
     ("qwen3moe", &[], 5e-3),
+    ("qwen3next", &[], 5e-3),
     ("seed_oss", &[], 5e-3),
     ("smollm3", &[], 5e-3),
     ("starcoder2", &[], 5e-3),

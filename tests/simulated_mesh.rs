@@ -29,47 +29,43 @@ use qmesh_net::{
 use qmesh_tests::golden_file;
 use tempfile::TempDir;
 
+/// With keys and values alone, and with states beside them.
+const MODELS: [&str; 2] = ["tiny/llama.gguf", "tiny/qwen35.gguf"];
+
 #[tokio::test]
 async fn delay_and_loss_change_no_bit() {
-    let calm = Simulation::start(1, Faults::default(), 1).await;
-    let reference = calm.generate(sampling(0.0)).await;
-    let seeded = calm.generate(sampling(0.9)).await;
-    calm.stop().await;
-    assert_ne!(reference, seeded);
-    for seed in 2..6 {
-        let faults = Faults { delay: Duration::from_millis(3), jitter: Duration::from_millis(2), loss: 0.02, rate: 0 };
-        let rough = Simulation::start(seed, faults, 3).await;
-        assert_eq!(rough.generate(sampling(0.0)).await, reference, "seed {seed}, greedy");
-        assert_eq!(rough.generate(sampling(0.9)).await, seeded, "seed {seed}, seeded");
-        rough.stop().await;
+    for model in MODELS {
+        let calm = Simulation::start(model, 1, Faults::default(), 1).await;
+        let reference = calm.generate(sampling(0.0)).await;
+        let seeded = calm.generate(sampling(0.9)).await;
+        calm.stop().await;
+        assert_ne!(reference, seeded);
+        for seed in 2..6 {
+            let faults =
+                Faults { delay: Duration::from_millis(3), jitter: Duration::from_millis(2), loss: 0.02, rate: 0 };
+            let rough = Simulation::start(model, seed, faults, 3).await;
+            assert_eq!(rough.generate(sampling(0.0)).await, reference, "{model}, seed {seed}, greedy");
+            assert_eq!(rough.generate(sampling(0.9)).await, seeded, "{model}, seed {seed}, seeded");
+            rough.stop().await;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_worker_that_dies_changes_no_bit() {
-    let calm = Simulation::start(1, Faults::default(), 1).await;
-    let reference = calm.generate(sampling(0.9)).await;
-    calm.stop().await;
-    for victim in 0..3 {
-        let seed = 10 + victim as u64;
-        let faults = Faults { delay: Duration::from_millis(2), ..Faults::default() };
-        let mesh = Simulation::start(seed, faults, 3).await;
-        let mut generation = mesh.handle.submit(request(sampling(0.9))).unwrap();
-        let mut rows = vec![];
-        while let Some(event) = generation.next().await {
-            match event {
-                GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
-                GenerateEvent::Finished(_) => break,
-                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
-                GenerateEvent::Failed(error) => panic!("seed {seed}: {error}"),
-            }
-            if rows.len() == 5 {
-                mesh.network.kill(mesh.workers[victim]);
-            }
+    for model in MODELS {
+        let calm = Simulation::start(model, 1, Faults::default(), 1).await;
+        let reference = calm.generate(sampling(0.9)).await;
+        calm.stop().await;
+        for victim in 0..3 {
+            let seed = 10 + victim as u64;
+            let faults = Faults { delay: Duration::from_millis(2), ..Faults::default() };
+            let mesh = Simulation::start(model, seed, faults, 3).await;
+            let rows = mesh.generate_but_for(victim).await;
+            assert_eq!(rows, reference, "{model}, seed {seed}, stage {victim} died");
+            assert_eq!(mesh.handle.status().stages.len(), 2, "{model}, seed {seed}: two stages remain");
+            mesh.stop().await;
         }
-        assert_eq!(rows, reference, "seed {seed}, stage {victim} died");
-        assert_eq!(mesh.handle.status().stages.len(), 2, "seed {seed}: two stages remain");
-        mesh.stop().await;
     }
 }
 
@@ -138,8 +134,8 @@ struct Simulation {
 }
 
 impl Simulation {
-    async fn start(seed: u64, faults: Faults, workers: usize) -> Self {
-        let config = config("tiny/llama.gguf", Workers::Exactly(workers));
+    async fn start(model: &str, seed: u64, faults: Faults, workers: usize) -> Self {
+        let config = config(model, Workers::Exactly(workers));
         let mut begun = Self::begin(seed, config, TempDir::new().unwrap()).await;
         for number in 0..workers {
             begun.join(number).await;
@@ -185,6 +181,24 @@ impl Simulation {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Failed(error) => panic!("{error}"),
                 GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } | GenerateEvent::Finished(_) => {}
+            }
+        }
+        rows
+    }
+
+    /// The same at a temperature, while a worker dies in the middle of it.
+    async fn generate_but_for(&self, victim: usize) -> Vec<(u32, u64)> {
+        let mut generation = self.handle.submit(request(sampling(0.9))).unwrap();
+        let mut rows = vec![];
+        while let Some(event) = generation.next().await {
+            match event {
+                GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
+                GenerateEvent::Finished(_) => break,
+                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
+                GenerateEvent::Failed(error) => panic!("stage {victim}: {error}"),
+            }
+            if rows.len() == 5 {
+                self.network.kill(self.workers[victim]);
             }
         }
         rows

@@ -6,8 +6,8 @@ use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, QkNorm, Rope, RopePairing, RopeScaling, Sinks, TensorRole,
-        TensorSpec, Window,
+        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, Sinks,
+        TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -55,6 +55,7 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
         qk_norm: QkNorm::None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
+        output_gate: OutputGate::None,
     };
     let ffn = Ffn::Gated { inner: shape.inner, activation: Activation::Silu, bias: Bias::None };
     let norm = NormSpec { kind: NormKind::Rms, eps: 1e-5 };

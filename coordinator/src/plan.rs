@@ -19,7 +19,11 @@ mod speed;
 
 use std::{collections::BTreeMap, ops::Range};
 
-use qmesh_models::{footprint::Footprint, spec::ModelSpec};
+use qmesh_models::{
+    bytes::ByteCount,
+    footprint::{Footprint, Footprints, sessions},
+    spec::ModelSpec,
+};
 use serde::Serialize;
 
 use self::{
@@ -121,11 +125,13 @@ pub struct StagePlan {
     pub weight_bytes: u64,
     /// Bytes of `kv_positions` in these layers, in whole pages.
     pub kv_bytes: u64,
+    /// States of all sessions, in layers that have some.
+    pub state_bytes: u64,
     /// Activations, logits, frames that wait, and what threads work in.
     pub buffer_bytes: u64,
     /// The worker's process itself.
     pub process_bytes: u64,
-    /// The four together: what the worker's process has resident at most.
+    /// The five together: what the worker's process has resident at most.
     pub memory_bytes: u64,
     /// What the worker's limit leaves.
     pub headroom_bytes: u64,
@@ -321,12 +327,13 @@ fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> St
     let Assignment { worker, layers } = assignment;
     let Capacity { memory_bytes, threads, .. } = input.workers[worker];
     let footprint = costs.footprint(&layers, threads);
-    let Footprint { weight_bytes, kv_bytes, buffer_bytes, process_bytes } = footprint;
+    let Footprint { weight_bytes, kv_bytes, state_bytes, buffer_bytes, process_bytes } = footprint;
     StagePlan {
         worker,
         layers,
         weight_bytes,
         kv_bytes,
+        state_bytes,
         buffer_bytes,
         process_bytes,
         memory_bytes: footprint.total_bytes(),
@@ -362,10 +369,29 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
 }
 
 fn notes(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) -> Vec<String> {
+    unused(input, costs, assignments).into_iter().chain(states(input)).collect()
+}
+
+/// What layers with states mean for whoever runs them.
+fn states(input: &PlanInput<'_>) -> Option<String> {
+    let PlanInput { spec, kv_positions, context, .. } = input;
+    let bytes = Footprints::new(spec).session_bytes(&(0..spec.layers.len()));
+    let sessions = sessions(*kv_positions, *context);
+    spec.has_states().then(|| {
+        format!(
+            "layers hold {} of each session, however long it is: room for {sessions} at a time, and none begins with what \
+             another one has left",
+            ByteCount(bytes)
+        )
+    })
+}
+
+/// Workers that get no layers, and why.
+fn unused(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) -> Option<String> {
     let unused: Vec<usize> =
         (0..input.workers.len()).filter(|worker| assignments.iter().all(|a| a.worker != *worker)).collect();
     if unused.is_empty() {
-        return Vec::new();
+        return None;
     }
     let layers = costs.layers();
     let has_room = |worker: &usize| {
@@ -382,7 +408,7 @@ fn notes(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) -
         "not every worker has room for a layer".to_owned()
     };
     let names: Vec<&str> = unused.iter().map(|&worker| input.workers[worker].name.as_str()).collect();
-    vec![format!("{why}: nothing to do for {}", names.join(", "))]
+    Some(format!("{why}: nothing to do for {}", names.join(", ")))
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn pass(shards: &mut [Shard], position: usize, ids: Vec<u32>) -> Result<Option<u
     for shard in shards {
         match shard.step(&step)? {
             StepOutput::Hidden(hidden) => step.hidden = Some(hidden),
-            StepOutput::Sampled(rows) => return Ok(rows.first().map(|row| row.token)),
+            StepOutput::Sampled(rows) => return rows.into_iter().next().map(|row| Ok(row?.token)).transpose(),
         }
     }
     Ok(None)

@@ -8,14 +8,16 @@ use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
     attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
+    math::Sigmoid,
     rope::RopeTable,
 };
-use qmesh_models::spec::{AttentionSpec, QkNorm};
+use qmesh_models::spec::{AttentionSpec, OutputGate, QkNorm};
 
 use crate::{
     cache::{Cache, Pages},
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
+    states::States,
 };
 
 /// Weights and shape of one layer's attention half.
@@ -52,6 +54,7 @@ pub(crate) struct Batch<'a> {
 #[derive(Debug)]
 pub(crate) struct Slice {
     pub(crate) pages: Pages,
+    pub(crate) states: States,
     /// Row of the step where it begins.
     pub(crate) first: usize,
     pub(crate) rows: usize,
@@ -76,15 +79,16 @@ impl Attention {
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
         let linears = [&self.q, &self.k, &self.v];
-        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, heads + 2 kv_heads, head_dim)
+        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v)
         if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
             qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv, norms))?;
         }
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
         ops::map("attend", &qkv, |qkv| {
             let (q_width, k_width) = self.widths();
-            let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * q_width];
+            let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * self.spec.heads * self.spec.head_dim];
             tasks::attend(self, batch, qkv, &mut out);
+            self.gate(batch.cpu, qkv, &mut out);
             out
         })
     }
@@ -92,6 +96,31 @@ impl Attention {
     /// x + scale · norm(output(attended)): (rows, hidden).
     pub(crate) fn output(&self, cpu: Cpu<'_>, attended: &Tensor, x: &Tensor) -> Result<Tensor> {
         project_add(cpu, attended, &self.output, &self.residual, x)
+    }
+
+    /// Multiplies what each row's heads have attended, (rows, heads, head_dim), by their gates, where there are some.
+    fn gate(&self, cpu: Cpu<'_>, qkv: &[f32], out: &mut [f32]) {
+        match self.spec.output_gate {
+            OutputGate::None => return,
+            OutputGate::WithQuery => {}
+        }
+        let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
+        let rows = qkv.chunks_exact(q_width + 2 * k_width).zip(out.chunks_exact_mut(q_width / 2)).collect();
+        cpu.team.each(rows, |(qkv, out): (&[f32], &mut [f32])| {
+            for (with_gate, x) in qkv.chunks_exact(2 * head_dim).zip(out.chunks_exact_mut(head_dim)) {
+                Sigmoid { x, gate: &with_gate[head_dim..] }.run(cpu.simd);
+            }
+        });
+    }
+
+    /// The query of head `head` in a row.
+    fn query<'a>(&self, row: &'a [f32], head: usize) -> &'a [f32] {
+        let head_dim = self.spec.head_dim;
+        let stride = match self.spec.output_gate {
+            OutputGate::None => head_dim,
+            OutputGate::WithQuery => 2 * head_dim,
+        };
+        &row[head * stride..][..head_dim]
     }
 
     /// Normalises each row's q and its k, all heads together.
@@ -119,9 +148,9 @@ impl Attention {
         }
     }
 
-    /// Elements of q, of k and of v in a row.
+    /// Elements of q, with the gates beside it, and of k or v in a row.
     fn widths(&self) -> (usize, usize) {
-        (self.spec.heads * self.spec.head_dim, self.spec.kv_heads * self.spec.head_dim)
+        (self.spec.query_outputs(), self.spec.kv_heads * self.spec.head_dim)
     }
 
     /// Query heads that share a KV head.
@@ -143,7 +172,7 @@ impl Attention {
         let Batch { cpu, cache, ropes, slices } = batch;
         let rows: usize = slices.iter().map(|s| s.rows).sum();
         let mut tasks = Vec::new();
-        for Slice { pages, first, rows, position } in slices {
+        for Slice { pages, first, rows, position, .. } in slices {
             let parts = cache.parts_mut(self.layer, pages, *position..*position + *rows);
             tasks.extend(parts.map(|(positions, part)| Append {
                 row: *first + positions.start - *position,
@@ -182,7 +211,7 @@ impl Append<'_> {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, Mixer, Rope, RopePairing, RopeScaling, Sinks, Window},
+        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Window},
         tensor::TensorType,
     };
 
@@ -211,6 +240,7 @@ mod tests {
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
+            output_gate: OutputGate::None,
         }
     }
 
@@ -254,7 +284,7 @@ mod tests {
             cache.extend(&mut pages, rows).unwrap();
             let ropes =
                 vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
-            let slices = vec![Slice { pages, first: 0, rows, position: 0 }];
+            let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position: 0 }];
             let mut batch = Batch { cpu, cache: &cache, ropes, slices };
             let half = Attention {
                 spec,
@@ -301,7 +331,7 @@ mod tests {
         for rows in steps.iter().copied() {
             let positions: Vec<usize> = (position..position + rows).collect();
             let ropes = vec![Frequencies::new(half.spec.rope.as_ref().unwrap(), &[]).table(&team, &positions)];
-            let slices = vec![Slice { pages, first: 0, rows, position }];
+            let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position }];
             let mut batch = Batch { cpu, cache: &cache, ropes, slices };
             out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
             pages = batch.slices.remove(0).pages;

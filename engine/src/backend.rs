@@ -20,7 +20,9 @@
 //! # Failures
 //! An [`EngineError`] that names a session blames that session alone: the worker takes its rows out and computes the step
 //! again without them. Any other error fails the whole step. Either way the shard goes on: a step that is refused leaves every
-//! session as it was, and one that fails on the way leaves its sessions with the positions before the step's rows. A load that
+//! session as it was, and one that fails on the way leaves its sessions with the positions before the step's rows (which those
+//! with a state may not be able to go on from; then they are refused). After which rows nothing can be sampled is no failure of
+//! the step: the others' samples stand. A load that
 //! fails leaves nothing behind. A panic is a bug: the shard that panicked is dropped and never called again, and every other
 //! shard of the backend must go on as if nothing had happened.
 //!
@@ -101,12 +103,13 @@ pub trait LoadedShard: fmt::Debug + Send {
     /// When the session is not open; nothing changes then.
     fn close(&mut self, session: u64) -> Result<(), EngineError>;
 
-    /// Computes one step. Its rows are written over those that a session has from their first position on. A shard with
-    /// the last layer answers with samples after the [`Step::wanted_rows`], any other one with the activation of every row.
+    /// Computes one step. Its rows are written over those that a session has from their first position on; where layers have
+    /// a state of each session, that goes back into the session's last step, by `qmesh_models::footprint::ROLLBACK_ROWS`
+    /// positions at most, or to the first one of all. A shard with the last layer answers with samples after the
+    /// [`Step::wanted_rows`], any other one with the activation of every row.
     ///
     /// # Errors
-    /// When the step does not fit the shard or one of its sessions, logits are not finite, or nothing may follow a row; the
-    /// module says what is left.
+    /// When the step does not fit the shard or one of its sessions; the module says what is left.
     fn step(&mut self, step: &Step) -> Result<StepOutput, EngineError>;
 
     /// Positions that open sessions have reserved, out of the `kv_positions` of its [`ShardRequest`]. What is shared counts

@@ -6,6 +6,8 @@ use qmesh_kernels::Cpu;
 use crate::{
     attention::{Attention, Batch},
     ffn::FeedForward,
+    gated_delta::GatedDelta,
+    state_space::StateSpace,
 };
 
 /// The code and weights that compute one layer.
@@ -19,6 +21,8 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) enum BlockMixer {
     Attention(Attention),
+    GatedDelta(GatedDelta),
+    StateSpace(StateSpace),
 }
 
 impl Block {
@@ -52,6 +56,8 @@ impl BlockMixer {
     fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.attended(x, batch),
+            Self::GatedDelta(delta) => delta.mixed(x, batch),
+            Self::StateSpace(space) => space.mixed(x, batch),
         }
     }
 
@@ -59,6 +65,8 @@ impl BlockMixer {
     fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.output(cpu, mixed, x),
+            Self::GatedDelta(delta) => delta.output(cpu, mixed, x),
+            Self::StateSpace(space) => space.output(cpu, mixed, x),
         }
     }
 }

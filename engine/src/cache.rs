@@ -55,7 +55,11 @@ impl Cache {
     pub(crate) fn new<'a>(mixers: impl Iterator<Item = &'a Mixer>, positions: usize) -> Self {
         let mut page_len = 0;
         let layers = mixers.map(|mixer| {
-            let Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) = *mixer;
+            let (kv_heads, head_dim) = match *mixer {
+                Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) => (kv_heads, head_dim),
+                // It has no part of the pages.
+                Mixer::GatedDelta(_) | Mixer::StateSpace(_) => (0, 0),
+            };
             let part = LayerPart { start: page_len, heads: kv_heads, layout: HeadLayout { head_dim } };
             page_len += part.heads * part.layout.page_len();
             part
@@ -193,7 +197,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::spec::{Bias, QkNorm, Sinks, Window};
+    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Window};
 
     use super::*;
 
@@ -210,6 +214,7 @@ mod tests {
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
+            output_gate: OutputGate::None,
         })
     }
 

@@ -116,6 +116,16 @@ pub enum EngineError {
         /// First position that it does not hold.
         need: usize,
     },
+    /// The session goes back farther than its layers' states can.
+    #[error("session {session} cannot go back to position {position}: its states hold {settled}")]
+    Settled {
+        /// The session.
+        session: u64,
+        /// First position of the rows.
+        position: usize,
+        /// Positions that cannot be taken out of the states.
+        settled: usize,
+    },
     /// The rows reach beyond what the session was opened for.
     #[error("session {session}: position {position} is beyond its {max_positions} positions")]
     BeyondSession {

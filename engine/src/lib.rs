@@ -33,14 +33,18 @@ mod block;
 mod cache;
 pub mod error;
 mod ffn;
+mod gated_delta;
 mod linear;
 mod load;
 pub mod measure;
 mod noise;
 mod numerics;
 mod ops;
+mod recurrence;
 pub mod sample;
 pub mod shard;
+mod state_space;
+mod states;
 pub mod step;
 pub mod worker;
 

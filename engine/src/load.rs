@@ -2,6 +2,7 @@
 
 mod check;
 mod layer;
+mod recurrence;
 mod tensors;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};

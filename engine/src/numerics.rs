@@ -8,8 +8,10 @@ use std::sync::Arc;
 use qmesh_kernels::{
     attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Scoring, Target, Write},
     buffer::{Buffer, Bytes},
+    convolution::Convolve,
+    delta::{DeltaOutput, DeltaRow, DeltaUpdate, LinearOutput, decay, sigmoid, softplus},
     lanes::{LANES, Simd},
-    math::{Exponentials, Gate, SoftCap, SumExponentials},
+    math::{Exponentials, Gate, Sigmoid, SoftCap, SumExponentials},
     matrix::Matrix,
     norm::{LayerNorm, RmsNorm},
     product::{Inputs, Product},
@@ -38,6 +40,7 @@ fn digest_of(simd: Simd) -> Result<u64, EngineError> {
     results.attention(64, Scoring { scale: 0.7, soft_cap: None, window: Window::Full }, &[]);
     let capped = Scoring { scale: 0.7, soft_cap: Some(2.0), window: Window::Sliding(70) };
     results.attention(40, capped, &[1.0, -0.5, -40.0]);
+    results.delta();
     results.rows();
     results.rotations(&team);
     results.sampling();
@@ -108,6 +111,33 @@ impl Results {
             Finish { gathered: &gathered, out: &mut outs, head_dim }.run(self.simd);
             self.add(&out);
         }
+    }
+
+    /// A few rows through a state, and what comes before and after.
+    fn delta(&mut self) {
+        const KEYS: usize = 24;
+        const VALUES: usize = 80;
+        let (mut state, mut sequence) = (vec![0.0; KEYS * VALUES], Sequence(4));
+        for _ in 0..3 {
+            let (taps, rows) = (sequence.floats(4 * KEYS), sequence.floats(4 * KEYS));
+            let terms: Vec<_> = taps.chunks(KEYS).zip(rows.chunks(KEYS)).collect();
+            let mut key = vec![0.0; KEYS];
+            Convolve { terms: &terms, out: &mut key }.run(self.simd);
+            let (query, mut value) = (sequence.floats(KEYS), sequence.floats(VALUES));
+            let gates = sequence.floats(2);
+            let decays = [decay(-0.5, gates[0]); KEYS];
+            let (row, mut out) = (DeltaRow { decay: &decays, key: &key }, vec![0.0; VALUES]);
+            let (beta, state_before) = (sigmoid(gates[1]), &state);
+            DeltaOutput { state: state_before, row, query: &query, beta, value: &mut value, out: &mut out }
+                .run(self.simd);
+            DeltaUpdate { state: &mut state, row, correction: &value }.run(self.simd);
+            Sigmoid { x: &mut out, gate: &value }.run(self.simd);
+            self.add(&out);
+            LinearOutput { state: &state, row, query: &query, correction: &value, out: &mut out }.run(self.simd);
+            self.add(&out);
+            self.add(&[softplus(gates[0])]);
+        }
+        self.add(&state);
     }
 
     /// What is done to rows element by element, or over a row.

@@ -19,6 +19,7 @@ use crate::{
     load::{Head, Parts, load},
     ops,
     sample::{SamplingParameters, Unsampled},
+    states::{StateShape, States, settled_after},
     step::{Prefix, SampledRow, SequenceRows, Step, StepOutput, WantedRow},
 };
 
@@ -34,17 +35,23 @@ pub struct Shard {
     /// What the parts are made of, for other shards to share.
     tensors: PackedTensors,
     cache: Cache,
+    /// What each layer holds of a session beside its part of the cache.
+    state_shapes: Vec<StateShape>,
     sessions: HashMap<u64, Session>,
 }
 
 #[derive(Debug)]
 struct Session {
     pages: Pages,
+    states: States,
     max_positions: usize,
     sampling: SamplingParameters,
     /// Id of each position, kept by the last stage only.
     ids: Vec<u32>,
 }
+
+/// What was sampled after each wanted row, or why nothing could be.
+type Sampled = Vec<Result<SampledRow, EngineError>>;
 
 impl Shard {
     /// Loads `layers` of the model: reads each tensor once, as it is, unless another shard holds it. `spec` lists all
@@ -72,6 +79,7 @@ impl Shard {
             return Err(EngineError::SessionOpen { session });
         }
         sampling.check(self.vocab)?;
+        let states = States::new(&self.state_shapes)?;
         // Positions are 32 bits wide in the key of the sampling noise.
         let pages = u32::try_from(max_positions).ok().and_then(|_| self.cache.reserve(max_positions));
         let pages = pages.ok_or_else(|| EngineError::KvFull {
@@ -79,7 +87,7 @@ impl Shard {
             needed: max_positions,
             free: self.cache.free_positions(),
         })?;
-        self.sessions.insert(session, Session { pages, max_positions, sampling, ids: Vec::new() });
+        self.sessions.insert(session, Session { pages, states, max_positions, sampling, ids: Vec::new() });
         Ok(())
     }
 
@@ -96,7 +104,11 @@ impl Shard {
             return Err(EngineError::SessionOpen { session });
         }
         sampling.check(self.vocab)?;
+        let states = States::new(&self.state_shapes)?;
         let held = self.sessions.get_mut(&source).ok_or(EngineError::UnknownSession { session: source })?;
+        if states.are_some() {
+            return Err(EngineError::Prefix { session, source_session: source, positions, held: 0 });
+        }
         if positions > held.pages.len || !positions.is_multiple_of(PAGE_POSITIONS) || positions >= max_positions {
             return Err(EngineError::Prefix { session, source_session: source, positions, held: held.pages.len });
         }
@@ -108,7 +120,7 @@ impl Shard {
             needed: max_positions - positions,
             free: self.cache.free_positions(),
         })?;
-        self.sessions.insert(session, Session { pages, max_positions, sampling, ids });
+        self.sessions.insert(session, Session { pages, states, max_positions, sampling, ids });
         Ok(())
     }
 
@@ -144,7 +156,7 @@ impl Shard {
     }
 
     /// Computes one step. A refused step leaves every session as it was; one that fails in the middle leaves its
-    /// sessions at `position`, without the step's rows.
+    /// sessions at `position`, without the step's rows, and so does a session after whose rows nothing can be sampled.
     pub fn step(&mut self, step: &Step) -> Result<StepOutput, EngineError> {
         self.check(step)?;
         for sequence in &step.sequences {
@@ -155,11 +167,17 @@ impl Shard {
         }
         let slices = self.begin(step);
         let (outcome, slices) = self.compute(step, slices);
+        let failed = failed_sessions(step, &outcome);
         for (sequence, slice) in step.sequences.iter().zip(slices) {
             if let Some(session) = self.sessions.get_mut(&sequence.session) {
-                session.pages = slice.pages;
-                session.pages.len = sequence.position + if outcome.is_ok() { sequence.rows } else { 0 };
+                let end = sequence.position + sequence.rows;
+                (session.pages, session.states) = (slice.pages, slice.states);
+                let is_whole = outcome.is_ok() && !failed.contains(&sequence.session);
+                session.pages.len = if is_whole { end } else { sequence.position };
                 session.ids.truncate(session.pages.len);
+                // Where a step broke off in the middle, states may have some of its rows: they are of no use any more.
+                let settled = if outcome.is_ok() { settled_after(sequence.position, end) } else { usize::MAX };
+                session.states.settled = settled;
             }
         }
         outcome
@@ -178,9 +196,11 @@ impl Shard {
         release_freed();
         let (parts, tensors) = load(Cpu { simd, team: &team }, spec, &layers, source, progress)?;
         release_freed();
+        let state_shapes = spec.layers[layers.clone()].iter().map(StateShape::of).collect();
         let cache = Cache::new(spec.layers[layers].iter().map(|layer| &layer.mixer), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
-        Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, sessions: HashMap::new() })
+        let sessions = HashMap::new();
+        Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, state_shapes, sessions })
     }
 
     fn check(&self, step: &Step) -> Result<(), EngineError> {
@@ -200,6 +220,9 @@ impl Shard {
             }
             if position < held.pages.fixed() {
                 return wrong(format!("session {session} shares its first {} positions", held.pages.fixed()));
+            }
+            if !held.states.can_go_on_from(position) {
+                return Err(EngineError::Settled { session, position, settled: held.states.settled });
             }
             let max_positions = held.max_positions;
             if rows > max_positions - position {
@@ -236,7 +259,11 @@ impl Shard {
                     held.ids.truncate(position);
                     held.ids.extend_from_slice(&step.ids[first..first + rows]);
                 }
-                slices.push(Slice { pages: std::mem::take(&mut held.pages), first, rows, position });
+                let (pages, mut states) = (std::mem::take(&mut held.pages), std::mem::take(&mut held.states));
+                if position == 0 {
+                    states.clear();
+                }
+                slices.push(Slice { pages, states, first, rows, position });
             }
             first += rows;
         }
@@ -267,7 +294,7 @@ impl Shard {
     }
 
     /// What the last stage samples: its last block and the head compute only the rows that are wanted.
-    fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Vec<SampledRow>, EngineError> {
+    fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Sampled, EngineError> {
         let wanted = step.wanted_rows();
         let rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
         let mut x = self.embed(step)?;
@@ -297,23 +324,17 @@ impl Shard {
     }
 
     /// Samples after the rows of `x`, which are those wanted.
-    fn sample(
-        &self,
-        step: &Step,
-        wanted: &[WantedRow],
-        head: &Head,
-        x: &Tensor,
-    ) -> Result<Vec<SampledRow>, EngineError> {
+    fn sample(&self, step: &Step, wanted: &[WantedRow], head: &Head, x: &Tensor) -> Result<Sampled, EngineError> {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
             let scaling = LogitScaling { scale: head.scale, soft_cap: head.soft_cap };
             let logits = logits(self.cpu(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
-            let chunk: Vec<Result<SampledRow, EngineError>> = ops::read(&logits, |logits| {
+            let chunk: Sampled = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
                 self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(step, logits, wanted))
             })?;
-            sampled.extend(chunk.into_iter().collect::<Result<Vec<_>, _>>()?);
+            sampled.extend(chunk);
         }
         Ok(sampled)
     }
@@ -327,6 +348,17 @@ impl Shard {
             Unsampled::NotFinite => EngineError::NonFinite { session, position },
             Unsampled::NothingAllowed => EngineError::NothingAllowed { session, position },
         })
+    }
+}
+
+/// Those after whose rows nothing could be sampled.
+fn failed_sessions(step: &Step, outcome: &Result<StepOutput, EngineError>) -> HashSet<u64> {
+    match outcome {
+        Ok(StepOutput::Sampled(rows)) => {
+            let rows = step.wanted_rows().into_iter().zip(rows);
+            rows.filter(|(_, row)| row.is_err()).map(|(wanted, _)| wanted.session).collect()
+        }
+        Ok(StepOutput::Hidden(_)) | Err(_) => HashSet::new(),
     }
 }
 

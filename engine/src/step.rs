@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::EngineError;
+
 /// One micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
@@ -112,8 +114,9 @@ pub enum Wants {
 pub enum StepOutput {
     /// From every stage but the last: the activation (rows, hidden), row-major.
     Hidden(Vec<f32>),
-    /// From the last stage: one entry per wanted row, in the order of the rows.
-    Sampled(Vec<SampledRow>),
+    /// From the last stage: one entry per wanted row, in the order of the rows; or why nothing could be sampled after a
+    /// row, which is the fault of its session alone.
+    Sampled(Vec<Result<SampledRow, EngineError>>),
 }
 
 /// The token sampled after one row, and what was asked for beside it.

@@ -457,7 +457,7 @@ fn step(shard: &mut Shard, ids: &[u32], hidden: Option<&[f32]>, position: usize,
     match shard.step(&step).unwrap() {
         StepOutput::Hidden(rows) => rows,
         StepOutput::Sampled(rows) => {
-            let logits = rows.iter().flat_map(|row| {
+            let logits = rows.iter().flatten().flat_map(|row| {
                 let mut logits = vec![f32::NAN; vocab];
                 row.top.iter().for_each(|(id, logit, _)| logits[*id as usize] = *logit);
                 logits

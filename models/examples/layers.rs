@@ -32,6 +32,10 @@ fn described(layer: &LayerSpec) -> String {
             let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
             format!("{heads} query heads over {kv_heads} key/value heads of {head_dim}")
         }
+        Mixer::GatedDelta(delta) => {
+            format!("a state for each of {} value heads of {}", delta.value_heads, delta.head_dim)
+        }
+        Mixer::StateSpace(space) => format!("a state for each of {} heads of {}", space.heads, space.head_dim),
     };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),

@@ -2,11 +2,13 @@
 
 mod dense;
 mod error;
+mod gated_delta;
 mod gemma2;
 mod gemma3;
 mod glm4;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod llama;
 mod metadata;
 mod olmo2;
@@ -14,11 +16,15 @@ mod phi3;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod rope;
 mod seed_oss;
 mod smollm3;
 mod starcoder2;
+mod state_space;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -79,13 +85,17 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("glm4", glm4::decoder),
     ("gpt-oss", gpt_oss::decoder),
     ("granite", granite::decoder),
+    ("granitehybrid", granite_hybrid::decoder),
     ("llama", llama::decoder),
     ("olmo2", olmo2::decoder),
     ("phi3", phi3::decoder),
     ("qwen2", qwen2::decoder),
     ("qwen2moe", qwen2moe::decoder),
     ("qwen3", qwen3::decoder),
+    ("qwen35", qwen35::decoder),
+    ("qwen35moe", qwen35moe::decoder),
     ("qwen3moe", qwen3moe::decoder),
+    ("qwen3next", qwen3next::decoder),
     ("seed_oss", seed_oss::decoder),
     ("smollm3", smollm3::decoder),
     ("starcoder2", starcoder2::decoder),

@@ -11,7 +11,7 @@ pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
 use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
 
 use self::layer::LayerFootprint;
-use crate::spec::{LayerSpec, ModelSpec, Rope, TensorRole, TensorSpec};
+use crate::spec::{LayerSpec, LayerTensor, ModelSpec, Rope, TensorRole, TensorSpec};
 
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
@@ -27,6 +27,8 @@ pub const QUERIES_TOGETHER: usize = 256;
 pub const QUERIES_LEAST: usize = 16;
 /// Tasks for each thread into which attention is cut at least, where there is enough of it.
 pub const TASKS_PER_THREAD: usize = 4;
+/// Rows at the end of a session that layers with a state can take back: a token and the drafts behind it.
+pub const ROLLBACK_ROWS: usize = 16;
 /// What a worker's process takes beside its shards and their threads: its program, the network's buffers, the allocator.
 /// Most of it is the program's own code, as far as it runs: 9 MB of a release build, more of one that is not optimised.
 pub const PROCESS_BYTES: u64 = 17 << 20;
@@ -35,6 +37,14 @@ pub const PROCESS_BYTES: u64 = 17 << 20;
 /// chunk is computed once more in the next one, which may be in excess.
 pub const fn step_rows(chunk_rows: usize) -> usize {
     chunk_rows.saturating_add(1)
+}
+
+/// Sessions that there is room for where layers have a state of each: as many as may have a whole context.
+pub const fn sessions(kv_positions: usize, context: usize) -> usize {
+    match kv_positions.checked_div(context) {
+        None | Some(0) => 1,
+        Some(sessions) => sessions,
+    }
 }
 
 /// What a worker shall hold, and with what room.
@@ -59,6 +69,8 @@ pub struct Footprint {
     pub weight_bytes: u64,
     /// Keys and values of every position, in whole pages.
     pub kv_bytes: u64,
+    /// The states of all sessions, in layers that have some.
+    pub state_bytes: u64,
     /// What a step needs: activations, logits, what each thread works in, frames that wait; while the shards are loaded,
     /// what packing them needs; and what fills up the groups of rows that are packed.
     pub buffer_bytes: u64,
@@ -69,7 +81,7 @@ pub struct Footprint {
 impl Footprint {
     /// All of it: what the process has resident at most.
     pub fn total_bytes(&self) -> u64 {
-        sum([self.weight_bytes, self.kv_bytes, self.buffer_bytes, self.process_bytes])
+        sum([self.weight_bytes, self.kv_bytes, self.state_bytes, self.buffer_bytes, self.process_bytes])
     }
 }
 
@@ -123,20 +135,36 @@ impl<'a> Footprints<'a> {
         let tensors = layers.map(|(_, layer)| layer.tensors).chain(others);
         let tensors = tensors.fold(TensorFootprint::default(), TensorFootprint::and);
         let kv_bytes = demands.iter().fold(0, |bytes, demand| sum([bytes, self.kv_bytes(demand)]));
+        let state_bytes = demands.iter().fold(0, |bytes, demand| sum([bytes, self.state_bytes(demand)]));
         let serving = demands.iter().fold(0, |bytes, demand| sum([bytes, self.buffer_bytes(demand)]));
         Footprint {
             weight_bytes: tensors.bytes,
             kv_bytes,
+            state_bytes,
             // Nothing is cached before everything is loaded.
-            buffer_bytes: sum([tensors.padding, serving.max(tensors.packing.saturating_sub(kv_bytes))]),
+            buffer_bytes: sum([
+                tensors.padding,
+                serving.max(tensors.packing.saturating_sub(sum([kv_bytes, state_bytes]))),
+            ]),
             process_bytes: PROCESS_BYTES,
         }
+    }
+
+    /// Bytes of the states of one session in the shard of `layers`.
+    pub fn session_bytes(&self, layers: &Range<usize>) -> u64 {
+        let layers = self.layers.get(layers.clone()).unwrap_or_default();
+        layers.iter().fold(0, |bytes, layer| sum([bytes, layer.session_bytes]))
     }
 
     fn kv_bytes(&self, demand: &ShardDemand) -> u64 {
         let page = self.layers_of(demand).fold(0, |bytes, layer| sum([bytes, layer.page_bytes]));
         let pages = demand.kv_positions.div_ceil(PAGE_POSITIONS) as u64;
         pages.saturating_mul(allocated(page.saturating_add(LINE_BYTES)))
+    }
+
+    fn state_bytes(&self, demand: &ShardDemand) -> u64 {
+        let session = self.session_bytes(&demand.layers);
+        product([sessions(demand.kv_positions, demand.context)]).saturating_mul(session)
     }
 
     fn buffer_bytes(&self, demand: &ShardDemand) -> u64 {
@@ -191,7 +219,10 @@ impl TensorFootprint {
         if rows > 1 {
             // Each begins at a cache line.
             let resident = packed.div_ceil(LINE_BYTES).saturating_mul(LINE_BYTES);
-            Self { bytes, padding: resident.saturating_sub(bytes), packing: 0 }
+            // The factors of a convolution are there once more, as it takes them.
+            let is_taps = matches!(tensor.role, TensorRole::Layer(_, LayerTensor::ConvolutionTaps));
+            let copied = if is_taps { product([FLOAT, rows, cols]) } else { 0 };
+            Self { bytes, padding: sum([resident.saturating_sub(bytes), copied]), packing: 0 }
         } else {
             // A vector is kept as f32, and packed like a matrix before.
             Self { bytes, padding: product([FLOAT, cols]).saturating_sub(bytes), packing: packed }

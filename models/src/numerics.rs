@@ -4,10 +4,10 @@
 //! holds both to every instruction set of the machine that it runs on.
 
 /// The version of the arithmetic: raised together with [`DIGEST`], whenever a kernel's bits change on purpose.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What the kernels of that version make of fixed inputs.
-pub const DIGEST: u64 = 0xf582_b1ef_92a0_3b43;
+pub const DIGEST: u64 = 0x15c4_9aea_c806_8d3f;
 
 /// How a worker names its arithmetic, which has this digest.
 pub fn named(digest: u64) -> String {

@@ -4,12 +4,14 @@
 //! variant must be met. The spec travels to the workers as JSON, so every type here is `Serialize + Deserialize`.
 
 mod excerpt;
+mod recurrence;
 
 use std::{fmt, ops::Range};
 
 pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
+pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -55,6 +57,10 @@ pub struct LayerSpec {
 pub enum Mixer {
     /// Grouped-query attention.
     Attention(AttentionSpec),
+    /// The gated delta rule: a state of each session takes the place of keys and values.
+    GatedDelta(GatedDeltaSpec),
+    /// A state space: a state of each session takes the place of keys and values here too.
+    StateSpace(StateSpaceSpec),
 }
 
 /// What a norm computes.
@@ -100,6 +106,17 @@ pub struct AttentionSpec {
     pub qkv_bias: Bias,
     /// Whether the product that follows attention has a bias.
     pub output_bias: Bias,
+    /// Whether what is attended is gated before that product.
+    pub output_gate: OutputGate,
+}
+
+/// Whether what query heads have attended is gated.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum OutputGate {
+    /// It is not.
+    None,
+    /// Multiplied, element by element, by σ of as many more outputs of `Q`: each head's gate stands behind its query.
+    WithQuery,
 }
 
 /// Scores that belong to no position: they take their share of a softmax and have no value.
@@ -302,6 +319,22 @@ pub enum LayerTensor {
     SharedUp,
     SharedDown,
     PostFfnNorm,
+    DeltaQkv,
+    StateGate,
+    Alpha,
+    Beta,
+    BetaAlpha,
+    StateInput,
+    TimeStep,
+    ConvolutionTaps,
+    ConvolutionBias,
+    TimeStepBias,
+    Decay,
+    HeadDecay,
+    HeadSkip,
+    StateNorm,
+    GroupNorm,
+    StateOutput,
 }
 
 impl LayerTensor {
@@ -326,6 +359,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
         }
     }
 
@@ -333,6 +367,7 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
         }
     }
 
@@ -340,15 +375,36 @@ impl LayerSpec {
     pub fn rope(&self) -> Option<&Rope> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+        }
+    }
+}
+
+impl AttentionSpec {
+    /// Outputs of `Q`: those of all heads, and their gates where these come with them.
+    pub fn query_outputs(&self) -> usize {
+        let width = self.heads.saturating_mul(self.head_dim);
+        match self.output_gate {
+            OutputGate::None => width,
+            OutputGate::WithQuery => width.saturating_mul(2),
         }
     }
 }
 
 impl Mixer {
+    /// Whether a session has a state in such a layer.
+    pub fn has_state(&self) -> bool {
+        match self {
+            Self::Attention(_) => false,
+            Self::GatedDelta(_) | Self::StateSpace(_) => true,
+        }
+    }
+
     /// Bytes of KV cache that one position costs, at f16.
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
+            Self::GatedDelta(_) | Self::StateSpace(_) => 0,
         }
     }
 }
@@ -404,6 +460,11 @@ impl ModelSpec {
             | TensorRole::RopeFactorsShort => self.holds(&last, role),
         };
         self.tensors.iter().filter(|tensor| is_read(tensor.role)).map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Whether sessions have states in some of the layers, which cannot be shared by position as keys and values are.
+    pub fn has_states(&self) -> bool {
+        self.layers.iter().any(|layer| layer.mixer.has_state())
     }
 
     /// Bytes of KV cache that one position costs in the shard of `layers`, at f16.

@@ -339,7 +339,7 @@ impl LoadedShard for HashShard {
         if self.layers.end == self.of {
             let wanted = step.wanted_rows();
             let sampled = wanted.iter().map(|wanted| self.sampled(step, &states, wanted));
-            return Ok(StepOutput::Sampled(sampled.collect::<Result<_, _>>()?));
+            return Ok(StepOutput::Sampled(sampled.collect()));
         }
         let positions = step.sequences.iter().flat_map(|of| of.position..of.position + of.rows);
         Ok(StepOutput::Hidden(states.iter().zip(positions).flat_map(|(&s, p)| model::to_row(s, p)).collect()))

@@ -7,7 +7,7 @@
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Window,
+        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -35,6 +35,7 @@ pub fn spec(layers: usize) -> ModelSpec {
         qk_norm: QkNorm::None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
+        output_gate: OutputGate::None,
     };
     let ffn = Ffn::Gated { inner: HIDDEN, activation: Activation::Silu, bias: Bias::None };
     let layer =

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use qmesh_models::spec::ModelSpec;
 use qmesh_net::RelaySecret;
 
 use super::error::MeshError;
@@ -66,6 +67,13 @@ pub enum PrefixReuse {
     On,
     /// Every prompt is computed whole.
     Off,
+}
+
+impl PrefixReuse {
+    /// What a model can do: layers with a state have none for a position in the middle of a session.
+    pub(crate) fn of_model(self, spec: &ModelSpec) -> Self {
+        if spec.has_states() { Self::Off } else { self }
+    }
 }
 
 /// Whether tokens are drafted from the text so far, and verified several at a time. It changes no bit.

@@ -64,11 +64,12 @@ impl MeshTask {
         let limits = Limits {
             context: planned.context,
             kv_positions: planned.kv_positions,
+            sessions: planned.sessions_most(),
             chunk_rows: planned.chunk_rows,
             vocab: planned.spec.vocab,
             waiting: CALLS_WAITING,
             resume: RESUME,
-            prefix_reuse: config.prefix_reuse,
+            prefix_reuse: config.prefix_reuse.of_model(&planned.spec),
             speculation: config.speculation,
         };
         let tensors = TensorServer::new(Arc::clone(&config.model), &planned.hashes);

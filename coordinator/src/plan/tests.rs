@@ -3,7 +3,7 @@
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
-        Mixer, NormKind, NormPlacement, NormSpec, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
+        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -52,6 +52,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             qk_norm: QkNorm::None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
+            output_gate: OutputGate::None,
         }),
         ffn: Ffn::Gated { inner: 32, activation: Activation::Silu, bias: Bias::None },
         norms: NormPlacement::Pre,

@@ -5,10 +5,11 @@ use std::{borrow::Cow, collections::BTreeMap};
 use qmesh_models::{
     bytes::ByteCount,
     family,
+    footprint::Footprints,
     gguf::{Gguf, TensorEntry},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, HeadMatrix, LayerSpec, Mixer, ModelSpec, RopePairing, RopeScaling,
-        Window,
+        Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LayerSpec, Mixer, ModelSpec,
+        OutputGate, RopePairing, RopeScaling, StateSpaceSpec, Window,
     },
 };
 use serde::Serialize;
@@ -62,6 +63,8 @@ struct Shape {
     ffn: String,
     head: &'static str,
     kv_bytes_per_position: u64,
+    /// What layers with a state hold of a session, however long it is.
+    state_bytes_per_session: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -207,11 +210,12 @@ impl Shape {
                 HeadMatrix::Own => "its own matrix",
             },
             kv_bytes_per_position: spec.kv_bytes_per_position(&(0..spec.layers.len())),
+            state_bytes_per_session: Footprints::new(spec).session_bytes(&(0..spec.layers.len())),
         }
     }
 
     fn lines(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut lines = vec![
             ("family", self.family.clone()),
             ("layers", self.layers.to_string()),
             ("hidden", self.hidden.to_string()),
@@ -223,7 +227,11 @@ impl Shape {
             ("FFN", self.ffn.clone()),
             ("head", self.head.to_owned()),
             ("KV cache", format!("{} a position", ByteCount(self.kv_bytes_per_position))),
-        ]
+        ];
+        if self.state_bytes_per_session > 0 {
+            lines.push(("states", format!("{} a session", ByteCount(self.state_bytes_per_session))));
+        }
+        lines
     }
 }
 
@@ -237,7 +245,19 @@ fn mixer(mixer: &Mixer) -> String {
     match mixer {
         Mixer::Attention(attention) => {
             let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
-            format!("{heads} heads, {kv_heads} KV heads of {head_dim}")
+            let gated = match attention.output_gate {
+                OutputGate::None => "",
+                OutputGate::WithQuery => ", gated",
+            };
+            format!("{heads} heads, {kv_heads} KV heads of {head_dim}{gated}")
+        }
+        Mixer::GatedDelta(delta) => {
+            let GatedDeltaSpec { key_heads, value_heads, head_dim, .. } = delta;
+            format!("gated delta rule of {value_heads} heads, {key_heads} key heads of {head_dim}")
+        }
+        Mixer::StateSpace(space) => {
+            let StateSpaceSpec { heads, head_dim, groups, state_size, .. } = space;
+            format!("state space of {heads} heads of {head_dim} by {state_size} in {groups} groups")
         }
     }
 }

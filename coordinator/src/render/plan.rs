@@ -38,6 +38,7 @@ struct StageReport<'a> {
     end_layer: usize,
     weight_bytes: u64,
     kv_bytes: u64,
+    state_bytes: u64,
     buffer_bytes: u64,
     process_bytes: u64,
     memory_bytes: u64,
@@ -45,6 +46,9 @@ struct StageReport<'a> {
     headroom_bytes: u64,
     token_ms: Option<f64>,
 }
+
+/// A column of bytes: its heading, and what stands there for a stage.
+type SizeColumn = (&'static str, fn(&StageReport<'_>) -> u64);
 
 impl<'a> PlanReport<'a> {
     /// The plan that `input` led to, with what it is expected to do and what else could be done, where that is known.
@@ -98,28 +102,27 @@ impl<'a> PlanReport<'a> {
     }
 
     fn table(&self) -> String {
-        let columns = [
-            ("stage", Align::Right),
-            ("worker", Align::Left),
-            ("layers", Align::Left),
-            ("weights", Align::Right),
-            ("KV", Align::Right),
-            ("buffers", Align::Right),
-            ("process", Align::Right),
-            ("total", Align::Right),
-            ("limit", Align::Right),
-            ("headroom", Align::Right),
-            ("token ms", Align::Right),
+        let has_states = self.stages.iter().any(|stage| stage.state_bytes > 0);
+        let sizes: [SizeColumn; 8] = [
+            ("weights", |stage| stage.weight_bytes),
+            ("KV", |stage| stage.kv_bytes),
+            ("states", |stage| stage.state_bytes),
+            ("buffers", |stage| stage.buffer_bytes),
+            ("process", |stage| stage.process_bytes),
+            ("total", |stage| stage.memory_bytes),
+            ("limit", |stage| stage.limit_bytes),
+            ("headroom", |stage| stage.headroom_bytes),
         ];
-        let columns = if self.prediction.is_some() { &columns[..] } else { &columns[..columns.len() - 1] };
+        let sizes: Vec<_> = sizes.into_iter().filter(|(name, _)| has_states || *name != "states").collect();
+        let names = [("stage", Align::Right), ("worker", Align::Left), ("layers", Align::Left)];
+        let columns = names.into_iter().chain(sizes.iter().map(|(name, _)| (*name, Align::Right)));
+        let columns: Vec<_> = columns.chain(self.prediction.map(|_| ("token ms", Align::Right))).collect();
         let rows = self.stages.iter().map(|s| {
-            let parts = [s.weight_bytes, s.kv_bytes, s.buffer_bytes, s.process_bytes];
-            let totals = [s.memory_bytes, s.limit_bytes, s.headroom_bytes];
-            let sizes = parts.into_iter().chain(totals).map(|size| ByteCount(size).to_string());
             let names = [s.stage.to_string(), s.worker.to_owned(), layers(s.first_layer, s.end_layer)];
+            let sizes = sizes.iter().map(|(_, size)| ByteCount(size(s)).to_string());
             names.into_iter().chain(sizes).chain(s.token_ms.map(|ms| format!("{ms:.2}"))).collect()
         });
-        table(columns, rows)
+        table(&columns, rows)
     }
 
     fn boxes(&self) -> Vec<StageBox> {
@@ -186,6 +189,7 @@ fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity, token_ms: 
         end_layer: planned.layers.end,
         weight_bytes: planned.weight_bytes,
         kv_bytes: planned.kv_bytes,
+        state_bytes: planned.state_bytes,
         buffer_bytes: planned.buffer_bytes,
         process_bytes: planned.process_bytes,
         memory_bytes: planned.memory_bytes,

@@ -1,8 +1,8 @@
 //! Grouped-query attention of the rows of one session, between its norms.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
-use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, QkNorm, Sinks};
+use candle_nn::ops::{sigmoid, softmax_last_dim};
+use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks};
 
 use crate::{
     cache::KeysValues,
@@ -54,7 +54,7 @@ impl Attention {
         let rotation =
             spec.rope.as_ref().map(|rope| Rotation::open(weights, rope, weights.spec.context)).transpose()?;
         Ok(Self {
-            q: linear(Q, spec.qkv_bias, QBias, [width, hidden])?,
+            q: linear(Q, spec.qkv_bias, QBias, [spec.query_outputs(), hidden])?,
             k: linear(K, spec.qkv_bias, KBias, [kv_width, hidden])?,
             v: linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?,
             qk_norms: match spec.qk_norm {
@@ -77,13 +77,30 @@ impl Attention {
     /// cache afterwards.
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
         let [q_norm, k_norm] = [0, 1].map(|which| self.qk_norms.as_ref().map(|norms| &norms[which]));
-        let q = self.placed(self.heads(&self.q.forward(x)?, q_norm)?, first_position)?;
+        let (q, gate) = self.query(x)?;
+        let q = self.placed(self.heads(&q, q_norm)?, first_position)?;
         let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, first_position)?;
         let v = self.heads(&self.v.forward(x)?, None)?;
         let (k, v) = cache.append(&k, &v, self.cached_as)?;
         let attended = self.attend(&q, &k, &v, first_position)?; // (heads, rows, head_dim)
         let rows = attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
-        self.output.forward(&rows)
+        match gate {
+            Some(gate) => self.output.forward(&(rows * sigmoid(&gate)?)?),
+            None => self.output.forward(&rows),
+        }
+    }
+
+    /// q of all heads and, where there are some, the gates of what they attend: (rows, heads · head_dim) each.
+    fn query(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let (q, AttentionSpec { heads, head_dim, .. }) = (self.q.forward(x)?, &self.spec);
+        match self.spec.output_gate {
+            OutputGate::None => Ok((q, None)),
+            OutputGate::WithQuery => {
+                let both = q.reshape((x.dim(0)?, *heads, 2, *head_dim))?;
+                let half = |which| both.narrow(2, which, 1)?.contiguous()?.flatten_from(1);
+                Ok((half(0)?, Some(half(1)?)))
+            }
+        }
     }
 
     /// x (rows, heads · head_dim) → (heads, rows, head_dim), normalised where there is a norm: over the whole row or over
@@ -163,6 +180,7 @@ mod tests {
                 qk_norm: QkNorm::None,
                 qkv_bias: Bias::None,
                 output_bias: Bias::None,
+                output_gate: OutputGate::None,
             },
             q: linear(&[[1.0, 0.0], [2.0, 0.0]]),
             k: linear(&[[1.0, 0.0]]),

@@ -1,16 +1,54 @@
-//! The keys and values of one layer and session: two tensors that grow.
+//! What one layer holds of one session: tensors that grow.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::rounding::CacheType;
 
+/// What one layer holds of one session: what is of no use to its kind is empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LayerCache {
+    pub(crate) keys_values: KeysValues,
+    pub(crate) past: PastRows,
+}
+
+/// The rows so far that came into a layer whose state is made of them: (positions, hidden).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PastRows(Option<Tensor>);
+
 /// Keys, normalised and rotated, and values of the positions so far; each (kv_heads, positions, head_dim).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeysValues(Option<(Tensor, Tensor)>);
 
-impl KeysValues {
+impl LayerCache {
     /// Forgets all positions from `positions` on.
     pub(crate) fn keep(&mut self, positions: usize) -> Result<()> {
+        self.keys_values.keep(positions)?;
+        self.past.keep(positions)
+    }
+}
+
+impl PastRows {
+    fn keep(&mut self, positions: usize) -> Result<()> {
+        let Some(rows) = &self.0 else { return Ok(()) };
+        let kept = positions.min(rows.dim(0)?);
+        self.0 = if kept == 0 { None } else { Some(rows.narrow(0, 0, kept)?) };
+        Ok(())
+    }
+
+    /// Appends rows; all of them then.
+    pub(crate) fn append(&mut self, rows: &Tensor) -> Result<Tensor> {
+        let all = match self.0.take() {
+            Some(earlier) => Tensor::cat(&[&earlier, rows], 0)?,
+            None => rows.contiguous()?,
+        };
+        self.0 = Some(all.clone());
+        Ok(all)
+    }
+}
+
+impl KeysValues {
+    /// Forgets all positions from `positions` on.
+    fn keep(&mut self, positions: usize) -> Result<()> {
         let Some((keys, values)) = &self.0 else { return Ok(()) };
         let kept = positions.min(keys.dim(1)?);
         self.0 = if kept == 0 { None } else { Some((keys.narrow(1, 0, kept)?, values.narrow(1, 0, kept)?)) };

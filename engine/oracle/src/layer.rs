@@ -5,10 +5,12 @@ use qmesh_models::spec::{LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacemen
 
 use crate::{
     attention::Attention,
-    cache::KeysValues,
+    cache::LayerCache,
     error::OracleError,
     ffn::FeedForward,
+    gated_delta::GatedDelta,
     norm::Norm,
+    state_space::StateSpace,
     weights::{Weights, of_layer},
 };
 
@@ -16,10 +18,18 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     attention_norms: Norms,
-    attention: Attention,
+    mixer: LayerMixer,
     ffn_norms: Norms,
     ffn: FeedForward,
     residual_scale: f32,
+}
+
+/// What mixes rows.
+#[derive(Clone, Debug)]
+enum LayerMixer {
+    Attention(Attention),
+    GatedDelta(GatedDelta),
+    StateSpace(StateSpace),
 }
 
 /// The norms of one half.
@@ -39,9 +49,16 @@ impl Layer {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         Ok(Self {
             attention_norms: Norms::open(weights, index, spec, [AttnNorm, AttnNormBias], PostAttnNorm)?,
-            attention: {
-                let Mixer::Attention(attention) = &spec.mixer;
-                Attention::open(weights, index, attention, spec.norm.eps)?
+            mixer: match &spec.mixer {
+                Mixer::Attention(attention) => {
+                    LayerMixer::Attention(Attention::open(weights, index, attention, spec.norm.eps)?)
+                }
+                Mixer::GatedDelta(delta) => {
+                    LayerMixer::GatedDelta(GatedDelta::open(weights, index, delta, spec.norm.eps)?)
+                }
+                Mixer::StateSpace(space) => {
+                    LayerMixer::StateSpace(StateSpace::open(weights, index, space, spec.norm.eps)?)
+                }
             },
             ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
             ffn: FeedForward::open(weights, index, &spec.ffn)?,
@@ -50,9 +67,13 @@ impl Layer {
     }
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
-    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
-        let attend = |x: &Tensor| self.attention.forward(x, first_position, cache);
-        let x = self.attention_norms.around(x, self.residual_scale, attend)?;
+    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+        let mix = |x: &Tensor| match &self.mixer {
+            LayerMixer::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
+            LayerMixer::GatedDelta(delta) => delta.forward(x, &mut cache.past),
+            LayerMixer::StateSpace(space) => space.forward(x, &mut cache.past),
+        };
+        let x = self.attention_norms.around(x, self.residual_scale, mix)?;
         self.ffn_norms.around(&x, self.residual_scale, |x| self.ffn.forward(x))
     }
 }

@@ -39,6 +39,7 @@ mod error;
 mod experts;
 mod ffn;
 mod gated;
+mod gated_delta;
 mod head;
 mod layer;
 mod linear;
@@ -47,6 +48,7 @@ mod norm;
 mod rope;
 mod rounding;
 mod shard;
+mod state_space;
 mod weights;
 
 pub use candle_core::Device;

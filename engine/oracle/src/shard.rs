@@ -9,7 +9,7 @@ use qmesh_models::{
     weights::ModelFile,
 };
 
-use crate::{cache::KeysValues, error::OracleError, head::Head, layer::Layer, rounding::Rounding, weights::Weights};
+use crate::{cache::LayerCache, error::OracleError, head::Head, layer::Layer, rounding::Rounding, weights::Weights};
 
 /// A contiguous range of a model's layers. It embeds where the range begins with the first layer, and has the head where
 /// it ends with the last one.
@@ -48,7 +48,7 @@ pub enum Output {
 struct Session {
     positions: usize,
     /// One for each layer of the shard.
-    layers: Vec<KeysValues>,
+    layers: Vec<LayerCache>,
 }
 
 impl OracleShard {
@@ -98,7 +98,7 @@ impl OracleShard {
             return Err(OracleError::Gap { session, held, position: first_position });
         }
         let mut x = self.rows(input)?;
-        let empty = || Session { positions: 0, layers: vec![KeysValues::default(); self.layers.len()] };
+        let empty = || Session { positions: 0, layers: vec![LayerCache::default(); self.layers.len()] };
         let held = self.sessions.entry(session).or_insert_with(empty);
         held.positions = first_position;
         for (layer, cache) in self.layers.iter().zip(&mut held.layers) {

@@ -70,8 +70,8 @@ fn jobs<'a>(attention: &Attention, batch: &'a Batch<'_>, out: &'a mut [f32]) -> 
     let runs = wanted.div_ceil(count(fewest).max(1));
     let page_bytes = 2 * batch.cache.layout(attention.layer).page_len();
 
-    let (width, part) = (attention.widths().0, group * attention.spec.head_dim);
-    let mut out_rows = out.chunks_exact_mut(width);
+    let part = group * attention.spec.head_dim;
+    let mut out_rows = out.chunks_exact_mut(kv_heads * part);
     let mut jobs = Vec::new();
     for slice in &batch.slices {
         for first in (0..slice.rows).step_by(rows_per_job) {
@@ -127,7 +127,8 @@ impl Job<'_> {
         let rows = self.slice.first + self.rows.start..self.slice.first + self.rows.end;
         let mut queries = Vec::with_capacity(rows.len() * part);
         for row in rows.clone() {
-            queries.extend_from_slice(&qkv[row * (q_width + 2 * k_width) + self.head * part..][..part]);
+            let (row, heads) = (&qkv[row * (q_width + 2 * k_width)..], self.head * attention.group()..);
+            heads.take(attention.group()).for_each(|head| queries.extend_from_slice(attention.query(row, head)));
         }
         attention.normalize_heads(batch.cpu, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use qmesh_models::spec::{AttentionSpec, ExpertsSpec, Ffn, Mixer, ModelSpec, Rope, RopeScaling, Window};
+use qmesh_kernels::lanes::LANES;
+use qmesh_models::spec::{
+    AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, Mixer, ModelSpec, OutputGate, QkNorm, Rope, RopeScaling,
+    StateSpaceSpec, Window,
+};
 
 use crate::error::EngineError;
 
@@ -22,6 +26,8 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
     for layer in &spec.layers[layers.clone()] {
         match &layer.mixer {
             Mixer::Attention(attention) => check_attention(attention)?,
+            Mixer::GatedDelta(delta) => check_gated_delta(delta)?,
+            Mixer::StateSpace(space) => check_state_space(space)?,
         }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
@@ -46,7 +52,8 @@ fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError
 }
 
 fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
-    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, .. } = attention;
+    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, qk_norm, output_gate, .. } =
+        attention;
     dimension("heads", *heads)?;
     dimension("kv_heads", *kv_heads)?;
     dimension("head_dim", *head_dim)?;
@@ -56,10 +63,50 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
     }
     positive("attention.scale", *scale)?;
     positive("attention.soft_cap", soft_cap.unwrap_or(1.0))?;
+    if (*qk_norm, *output_gate) == (QkNorm::AllHeads, OutputGate::WithQuery) {
+        return Err(wrong("a norm over all query heads and the gates between them".into()));
+    }
     if *window == Window::Sliding(0) {
         return Err(wrong("a sliding window of 0 positions".into()));
     }
     rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, *head_dim))
+}
+
+fn check_gated_delta(delta: &GatedDeltaSpec) -> Result<(), EngineError> {
+    let GatedDeltaSpec { key_heads, value_heads, head_dim, taps, .. } = *delta;
+    dimension("delta.key_heads", key_heads)?;
+    dimension("delta.value_heads", value_heads)?;
+    dimension("delta.head_dim", head_dim)?;
+    dimension("delta.channels", delta.row_len())?;
+    dimension("delta.head_dim * delta.values", delta.state_len())?;
+    dimension("delta.taps", taps)?;
+    dimension("delta.channels * delta.taps", delta.channels().saturating_mul(taps))?;
+    if !value_heads.is_multiple_of(key_heads) {
+        return Err(wrong(format!("{value_heads} value heads cannot share {key_heads} key heads evenly")));
+    }
+    if !head_dim.is_multiple_of(LANES) {
+        return Err(wrong(format!("delta.head_dim = {head_dim} is no multiple of {LANES}")));
+    }
+    Ok(())
+}
+
+fn check_state_space(space: &StateSpaceSpec) -> Result<(), EngineError> {
+    let StateSpaceSpec { heads, head_dim, groups, state_size, taps, .. } = *space;
+    dimension("space.heads", heads)?;
+    dimension("space.head_dim", head_dim)?;
+    dimension("space.groups", groups)?;
+    dimension("space.state_size", state_size)?;
+    dimension("space.channels", space.row_len())?;
+    dimension("space.state_size * space.values", space.state_len())?;
+    dimension("space.taps", taps)?;
+    dimension("space.channels * space.taps", space.channels().saturating_mul(taps))?;
+    if !heads.is_multiple_of(groups) {
+        return Err(wrong(format!("{heads} heads cannot be {groups} groups")));
+    }
+    if !head_dim.is_multiple_of(LANES) {
+        return Err(wrong(format!("space.head_dim = {head_dim} is no multiple of {LANES}")));
+    }
+    Ok(())
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {

@@ -31,6 +31,8 @@ impl LayerWeights<'_, '_> {
     pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
         let mixer = match &spec.mixer {
             Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
+            Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
+            Mixer::StateSpace(space) => BlockMixer::StateSpace(self.state_space(spec, space, place)?),
         };
         Ok(Block { mixer, ffn: self.ffn(spec)? })
     }
@@ -66,7 +68,7 @@ impl LayerWeights<'_, '_> {
             layer: place,
             rope,
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
-            q: self.linear(Q, present(spec.qkv_bias, QBias), q_width, hidden)?,
+            q: self.linear(Q, present(spec.qkv_bias, QBias), spec.query_outputs(), hidden)?,
             k: self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?,
             v: self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?,
             qk_norms,
@@ -128,7 +130,11 @@ impl LayerWeights<'_, '_> {
     }
 
     /// The norm before a half, where there is one.
-    fn norm_before(&mut self, layer: &LayerSpec, tensors: [LayerTensor; 2]) -> Result<Option<Norm>, EngineError> {
+    pub(super) fn norm_before(
+        &mut self,
+        layer: &LayerSpec,
+        tensors: [LayerTensor; 2],
+    ) -> Result<Option<Norm>, EngineError> {
         let roles = tensors.map(|tensor| TensorRole::Layer(self.layer, tensor));
         match layer.norms {
             NormPlacement::Pre | NormPlacement::PreAndPost => {
@@ -138,7 +144,7 @@ impl LayerWeights<'_, '_> {
         }
     }
 
-    fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
+    pub(super) fn residual(&mut self, layer: &LayerSpec, tensor: LayerTensor) -> Result<Residual, EngineError> {
         let norm = match layer.norms {
             NormPlacement::Pre => None,
             NormPlacement::PreAndPost | NormPlacement::Post => {
@@ -148,11 +154,11 @@ impl LayerWeights<'_, '_> {
         Ok(Residual { norm, scale: layer.residual_scale })
     }
 
-    fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Arc<[f32]>, EngineError> {
+    pub(super) fn vector(&mut self, tensor: LayerTensor, len: usize) -> Result<Arc<[f32]>, EngineError> {
         self.weights.vector(TensorRole::Layer(self.layer, tensor), len)
     }
 
-    fn linear(
+    pub(super) fn linear(
         &mut self,
         tensor: LayerTensor,
         bias: Option<LayerTensor>,
@@ -185,7 +191,7 @@ impl LayerWeights<'_, '_> {
     }
 }
 
-fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {
+pub(super) fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {
     match bias {
         Bias::None => None,
         Bias::Present => Some(tensor),

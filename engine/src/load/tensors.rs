@@ -153,18 +153,20 @@ impl Part {
 
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
-        AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Down, DownBias, ExpertDownBiases, ExpertDowns,
-        ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, K, KBias,
-        KNorm, PostAttnNorm, PostFfnNorm, Q, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter,
-        SharedUp, Sinks, Up, UpBias, V, VBias,
+        Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ConvolutionBias, ConvolutionTaps,
+        Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases,
+        ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KBias, KNorm, PostAttnNorm,
+        PostFfnNorm, Q, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks,
+        StateGate, StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VBias,
     };
     match tensor {
         Q | K | V | AttnOutput | Gate | Up | Down | Router | ExpertGates | ExpertUps | ExpertDowns
-        | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown => {
-            true
-        }
+        | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown
+        | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput | TimeStep
+        | HeadDecay | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | Sinks | AttnOutputBias | PostAttnNorm
-        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | PostFfnNorm => false,
+        | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | PostFfnNorm | TimeStepBias
+        | ConvolutionBias | Decay | StateNorm => false,
     }
 }
 

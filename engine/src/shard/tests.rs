@@ -87,7 +87,7 @@ impl Pipeline {
             }
         }
         match last.step(&step).unwrap() {
-            StepOutput::Sampled(rows) => rows,
+            StepOutput::Sampled(rows) => rows.into_iter().map(Result::unwrap).collect(),
             StepOutput::Hidden(_) => panic!("the last stage samples"),
         }
     }

@@ -138,6 +138,19 @@ impl Assignment {
                     within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
                     within("head width", attention.head_dim, FRAME_WIDTH)?;
                 }
+                Mixer::GatedDelta(delta) => {
+                    within("key heads", delta.key_heads, FRAME_WIDTH)?;
+                    within("value heads", delta.value_heads, FRAME_WIDTH)?;
+                    within("head width", delta.head_dim, FRAME_WIDTH)?;
+                    within("taps", delta.taps, FRAME_WIDTH)?;
+                }
+                Mixer::StateSpace(space) => {
+                    within("heads", space.heads, FRAME_WIDTH)?;
+                    within("head width", space.head_dim, FRAME_WIDTH)?;
+                    within("groups", space.groups, FRAME_WIDTH)?;
+                    within("state size", space.state_size, FRAME_WIDTH)?;
+                    within("taps", space.taps, FRAME_WIDTH)?;
+                }
             }
         }
         self.spec.tensors.iter().try_for_each(check_tensor)

@@ -8,8 +8,8 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, QkNorm,
-    Rope, RopePairing, Sinks, Weighting, Window,
+    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate,
+    QkNorm, Rope, RopePairing, Sinks, Weighting, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
@@ -154,7 +154,14 @@ fn attention(
         qk_norm: QkNorm::None,
         qkv_bias: bias(m, layer, "attn_q.bias"),
         output_bias: bias(m, layer, "attn_output.bias"),
+        output_gate: OutputGate::None,
     })
+}
+
+/// Which layers have no key/value heads, because they have a state.
+pub(super) fn without_kv_heads(m: &Metadata<'_>, layers: usize) -> Result<Vec<bool>, ModelError> {
+    let kv_heads = m.counts("attention.head_count_kv", layers, 0..=HEADS_MAX)?;
+    Ok(kv_heads.into_iter().map(|kv_heads| kv_heads == 0).collect())
 }
 
 /// Key/value heads of each layer: as many as query heads where the file does not say.
@@ -163,7 +170,10 @@ fn kv_heads(m: &Metadata<'_>, heads: &[usize]) -> Result<Vec<usize>, ModelError>
     if !m.has(KEY) {
         return Ok(heads.to_vec());
     }
-    let kv_heads = m.counts(KEY, heads.len(), 1..=HEADS_MAX)?;
+    // Layers without any have a state in place of attention: a family that knows of them asks `without_kv_heads`.
+    let least = usize::from(!m.has("ssm.state_size"));
+    let kv_heads = m.counts(KEY, heads.len(), least..=HEADS_MAX)?;
+    let kv_heads: Vec<_> = kv_heads.iter().zip(heads).map(|(kv, heads)| if *kv == 0 { *heads } else { *kv }).collect();
     match kv_heads.iter().zip(heads).find(|(kv, heads)| !heads.is_multiple_of(**kv)) {
         Some((kv, heads)) => Err(m.out_of_range(KEY, kv, format!("a divisor of the {heads} query heads"))),
         None => Ok(kv_heads),

@@ -7,13 +7,17 @@ use super::{
     dense::{self, Plain},
     metadata::Metadata,
 };
-use crate::spec::{Activation, RopePairing};
+use crate::spec::{Activation, LayerSpec, RopePairing};
 
 const SCALE: RangeInclusive<f32> = 1e-6..=1e6;
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Interleaved, rope_base: 10_000.0, activation: Activation::Silu };
-    let mut layers = dense::layers(m, &plain)?;
+    scaled(m, dense::layers(m, &plain)?)
+}
+
+/// What scales everywhere in a Granite, and whether its attention knows positions.
+pub(super) fn scaled(m: &Metadata<'_>, mut layers: Vec<LayerSpec>) -> Result<Decoder, ModelError> {
     let residual_scale = m.float_or("residual_scale", 1.0, SCALE)?;
     let positions = m.flag_or("rope.scaling.finetuned", true)?;
     layers.iter_mut().for_each(|layer| layer.residual_scale = residual_scale);

@@ -6,8 +6,9 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, TensorRole, TensorSpec,
+        AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, HeadSpec, LayerIndex, LayerSpec,
+        LayerTensor, Mixer, NormKind, NormPlacement, QkNorm, RopeScaling, Sinks, StateSpaceSpec, TensorRole,
+        TensorSpec,
     },
     tensor::TensorType,
 };
@@ -144,6 +145,8 @@ impl LayerTensors<'_> {
         }
         match &layer.mixer {
             Mixer::Attention(attention) => self.attention(attention),
+            Mixer::GatedDelta(delta) => self.gated_delta(delta),
+            Mixer::StateSpace(space) => self.state_space(space),
         }
         if after {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
@@ -170,12 +173,12 @@ impl LayerTensors<'_> {
 
     fn attention(&mut self, a: &AttentionSpec) {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let weights = [(LayerTensor::Q, q), (LayerTensor::K, kv), (LayerTensor::V, kv)];
+        let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
         self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
         match a.qkv_bias {
             Bias::None => {}
             Bias::Present => {
-                self.vector("attn_q.bias", LayerTensor::QBias, q);
+                self.vector("attn_q.bias", LayerTensor::QBias, a.query_outputs());
                 self.vector("attn_k.bias", LayerTensor::KBias, kv);
                 self.vector("attn_v.bias", LayerTensor::VBias, kv);
             }
@@ -195,6 +198,40 @@ impl LayerTensors<'_> {
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
         self.bias("attn_output.bias", LayerTensor::AttnOutputBias, self.hidden, a.output_bias);
+    }
+
+    fn gated_delta(&mut self, d: &GatedDeltaSpec) {
+        use LayerTensor as Part;
+        let (hidden, heads) = (self.hidden, d.value_heads);
+        self.tensor("attn_qkv.weight", Part::DeltaQkv, d.channels(), hidden);
+        self.tensor("attn_gate.weight", Part::StateGate, d.values(), hidden);
+        match d.gates {
+            DeltaGates::Apart => {
+                self.tensor("ssm_alpha.weight", Part::Alpha, heads, hidden);
+                self.tensor("ssm_beta.weight", Part::Beta, heads, hidden);
+            }
+            DeltaGates::Together => self.tensor("ssm_ba.weight", Part::BetaAlpha, 2 * heads, hidden),
+        }
+        self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, d.channels(), d.taps);
+        self.vector("ssm_dt.bias", Part::TimeStepBias, heads);
+        self.vector("ssm_a", Part::Decay, heads);
+        self.vector("ssm_norm.weight", Part::StateNorm, d.head_dim);
+        self.tensor("ssm_out.weight", Part::StateOutput, hidden, d.values());
+    }
+
+    fn state_space(&mut self, s: &StateSpaceSpec) {
+        use LayerTensor as Part;
+        let (hidden, heads) = (self.hidden, s.heads);
+        let pieces = [(Part::StateGate, s.values()), (Part::StateInput, s.channels()), (Part::TimeStep, heads)];
+        let pieces = pieces.map(|(tensor, rows)| (self.role(tensor), rows)).to_vec();
+        self.expected.push(Expected { name: self.name("ssm_in.weight"), cols: hidden, pieces, stacked: 1 });
+        self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, s.channels(), s.taps);
+        self.bias("ssm_conv1d.bias", Part::ConvolutionBias, s.channels(), s.bias);
+        self.vector("ssm_dt.bias", Part::TimeStepBias, heads);
+        self.tensor("ssm_a", Part::HeadDecay, heads, 1);
+        self.tensor("ssm_d", Part::HeadSkip, heads, 1);
+        self.tensor("ssm_norm.weight", Part::GroupNorm, s.groups, s.values() / s.groups.max(1));
+        self.tensor("ssm_out.weight", Part::StateOutput, hidden, s.values());
     }
 
     fn ffn(&mut self, ffn: &Ffn) {

@@ -1,5 +1,7 @@
 //! Each family on its golden file and by its published parameter count; bad models by name of what is wrong.
 
+mod states;
+
 use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},

@@ -1,10 +1,13 @@
 //! One layer's part of the account: its cache, and what a row of a step takes in it.
 
 use super::{
-    FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD, TensorFootprint, product,
-    quantized, sum,
+    FLOAT, LANES, PAGE_POSITIONS, QUERIES_LEAST, QUERIES_TOGETHER, ROLLBACK_ROWS, TASKS_PER_THREAD, TensorFootprint,
+    allocated, product, quantized, sum,
 };
-use crate::spec::{AttentionSpec, ExpertsSpec, Ffn, LayerIndex, LayerTensor, Mixer, ModelSpec, QkNorm, TensorRole};
+use crate::spec::{
+    AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, LayerIndex, LayerTensor, Mixer, ModelSpec, QkNorm, StateSpaceSpec,
+    TensorRole,
+};
 
 /// What a layer takes, in bytes.
 #[derive(Clone, Debug)]
@@ -13,6 +16,8 @@ pub(super) struct LayerFootprint {
     pub(super) tensors: TensorFootprint,
     /// Its part of a page of the KV cache.
     pub(super) page_bytes: u64,
+    /// What it has of each session.
+    pub(super) session_bytes: u64,
     /// What a row has in memory at most while it passes the layer, beside the layer's input.
     pub(super) row_bytes: u64,
     /// What a thread works in while it attends.
@@ -25,20 +30,27 @@ pub(super) struct LayerFootprint {
 impl LayerFootprint {
     /// What the spec's layer `index` takes, but for its tensors.
     pub(super) fn new(spec: &ModelSpec, index: usize) -> Self {
-        let (layer, hidden) = (&spec.layers[index], spec.hidden);
-        let Mixer::Attention(attention) = &layer.mixer;
-        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *attention;
+        let layer = &spec.layers[index];
         let inputs = Inputs::of_layer(spec, LayerIndex(index));
+        match &layer.mixer {
+            Mixer::Attention(attention) => Self::attention(attention, &layer.ffn, spec.hidden, &inputs),
+            Mixer::GatedDelta(delta) => Self::gated_delta(delta, &layer.ffn, spec.hidden, &inputs),
+            Mixer::StateSpace(space) => Self::state_space(space, &layer.ffn, spec.hidden, &inputs),
+        }
+    }
+
+    fn attention(attention: &AttentionSpec, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
+        let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *attention;
         let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
         let row = product([FLOAT, hidden]);
-        let qkv = sum([q, kv, kv]);
+        let qkv = sum([product([FLOAT, attention.query_outputs()]), kv, kv]);
         let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
         // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
         // result with the layer's output so far; the same with the other half.
         let projecting = sum([inputs.attention.bytes(hidden), qkv.saturating_mul(copies)]);
         let attending = sum([qkv, q, product([TASK_BYTES, kv_heads])]);
         let output = sum([q, inputs.output.bytes(heads.saturating_mul(head_dim)), row]);
-        let ffn = sum([q, row, ffn_bytes(&layer.ffn, hidden, &inputs)]);
+        let ffn = sum([q, row, ffn_bytes(ffn, hidden, inputs)]);
 
         let vectors = head_dim.div_ceil(LANES);
         let padded = vectors.saturating_mul(LANES);
@@ -50,10 +62,61 @@ impl LayerFootprint {
         Self {
             tensors: TensorFootprint::default(),
             page_bytes: product([2, kv_heads, PAGE_POSITIONS, head_dim.saturating_add(padded)]),
+            session_bytes: 0,
             row_bytes: projecting.max(attending).max(output).max(ffn),
             thread_bytes: sum([product([most, FLOAT, head_dim]), gathered(most), scores, widened]),
             part_bytes: gathered(group.max(QUERIES_LEAST)),
             kv_heads,
+        }
+    }
+
+    fn gated_delta(delta: &GatedDeltaSpec, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
+        let shape = StateShape {
+            heads: delta.value_heads,
+            keys: delta.head_dim,
+            values: delta.head_dim,
+            row_len: delta.row_len(),
+            taps: delta.taps,
+        };
+        Self::with_states(shape, ffn, hidden, inputs)
+    }
+
+    fn state_space(space: &StateSpaceSpec, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
+        let shape = StateShape {
+            heads: space.heads,
+            keys: space.state_size,
+            values: space.head_dim,
+            row_len: space.row_len(),
+            taps: space.taps,
+        };
+        Self::with_states(shape, ffn, hidden, inputs)
+    }
+
+    fn with_states(shape: StateShape, ffn: &Ffn, hidden: usize, inputs: &Inputs) -> Self {
+        let StateShape { heads, keys, values, row_len, taps } = shape;
+        let (elements, head) = (heads.saturating_mul(values), product([FLOAT, keys, values]));
+        let vectors = product([FLOAT, HEAD_VECTORS, keys.saturating_add(values)]);
+        let (values, row) = (product([FLOAT, elements]), product([FLOAT, hidden]));
+        let projected = sum([product([FLOAT, row_len]), values]);
+        // In the order of time, as above: the products; the heads' tasks and what comes of them; the layer's output; the other
+        // half.
+        let projecting = sum([inputs.attention.bytes(hidden), projected]);
+        let mixing = sum([projected, values, product([TASK_BYTES, heads])]);
+        let output = sum([values, inputs.output.bytes(elements), row]);
+        let ffn = sum([values, row, ffn_bytes(ffn, hidden, inputs)]);
+        let rows = taps.saturating_add(ROLLBACK_ROWS - 1);
+        Self {
+            tensors: TensorFootprint::default(),
+            page_bytes: 0,
+            session_bytes: sum([
+                allocated(product([heads]).saturating_mul(head)),
+                allocated(product([FLOAT, rows, row_len])),
+            ]),
+            row_bytes: projecting.max(mixing).max(output).max(ffn),
+            // A head's state with rows that may yet be taken back, and a row's vectors.
+            thread_bytes: sum([head, vectors]),
+            part_bytes: 0,
+            kv_heads: 0,
         }
     }
 
@@ -65,6 +128,18 @@ impl LayerFootprint {
         let sessions = threads.saturating_mul(TASKS_PER_THREAD).div_ceil(self.kv_heads.max(1)).min(rows);
         product([sessions, self.kv_heads, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.part_bytes)
     }
+}
+
+/// What tells how much a layer with states takes.
+#[derive(Clone, Copy, Debug)]
+struct StateShape {
+    heads: usize,
+    /// Rows and columns of a head's state.
+    keys: usize,
+    values: usize,
+    /// Elements of a row that are held.
+    row_len: usize,
+    taps: usize,
 }
 
 /// How products take their inputs: as floats, quantised, or (where matrices differ) both.
@@ -94,15 +169,19 @@ struct Inputs {
 impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
-            AttnOutput, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, Q, Router, SharedDown, SharedGate,
-            SharedRouter, SharedUp, Up, V,
+            Alpha, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, Q,
+            Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateGate, StateInput, StateOutput, TimeStep, Up,
+            V,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
             let TensorRole::Layer(of, part) = tensor.role else { continue };
-            let input = if matches!(part, Q | K | V) {
+            let input = if matches!(
+                part,
+                Q | K | V | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | StateInput | TimeStep
+            ) {
                 &mut inputs.attention
-            } else if part == AttnOutput {
+            } else if matches!(part, AttnOutput | StateOutput) {
                 &mut inputs.output
             } else if matches!(
                 part,
@@ -144,3 +223,5 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
 
 /// Bytes that list a row in one task: a slice, a place in a list.
 const TASK_BYTES: usize = 32;
+/// Vectors that a thread has of a row in one head: as long as a key, and as long as a value.
+const HEAD_VECTORS: usize = 3;

@@ -58,8 +58,37 @@ fn the_cache_counts_in_whole_pages_of_every_layer() {
 }
 
 #[test]
+fn states_count_by_the_sessions_that_there_is_room_for() {
+    let spec = tiny("qwen35.gguf");
+    let footprints = Footprints::new(&spec);
+    // 4 heads of 16 by 16, and the last 3 + 16 rows of 128 channels and 4 α and β.
+    let layer = 4 * (4 * 16 * 16 + (3 + 16) * (128 + 8));
+    assert_eq!((footprints.session_bytes(&(0..3)), footprints.session_bytes(&(3..4))), (3 * layer, 0));
+    for (kv_positions, context, sessions) in [(64, 128, 1), (128, 128, 1), (384, 128, 3), (400, 128, 3), (64, 0, 1)] {
+        let demand = ShardDemand { kv_positions, context, ..demand(1..4) };
+        let footprint = footprints.shard(&demand);
+        assert_eq!(footprint.state_bytes, sessions * 2 * layer, "{kv_positions} positions, {context} a session");
+    }
+    let hybrid = tiny("granitehybrid.gguf");
+    // 4 heads of 16 by 16, and the last rows of 64 + 2 · 2 · 16 channels and 4 time steps.
+    let layer = 4 * (4 * 16 * 16 + (3 + 16) * (128 + 4));
+    assert_eq!(Footprints::new(&hybrid).session_bytes(&(0..4)), 3 * layer);
+    let cached = |layers| footprints.shard(&demand(layers)).kv_bytes;
+    assert_eq!(cached(0..4), cached(3..4), "layers with a state have no keys");
+}
+
+#[test]
 fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
-    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "gpt-oss.gguf", "starcoder2.gguf"] {
+    for name in [
+        "llama.gguf",
+        "mistral-tied.gguf",
+        "gemma3.gguf",
+        "qwen2moe.gguf",
+        "gpt-oss.gguf",
+        "starcoder2.gguf",
+        "qwen35moe.gguf",
+        "granitehybrid.gguf",
+    ] {
         let spec = tiny(name);
         let whole = Footprints::new(&spec);
         for start in 0..spec.layers.len() {
@@ -74,7 +103,7 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
 
 #[test]
 fn more_of_anything_takes_no_less() {
-    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "olmo2.gguf"] {
+    for name in ["llama.gguf", "mistral-tied.gguf", "gemma3.gguf", "qwen2moe.gguf", "olmo2.gguf", "qwen3next.gguf"] {
         let spec = tiny(name);
         let footprints = Footprints::new(&spec);
         let total = |demand: &ShardDemand| footprints.shard(demand).total_bytes();

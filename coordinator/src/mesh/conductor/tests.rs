@@ -132,6 +132,7 @@ impl World {
         let limits = Limits {
             context: 64,
             kv_positions: 64,
+            sessions: usize::MAX,
             chunk_rows: 16,
             vocab: spec.vocab,
             waiting: 4,

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use qmesh_models::{footprint::ShardDemand, spec::ModelSpec};
+use qmesh_models::{
+    footprint::{ShardDemand, sessions},
+    spec::ModelSpec,
+};
 
 /// The model as the roster needs it.
 #[derive(Debug)]
@@ -21,6 +24,11 @@ pub(crate) struct PlannedModel {
 }
 
 impl PlannedModel {
+    /// The most sessions at a time: where layers have a state of each, as many as there is room for.
+    pub(crate) fn sessions_most(&self) -> usize {
+        if self.spec.has_states() { sessions(self.kv_positions, self.context) } else { usize::MAX }
+    }
+
     /// What a worker with so many threads has to find room for if it holds these layers.
     pub(super) fn demand(&self, layers: Range<usize>, threads: u32) -> ShardDemand {
         let Self { kv_positions, context, chunk_rows, .. } = *self;

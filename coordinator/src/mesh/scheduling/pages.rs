@@ -1,6 +1,7 @@
 //! The books on KV pages. They do the same sums as every stage, so that no stage is ever asked for room that it lacks.
 //!
-//! Sessions that begin alike share pages; a page counts once, for as long as somebody holds it.
+//! Sessions that begin alike share pages; a page counts once, for as long as somebody holds it. Where layers have a state of
+//! each session, there are no more sessions than there is room for their states.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,14 +13,16 @@ use qmesh_net::SessionId;
 pub(crate) struct PageLedger {
     budget: usize,
     used: usize,
+    /// The most sessions.
+    sessions_most: usize,
     /// The pages of each session, in order; equal ones are shared.
     sessions: BTreeMap<SessionId, Vec<Arc<()>>>,
 }
 
 impl PageLedger {
-    /// The books of stages with pages for so many positions.
-    pub(crate) fn new(positions: usize) -> Self {
-        Self { budget: positions.div_ceil(PAGE_POSITIONS), used: 0, sessions: BTreeMap::new() }
+    /// The books of stages with pages for so many positions, and room for so many sessions.
+    pub(crate) fn new(positions: usize, sessions_most: usize) -> Self {
+        Self { budget: positions.div_ceil(PAGE_POSITIONS), used: 0, sessions_most, sessions: BTreeMap::new() }
     }
 
     /// Positions set aside, in whole pages.
@@ -27,10 +30,11 @@ impl PageLedger {
         self.used * PAGE_POSITIONS
     }
 
-    /// Whether there is room for `positions`, of which the first `shared` lie in pages that another session has
+    /// Whether there is room for a session of `positions`, of which the first `shared` lie in pages that another session has
     /// already.
     pub(crate) fn fit(&self, positions: usize, shared: usize) -> bool {
-        self.used + positions.div_ceil(PAGE_POSITIONS) - shared / PAGE_POSITIONS <= self.budget
+        let pages = self.used + positions.div_ceil(PAGE_POSITIONS) - shared / PAGE_POSITIONS;
+        pages <= self.budget && self.sessions.len() < self.sessions_most
     }
 
     /// Sets `positions` aside for a session. It may begin with the first positions of another one, whole pages, which
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn shared_pages_count_once_and_last_as_long_as_a_holder() {
-        let mut pages = PageLedger::new(640);
+        let mut pages = PageLedger::new(640, usize::MAX);
         let [first, second, third] = [1, 2, 3].map(SessionId);
         pages.open(first, 300, None);
         assert_eq!(pages.used_positions(), 320);
@@ -85,5 +89,16 @@ mod tests {
         assert_eq!(pages.used_positions(), 320);
         pages.keep(third, 0);
         assert_eq!(pages.used_positions(), 0);
+    }
+
+    #[test]
+    fn states_bound_how_many_sessions_there_are() {
+        let mut pages = PageLedger::new(640, 2);
+        pages.open(SessionId(1), 64, None);
+        assert!(pages.fit(64, 0));
+        pages.open(SessionId(2), 64, None);
+        assert!(!pages.fit(64, 0));
+        pages.keep(SessionId(1), 0);
+        assert!(pages.fit(64, 0));
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Limits {
     pub(crate) context: usize,
     /// Positions of all sessions together, on every stage.
     pub(crate) kv_positions: usize,
+    /// Sessions at a time, where layers have a state of each.
+    pub(crate) sessions: usize,
     /// Rows of one step.
     pub(crate) chunk_rows: usize,
     /// Ids of the vocabulary.
@@ -120,7 +122,7 @@ impl Scheduler {
             queue: VecDeque::new(),
             steps: BTreeMap::new(),
             returned: None,
-            pages: PageLedger::new(limits.kv_positions),
+            pages: PageLedger::new(limits.kv_positions, limits.sessions),
             pace: Pace::default(),
             kept: BTreeMap::new(),
             lost: Vec::new(),

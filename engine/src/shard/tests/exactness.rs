@@ -1,7 +1,7 @@
 //! The same bits for every cut, chunk, batch, thread count and instruction set.
 
 use crate::{random::noise, step::TokenSet};
-use qmesh_models::spec::Window;
+use qmesh_models::spec::{Mixer, Window};
 
 use super::*;
 
@@ -129,15 +129,16 @@ fn masked_text(model: &(ModelSpec, File), cuts: &[usize], known: &[(u32, u32)], 
 
 #[test]
 fn masks_change_no_bit_at_any_cut_in_any_batch_and_with_drafts() {
-    let model = kind(|spec| spec.layers.len() > 2);
-    let expected = masked_text(&model, &[], &[], false);
-    let distinct: HashSet<_> = expected.iter().map(|(id, _)| id).collect();
-    assert!(distinct.len() > 3, "{expected:?}");
-    for cuts in [&[][..], &[1], &[1, 2]] {
-        for known in [&[][..], &expected[..]] {
-            for others in [false, true] {
-                let text = masked_text(&model, cuts, known, others);
-                assert_eq!(text, expected, "cut at {cuts:?}, {} drafts, others: {others}", known.len());
+    for model in [kind(|spec| spec.layers.len() > 2), kind(ModelSpec::has_states)] {
+        let expected = masked_text(&model, &[], &[], false);
+        let distinct: HashSet<_> = expected.iter().map(|(id, _)| id).collect();
+        assert!(distinct.len() > 3, "{expected:?}");
+        for cuts in [&[][..], &[1], &[1, 2]] {
+            for known in [&[][..], &expected[..]] {
+                for others in [false, true] {
+                    let text = masked_text(&model, cuts, known, others);
+                    assert_eq!(text, expected, "cut at {cuts:?}, {} drafts, others: {others}", known.len());
+                }
             }
         }
     }
@@ -165,6 +166,57 @@ fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
     assert_eq!(digests(pipeline.feed(2, 0, &ids[..10], Wants::All)), straight[..10]);
     assert_eq!(pipeline.feed(2, 10, &ids[10..12], Wants::None), []);
     assert_eq!(digests(pipeline.feed(2, 12, &ids[12..15], Wants::Last)), straight[14..15]);
+}
+
+#[test]
+fn states_take_back_rows_that_turn_out_wrong() {
+    takes_back_rows(&kind(|spec| matches!(spec.layers[0].mixer, Mixer::GatedDelta(_))));
+    takes_back_rows(&kind(|spec| matches!(spec.layers[0].mixer, Mixer::StateSpace(_))));
+}
+
+fn takes_back_rows(model: &(ModelSpec, File)) {
+    let ids = &prompts(model.0.vocab)[0];
+    let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
+    for (cuts, threads) in [(&[][..], 2), (&[1, 3], 1)] {
+        let mut pipeline = Pipeline::new(model, cuts, threads, Simd::available()[0]);
+        pipeline.open(1, &with_digest());
+        let straight = digests(pipeline.feed(1, 0, ids, Wants::All));
+        // Long steps and short ones, and wrong rows behind them, up to the most that can be taken back.
+        pipeline.open(2, &with_digest());
+        let mut position = 0;
+        for (rows, wrong) in [(1, 15), (1, 16), (30, 0), (5, 11), (16, 0), (20, 16), (2, 3), (1, 1), (1, 0)] {
+            let step = [&ids[position..position + rows], &vec![9; wrong]].concat();
+            let sampled = digests(pipeline.feed(2, position, &step, Wants::All));
+            assert_eq!(sampled[..rows], straight[position..position + rows], "{rows} rows from {position} on");
+            position += rows;
+        }
+        // A step once more, whole, as after a failure, and its last row, as in a scored prompt.
+        for first in [position, position, ids.len() - 1] {
+            assert_eq!(digests(pipeline.feed(2, first, &ids[first..], Wants::All)), straight[first..]);
+        }
+    }
+}
+
+#[test]
+fn a_state_that_cannot_go_back_is_refused_and_goes_on() {
+    let model = kind(ModelSpec::has_states);
+    let ids = &prompts(model.0.vocab)[0];
+    let mut pipeline = Pipeline::new(&model, &[], 1, Simd::available()[0]);
+    let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
+    pipeline.open(1, &with_digest());
+    let straight = digests(pipeline.feed(1, 0, ids, Wants::All));
+    pipeline.open(2, &with_digest());
+    pipeline.feed(2, 0, &ids[..80], Wants::None);
+    let shard = &mut pipeline.0[0];
+    let rows = SequenceRows { session: 2, position: 63, rows: 1, wants: Wants::None };
+    let step = Step { sequences: vec![rows], ids: vec![1], ..Step::default() };
+    assert_eq!(shard.step(&step), Err(EngineError::Settled { session: 2, position: 63, settled: 64 }));
+    let prefix = Prefix { session: 2, positions: PAGE_POSITIONS };
+    let refused = shard.fork(3, 512, with_digest(), prefix);
+    assert!(matches!(refused, Err(EngineError::Prefix { held: 0, .. })), "{refused:?}");
+    assert_eq!(digests(pipeline.feed(2, 80, &ids[80..], Wants::All)), straight[80..]);
+    // It can always begin again.
+    assert_eq!(digests(pipeline.feed(2, 0, ids, Wants::All)), straight);
 }
 
 #[test]

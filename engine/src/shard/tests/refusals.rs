@@ -58,7 +58,7 @@ fn a_later_stage_wants_an_activation_that_fits_and_is_finite() {
         hidden[7] = bad;
         let broken = Step { hidden: Some(hidden), ..step(1, 1, &[1]) };
         let expected = EngineError::NonFinite { session: 1, position: 1 };
-        assert_eq!(last.step(&broken).unwrap_err(), expected, "{bad}");
+        assert_eq!(last.step(&broken), Ok(StepOutput::Sampled(vec![Err(expected)])), "{bad}");
         assert_eq!(
             last.step(&Step { hidden: Some(vec![0.5; model.0.hidden]), ..step(1, 2, &[1]) }),
             Err(EngineError::Gap { session: 1, need: 1 })

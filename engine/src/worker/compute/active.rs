@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use qmesh_models::footprint::sessions;
 use qmesh_net::{Fault, FaultCode, Frame, FrameKind, OpenSession, PlanEpoch, SessionId, limits::CANDIDATES};
 
 use super::{
@@ -58,6 +59,10 @@ impl ActiveShard {
         let (session, context) = (open.session, self.assignment.context);
         if open.max_positions as usize > context {
             return Err(format!("{} positions are more than the context of {context}", open.max_positions));
+        }
+        let most = sessions(self.assignment.kv_positions, context);
+        if self.assignment.spec.has_states() && self.sessions.len() >= most {
+            return Err(format!("{most} sessions are open, and there is room for the states of no more"));
         }
         if usize::from(open.sampling.top) > CANDIDATES {
             return Err(format!("{} candidates a row are more than {CANDIDATES}", open.sampling.top));
@@ -128,6 +133,11 @@ impl ActiveShard {
                 }
             }
         };
+        let (output, failed) = convert::remove_failed(&mut step, output);
+        for error in failed {
+            let (session, code) = convert::blame(&error);
+            faults.push(fault((session, code), error.to_string()));
+        }
         let rows = step.ids.len() as u64;
         let out = convert::to_frame(&self.assignment, frame, step, output);
         // A hidden frame of no rows has no bytes; what it would say is in the faults.

@@ -1,6 +1,6 @@
 //! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qmesh_models::footprint::step_rows;
 use qmesh_net::{
@@ -79,6 +79,27 @@ pub(super) fn remove(step: &mut Step, session: SessionId, width: usize) -> Optio
     Some(())
 }
 
+/// Takes the sessions out of a step and its output that nothing could be sampled of: why, once for each.
+pub(super) fn remove_failed(step: &mut Step, output: StepOutput) -> (StepOutput, Vec<EngineError>) {
+    let rows = match output {
+        StepOutput::Sampled(rows) => rows,
+        StepOutput::Hidden(_) => return (output, Vec::new()),
+    };
+    let wanted = step.wanted_rows();
+    let mut failed = BTreeMap::new();
+    for (wanted, row) in wanted.iter().zip(&rows) {
+        if let Err(error) = row {
+            failed.entry(wanted.session).or_insert_with(|| error.clone());
+        }
+    }
+    let left = wanted.iter().zip(rows).filter(|(wanted, _)| !failed.contains_key(&wanted.session));
+    let left = left.map(|(_, row)| row).collect();
+    for session in failed.keys() {
+        remove(step, SessionId(*session), 0);
+    }
+    (StepOutput::Sampled(left), failed.into_values().collect())
+}
+
 /// The frame that leaves the stage after `step`, which is what is left of `frame`.
 pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, output: StepOutput) -> Frame {
     match output {
@@ -118,6 +139,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         EngineError::KvFull { session, .. } | EngineError::BeyondSession { session, .. } => {
             one(session, FaultCode::Capacity)
         }
+        EngineError::Settled { session, .. } => one(session, FaultCode::Internal),
         EngineError::OutsideVocabulary { session, .. } => one(session, FaultCode::Frame),
         EngineError::NonFinite { session, .. } => one(session, FaultCode::Numerics),
         EngineError::NothingAllowed { session, .. } => one(session, FaultCode::Mask),
@@ -160,7 +182,7 @@ pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
 }
 
 /// Every segment comes back, so that the coordinator sees the step's end; those without samples have no rows.
-fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<SampledRow>) -> Frame {
+fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<Result<SampledRow, EngineError>>) -> Frame {
     let mut ids = Vec::new();
     let segments = frame.spans().map(|(segment, span)| {
         let wanted = match segment.wants {
@@ -173,7 +195,7 @@ fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<SampledRow>) -> Frame {
         Segment { position: segment.position + (segment.rows - rows), rows, ..*segment }
     });
     let segments = segments.collect();
-    let rows: Vec<_> = rows.into_iter().map(sampled).collect();
+    let rows: Vec<_> = rows.into_iter().flatten().map(sampled).collect();
     let (width, payload) = Sampled::encode_rows(&rows);
     Frame { kind: FrameKind::Sampled, width, segments, ids, payload, sections: Sections::default(), ..*frame }
 }

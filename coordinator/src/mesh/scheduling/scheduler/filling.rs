@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use qmesh_models::footprint::ROLLBACK_ROWS;
 use qmesh_net::{
     SessionId, StepId,
     limits::{FRAME_SEGMENTS, MASKS_UNDER_WAY},
@@ -141,6 +142,7 @@ impl Scheduler {
 
 /// Tokens drafted for a sequence at a time.
 const DRAFTS_MOST: usize = 15;
+const _: () = assert!(DRAFTS_MOST < ROLLBACK_ROWS, "layers with a state can take drafts back");
 /// The same where each of them takes a mask, which takes its time.
 const DRAFTS_MASKED: usize = 7;
 /// Masks under way on one pipeline. Workers take twice as many, since what a lost session leaves there may linger.

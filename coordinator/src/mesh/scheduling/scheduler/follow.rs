@@ -32,7 +32,7 @@ impl Scheduler {
             pace: Pace::new(stages),
             returned: now,
             next_step: FIRST_STEP,
-            pages: PageLedger::new(self.limits.kv_positions),
+            pages: PageLedger::new(self.limits.kv_positions, self.limits.sessions),
             followers: BTreeMap::new(),
             kept: BTreeMap::new(),
             since: now,

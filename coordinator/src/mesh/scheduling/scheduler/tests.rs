@@ -122,6 +122,25 @@ fn sequences_follow_to_the_next_pipeline_between_two_tokens() {
 }
 
 #[test]
+fn states_bound_the_sessions_on_the_stages_and_nobody_waits_for_ever() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, Limits { sessions: 2, prefix_reuse: PrefixReuse::Off, ..limits() });
+        world.up();
+        let sessions: Vec<_> = (0..9).map(|i| world.submit(request(vec![i; 20], 15))).collect();
+        world.step();
+        assert_eq!((world.scheduler.running(), world.scheduler.waiting()), (2, 7), "there is room for two");
+        while world.stories[&sessions[1]].finish.is_none() {
+            world.step();
+            assert!(world.scheduler.running() <= 2);
+        }
+        world.next_up();
+        world.drain();
+        world.check_stories();
+        assert!(sessions.iter().all(|session| world.stories[session].finish.is_some()), "seed {seed}");
+    }
+}
+
+#[test]
 fn who_begins_during_a_change_follows_too_where_the_last_one_made_room() {
     for seed in 0..100 {
         // Room for one of them at a time, on either pipeline.
@@ -380,6 +399,7 @@ fn limits() -> Limits {
     Limits {
         context: 192,
         kv_positions: 768,
+        sessions: usize::MAX,
         chunk_rows: 16,
         vocab: 50,
         waiting: 40,

@@ -102,7 +102,7 @@ fn samples_come_back_for_the_rows_that_were_wanted() {
     let row =
         |token| SampledRow { token, logprob: -1.0, target_logprob: f32::NAN, digest: 0, top: vec![(token, 2.0, -1.0)] };
     let step = to_step(&last, &whole).unwrap();
-    let out = to_frame(&last, &whole, step.clone(), StepOutput::Sampled((0..4).map(row).collect()));
+    let out = to_frame(&last, &whole, step.clone(), StepOutput::Sampled((0..4).map(|n| Ok(row(n))).collect()));
     let places: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.position, s.rows)).collect();
     assert_eq!(places, [(7, 1, 0), (8, 6, 1), (9, 2, 3)]);
     assert_eq!((out.ids.as_slice(), out.width), ([102, 103, 104, 105].as_slice(), 1));
@@ -111,10 +111,27 @@ fn samples_come_back_for_the_rows_that_were_wanted() {
 
     let mut rest = step;
     remove(&mut rest, SessionId(9), last.spec.hidden).unwrap();
-    let out = to_frame(&last, &whole, rest, StepOutput::Sampled(vec![row(4)]));
+    let out = to_frame(&last, &whole, rest, StepOutput::Sampled(vec![Ok(row(4))]));
     let places: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.position, s.rows)).collect();
     assert_eq!(places, [(7, 1, 0), (8, 6, 1), (9, 5, 0)]);
     assert_eq!(out.ids, [102]);
+}
+
+#[test]
+fn a_session_that_nothing_can_be_sampled_of_takes_no_other_with_it() {
+    let last = assignment(2..3);
+    let whole = frame(FrameKind::Hidden, u32::try_from(last.spec.hidden).unwrap());
+    let row = |token| SampledRow { token, logprob: -1.0, target_logprob: -2.0, digest: 0, top: Vec::new() };
+    let failed = |position| Err(EngineError::NonFinite { session: 9, position });
+    let mut step = to_step(&last, &whole).unwrap();
+    // A row of session 8, and three of session 9.
+    let rows = StepOutput::Sampled(vec![Ok(row(4)), Ok(row(5)), failed(3), failed(4)]);
+    let (output, errors) = remove_failed(&mut step, rows);
+    assert_eq!(errors, [EngineError::NonFinite { session: 9, position: 3 }]);
+    assert_eq!(output, StepOutput::Sampled(vec![Ok(row(4))]));
+    let out = to_frame(&last, &whole, step, output);
+    let rows: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.rows)).collect();
+    assert_eq!((rows, &out.ids[..]), (vec![(7, 0), (8, 1), (9, 0)], [102].as_slice()));
 }
 
 #[test]
