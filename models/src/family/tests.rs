@@ -8,9 +8,8 @@ use super::*;
 use crate::{
     gguf::{GgufWriter, Strings, Value},
     spec::{
-        Activation, AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, KeySharing, LayerIndex,
-        LayerTensor, Mixer, NormKind, NormPlacement, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, SharedExpert,
-        Sinks, TensorRole, Window,
+        Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, LayerIndex, LayerTensor, NormKind, NormPlacement, QkNorm,
+        Rope, RopePairing, RopeScaling, SharedExpert, Sinks, TensorRole, Window,
     },
     tensor::TensorType,
 };

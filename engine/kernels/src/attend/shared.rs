@@ -108,10 +108,9 @@ impl<const R: usize, const W: usize> SharedPage<'_, R, W> {
         let queries: [usize; R] = from_fn(|r| (first + r).min(scores.len() - 1));
         let x: [&[f32]; R] = from_fn(|r| &self.x[queries[r] * key_dim..][elements.clone()]);
         let mut sums = [[l.splat(0.0); W]; R];
-        for r in 0..R {
-            for w in 0..W {
-                sums[r][w] = l.load(&scores[queries[r]].0.as_chunks().0[block + w]);
-            }
+        for (sums, query) in sums.iter_mut().zip(queries) {
+            let scores = &scores[query].0.as_chunks().0[block..];
+            sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum = l.load(score));
         }
         for (i, keys) in self.widened.chunks_exact(BLOCKS).take(elements.len()).enumerate() {
             let mut column = [l.splat(0.0); W];
@@ -125,10 +124,9 @@ impl<const R: usize, const W: usize> SharedPage<'_, R, W> {
                 }
             }
         }
-        for r in 0..R {
-            for w in 0..W {
-                l.store(sums[r][w], &mut scores[queries[r]].0.as_chunks_mut().0[block + w]);
-            }
+        for (sums, query) in sums.into_iter().zip(queries) {
+            let scores = &mut scores[query].0.as_chunks_mut().0[block..];
+            sums.into_iter().zip(scores).for_each(|(sum, score)| l.store(sum, score));
         }
     }
 }
