@@ -254,9 +254,9 @@ mod tests {
         assert_eq!(cache.parts_mut(0, &mut second, 128..200).count(), 2);
         assert_eq!(cache.used_positions(), 384);
         cache.release(first);
-        assert_eq!((cache.used_positions(), cache.unused.len()), (256, 3));
+        assert_eq!((cache.used_positions(), cache.unused.len()), (256, 2));
         cache.release(second);
-        assert_eq!((cache.used_positions(), cache.unused.len()), (0, 7));
+        assert_eq!((cache.used_positions(), cache.unused.len()), (0, 6));
     }
 
     #[test]

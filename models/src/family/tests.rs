@@ -373,7 +373,7 @@ fn what_would_run_wrongly_is_refused_by_name() {
     let mut header =
         SMALL.header_without("blk.1.ffn_up.weight").tensor("blk.1.ffn_up.weight", &[64, 128], TensorType::F32).header();
     let up = header.windows(19).position(|window| window == b"blk.1.ffn_up.weight").unwrap() + 19 + 4 + 16;
-    for (id, name) in [(15u32, "Q8_K"), (99, "ggml type 99")] {
+    for (id, name) in [(9u32, "Q8_1"), (99, "ggml type 99")] {
         header[up..up + 4].copy_from_slice(&id.to_le_bytes());
         let error = spec(&Gguf::parse(&header, SMALL.header().file_bytes()).unwrap()).unwrap_err().to_string();
         let start = format!("tensor \"blk.1.ffn_up.weight\" has the type {name}, which is not supported");

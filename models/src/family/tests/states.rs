@@ -42,7 +42,6 @@ fn states_of_other_shapes_are_refused_by_their_key() {
         "ssm.inner_size\" is 128, which is not supported; supported: 4 heads",
     );
     refused_with("ssm.conv_kernel", 1_u32.into(), "ssm.conv_kernel\" is 1, expected 2 to");
-    refused_with("nextn_predict_layers", 1_u32.into(), "nextn_predict_layers\" is ");
     // Pairs 3 and on would have the fourth position, which is 0 in a text.
     let short = [1_u32, 1, 1, 5];
     refused_with("rope.dimension_sections", short.as_slice().into(), "rope.dimension_sections\" is [1, 1, 1, 5]");
