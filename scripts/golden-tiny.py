@@ -6,6 +6,7 @@
     scripts/golden-tiny.py tests/golden/tiny --reference       and the JSONs
     scripts/golden-tiny.py tests/golden/tiny --check llama     how far JSONs that are there are from a new run
     scripts/golden-tiny.py DIR --only gpt-oss phi3-longrope    some models
+    scripts/golden-tiny.py tests/golden/tiny --vectors         the vectors that prompts become, of models that are there
 
 A reference is the truth of the file: matrices dequantised to F32, F32 cache, no flash attention, one thread, the
 prompt in one batch, then greedy steps of one token. Beside each, the script prints how far llama.cpp is when run as
@@ -28,6 +29,8 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 
 GREEDY_STEPS, TOP = 8, 20
+# Models whose vectors are compared: with and without biases in norms, scaled embeddings, states, experts.
+VECTORS = ["llama", "starcoder2", "gemma3", "qwen35", "qwen3moe"]
 VOCAB, HEADS, KV_HEADS, HEAD = 128, 4, 2, 16
 KEY_HEADS, VALUE_HEADS, TAPS, GROUPS = 2, 4, 4, 2
 
@@ -655,7 +658,7 @@ class Choices:
 class Run:
     """A model in llama.cpp, in F32 throughout or as people run it."""
 
-    def __init__(self, path, context=0, exact=True):
+    def __init__(self, path, context=0, exact=True, pooling=None):
         self.cpp = cpp = engine()
         self.choices = Choices(path)
         self.model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
@@ -664,23 +667,36 @@ class Run:
         settings.n_threads = settings.n_threads_batch = 1
         settings.flash_attn_type = 0 if exact else 1
         settings.cb_eval = self.choices.callback
+        if pooling is not None:
+            settings.embeddings, settings.pooling_type = True, pooling
         settings.type_k = settings.type_v = cpp.GGML_TYPE_F32 if exact else cpp.GGML_TYPE_F16
         self.state = cpp.llama_init_from_model(self.model, settings)
         assert self.state, f"llama.cpp does not take {path}"
         self.vocab = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(self.model))
 
-    def logits(self, ids, position):
-        """The logits after each id, fed at `position` and on."""
+    def decode(self, ids, position):
+        """Computes rows of ids, fed at `position` and on."""
         batch = self.cpp.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position + i, 1, 1
             batch.seq_id[i][0] = 0
         assert self.cpp.llama_decode(self.state, batch) == 0
-        rows = [self.cpp.llama_get_logits_ith(self.state, i) for i in range(len(ids))]
-        rows = np.array([np.ctypeslib.as_array(row, (self.vocab,)) for row in rows])
         self.cpp.llama_batch_free(batch)
-        return rows
+
+    def logits(self, ids, position):
+        """The logits after each of these."""
+        self.decode(ids, position)
+        rows = [self.cpp.llama_get_logits_ith(self.state, i) for i in range(len(ids))]
+        return np.array([np.ctypeslib.as_array(row, (self.vocab,)) for row in rows])
+
+    def vector(self, ids):
+        """What a prompt is pooled to, in length 1."""
+        self.cpp.llama_memory_clear(self.cpp.llama_get_memory(self.state), True)
+        self.decode(ids, 0)
+        width = self.cpp.llama_model_n_embd(self.model)
+        vector = np.ctypeslib.as_array(self.cpp.llama_get_embeddings_seq(self.state, 0), (width,)).astype(np.float64)
+        return [round(float(value), 7) for value in vector / np.linalg.norm(vector)]
 
     def result(self, prompt):
         """One prompt's entry in the JSON."""
@@ -750,6 +766,19 @@ def refer(folder, name, prompts):
         print(f"{label:20} {apart}  margin {margin:.3f}{choices}")
 
 
+def write_vectors(folder, prompts):
+    """Writes what prompts become as vectors, by each kind of pooling."""
+    cpp, vectors = engine(), {}
+    kinds = {"mean": cpp.LLAMA_POOLING_TYPE_MEAN, "first": cpp.LLAMA_POOLING_TYPE_CLS, "last": cpp.LLAMA_POOLING_TYPE_LAST}
+    for name in VECTORS:
+        runs = {kind: Run(folder / f"{name}.gguf", pooling=pooling) for kind, pooling in kinds.items()}
+        vectors[name] = [
+            {"tokens": prompt["ids"]} | {kind: run.vector(prompt["ids"]) for kind, run in runs.items()}
+            for prompt in prompts
+        ]
+    (folder.parent / "vectors.json").write_text(json.dumps(vectors) + "\n")
+
+
 def check(folder, name, prompts):
     """Prints how far a JSON that is there is from a new run of either kind."""
     reference, path = json.loads((folder / f"{name}.json").read_text()), folder / f"{name}.gguf"
@@ -764,8 +793,12 @@ def main():
     arguments.add_argument("--only", nargs="+", default=[*MODELS, *QUANTS], metavar="NAME")
     arguments.add_argument("--reference", action="store_true")
     arguments.add_argument("--check", nargs="+", default=[], metavar="NAME")
+    arguments.add_argument("--vectors", action="store_true")
     given = arguments.parse_args()
     prompts = [json.loads(line) for line in (given.folder / "prompts.jsonl").read_text().splitlines()]
+    if given.vectors:
+        write_vectors(given.folder, prompts)
+        return
     for name in given.check:
         check(given.folder, name, prompts)
     for name in [] if given.check else given.only:

@@ -10,7 +10,7 @@ use std::{
 };
 
 use qmesh_coordinator::{
-    generate::{ClientId, GenerateEvent, GenerateRequest, PromptRows},
+    generate::{ClientId, GenerateEvent, GenerateRequest, Generation, Pooling, PromptRows},
     mesh::{
         Formation, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
         status::{MeshState, MeshStatus},
@@ -124,6 +124,50 @@ fn distinct_bytes(model: &str) -> u64 {
     hashes.iter().zip(tensors).map(|(hash, tensor)| (*hash, tensor.bytes)).collect::<BTreeMap<_, _>>().values().sum()
 }
 
+#[tokio::test]
+async fn prompts_become_the_same_vectors_on_one_worker_on_three_and_when_one_dies() {
+    for model in MODELS {
+        let calm = Simulation::start(model, 1, Faults::default(), 1).await;
+        let mut expected = Vec::new();
+        for pooling in [Pooling::Mean, Pooling::Last] {
+            expected.push((pooling, vector(calm.pooled(pooling)).await.expect("nothing fails")));
+        }
+        calm.stop().await;
+        assert_ne!(expected[0].1, expected[1].1);
+        for victim in 0..3 {
+            let faults = Faults { delay: Duration::from_millis(20), ..Faults::default() };
+            let mut rough = Simulation::start(model, 5, faults, 3).await;
+            rough.join(3).await;
+            for (pooling, expected) in &expected {
+                assert_eq!(vector(rough.pooled(*pooling)).await.as_ref(), Some(expected), "{model}, {pooling:?}");
+            }
+            // Many, so that some of them are under way.
+            let waiting: Vec<_> =
+                (0..6).flat_map(|_| &expected).map(|(p, vector)| (rough.pooled(*p), vector)).collect();
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            rough.network.kill(rough.workers[victim]);
+            for (generation, expected) in waiting {
+                assert_eq!(vector(generation).await.as_ref(), Some(expected), "{model} without worker {victim}");
+            }
+            rough.stop().await;
+        }
+    }
+}
+
+/// What a prompt has become.
+async fn vector(mut generation: Generation) -> Option<Vec<f32>> {
+    let mut vector = None;
+    while let Some(event) = generation.next().await {
+        match event {
+            GenerateEvent::Pooled(pooled) => vector = Some(pooled),
+            GenerateEvent::Finished(_) | GenerateEvent::Prefilled { .. } => {}
+            GenerateEvent::Failed(error) => panic!("{error}"),
+            GenerateEvent::Prompt(_) | GenerateEvent::Token(_) => panic!("not asked for"),
+        }
+    }
+    vector
+}
+
 struct Simulation {
     network: Network,
     mesh: Mesh,
@@ -172,6 +216,12 @@ impl Simulation {
         wait_for(&self.handle, "readiness", met).await;
     }
 
+    /// A prompt of several chunks that is to become a vector.
+    fn pooled(&self, pooling: Pooling) -> Generation {
+        let prompt_rows = PromptRows::Pooled(pooling);
+        self.handle.submit(GenerateRequest { prompt_rows, max_tokens: 0, ..request(sampling(0.0)) }).unwrap()
+    }
+
     /// Tokens and digests of their logits.
     async fn generate(&self, sampling: Sampling) -> Vec<(u32, u64)> {
         let mut generation = self.handle.submit(request(sampling)).unwrap();
@@ -180,7 +230,10 @@ impl Simulation {
             match event {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Failed(error) => panic!("{error}"),
-                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } | GenerateEvent::Finished(_) => {}
+                GenerateEvent::Prompt(_)
+                | GenerateEvent::Pooled(_)
+                | GenerateEvent::Prefilled { .. }
+                | GenerateEvent::Finished(_) => {}
             }
         }
         rows
@@ -194,7 +247,7 @@ impl Simulation {
             match event {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Finished(_) => break,
-                GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } => {}
+                GenerateEvent::Prompt(_) | GenerateEvent::Pooled(_) | GenerateEvent::Prefilled { .. } => {}
                 GenerateEvent::Failed(error) => panic!("stage {victim}: {error}"),
             }
             if rows.len() == 5 {

@@ -7,7 +7,7 @@ use qmesh_engine::{
     error::EngineError,
     sample::SamplingParameters,
     shard::PAGE_POSITIONS,
-    step::{Prefix, SampledRow, Step, StepOutput, TokenSet},
+    step::{Prefix, RowSum, SampledRow, Samples, Step, StepOutput, TokenSet},
 };
 use qmesh_models::numerics;
 
@@ -99,7 +99,8 @@ impl LoadedShard for EmulatedShard {
             let sampled = self.token(row.position, step.ids[row.row], allowed);
             sampled.ok_or(EngineError::NothingAllowed { session: row.session, position: row.position })
         });
-        Ok(StepOutput::Sampled(sampled.collect()))
+        let sums = step.summed_rows().iter().map(|_| Ok(RowSum::zeros(self.hidden))).collect();
+        Ok(StepOutput::Sampled(Samples { rows: sampled.collect(), sums }))
     }
 
     fn kv_positions_used(&self) -> usize {

@@ -176,7 +176,7 @@ pub fn decode(shard: &mut Shard, position: usize, ids: Vec<u32>) -> Result<Vec<u
 
 fn sampled(output: StepOutput) -> Result<Vec<SampledRow>> {
     match output {
-        StepOutput::Sampled(rows) => Ok(rows.into_iter().collect::<Result<_, _>>()?),
+        StepOutput::Sampled(samples) => Ok(samples.rows.into_iter().collect::<Result<_, _>>()?),
         StepOutput::Hidden(_) => bail!("the shard has no head"),
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP API: OpenAI's completions and chats, models, health, and the state of the mesh.
+//! The HTTP API: OpenAI's completions and chats, vectors of texts, models, health, and the state of the mesh.
 
 mod answer;
 mod anthropic;
@@ -7,6 +7,7 @@ mod chat;
 mod choices;
 mod completions;
 mod cors;
+mod embeddings;
 mod error;
 mod grammar;
 mod guard;
@@ -22,6 +23,7 @@ mod params;
 mod parting;
 mod patient;
 mod places;
+mod prompts;
 mod relay;
 mod responses;
 mod server;
@@ -29,6 +31,7 @@ mod server;
 mod tests;
 mod tokens;
 mod unsupported;
+mod vectors;
 mod vendor;
 mod weight;
 
@@ -152,6 +155,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/models/{*id}", get(mesh::model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .merge(dialects())
         .fallback(async || ApiError::NoSuchEndpoint)
         .method_not_allowed_fallback(async || ApiError::WrongMethod)
@@ -165,11 +169,14 @@ fn dialects() -> Router<Arc<Api>> {
         .route("/models", get(mesh::models))
         .route("/chat/completions", post(chat::chat))
         .route("/completions", post(completions::completions))
+        .route("/embeddings", post(embeddings::embeddings))
         .route("/apply-template", post(chat::apply_template))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed::embed))
+        .route("/api/embeddings", post(ollama::embed::embeddings))
         .route("/api/tags", get(ollama::models::tags))
         .route("/api/ps", get(ollama::models::running))
         .route("/api/show", post(ollama::models::show))
@@ -197,6 +204,17 @@ impl Api {
         let (params, own, share) = blocking(parsing).await??;
         self.check_model(params.model.as_deref())?;
         Ok((params, own, share))
+    }
+
+    /// Reads a request that has none of the shared parameters.
+    async fn read_own<T: Kind>(&self, request: Request) -> Result<(T, Share), ApiError> {
+        let (body, share) = self.body(request).await?;
+        let parsing = move || {
+            let own = parse(&body.bytes)?;
+            refuse_unsupported::<T>(&body.bytes)?;
+            Ok::<_, ApiError>((own, share))
+        };
+        blocking(parsing).await?
     }
 
     /// Reads a request that generates nothing.

@@ -21,19 +21,32 @@ pub struct GenerateRequest {
     /// What the generated text must look like, if anything. It ends where the grammar lets it, with one of `ends`, which
     /// are those that the grammar was compiled for; or before that, for want of room.
     pub grammar: Option<Arc<CompiledGrammar>>,
-    /// Whether the prompt's own rows are wanted as well.
+    /// What is wanted of the prompt's own rows.
     pub prompt_rows: PromptRows,
     /// On whose behalf it is computed: the scheduler is fair between clients.
     pub client: ClientId,
 }
 
-/// Whether the prompt's own rows are sampled and scored too.
+/// What is wanted of the prompt's own rows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PromptRows {
-    /// Only the last one, which starts the generation.
+    /// The last one is sampled, which starts the generation.
     Last,
-    /// All of them (`GenerateEvent::Prompt`).
+    /// All of them are sampled and scored (`GenerateEvent::Prompt`).
     All,
+    /// They become one vector (`GenerateEvent::Pooled`), and nothing is generated, whatever `max_tokens` says.
+    Pooled(Pooling),
+}
+
+/// Which rows a text's vector is made of, after the final norm.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pooling {
+    /// The mean of all.
+    Mean,
+    /// The first one.
+    First,
+    /// The last one.
+    Last,
 }
 
 /// Who asks, for fairness between clients.
@@ -45,6 +58,8 @@ pub struct ClientId(pub u64);
 pub enum GenerateEvent {
     /// The rows of the prompt, one per id and in order, with `PromptRows::All` only.
     Prompt(Vec<Sampled>),
+    /// What a prompt has become with `PromptRows::Pooled`: a vector of length 1, as wide as the model's rows.
+    Pooled(Vec<f32>),
     /// The prompt is computed.
     Prefilled {
         /// Its tokens that an earlier request had left behind.

@@ -16,6 +16,8 @@ use qmesh_models::{
     weights::ModelFile,
 };
 
+use crate::generate::Pooling;
+
 /// An opened model.
 #[derive(Debug)]
 pub struct Model {
@@ -103,6 +105,15 @@ impl Model {
     /// The folder of its file.
     pub fn folder(&self) -> &Path {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// How its file says that texts become vectors, in llama.cpp's numbers; the last row where it does not say.
+    pub fn pooling(&self) -> Pooling {
+        match self.file.gguf().unsigned(&format!("{}.pooling_type", self.spec.family)) {
+            Ok(1) => Pooling::Mean,
+            Ok(2) => Pooling::First,
+            Ok(_) | Err(_) => Pooling::Last,
+        }
     }
 
     /// The ids that end a generation.

@@ -31,7 +31,7 @@ pub use self::{
     token::{Spelled, TokenText, Visibility},
 };
 use crate::{
-    generate::{GenerateError, GenerateRequest},
+    generate::{GenerateError, GenerateRequest, Pooling},
     grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError},
     mesh::MeshHandle,
     model::{Model, ModelError},
@@ -52,6 +52,10 @@ pub struct TextModel {
     pub context: usize,
     /// The ids that end a generation.
     pub ends: Arc<[u32]>,
+    /// Values of a row, and of the vector that a text becomes.
+    pub hidden: usize,
+    /// Which rows make that vector.
+    pub pooling: Pooling,
     /// What compiles grammars for it, from the first one on.
     pub grammars: GrammarDesk,
 }
@@ -112,8 +116,8 @@ impl TextModel {
         let grammars = GrammarDesk::default();
         match model.tokenizer.clone() {
             Some(tokenizer) => {
-                let family = model.spec.family.clone();
-                Ok(Self { name, tokenizer, template, family, context, ends, grammars })
+                let (family, hidden, pooling) = (model.spec.family.clone(), model.spec.hidden, model.pooling());
+                Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars })
             }
             None => Err(ModelError::NoTokenizer { name }),
         }

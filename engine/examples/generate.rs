@@ -61,7 +61,9 @@ fn pass(shards: &mut [Shard], position: usize, ids: Vec<u32>) -> Result<Option<u
     for shard in shards {
         match shard.step(&step)? {
             StepOutput::Hidden(hidden) => step.hidden = Some(hidden),
-            StepOutput::Sampled(rows) => return rows.into_iter().next().map(|row| Ok(row?.token)).transpose(),
+            StepOutput::Sampled(samples) => {
+                return samples.rows.into_iter().next().map(|row| Ok(row?.token)).transpose();
+            }
         }
     }
     Ok(None)

@@ -2,7 +2,7 @@
 //!
 //! A [`Backend`] is a means of computing that a worker lends: its CPU, or a device. It loads [`LoadedShard`]s, each of which
 //! owns all that it needs: its weights, the keys and values of its sessions, its threads, queues and device memory. What
-//! crosses the seam is rows in the host's memory: token ids or activations go in, activations or sampled tokens come out. The
+//! crosses the seam is rows in the host's memory: token ids or activations go in, activations, sampled tokens or sums of rows come out. The
 //! unit of work is a [`Step`], the rows of several sessions together. Who implements the two traits keeps to this contract.
 //!
 //! # Threads
@@ -21,8 +21,8 @@
 //! An [`EngineError`] that names a session blames that session alone: the worker takes its rows out and computes the step
 //! again without them. Any other error fails the whole step. Either way the shard goes on: a step that is refused leaves every
 //! session as it was, and one that fails on the way leaves its sessions with the positions before the step's rows (which those
-//! with a state may not be able to go on from; then they are refused). After which rows nothing can be sampled is no failure of
-//! the step: the others' samples stand. A load that
+//! with a state may not be able to go on from; then they are refused). After which rows nothing can be sampled, and which cannot be
+//! summed, is no failure of the step: the others' samples stand. A load that
 //! fails leaves nothing behind. A panic is a bug: the shard that panicked is dropped and never called again, and every other
 //! shard of the backend must go on as if nothing had happened.
 //!
@@ -106,7 +106,7 @@ pub trait LoadedShard: fmt::Debug + Send {
     /// Computes one step. Its rows are written over those that a session has from their first position on; where layers have
     /// a state of each session, that goes back into the session's last step, by `qmesh_models::footprint::ROLLBACK_ROWS`
     /// positions at most, or to the first one of all. A shard with the last layer answers with samples after the
-    /// [`Step::wanted_rows`], any other one with the activation of every row.
+    /// [`Step::wanted_rows`] and the sums of the [`Step::summed_rows`], any other one with the activation of every row.
     ///
     /// # Errors
     /// When the step does not fit the shard or one of its sessions; the module says what is left.

@@ -35,7 +35,7 @@ impl Block {
         self.finish(batch, &mixed, x)
     }
 
-    /// As [`Block::forward`], but only `rows`, in increasing order, come out: of the others only what later rows take in matters.
+    /// As [`Block::forward`], but only `rows` come out, in their order: of the others only what later rows take in matters.
     pub(crate) fn forward_rows(&self, x: &Tensor, batch: &mut Batch<'_>, rows: &[usize]) -> Result<Tensor> {
         let mixed = self.mixer.mixed(x, batch)?;
         if rows.is_empty() {

@@ -20,7 +20,7 @@ use crate::{
     ops,
     sample::{SamplingParameters, Unsampled},
     states::{StateShape, States, settled_after},
-    step::{Prefix, SampledRow, SequenceRows, Step, StepOutput, WantedRow},
+    step::{Prefix, RowSum, SampledRow, Samples, SequenceRows, Step, StepOutput, SummedRows, WantedRow},
 };
 
 /// A loaded range of layers. One thread owns it; it computes on a thread team of its own.
@@ -49,9 +49,6 @@ struct Session {
     /// Id of each position, kept by the last stage only.
     ids: Vec<u32>,
 }
-
-/// What was sampled after each wanted row, or why nothing could be.
-type Sampled = Vec<Result<SampledRow, EngineError>>;
 
 impl Shard {
     /// Loads `layers` of the model: reads each tensor once, as it is, unless another shard holds it. `spec` lists all
@@ -294,15 +291,17 @@ impl Shard {
     }
 
     /// What the last stage samples: its last block and the head compute only the rows that are wanted.
-    fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Sampled, EngineError> {
-        let wanted = step.wanted_rows();
-        let rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
+    fn compute_last(&self, step: &Step, head: &Head, batch: &mut Batch<'_>) -> Result<Samples, EngineError> {
+        let (wanted, summed) = (step.wanted_rows(), step.summed_rows());
+        // First those that are sampled after, then those that are summed.
+        let rows = wanted.iter().map(|w| w.row).chain(summed.iter().flat_map(|s| s.rows.clone())).collect::<Vec<_>>();
         let mut x = self.embed(step)?;
         if let Some((last, blocks)) = self.parts.blocks.split_last() {
             x = blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?;
             x = last.forward_rows(&x, batch, &rows)?;
         }
-        self.sample(step, &wanted, head, &x)
+        let sums = self.sum(&summed, head, &x, wanted.len())?;
+        Ok(Samples { rows: self.sample(step, &wanted, head, &x)?, sums })
     }
 
     /// What goes into the first block: (rows, hidden).
@@ -323,14 +322,51 @@ impl Shard {
         Tensor::from_vec(hidden, (step.ids.len(), self.hidden), &Device::Cpu)
     }
 
-    /// Samples after the rows of `x`, which are those wanted.
-    fn sample(&self, step: &Step, wanted: &[WantedRow], head: &Head, x: &Tensor) -> Result<Sampled, EngineError> {
+    /// The sums of rows of `x` from `first` on, each of which is one of `summed` in its turn.
+    fn sum(
+        &self,
+        summed: &[SummedRows],
+        head: &Head,
+        x: &Tensor,
+        mut first: usize,
+    ) -> Result<Vec<Result<RowSum, EngineError>>, EngineError> {
+        let mut sums = Vec::with_capacity(summed.len());
+        for SummedRows { session, rows, position } in summed {
+            let normed = x.narrow(0, first, rows.len())?;
+            let sum = ops::read(&normed, |x| self.sum_rows(head, x))?;
+            sums.push(sum.map_err(|row| EngineError::NonFinite { session: *session, position: position + row }));
+            first += rows.len();
+        }
+        Ok(sums)
+    }
+
+    /// The sum of rows after the final norm, or the first one that cannot be summed.
+    fn sum_rows(&self, head: &Head, x: &[f32]) -> Result<RowSum, usize> {
+        let mut sum = RowSum::zeros(self.hidden);
+        for (at, rows) in x.chunks(LOGIT_ROWS * self.hidden).enumerate() {
+            let mut normed = rows.to_vec();
+            head.norm.apply(self.cpu(), &mut normed);
+            for (row, normed) in normed.chunks_exact(self.hidden).enumerate() {
+                sum.add(normed).map_err(|_beyond| at * LOGIT_ROWS + row)?;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Samples after the first rows of `x`, which are those wanted.
+    fn sample(
+        &self,
+        step: &Step,
+        wanted: &[WantedRow],
+        head: &Head,
+        x: &Tensor,
+    ) -> Result<Vec<Result<SampledRow, EngineError>>, EngineError> {
         let mut sampled = Vec::with_capacity(wanted.len());
         for (at, wanted) in wanted.chunks(LOGIT_ROWS).enumerate() {
             let rows = x.narrow(0, at * LOGIT_ROWS, wanted.len())?;
             let scaling = LogitScaling { scale: head.scale, soft_cap: head.soft_cap };
             let logits = logits(self.cpu(), &rows, &head.norm, &head.matrix, scaling)?; // (wanted, vocab)
-            let chunk: Sampled = ops::read(&logits, |logits| {
+            let chunk: Vec<_> = ops::read(&logits, |logits| {
                 let rows = logits.chunks_exact(self.vocab).zip(wanted).collect();
                 self.team.map(rows, |(logits, wanted): (&[f32], &WantedRow)| self.sample_row(step, logits, wanted))
             })?;
@@ -351,13 +387,10 @@ impl Shard {
     }
 }
 
-/// Those after whose rows nothing could be sampled.
+/// Those after whose rows nothing could be sampled, or whose rows could not be summed.
 fn failed_sessions(step: &Step, outcome: &Result<StepOutput, EngineError>) -> HashSet<u64> {
     match outcome {
-        Ok(StepOutput::Sampled(rows)) => {
-            let rows = step.wanted_rows().into_iter().zip(rows);
-            rows.filter(|(_, row)| row.is_err()).map(|(wanted, _)| wanted.session).collect()
-        }
+        Ok(StepOutput::Sampled(samples)) => samples.failures(step).into_iter().map(|(session, _)| session).collect(),
         Ok(StepOutput::Hidden(_)) | Err(_) => HashSet::new(),
     }
 }

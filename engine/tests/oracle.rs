@@ -420,8 +420,8 @@ fn step(shard: &mut Shard, ids: &[u32], hidden: Option<&[f32]>, position: usize,
     let step = Step { sequences, ids: ids.to_vec(), hidden: hidden.map(<[f32]>::to_vec), ..Step::default() };
     match shard.step(&step).unwrap() {
         StepOutput::Hidden(rows) => rows,
-        StepOutput::Sampled(rows) => {
-            let logits = rows.iter().flatten().flat_map(|row| {
+        StepOutput::Sampled(samples) => {
+            let logits = samples.rows.iter().flatten().flat_map(|row| {
                 let mut logits = vec![f32::NAN; vocab];
                 row.top.iter().for_each(|(id, logit, _)| logits[*id as usize] = *logit);
                 logits

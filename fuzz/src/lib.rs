@@ -11,6 +11,7 @@ use std::{
 
 use qmesh_coordinator::{
     api::{self, ApiState},
+    generate::Pooling,
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
     text::{GrammarDesk, TextModel},
@@ -182,6 +183,8 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),
         context: 256,
+        hidden: 64,
+        pooling: Pooling::Last,
         grammars: GrammarDesk::default(),
     })
 }

@@ -17,6 +17,8 @@ use crate::spec::{LayerSpec, LayerTensor, ModelSpec, Rope, TensorRole, TensorSpe
 
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
+/// Sequences of a step whose rows are summed up: a sum has eight bytes for each value of a row.
+pub const SUMMED_SEQUENCES: usize = 16;
 /// Frames that a worker holds at once: one computes while the next is received and the last is sent, and one to spare.
 pub const FRAMES_HELD: usize = 4;
 /// Frames on a worker's links beside those: one that is arriving, and one that is sent and not yet acknowledged.
@@ -191,13 +193,15 @@ impl<'a> Footprints<'a> {
         sum([step, frames, head, product([threads]).saturating_mul(each), parts, made])
     }
 
-    /// Logits and the activations that they are made of, and what threads sort while they sample.
+    /// Logits and the activations that they are made of, what threads sort while they sample, and sums of rows.
     fn head_bytes(&self, rows: usize, threads: usize) -> u64 {
         let ModelSpec { hidden, vocab, .. } = *self.spec;
+        // Sums, and the frame's payload that they become.
+        let sums = product([2, rows.min(SUMMED_SEQUENCES), size_of::<i64>(), hidden]);
         let rows = rows.min(LOGIT_ROWS);
         let row = sum([product([FLOAT, vocab]), product([FLOAT, hidden]), quantized(hidden).saturating_mul(2)]);
         let sampled = product([SAMPLING_BYTES, vocab, threads.min(rows)]);
-        sum([product([rows]).saturating_mul(row), sampled])
+        sum([product([rows]).saturating_mul(row), sampled, sums])
     }
 
     fn layers_of(&self, demand: &ShardDemand) -> impl Iterator<Item = &LayerFootprint> {

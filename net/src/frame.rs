@@ -24,16 +24,20 @@ pub enum FrameKind {
     End,
 }
 
-/// Which rows of a segment the coordinator wants sampled.
+/// What the coordinator wants of a segment's rows on the last stage.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum Wants {
-    /// None: a prompt's chunk that is not its last.
+    /// Nothing: a prompt's chunk that is not its last.
     #[default]
     None,
-    /// The last row.
+    /// A sample after the last row.
     Last,
-    /// Every row: drafts to verify, or scores of a prompt.
+    /// A sample after every row: drafts to verify, or scores of a prompt.
     All,
+    /// The sum of all rows after the final norm.
+    Sum,
+    /// The same of the last row alone.
+    SumLast,
 }
 
 /// The rows of one sequence in a frame. Its KV holds `position + rows` positions afterwards.
@@ -64,8 +68,8 @@ pub struct StepTimes {
 
 /// One micro-batch on a link.
 ///
-/// `ids` has one token id per row. In a `Sampled` frame rows, positions and ids are those of the sampled rows only, and
-/// `width` counts the candidates per row.
+/// `ids` has one token id per row. In a `Sampled` frame rows, positions and ids are those of the sampled rows only, `width`
+/// counts the candidates per row, and the sums of segments that want one ([`crate::RowSum`]) follow the rows.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Frame {
     /// What the payload is.
@@ -182,6 +186,16 @@ impl Wants {
             Self::None => 0,
             Self::Last => 1,
             Self::All => 2,
+            Self::Sum => 3,
+            Self::SumLast => 4,
+        }
+    }
+
+    /// Whether a sum of rows is wanted.
+    pub const fn is_sum(self) -> bool {
+        match self {
+            Self::Sum | Self::SumLast => true,
+            Self::None | Self::Last | Self::All => false,
         }
     }
 
@@ -190,6 +204,8 @@ impl Wants {
             0 => Some(Self::None),
             1 => Some(Self::Last),
             2 => Some(Self::All),
+            3 => Some(Self::Sum),
+            4 => Some(Self::SumLast),
             _ => None,
         }
     }

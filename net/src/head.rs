@@ -23,7 +23,8 @@
 //! | … | 4 each | token id of each row |
 //! | … | | sections, as in `section.rs` |
 //!
-//! A segment wants 0 no row, 1 the last, 2 every row; all of its flags may be ignored.
+//! A segment wants 0 nothing, 1 a sample after its last row, 2 one after every row, 3 the sum of its rows, 4 its last row as
+//! a sum; all of its flags may be ignored. The payload of a sampled frame ends in the sums, as in `sum.rs`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -37,6 +38,7 @@ use crate::{
     mask::MaskedRows,
     sampled,
     section::Sections,
+    sum,
     trail::Trail,
 };
 
@@ -92,6 +94,7 @@ impl FrameHead {
         let sections = Sections::parse(sections, FRAME_SECTIONS_BYTES)?;
         sections.understood(&KNOWN_TAGS)?;
         MaskedRows::check(&sections, fixed.rows)?;
+        sum::width(fixed.sum_bytes(), &segments)?;
         Ok(Self { fixed, segments, ids, sections })
     }
 
@@ -128,8 +131,8 @@ impl FixedHead {
         if wire != WIRE_F32 {
             return Err(unknown("wire type", wire));
         }
-        let payload_bytes = check_shape(kind, segments, rows as usize, width)?;
-        equal("bytes of the payload", stated.into(), payload_bytes as u64)?;
+        let payload_bytes = stated as usize;
+        check_shape(kind, segments, rows as usize, width, payload_bytes)?;
         let crc = bytes.get_u32_le();
         let (compute_us, slowest_us, queued_us) = (bytes.get_u32_le(), bytes.get_u32_le(), bytes.get_u32_le());
         let times = StepTimes { compute_us, slowest_us, queued_us };
@@ -142,6 +145,12 @@ impl FixedHead {
 
     pub(crate) fn kind(&self) -> FrameKind {
         self.kind
+    }
+
+    /// Bytes of the payload behind its rows.
+    fn sum_bytes(&self) -> usize {
+        let Self { kind, rows, width, payload_bytes, .. } = *self;
+        payload_bytes.saturating_sub(rows * row_bytes(kind, width))
     }
 
     /// Bytes before the payload.
@@ -163,8 +172,9 @@ impl Frame {
 
     /// All bytes before the payload, or what is wrong with the frame.
     pub fn head_bytes(&self) -> Result<Bytes, FrameError> {
-        let payload_bytes = check_shape(self.kind, self.segments.len(), self.rows(), self.width)?;
-        equal("bytes of the payload", self.payload.len() as u64, payload_bytes as u64)?;
+        let payload_bytes = self.payload.len();
+        check_shape(self.kind, self.segments.len(), self.rows(), self.width, payload_bytes)?;
+        sum::width(payload_bytes - self.rows() * row_bytes(self.kind, self.width), &self.segments)?;
         equal("rows", self.rows() as u64, self.segments.iter().map(|segment| u64::from(segment.rows)).sum())?;
         self.sections.check(FRAME_SECTIONS_BYTES)?;
         MaskedRows::check(&self.sections, self.rows())?;
@@ -204,8 +214,14 @@ impl Frame {
     }
 }
 
-/// Bytes of the payload of such a frame, if there may be such a frame.
-fn check_shape(kind: FrameKind, segments: usize, rows: usize, width: u32) -> Result<usize, FrameError> {
+/// Whether there may be such a frame.
+fn check_shape(
+    kind: FrameKind,
+    segments: usize,
+    rows: usize,
+    width: u32,
+    payload_bytes: usize,
+) -> Result<(), FrameError> {
     let (least, rows_most, width_least, width_most) = match kind {
         FrameKind::Hidden => (1, FRAME_ROWS, 1, FRAME_WIDTH),
         FrameKind::Tokens => (1, FRAME_ROWS, 0, FRAME_WIDTH),
@@ -216,14 +232,21 @@ fn check_shape(kind: FrameKind, segments: usize, rows: usize, width: u32) -> Res
     within("segments", segments as u64, least, segments_most)?;
     within("rows", rows as u64, 0, rows_most)?;
     within("width", width.into(), width_least, width_most)?;
-    let row_bytes = match kind {
-        FrameKind::Hidden => VALUE_BYTES as u64 * u64::from(width),
+    let least = row_bytes(kind, width) as u64 * rows as u64;
+    within("bytes of the payload", least, 0, FRAME_PAYLOAD_BYTES)?;
+    if kind == FrameKind::Sampled {
+        // Sums may follow.
+        return within("bytes of the payload", payload_bytes as u64, least, FRAME_PAYLOAD_BYTES);
+    }
+    equal("bytes of the payload", payload_bytes as u64, least)
+}
+
+const fn row_bytes(kind: FrameKind, width: u32) -> usize {
+    match kind {
+        FrameKind::Hidden => VALUE_BYTES * width as usize,
         FrameKind::Sampled => sampled::row_bytes(width),
         FrameKind::Tokens | FrameKind::End => 0,
-    };
-    let payload_bytes = row_bytes * rows as u64;
-    within("bytes of the payload", payload_bytes, 0, FRAME_PAYLOAD_BYTES)?;
-    Ok(payload_bytes as usize)
+    }
 }
 
 fn parse_segment(bytes: &mut &[u8], kind: FrameKind) -> Result<Segment, FrameError> {

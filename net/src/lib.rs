@@ -59,6 +59,7 @@ mod socket;
 mod sorter;
 mod sources;
 mod stream;
+mod sum;
 mod survey;
 mod ticket;
 mod tls;
@@ -100,6 +101,7 @@ pub use sorter::Incoming;
 pub use sources::{
     SectionContentError, Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSource, WeightSources,
 };
+pub use sum::RowSum;
 pub use survey::Survey;
 pub use ticket::{Ticket, TicketError, without_tickets};
 pub use trail::{Trail, Trails};

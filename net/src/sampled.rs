@@ -1,4 +1,4 @@
-//! The rows of a `Sampled` frame: a token and what is known about it, per sampled position.
+//! The rows of a `Sampled` frame: a token and what is known about it, per sampled position. Sums may follow them (`sum.rs`).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -59,25 +59,25 @@ impl Sampled {
 
     /// The rows of a `Sampled` frame, in the order of its segments.
     pub fn decode_rows(frame: &Frame) -> Result<Vec<Self>, FrameError> {
-        let stated = frame.rows() as u64 * row_bytes(frame.width);
-        match frame.kind {
-            FrameKind::Sampled if stated == frame.payload.len() as u64 => {}
-            FrameKind::Sampled => {
-                let computed = frame.payload.len() as u64;
-                return Err(FrameError::Mismatch { what: "bytes of the payload", stated, computed });
-            }
-            kind @ (FrameKind::Hidden | FrameKind::Tokens | FrameKind::End) => {
-                return Err(FrameError::NotSampled { kind });
-            }
-        }
-        let mut bytes = &frame.payload[..];
+        let (mut bytes, _sums) = parts(frame)?;
         Ok((0..frame.rows()).map(|_| read_row(&mut bytes, frame.width)).collect())
     }
 }
 
+/// The bytes of the rows of a `Sampled` frame, and those behind them.
+pub(crate) fn parts(frame: &Frame) -> Result<(&[u8], &[u8]), FrameError> {
+    match frame.kind {
+        FrameKind::Sampled => {}
+        kind @ (FrameKind::Hidden | FrameKind::Tokens | FrameKind::End) => return Err(FrameError::NotSampled { kind }),
+    }
+    let (stated, computed) = (frame.rows() * row_bytes(frame.width), frame.payload.len());
+    let short = FrameError::Mismatch { what: "bytes of the payload", stated: stated as u64, computed: computed as u64 };
+    frame.payload.split_at_checked(stated).ok_or(short)
+}
+
 /// Bytes of a row with `width` candidates.
-pub(crate) const fn row_bytes(width: u32) -> u64 {
-    ROW_BYTES as u64 + CANDIDATE_BYTES as u64 * width as u64
+pub(crate) const fn row_bytes(width: u32) -> usize {
+    ROW_BYTES as usize + CANDIDATE_BYTES as usize * width as usize
 }
 
 fn read_row(bytes: &mut &[u8], width: u32) -> Sampled {

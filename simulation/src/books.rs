@@ -15,7 +15,7 @@ use qmesh_engine::{
     backend::{Backend, HeldTensor, HeldTensors, LoadedShard, ShardRequest},
     error::EngineError,
     sample::SamplingParameters,
-    step::{Prefix, SampledRow, Step, StepOutput, WantedRow},
+    step::{Prefix, RowSum, SampledRow, Samples, Step, StepOutput, SummedRows, WantedRow},
 };
 use qmesh_models::{footprint::PAGE_POSITIONS, spec::TensorRole};
 
@@ -292,6 +292,17 @@ impl HashShard {
     }
 }
 
+/// The sum of the rows that these states are.
+fn sum(states: &[u64], summed: &SummedRows) -> Result<RowSum, EngineError> {
+    let SummedRows { session, ref rows, position } = *summed;
+    let mut sum = RowSum::zeros(HIDDEN);
+    for (position, row) in (position..).zip(rows.clone()) {
+        let row = model::to_row(states[row], position);
+        sum.add(&row).map_err(|_beyond| EngineError::NonFinite { session, position })?;
+    }
+    Ok(sum)
+}
+
 impl LoadedShard for HashShard {
     fn open(&mut self, session: u64, max_positions: usize, sampling: SamplingParameters) -> Result<(), EngineError> {
         self.insert(session, max_positions, &sampling, Vec::new(), Vec::new())
@@ -349,7 +360,8 @@ impl LoadedShard for HashShard {
         if self.layers.end == self.of {
             let wanted = step.wanted_rows();
             let sampled = wanted.iter().map(|wanted| self.sampled(step, &states, wanted));
-            return Ok(StepOutput::Sampled(sampled.collect()));
+            let sums = step.summed_rows().into_iter().map(|summed| sum(&states, &summed)).collect();
+            return Ok(StepOutput::Sampled(Samples { rows: sampled.collect(), sums }));
         }
         let positions = step.sequences.iter().flat_map(|of| of.position..of.position + of.rows);
         Ok(StepOutput::Hidden(states.iter().zip(positions).flat_map(|(&s, p)| model::to_row(s, p)).collect()))

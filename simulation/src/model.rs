@@ -4,6 +4,7 @@
 //! layer, as attention does. So a text comes out right only if every stage has seen the right ids at the right positions of
 //! the right session, through the right layers, once.
 
+use qmesh_coordinator::generate::Pooling;
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
@@ -150,6 +151,22 @@ pub struct OneProcess {
     pub prompt: Vec<Sampled>,
     /// The tokens that follow.
     pub tokens: Vec<Sampled>,
+}
+
+impl OneProcess {
+    /// The vector that the prompt becomes: its rows of activations, which are whole numbers, added up, in length 1.
+    pub fn vector(&self, pooling: Pooling) -> Vec<f32> {
+        let rows = self.prompt.iter().enumerate().map(|(position, row)| to_row(row.digest, position));
+        let rows: Vec<_> = rows.collect();
+        let rows = match pooling {
+            Pooling::Mean => &rows[..],
+            Pooling::First => &rows[..1],
+            Pooling::Last => &rows[rows.len() - 1..],
+        };
+        let sum: Vec<f64> = (0..HIDDEN).map(|at| rows.iter().map(|row| f64::from(row[at])).sum()).collect();
+        let length = sum.iter().fold(0.0, |squares, value| squares + value * value).sqrt();
+        sum.iter().map(|value| (value * length.recip()) as f32).collect()
+    }
 }
 
 fn tensor(number: usize, role: TensorRole, rows: usize) -> TensorSpec {

@@ -45,6 +45,23 @@ def plain():
     assert client.models.list().data[0].id == model
 
 
+def vectors():
+    one = client.embeddings.create(model=model, input="The sky is blue.")
+    assert one.data[0].object == "embedding" and one.usage.prompt_tokens > 0
+    floats = client.embeddings.create(model=model, input=["The sky is blue.", "Cats sleep."], encoding_format="float")
+    # The client asks for base64 by itself, which has the same numbers.
+    assert floats.data[0].embedding == one.data[0].embedding and floats.data[1].index == 1
+    length = sum(value * value for value in floats.data[1].embedding)
+    assert abs(length - 1) < 1e-5, length
+    short = client.embeddings.create(model=model, input="The sky is blue.", dimensions=8).data[0].embedding
+    assert len(short) == 8 and abs(sum(value * value for value in short) - 1) < 1e-5
+    try:
+        client.embeddings.create(model=model, input="a " * 20000)
+        raise AssertionError("it fits no context")
+    except BadRequestError as error:
+        assert error.code == "context_length_exceeded"
+
+
 def structured():
     answer = client.chat.completions.parse(model=model, temperature=0, messages=user("Name a colour."), response_format=Colour, max_tokens=64)
     assert answer.choices[0].message.parsed.name in ("red", "green", "blue")
@@ -101,6 +118,6 @@ def responses():
     assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
 
 
-for step in (plain, structured, tools, responses, errors):
+for step in (plain, vectors, structured, tools, responses, errors):
     step()
     print(step.__name__, "ok")

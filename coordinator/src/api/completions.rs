@@ -1,17 +1,14 @@
 //! `POST /v1/completions`.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
     response::Response,
 };
-use qmesh_models::tokenizer::{ControlTokens, LeadingSpace, Specials};
+use qmesh_models::tokenizer::{ControlTokens, LeadingSpace};
 use qmesh_net::Sampled;
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, SeqAccess, Unexpected, Visitor},
-};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -22,6 +19,7 @@ use super::{
     error::ApiError,
     json::OneOrMany,
     params::{TOP_LOGPROBS, integer},
+    prompts::{Prompt, PromptEntry, prompts},
     unsupported::Kind,
 };
 use crate::{
@@ -43,21 +41,6 @@ struct CompletionRequest {
 
 impl Kind for CompletionRequest {
     const HONOURED: &'static [&'static str] = &["echo"];
-}
-
-/// What a list in `prompt` may hold, all entries alike.
-#[derive(Debug)]
-enum PromptEntry {
-    Id(u32),
-    Text(String),
-    Ids(Vec<u32>),
-}
-
-/// One prompt as it was sent.
-#[derive(Debug)]
-enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
 }
 
 /// A prompt as ids, and as the text that `echo` repeats.
@@ -98,13 +81,13 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
         client: Api::client(address, params.user.as_deref()),
     };
-    let prompts = completion.prompts()?;
+    let prompts = prompts("prompt", completion.prompt, PROMPTS)?;
     api.check_ready()?;
     job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;
-        prompts.into_iter().map(|prompt| prompt.encode(&text, echo)).collect::<Result<Vec<_>, _>>()
+        prompts.into_iter().map(|prompt| Encoded::of(prompt, &text, echo)).collect::<Result<Vec<_>, _>>()
     };
     let prompts = blocking(encode).await??;
     job.prompts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
@@ -114,84 +97,18 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
     answer(choices, shape, api.envelope("cmpl"), delivery).await
 }
 
-impl CompletionRequest {
-    fn prompts(self) -> Result<Vec<Prompt>, ApiError> {
-        let wrong = |text: &str| ApiError::invalid("prompt", text);
-        let entries = match self.prompt {
-            None => return Err(wrong("'prompt' is missing")),
-            Some(OneOrMany::One(text)) => return Ok(vec![Prompt::Text(text)]),
-            Some(OneOrMany::Many(entries)) => entries,
+impl Encoded {
+    fn of(prompt: Prompt, text: &TextModel, echo: Echo) -> Result<Self, ApiError> {
+        let ids = prompt.ids("prompt", text)?;
+        let text = match prompt {
+            Prompt::Text(prompt) => prompt,
+            // Too many of them are refused later; their text could be long.
+            Prompt::Ids(ids) if echo == Echo::On && ids.len() <= text.context => {
+                text.tokenizer.decode(&ids, ControlTokens::Hide)
+            }
+            Prompt::Ids(_) => String::new(),
         };
-        let mut prompts = Vec::new();
-        let mut ids = Vec::new();
-        for entry in entries {
-            match entry {
-                PromptEntry::Id(id) => ids.push(id),
-                PromptEntry::Text(text) => prompts.push(Prompt::Text(text)),
-                PromptEntry::Ids(ids) => prompts.push(Prompt::Ids(ids)),
-            }
-        }
-        match (prompts.len(), ids.is_empty()) {
-            (0, true) => Err(wrong("'prompt' is an empty list")),
-            (0, false) => Ok(vec![Prompt::Ids(ids)]),
-            (1..=PROMPTS, true) => Ok(prompts),
-            (_, true) => Err(wrong(&format!("{} prompts in one request, want at most {PROMPTS}", prompts.len()))),
-            (_, false) => Err(wrong("'prompt' mixes token ids with strings or lists")),
-        }
-    }
-}
-
-impl Prompt {
-    fn encode(self, text: &TextModel, echo: Echo) -> Result<Encoded, ApiError> {
-        match self {
-            Self::Text(prompt) => {
-                let ids =
-                    text.raw_prompt(&prompt, Specials::Parse).map_err(|error| ApiError::text("prompt", &error))?;
-                Ok(Encoded { ids, text: prompt })
-            }
-            Self::Ids(ids) => {
-                let vocabulary = text.tokenizer.vocab_len();
-                if let Some(id) = ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= vocabulary)) {
-                    return Err(ApiError::invalid("prompt", format!("{id} is no token id below {vocabulary}")));
-                }
-                if ids.is_empty() {
-                    return Err(ApiError::invalid("prompt", "a prompt of token ids must hold at least one"));
-                }
-                // Too many of them are refused later; their text could be long.
-                let repeated = echo == Echo::On && ids.len() <= text.context;
-                let text = if repeated { text.tokenizer.decode(&ids, ControlTokens::Hide) } else { String::new() };
-                Ok(Encoded { text, ids })
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for PromptEntry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(PromptEntryVisitor)
-    }
-}
-
-struct PromptEntryVisitor;
-
-impl<'de> Visitor<'de> for PromptEntryVisitor {
-    type Value = PromptEntry;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, a token id or a list of token ids")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<PromptEntry, E> {
-        Ok(PromptEntry::Text(text.to_owned()))
-    }
-
-    fn visit_u64<E: de::Error>(self, id: u64) -> Result<PromptEntry, E> {
-        let id = u32::try_from(id).map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))?;
-        Ok(PromptEntry::Id(id))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<PromptEntry, A::Error> {
-        Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(PromptEntry::Ids)
+        Ok(Self { ids, text })
     }
 }
 

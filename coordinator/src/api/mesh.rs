@@ -24,15 +24,17 @@ use crate::mesh::{
 /// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-const ENDPOINTS: [(&str, &str); 22] = [
+const ENDPOINTS: [(&str, &str); 24] = [
     ("GET  /", "the pipeline as a page, for browsers"),
     ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
     ("POST /v1/completions", "OpenAI completions, streamed or whole"),
+    ("POST /v1/embeddings", "texts as vectors, as OpenAI has them"),
     ("POST /v1/responses", "OpenAI responses, which remember nothing"),
     ("POST /v1/messages", "Anthropic messages, streamed or whole"),
     ("POST /v1/messages/count_tokens", "how long such a conversation is"),
     ("POST /api/chat", "Ollama chats, streamed or whole"),
     ("POST /api/generate", "Ollama generations, streamed or whole"),
+    ("POST /api/embed", "texts as vectors, as Ollama has them; also /api/embeddings"),
     ("GET  /api/tags, /api/ps", "the model, as Ollama lists it; also /api/version"),
     ("POST /api/show", "more about it"),
     ("GET  /v1/models", "the model served"),

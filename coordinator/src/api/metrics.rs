@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     per_token: Histogram,
     request: Histogram,
     ended: Family<Outcome, Counter>,
+    pooled: Counter,
     failed: Counter,
 }
 
@@ -86,9 +87,10 @@ impl Metrics {
             per_token: histogram(&TOKEN_S),
             request: histogram(&REQUEST_S),
             ended: Family::default(),
+            pooled: Counter::default(),
             failed: Counter::default(),
         };
-        let Self { mut registry, first_token, per_token, request, ended, failed } = metrics;
+        let Self { mut registry, first_token, per_token, request, ended, pooled, failed } = metrics;
         for (name, vllm, help, histogram) in [
             (
                 "qmesh_time_to_first_token_seconds",
@@ -109,9 +111,14 @@ impl Metrics {
         }
         registry.register("qmesh_requests_ended", "Choices that came to their end, by why", ended.clone());
         registry.register("vllm:request_success", "Choices that came to their end, by why", ended.clone());
-        registry.register("qmesh_requests_failed", "Choices that failed after they had begun", failed.clone());
+        registry.register("qmesh_embeddings", "Texts that became vectors", pooled.clone());
+        registry.register(
+            "qmesh_requests_failed",
+            "Choices and vectors that failed after they had begun",
+            failed.clone(),
+        );
         registry.register_collector(Box::new(OfMesh(mesh)));
-        Self { registry, first_token, per_token, request, ended, failed }
+        Self { registry, first_token, per_token, request, ended, pooled, failed }
     }
 
     /// A choice is over.
@@ -132,7 +139,13 @@ impl Metrics {
         self.ended.get_or_create(&Outcome { finished_reason }).inc();
     }
 
-    /// A choice has failed.
+    /// A text has become a vector.
+    pub(crate) fn pooled(&self, times: ChoiceTimes) {
+        self.request.observe(times.started.elapsed().as_secs_f64());
+        self.pooled.inc();
+    }
+
+    /// A choice or a vector has failed.
     pub(crate) fn failed(&self) {
         self.failed.inc();
     }

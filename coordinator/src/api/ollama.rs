@@ -1,5 +1,6 @@
-//! Ollama's API: `POST /api/chat` and `POST /api/generate`, and what it says of models.
+//! Ollama's API: `POST /api/chat` and `POST /api/generate`, vectors of texts, and what it says of models.
 
+pub(crate) mod embed;
 pub(crate) mod models;
 mod options;
 mod request;

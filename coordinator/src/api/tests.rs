@@ -3,6 +3,7 @@
 mod answers;
 mod anthropic;
 mod calls;
+mod embeddings;
 mod endpoints;
 mod grammars;
 mod guards;

@@ -23,10 +23,10 @@ impl Vendor {
     pub(crate) fn of(path: &str) -> Self {
         match path {
             "/v1/messages" | "/v1/messages/count_tokens" => Self::Anthropic,
-            "/api/chat" | "/api/generate" | "/api/ps" | "/api/show" | "/api/tags" | "/api/version" => Self::Ollama,
+            "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/generate" | "/api/ps" | "/api/show"
+            | "/api/tags" | "/api/version" => Self::Ollama,
             // There is nothing at these, which is told in words that its clients know.
-            "/api/embed" | "/api/embeddings" | "/api/pull" | "/api/push" | "/api/create" | "/api/copy"
-            | "/api/delete" => Self::Ollama,
+            "/api/pull" | "/api/push" | "/api/create" | "/api/copy" | "/api/delete" => Self::Ollama,
             _ => Self::OpenAi,
         }
     }

@@ -20,6 +20,7 @@ use qmesh_models::{
 use super::{ModelArg, TokenizerArgs, model_ref};
 use crate::{
     api::ApiKey,
+    generate::Pooling,
     mesh::{PrefixReuse, Speculation},
     plan::{
         Goal, Workload,
@@ -149,6 +150,21 @@ pub struct WorkloadArgs {
     pub no_measure: bool,
 }
 
+impl ValueEnum for Pooling {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Mean, Self::First, Self::Last]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Mean => ("mean", "The mean of all rows"),
+            Self::First => ("cls", "The first row"),
+            Self::Last => ("last", "The last row"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
 impl ValueEnum for Goal {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Balanced, Self::Latency, Self::Throughput]
@@ -267,6 +283,9 @@ pub struct ServeArgs {
     /// How long the join line lets new workers in: 90s, 30m, 12h, 7d [default: as before, at first for good]
     #[arg(long, value_name = "TIME", env = "QMESH_TICKET_EXPIRES", value_parser = parse_time)]
     pub ticket_expires: Option<Duration>,
+    /// What /v1/embeddings makes of a text's rows [default: what the model's file says, or else last]
+    #[arg(long, value_name = "HOW", value_enum, env = "QMESH_POOLING")]
+    pub pooling: Option<Pooling>,
     /// Who may ask, and by what name.
     #[command(flatten)]
     pub clients: ClientArgs,

@@ -39,7 +39,9 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
-    let text = Arc::new(opened.text()?);
+    let mut text = opened.text()?;
+    text.pooling = args.pooling.unwrap_or(text.pooling);
+    let text = Arc::new(text);
     let listeners = Listeners::bind(&args.addresses.host, args.addresses.port).await.map_err(|error| {
         let advice = match &error {
             ListenError::Unknown { .. } => "--host with an address of this machine, or localhost",

@@ -374,7 +374,10 @@ fn ended(session: SessionId, event: &GenerateEvent) -> Option<MeshEvent> {
             RequestEnd::Finished { prompt_tokens: finish.prompt_tokens, generated_tokens: finish.generated_tokens }
         }
         GenerateEvent::Failed(error) => RequestEnd::Failed { text: error.to_string() },
-        GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } | GenerateEvent::Token(_) => return None,
+        GenerateEvent::Prompt(_)
+        | GenerateEvent::Pooled(_)
+        | GenerateEvent::Prefilled { .. }
+        | GenerateEvent::Token(_) => return None,
     };
     Some(MeshEvent::RequestEnded { request: session.0, end })
 }

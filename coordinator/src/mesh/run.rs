@@ -67,6 +67,7 @@ impl MeshTask {
             sessions: planned.sessions_most(),
             chunk_rows: planned.chunk_rows,
             vocab: planned.spec.vocab,
+            hidden: planned.spec.hidden,
             waiting: CALLS_WAITING,
             resume: RESUME,
             prefix_reuse: config.prefix_reuse.of_model(&planned.spec),

@@ -1,7 +1,7 @@
 //! What runs through a pipeline: which rows travel next, for whom, and with how much room.
 //!
 //! `scheduler` decides, as a state machine, over the sequences (`sequence`), the steps under way (`step`), the books on
-//! pages (`pages`), the measured times (`pace`) and the drafts (`draft`). Where a next pipeline stands beside the
+//! pages (`pages`), the measured times (`pace`), the drafts (`draft`) and the prompts that become vectors (`pool`). Where a next pipeline stands beside the
 //! present one, `successor` is what is already computed there.
 
 mod action;
@@ -9,6 +9,7 @@ mod draft;
 mod kept;
 mod pace;
 mod pages;
+mod pool;
 mod scheduler;
 mod sequence;
 mod step;
@@ -17,5 +18,5 @@ mod successor;
 pub(crate) use self::{
     action::Action,
     scheduler::{Limits, Scheduler, StepTotals},
-    step::BadAnswer,
+    step::{Answer, BadAnswer},
 };

@@ -120,12 +120,22 @@ impl SimulatedCoordinator {
     pub fn new(now: Instant, mesh: SimulatedMesh) -> Self {
         let SimulatedMesh { spec, hashes, context, kv_positions, chunk_rows, waiting, resume, .. } = mesh;
         let (prefix_reuse, speculation) = (mesh.prefix_reuse.of_model(&spec), mesh.speculation);
-        let vocab = spec.vocab;
+        let (vocab, hidden) = (spec.vocab, spec.hidden);
         let (name, id) = (spec.name.clone(), [7; 32]);
         let model = PlannedModel { name, id, spec, hashes, context, kv_positions, chunk_rows };
         let sessions = model.sessions_most();
-        let limits =
-            Limits { context, kv_positions, sessions, chunk_rows, vocab, waiting, resume, prefix_reuse, speculation };
+        let limits = Limits {
+            context,
+            kv_positions,
+            sessions,
+            chunk_rows,
+            vocab,
+            hidden,
+            waiting,
+            resume,
+            prefix_reuse,
+            speculation,
+        };
         Self { conductor: Conductor::new(now, model, mesh.formation, limits) }
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{GrammarDesk, TextModel};
 use crate::{
-    generate::{Finish, FinishReason, GenerateEvent, GenerateRequest},
+    generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, Pooling},
     mesh::{
         MeshHandle,
         events::EventBus,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Positions that the made-up model holds.
 pub(crate) const CONTEXT: usize = 64;
+/// Values of its rows.
+pub(crate) const HIDDEN: usize = 4;
 /// Ends a generation.
 pub(crate) const END: u32 = 2;
 /// A control token that is no text and ends nothing.
@@ -69,6 +71,8 @@ pub(crate) fn model() -> TextModel {
         template: Ok(Arc::new(ChatTemplate::new(TEMPLATE, "<s>", "</s>").expect("a sound template"))),
         family: "llama".to_owned(),
         context: CONTEXT,
+        hidden: HIDDEN,
+        pooling: Pooling::Mean,
         grammars: GrammarDesk::default(),
     }
 }

@@ -178,6 +178,8 @@ impl TextStream {
                 return Some(event);
             }
             match self.generation.as_mut()?.next().await {
+                // Of texts nobody wants a vector.
+                Some(GenerateEvent::Pooled(_)) => {}
                 Some(GenerateEvent::Prompt(rows)) => self.ready.push_back(TextEvent::Prompt(rows)),
                 Some(GenerateEvent::Prefilled { cached_tokens }) => self.cached_tokens = cached_tokens,
                 Some(GenerateEvent::Token(row)) => self.take_token(&row),

@@ -129,7 +129,7 @@ mod tests {
     fn step(shard: &mut dyn LoadedShard, session: u64, position: usize, ids: &[u32]) -> u64 {
         let rows = SequenceRows { session, position, rows: ids.len(), wants: Wants::Last };
         match shard.step(&Step { sequences: vec![rows], ids: ids.to_vec(), ..Step::default() }).unwrap() {
-            StepOutput::Sampled(rows) => rows[0].as_ref().unwrap().digest,
+            StepOutput::Sampled(samples) => samples.rows[0].as_ref().unwrap().digest,
             StepOutput::Hidden(_) => panic!("the last stage samples"),
         }
     }

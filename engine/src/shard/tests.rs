@@ -78,16 +78,20 @@ impl Pipeline {
         self.step(Step { sequences, ids: ids.to_vec(), ..Step::default() })
     }
 
-    fn step(&mut self, mut step: Step) -> Vec<SampledRow> {
+    fn step(&mut self, step: Step) -> Vec<SampledRow> {
+        self.samples(step).rows.into_iter().map(Result::unwrap).collect()
+    }
+
+    fn samples(&mut self, mut step: Step) -> Samples {
         let (last, others) = self.0.split_last_mut().unwrap();
         for shard in others {
             match shard.step(&step).unwrap() {
                 StepOutput::Hidden(hidden) => step.hidden = Some(hidden),
-                StepOutput::Sampled(rows) => panic!("{} rows sampled before the last stage", rows.len()),
+                StepOutput::Sampled(samples) => panic!("{samples:?} before the last stage"),
             }
         }
         match last.step(&step).unwrap() {
-            StepOutput::Sampled(rows) => rows.into_iter().map(Result::unwrap).collect(),
+            StepOutput::Sampled(samples) => samples,
             StepOutput::Hidden(_) => panic!("the last stage samples"),
         }
     }

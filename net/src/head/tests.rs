@@ -143,7 +143,7 @@ fn forged_heads_are_refused_by_name() {
         (46, &[1], "reserved"),
         (60, &[2], "rows"),
         (56, &[0xff; 4], "end of a segment"),
-        (64, &[3], "segment flags 3"),
+        (64, &[5], "segment flags 5"),
         (64, &[32], "segment flags 32"),
         (68, &[1], "reserved"),
         (126, &[1], "padding"),

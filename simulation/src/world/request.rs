@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use qmesh_coordinator::generate::{
-    ClientId, Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, PromptRows,
+    ClientId, Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, Pooling, PromptRows,
 };
 use qmesh_net::{Digest, Sampled, Sampling, SessionId};
 
@@ -24,6 +24,7 @@ pub(super) struct Asked {
     expected: OneProcess,
     tokens: usize,
     has_prompt: bool,
+    has_vector: bool,
 }
 
 impl World {
@@ -34,7 +35,10 @@ impl World {
         let request = self.draw_request();
         let drawing = Drawing::from(&request.sampling);
         let (layers, context) = (self.scenario.mesh.spec.layers.len(), self.scenario.mesh.context);
-        let most = request.max_tokens.min(context - request.ids.len());
+        let most = match request.prompt_rows {
+            PromptRows::Pooled(_) => 0,
+            PromptRows::Last | PromptRows::All => request.max_tokens.min(context - request.ids.len()),
+        };
         match self.coordinator.submit(self.instant(), request.clone()) {
             Ok(session) => {
                 self.to_ask -= 1;
@@ -42,7 +46,8 @@ impl World {
                 self.story.tell(format!("session {session} asks for {tokens} tokens after {prompt}"));
                 let expected = model::text(layers, &request.ids, most, &request.ends, &drawing);
                 let (at, is_over, is_cancelled) = (self.now, false, false);
-                let asked = Asked { request, at, is_over, is_cancelled, expected, tokens: 0, has_prompt: false };
+                let (tokens, has_prompt, has_vector) = (0, false, false);
+                let asked = Asked { request, at, is_over, is_cancelled, expected, tokens, has_prompt, has_vector };
                 self.asked.insert(session, asked);
                 if self.random.percent(12) {
                     let at = self.now + self.random.millis(0..3000);
@@ -70,7 +75,13 @@ impl World {
             ids.extend_from_slice(&beginning[..shared]);
         }
         ids.extend((0..own).map(|_| self.random.within(0..VOCAB as u64) as u32));
-        let prompt_rows = if self.random.percent(15) { PromptRows::All } else { PromptRows::Last };
+        let prompt_rows = match self.random.within(0..100) {
+            0..15 => PromptRows::All,
+            15..20 => PromptRows::Pooled(Pooling::Mean),
+            20..25 => PromptRows::Pooled(Pooling::Last),
+            25 => PromptRows::Pooled(Pooling::First),
+            _ => PromptRows::Last,
+        };
         let scores_only = prompt_rows == PromptRows::All && self.random.percent(50);
         let temperature = if self.random.percent(50) { 0.8 } else { 0.0 };
         let seed = self.random.within(0..1000);
@@ -109,6 +120,7 @@ impl World {
         }
         let wrong = match &event {
             GenerateEvent::Prompt(rows) => asked.prompt(rows),
+            GenerateEvent::Pooled(vector) => asked.vector(vector),
             GenerateEvent::Prefilled { .. } => None,
             GenerateEvent::Token(row) => {
                 self.story.totals.tokens += 1;
@@ -139,13 +151,22 @@ impl World {
 
 impl Asked {
     fn prompt(&mut self, rows: &[Sampled]) -> Option<String> {
-        if std::mem::replace(&mut self.has_prompt, true) || self.request.prompt_rows == PromptRows::Last {
+        if std::mem::replace(&mut self.has_prompt, true) || self.request.prompt_rows != PromptRows::All {
             return Some("rows of its prompt came and were not asked for".to_owned());
         }
         let expected = &self.expected.prompt;
         let same =
             rows.len() == expected.len() && rows.iter().zip(expected).all(|(row, expected)| agree(row, expected));
         (!same).then(|| format!("its prompt's rows are {rows:?}, one process has {expected:?}"))
+    }
+
+    fn vector(&mut self, vector: &[f32]) -> Option<String> {
+        let PromptRows::Pooled(pooling) = self.request.prompt_rows else {
+            return Some("a vector came and was not asked for".to_owned());
+        };
+        self.has_vector = true;
+        let expected = self.expected.vector(pooling);
+        (vector != expected).then(|| format!("its vector is {vector:?}, one process has {expected:?}"))
     }
 
     fn token(&mut self, row: &Sampled) -> Option<String> {
@@ -164,8 +185,12 @@ impl Asked {
         let reason = if ended { FinishReason::End } else { FinishReason::Length };
         let counted = (finish.generated_tokens, finish.prompt_tokens, finish.reason);
         let due = (expected.len(), self.request.ids.len(), reason);
-        let has_all =
-            self.tokens == expected.len() && (self.has_prompt == (self.request.prompt_rows == PromptRows::All));
+        let (has_prompt, has_vector) = match self.request.prompt_rows {
+            PromptRows::Last => (false, false),
+            PromptRows::All => (true, false),
+            PromptRows::Pooled(_) => (false, true),
+        };
+        let has_all = (self.tokens, self.has_prompt, self.has_vector) == (expected.len(), has_prompt, has_vector);
         (counted != due || !has_all)
             .then(|| format!("it ends after {} tokens with {counted:?}, one process has {due:?}", self.tokens))
     }

@@ -12,7 +12,7 @@ const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 151] = [
+pub(super) static KNOWN: [Known; 154] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -40,6 +40,7 @@ pub(super) static KNOWN: [Known; 151] = [
     known("dynamic_temperature", Is(false), "use 'temperature'"),
     known("dynatemp_range", AtMost(0.0), "use 'temperature'"),
     known("echo", Is(false), "only /v1/completions repeats its prompt"),
+    known("embd_normalize", Number(2.0), "vectors have length 1"),
     known("enable_thinking", Absent, THOUGHTS),
     known("encoder_repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
     known("epsilon_cutoff", Number(0.0), "use 'min_p'"),
@@ -60,6 +61,7 @@ pub(super) static KNOWN: [Known; 151] = [
     known("input_extra", Empty, "put it into the prompt"),
     known("input_prefix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
     known("input_suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),
+    known("input_type", Absent, "write what the model wants before its texts into 'input'"),
     known("inputs", Absent, "use 'messages' or 'prompt'"),
     known("kv_transfer_params", Empty, LEAVE_OUT),
     known("length_penalty", Number(1.0), "there is no beam search"),
@@ -84,6 +86,7 @@ pub(super) static KNOWN: [Known; 151] = [
     known("negative_prompt", Empty, LEAVE_OUT),
     known("no_repeat_ngram_size", AtMost(0.0), "use 'repeat_penalty'"),
     known("no_stop_trim", Is(false), "a stop string is never part of the text"),
+    known("normalize", Is(true), "vectors have length 1"),
     known("num_beams", Number(1.0), "there is no beam search"),
     known("num_ctx", Absent, "serve with a larger --ctx-size"),
     known("num_keep", Absent, "a prompt is never shortened"),

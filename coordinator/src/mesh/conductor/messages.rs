@@ -3,15 +3,14 @@
 use std::time::Instant;
 
 use qmesh_net::{
-    Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, Sampled, SessionId, ShardStatus,
-    WeightOrigin,
+    Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, SessionId, ShardStatus, WeightOrigin,
 };
 
 use super::{Action, Conductor};
 use crate::mesh::{
     events::MeshEvent,
     formation::{Blame, Misconduct, WorkerId},
-    scheduling::BadAnswer,
+    scheduling::{Answer, BadAnswer},
 };
 
 /// Why a worker is hung up on.
@@ -161,13 +160,13 @@ impl Conductor {
         if frame.kind != FrameKind::Sampled {
             return Err(Offence::NotSamples);
         }
-        let rows = Sampled::decode_rows(frame)?;
+        let answer = Answer::decode(frame)?;
         if let Some(outcomes) = self.prober.sampled(frame.epoch, frame.step) {
             self.order(now, outcomes);
             return Ok(());
         }
-        self.scheduler.check_answer(frame, &rows)?;
-        let actions = self.scheduler.stepped(now, frame, rows);
+        self.scheduler.check_answer(frame, &answer)?;
+        let actions = self.scheduler.stepped(now, frame, answer);
         self.order(now, actions);
         Ok(())
     }

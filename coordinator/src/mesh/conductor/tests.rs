@@ -135,6 +135,7 @@ impl World {
             sessions: usize::MAX,
             chunk_rows: 16,
             vocab: spec.vocab,
+            hidden: spec.hidden,
             waiting: 4,
             resume: Duration::from_secs(60),
             prefix_reuse: PrefixReuse::Off,

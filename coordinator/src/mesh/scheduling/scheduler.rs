@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{Frame, PlanEpoch, Sampled, Segment, SessionId, StepId, StepTimes};
+use qmesh_net::{Frame, PlanEpoch, RowSum, Sampled, Segment, SessionId, StepId, StepTimes};
 
 use super::{
     action::Action,
@@ -30,7 +30,7 @@ use super::{
     pace::Pace,
     pages::PageLedger,
     sequence::{Phase, Sequence, Taken},
-    step::{Pipeline, StepUnderWay},
+    step::{Answer, Pipeline, StepUnderWay},
     successor::Successor,
 };
 use crate::{
@@ -55,6 +55,8 @@ pub(crate) struct Limits {
     pub(crate) chunk_rows: usize,
     /// Ids of the vocabulary.
     pub(crate) vocab: usize,
+    /// Values of a row.
+    pub(crate) hidden: usize,
     /// Requests that may wait for room.
     pub(crate) waiting: usize,
     /// How long sequences wait for a lost pipeline to return.
@@ -221,8 +223,8 @@ impl Scheduler {
         self.end(session, Some(GenerateEvent::Failed(GenerateError::Fault { text: text.to_owned() })))
     }
 
-    /// A step came out of the last stage; `rows` has the rows that were wanted, segment after segment.
-    pub(crate) fn stepped(&mut self, now: Instant, frame: &Frame, mut rows: Vec<Sampled>) -> Vec<Action> {
+    /// A step came out of the last stage, with what was made of it.
+    pub(crate) fn stepped(&mut self, now: Instant, frame: &Frame, answer: Answer) -> Vec<Action> {
         if self.is_next(frame.epoch) {
             return self.follower_stepped(now, frame);
         }
@@ -243,10 +245,11 @@ impl Scheduler {
             }
         }
         let mut actions = self.fail_strays(frame);
-        for segment in frame.segments.iter().filter(|s| s.rows > 0) {
-            let rest = rows.split_off((segment.rows as usize).min(rows.len()));
-            let own = std::mem::replace(&mut rows, rest);
-            actions.extend(self.take_rows(now, segment, own));
+        let (mut rows, mut sums) = (answer.rows.into_iter(), answer.sums.into_iter());
+        for segment in &frame.segments {
+            let rows: Vec<Sampled> = rows.by_ref().take(segment.rows as usize).collect();
+            let sum = if segment.wants.is_sum() { sums.next() } else { None };
+            actions.extend(self.take_part(now, segment, rows, sum));
         }
         for session in sessions {
             actions.extend(self.close_if_over(session));
@@ -350,12 +353,18 @@ impl Scheduler {
         totals.hops += whole.saturating_sub(micros(times.compute_us) + micros(times.queued_us));
     }
 
-    fn take_rows(&mut self, now: Instant, segment: &Segment, rows: Vec<Sampled>) -> Vec<Action> {
+    /// Takes in what was made of a segment, if anything.
+    fn take_part(&mut self, now: Instant, segment: &Segment, rows: Vec<Sampled>, sum: Option<RowSum>) -> Vec<Action> {
         let session = segment.session;
         let Some(sequence) = self.sequences.get_mut(&session).filter(|s| s.is_on_stages()) else {
             return Vec::new();
         };
-        let Taken { events, prompt_tokens, cached, generated, drafted, right } = sequence.take_rows(now, segment, rows);
+        let taken = match sum {
+            Some(sum) => sequence.take_sum(now, segment, &sum),
+            None if rows.is_empty() => return Vec::new(),
+            None => sequence.take_rows(now, segment, rows),
+        };
+        let Taken { events, prompt_tokens, cached, generated, drafted, right } = taken;
         self.totals.prompt_tokens += prompt_tokens;
         self.totals.cached_tokens += cached;
         self.totals.generated_tokens += generated;

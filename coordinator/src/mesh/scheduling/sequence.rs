@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use qmesh_models::footprint::ROLLBACK_ROWS;
-use qmesh_net::{Sampled, Segment, SessionId, TokenMask, Trail, Trails, Wants};
+use qmesh_net::{RowSum, Sampled, Segment, SessionId, TokenMask, Trail, Trails, Wants};
 
-use super::{draft::Drafter, pages::PAGE_POSITIONS};
+use super::{draft::Drafter, pages::PAGE_POSITIONS, pool::Pool};
 use crate::{
     generate::{Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, PromptRows},
     grammar::{GrammarError, GrammarWalk},
@@ -72,6 +72,8 @@ pub(crate) struct Sequence {
     /// Positions of the prompt that were on the stages already when it was first admitted.
     cached: Option<usize>,
     prompt_rows: Vec<Sampled>,
+    /// Where the prompt shall become a vector.
+    pool: Option<Pool>,
     prompt_done: bool,
     started: Instant,
     first_token: Option<Instant>,
@@ -104,7 +106,13 @@ pub(crate) struct Taken {
 
 impl Sequence {
     pub(crate) fn new(now: Instant, request: GenerateRequest, context: usize) -> Self {
-        let max_positions = request.ids.len().saturating_add(request.max_tokens).min(context);
+        let pool = match request.prompt_rows {
+            PromptRows::Pooled(pooling) => Some(Pool::new(pooling)),
+            PromptRows::Last | PromptRows::All => None,
+        };
+        let ids = pool.as_ref().map_or_else(|| request.ids.clone(), |pool| pool.ids(&request.ids));
+        let max_tokens = if pool.is_some() { 0 } else { request.max_tokens };
+        let max_positions = ids.len().saturating_add(max_tokens).min(context);
         Self {
             phase: Phase::Waiting,
             max_positions,
@@ -112,16 +120,17 @@ impl Sequence {
             restarts: 0,
             turn: 0,
             waiting_since: None,
-            ids: request.ids.clone(),
+            ids,
             sent: 0,
             trails: Trails::default(),
             computed: 0,
             spoiled: false,
             drafted: Vec::new(),
             drafter: Drafter::default(),
-            walk: request.grammar.as_ref().filter(|_| request.max_tokens > 0).map(|grammar| grammar.start()),
+            walk: request.grammar.as_ref().filter(|_| max_tokens > 0).map(|grammar| grammar.start()),
             cached: None,
             prompt_rows: Vec::new(),
+            pool,
             prompt_done: false,
             started: now,
             first_token: None,
@@ -137,9 +146,7 @@ impl Sequence {
         self.drafted.clear();
         self.in_flight = 0;
         self.waiting_since.get_or_insert(now);
-        if !self.prompt_done {
-            self.prompt_rows.clear();
-        }
+        self.forget_prompt();
     }
 
     /// Waits for room, as another sequence needs what it had. Its ids are computed again later.
@@ -147,8 +154,14 @@ impl Sequence {
         self.phase = Phase::Waiting;
         (self.sent, self.computed) = (0, 0);
         self.drafted.clear();
+        self.forget_prompt();
+    }
+
+    /// What has come of an unfinished prompt will come again.
+    fn forget_prompt(&mut self) {
         if !self.prompt_done {
             self.prompt_rows.clear();
+            self.pool.iter_mut().for_each(Pool::clear);
         }
     }
 
@@ -191,8 +204,9 @@ impl Sequence {
 
     /// How many of the first `held` positions of a session with `ids` this one can begin with, in whole pages.
     pub(crate) fn shareable(&self, ids: &[u32], held: usize) -> usize {
-        // A scored prompt needs all its rows, any other one the last.
-        let wanted = if self.is_scored() { 0 } else { self.ids.len() - 1 };
+        // A scored prompt needs all its rows, and so does a mean; any other one the last.
+        let needs_all = self.is_scored() || self.pool.as_ref().is_some_and(|pool| !pool.can_share());
+        let wanted = if needs_all { 0 } else { self.ids.len() - 1 };
         let same = self.ids.iter().zip(ids).take(held.min(wanted)).take_while(|(a, b)| a == b).count();
         same / PAGE_POSITIONS * PAGE_POSITIONS
     }
@@ -231,7 +245,12 @@ impl Sequence {
     }
 
     pub(crate) fn is_decoding(&self) -> bool {
-        self.phase == Phase::Running && self.unsent() <= 1
+        self.phase == Phase::Running && self.unsent() <= 1 && self.pool.is_none()
+    }
+
+    /// Whether its rows are added up.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.pool.is_some()
     }
 
     /// How likely a draft is right.
@@ -279,10 +298,11 @@ impl Sequence {
         let end = self.ids.len().min(self.sent + rows);
         let last = end == self.ids.len();
         let mask = self.walk.as_mut().filter(|_| last).map(GrammarWalk::mask).transpose()?;
-        let wants = match (scored, last) {
-            (true, _) => Wants::All,
-            (false, true) => Wants::Last,
-            (false, false) => Wants::None,
+        let wants = match (&self.pool, scored, last) {
+            (Some(pool), ..) => pool.wants(last),
+            (None, true, _) => Wants::All,
+            (None, false, true) => Wants::Last,
+            (None, false, false) => Wants::None,
         };
         let position = self.sent;
         let ids = self.ids[position..end].to_vec();
@@ -316,6 +336,22 @@ impl Sequence {
         self.request.prompt_rows == PromptRows::All && !self.prompt_done
     }
 
+    /// Takes in the sum of the rows of a segment that came back.
+    pub(crate) fn take_sum(&mut self, now: Instant, segment: &Segment, sum: &RowSum) -> Taken {
+        let (end, mut taken) = (segment.position as usize + segment.rows as usize, Taken::default());
+        let Some(pool) = self.pool.as_mut().filter(|_| !self.prompt_done) else { return taken };
+        pool.add(sum);
+        let vector = (end == self.ids.len()).then(|| pool.vector());
+        self.computed = self.computed.max(end.min(self.sent));
+        if let Some(vector) = vector {
+            self.prompt_is_done(&mut taken);
+            taken.events.push(GenerateEvent::Pooled(vector));
+            taken.events.push(GenerateEvent::Finished(self.finish(now, FinishReason::Length)));
+            self.phase = Phase::Ending;
+        }
+        taken
+    }
+
     /// Takes in the rows of a segment that came back.
     pub(crate) fn take_rows(&mut self, now: Instant, segment: &Segment, mut rows: Vec<Sampled>) -> Taken {
         let end = segment.position as usize + segment.rows as usize;
@@ -329,11 +365,7 @@ impl Sequence {
             return taken;
         }
         if !self.prompt_done {
-            self.prompt_done = true;
-            taken.prompt_tokens = self.request.ids.len() as u64;
-            let cached_tokens = self.cached.unwrap_or(0);
-            taken.cached = cached_tokens as u64;
-            taken.events.push(GenerateEvent::Prefilled { cached_tokens });
+            self.prompt_is_done(&mut taken);
             if self.request.prompt_rows == PromptRows::All {
                 taken.events.push(GenerateEvent::Prompt(std::mem::take(&mut self.prompt_rows)));
             }
@@ -345,6 +377,14 @@ impl Sequence {
         }
         self.take_tokens(now, rows, &drafted, &mut taken);
         taken
+    }
+
+    fn prompt_is_done(&mut self, taken: &mut Taken) {
+        self.prompt_done = true;
+        taken.prompt_tokens = self.request.ids.len() as u64;
+        let cached_tokens = self.cached.unwrap_or(0);
+        taken.cached = cached_tokens as u64;
+        taken.events.push(GenerateEvent::Prefilled { cached_tokens });
     }
 
     /// Takes in the token of the first row, and those of the rows behind drafts as far as the drafts were right.
@@ -393,7 +433,7 @@ impl Sequence {
         Finish {
             reason,
             prompt_tokens,
-            generated_tokens: self.ids.len() - prompt_tokens,
+            generated_tokens: self.ids.len().saturating_sub(prompt_tokens),
             prefill: first.saturating_duration_since(self.started),
             decode: now.checked_duration_since(first).unwrap_or(Duration::ZERO),
         }

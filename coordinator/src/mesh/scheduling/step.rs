@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use qmesh_net::{Frame, FrameKind, Mask, MaskedRows, PlanEpoch, Sections, Segment, SessionId, StepId, StepTimes};
+use qmesh_net::{
+    Frame, FrameError, FrameKind, Mask, MaskedRows, PlanEpoch, RowSum, Sampled, Sections, Segment, SessionId, StepId,
+    StepTimes,
+};
 
 use super::{action::Action, sequence::Rows};
 
@@ -59,6 +62,11 @@ impl Filled {
         self.frame.ids.len()
     }
 
+    /// Segments whose rows are added up.
+    pub(super) fn sums(&self) -> usize {
+        self.frame.segments.iter().filter(|segment| segment.wants.is_sum()).count()
+    }
+
     pub(super) fn masks(&self) -> usize {
         self.masks.len()
     }
@@ -83,6 +91,25 @@ impl Filled {
     }
 }
 
+/// What the last stage has made of a step.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answer {
+    /// Of each row that was to be sampled after, segment after segment.
+    pub(crate) rows: Vec<Sampled>,
+    /// Of each segment whose rows were to be added up.
+    pub(crate) sums: Vec<RowSum>,
+}
+
+impl Answer {
+    /// What a frame of samples has.
+    ///
+    /// # Errors
+    /// It is no such frame, or contradicts itself.
+    pub(crate) fn decode(frame: &Frame) -> Result<Self, FrameError> {
+        Ok(Self { rows: Sampled::decode_rows(frame)?, sums: RowSum::decode_all(frame)? })
+    }
+}
+
 /// Why a frame of samples answers no step that is under way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum BadAnswer {
@@ -97,6 +124,14 @@ pub(crate) enum BadAnswer {
     /// No such step was sent.
     #[error("it answered step {0}, which was never sent")]
     Step(StepId),
+    /// Sums of rows that are not the model's.
+    #[error("it has sums of {width} values, the model's rows have {hidden}")]
+    SumWidth {
+        /// Values of a sum; 0 where there is none.
+        width: usize,
+        /// Values of a row.
+        hidden: usize,
+    },
     /// The step had no such rows.
     #[error("it sampled rows of session {0} that were not sent")]
     Rows(SessionId),

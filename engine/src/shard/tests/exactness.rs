@@ -45,6 +45,53 @@ fn together(model: &(ModelSpec, File), run: Run<'_>) -> Vec<Vec<u64>> {
     prompts.iter().map(|ids| rows.by_ref().take(ids.len()).map(|row| row.digest).collect()).collect()
 }
 
+/// The sums of all rows of every prompt, and those of their last rows: a prompt's chunks are added up.
+fn sums(model: &(ModelSpec, File), run: Run<'_>) -> Vec<[Vec<i64>; 2]> {
+    let mut pipeline = Pipeline::new(model, run.cuts, run.threads, run.simd);
+    let mut sum_of = |session, ids: &[u32], wants| {
+        pipeline.open(session, &SamplingParameters::default());
+        let mut sum = vec![0; model.0.hidden];
+        for (at, chunk) in ids.chunks(run.chunk).enumerate() {
+            // Another session's rows and samples beside them.
+            pipeline.open(9, &with_digest());
+            let position = at * run.chunk;
+            let wants = if wants == Wants::SumLast && position + chunk.len() < ids.len() { Wants::None } else { wants };
+            let other = SequenceRows { session: 9, position: 0, rows: 2, wants: Wants::All };
+            let sequences = vec![other, SequenceRows { session, position, rows: chunk.len(), wants }];
+            let samples = pipeline.samples(Step { sequences, ids: [&[1, 2], chunk].concat(), ..Step::default() });
+            assert_eq!((samples.rows.len(), samples.sums.len()), (2, usize::from(wants != Wants::None)));
+            for part in samples.sums {
+                sum.iter_mut().zip(part.unwrap().0).for_each(|(sum, part)| *sum += part);
+            }
+            pipeline.close(9);
+        }
+        pipeline.close(session);
+        sum
+    };
+    let prompts = prompts(model.0.vocab);
+    prompts.iter().map(|ids| [Wants::Sum, Wants::SumLast].map(|wants| sum_of(5, ids, wants))).collect()
+}
+
+#[test]
+fn sums_of_rows_are_the_same_however_they_are_computed() {
+    let simd = Simd::available()[0];
+    for name in kinds().into_iter().chain(["quant-Q4_K".to_owned()]) {
+        let model = open_model(&name);
+        let plain = Run { cuts: &[], chunk: 512, threads: 1, simd };
+        let expected = sums(&model, plain);
+        // The sum of one row is that row, and of several another one.
+        assert!(expected[3][0] == expected[3][1] && expected[0][0] != expected[0][1], "{name}");
+        let mut runs: Vec<_> = [1, 7, 40].map(|chunk| Run { chunk, threads: 2, ..plain }).into();
+        runs.extend(Simd::available().into_iter().map(|simd| Run { simd, ..plain }));
+        if model.0.layers.len() > 1 {
+            runs.push(Run { cuts: &[1], chunk: 33, ..plain });
+        }
+        for run in runs {
+            assert_eq!(sums(&model, run), expected, "{name}, {run:?}");
+        }
+    }
+}
+
 #[test]
 fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
     let simd = Simd::available()[0];

@@ -82,6 +82,34 @@ fn every_kind_of_block_in_f32_is_the_reference() {
 }
 
 #[test]
+fn prompts_become_the_vectors_of_the_reference() {
+    let vectors: Value = serde_json::from_slice(&fs::read(format!("{GOLDEN}../vectors.json")).unwrap()).unwrap();
+    for (name, prompts) in vectors.as_object().unwrap() {
+        let model = open_model(name);
+        let mut pipeline = Pipeline::new(&model, &[], 1, Simd::available()[0]);
+        for prompt in prompts.as_array().unwrap() {
+            let ids = numbers(&prompt["tokens"]).map(|id| id as u32).collect::<Vec<_>>();
+            for (pooling, wants, rows) in
+                [("mean", Wants::Sum, ids.len()), ("last", Wants::SumLast, ids.len()), ("first", Wants::SumLast, 1)]
+            {
+                pipeline.open(1, &SamplingParameters::default());
+                let sequences = vec![SequenceRows { session: 1, position: 0, rows, wants }];
+                let step = Step { sequences, ids: ids[..rows].to_vec(), ..Step::default() };
+                let RowSum(sum) = pipeline.samples(step).sums.remove(0).unwrap();
+                pipeline.close(1);
+                let sum: Vec<f64> = sum.into_iter().map(|value| value as f64).collect();
+                let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+                let expected = numbers(&prompt[pooling]).collect::<Vec<_>>();
+                let apart = sum.iter().zip(&expected).map(|(ours, theirs)| (ours / length - theirs).abs());
+                let apart = apart.fold(0.0, f64::max);
+                println!("{name}, {} ids, {pooling}: {apart:.6}", ids.len());
+                assert!(expected.len() == sum.len() && apart <= 1e-3, "{name}, {} ids, {pooling}: {apart}", ids.len());
+            }
+        }
+    }
+}
+
+#[test]
 fn quantised_types_are_as_close_as_the_yardstick() {
     // The other engine's d, and how many times it ours may be: where it too quantises activations in blocks of 32, whose
     // d is larger on these 45 tokens is chance; where its blocks have 256, ours must be smaller.

@@ -59,7 +59,12 @@ fn a_later_stage_wants_an_activation_that_fits_and_is_finite() {
         hidden[7] = bad;
         let broken = Step { hidden: Some(hidden), ..step(1, 1, &[1]) };
         let expected = EngineError::NonFinite { session: 1, position: 1 };
-        assert_eq!(last.step(&broken), Ok(StepOutput::Sampled(vec![Err(expected)])), "{bad}");
+        assert_eq!(last.step(&broken), Ok(StepOutput::Sampled(vec![Err(expected)].into())), "{bad}");
+        let mut summed = broken;
+        summed.sequences[0].wants = Wants::Sum;
+        let expected =
+            Samples { sums: vec![Err(EngineError::NonFinite { session: 1, position: 1 })], ..Samples::default() };
+        assert_eq!(last.step(&summed), Ok(StepOutput::Sampled(expected)), "{bad}");
         assert_eq!(
             last.step(&Step { hidden: Some(vec![0.5; model.0.hidden]), ..step(1, 2, &[1]) }),
             Err(EngineError::Gap { session: 1, need: 1 })

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backend::LoadedShard,
     error::EngineError,
-    step::{Prefix, Step, StepOutput},
+    step::{Prefix, Samples, Step, StepOutput},
     worker::assignment::Assignment,
 };
 
@@ -153,7 +153,7 @@ impl ActiveShard {
 
     fn compute(&mut self, step: &Step) -> Result<StepOutput, EngineError> {
         match (step.sequences.is_empty(), self.assignment.is_last()) {
-            (true, true) => Ok(StepOutput::Sampled(Vec::new())),
+            (true, true) => Ok(StepOutput::Sampled(Samples::default())),
             (true, false) => Ok(StepOutput::Hidden(Vec::new())),
             (false, _) => self.shard.step(step),
         }

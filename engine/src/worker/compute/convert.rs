@@ -1,18 +1,18 @@
 //! Frames to steps and back: what the wire says in segments, the shard computes as sequences.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use qmesh_models::footprint::step_rows;
+use qmesh_models::footprint::{SUMMED_SEQUENCES, step_rows};
 use qmesh_net::{
-    Candidate, Digest, FaultCode, Frame, FrameKind, MaskedRows, Sampled, Sampling, Sections, Segment, SessionId, Wants,
-    limits::VALUE_BYTES,
+    Candidate, Digest, FaultCode, Frame, FrameKind, MaskedRows, RowSum, Sampled, Sampling, Sections, Segment,
+    SessionId, Wants, limits::VALUE_BYTES,
 };
 
 use super::{masks::StepMasks, wire};
 use crate::{
     error::EngineError,
     sample::{LogitsDigest, SamplingParameters},
-    step::{self, SampledRow, SequenceRows, Step, StepOutput, TokenSet},
+    step::{self, SampledRow, Samples, SequenceRows, Step, StepOutput, TokenSet},
     worker::assignment::Assignment,
 };
 
@@ -32,6 +32,10 @@ pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, St
     let most = step_rows(assignment.chunk_rows);
     if frame.rows() > most {
         return Err(format!("{rows} rows, this plan's steps have {most} at most"));
+    }
+    let sums = frame.segments.iter().filter(|segment| segment.wants.is_sum()).count();
+    if sums > SUMMED_SEQUENCES {
+        return Err(format!("{sums} sums of rows, a step has {SUMMED_SEQUENCES} at most"));
     }
     let hidden = match expected {
         FrameKind::Hidden => {
@@ -79,25 +83,18 @@ pub(super) fn remove(step: &mut Step, session: SessionId, width: usize) -> Optio
     Some(())
 }
 
-/// Takes the sessions out of a step and its output that nothing could be sampled of: why, once for each.
+/// Takes the sessions out of a step and its output that nothing could be made of: why, once for each.
 pub(super) fn remove_failed(step: &mut Step, output: StepOutput) -> (StepOutput, Vec<EngineError>) {
-    let rows = match output {
-        StepOutput::Sampled(rows) => rows,
+    let samples = match output {
+        StepOutput::Sampled(samples) => samples,
         StepOutput::Hidden(_) => return (output, Vec::new()),
     };
-    let wanted = step.wanted_rows();
-    let mut failed = BTreeMap::new();
-    for (wanted, row) in wanted.iter().zip(&rows) {
-        if let Err(error) = row {
-            failed.entry(wanted.session).or_insert_with(|| error.clone());
-        }
-    }
-    let left = wanted.iter().zip(rows).filter(|(wanted, _)| !failed.contains_key(&wanted.session));
-    let left = left.map(|(_, row)| row).collect();
-    for session in failed.keys() {
+    let failures = samples.failures(step);
+    let left = samples.without(step, |session| failures.iter().any(|(failed, _)| *failed == session));
+    for (session, _) in &failures {
         remove(step, SessionId(*session), 0);
     }
-    (StepOutput::Sampled(left), failed.into_values().collect())
+    (StepOutput::Sampled(left), failures.into_iter().map(|(_, error)| error).collect())
 }
 
 /// The frame that leaves the stage after `step`, which is what is left of `frame`.
@@ -115,7 +112,7 @@ pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, outpu
                 ..*frame
             }
         }
-        StepOutput::Sampled(rows) => sampled_frame(frame, &step, rows),
+        StepOutput::Sampled(samples) => sampled_frame(frame, &step, samples),
     }
 }
 
@@ -182,21 +179,26 @@ pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
 }
 
 /// Every segment comes back, so that the coordinator sees the step's end; those without samples have no rows.
-fn sampled_frame(frame: &Frame, step: &Step, rows: Vec<Result<SampledRow, EngineError>>) -> Frame {
+fn sampled_frame(frame: &Frame, step: &Step, samples: Samples) -> Frame {
     let mut ids = Vec::new();
     let segments = frame.spans().map(|(segment, span)| {
-        let wanted = match segment.wants {
-            Wants::None => 0,
+        // Of what was taken out there is nothing to have.
+        let wants = if has(step, segment.session) { segment.wants } else { Wants::None };
+        let rows = match wants {
+            Wants::None | Wants::Sum | Wants::SumLast => 0,
             Wants::Last => 1,
             Wants::All => segment.rows,
         };
-        let rows = if has(step, segment.session) { wanted } else { 0 };
         ids.extend_from_slice(&frame.ids[span.end - rows as usize..span.end]);
-        Segment { position: segment.position + (segment.rows - rows), rows, ..*segment }
+        Segment { position: segment.position + (segment.rows - rows), rows, wants, ..*segment }
     });
     let segments = segments.collect();
-    let rows: Vec<_> = rows.into_iter().flatten().map(sampled).collect();
-    let (width, payload) = Sampled::encode_rows(&rows);
+    let rows: Vec<_> = samples.rows.into_iter().flatten().map(sampled).collect();
+    let (width, mut payload) = Sampled::encode_rows(&rows);
+    let sums: Vec<_> = samples.sums.into_iter().flatten().map(|step::RowSum(sum)| RowSum(sum)).collect();
+    if !sums.is_empty() {
+        payload = [payload, RowSum::encode_all(&sums)].concat().into();
+    }
     Frame { kind: FrameKind::Sampled, width, segments, ids, payload, sections: Sections::default(), ..*frame }
 }
 
@@ -209,6 +211,8 @@ fn wants(wants: Wants) -> step::Wants {
         Wants::None => step::Wants::None,
         Wants::Last => step::Wants::Last,
         Wants::All => step::Wants::All,
+        Wants::Sum => step::Wants::Sum,
+        Wants::SumLast => step::Wants::SumLast,
     }
 }
 

@@ -12,7 +12,7 @@ use qmesh_net::{
 use super::*;
 use crate::{
     backend::HeldTensor,
-    step::StepOutput,
+    step::{Samples, StepOutput},
     worker::{
         compute::{ShardState, Stepped, scripted::ScriptedShard},
         links::LinkNews,
@@ -123,7 +123,7 @@ fn fetched(turn: u64) -> Event {
 /// A shard that computes nothing, and each of its tensors: the state machine only hands them on.
 fn loaded(assignment: &Assignment) -> Loaded {
     let tensors = assignment.spec.tensors.iter().map(|tensor| (tensor.role, HeldTensor::new(())));
-    let shard = Box::new(ScriptedShard(|_| Ok(StepOutput::Sampled(Vec::new()))));
+    let shard = Box::new(ScriptedShard(|_| Ok(StepOutput::Sampled(Samples::default()))));
     Loaded { shard, tensors: tensors.collect() }
 }
 

@@ -2,24 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Frame, PlanEpoch, Sampled, Segment, StepId};
+use qmesh_net::{Frame, PlanEpoch, Segment, StepId};
 
-use super::Scheduler;
-use crate::mesh::scheduling::{action::Action, sequence::agree, step::BadAnswer};
+use super::{Limits, Scheduler};
+use crate::mesh::scheduling::{
+    action::Action,
+    sequence::agree,
+    step::{Answer, BadAnswer},
+};
 
 impl Scheduler {
     /// Whether a frame of samples is the answer to a step that is under way.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn check_answer(&self, frame: &Frame, rows: &[Sampled]) -> Result<(), BadAnswer> {
+    pub(crate) fn check_answer(&self, frame: &Frame, answer: &Answer) -> Result<(), BadAnswer> {
         let steps = match self.successor.as_ref().filter(|_| self.is_next(frame.epoch)) {
             Some(successor) => &successor.steps,
             None if self.is_current(frame.epoch) => &self.steps,
             None => return Ok(()),
         };
-        let vocab = self.limits.vocab;
-        if let Some(row) = rows.iter().find(|row| row.token as usize >= vocab) {
+        let Limits { vocab, hidden, .. } = self.limits;
+        let summed = frame.segments.iter().filter(|s| s.wants.is_sum()).count();
+        let widths = (0..summed).map(|at| answer.sums.get(at).map_or(0, |sum| sum.0.len()));
+        if let Some(width) = widths.into_iter().find(|width| *width != hidden) {
+            return Err(BadAnswer::SumWidth { width, hidden });
+        }
+        if let Some(row) = answer.rows.iter().find(|row| row.token as usize >= vocab) {
             return Err(BadAnswer::Token { token: row.token, vocab });
         }
         // A step whose sessions have all failed is forgotten, and may still come back.
@@ -33,6 +42,7 @@ impl Scheduler {
                     && answer.rows <= s.rows
                     && answer.position >= s.position
                     && answer.position + answer.rows <= s.position + s.rows
+                    && (!answer.wants.is_sum() || (answer.wants, answer.position) == (s.wants, s.position + s.rows))
             })
         };
         let known = |answer: &Segment| !self.sequences.contains_key(&answer.session) || answers(answer);

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use qmesh_models::footprint::SUMMED_SEQUENCES;
 use qmesh_net::{
     SessionId, StepId,
     limits::{FRAME_SEGMENTS, MASKS_UNDER_WAY},
@@ -22,7 +23,7 @@ impl Scheduler {
     /// time allows.
     pub(super) fn fill_step(&mut self, now: Instant, pipeline: Pipeline) -> Option<Filled> {
         let decoding = self.sequences.values().filter(|s| s.is_decoding()).count();
-        let prompts = || self.sequences.values().filter(|s| s.is_ready() && s.unsent() > 1);
+        let prompts = || self.sequences.values().filter(|s| s.is_ready() && !s.is_decoding());
         let (all, short) = (prompts().count(), prompts().filter(|s| s.is_short()).count());
         let groups = self.pace.groups(decoding, if all > 0 { Prompts::Waiting } else { Prompts::None });
         let group_rows = decoding.div_ceil(groups);
@@ -67,7 +68,7 @@ impl Scheduler {
             Speculation::On => DRAFTS_MOST,
         };
         let under_way = self.masks_under_way();
-        for session in self.ready(|s| s.unsent() == 1).into_iter().take(count.min(FRAME_SEGMENTS)) {
+        for session in self.ready(Sequence::is_decoding).into_iter().take(count.min(FRAME_SEGMENTS)) {
             let held = self.pages.held(session);
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
             let room = self.limits.chunk_rows.saturating_sub(filled.rows());
@@ -93,12 +94,15 @@ impl Scheduler {
     fn add_prompts(&mut self, now: Instant, filled: &mut Filled, rows: usize) {
         let mut left = rows;
         let under_way = self.masks_under_way();
-        for session in self.ready(|s| s.unsent() > 1) {
+        for session in self.ready(|s| !s.is_decoding()) {
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
             if left == 0 || filled.segments().len() == FRAME_SEGMENTS {
                 return;
             }
             if sequence.is_masked() && under_way + filled.masks() >= MASKS_MOST {
+                continue;
+            }
+            if sequence.is_pooled() && filled.sums() >= SUMMED_SEQUENCES {
                 continue;
             }
             match sequence.next_rows(now, session, left) {

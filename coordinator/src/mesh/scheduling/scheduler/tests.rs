@@ -1,5 +1,6 @@
 //! The scheduler against a pipeline made of a queue: random arrivals, cancels and losses, by seed.
 
+mod pooled;
 mod timing;
 mod world;
 
@@ -440,6 +441,7 @@ fn limits() -> Limits {
         sessions: usize::MAX,
         chunk_rows: 16,
         vocab: 50,
+        hidden: 2,
         waiting: 40,
         resume: Duration::from_secs(60),
         prefix_reuse: PrefixReuse::On,

@@ -102,7 +102,12 @@ fn samples_come_back_for_the_rows_that_were_wanted() {
     let row =
         |token| SampledRow { token, logprob: -1.0, target_logprob: f32::NAN, digest: 0, top: vec![(token, 2.0, -1.0)] };
     let step = to_step(&last, &whole).unwrap();
-    let out = to_frame(&last, &whole, step.clone(), StepOutput::Sampled((0..4).map(|n| Ok(row(n))).collect()));
+    let out = to_frame(
+        &last,
+        &whole,
+        step.clone(),
+        StepOutput::Sampled((0..4).map(|n| Ok(row(n))).collect::<Vec<_>>().into()),
+    );
     let places: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.position, s.rows)).collect();
     assert_eq!(places, [(7, 1, 0), (8, 6, 1), (9, 2, 3)]);
     assert_eq!((out.ids.as_slice(), out.width), ([102, 103, 104, 105].as_slice(), 1));
@@ -111,7 +116,7 @@ fn samples_come_back_for_the_rows_that_were_wanted() {
 
     let mut rest = step;
     remove(&mut rest, SessionId(9), last.spec.hidden).unwrap();
-    let out = to_frame(&last, &whole, rest, StepOutput::Sampled(vec![Ok(row(4))]));
+    let out = to_frame(&last, &whole, rest, StepOutput::Sampled(vec![Ok(row(4))].into()));
     let places: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.position, s.rows)).collect();
     assert_eq!(places, [(7, 1, 0), (8, 6, 1), (9, 5, 0)]);
     assert_eq!(out.ids, [102]);
@@ -125,13 +130,48 @@ fn a_session_that_nothing_can_be_sampled_of_takes_no_other_with_it() {
     let failed = |position| Err(EngineError::NonFinite { session: 9, position });
     let mut step = to_step(&last, &whole).unwrap();
     // A row of session 8, and three of session 9.
-    let rows = StepOutput::Sampled(vec![Ok(row(4)), Ok(row(5)), failed(3), failed(4)]);
+    let rows = StepOutput::Sampled(vec![Ok(row(4)), Ok(row(5)), failed(3), failed(4)].into());
     let (output, errors) = remove_failed(&mut step, rows);
     assert_eq!(errors, [EngineError::NonFinite { session: 9, position: 3 }]);
-    assert_eq!(output, StepOutput::Sampled(vec![Ok(row(4))]));
+    assert_eq!(output, StepOutput::Sampled(vec![Ok(row(4))].into()));
     let out = to_frame(&last, &whole, step, output);
     let rows: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.rows)).collect();
     assert_eq!((rows, &out.ids[..]), (vec![(7, 0), (8, 1), (9, 0)], [102].as_slice()));
+}
+
+#[test]
+fn sums_follow_the_samples_of_those_that_are_left() {
+    let last = assignment(2..3);
+    let mut whole = frame(FrameKind::Hidden, u32::try_from(last.spec.hidden).unwrap());
+    (whole.segments[0].wants, whole.segments[2].wants) = (Wants::SumLast, Wants::Sum);
+    let row = |token| SampledRow { token, logprob: -1.0, target_logprob: -2.0, digest: 0, top: Vec::new() };
+    let sum = |first| step::RowSum(vec![first, -2]);
+    let step = to_step(&last, &whole).unwrap();
+    let samples = |first| Samples { rows: vec![Ok(row(4))], sums: vec![first, Ok(sum(9))] };
+    let out = to_frame(&last, &whole, step.clone(), StepOutput::Sampled(samples(Ok(sum(7)))));
+    let places: Vec<_> = out.segments.iter().map(|s| (s.session.0, s.position, s.rows, s.wants)).collect();
+    assert_eq!(places, [(7, 1, 0, Wants::SumLast), (8, 6, 1, Wants::Last), (9, 5, 0, Wants::Sum)]);
+    assert_eq!(Sampled::decode_rows(&out).unwrap().len(), 1);
+    assert_eq!(RowSum::decode_all(&out).unwrap(), [RowSum(vec![7, -2]), RowSum(vec![9, -2])]);
+    assert!(out.head_bytes().is_ok());
+
+    let mut rest = step;
+    let broken = EngineError::NonFinite { session: 7, position: 0 };
+    let (output, errors) = remove_failed(&mut rest, StepOutput::Sampled(samples(Err(broken.clone()))));
+    assert_eq!(errors, [broken]);
+    let out = to_frame(&last, &whole, rest, output);
+    assert_eq!(out.segments.iter().map(|s| s.wants).collect::<Vec<_>>(), [Wants::None, Wants::Last, Wants::Sum]);
+    assert_eq!(RowSum::decode_all(&out).unwrap(), [RowSum(vec![9, -2])]);
+    assert!(out.head_bytes().is_ok());
+}
+
+#[test]
+fn a_step_has_only_so_many_sums() {
+    let first = assignment(0..2);
+    let rows = u32::try_from(SUMMED_SEQUENCES).unwrap() + 1;
+    let segments: Vec<_> = (0..u64::from(rows)).map(|session| segment(session, 0, 1, Wants::Sum)).collect();
+    let many = Frame { segments, ids: vec![1; rows as usize], ..frame(FrameKind::Tokens, 0) };
+    assert_eq!(to_step(&first, &many).unwrap_err(), "17 sums of rows, a step has 16 at most");
 }
 
 #[test]

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use qmesh_net::{FrameKind, Mask, MaskedRows, TokenMask, Trails, Wants};
 
 use super::*;
-use crate::{generate::Finish, grammar::CompiledGrammar};
+use crate::{
+    generate::{Finish, Pooling, PromptRows},
+    grammar::CompiledGrammar,
+    mesh::scheduling::pool::Pool,
+};
 
 /// What a listener heard.
 #[derive(Default)]
@@ -13,6 +17,8 @@ pub(super) struct Story {
     pub(super) ids: Vec<u32>,
     pub(super) max_tokens: usize,
     pub(super) grammar: Option<Arc<CompiledGrammar>>,
+    pooling: Option<Pooling>,
+    pooled: Option<Vec<f32>>,
     pub(super) prompt: Vec<Sampled>,
     pub(super) cached: usize,
     pub(super) tokens: Vec<u32>,
@@ -140,7 +146,11 @@ impl World {
 
     pub(super) fn submit(&mut self, request: GenerateRequest) -> SessionId {
         let (ids, max_tokens, grammar) = (request.ids.clone(), request.max_tokens, request.grammar.clone());
-        let story = Story { ids, max_tokens, grammar, ..Story::default() };
+        let pooling = match request.prompt_rows {
+            PromptRows::Pooled(pooling) => Some(pooling),
+            PromptRows::Last | PromptRows::All => None,
+        };
+        let story = Story { ids, max_tokens, grammar, pooling, ..Story::default() };
         let session = self.scheduler.submit(self.now, request).unwrap();
         self.stories.insert(session, story);
         session
@@ -169,6 +179,10 @@ impl World {
                         ends: [fifty::END].into(),
                         ..request(prompt, tokens)
                     },
+                    1 => {
+                        let pooling = [Pooling::Mean, Pooling::First, Pooling::Last][tokens % 3];
+                        GenerateRequest { prompt_rows: PromptRows::Pooled(pooling), ..request(prompt, tokens) }
+                    }
                     _ => request(prompt, tokens),
                 };
                 self.submit(GenerateRequest { client, ..request });
@@ -201,8 +215,9 @@ impl World {
         }
         if let Some((back, times, frame)) = self.frames.pop_front() {
             self.now = self.now.max(back);
-            let (sampled, rows) = self.compute(Frame { times, ..frame });
-            let actions = self.scheduler.stepped(self.now, &sampled, rows);
+            let (sampled, answer) = self.compute(Frame { times, ..frame });
+            assert_eq!(self.scheduler.check_answer(&sampled, &answer), Ok(()), "seed {}", self.seed);
+            let actions = self.scheduler.stepped(self.now, &sampled, answer);
             self.carry_out(actions);
         }
     }
@@ -264,6 +279,7 @@ impl World {
                     assert!(!story.over() || story.cancelled, "seed {}: an event after the last", self.seed);
                     match event {
                         GenerateEvent::Prompt(rows) => story.prompt = rows,
+                        GenerateEvent::Pooled(vector) => story.pooled = Some(vector),
                         GenerateEvent::Prefilled { cached_tokens } => story.cached = cached_tokens,
                         GenerateEvent::Token(row) => story.tokens.push(row.token),
                         GenerateEvent::Finished(finish) => story.finish = Some(finish),
@@ -301,10 +317,10 @@ impl World {
         self.frames.push_back((at, times, frame));
     }
 
-    /// What the stages do with a frame: extend the sessions' ids, and sample where it is wanted.
-    fn compute(&mut self, frame: Frame) -> (Frame, Vec<Sampled>) {
+    /// What the stages do with a frame: extend the sessions' ids, and sample or add up where it is wanted.
+    fn compute(&mut self, frame: Frame) -> (Frame, Answer) {
         let mut rest = frame.ids.as_slice();
-        let (mut segments, mut rows) = (vec![], vec![]);
+        let (mut segments, mut rows, mut sums) = (vec![], vec![], vec![]);
         let (waiting, mut masks) = (MaskedRows::places(&frame), std::mem::take(&mut self.masks));
         assert!(waiting.len() <= 256, "more masks than a worker takes");
         for segment in &frame.segments {
@@ -313,17 +329,23 @@ impl World {
             let Some(held) = self.held(frame.epoch).get_mut(&segment.session) else {
                 // A stage that has failed a session takes its rows out of the step.
                 assert!(self.stories[&segment.session].over(), "rows of a session that is not open");
-                segments.push(Segment { rows: 0, ..*segment });
+                segments.push(Segment { rows: 0, wants: Wants::None, ..*segment });
                 continue;
             };
             assert!(segment.position as usize <= held.len(), "a gap");
             held.truncate(segment.position as usize);
             held.extend(ids);
             let first = match segment.wants {
-                Wants::None => segment.rows,
+                Wants::None | Wants::Sum | Wants::SumLast => segment.rows,
                 Wants::Last => segment.rows - 1,
                 Wants::All => 0,
             };
+            let held = &*held;
+            match segment.wants {
+                Wants::Sum => sums.push(sum(held, segment.position as usize)),
+                Wants::SumLast => sums.push(sum(held, held.len() - 1)),
+                Wants::None | Wants::Last | Wants::All => {}
+            }
             for row in first..segment.rows {
                 let end = (segment.position + row + 1) as usize;
                 let target = ids.get(row as usize + 1).map_or(f32::NAN, |&id| id as f32);
@@ -338,7 +360,7 @@ impl World {
             segments.push(Segment { position, rows, trail, ..*segment });
         }
         self.masks = masks;
-        (Frame { kind: FrameKind::Sampled, segments, ..frame }, rows)
+        (Frame { kind: FrameKind::Sampled, segments, ..frame }, Answer { rows, sums })
     }
 
     pub(super) fn check_books(&self) {
@@ -365,6 +387,7 @@ impl World {
     pub(super) fn check_stories(&self) {
         for (session, story) in &self.stories {
             let room = self.scheduler.limits.context - story.ids.len();
+            let room = if story.pooling.is_some() { 0 } else { room };
             let expected = continuation_along(&story.ids, story.max_tokens.min(room), story.grammar.as_deref());
             // So many losses in so few steps may well cost a sequence its last restart.
             let given_up = matches!(story.failed, Some(GenerateError::WorkerLost { .. }));
@@ -373,6 +396,8 @@ impl World {
             } else {
                 assert_eq!(story.tokens, expected, "seed {}: {session}", self.seed);
                 assert!(story.finish.is_some(), "seed {}: {session} never finished", self.seed);
+                let expected = story.pooling.map(|pooling| vector(&story.ids, pooling));
+                assert_eq!(story.pooled, expected, "seed {}: {session}", self.seed);
             }
         }
         let kept = self.scheduler.kept.keys().copied().collect::<BTreeSet<_>>();
@@ -389,4 +414,25 @@ impl Story {
 
 fn sampled(token: u32, target_logprob: f32) -> Sampled {
     Sampled { token, logprob: 0.0, target_logprob, digest: 0, top: vec![] }
+}
+
+/// The sum of the rows of these ids from one on: what follows each in this model, and its position.
+fn sum(ids: &[u32], first: usize) -> RowSum {
+    let (last, mut sum) = (ids.len(), [0, 0]);
+    for position in first..last {
+        sum[0] += i64::from(next_token(&ids[..=position])) << 32;
+        sum[1] += i64::try_from(position).unwrap() << 20;
+    }
+    RowSum(sum.to_vec())
+}
+
+/// What a prompt becomes when it is computed at once.
+fn vector(ids: &[u32], pooling: Pooling) -> Vec<f32> {
+    let mut pool = Pool::new(pooling);
+    pool.add(&match pooling {
+        Pooling::Mean => sum(ids, 0),
+        Pooling::First => sum(&ids[..1], 0),
+        Pooling::Last => sum(ids, ids.len() - 1),
+    });
+    pool.vector()
 }

@@ -1,0 +1,119 @@
+//! `POST /v1/embeddings`: texts as vectors.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api,
+    error::ApiError,
+    json::OneOrMany,
+    prompts::{PromptEntry, prompts},
+    unsupported::Kind,
+    vectors::{VectorJob, Vectors},
+};
+
+/// Most texts of one request, as OpenAI has it.
+const TEXTS: usize = 2048;
+
+#[derive(Debug, Deserialize)]
+struct EmbeddingRequest {
+    model: Option<String>,
+    input: Option<OneOrMany<PromptEntry>>,
+    encoding_format: Option<String>,
+    dimensions: Option<i64>,
+    user: Option<String>,
+}
+
+impl Kind for EmbeddingRequest {
+    const HONOURED: &'static [&'static str] = &[];
+}
+
+/// How numbers are written.
+#[derive(Clone, Copy, Debug)]
+enum Encoding {
+    Float,
+    Base64,
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingList {
+    object: &'static str,
+    data: Vec<EmbeddingObject>,
+    model: String,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingObject {
+    object: &'static str,
+    index: usize,
+    embedding: Written,
+}
+
+/// A vector as it is written.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Written {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+/// Makes vectors of texts.
+pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let address = Api::address(&request);
+    let (asked, share) = api.read_own::<EmbeddingRequest>(request).await?;
+    api.check_model(asked.model.as_deref())?;
+    let encoding = Encoding::named(asked.encoding_format.as_deref())?;
+    let job = VectorJob {
+        param: "input",
+        prompts: prompts("input", asked.input, TEXTS)?,
+        dimensions: asked.dimensions,
+        client: Api::client(address, asked.user.as_deref()),
+    };
+    let Vectors { vectors, prompt_tokens, .. } = job.run(&api, share).await?;
+    let objects = vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingObject {
+        object: "embedding",
+        index,
+        embedding: encoding.write(vector),
+    });
+    let list = EmbeddingList {
+        object: "list",
+        data: objects.collect(),
+        model: api.state.text.name.clone(),
+        usage: Usage { prompt_tokens, total_tokens: prompt_tokens },
+    };
+    Ok(Json(list).into_response())
+}
+
+impl Encoding {
+    fn named(name: Option<&str>) -> Result<Self, ApiError> {
+        match name {
+            None | Some("float") => Ok(Self::Float),
+            Some("base64") => Ok(Self::Base64),
+            Some(_) => Err(ApiError::invalid("encoding_format", "'encoding_format' is float or base64")),
+        }
+    }
+
+    fn write(self, vector: Vec<f32>) -> Written {
+        match self {
+            Self::Float => Written::Floats(vector),
+            Self::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+                Written::Base64(BASE64.encode(&bytes))
+            }
+        }
+    }
+}
