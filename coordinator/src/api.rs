@@ -7,6 +7,7 @@ mod chat;
 mod choices;
 mod completions;
 mod cors;
+mod dry;
 mod embeddings;
 mod error;
 mod grammar;
@@ -61,7 +62,6 @@ use self::{
     answer::Envelope,
     body::{Budget, Received, Share},
     error::ApiError,
-    grammar::AskedGrammar,
     guard::{Hosts, guard},
     json::parse,
     metrics::Metrics,
@@ -195,10 +195,11 @@ impl Api {
     /// memory that making prompts of it takes.
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
+        let text = Arc::clone(&self.state.text);
         let parsing = move || {
             let (mut params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
             refuse_unsupported::<T>(&body.bytes)?;
-            params.grammar = AskedGrammar::parse(&body.bytes)?;
+            params.read_rest(&body.bytes, &text)?;
             Ok::<_, ApiError>((params, own, share))
         };
         let (params, own, share) = blocking(parsing).await??;

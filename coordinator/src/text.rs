@@ -1,5 +1,6 @@
 //! Text at the edge of the mesh: prompts become ids, generations become text. The mesh itself knows token ids only.
 
+mod breakers;
 mod calls;
 mod chat;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use qmesh_models::{
 use thiserror::Error;
 
 pub use self::{
+    breakers::Breakers,
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     part::{CallEvent, Part},

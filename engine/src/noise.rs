@@ -15,14 +15,24 @@ impl Noise {
     /// A sample of the standard Gumbel distribution for token `id`: the id with the largest logit plus noise is a
     /// sample of the softmax.
     pub(crate) fn gumbel(self, id: u32) -> f64 {
+        -real::ln(-real::ln(self.uniform(id)))
+    }
+
+    /// A number in (0, 1), never at an end, that belongs to no token.
+    pub(crate) fn chance(self) -> f64 {
+        self.uniform(NO_TOKEN)
+    }
+
+    fn uniform(self, id: u32) -> f64 {
         let [low, high] = halves(self.sequence);
         let [a, b, ..] = philox([id, self.position, low, high], halves(self.seed));
         let bits = u64::from(a) << 32 | u64::from(b);
-        // In (0, 1), never at an end.
-        let uniform = ((bits >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
-        -real::ln(-real::ln(uniform))
+        ((bits >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }
 }
+
+/// An id that no vocabulary has.
+const NO_TOKEN: u32 = u32::MAX;
 
 fn halves(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
@@ -58,5 +68,6 @@ mod tests {
             [Noise { seed: 1 << 40, ..base }, Noise { sequence: 2 << 40, ..base }, Noise { position: 4, ..base }];
         assert_eq!(base.gumbel(5), Noise { ..base }.gumbel(5));
         assert!(others.iter().all(|n| n.gumbel(5) != base.gumbel(5)) && base.gumbel(6) != base.gumbel(5));
+        assert!(others.iter().all(|n| n.chance() != base.chance()) && base.chance() == Noise { ..base }.chance());
     }
 }

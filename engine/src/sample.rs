@@ -1,6 +1,9 @@
 //! From a row of logits to a token.
 
-use std::{borrow::Cow, collections::BTreeMap};
+mod dry;
+mod filter;
+
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap};
 
 use qmesh_kernels::{
     lanes::Simd,
@@ -8,13 +11,16 @@ use qmesh_kernels::{
     real,
 };
 
+pub use self::dry::Dry;
+use self::filter::{typical, without_top_choices};
 use crate::{
     error::EngineError,
     noise::Noise,
     step::{SampledRow, TokenSet},
 };
 
-/// How a session's tokens are chosen among those that may follow, in this order: bias, penalties, top-k, top-p, min-p, temperature.
+/// How a session's tokens are chosen among those that may follow, in this order: bias, penalties, DRY, top-k, typical, top-p, min-p,
+/// XTC, temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParameters {
     /// Divides the logits; 0 is greedy.
@@ -25,6 +31,13 @@ pub struct SamplingParameters {
     pub top_p: f32,
     /// Keep ids at least this fraction as likely as the likeliest; 0 keeps all.
     pub min_p: f32,
+    /// Keep ids whose surprise is nearest to the expected one until their probabilities reach this; 1 keeps all.
+    pub typical_p: f32,
+    /// How often the likeliest ids are left out, by a chance that belongs to the position: those that are at least
+    /// `xtc_threshold` likely, but for the last of them; 0 is never.
+    pub xtc_probability: f32,
+    /// Of those ids; above one half there is at most one, which stays.
+    pub xtc_threshold: f32,
     /// Divides positive and multiplies negative logits of ids seen in the window; 1 is none.
     pub repeat_penalty: f32,
     /// Subtracted from a logit for each time the id is in the window; 0 is none.
@@ -33,6 +46,8 @@ pub struct SamplingParameters {
     pub presence_penalty: f32,
     /// How many of the session's last ids (prompt included) the penalties see.
     pub penalty_window: usize,
+    /// What keeps the text from repeating itself word for word, if anything.
+    pub dry: Option<Dry>,
     /// Key of the noise, with `sequence`, the position and the id.
     pub seed: u64,
     /// Which of several samples of one request this is.
@@ -62,10 +77,14 @@ impl Default for SamplingParameters {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
             repeat_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             penalty_window: 64,
+            dry: None,
             seed: 0,
             sequence: 0,
             logit_bias: Vec::new(),
@@ -84,6 +103,18 @@ impl SamplingParameters {
         within("temperature", self.temperature >= 0.0, self.temperature, "0 or more")?;
         within("top_p", self.top_p > 0.0 && self.top_p <= 1.0, self.top_p, "in (0, 1]")?;
         within("min_p", (0.0..=1.0).contains(&self.min_p), self.min_p, "in [0, 1]")?;
+        let shares = [("xtc_probability", self.xtc_probability), ("xtc_threshold", self.xtc_threshold)];
+        for (name, share) in shares {
+            within(name, (0.0..=1.0).contains(&share), share, "in [0, 1]")?;
+        }
+        within("typical_p", self.typical_p > 0.0 && self.typical_p <= 1.0, self.typical_p, "in (0, 1]")?;
+        for (name, value) in
+            self.dry.iter().flat_map(|dry| [("dry_multiplier", dry.multiplier), ("dry_base", dry.base)])
+        {
+            finite(name, value)?;
+        }
+        let base = self.dry.as_ref().map_or(1.0, |dry| dry.base);
+        within("dry_base", base >= 1.0, base, "1 or more")?;
         finite("repeat_penalty", self.repeat_penalty)?;
         within("repeat_penalty", self.repeat_penalty > 0.0, self.repeat_penalty, "above 0")?;
         finite("frequency_penalty", self.frequency_penalty)?;
@@ -119,7 +150,8 @@ impl SamplingParameters {
         let logits = &*masked;
         let sum = SumExponentials(logits).run(simd);
         let adjusted = self.adjust(logits, history);
-        let token = if self.temperature == 0.0 { most_likely(&adjusted) } else { self.draw(simd, &adjusted, history) };
+        let plain = self.temperature == 0.0 && !self.may_leave_out_the_likeliest();
+        let token = if plain { most_likely(&adjusted) } else { self.draw(simd, &adjusted, history) };
         let top = largest(logits, self.top).into_iter().filter(|(_, x)| x.is_finite());
         Ok(SampledRow {
             token,
@@ -151,22 +183,51 @@ impl SamplingParameters {
                 *x -= count as f32 * self.frequency_penalty + self.presence_penalty;
             }
         }
+        for (id, penalty) in self.dry.iter().flat_map(|dry| dry.penalties(history)) {
+            adjusted.to_mut()[id as usize] -= penalty;
+        }
         adjusted
     }
 
-    /// Filters, then takes the largest of logit / temperature + noise: a sample of the filtered softmax.
+    fn may_leave_out_the_likeliest(&self) -> bool {
+        self.typical_p < 1.0 || self.xtc_probability > 0.0
+    }
+
+    /// Filters, then takes the largest of logit / temperature + noise: a sample of the filtered softmax. At temperature 0 there is no
+    /// noise.
     fn draw(&self, simd: Simd, logits: &[f32], history: &[u32]) -> u32 {
         let noise = Noise { seed: self.seed, sequence: self.sequence, position: history.len() as u32 };
-        let mut candidates = self.most_likely_ids(simd, logits);
+        let mut candidates = self.likely_ids(simd, logits);
         if self.min_p > 0.0 {
             let largest = candidates.iter().fold(f32::NEG_INFINITY, |m, (_, x)| m.max(*x));
             let least = largest + real::ln(f64::from(self.min_p)) as f32;
             candidates.retain(|(_, x)| *x >= least);
         }
+        if self.xtc_probability > 0.0 && noise.chance() <= f64::from(self.xtc_probability) {
+            candidates = without_top_choices(simd, candidates, self.xtc_threshold);
+        }
+        if self.temperature == 0.0 {
+            return candidates.into_iter().min_by(by_logit).map_or(0, |(id, _)| id);
+        }
         let score = |(id, x): (u32, f32)| (id, f64::from(x) / f64::from(self.temperature) + noise.gumbel(id));
         let scores = candidates.into_iter().map(score);
         // Nearest to the front wins a tie of scores, which random bits make as good as impossible.
         scores.reduce(|best, other| if other.1 > best.1 { other } else { best }).map_or(0, |(id, _)| id)
+    }
+
+    /// What top-k, typical sampling and top-p leave, best first; every id in order where none is set.
+    fn likely_ids(&self, simd: Simd, logits: &[f32]) -> Vec<(u32, f32)> {
+        if self.typical_p >= 1.0 {
+            return self.most_likely_ids(simd, logits);
+        }
+        let kept = if self.top_k == 0 { logits.len() } else { self.top_k.min(logits.len()) };
+        let mut candidates = typical(simd, largest(logits, kept), self.typical_p);
+        if self.top_p < 1.0 {
+            let left: Vec<f32> = candidates.iter().map(|(_, x)| *x).collect();
+            let sum = SumExponentials(&left).run(simd);
+            candidates.truncate(self.nucleus(simd, &candidates, sum).unwrap_or(candidates.len()));
+        }
+        candidates
     }
 
     /// What top-k and top-p leave, best first; every id in order where neither is set.
@@ -239,15 +300,19 @@ fn largest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     if count == 0 {
         return Vec::new();
     }
-    // Adding zero makes the two zeros equal.
-    let order = |a: &(u32, f32), b: &(u32, f32)| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0));
     let mut all = numbered(logits);
     if count < all.len() {
-        all.select_nth_unstable_by(count - 1, order);
+        all.select_nth_unstable_by(count - 1, by_logit);
         all.truncate(count);
     }
-    all.sort_unstable_by(order);
+    all.sort_unstable_by(by_logit);
     all
+}
+
+/// Best first, ties by lower id.
+fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    // Adding zero makes the two zeros equal.
+    (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0))
 }
 
 fn numbered(logits: &[f32]) -> Vec<(u32, f32)> {

@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::{
     codec::{self, Decode, Encode},
     limits::{MESSAGE_BYTES, MESSAGE_SECTIONS_BYTES},
+    mask::TokenMask,
     message::Message,
     section::{SectionError, Sections},
 };
@@ -99,9 +100,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
     }
     let bytes = [&u32::from(kind).to_le_bytes(), body].concat();
     let (mut message, sections) = decode_body::<Message>(&bytes, kind)?;
-    if let Message::Mask(mask) = &message
-        && let Some(text) = mask.tokens.wrong()
-    {
+    if let Some(text) = tokens_of(&message).and_then(TokenMask::wrong) {
         return Err(MessageError::Malformed { kind, text });
     }
     match message.sections_mut() {
@@ -143,6 +142,17 @@ fn decode_body<T: Decode<()>>(bytes: &[u8], kind: u16) -> Result<(T, Sections), 
 /// Passes over sections of which none is known here, where that is allowed.
 fn ignore(sections: &Sections, kind: u16) -> Result<(), MessageError> {
     sections.understood(&[]).map_err(|source| MessageError::Section { kind, source })
+}
+
+/// The set of tokens in a message that has one.
+fn tokens_of(message: &Message) -> Option<&TokenMask> {
+    if let Message::Mask(mask) = message {
+        Some(&mask.tokens)
+    } else if let Message::Open(open) = message {
+        open.sampling.dry.as_ref().map(|dry| &dry.breakers)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

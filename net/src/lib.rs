@@ -53,6 +53,7 @@ mod question;
 mod range;
 mod relay;
 mod sampled;
+mod sampling;
 mod secret;
 mod section;
 mod socket;
@@ -86,15 +87,15 @@ pub use machine::{MachineShare, machine_name};
 pub use mask::{Mask, MaskedRows, TokenMask};
 pub use meeting::Meeting;
 pub use message::{
-    Digest, Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession,
-    Prefix, RangeReply, RangeRequest, RejectCode, Route, Sampling, ShardPhase, ShardStatus, StageReport, Upstream,
-    Welcome,
+    Downstream, Fault, FaultCode, Hello, LoadShard, Measure, Measured, MeasuredPoint, Message, OpenSession, Prefix,
+    RangeReply, RangeRequest, RejectCode, Route, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
 };
 pub use nat::Nat;
 pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
 pub use range::{RangeReader, RangeServer};
 pub use relay::{RelayEnd, RelayGrant, RelaySecret};
 pub use sampled::{Candidate, Sampled};
+pub use sampling::{Digest, Dry, Sampling};
 pub use secret::{JoinRight, JoinSecret};
 pub use section::{SectionError, Sections};
 pub use sorter::Incoming;

@@ -10,6 +10,7 @@ use crate::{
     codec::{Decode, Encode},
     ids::{PeerId, PlanEpoch, SessionId, StageIndex},
     mask::Mask,
+    sampling::Sampling,
     section::Sections,
 };
 
@@ -331,67 +332,6 @@ pub struct Prefix {
     pub session: SessionId,
     /// How many positions: those of whole pages of the KV cache.
     pub positions: u32,
-}
-
-/// How tokens are chosen from logits. The default is greedy without penalties.
-#[derive(Clone, Debug, Decode, Encode, PartialEq)]
-pub struct Sampling {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Keep the so many best; 0 keeps all.
-    pub top_k: u32,
-    /// Keep the best that together have this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep those at least this likely relative to the best; 0 keeps all.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens in the window; 1 is off.
-    pub repeat_penalty: f32,
-    /// Subtracted once per occurrence in the window; 0 is off.
-    pub frequency_penalty: f32,
-    /// Subtracted once from tokens in the window; 0 is off.
-    pub presence_penalty: f32,
-    /// How many last tokens the penalties see.
-    pub penalty_window: u32,
-    /// Key of the noise, with `sequence` and the position.
-    pub seed: u64,
-    /// Tells the sequences of one request apart.
-    pub sequence: u64,
-    /// Tokens, each with what is added to its logit.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// How many candidates to report per sampled row, at most [`crate::limits::CANDIDATES`].
-    pub top: u16,
-    /// Whether to report a digest of the logits' bits.
-    pub digest: Digest,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            penalty_window: 64,
-            seed: 0,
-            sequence: 0,
-            logit_bias: Vec::new(),
-            top: 0,
-            digest: Digest::Off,
-        }
-    }
-}
-
-/// Whether sampled rows carry a digest of their logits.
-#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
-pub enum Digest {
-    /// The digest is 0.
-    #[default]
-    Off,
-    /// A hash over the bits of all logits.
-    On,
 }
 
 /// Something failed on a worker.

@@ -35,7 +35,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     let address = Api::address(&request);
     let (mut shared, chat, share) = read::<ChatRequest>(&api, request).await?;
     shared.check()?;
-    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address)?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address).await?;
     drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Chat, shared.model_name(&api)));
     if chat.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> R
     let (mut shared, asked, share) = read::<GenerateRequest>(&api, request).await?;
     shared.check()?;
     asked.check()?;
-    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address)?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address).await?;
     drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Generate, shared.model_name(&api)));
     let thinking = shared.thinking()?;

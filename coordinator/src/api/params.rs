@@ -1,17 +1,19 @@
 //! The parameters that both kinds of completion share: their ranges, and what they mean to the mesh.
 //!
-//! A client that is silent gets OpenAI's defaults; beyond OpenAI there are llama.cpp's `top_k`, `min_p`,
-//! `repeat_penalty` and `repeat_last_n`, which are off (64 for the last) until asked for.
+//! A client that is silent gets OpenAI's defaults; beyond OpenAI there are llama.cpp's `top_k`, `min_p`, `typical_p`,
+//! `xtc_probability`, `xtc_threshold`, `repeat_penalty` and `repeat_last_n`, which are off (64 for the last) until asked for, and
+//! DRY (`dry.rs`).
 
 use std::{collections::HashMap, fmt::Display, ops::RangeInclusive};
 
-use qmesh_net::Sampling;
+use qmesh_net::{Dry, Sampling};
 use serde::Deserialize;
 
 use super::{
+    dry::DryParams,
     error::ApiError,
     grammar::AskedGrammar,
-    json::{Object, OneOrMany},
+    json::{Object, OneOrMany, parse},
 };
 use crate::text::TextModel;
 
@@ -42,6 +44,9 @@ pub(crate) struct Params {
     top_p: Option<f64>,
     top_k: Option<i64>,
     min_p: Option<f64>,
+    typical_p: Option<f64>,
+    xtc_probability: Option<f64>,
+    xtc_threshold: Option<f64>,
     repeat_penalty: Option<f64>,
     repeat_last_n: Option<i64>,
     frequency_penalty: Option<f64>,
@@ -50,6 +55,9 @@ pub(crate) struct Params {
     stop: Option<OneOrMany<String>>,
     logit_bias: Option<HashMap<String, f64>>,
     n: Option<i64>,
+    /// What keeps the text from repeating itself, which is read by itself.
+    #[serde(skip)]
+    pub(crate) dry: Option<Dry>,
     /// What the text must look like, which is read by itself.
     #[serde(skip)]
     pub(crate) grammar: Option<AskedGrammar>,
@@ -75,6 +83,16 @@ pub(crate) enum Delivery {
 }
 
 impl Params {
+    /// Reads of a body what is read by itself. Blocks, as parsing grammars and looking at all of a vocabulary does.
+    ///
+    /// # Errors
+    /// `Invalid` with the path of the value that is wrong.
+    pub(crate) fn read_rest(&mut self, body: &[u8], text: &TextModel) -> Result<(), ApiError> {
+        self.dry = parse::<DryParams>(body)?.read(text)?;
+        self.grammar = AskedGrammar::parse(body)?;
+        Ok(())
+    }
+
     /// How the answer shall come.
     pub(crate) fn delivery(&self) -> Result<Delivery, ApiError> {
         let options = self.stream_options.as_ref().map(|Object(options)| options);
@@ -123,6 +141,10 @@ impl Params {
             top_k: top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(off.top_k),
             top_p: real("top_p", self.top_p, 0.0..=1.0, off.top_p)?.max(f32::MIN_POSITIVE),
             min_p: real("min_p", self.min_p, 0.0..=1.0, off.min_p)?,
+            typical_p: real("typical_p", self.typical_p, 0.0..=1.0, off.typical_p)?.max(f32::MIN_POSITIVE),
+            xtc_probability: real("xtc_probability", self.xtc_probability, 0.0..=1.0, off.xtc_probability)?,
+            xtc_threshold: real("xtc_threshold", self.xtc_threshold, 0.0..=1.0, off.xtc_threshold)?,
+            dry: self.dry.clone().map(Box::new),
             repeat_penalty: real("repeat_penalty", self.repeat_penalty, 0.01..=10.0, off.repeat_penalty)?,
             frequency_penalty: real("frequency_penalty", self.frequency_penalty, -2.0..=2.0, off.frequency_penalty)?,
             presence_penalty: real("presence_penalty", self.presence_penalty, -2.0..=2.0, off.presence_penalty)?,
@@ -187,7 +209,8 @@ pub(crate) fn integer(name: &str, value: Option<i64>, range: RangeInclusive<i64>
     }
 }
 
-fn real(name: &str, value: Option<f64>, range: RangeInclusive<f64>, default: f32) -> Result<f32, ApiError> {
+/// A number in its range, or the default if none was sent.
+pub(crate) fn real(name: &str, value: Option<f64>, range: RangeInclusive<f64>, default: f32) -> Result<f32, ApiError> {
     match value {
         None => Ok(default),
         Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),

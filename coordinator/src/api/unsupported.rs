@@ -189,7 +189,6 @@ mod tests {
             ("bad_words", r#"["1"]"#),
             ("chat_template", r#""{{1}}""#),
             ("continue_final_message", "true"),
-            ("dry_multiplier", "0.8"),
             ("format", r#""json""#),
             ("grammar_string", r#""root ::= \"a\"""#),
             ("include_stop_str_in_output", "true"),
@@ -208,7 +207,7 @@ mod tests {
             ("tools", r#"[{"type": "function", "function": {"name": "f"}}]"#),
             ("truncate_prompt_tokens", "2"),
             ("use_beam_search", "true"),
-            ("xtc_probability", "0.5"),
+            ("top_n_sigma", "1.5"),
         ] {
             assert_eq!(refused(&format!(r#"{{"{name}": {value}}}"#)), Some(name));
         }

@@ -211,6 +211,15 @@ pub struct SamplingArgs {
     /// Choose among tokens at least this likely relative to the likeliest; 0 for all
     #[arg(long, value_name = "P", env = "QMESH_MIN_P", default_value_t = 0.05, value_parser = probability)]
     pub min_p: f32,
+    /// Choose among tokens that surprise about as much as is expected and together have this probability; 1 for all
+    #[arg(long = "typical", value_name = "P", env = "QMESH_TYPICAL", default_value_t = 1.0, value_parser = share)]
+    pub typical_p: f32,
+    /// Leave the likeliest tokens out so often: all but the last of those that are as likely as --xtc-threshold; 0 is never
+    #[arg(long, value_name = "P", env = "QMESH_XTC_PROBABILITY", default_value_t = 0.0, value_parser = probability)]
+    pub xtc_probability: f32,
+    /// How likely tokens are that may be left out
+    #[arg(long, value_name = "P", env = "QMESH_XTC_THRESHOLD", default_value_t = 0.1, value_parser = probability)]
+    pub xtc_threshold: f32,
     /// Make tokens of the last 64 less likely by this factor; 1 is off
     #[arg(long, value_name = "F", env = "QMESH_REPEAT_PENALTY", default_value_t = 1.0, value_parser = factor)]
     pub repeat_penalty: f32,
@@ -239,6 +248,9 @@ impl SamplingArgs {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
+            typical_p: self.typical_p,
+            xtc_probability: self.xtc_probability,
+            xtc_threshold: self.xtc_threshold,
             repeat_penalty: self.repeat_penalty,
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,

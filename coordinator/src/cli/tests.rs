@@ -102,7 +102,8 @@ fn commands_parse() {
         panic!("not plan")
     };
     assert_eq!(plan.memory, Some(qmesh_models::bytes::ByteCount(1_000_000_000)));
-    let Command::Run(run) = parse("run m.gguf -p hi --temp 0 --frequency-penalty -1").unwrap().command else {
+    let Command::Run(run) = parse("run m.gguf -p hi --temp 0 --frequency-penalty -1 --typical 0.9").unwrap().command
+    else {
         panic!("not run")
     };
     let Command::Tokenize(tokenize) = parse("tokenize m.gguf - --raw --pre qwen2").unwrap().command else {
@@ -113,6 +114,7 @@ fn commands_parse() {
     assert_eq!(run.tokenizer.choice(), PretokenizerChoice::FromModel);
     let sampling = run.sampling.sampling(0.7, 9);
     assert_eq!((sampling.temperature, sampling.frequency_penalty, sampling.seed), (0.0, -1.0, 9));
+    assert_eq!((sampling.typical_p, sampling.xtc_probability), (0.9, 0.0));
 }
 
 #[test]

@@ -129,6 +129,56 @@ fn filters_keep_what_their_definitions_say() {
     assert_eq!(kept(SamplingParameters { top_k: 2, top_p: 0.6, ..greedy() }), [1]);
     assert_eq!(kept(SamplingParameters { min_p: 0.29, ..greedy() }), [0, 1, 3]);
     assert_eq!(kept(SamplingParameters { min_p: 1.0, ..greedy() }), [1]);
+    // Nearest to the entropy of 1.142 are 0.3, 0.5, 0.15, 0.05, in this order.
+    assert_eq!(kept(SamplingParameters { typical_p: 0.2, ..greedy() }), [3]);
+    assert_eq!(kept(SamplingParameters { typical_p: 0.7, ..greedy() }), [1, 3]);
+    assert_eq!(kept(SamplingParameters { typical_p: 0.9, ..greedy() }), [0, 1, 3]);
+    assert_eq!(kept(SamplingParameters { typical_p: 0.6, top_k: 2, ..greedy() }), [1]);
+    assert_eq!(kept(SamplingParameters { typical_p: 0.7, top_p: 0.6, ..greedy() }), [1]);
+}
+
+#[test]
+fn top_choices_are_left_out_by_a_chance_of_the_position() {
+    let logits = [0.15_f32.ln(), 0.5_f32.ln(), 0.05_f32.ln(), 0.3_f32.ln()];
+    let xtc = |xtc_probability, xtc_threshold| SamplingParameters { xtc_probability, xtc_threshold, ..greedy() };
+    let kept = |parameters: SamplingParameters| {
+        let counts = draws(&SamplingParameters { temperature: 3.0, ..parameters }, &logits);
+        (0..4).filter(|id| counts[*id] > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(xtc(1.0, 0.1)), [0, 2]);
+    assert_eq!(kept(xtc(1.0, 0.29)), [0, 2, 3]);
+    assert_eq!(kept(xtc(1.0, 0.4)), [0, 1, 2, 3], "one alone stays");
+    assert_eq!(kept(xtc(0.0, 0.1)), [0, 1, 2, 3]);
+    assert_eq!(kept(SamplingParameters { min_p: 0.5, ..xtc(1.0, 0.1) }), [3], "of what the filters before leave");
+    // Without noise the choice is the best of what is left: half of the time the third best.
+    let counts = draws(&xtc(0.5, 0.1), &logits);
+    assert!(counts[0].abs_diff(10_000) < 400 && counts[0] + counts[1] == 20_000, "{counts:?}");
+    // The same position has the same chance, whatever was drawn before.
+    assert_eq!(counts, draws(&xtc(0.5, 0.1), &logits));
+    // What may not follow is not what is left.
+    let allowed = TokenSet::of_bits(vec![0b1010]);
+    for typical_p in [1.0, 0.99] {
+        let parameters = SamplingParameters { typical_p, temperature: 1.0, ..xtc(1.0, 0.0) };
+        let row = parameters.sample(Simd::available()[0], &logits, Some(&allowed), &[], None).unwrap();
+        assert_eq!(row.token, 3);
+    }
+}
+
+#[test]
+fn what_repeats_is_penalised_whatever_the_temperature() {
+    let dry = Dry {
+        multiplier: 4.0,
+        base: 2.0,
+        allowed_length: 2,
+        window: 64,
+        breakers: TokenSet::default(),
+        breaking_sequences: vec![],
+    };
+    let parameters = SamplingParameters { dry: Some(dry), ..greedy() };
+    let history = [1, 2, 3, 0, 1, 2];
+    assert_eq!(sample(&parameters, &[0.0, 0.5, 0.0, 2.0], &history).token, 1);
+    assert_eq!(sample(&parameters, &[0.0, 0.5, 0.0, 5.0], &history).token, 3);
+    assert_eq!(sample(&greedy(), &[0.0, 0.5, 0.0, 2.0], &history).token, 3);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::{
     limits::MASK_TOKENS,
     mask::{Mask, TokenMask},
     message::*,
+    sampling::{Digest, Dry, Sampling},
 };
 
 fn hello() -> Hello {
@@ -44,9 +45,27 @@ fn sectioned_messages() -> Vec<Message> {
     every_message().into_iter().filter_map(fill).collect()
 }
 
+fn sampling() -> Sampling {
+    let dry = Dry {
+        multiplier: 0.8,
+        base: 1.75,
+        allowed_length: 2,
+        window: 64,
+        breakers: TokenMask::Ids(vec![1, 9]),
+        breaking_sequences: vec![vec![4, 5]],
+    };
+    Sampling {
+        seed: u64::MAX,
+        logit_bias: vec![(3, -1.5)],
+        digest: Digest::On,
+        dry: Some(Box::new(dry)),
+        ..Sampling::default()
+    }
+}
+
 fn every_message() -> Vec<Message> {
     let (epoch, session, peer) = (PlanEpoch(7), SessionId(9), PeerId([4; 32]));
-    let sampling = Sampling { seed: u64::MAX, logit_bias: vec![(3, -1.5)], digest: Digest::On, ..Sampling::default() };
+    let sampling = sampling();
     let load = LoadShard {
         epoch,
         stage: StageIndex(1),

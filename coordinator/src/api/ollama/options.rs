@@ -1,12 +1,12 @@
 //! The `options` of Ollama's requests: our parameters by the same names, but for the length.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::api::{
-    Api,
+    Api, blocking,
     chat::Drawing,
     error::ApiError,
     grammar::AskedGrammar,
@@ -35,7 +35,7 @@ const DEFAULTS: [(&str, f64); 3] = [("temperature", 0.8), ("top_k", 40.0), ("top
 ///
 /// # Errors
 /// `Invalid` and `Unsupported` with the option's name.
-pub(super) fn drawing(
+pub(super) async fn drawing(
     api: &Api,
     mut options: Map<String, Value>,
     grammar: Option<AskedGrammar>,
@@ -45,9 +45,15 @@ pub(super) fn drawing(
         options.entry(name).or_insert_with(|| if name == "top_k" { json!(40) } else { json!(default) });
     }
     let bytes = Value::from(options).to_string().into_bytes();
-    let (mut params, own): (Params, Options) = (parse(&bytes)?, parse(&bytes)?);
-    refuse_unsupported::<Options>(&bytes)?;
-    params.grammar = grammar.or(AskedGrammar::parse(&bytes)?);
+    let text = Arc::clone(&api.state.text);
+    let parsing = move || {
+        let (mut params, own): (Params, Options) = (parse(&bytes)?, parse(&bytes)?);
+        refuse_unsupported::<Options>(&bytes)?;
+        params.read_rest(&bytes, &text)?;
+        Ok::<_, ApiError>((params, own))
+    };
+    let (mut params, own) = blocking(parsing).await??;
+    params.grammar = grammar.or(params.grammar);
     integer("num_ctx", own.num_ctx, 1..=i64::MAX)?;
     let max_tokens = match own.num_predict {
         // Without end, and until the context is full: the same thing here.

@@ -164,6 +164,56 @@ async fn shared_parameters() {
 }
 
 #[tokio::test]
+async fn parameters_of_samplers() {
+    let bench = Bench::new(hello);
+    for (more, expected) in [
+        (json!({"typical_p": 1.1}), bad("typical_p")),
+        (json!({"typical_p": 0.5}), good()),
+        (json!({"xtc_probability": -0.1}), bad("xtc_probability")),
+        (json!({"xtc_threshold": 2}), bad("xtc_threshold")),
+        (json!({"xtc_probability": 0.5, "xtc_threshold": 0.1}), good()),
+        (json!({"dry_multiplier": -1}), bad("dry_multiplier")),
+        (json!({"dry_multiplier": "much"}), bad("dry_multiplier")),
+        (json!({"dry_base": 0.5}), bad("dry_base")),
+        (json!({"dry_allowed_length": -1}), bad("dry_allowed_length")),
+        (json!({"dry_penalty_last_n": -2}), bad("dry_penalty_last_n")),
+        (json!({"dry_sequence_breakers": []}), bad("dry_sequence_breakers")),
+        (json!({"dry_sequence_breakers": [""]}), bad("dry_sequence_breakers")),
+        (json!({"dry_sequence_breakers": ["x".repeat(41)]}), bad("dry_sequence_breakers")),
+        (json!({"dry_sequence_breakers": [3]}), bad("dry_sequence_breakers[0]")),
+        (json!({"dry_multiplier": 0.8, "dry_penalty_last_n": -1, "dry_sequence_breakers": ["a", "STOP"]}), good()),
+    ] {
+        assert_eq!(outcome(&bench.chat(more.clone()).await), expected, "{more}");
+    }
+}
+
+#[tokio::test]
+async fn samplers_reach_the_mesh() {
+    let bench = Bench::new(hello);
+    let more = json!({
+        "typical_p": 0.5, "xtc_probability": 0.25, "xtc_threshold": 0.125, "dry_multiplier": 0.75, "dry_base": 1.5,
+        "dry_allowed_length": 3, "dry_penalty_last_n": -1, "dry_sequence_breakers": ["a"],
+    });
+    bench.chat(more.clone()).await;
+    let mut completion = more.clone();
+    completion["prompt"] = json!("a");
+    bench.complete(completion).await;
+    let chat = chat_body(json!({"options": more, "stream": false}));
+    assert_eq!(bench.post("/api/chat", chat.to_string()).await.status, StatusCode::OK);
+    bench.chat(json!({"dry_multiplier": 0, "dry_base": 2})).await;
+    let seen = bench.mesh.seen.lock().expect("no panic holds it").clone();
+    let (last, asked) = seen.split_last().expect("four requests");
+    assert_eq!((last.sampling.dry.as_ref(), last.sampling.typical_p, asked.len()), (None, 1.0, 3));
+    for request in asked {
+        let sampling = &request.sampling;
+        assert_eq!((sampling.typical_p, sampling.xtc_probability, sampling.xtc_threshold), (0.5, 0.25, 0.125));
+        let dry = sampling.dry.as_ref().expect("it is on");
+        assert_eq!((dry.multiplier, dry.base, dry.allowed_length, dry.window), (0.75, 1.5, 3, 64));
+        assert!(dry.breakers.allows(word("a")) && !dry.breakers.allows(word("b")) && dry.breaking_sequences.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn grammars() {
     let bench = Bench::new(hello);
     let table = [

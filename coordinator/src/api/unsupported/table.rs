@@ -12,7 +12,7 @@ const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 154] = [
+pub(super) static KNOWN: [Known; 151] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -36,7 +36,6 @@ pub(super) static KNOWN: [Known; 154] = [
     known("details", Is(false), "use 'logprobs'"),
     known("do_sample", Is(true), "use 'temperature': 0"),
     known("documents", Empty, "put them into 'chat_template_kwargs'"),
-    known("dry_multiplier", AtMost(0.0), "use 'repeat_penalty'"),
     known("dynamic_temperature", Is(false), "use 'temperature'"),
     known("dynatemp_range", AtMost(0.0), "use 'temperature'"),
     known("echo", Is(false), "only /v1/completions repeats its prompt"),
@@ -159,14 +158,12 @@ pub(super) static KNOWN: [Known; 154] = [
     known("truncate", Absent, "shorten the prompt yourself"),
     known("truncate_prompt_tokens", Absent, "shorten the prompt yourself"),
     known("truncation_length", Absent, "serve with a larger --ctx-size"),
-    known("typical", Number(1.0), SAMPLERS),
-    known("typical_p", Number(1.0), SAMPLERS),
+    known("typical", Number(1.0), "use 'typical_p'"),
     known("use_beam_search", Is(false), "use 'n'"),
     known("verbosity", OneOf(&["medium"]), "ask for it in the prompt"),
     known("vllm_xargs", Empty, LEAVE_OUT),
     known("watermark", Is(false), LEAVE_OUT),
     known("web_search_options", Absent, LEAVE_OUT),
-    known("xtc_probability", AtMost(0.0), SAMPLERS),
 ];
 
 const fn known(name: &'static str, neutral: Neutral, hint: &'static str) -> Known {

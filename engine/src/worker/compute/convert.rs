@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use qmesh_models::footprint::{SUMMED_SEQUENCES, step_rows};
 use qmesh_net::{
-    Candidate, Digest, FaultCode, Frame, FrameKind, MaskedRows, RowSum, Sampled, Sampling, Sections, Segment,
+    Candidate, Digest, Dry, FaultCode, Frame, FrameKind, MaskedRows, RowSum, Sampled, Sampling, Sections, Segment,
     SessionId, Wants, limits::VALUE_BYTES,
 };
 
 use super::{masks::StepMasks, wire};
 use crate::{
     error::EngineError,
-    sample::{LogitsDigest, SamplingParameters},
+    sample::{self, LogitsDigest, SamplingParameters},
     step::{self, SampledRow, Samples, SequenceRows, Step, StepOutput, TokenSet},
     worker::assignment::Assignment,
 };
@@ -163,10 +163,14 @@ pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
         top_k: sampling.top_k as usize,
         top_p: sampling.top_p,
         min_p: sampling.min_p,
+        typical_p: sampling.typical_p,
+        xtc_probability: sampling.xtc_probability,
+        xtc_threshold: sampling.xtc_threshold,
         repeat_penalty: sampling.repeat_penalty,
         frequency_penalty: sampling.frequency_penalty,
         presence_penalty: sampling.presence_penalty,
         penalty_window: sampling.penalty_window as usize,
+        dry: sampling.dry.map(|boxed| dry(*boxed)),
         seed: sampling.seed,
         sequence: sampling.sequence,
         logit_bias: sampling.logit_bias,
@@ -175,6 +179,17 @@ pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
             Digest::Off => LogitsDigest::Skip,
             Digest::On => LogitsDigest::Compute,
         },
+    }
+}
+
+fn dry(dry: Dry) -> sample::Dry {
+    sample::Dry {
+        multiplier: dry.multiplier,
+        base: dry.base,
+        allowed_length: dry.allowed_length as usize,
+        window: dry.window as usize,
+        breakers: TokenSet::of_bits(dry.breakers.into_bits()),
+        breaking_sequences: dry.breaking_sequences,
     }
 }
 
