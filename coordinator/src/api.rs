@@ -12,6 +12,7 @@ mod embeddings;
 mod error;
 mod grammar;
 mod guard;
+mod infill;
 mod json;
 mod key;
 mod limits;
@@ -28,6 +29,7 @@ mod prompts;
 mod relay;
 mod responses;
 mod server;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -149,6 +151,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/requests/{number}/cancel", post(mesh::cancel))
         .route("/metrics", get(metrics::metrics))
         .route("/props", get(tokens::props))
+        .route("/slots", get(slots::slots))
+        .route("/infill", post(infill::infill))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/models", get(mesh::models))

@@ -6,6 +6,7 @@ mod chat;
 #[cfg(test)]
 pub(crate) mod fake;
 mod history;
+mod infill;
 mod outside;
 mod part;
 mod reading;
@@ -27,6 +28,7 @@ pub use self::{
     breakers::Breakers,
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
+    infill::{Gap, GapFile},
     part::{CallEvent, Part},
     reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
@@ -89,6 +91,14 @@ pub enum TextError {
     /// The text could not be split.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The model's file names no tokens for a text without its middle.
+    #[error(
+        "{name} does not fill in the middle of a text, so there can be no suffix: its file names no tokens for that"
+    )]
+    NoInfill {
+        /// The model.
+        name: String,
+    },
     /// The texts use characters that no text may have.
     #[error("the messages have all of U+FDD0 to U+FDEF, which are no characters: leave them out")]
     Noncharacters,

@@ -3,6 +3,7 @@
 mod bpe;
 mod detokenizer;
 mod error;
+mod infill;
 mod kind;
 mod merge;
 mod pretokenizer;
@@ -16,6 +17,7 @@ mod vocabulary;
 pub use self::{
     detokenizer::{ControlTokens, Detokenizer, LeadingSpace},
     error::TokenizerError,
+    infill::{InfillIds, InfillTokens},
     pretokenizer::pretokenizers,
     vocabulary::{AfterSpecial, Vocabulary},
 };
@@ -41,6 +43,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     prefix: Option<u32>,
     suffix: Option<u32>,
+    infill: Option<InfillTokens>,
     /// Sorted.
     endings: Vec<u32>,
     /// See `longest()`.
@@ -122,6 +125,7 @@ impl Tokenizer {
             bos: vocabulary.bos,
             eos: vocabulary.eos,
             longest: longest(&tokens, &algorithm),
+            infill: InfillTokens::of(&tokens, vocabulary.infill),
             tokens,
             algorithm,
         })
@@ -224,6 +228,11 @@ impl Tokenizer {
     /// The token that begins a text, whether or not the model asks for it.
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// Those by which the model fills in the middle of a text, if it does.
+    pub fn infill(&self) -> Option<InfillTokens> {
+        self.infill
     }
 
     /// The token that ends a text.

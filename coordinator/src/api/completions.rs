@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     generate::PromptRows,
-    text::{TextDelta, TextEndReason, TextModel, TokenDetail, TokenText},
+    text::{Gap, TextDelta, TextEndReason, TextError, TextModel, TokenDetail, TokenText},
 };
 
 /// Most prompts of one request.
@@ -35,12 +35,14 @@ const MAX_TOKENS: usize = 16;
 #[derive(Debug, Deserialize)]
 struct CompletionRequest {
     prompt: Option<OneOrMany<PromptEntry>>,
+    /// What comes after the text that is generated.
+    suffix: Option<String>,
     echo: Option<bool>,
     logprobs: Option<i64>,
 }
 
 impl Kind for CompletionRequest {
-    const HONOURED: &'static [&'static str] = &["echo"];
+    const HONOURED: &'static [&'static str] = &["echo", "suffix"];
 }
 
 /// A prompt as ids, and as the text that `echo` repeats.
@@ -81,13 +83,20 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
         client: Api::client(address, params.user.as_deref()),
     };
+    let suffix = completion.suffix.filter(|suffix| !suffix.is_empty());
+    if suffix.is_some() && echo == Echo::On {
+        return Err(ApiError::invalid("suffix", "'suffix' and 'echo' do not go together"));
+    }
     let prompts = prompts("prompt", completion.prompt, PROMPTS)?;
     api.check_ready()?;
     job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
     let encode = move || {
         let _held = share;
-        prompts.into_iter().map(|prompt| Encoded::of(prompt, &text, echo)).collect::<Result<Vec<_>, _>>()
+        prompts
+            .into_iter()
+            .map(|prompt| Encoded::of(prompt, suffix.as_deref(), &text, echo))
+            .collect::<Result<Vec<_>, _>>()
     };
     let prompts = blocking(encode).await??;
     job.prompts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
@@ -98,7 +107,17 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
 }
 
 impl Encoded {
-    fn of(prompt: Prompt, text: &TextModel, echo: Echo) -> Result<Self, ApiError> {
+    fn of(prompt: Prompt, suffix: Option<&str>, text: &TextModel, echo: Echo) -> Result<Self, ApiError> {
+        if let Some(suffix) = suffix {
+            let Prompt::Text(before) = prompt else {
+                return Err(ApiError::invalid("suffix", "'suffix' goes with a prompt that is text"));
+            };
+            let gap = Gap { before, after: suffix.to_owned(), ..Gap::default() };
+            let param =
+                |error: &TextError| if matches!(error, TextError::NoInfill { .. }) { "suffix" } else { "prompt" };
+            let ids = text.infill_prompt(&gap).map_err(|error| ApiError::text(param(&error), &error))?;
+            return Ok(Self { ids, text: String::new() });
+        }
         let ids = prompt.ids("prompt", text)?;
         let text = match prompt {
             Prompt::Text(prompt) => prompt,

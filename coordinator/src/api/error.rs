@@ -95,6 +95,7 @@ impl ApiError {
             }
             TextError::Empty { .. }
             | TextError::Noncharacters
+            | TextError::NoInfill { .. }
             | TextError::NoTemplate { .. }
             | TextError::NoTools { .. }
             | TextError::Template(_)

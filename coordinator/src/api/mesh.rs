@@ -24,7 +24,7 @@ use crate::mesh::{
 /// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-const ENDPOINTS: [(&str, &str); 24] = [
+const ENDPOINTS: [(&str, &str); 26] = [
     ("GET  /", "the pipeline as a page, for browsers"),
     ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
     ("POST /v1/completions", "OpenAI completions, streamed or whole"),
@@ -43,9 +43,11 @@ const ENDPOINTS: [(&str, &str); 24] = [
     ("GET  /ready", "200 while tokens can flow"),
     ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
     ("GET  /api/events", "the same as server-sent events, on every change; what happens as named ones"),
+    ("POST /infill", "the middle of a text, as editors ask llama-server for it"),
     ("POST /apply-template", "the prompt that a chat becomes, as llama-server shows it"),
     ("POST /tokenize", "a text's token ids"),
     ("POST /detokenize", "the text of token ids"),
+    ("GET  /slots", "what runs, as llama-server lists it"),
     ("GET  /props", "the model's context and special tokens, as llama-server says them"),
     ("GET  /metrics", "for Prometheus, under names of our own and vLLM's"),
     ("POST /api/requests/{number}/cancel", "ends a request, by the number that events give it"),

@@ -14,6 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use qmesh_models::tokenizer::Specials;
+
 use self::{
     options::drawing,
     request::{ChatRequest, GenerateRequest, Shared},
@@ -29,6 +31,7 @@ use super::{
     relay::relay,
     unsupported::{Kind, refuse_unsupported},
 };
+use crate::text::Gap;
 
 /// Answers a conversation.
 pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
@@ -58,7 +61,13 @@ pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> R
     let thinking = shared.thinking()?;
     let choices = match asked.prompt() {
         None => return Ok(Json(writer.loaded()).into_response()),
-        Some(prompt) if asked.is_raw() => drawing.go_on(&api, "prompt", prompt, share).await?,
+        Some(prompt) if asked.suffix().is_some() => {
+            let gap = Gap { before: prompt, after: asked.suffix().unwrap_or_default(), ..Gap::default() };
+            drawing.go_on(&api, "prompt", share, move |text| text.infill_prompt(&gap)).await?
+        }
+        Some(prompt) if asked.is_raw() => {
+            drawing.go_on(&api, "prompt", share, move |text| text.raw_prompt(&prompt, Specials::Parse)).await?
+        }
         Some(prompt) => {
             let turn = Turn::read(asked.said(prompt, thinking))?;
             turn.begin(&api, drawing, share).await?.parted().0

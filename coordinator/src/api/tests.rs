@@ -7,6 +7,7 @@ mod embeddings;
 mod endpoints;
 mod grammars;
 mod guards;
+mod infill;
 mod ollama;
 mod responses;
 mod socket;

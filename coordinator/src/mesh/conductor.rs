@@ -24,7 +24,7 @@ use super::{
     },
     probe::{self, Prober},
     scheduling::{self, Limits, Scheduler, StepTotals},
-    status::{ChangeStatus, MeshState, MeshStatus, StepsStatus},
+    status::{ChangeStatus, MeshState, MeshStatus, SequenceStatus, StepsStatus},
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest};
 
@@ -186,6 +186,11 @@ impl Conductor {
     /// Whether nothing runs and nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
+    }
+
+    /// What runs and what waits.
+    pub(crate) fn sequences(&self) -> Vec<SequenceStatus> {
+        self.scheduler.statuses()
     }
 
     /// What a worker is called, for people.

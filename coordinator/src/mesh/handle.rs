@@ -9,7 +9,7 @@ use tokio::sync::{
 
 use super::{
     events::{EventReader, EventSource},
-    status::MeshStatus,
+    status::{MeshStatus, SequenceStatus},
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest, Generation};
 
@@ -28,6 +28,8 @@ pub(crate) enum Call {
     Submit(Submission),
     /// End one that runs or waits, by its number; the answer is whether there was one.
     Cancel { request: u64, found: oneshot::Sender<bool> },
+    /// Say what runs and what waits.
+    Sequences(oneshot::Sender<Vec<SequenceStatus>>),
 }
 
 /// A request on its way to the mesh.
@@ -65,6 +67,13 @@ impl MeshHandle {
         let (found, answer) = oneshot::channel();
         let asked = self.calls.send(Call::Cancel { request, found }).await.is_ok();
         asked && answer.await.unwrap_or(false)
+    }
+
+    /// What runs and what waits, in the order in which it came; nothing once the mesh is gone.
+    pub async fn sequences(&self) -> Option<Vec<SequenceStatus>> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Sequences(answer)).await.ok()?;
+        answered.await.ok()
     }
 
     /// What the mesh says of itself, now.

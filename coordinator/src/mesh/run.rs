@@ -153,6 +153,10 @@ impl MeshTask {
     fn call(&mut self, call: Call) {
         match call {
             Call::Submit(submission) => self.submission(submission),
+            Call::Sequences(answer) => {
+                // Whoever asked may be gone.
+                let _heard = answer.send(self.conductor.sequences());
+            }
             Call::Cancel { request, found } => {
                 let session = SessionId(request);
                 let listener = self.listeners.remove(&session);

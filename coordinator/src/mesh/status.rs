@@ -72,6 +72,38 @@ pub struct StepsStatus {
     pub hops_ms: f64,
 }
 
+/// One sequence: a prompt and what is generated after it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SequenceStatus {
+    /// Its request's number, as events give it.
+    pub request: u64,
+    /// Where it stands.
+    pub phase: SequencePhase,
+    /// Of its prompt.
+    pub prompt_tokens: usize,
+    /// Of those, what was on the stages already.
+    pub cached_tokens: usize,
+    /// Of prompt and answer, what every stage has computed.
+    pub computed_tokens: usize,
+    /// Generated so far.
+    pub generated_tokens: usize,
+    /// The most that may be generated.
+    pub max_tokens: usize,
+    /// How it is drawn.
+    pub temperature: f32,
+    /// Key of its noise.
+    pub seed: u64,
+}
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SequencePhase {
+    /// It has no room on the stages.
+    Waiting,
+    /// It has.
+    Running,
+}
+
 /// Whether tokens can flow.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]

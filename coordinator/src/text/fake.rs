@@ -19,7 +19,7 @@ use crate::{
         MeshHandle,
         events::EventBus,
         handle::{Call, Submission},
-        status::{MeshState, MeshStatus, StepsStatus},
+        status::{MeshState, MeshStatus, SequencePhase, SequenceStatus, StepsStatus},
     },
 };
 
@@ -46,11 +46,21 @@ const TEMPLATE: &str = "{% for m in messages %}\
 
 /// The made-up model: bytes, a few words, and control tokens.
 pub(crate) fn model() -> TextModel {
+    model_with(&[])
+}
+
+/// The same with tokens for a text without its middle.
+pub(crate) fn infilling() -> TextModel {
+    model_with(&["<PRE>", "<SUF>", "<MID>"])
+}
+
+fn model_with(more: &[&str]) -> TextModel {
     let controls = ["<unk>", "<s>", "</s>", "<|tool|>"].map(|text| (text.to_owned(), 3));
     let bytes = (0..=255_u8).map(|byte| (format!("<0x{byte:02X}>"), 6));
     let words = WORDS.map(|word| (word.to_owned(), 1));
     let args = ("[ARGS]".to_owned(), 3);
-    let tokens = controls.into_iter().chain(bytes).chain(words).chain([args]);
+    let more = more.iter().map(|text| ((*text).to_owned(), 3));
+    let tokens = controls.into_iter().chain(bytes).chain(words).chain([args]).chain(more);
     let (tokens, token_types): (Vec<String>, Vec<i32>) = tokens.unzip();
     let vocabulary = Vocabulary {
         model: "llama".to_owned(),
@@ -141,6 +151,10 @@ impl FakeMesh {
             while let Some(call) = called.recv().await {
                 let Submission { request, events } = match call {
                     Call::Submit(submission) => submission,
+                    Call::Sequences(answer) => {
+                        answer.send(sequences()).expect("the caller waits");
+                        continue;
+                    }
                     Call::Cancel { request, found } => {
                         found.send(request == 1).expect("the caller waits");
                         continue;
@@ -170,6 +184,22 @@ impl FakeMesh {
         let gone = tokio::time::timeout(Duration::from_secs(5), self.cancelled.recv()).await;
         gone.expect("cancelled in time").expect("the mesh runs");
     }
+}
+
+/// Two sequences, of which one runs.
+fn sequences() -> Vec<SequenceStatus> {
+    let running = SequenceStatus {
+        request: 7,
+        phase: SequencePhase::Running,
+        prompt_tokens: 10,
+        cached_tokens: 4,
+        computed_tokens: 12,
+        generated_tokens: 2,
+        max_tokens: 5,
+        temperature: 0.5,
+        seed: 3,
+    };
+    vec![running, SequenceStatus { request: 8, phase: SequencePhase::Waiting, ..running }]
 }
 
 /// A status in this state.

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::gguf::{Gguf, KeyError, OptionalKey};
 
-use super::{TokenizerError, kind::TokenKind};
+use super::{InfillIds, TokenizerError, kind::TokenKind};
 
 /// What a GGUF file says about its tokenizer, unchecked: `Tokenizer::new` checks it.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,8 @@ pub struct Vocabulary {
     pub unknown: Option<u32>,
     /// Fills batches; never generated.
     pub padding: Option<u32>,
+    /// What stands around a text whose middle is to be filled in.
+    pub infill: InfillIds,
     /// Whether a text begins with `bos`; `None` leaves it to the kind of tokenizer.
     pub add_bos: Option<bool>,
     /// Whether a text ends with `eos`.
@@ -87,6 +89,7 @@ impl Vocabulary {
             eom: token_id(gguf, "eom")?,
             unknown: token_id(gguf, "unknown")?,
             padding: token_id(gguf, "padding")?,
+            infill: infill_ids(gguf)?,
             add_bos: flag("add_bos_token")?,
             add_eos: flag("add_eos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
@@ -118,6 +121,11 @@ impl Vocabulary {
             ("eom", &mut self.eom),
             ("unknown", &mut self.unknown),
             ("padding", &mut self.padding),
+            ("fim_pre", &mut self.infill.prefix),
+            ("fim_suf", &mut self.infill.suffix),
+            ("fim_mid", &mut self.infill.middle),
+            ("fim_rep", &mut self.infill.repository),
+            ("fim_sep", &mut self.infill.file),
         ];
         let stray = |(name, id): (_, &mut Option<u32>)| Some((name, id.take_if(|id| *id as usize >= tokens)?));
         ids.into_iter().filter_map(stray).collect()
@@ -145,6 +153,18 @@ impl Vocabulary {
         };
         self.token_types.iter().enumerate().map(kind).collect()
     }
+}
+
+/// Older files have other names for the first three.
+fn infill_ids(gguf: &Gguf) -> Result<InfillIds, KeyError> {
+    let either = |name, older| Ok::<_, KeyError>(token_id(gguf, name)?.or(token_id(gguf, older)?));
+    Ok(InfillIds {
+        prefix: either("fim_pre", "prefix")?,
+        suffix: either("fim_suf", "suffix")?,
+        middle: either("fim_mid", "middle")?,
+        repository: token_id(gguf, "fim_rep")?,
+        file: token_id(gguf, "fim_sep")?,
+    })
 }
 
 fn token_id(gguf: &Gguf, name: &str) -> Result<Option<u32>, KeyError> {

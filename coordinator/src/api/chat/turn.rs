@@ -8,7 +8,7 @@ use axum::{
 };
 use qmesh_models::{
     chat::{Message, RenderOptions},
-    tokenizer::{LeadingSpace, Specials},
+    tokenizer::LeadingSpace,
 };
 use qmesh_net::Sampling;
 use serde_json::{Map, Value};
@@ -28,7 +28,7 @@ use crate::{
     },
     generate::{ClientId, PromptRows},
     grammar::CompiledGrammar,
-    text::{ChatPrompt, ChatWanted, Reading, ThoughtsWanted, TokenDetail, ToolsShown},
+    text::{ChatPrompt, ChatWanted, Reading, TextError, TextModel, ThoughtsWanted, TokenDetail, ToolsShown},
 };
 
 /// Says how the model was told of the tools, where its template does not know any.
@@ -184,7 +184,7 @@ impl Drawing {
         Ok(())
     }
 
-    /// Continues a text as it is.
+    /// Continues a text, whose ids `encode` makes: a prompt as it is, or what comes around a middle.
     ///
     /// # Errors
     /// Whatever keeps it from being a prompt, or the mesh from taking it.
@@ -192,15 +192,15 @@ impl Drawing {
         mut self,
         api: &Api,
         param: &'static str,
-        prompt: String,
         share: Share,
+        encode: impl FnOnce(&TextModel) -> Result<Vec<u32>, TextError> + Send + 'static,
     ) -> Result<Choices, ApiError> {
         api.check_ready()?;
         let grammar = api.compile(self.grammar.take()).await?;
         let text = Arc::clone(&api.state.text);
         let encode = move || {
             let _held = share;
-            text.raw_prompt(&prompt, Specials::Parse)
+            encode(&text)
         };
         let ids = blocking(encode).await?.map_err(|error| ApiError::text(param, &error))?;
         Choices::start(api, self.job(param, ids, None, grammar))

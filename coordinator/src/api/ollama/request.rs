@@ -219,9 +219,6 @@ impl GenerateRequest {
     pub(super) fn check(&self) -> Result<(), ApiError> {
         let refuse = |param, hint| Err(ApiError::Unsupported { param, hint });
         let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-        if text(&self.suffix) {
-            return refuse("suffix", "put the model's fill-in-the-middle tokens in 'prompt', with 'raw'");
-        }
         if text(&self.template) {
             return refuse("template", "the model's own is used; render the prompt yourself, and send it with 'raw'");
         }
@@ -240,6 +237,11 @@ impl GenerateRequest {
     /// What is to be answered, if anything.
     pub(super) fn prompt(&self) -> Option<String> {
         self.prompt.clone().filter(|prompt| !prompt.is_empty())
+    }
+
+    /// What comes after the answer, if anything.
+    pub(super) fn suffix(&self) -> Option<String> {
+        self.suffix.clone().filter(|suffix| !suffix.is_empty())
     }
 
     /// Whether the prompt goes on as it is.

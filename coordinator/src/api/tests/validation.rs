@@ -333,7 +333,7 @@ async fn completions() {
             json!({"prompt": "x".repeat(64)}),
             (400, Some("context_length_exceeded".to_owned()), Some("prompt".to_owned())),
         ),
-        (json!({"prompt": "a", "suffix": "b"}), refused("suffix")),
+        (json!({"prompt": "a", "suffix": "b"}), bad("suffix")),
         (json!({"prompt": "a", "logprobs": 21}), bad("logprobs")),
         (json!({"prompt": "a", "logprobs": true}), bad("logprobs")),
         (json!({"prompt": "a", "logprobs": 0}), good()),

@@ -39,6 +39,7 @@ use crate::{
     mesh::{
         config::{PrefixReuse, Speculation},
         probe::TRIES_MOST,
+        status::SequenceStatus,
     },
 };
 
@@ -290,6 +291,12 @@ impl Scheduler {
     /// Whether a sequence has not come to its end yet.
     pub(crate) fn computes(&self, session: SessionId) -> bool {
         self.sequences.get(&session).is_some_and(|sequence| sequence.phase != Phase::Ending)
+    }
+
+    /// What may be said of each sequence that has not come to its end.
+    pub(crate) fn statuses(&self) -> Vec<SequenceStatus> {
+        let going = self.sequences.iter().filter(|(_, sequence)| sequence.phase != Phase::Ending);
+        going.map(|(session, sequence)| sequence.status(session.0)).collect()
     }
 
     /// Sequences on the stages.

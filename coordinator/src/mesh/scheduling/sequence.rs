@@ -9,6 +9,7 @@ use super::{draft::Drafter, pages::PAGE_POSITIONS, pool::Pool};
 use crate::{
     generate::{Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, PromptRows},
     grammar::{GrammarError, GrammarWalk},
+    mesh::status::{SequencePhase, SequenceStatus},
 };
 
 /// Where a sequence stands.
@@ -180,6 +181,26 @@ impl Sequence {
         match self.phase {
             Phase::Opening { .. } | Phase::Running => held < self.max_positions,
             Phase::Waiting | Phase::Yielding | Phase::Ending => false,
+        }
+    }
+
+    /// What may be said of it, under the number of its request.
+    pub(crate) fn status(&self, request: u64) -> SequenceStatus {
+        let phase = match self.phase {
+            Phase::Waiting => SequencePhase::Waiting,
+            Phase::Opening { .. } | Phase::Running | Phase::Yielding | Phase::Ending => SequencePhase::Running,
+        };
+        let (prompt_tokens, sampling) = (self.request.ids.len(), &self.request.sampling);
+        SequenceStatus {
+            request,
+            phase,
+            prompt_tokens,
+            cached_tokens: self.cached.unwrap_or(0),
+            computed_tokens: self.computed,
+            generated_tokens: self.ids.len().saturating_sub(prompt_tokens),
+            max_tokens: self.max_positions.saturating_sub(prompt_tokens),
+            temperature: sampling.temperature,
+            seed: sampling.seed,
         }
     }
 
