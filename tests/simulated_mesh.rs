@@ -316,5 +316,6 @@ fn request(sampling: Sampling) -> GenerateRequest {
         grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(1),
+        key: None,
     }
 }

@@ -58,6 +58,7 @@ impl RunningRequest {
             grammar: None,
             prompt_rows: PromptRows::Last,
             client: ClientId(client),
+            key: None,
         })?;
         Ok(Self { generation, stream: Stream { submitted, times: Vec::new(), ids: Vec::new() } })
     }

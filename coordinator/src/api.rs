@@ -3,6 +3,7 @@
 mod answer;
 mod anthropic;
 mod body;
+mod caller;
 mod chat;
 mod choices;
 mod completions;
@@ -39,7 +40,6 @@ mod vendor;
 mod weight;
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -55,7 +55,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, task::spawn_blocking};
 
 pub use self::{
-    key::{ApiKey, ApiKeyError},
+    key::{ApiKey, ApiKeyError, KeyListError, NamedKeys},
     listen::{ListenError, Listeners},
     server::{ServeError, serve},
 };
@@ -69,13 +69,12 @@ use self::{
     metrics::Metrics,
     params::{Params, random},
     parting::Receipt,
-    places::{Limits, Visit},
+    places::Limits,
     server::Phase,
     unsupported::{Kind, refuse_unsupported},
     weight::Weight,
 };
 use crate::{
-    generate::ClientId,
     mesh::{MeshHandle, status::MeshState},
     text::TextModel,
 };
@@ -93,6 +92,8 @@ pub struct ApiState {
     pub any_name: bool,
     /// Asked of every client, except for health and readiness.
     pub api_key: Option<ApiKey>,
+    /// Any of them will do as well, and tells who asks.
+    pub named_keys: NamedKeys,
     /// Pages that may ask from elsewhere, as browsers name their origin; `*` stands for all.
     pub origins: Vec<String>,
     /// Host names beside loopback's own that a server bound to loopback answers to.
@@ -106,7 +107,7 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// A mesh and its model, with no other names, no key, and 20 seconds to drain.
+    /// A mesh and its model, with no other names, no keys, and 20 seconds to drain.
     pub fn new(mesh: MeshHandle, text: Arc<TextModel>) -> Self {
         Self {
             mesh,
@@ -114,12 +115,18 @@ impl ApiState {
             names: Vec::new(),
             any_name: false,
             api_key: None,
+            named_keys: NamedKeys::default(),
             hosts: Vec::new(),
             origins: Vec::new(),
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
             drain: Duration::from_secs(20),
         }
+    }
+
+    /// Whether clients must show a key.
+    fn wants_key(&self) -> bool {
+        self.api_key.is_some() || !self.named_keys.are_none()
     }
 
     fn answers_to(&self, name: &str) -> bool {
@@ -257,18 +264,6 @@ impl Api {
                 Err(ApiError::NotReady { state, text: status.text.clone() })
             }
         }
-    }
-
-    /// Who asks, where that is known.
-    fn address(request: &Request) -> Option<IpAddr> {
-        request.extensions().get::<Arc<Visit>>().map(|visit| visit.client)
-    }
-
-    /// Clients are told apart by address and, behind one address, by the `user` that they name.
-    fn client(address: Option<IpAddr>, user: Option<&str>) -> ClientId {
-        let mut hasher = DefaultHasher::new();
-        (address, user).hash(&mut hasher);
-        ClientId(hasher.finish())
     }
 
     fn envelope(&self, kind: &str) -> Envelope {

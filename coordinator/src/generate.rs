@@ -25,6 +25,8 @@ pub struct GenerateRequest {
     pub prompt_rows: PromptRows,
     /// On whose behalf it is computed: the scheduler is fair between clients.
     pub client: ClientId,
+    /// The name of the key by which it was asked for, where keys have names: for people.
+    pub key: Option<Arc<str>>,
 }
 
 /// What is wanted of the prompt's own rows.

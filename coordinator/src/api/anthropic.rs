@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use self::{request::MessagesRequest, writer::MessageWriter};
 use super::{
     Api,
+    caller::Caller,
     chat::{Drawing, told},
     error::ApiError,
     params::random,
@@ -24,7 +25,7 @@ use super::{
 
 /// Answers a conversation.
 pub(crate) async fn messages(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (mut params, asked, share) = api.read::<MessagesRequest>(request).await?;
     let delivery = params.delivery()?;
     asked.check()?;
@@ -32,7 +33,7 @@ pub(crate) async fn messages(State(api): State<Arc<Api>>, request: Request) -> R
         return Err(ApiError::invalid("max_tokens", "'max_tokens' must say how long the answer may be"));
     };
     params.user = asked.user().or(params.user);
-    let mut drawing = Drawing::single(&api, params, Some(max_tokens), address)?;
+    let mut drawing = Drawing::single(&api, params, Some(max_tokens), caller)?;
     drawing.stops.extend(asked.stops()?);
     drawing.take_form("output_config.format", asked.form()?).await?;
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();

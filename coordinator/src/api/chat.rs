@@ -30,6 +30,7 @@ pub(crate) use self::{
 use super::{
     Api,
     answer::answer,
+    caller::Caller,
     error::ApiError,
     json::Object,
     params::{TOP_LOGPROBS, integer},
@@ -76,7 +77,7 @@ impl Kind for ChatRequest {
 
 /// Answers a chat.
 pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (params, chat, share) = api.read::<ChatRequest>(request).await?;
     let delivery = params.delivery()?;
     let top = chat.alternatives()?;
@@ -87,7 +88,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
         detail,
-        client: Api::client(address, params.user.as_deref()),
+        client: caller.client(params.user.as_deref()),
         grammar: params.grammar,
     };
     let (turn, dialect) = chat.turn()?;

@@ -13,12 +13,13 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Api,
+    caller::Client,
     error::{ApiError, PromptTokens},
     metrics::{ChoiceTimes, Metrics},
     server::Phase,
 };
 use crate::{
-    generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
+    generate::{GenerateError, GenerateRequest, PromptRows},
     grammar::CompiledGrammar,
     text::{
         CallEvent, Reading, TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail,
@@ -49,7 +50,7 @@ pub(crate) struct Job {
     pub(crate) reading: Option<Reading>,
     pub(crate) grammar: Option<Arc<CompiledGrammar>>,
     pub(crate) prompt_rows: PromptRows,
-    pub(crate) client: ClientId,
+    pub(crate) client: Client,
 }
 
 /// What happens to a choice, in order.
@@ -124,7 +125,8 @@ impl Choices {
                     ends: Arc::clone(&text.ends),
                     grammar: job.grammar.clone(),
                     prompt_rows: job.prompt_rows,
-                    client: job.client,
+                    client: job.client.id,
+                    key: job.client.key.clone(),
                 };
                 let stream = text.generate(&api.state.mesh, request, options.clone())?;
                 running.push(indexed(running.len(), stream));

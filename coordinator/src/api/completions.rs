@@ -15,6 +15,7 @@ use super::{
     Api,
     answer::{Shape, answer, finish_reason},
     blocking,
+    caller::Caller,
     choices::{Choices, Job, Whole},
     error::ApiError,
     json::OneOrMany,
@@ -61,7 +62,7 @@ enum Echo {
 
 /// Continues prompts.
 pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (params, completion, share) = api.read::<CompletionRequest>(request).await?;
     let delivery = params.delivery()?;
     let top = integer("logprobs", completion.logprobs, 0..=TOP_LOGPROBS)?.and_then(|top| u16::try_from(top).ok());
@@ -81,7 +82,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         reading: None,
         grammar: None,
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
-        client: Api::client(address, params.user.as_deref()),
+        client: caller.client(params.user.as_deref()),
     };
     let suffix = completion.suffix.filter(|suffix| !suffix.is_empty());
     if suffix.is_some() && echo == Echo::On {

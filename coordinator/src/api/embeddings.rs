@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
+    caller::Caller,
     error::ApiError,
     json::OneOrMany,
     prompts::{PromptEntry, prompts},
@@ -73,7 +74,7 @@ struct Usage {
 
 /// Makes vectors of texts.
 pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (asked, share) = api.read_own::<EmbeddingRequest>(request).await?;
     api.check_model(asked.model.as_deref())?;
     let encoding = Encoding::named(asked.encoding_format.as_deref())?;
@@ -81,7 +82,7 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
         param: "input",
         prompts: prompts("input", asked.input, TEXTS)?,
         dimensions: asked.dimensions,
-        client: Api::client(address, asked.user.as_deref()),
+        client: caller.client(asked.user.as_deref()),
     };
     let Vectors { vectors, prompt_tokens, .. } = job.run(&api, share).await?;
     let objects = vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingObject {

@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Api, ApiKey, cors, error::ApiError, page, params::random, places::Visit, vendor::Vendor};
+use super::{
+    Api, ApiState, caller::KeyName, cors, error::ApiError, page, params::random, places::Visit, vendor::Vendor,
+};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
@@ -58,15 +60,22 @@ impl Hosts {
 }
 
 /// Lets a request through to its route, or not; every response gets an id, and its pages may read what they asked for.
-pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let id = format!("req_{:016x}", random());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let known = api.hosts.check(request.uri(), request.headers());
     let origin = known.is_ok().then(|| request.headers().get(header::ORIGIN).cloned()).flatten();
+    let mut key = None;
     let mut response = match known {
         Ok(()) if cors::is_preflight(&request) => cors::preflight(),
         Ok(()) => match admit(&api, &request) {
-            Ok(()) => next.run(request).await,
+            Ok(name) => {
+                key.clone_from(&name);
+                if let Some(name) = name {
+                    request.extensions_mut().insert(KeyName(name));
+                }
+                next.run(request).await
+            }
             Err(error) => error.into_response(),
         },
         Err(error) => error.into_response(),
@@ -74,37 +83,53 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response = Vendor::of(&path).worded(response);
     cors::admit(response.headers_mut(), origin);
     let status = response.status();
-    tracing::debug!(id, %method, path = path.escape_debug().to_string(), status = status.as_u16(), "answered");
+    let key = key.as_deref();
+    tracing::debug!(id, key, %method, path = path.escape_debug().to_string(), status = status.as_u16(), "answered");
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
 }
 
-/// Probes are let in always, as is whoever wants the page alone. Whoever shows the key has a place even in a crowd.
-fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
+/// Probes are let in always, as is whoever wants the page alone. Whoever shows a key has a place even in a crowd; its name
+/// comes back, if it has one.
+fn admit(api: &Api, request: &Request) -> Result<Option<Arc<str>>, ApiError> {
     if OPEN_PATHS.contains(&request.uri().path()) || page::is_asked_for(request) {
-        return Ok(());
+        return Ok(None);
     }
-    let key = api.state.api_key.as_ref();
-    if !key.is_none_or(|key| shows(request.headers(), key)) {
+    let (wanted, shown) = (api.state.wants_key(), shown(request.headers(), &api.state));
+    if wanted && shown == Shown::Nothing {
         return Err(ApiError::Unauthorized);
     }
+    let name = if let Shown::Named(name) = shown { Some(name) } else { None };
     match request.extensions().get::<Arc<Visit>>().and_then(|visit| Some((visit, visit.crowd()?))) {
-        Some((visit, crowd)) if key.is_none() || !visit.has_authenticated() => Err(ApiError::Crowded(crowd)),
-        Some(_) | None => Ok(()),
+        Some((visit, crowd)) if !wanted || !visit.has_authenticated() => Err(ApiError::Crowded(crowd)),
+        Some(_) | None => Ok(name),
     }
 }
 
+/// What key a request shows.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Shown {
+    /// None, or one that is not ours.
+    Nothing,
+    Unnamed,
+    Named(Arc<str>),
+}
+
 /// As OpenAI's clients show a key, or as Anthropic's do.
-fn shows(headers: &HeaderMap, key: &ApiKey) -> bool {
-    if headers.get("x-api-key").is_some_and(|sent| key.matches(sent.as_bytes())) {
-        return true;
-    }
-    let sent = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
-    let sent =
-        sent.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
-    sent.is_some_and(|sent| key.matches(sent))
+fn shown(headers: &HeaderMap, state: &ApiState) -> Shown {
+    let bearer = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes).split_at_checked(7);
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
+    let sent = headers.get("x-api-key").map(HeaderValue::as_bytes).into_iter().chain(bearer);
+    sent.fold(Shown::Nothing, |shown, sent| {
+        let unnamed = state.api_key.as_ref().is_some_and(|key| key.matches(sent));
+        match state.named_keys.name_of(sent) {
+            Some(name) => Shown::Named(name),
+            None if unnamed => Shown::Unnamed,
+            None => shown,
+        }
+    })
 }
 
 fn is_loopback(host: &str) -> bool {

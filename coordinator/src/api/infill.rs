@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Api,
+    caller::Caller,
     chat::Drawing,
     error::ApiError,
     json::Object,
@@ -57,7 +58,7 @@ impl Kind for InfillRequest {
 
 /// Fills in the middle of a text.
 pub(crate) async fn infill(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (params, asked, share) = api.read::<InfillRequest>(request).await?;
     let delivery = match params.delivery()? {
         Delivery::Whole => Delivery::Whole,
@@ -70,7 +71,7 @@ pub(crate) async fn infill(State(api): State<Arc<Api>>, request: Request) -> Res
     };
     let writer = InfillWriter { model: api.state.text.name.clone(), fields: asked.response_fields.clone() };
     let gap = asked.gap()?;
-    let drawing = Drawing::single(&api, params, max_tokens, address)?;
+    let drawing = Drawing::single(&api, params, max_tokens, caller)?;
     let choices = drawing.go_on(&api, "input_prefix", share, move |text| text.infill_prompt(&gap)).await?;
     relay(choices, writer, delivery).await
 }

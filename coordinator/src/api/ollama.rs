@@ -24,6 +24,7 @@ use self::{
 use super::{
     Api, blocking,
     body::Share,
+    caller::Caller,
     chat::{Turn, told},
     error::ApiError,
     grammar::AskedGrammar,
@@ -35,10 +36,10 @@ use crate::text::Gap;
 
 /// Answers a conversation.
 pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (mut shared, chat, share) = read::<ChatRequest>(&api, request).await?;
     shared.check()?;
-    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address).await?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), caller).await?;
     drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Chat, shared.model_name(&api)));
     if chat.is_empty() {
@@ -51,11 +52,11 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
 
 /// Answers a prompt.
 pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (mut shared, asked, share) = read::<GenerateRequest>(&api, request).await?;
     shared.check()?;
     asked.check()?;
-    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), address).await?;
+    let mut drawing = drawing(&api, shared.options(), shared.grammar.take(), caller).await?;
     drawing.take_form("format", shared.form()?).await?;
     let (delivery, writer) = (shared.delivery(), AnswerWriter::new(Manner::Generate, shared.model_name(&api)));
     let thinking = shared.thinking()?;

@@ -14,6 +14,7 @@ use axum::{
 use self::{request::ResponsesRequest, writer::ResponseWriter};
 use super::{
     Api,
+    caller::Caller,
     chat::{Drawing, told},
     error::ApiError,
     now_s,
@@ -23,12 +24,12 @@ use super::{
 
 /// Answers a conversation.
 pub(crate) async fn responses(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (params, asked, share) = api.read::<ResponsesRequest>(request).await?;
     let delivery = params.delivery()?;
     asked.check()?;
     let max_tokens = asked.max_tokens()?.or(params.max_tokens(1)?);
-    let mut drawing = Drawing::single(&api, params, max_tokens, address)?;
+    let mut drawing = Drawing::single(&api, params, max_tokens, caller)?;
     drawing.take_form("text.format", asked.form()?).await?;
     let response = asked.echoed(&api.state.text.name, now_s());
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();

@@ -94,7 +94,7 @@ pub async fn serve(
         Hosts::Any
     };
     if let Some(address) = open
-        && state.api_key.is_none()
+        && !state.wants_key()
     {
         return Err(ServeError::Open { address });
     }

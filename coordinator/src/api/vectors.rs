@@ -9,13 +9,14 @@ use qmesh_net::Sampling;
 use super::{
     Api, blocking,
     body::Share,
+    caller::Client,
     error::{ApiError, PromptTokens},
     metrics::ChoiceTimes,
     params::integer,
     prompts::Prompt,
     server::Phase,
 };
-use crate::generate::{ClientId, GenerateError, GenerateEvent, GenerateRequest, PromptRows};
+use crate::generate::{GenerateError, GenerateEvent, GenerateRequest, PromptRows};
 
 /// What shall become vectors.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct VectorJob {
     pub(crate) prompts: Vec<Prompt>,
     /// How many of its first values each vector keeps; all of them where that is not said.
     pub(crate) dimensions: Option<i64>,
-    pub(crate) client: ClientId,
+    pub(crate) client: Client,
 }
 
 /// The vectors of texts, in their order.
@@ -58,7 +59,7 @@ impl VectorJob {
             return Err(ApiError::ContextExceeded { param, prompt_tokens, context });
         }
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let vectors = stream::iter(prompts).map(|ids| vector(api, ids, client)).buffered(SUMMED_SEQUENCES);
+        let vectors = stream::iter(prompts).map(|ids| vector(api, ids, &client)).buffered(SUMMED_SEQUENCES);
         let mut vectors: Vec<Vec<f32>> = vectors.try_collect().await?;
         if let Some(kept) = dimensions {
             vectors.iter_mut().for_each(|vector| shorten(vector, kept));
@@ -68,7 +69,7 @@ impl VectorJob {
 }
 
 /// One text's vector; whoever goes away cancels it.
-async fn vector(api: &Api, ids: Vec<u32>, client: ClientId) -> Result<Vec<f32>, ApiError> {
+async fn vector(api: &Api, ids: Vec<u32>, client: &Client) -> Result<Vec<f32>, ApiError> {
     let (times, mut phase) = (ChoiceTimes::start(), api.phase.clone());
     let mut generation = api.state.mesh.submit(GenerateRequest {
         ids,
@@ -77,7 +78,8 @@ async fn vector(api: &Api, ids: Vec<u32>, client: ClientId) -> Result<Vec<f32>, 
         ends: Arc::new([]),
         grammar: None,
         prompt_rows: PromptRows::Pooled(api.state.text.pooling),
-        client,
+        client: client.id,
+        key: client.key.clone(),
     })?;
     let mut vector = None;
     loop {

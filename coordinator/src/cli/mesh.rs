@@ -297,6 +297,9 @@ pub struct ClientArgs {
     /// Key that HTTP clients must send (Authorization: Bearer KEY, or x-api-key)
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<ApiKey>,
+    /// File with keys of which each will do as well, and their names: NAME:KEY on each line
+    #[arg(long, value_name = "FILE", env = "QMESH_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
     /// Another name that clients may call the model by; may be repeated
     #[arg(
         long, value_name = "NAME", env = "QMESH_ALIAS", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new()

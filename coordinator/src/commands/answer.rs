@@ -47,7 +47,7 @@ pub(super) fn chat_prompt(text: &TextModel, messages: &[Message]) -> Result<Vec<
 /// A request of this process's only client.
 pub(super) fn request(text: &TextModel, ids: Vec<u32>, max_tokens: usize, sampling: Sampling) -> GenerateRequest {
     let (ends, grammar, prompt_rows, client) = (text.ends.clone(), None, PromptRows::Last, ClientId(0));
-    GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client }
+    GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client, key: None }
 }
 
 /// Streams an answer to standard output, with a line end after it. Dropping the future cancels it.

@@ -90,6 +90,7 @@ fn requests(args: &EvalArgs, model: &Model, prompts: &[Prompt]) -> Result<Vec<Ge
             grammar: None,
             prompt_rows: PromptRows::All,
             client: ClientId(0),
+            key: None,
         })
     };
     prompts.iter().map(request).collect()

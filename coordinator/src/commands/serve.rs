@@ -1,6 +1,6 @@
 //! `serve`: a mesh that others join, behind an HTTP API.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
 
 use qmesh_discovery::Announcement;
 use qmesh_logging::service;
@@ -14,7 +14,7 @@ use super::{
     signals::{Stop, next_stop, stop_asked},
 };
 use crate::{
-    api::{self, ApiState, ListenError, Listeners},
+    api::{self, ApiState, ListenError, Listeners, NamedKeys},
     cli::{Failure, PlacementArgs, ServeArgs, WorkloadArgs},
     invitation::{self, Invitation, Posted},
     local::LocalWorkers,
@@ -39,6 +39,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
+    let named_keys = args.clients.api_key_file.as_deref().map(named_keys).transpose()?.unwrap_or_default();
     let mut text = opened.text()?;
     text.pooling = args.pooling.unwrap_or(text.pooling);
     let text = Arc::new(text);
@@ -62,6 +63,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let (stop, stopped) = oneshot::channel();
     let mut state = ApiState::new(mesh.handle(), text);
     state.api_key.clone_from(&args.clients.api_key);
+    state.named_keys = named_keys;
     state.trusted_proxies.clone_from(&args.clients.trusted_proxy);
     // A name of loopback that was chosen is one to be asked by.
     state.hosts.push(args.addresses.host.clone());
@@ -93,6 +95,13 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
         ended = &mut served => ended.map(|()| signal),
         () = stop_asked() => Err(Failure::interrupted()),
     }
+}
+
+/// The keys of a file.
+fn named_keys(path: &Path) -> Result<NamedKeys, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::usage(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+    NamedKeys::parse(&text).map_err(|error| wrong(&error))
 }
 
 fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {

@@ -107,7 +107,7 @@ fn requests(args: &VerifyArgs, opened: &Opened) -> Result<Vec<Named>, Failure> {
     let request = |(id, ids): (String, Vec<u32>)| {
         let (max_tokens, sampling) = (args.greedy, sampling.clone());
         let (ends, grammar, prompt_rows, client) = (model.ends(), None, PromptRows::All, ClientId(0));
-        (id, GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client })
+        (id, GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client, key: None })
     };
     Ok(prompts.into_iter().map(request).collect())
 }
@@ -184,7 +184,10 @@ mod tests {
             let (sampling, ends) = (Sampling::default(), [].into());
             let (grammar, prompt_rows, client) = (None, PromptRows::All, ClientId(0));
             let (ids, max_tokens) = (vec![1], 0);
-            (id.to_owned(), GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client })
+            (
+                id.to_owned(),
+                GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client, key: None },
+            )
         };
         let requests = [request("a"), request("b")];
         let whole = [rows(&[1, 2]), rows(&[3, 4, 5])];

@@ -136,8 +136,9 @@ impl Conductor {
             return Err(GenerateError::NotReady { text: self.roster.text().to_owned() });
         }
         let (prompt_tokens, max_tokens) = (request.ids.len(), request.max_tokens);
+        let key = request.key.as_deref().map(str::to_owned);
         let session = self.scheduler.submit(now, request)?;
-        self.publish(MeshEvent::RequestStarted { request: session.0, prompt_tokens, max_tokens });
+        self.publish(MeshEvent::RequestStarted { request: session.0, prompt_tokens, max_tokens, key });
         Ok(session)
     }
 

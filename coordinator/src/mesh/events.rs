@@ -81,6 +81,9 @@ pub enum MeshEvent {
         prompt_tokens: usize,
         /// The most that it may generate.
         max_tokens: usize,
+        /// The name of the key by which it was asked for, where keys have names.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
     },
     /// A request is over.
     RequestEnded {

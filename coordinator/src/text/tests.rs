@@ -47,6 +47,7 @@ fn start(mesh: &FakeMesh, stops: &[&str]) -> TextStream {
         grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(0),
+        key: None,
     };
     let stops = stops.iter().map(ToString::to_string).collect();
     let options = TextOptions { stops, tokens: TokenDetail::On, leading_space: LeadingSpace::Keep, reading: None };

@@ -89,7 +89,7 @@ impl World {
         let ends: Arc<[u32]> = if self.random.percent(30) { Arc::new([7, 33]) } else { Arc::new([]) };
         let max_tokens = if scores_only { 0 } else { self.random.within(1..50) as usize };
         let (grammar, client) = (None, ClientId(self.random.within(0..3)));
-        GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client }
+        GenerateRequest { ids, max_tokens, sampling, ends, grammar, prompt_rows, client, key: None }
     }
 
     pub(super) fn cancel(&mut self, session: SessionId) {

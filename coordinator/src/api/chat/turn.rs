@@ -1,6 +1,6 @@
 //! A chat in the words of no dialect: what all of them are read into, and what their answers come from.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     http::{HeaderName, HeaderValue},
@@ -21,12 +21,13 @@ use crate::{
     api::{
         Api, blocking,
         body::Share,
+        caller::{Caller, Client},
         choices::{Choices, Job},
         error::ApiError,
         grammar::{AskedGrammar, Form},
         params::Params,
     },
-    generate::{ClientId, PromptRows},
+    generate::PromptRows,
     grammar::CompiledGrammar,
     text::{ChatPrompt, ChatWanted, Reading, TextError, TextModel, ThoughtsWanted, TokenDetail, ToolsShown},
 };
@@ -74,7 +75,7 @@ pub(crate) struct Drawing {
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
     pub(crate) detail: TokenDetail,
-    pub(crate) client: ClientId,
+    pub(crate) client: Client,
     /// What the text must look like.
     pub(crate) grammar: Option<AskedGrammar>,
 }
@@ -155,7 +156,7 @@ impl Drawing {
         api: &Api,
         params: Params,
         max_tokens: Option<usize>,
-        address: Option<IpAddr>,
+        caller: Caller,
     ) -> Result<Self, ApiError> {
         if params.choices()? != 1 {
             return Err(ApiError::Unsupported { param: "n", hint: "an answer of this API has one choice" });
@@ -166,7 +167,7 @@ impl Drawing {
             sampling: params.sampling(&api.state.text, 0)?,
             stops: params.stops()?,
             detail: TokenDetail::Off,
-            client: Api::client(address, params.user.as_deref()),
+            client: caller.client(params.user.as_deref()),
             grammar: params.grammar,
         })
     }

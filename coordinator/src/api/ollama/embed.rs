@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::api::{
     Api,
     body::Share,
+    caller::Caller,
     error::ApiError,
     json::OneOrMany,
     prompts::Prompt,
@@ -66,7 +67,7 @@ pub(crate) struct EmbeddedOne {
 
 /// Makes vectors of texts.
 pub(crate) async fn embed(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Embedded>, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (asked, share) = api.read_own::<EmbedRequest>(request).await?;
     api.check_model(asked.model.as_deref())?;
     let texts = match asked.input {
@@ -78,7 +79,7 @@ pub(crate) async fn embed(State(api): State<Arc<Api>>, request: Request) -> Resu
     if texts.len() > TEXTS {
         return Err(ApiError::invalid("input", format!("{} texts in one request, want at most {TEXTS}", texts.len())));
     }
-    let (prompts, client) = (texts.into_iter().map(Prompt::Text).collect(), Api::client(address, None));
+    let (prompts, client) = (texts.into_iter().map(Prompt::Text).collect(), caller.client(None));
     let job = VectorJob { param: "input", prompts, dimensions: asked.dimensions, client };
     let Vectors { vectors, prompt_tokens, started } = job.run(&api, share).await?;
     Ok(Json(Embedded {
@@ -92,11 +93,11 @@ pub(crate) async fn embed(State(api): State<Arc<Api>>, request: Request) -> Resu
 
 /// Makes a vector of a text; an empty one only asks for the model to be there.
 pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) -> Result<Json<EmbeddedOne>, ApiError> {
-    let address = Api::address(&request);
+    let caller = Caller::of(&request);
     let (asked, share): (EmbeddingsRequest, Share) = api.read_own(request).await?;
     api.check_model(asked.model.as_deref())?;
     let prompts = asked.prompt.filter(|prompt| !prompt.is_empty()).map(Prompt::Text).into_iter().collect();
-    let job = VectorJob { param: "prompt", prompts, dimensions: None, client: Api::client(address, None) };
+    let job = VectorJob { param: "prompt", prompts, dimensions: None, client: caller.client(None) };
     let vectors = job.run(&api, share).await?.vectors;
     Ok(Json(EmbeddedOne { embedding: vectors.into_iter().next().unwrap_or_default() }))
 }

@@ -1,12 +1,13 @@
 //! The `options` of Ollama's requests: our parameters by the same names, but for the length.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::api::{
     Api, blocking,
+    caller::Caller,
     chat::Drawing,
     error::ApiError,
     grammar::AskedGrammar,
@@ -39,7 +40,7 @@ pub(super) async fn drawing(
     api: &Api,
     mut options: Map<String, Value>,
     grammar: Option<AskedGrammar>,
-    address: Option<IpAddr>,
+    caller: Caller,
 ) -> Result<Drawing, ApiError> {
     for (name, default) in DEFAULTS {
         options.entry(name).or_insert_with(|| if name == "top_k" { json!(40) } else { json!(default) });
@@ -60,5 +61,5 @@ pub(super) async fn drawing(
         None | Some(-1 | -2) => params.max_tokens(1)?,
         some => integer("num_predict", some, 1..=i64::MAX)?.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
     };
-    Drawing::single(api, params, max_tokens, address)
+    Drawing::single(api, params, max_tokens, caller)
 }

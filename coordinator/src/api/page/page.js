@@ -309,7 +309,7 @@ const inWords = (name, event) => {
 
 const followRequest = (name, event) => {
   if (name === "request_started") {
-    requests.set(event.request, { since: new Date(), prompt: event.prompt_tokens, most: event.max_tokens, end: null });
+    requests.set(event.request, { since: new Date(), prompt: event.prompt_tokens, most: event.max_tokens, key: event.key, end: null });
   } else {
     const known = requests.get(event.request);
     if (known) Object.assign(known, { end: event.end, until: new Date() });
@@ -325,7 +325,7 @@ const showRequests = () => {
     const state = !request.end ? "running" : request.end === "cancelled" ? "cancelled" : finished ? "done" : "failed";
     const answer = finished ? `${finished.generated_tokens} tokens, ${rate(finished.generated_tokens / Math.max(seconds, 0.001))}/s` : `at most ${request.most}`;
     const cancel = request.end ? "" : make("button", { class: "plain", type: "button", "aria-label": `Cancel request ${number}`, onclick: () => cancelRequest(number) }, "Cancel");
-    return make("tr", {}, make("td", {}, String(number)), make("td", {}, clock(request.since)), make("td", {}, String(request.prompt)),
+    return make("tr", {}, make("td", {}, request.key ? `${number}, ${request.key}` : String(number)), make("td", {}, clock(request.since)), make("td", {}, String(request.prompt)),
       make("td", {}, answer), make("td", {}, `${state}, ${duration(seconds)}`), make("td", {}, cancel));
   });
   if (rows.length) byId("requests").replaceChildren(...rows);

@@ -4,6 +4,7 @@ use axum::http::{StatusCode, header};
 use serde_json::json;
 
 use super::*;
+use crate::api::NamedKeys;
 
 fn request(path: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {
     let builder = headers.iter().fold(Request::get(path), |builder, (name, value)| builder.header(name, *value));
@@ -44,6 +45,43 @@ async fn a_key_is_shown_in_either_way() {
     let name = header::HeaderName::from_static("x-api-key");
     let status = async |key| bench.ask(request("/v1/models", &[(name.clone(), key)])).await.status;
     assert_eq!((status("sesame").await, status("wrong").await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
+#[tokio::test]
+async fn a_key_with_a_name_tells_who_asks() {
+    let keys = "anna:sesame-1\nbuild:sesame-2";
+    let bench = Bench::with(hello, |state| {
+        state.api_key = Some("sesame".parse().expect("a key"));
+        state.named_keys = NamedKeys::parse(keys).expect("two keys");
+    });
+    let ask = async |key: &str, user: &str| {
+        let body = chat_body(json!({"user": user})).to_string();
+        let bearer = format!("Bearer {key}");
+        let request = Request::post("/v1/chat/completions").header(header::AUTHORIZATION, bearer);
+        bench.ask(request.body(body.into()).expect("a request")).await.status
+    };
+    for (key, user) in [("sesame-1", "a"), ("sesame-2", "a"), ("sesame", "a"), ("sesame-1", "a"), ("sesame-1", "b")] {
+        assert_eq!(ask(key, user).await, StatusCode::OK, "{key}");
+    }
+    for wrong in ["sesame-3", "anna", "anna:sesame-1", ""] {
+        assert_eq!(ask(wrong, "a").await, StatusCode::UNAUTHORIZED, "{wrong}");
+    }
+    let seen = bench.mesh.seen.lock().expect("no panic holds it").clone();
+    let names: Vec<_> = seen.iter().map(|asked| asked.key.as_deref()).collect();
+    assert_eq!(names, [Some("anna"), Some("build"), None, Some("anna"), Some("anna")]);
+    let clients: Vec<_> = seen.iter().map(|asked| asked.client).collect();
+    assert!(
+        clients[0] == clients[3] && clients[0] != clients[1] && clients[0] != clients[4] && clients[1] != clients[2]
+    );
+}
+
+#[tokio::test]
+async fn keys_with_names_alone_are_wanted_too() {
+    let bench = Bench::with(hello, |state| state.named_keys = NamedKeys::parse("anna:sesame").expect("a key"));
+    let name = header::HeaderName::from_static("x-api-key");
+    let status = async |key| bench.ask(request("/v1/models", &[(name.clone(), key)])).await.status;
+    assert_eq!((status("sesame").await, status("wrong").await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+    assert_eq!(bench.get("/v1/models").await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ fn a_mesh_tells_its_life_from_the_first_worker_to_the_last_token() {
     let session = world.conductor.submit(world.now, request()).unwrap();
     world.play();
     let (request, end) = (session.0, RequestEnd::Finished { prompt_tokens: 3, generated_tokens: 2 });
-    let started = MeshEvent::RequestStarted { request, prompt_tokens: 3, max_tokens: 2 };
+    let started = MeshEvent::RequestStarted { request, prompt_tokens: 3, max_tokens: 2, key: Some("anna".to_owned()) };
     assert_eq!(world.events, [started, MeshEvent::RequestEnded { request, end }]);
     assert!(matches!(
         world.told[..],
@@ -257,6 +257,7 @@ fn request() -> GenerateRequest {
         grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(0),
+        key: Some("anna".into()),
     }
 }
 

@@ -458,6 +458,7 @@ fn request(ids: Vec<u32>, max_tokens: usize) -> GenerateRequest {
         grammar: None,
         prompt_rows: PromptRows::Last,
         client: ClientId(1),
+        key: None,
     }
 }
 
