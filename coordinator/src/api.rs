@@ -21,6 +21,7 @@ mod listen;
 mod mesh;
 mod metrics;
 mod ollama;
+mod openapi;
 mod page;
 mod params;
 mod parting;
@@ -157,6 +158,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/events", get(mesh::events))
         .route("/api/requests/{number}/cancel", post(mesh::cancel))
         .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/props", get(tokens::props))
         .route("/slots", get(slots::slots))
         .route("/infill", post(infill::infill))

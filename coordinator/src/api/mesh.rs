@@ -15,7 +15,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Api, answer, error::ApiError, server::Phase};
+use super::{
+    Api, answer,
+    error::ApiError,
+    openapi::{OPERATIONS, Operation},
+    server::Phase,
+};
 use crate::mesh::{
     events::{EventReader, Heard},
     status::MeshStatus,
@@ -24,41 +29,12 @@ use crate::mesh::{
 /// Least time between two statuses of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-const ENDPOINTS: [(&str, &str); 26] = [
-    ("GET  /", "the pipeline as a page, for browsers"),
-    ("POST /v1/chat/completions", "OpenAI chat completions, streamed or whole"),
-    ("POST /v1/completions", "OpenAI completions, streamed or whole"),
-    ("POST /v1/embeddings", "texts as vectors, as OpenAI has them"),
-    ("POST /v1/responses", "OpenAI responses, which remember nothing"),
-    ("POST /v1/messages", "Anthropic messages, streamed or whole"),
-    ("POST /v1/messages/count_tokens", "how long such a conversation is"),
-    ("POST /api/chat", "Ollama chats, streamed or whole"),
-    ("POST /api/generate", "Ollama generations, streamed or whole"),
-    ("POST /api/embed", "texts as vectors, as Ollama has them; also /api/embeddings"),
-    ("GET  /api/tags, /api/ps", "the model, as Ollama lists it; also /api/version"),
-    ("POST /api/show", "more about it"),
-    ("GET  /v1/models", "the model served"),
-    ("GET  /v1/models/{id}", "the same, by name"),
-    ("GET  /health", "200 while this process answers"),
-    ("GET  /ready", "200 while tokens can flow"),
-    ("GET  /api/status", "the mesh as JSON: state, stages, workers"),
-    ("GET  /api/events", "the same as server-sent events, on every change; what happens as named ones"),
-    ("POST /infill", "the middle of a text, as editors ask llama-server for it"),
-    ("POST /apply-template", "the prompt that a chat becomes, as llama-server shows it"),
-    ("POST /tokenize", "a text's token ids"),
-    ("POST /detokenize", "the text of token ids"),
-    ("GET  /slots", "what runs, as llama-server lists it"),
-    ("GET  /props", "the model's context and special tokens, as llama-server says them"),
-    ("GET  /metrics", "for Prometheus, under names of our own and vLLM's"),
-    ("POST /api/requests/{number}/cancel", "ends a request, by the number that events give it"),
-];
-
 /// Names the endpoints.
 pub(crate) fn index(api: &Api) -> String {
     let mut text = format!("qmesh {} serves {}\n\n", env!("CARGO_PKG_VERSION"), api.state.text.name);
-    for (endpoint, what) in ENDPOINTS {
+    for Operation { method, path, what, .. } in &OPERATIONS {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{endpoint:<36}{what}");
+        let _ = writeln!(text, "{:<5}{path:<32}{what}", method.to_uppercase());
     }
     text
 }

@@ -9,6 +9,7 @@ mod grammars;
 mod guards;
 mod infill;
 mod ollama;
+mod openapi;
 mod responses;
 mod socket;
 mod thoughts;

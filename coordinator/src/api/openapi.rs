@@ -1,0 +1,161 @@
+//! `GET /openapi.json`: every route, for programs that read such a description.
+
+use std::sync::LazyLock;
+
+use axum::Json;
+use serde_json::{Map, Value, json};
+
+/// What is done at a path, and what is sent there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operation {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) what: &'static str,
+    /// The schema of the body, by its name in `schemas.json`; none where nothing is sent.
+    body: Option<&'static str>,
+    answer: Answer,
+}
+
+/// In what form an answer comes.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Json,
+    /// JSON, or events where a stream is asked for.
+    JsonOrEvents,
+    /// JSON, or a line of JSON for each part where a stream is asked for.
+    JsonOrLines,
+    Events,
+    Text,
+    /// A page, or text, as the client accepts.
+    Page,
+}
+
+use Answer::{Events, Json as AsJson, JsonOrEvents, JsonOrLines, Page, Text};
+
+/// All of them, those that people look for first.
+pub(crate) static OPERATIONS: [Operation; 35] = [
+    get("/", "the pipeline as a page, for browsers; for others this list", Page),
+    post("/v1/chat/completions", "OpenAI chat completions, streamed or whole", "ChatRequest", JsonOrEvents),
+    post("/chat/completions", "the same", "ChatRequest", JsonOrEvents),
+    post("/v1/completions", "OpenAI completions, streamed or whole", "CompletionRequest", JsonOrEvents),
+    post("/completions", "the same", "CompletionRequest", JsonOrEvents),
+    post("/v1/embeddings", "texts as vectors, as OpenAI has them", "EmbeddingRequest", AsJson),
+    post("/embeddings", "the same", "EmbeddingRequest", AsJson),
+    post("/v1/responses", "OpenAI responses, which remember nothing", "ResponseRequest", JsonOrEvents),
+    post("/responses", "the same", "ResponseRequest", JsonOrEvents),
+    post("/v1/messages", "Anthropic messages, streamed or whole", "MessageRequest", JsonOrEvents),
+    post("/v1/messages/count_tokens", "how long such a conversation is", "MessageRequest", AsJson),
+    post("/api/chat", "Ollama chats, streamed or whole", "OllamaChatRequest", JsonOrLines),
+    post("/api/generate", "Ollama generations, streamed or whole", "OllamaGenerateRequest", JsonOrLines),
+    post("/api/embed", "texts as vectors, as Ollama has them", "OllamaEmbedRequest", AsJson),
+    post("/api/embeddings", "the older way to ask for one", "OllamaEmbeddingRequest", AsJson),
+    get("/api/tags", "the model, as Ollama lists it", AsJson),
+    get("/api/ps", "the same, once it can answer", AsJson),
+    post("/api/show", "more about it", "OllamaShowRequest", AsJson),
+    get("/api/version", "the version of Ollama that is spoken", AsJson),
+    get("/v1/models", "the model served", AsJson),
+    get("/models", "the same", AsJson),
+    get("/v1/models/{id}", "the same, by name", AsJson),
+    get("/health", "200 while this process answers", AsJson),
+    get("/ready", "200 while tokens can flow", AsJson),
+    get("/api/status", "the mesh as JSON: state, stages, workers", AsJson),
+    get("/api/events", "the same as server-sent events, on every change; what happens as named ones", Events),
+    post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it"),
+    post("/infill", "the middle of a text, as editors ask llama-server for it", "InfillRequest", JsonOrEvents),
+    post("/apply-template", "the prompt that a chat becomes, as llama-server shows it", "ChatRequest", AsJson),
+    post("/tokenize", "a text's token ids", "TokenizeRequest", AsJson),
+    post("/detokenize", "the text of token ids", "DetokenizeRequest", AsJson),
+    get("/props", "the model's context and special tokens, as llama-server says them", AsJson),
+    get("/slots", "what runs, as llama-server lists it", AsJson),
+    get("/metrics", "for Prometheus, under names of our own and vLLM's", Text),
+    get("/openapi.json", "this list as an OpenAPI document", AsJson),
+];
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
+
+/// The description.
+pub(crate) async fn openapi() -> Json<Value> {
+    Json(DOCUMENT.clone())
+}
+
+const fn get(path: &'static str, what: &'static str, answer: Answer) -> Operation {
+    Operation { method: "get", path, what, body: None, answer }
+}
+
+const fn post(path: &'static str, what: &'static str, body: &'static str, answer: Answer) -> Operation {
+    Operation { method: "post", path, what, body: Some(body), answer }
+}
+
+const fn post_nothing(path: &'static str, what: &'static str) -> Operation {
+    Operation { method: "post", path, what, body: None, answer: AsJson }
+}
+
+fn document() -> Value {
+    let mut paths = Map::new();
+    for operation in &OPERATIONS {
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method] = operation.described();
+    }
+    let schemas: Value = serde_json::from_str(include_str!("openapi/schemas.json")).unwrap_or_default();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "qmesh",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "A model on several machines, by the APIs of OpenAI, Anthropic, Ollama and llama.cpp.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+        // Where the server has a key.
+        "security": [{}, {"bearer": []}, {"header": []}],
+    })
+}
+
+impl Operation {
+    fn described(&self) -> Value {
+        let words = self.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let id = [self.method].into_iter().chain(words).collect::<Vec<_>>().join("_");
+        let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+        let mut operation = json!({
+            "operationId": id,
+            "summary": self.what,
+            "responses": {
+                "200": {"description": "the answer", "content": self.answer.content()},
+                "default": {"description": "an error, in the words of whose API the path is", "content": error},
+            },
+        });
+        let names = self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let parameters: Vec<Value> = names
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+            .collect();
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
+        if let Some(body) = self.body {
+            let schema = json!({"$ref": format!("#/components/schemas/{body}")});
+            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        }
+        operation
+    }
+}
+
+impl Answer {
+    fn content(self) -> Value {
+        let object = || json!({"schema": {"type": ["object", "array"]}});
+        let text = || json!({"schema": {"type": "string"}});
+        match self {
+            Self::Json => json!({"application/json": object()}),
+            Self::JsonOrEvents => json!({"application/json": object(), "text/event-stream": text()}),
+            Self::JsonOrLines => json!({"application/json": object(), "application/x-ndjson": text()}),
+            Self::Events => json!({"text/event-stream": text()}),
+            Self::Text => json!({"application/openmetrics-text": text()}),
+            Self::Page => json!({"text/html": text(), "text/plain": text()}),
+        }
+    }
+}
