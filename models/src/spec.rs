@@ -351,8 +351,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
-            Mixer::Latent(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
         }
     }
 
@@ -360,8 +359,7 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
-            Mixer::Latent(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
         }
     }
 

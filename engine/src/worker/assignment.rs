@@ -132,35 +132,38 @@ impl Assignment {
         within("context", self.context, POSITIONS_MAX)?;
         within("chunk rows", self.chunk_rows, FRAME_ROWS)?;
         for layer in &self.spec.layers {
-            match &layer.mixer {
-                Mixer::Attention(attention) => {
-                    within("heads", attention.heads, FRAME_WIDTH)?;
-                    within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
-                    within("head width", attention.head_dim, FRAME_WIDTH)?;
-                }
-                Mixer::GatedDelta(delta) => {
-                    within("key heads", delta.key_heads, FRAME_WIDTH)?;
-                    within("value heads", delta.value_heads, FRAME_WIDTH)?;
-                    within("head width", delta.head_dim, FRAME_WIDTH)?;
-                    within("taps", delta.taps, FRAME_WIDTH)?;
-                }
-                Mixer::Latent(latent) => {
-                    within("heads", latent.heads, FRAME_WIDTH)?;
-                    within("latent width", latent.latent_dim, FRAME_WIDTH)?;
-                    within("plain width", latent.plain_dim, FRAME_WIDTH)?;
-                    within("rotated width", latent.rope_dim, FRAME_WIDTH)?;
-                    within("value width", latent.value_dim, FRAME_WIDTH)?;
-                }
-                Mixer::StateSpace(space) => {
-                    within("heads", space.heads, FRAME_WIDTH)?;
-                    within("head width", space.head_dim, FRAME_WIDTH)?;
-                    within("groups", space.groups, FRAME_WIDTH)?;
-                    within("state size", space.state_size, FRAME_WIDTH)?;
-                    within("taps", space.taps, FRAME_WIDTH)?;
-                }
-            }
+            sizes(&layer.mixer).into_iter().try_for_each(|(what, size)| within(what, size, FRAME_WIDTH))?;
         }
         self.spec.tensors.iter().try_for_each(check_tensor)
+    }
+}
+
+/// What a layer's first half is made of, by name.
+fn sizes(mixer: &Mixer) -> Vec<(&'static str, usize)> {
+    match mixer {
+        Mixer::Attention(attention) => {
+            vec![("heads", attention.heads), ("kv heads", attention.kv_heads), ("head width", attention.head_dim)]
+        }
+        Mixer::GatedDelta(delta) => vec![
+            ("key heads", delta.key_heads),
+            ("value heads", delta.value_heads),
+            ("head width", delta.head_dim),
+            ("taps", delta.taps),
+        ],
+        Mixer::Latent(latent) => vec![
+            ("heads", latent.heads),
+            ("latent width", latent.latent_dim),
+            ("plain width", latent.plain_dim),
+            ("rotated width", latent.rope_dim),
+            ("value width", latent.value_dim),
+        ],
+        Mixer::StateSpace(space) => vec![
+            ("heads", space.heads),
+            ("head width", space.head_dim),
+            ("groups", space.groups),
+            ("state size", space.state_size),
+            ("taps", space.taps),
+        ],
     }
 }
 
