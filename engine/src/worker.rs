@@ -14,6 +14,7 @@ mod assignment;
 mod compute;
 mod config;
 mod console;
+mod disk;
 mod lasting;
 mod links;
 mod machine;

@@ -33,6 +33,7 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         stages_least,
         goal,
         workload,
+        experts: args.workload.experts(),
         ..PlanInput::new(&spec, workers, kv_positions, context, chunk_rows)
     };
     place(args, &mut input)?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    num::NonZeroUsize,
     ops::Range,
 };
 
@@ -12,8 +13,8 @@ use qmesh_models::{
     spec::{Mixer, ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PeerId, PeerWay, PeerWays, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers,
-    WeightPeer, WeightSource, WeightSources,
+    ExpertRoom, LoadShard, PeerId, PeerWay, PeerWays, PlanEpoch, SectionContentError, SectionError, StageIndex,
+    WeightAskers, WeightPeer, WeightSource, WeightSources,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -24,7 +25,7 @@ const SIDE_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 28;
 
 /// The tags that this version knows in a `LoadShard`.
-const KNOWN_TAGS: [u16; 3] = [WeightSources::TAG, PeerWays::TAG, WeightAskers::TAG];
+const KNOWN_TAGS: [u16; 4] = [WeightSources::TAG, PeerWays::TAG, WeightAskers::TAG, ExpertRoom::TAG];
 
 /// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,8 @@ pub(crate) struct Assignment {
     pub(crate) kv_positions: usize,
     pub(crate) context: usize,
     pub(crate) chunk_rows: usize,
+    /// How many of a layer's experts are in memory at a time, where the others stay on disk.
+    pub(crate) experts_in_memory: Option<NonZeroUsize>,
     /// Workers that have tensors of it, or get them.
     pub(crate) peers: Vec<WeightPeer>,
     /// Which of them can be asked for which tensor.
@@ -99,8 +102,8 @@ impl Assignment {
 
     /// What it asks of a worker with so many threads.
     pub(crate) fn demand(&self, threads: usize) -> ShardDemand {
-        let Self { ref layers, kv_positions, context, chunk_rows, .. } = *self;
-        ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads }
+        let Self { ref layers, kv_positions, context, chunk_rows, experts_in_memory, .. } = *self;
+        ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads, experts_in_memory }
     }
 
     /// `layers 0-9 of smollm2-135m`.
@@ -179,6 +182,8 @@ impl TryFrom<LoadShard> for Assignment {
         }
         let named = WeightSources::find(&load.sections, hashes)?;
         let asked = WeightAskers::find(&load.sections, hashes)?;
+        let experts_in_memory =
+            ExpertRoom::find(&load.sections)?.and_then(|room| NonZeroUsize::new(room.each as usize));
         let mut asker_ways = PeerWays::find(&load.sections)?.peers;
         asker_ways.retain(|way| asked.peers.contains(&way.peer));
         // Both have checked that they name tensors of the list.
@@ -203,6 +208,7 @@ impl TryFrom<LoadShard> for Assignment {
             kv_positions: load.kv_positions as usize,
             context: load.context as usize,
             chunk_rows: load.chunk_rows as usize,
+            experts_in_memory,
             peers: named.peers,
             sources,
             askers: asked.peers.into_iter().collect(),

@@ -159,7 +159,10 @@ impl Chooser<'_> {
             name: joined.name.clone(),
             memory_bytes: joined.memory_bytes,
             threads: joined.threads,
-            speed: self.speeds.of(joined),
+            speed: self.speeds.of(joined).map(|speed| match joined.disk_bytes_per_s {
+                Some(rate) => speed.with_disk(rate as f64),
+                None => speed,
+            }),
         };
         let mut capacities: Vec<Capacity> = workers.iter().map(capacity).collect();
         machines::share_memory(&workers, &mut capacities);
@@ -175,6 +178,7 @@ impl Chooser<'_> {
             stages_least: self.formation.workers.least(),
             goal: self.formation.goal,
             workload: self.formation.workload,
+            experts: self.formation.experts,
             ..PlanInput::new(spec, capacities, kv_positions, context, chunk_rows)
         })
     }

@@ -119,6 +119,7 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: None,
+            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         }
