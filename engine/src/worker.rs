@@ -14,7 +14,6 @@ mod assignment;
 mod compute;
 mod config;
 mod console;
-mod disk;
 mod lasting;
 mod links;
 mod machine;

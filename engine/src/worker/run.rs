@@ -21,7 +21,6 @@ use tokio::{
 use super::{
     config::{Exit, MeasuredBy, Stay, WorkerConfig},
     console::Console,
-    disk,
     lasting::Lasting,
     machine,
     membership::{self, CoordinatorLink, Ending},
@@ -211,7 +210,7 @@ async fn disk_rate(config: &WorkerConfig) -> Option<DiskRate> {
         MeasuredBy::ThisProcess => return None,
     }
     let (cache, threads) = (config.cache.clone(), config.backend.threads());
-    match spawn_blocking(move || disk::read_rate(&cache, threads)).await {
+    match spawn_blocking(move || qmesh_doctor::disk::read_rate(&cache, threads)).await {
         Ok(Ok(rate)) => rate.map(|bytes_per_s| DiskRate { bytes_per_s }),
         Ok(Err(error)) => {
             tracing::info!(%error, "cannot find out how quickly the disk is read");

@@ -159,10 +159,7 @@ impl Chooser<'_> {
             name: joined.name.clone(),
             memory_bytes: joined.memory_bytes,
             threads: joined.threads,
-            speed: self.speeds.of(joined).map(|speed| match joined.disk_bytes_per_s {
-                Some(rate) => speed.with_disk(rate as f64),
-                None => speed,
-            }),
+            speed: self.speeds.of(joined),
         };
         let mut capacities: Vec<Capacity> = workers.iter().map(capacity).collect();
         machines::share_memory(&workers, &mut capacities);
