@@ -17,7 +17,7 @@ pub mod prediction;
 mod solver;
 mod speed;
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range};
 
 use qmesh_models::{
     bytes::ByteCount,
@@ -27,7 +27,7 @@ use qmesh_models::{
 use serde::Serialize;
 
 use self::{
-    cost::Costs,
+    cost::{Costs, Share, TooLarge},
     solver::{Place, Problem},
 };
 pub use self::{
@@ -76,6 +76,17 @@ pub enum Workload {
     Replies,
 }
 
+/// Whether experts must be in memory.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Experts {
+    /// All of them.
+    #[default]
+    InMemory,
+    /// Those for which a worker has no room stay on its disk, and are read when rows need them.
+    OnDisk,
+}
+
 /// What a plan is made from.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
@@ -101,6 +112,8 @@ pub struct PlanInput<'a> {
     pub goal: Goal,
     /// What there will be most of.
     pub workload: Workload,
+    /// Whether experts may stay on disk.
+    pub experts: Experts,
 }
 
 /// Who holds which layers.
@@ -121,8 +134,12 @@ pub struct StagePlan {
     pub worker: usize,
     /// Layers of the shard.
     pub layers: Range<usize>,
-    /// Bytes of the shard's tensors, embedding and head included.
+    /// Bytes of the shard's tensors that are in memory, embedding and head included.
     pub weight_bytes: u64,
+    /// How many of each layer's experts are in memory at a time, where the others are read from disk.
+    pub experts_in_memory: Option<NonZeroUsize>,
+    /// Bytes of experts for which there is no room in memory.
+    pub disk_bytes: u64,
     /// Bytes of `kv_positions` in these layers, in whole pages.
     pub kv_bytes: u64,
     /// States of all sessions, in layers that have some.
@@ -165,6 +182,7 @@ impl<'a> PlanInput<'a> {
             stages_least: 0,
             goal: Goal::default(),
             workload: Workload::default(),
+            experts: Experts::default(),
         }
     }
 
@@ -206,8 +224,9 @@ pub fn solve(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         Some(cut) => (explicit(input, &costs, cut)?, 0.0),
         None => assign(input, &costs).ok_or_else(|| error::does_not_fit(input, &costs))?,
     };
-    let notes = notes(input, &costs, &assignments);
-    let stages = assignments.into_iter().map(|a| stage(input, &costs, a)).collect();
+    let mut notes = notes(input, &costs, &assignments);
+    let stages: Vec<_> = assignments.into_iter().map(|a| stage(input, &costs, a)).collect();
+    notes.extend(on_disk(input, &costs, &stages));
     Ok(Plan { stages, notes, gap_percent })
 }
 
@@ -229,7 +248,7 @@ fn feasible(input: &PlanInput<'_>, costs: &Costs<'_>) -> bool {
 /// model.
 pub fn cost(input: &PlanInput<'_>, plan: &Plan) -> u64 {
     let costs = Costs::new(input);
-    let times = plan.stages.iter().map(|stage| costs.stage_time(&stage.layers, &input.speed(stage.worker)));
+    let times = plan.stages.iter().map(|stage| costs.stage_time(&stage.share(), &input.speed(stage.worker)));
     if input.goal != Goal::Latency || !input.is_timed() {
         return times.map(|time| time.load).max().unwrap_or(0);
     }
@@ -291,12 +310,12 @@ fn problem(input: &PlanInput<'_>, costs: &Costs<'_>, kinds: &[Vec<usize>]) -> Pr
     let layers = costs.layers();
     let stages = |kind: &Vec<usize>| {
         let worker = kind[0];
-        let Capacity { memory_bytes, threads, .. } = input.workers[worker];
-        let speed = input.speed(worker);
+        let (capacity, speed) = (&input.workers[worker], input.speed(worker));
         let fitting = |start: usize| {
-            let fits = |range: &Range<usize>| costs.footprint(range, threads).total_bytes() <= memory_bytes;
-            let ranges = (start + 1..=layers).map(|end| start..end).take_while(fits);
-            ranges.map(|range| allowed(input, worker, &range).then(|| costs.stage_time(&range, &speed))).collect()
+            let shares = (start + 1..=layers).map_while(|end| costs.share(start..end, capacity).ok());
+            shares
+                .map(|share| allowed(input, worker, &share.layers).then(|| costs.stage_time(&share, &speed)))
+                .collect()
         };
         (0..layers).map(fitting).collect()
     };
@@ -326,11 +345,16 @@ fn allowed(input: &PlanInput<'_>, worker: usize, layers: &Range<usize>) -> bool 
 fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> StagePlan {
     let Assignment { worker, layers } = assignment;
     let Capacity { memory_bytes, threads, .. } = input.workers[worker];
-    let footprint = costs.footprint(&layers, threads);
+    // Only what fits is assigned.
+    let all = Share { layers: layers.clone(), experts_in_memory: None };
+    let share = costs.share(layers.clone(), &input.workers[worker]).unwrap_or_else(|_| all.clone());
+    let footprint = costs.footprint(&share, threads);
     let Footprint { weight_bytes, kv_bytes, state_bytes, buffer_bytes, process_bytes } = footprint;
     StagePlan {
         worker,
         layers,
+        experts_in_memory: share.experts_in_memory,
+        disk_bytes: costs.footprint(&all, threads).weight_bytes.saturating_sub(weight_bytes),
         weight_bytes,
         kv_bytes,
         state_bytes,
@@ -354,9 +378,9 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
     let assignments: Vec<_> =
         bounds.windows(2).enumerate().map(|(worker, b)| Assignment { worker, layers: b[0]..b[1] }).collect();
     for Assignment { worker, layers } in &assignments {
-        let Capacity { name, memory_bytes, threads, .. } = &input.workers[*worker];
-        let needed_bytes = costs.footprint(layers, *threads).total_bytes();
-        if needed_bytes > *memory_bytes {
+        let capacity = &input.workers[*worker];
+        if let Err(TooLarge { needed_bytes }) = costs.share(layers.clone(), capacity) {
+            let Capacity { name, memory_bytes, .. } = capacity;
             return Err(PlanError::CutDoesNotFit {
                 worker: name.clone(),
                 layers: layers.clone(),
@@ -370,6 +394,33 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
 
 fn notes(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) -> Vec<String> {
     unused(input, costs, assignments).into_iter().chain(states(input)).collect()
+}
+
+impl StagePlan {
+    /// What of the model the stage has, and where.
+    fn share(&self) -> Share {
+        Share { layers: self.layers.clone(), experts_in_memory: self.experts_in_memory }
+    }
+}
+
+/// Experts that stay on disk, in one line.
+fn on_disk(input: &PlanInput<'_>, costs: &Costs<'_>, stages: &[StagePlan]) -> Option<String> {
+    let bytes: u64 = stages.iter().map(|stage| stage.disk_bytes).sum();
+    let all: u64 = stages.iter().map(|stage| costs.routed_bytes(&stage.layers)).sum();
+    (bytes > 0).then(|| {
+        let of = |stage: &StagePlan| {
+            let name = &input.workers[stage.worker].name;
+            Some(format!("{} of {} a layer on {name}", stage.experts_in_memory?, costs.experts()))
+        };
+        let in_memory: Vec<String> = stages.iter().filter_map(of).collect();
+        format!(
+            "{:.0} % of the experts stay on disk and are read when they are needed (in memory: {}); with {} more memory none \
+             would",
+            100.0 * bytes as f64 / all.max(1) as f64,
+            in_memory.join(", "),
+            ByteCount(bytes)
+        )
+    })
 }
 
 /// What layers with states mean for whoever runs them.
@@ -394,10 +445,8 @@ fn unused(input: &PlanInput<'_>, costs: &Costs<'_>, assignments: &[Assignment]) 
         return None;
     }
     let layers = costs.layers();
-    let has_room = |worker: &usize| {
-        let Capacity { memory_bytes, threads, .. } = input.workers[*worker];
-        (0..layers).any(|layer| costs.footprint(&(layer..layer + 1), threads).total_bytes() <= memory_bytes)
-    };
+    let has_room =
+        |worker: &usize| (0..layers).any(|layer| costs.share(layer..layer + 1, &input.workers[*worker]).is_ok());
     let why = if input.cut.is_some() {
         format!("the cut has {} stages", assignments.len())
     } else if assignments.len() == layers {

@@ -1,9 +1,12 @@
-//! Whether the cache folder has room, and how quickly it is written.
+//! Whether the cache folder has room, and how quickly it is written and read.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Write},
+    num::NonZeroUsize,
+    os::unix::fs::FileExt,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -23,11 +26,18 @@ const PIECES: usize = 16;
 /// No longer than this is written.
 const TIME: Duration = Duration::from_secs(2);
 
+/// Read at a time, as much as is of an expert's matrix.
+const READ_BYTES: usize = 512 << 10;
+/// Read in all.
+const READS: usize = 48;
+
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Facts {
     free: ByteCount,
     bytes_per_second: f64,
+    /// Where that can be found out.
+    read_bytes_per_second: Option<u64>,
 }
 
 /// Looks at the cache folder `folder`, which is made where it is missing; less than `wanted` free is worth a warning.
@@ -42,13 +52,59 @@ pub fn check(folder: &Path, wanted: ByteCount) -> Finding {
     }
 }
 
+/// Bytes a second at which so many threads read pieces of a file in `folder`, which is made where it is missing, that is not in
+/// memory; `None` where the system cannot be told to forget a file. It takes a tenth of a second on a usual disk.
+///
+/// # Errors
+/// The folder cannot be written or read.
+pub fn read_rate(folder: &Path, threads: NonZeroUsize) -> io::Result<Option<u64>> {
+    fs::create_dir_all(folder)?;
+    // It has no name, so that nothing is left however this ends.
+    let mut file = tempfile::tempfile_in(folder)?;
+    let piece = noise(READ_BYTES);
+    (0..READS).try_for_each(|_| file.write_all(&piece))?;
+    file.sync_data()?;
+    if !forget(&file) {
+        return Ok(None);
+    }
+    let (file, started) = (&file, Instant::now());
+    thread::scope(|scope| {
+        let readers = threads.get().min(READS);
+        let read = move |first: usize| -> io::Result<()> {
+            let mut into = vec![0; READ_BYTES];
+            // The last ones first, so that nobody reads ahead for them.
+            let mut reads = (0..READS).rev().skip(first).step_by(readers);
+            reads.try_for_each(|read| file.read_exact_at(&mut into, (read * READ_BYTES) as u64))
+        };
+        let readers: Vec<_> = (0..readers).map(|first| scope.spawn(move || read(first))).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
+    })?;
+    Ok(Some(((READS * READ_BYTES) as f64 / started.elapsed().as_secs_f64().max(1e-6)) as u64))
+}
+
+/// Takes what is on the disk out of memory; whether that can be asked for.
+#[cfg(target_os = "linux")]
+fn forget(file: &File) -> bool {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_file: &File) -> bool {
+    false
+}
+
+/// Not zeros, which some file systems do not write.
+fn noise(bytes: usize) -> Vec<u8> {
+    (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
 fn measure(folder: &Path) -> io::Result<Facts> {
     fs::create_dir_all(folder)?;
     let free = free_bytes(folder)?;
     // It has no name, so that nothing is left however this ends.
     let mut file = tempfile::tempfile_in(folder)?;
-    // Not zeros, which some file systems do not write.
-    let piece: Vec<u8> = (0..PIECE_BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let piece = noise(PIECE_BYTES);
     let (started, mut written) = (Instant::now(), 0);
     while written < PIECES && started.elapsed() < TIME && free > ((written + 2) * PIECE_BYTES) as u64 {
         file.write_all(&piece)?;
@@ -56,17 +112,19 @@ fn measure(folder: &Path) -> io::Result<Facts> {
         written += 1;
     }
     let bytes_per_second = (written * PIECE_BYTES) as f64 / started.elapsed().as_secs_f64().max(1e-6);
-    Ok(Facts { free: ByteCount(free), bytes_per_second })
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    Ok(Facts { free: ByteCount(free), bytes_per_second, read_bytes_per_second: read_rate(folder, threads)? })
 }
 
 fn judge(folder: &Path, facts: Facts, wanted: ByteCount) -> Finding {
-    let Facts { free, bytes_per_second } = facts;
+    let Facts { free, bytes_per_second, read_bytes_per_second } = facts;
     let at = folder.display();
     let elsewhere = "free some, or choose a folder on another disk with QMESH_CACHE (a worker: --cache)";
     if free < LEAST {
         return Finding::fail(CHECK, format!("{at} has {free} free"), elsewhere);
     }
-    let found = format!("{at} has {free} free and is written at {}/s", ByteCount(bytes_per_second as u64));
+    let read = read_bytes_per_second.map_or(String::new(), |rate| format!(" and read at {}/s", ByteCount(rate)));
+    let found = format!("{at} has {free} free, is written at {}/s{read}", ByteCount(bytes_per_second as u64));
     if free < wanted {
         Finding::warn(CHECK, format!("{found}; less than {wanted} are few for a model"), elsewhere)
     } else if bytes_per_second < RATE {
@@ -86,13 +144,25 @@ mod tests {
     #[test]
     fn room_and_rate_are_judged() {
         let verdict = |free, bytes_per_second| {
-            let facts = Facts { free: ByteCount(free), bytes_per_second };
+            let facts = Facts { free: ByteCount(free), bytes_per_second, read_bytes_per_second: None };
             judge(Path::new("/cache"), facts, ByteCount(5_000_000_000)).verdict
         };
         assert_eq!(verdict(50_000_000_000, 500e6), Verdict::Ok);
         assert_eq!(verdict(50_000_000_000, 20e6), Verdict::Warn);
         assert_eq!(verdict(2_000_000_000, 500e6), Verdict::Warn);
         assert_eq!(verdict(100_000_000, 500e6), Verdict::Fail);
+    }
+
+    #[test]
+    fn reading_has_a_rate_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("cache");
+        let rate = read_rate(&folder, NonZeroUsize::new(3).unwrap()).unwrap();
+        assert!(rate.is_none_or(|rate| rate > 100_000), "{rate:?}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(read_rate(&file, NonZeroUsize::MIN).is_err());
     }
 
     #[test]

@@ -38,6 +38,7 @@ use std::{any::Any, collections::BTreeMap, fmt, num::NonZeroUsize, ops::Range, s
 
 use qmesh_models::spec::{ModelSpec, TensorRole, TensorSpec};
 
+pub use crate::load::TensorFile;
 use crate::{
     error::EngineError,
     sample::SamplingParameters,
@@ -132,7 +133,26 @@ pub struct ShardRequest<'a> {
     pub held: &'a HeldTensors,
     /// Where the bytes of the other tensors come from.
     pub read: &'a ReadTensor<'a>,
+    /// Which experts are in memory.
+    pub experts: ExpertsHeld<'a>,
 }
+
+/// Which of a layer's experts are in memory.
+#[derive(Clone, Copy)]
+pub enum ExpertsHeld<'a> {
+    /// All of them.
+    All,
+    /// Some at a time; the others' matrices are read from their files when a row needs them.
+    Some {
+        /// How many of each layer's.
+        each: NonZeroUsize,
+        /// Opens a tensor of experts, once that its bytes have been checked.
+        open: &'a OpenTensor<'a>,
+    },
+}
+
+/// Opens a tensor that is read in pieces, as long as the shard lives.
+pub type OpenTensor<'a> = dyn Fn(&TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> + Sync + 'a;
 
 /// Fills a slice, which is as long as the tensor, with the tensor's bytes as they are in the file. Threads may call it side
 /// by side.

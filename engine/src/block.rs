@@ -1,10 +1,11 @@
 //! One layer: its two halves. Every family's layers are this block, driven by their `LayerSpec`.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use qmesh_kernels::Cpu;
 
 use crate::{
     attention::{Attention, Batch},
+    error::EngineError,
     ffn::FeedForward,
     gated_delta::GatedDelta,
     latent::LatentAttention,
@@ -30,16 +31,21 @@ pub(crate) enum BlockMixer {
 
 impl Block {
     /// x (rows, hidden) → (rows, hidden)
-    pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
         let mixed = self.mixer.mixed(x, batch)?;
         self.finish(batch, &mixed, x)
     }
 
     /// As [`Block::forward`], but only `rows` come out, in their order: of the others only what later rows take in matters.
-    pub(crate) fn forward_rows(&self, x: &Tensor, batch: &mut Batch<'_>, rows: &[usize]) -> Result<Tensor> {
+    pub(crate) fn forward_rows(
+        &self,
+        x: &Tensor,
+        batch: &mut Batch<'_>,
+        rows: &[usize],
+    ) -> Result<Tensor, EngineError> {
         let mixed = self.mixer.mixed(x, batch)?;
         if rows.is_empty() {
-            return x.narrow(0, 0, 0);
+            return Ok(x.narrow(0, 0, 0)?);
         }
         let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
         let (mixed, x) = (mixed.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
@@ -47,7 +53,7 @@ impl Block {
     }
 
     /// What follows once rows are mixed: nothing of it knows other rows.
-    fn finish(&self, batch: &Batch<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
+    fn finish(&self, batch: &Batch<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor, EngineError> {
         let sum = self.mixer.output(batch.cpu, mixed, x)?;
         self.ffn.forward(batch.cpu, x, &sum)
     }
@@ -66,7 +72,7 @@ impl BlockMixer {
 
     /// What each row of x (rows, hidden) takes in of itself and of the rows before it: (rows, width). Later steps find of
     /// the rows what they need in the cache.
-    fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
+    fn mixed(&self, x: &Tensor, batch: &mut Batch<'_>) -> candle_core::Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.attended(x, batch),
             Self::GatedDelta(delta) => delta.mixed(x, batch),
@@ -76,7 +82,7 @@ impl BlockMixer {
     }
 
     /// x with what was mixed added to it, row by row: (rows, hidden).
-    fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor> {
+    fn output(&self, cpu: Cpu<'_>, mixed: &Tensor, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.output(cpu, mixed, x),
             Self::GatedDelta(delta) => delta.output(cpu, mixed, x),

@@ -1,12 +1,15 @@
 //! The feed-forward half of a block.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use qmesh_kernels::Cpu;
 
-use crate::linear::{
-    Gated, Norm, Residual,
-    experts::{Experts, routed},
-    gated,
+use crate::{
+    error::EngineError,
+    linear::{
+        Gated, Norm, Residual,
+        experts::{Experts, routed},
+        gated,
+    },
 };
 
 /// sum + scale · norm(ffn(norm(x))), where the sum is what the first half has made of the layer's input.
@@ -36,14 +39,14 @@ pub(crate) enum FfnWeights {
 
 impl FeedForward {
     /// The layer's input and the sum, both (rows, hidden) → (rows, hidden)
-    pub(crate) fn forward(&self, cpu: Cpu<'_>, layer_input: &Tensor, sum: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, cpu: Cpu<'_>, layer_input: &Tensor, sum: &Tensor) -> Result<Tensor, EngineError> {
         let (norm, residual) = (self.norm.as_ref(), &self.residual);
         let x = match self.input {
             FfnInput::Sum => sum,
             FfnInput::Layer => layer_input,
         };
         match &self.weights {
-            FfnWeights::Gated(weights) => gated(cpu, x, norm, weights, residual, sum),
+            FfnWeights::Gated(weights) => Ok(gated(cpu, x, norm, weights, residual, sum)?),
             FfnWeights::Experts(experts) => routed(cpu, x, norm, experts, residual, sum),
         }
     }
@@ -62,7 +65,7 @@ mod tests {
     use crate::{
         linear::{
             Linear,
-            experts::{Router, Shared},
+            experts::{ExpertWeights, Router, Shared},
         },
         random::{noise, packed},
     };
@@ -153,7 +156,11 @@ mod tests {
             let outer = (gate == SharedGate::Sigmoid).then_some(shared_router);
             let router =
                 Router { scores, choice_bias: choice_bias.clone().map(Into::into), used, routing: routing.clone() };
-            let experts = Experts { router, experts, shared: Some(Shared { gate: outer, expert: shared }) };
+            let experts = Experts {
+                router,
+                weights: ExpertWeights::InMemory(experts),
+                shared: Some(Shared { gate: outer, expert: shared }),
+            };
             let (ffn, norm) = half(FfnWeights::Experts(Box::new(experts)));
             let ours = ffn.forward(cpu, &x, &x).unwrap();
 

@@ -1,20 +1,24 @@
 //! From a spec and a source of tensors to the parts of a shard. The spec comes from outside: nothing in it is trusted.
 
 mod check;
+mod experts;
 mod layer;
 mod recurrence;
 mod tensors;
 mod turned;
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range, sync::Arc};
 
 use qmesh_kernels::{Cpu, matrix::Matrix, rope::Frequencies};
 use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
-pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
-use self::{layer::LayerWeights, tensors::Packed};
+pub use self::tensors::{PackedTensor, PackedTensors, TensorFile, TensorSource};
+use self::{
+    layer::LayerWeights,
+    tensors::{Filed, Packed},
+};
 use crate::{
     block::Block,
     error::EngineError,
@@ -56,7 +60,9 @@ pub(crate) fn load(
     let packed = tensors::pack(cpu, spec, layers, source, progress)?;
     let own = spec.tensors.iter().filter(|t| packed.contains_key(&t.role));
     let no_bias = vec![0.0; spec.hidden].into();
-    let mut weights = Weights { cpu, packed: &packed, no_bias, unused: own.map(|t| (t.role, &*t.name)).collect() };
+    let unused = own.map(|t| (t.role, &*t.name)).collect();
+    let in_memory = source.experts_in_memory();
+    let mut weights = Weights { cpu, packed: &packed, no_bias, in_memory, unused };
     let parts = weights.parts(spec, layers)?;
     let left_over = weights.unused.into_values().next();
     match left_over {
@@ -71,6 +77,8 @@ struct Weights<'a> {
     packed: &'a PackedTensors,
     /// Zeros, as many as the hidden state has elements.
     no_bias: Arc<[f32]>,
+    /// How many of a layer's experts are in memory at a time, where not all are.
+    in_memory: Option<NonZeroUsize>,
     /// Their names.
     unused: BTreeMap<TensorRole, &'a str>,
 }
@@ -181,8 +189,19 @@ impl<'a> Weights<'a> {
             Some(Packed::Vector(elements)) => {
                 Err(shape(name, format!("a vector of {} instead of {rows}x{cols}", elements.len())))
             }
+            Some(Packed::Filed(_)) => Err(shape(name, "it stays in its file, which only experts can".into())),
             None => Err(missing(role)),
         }
+    }
+
+    /// A matrix that stays in its file; `None` for one that is in memory.
+    fn filed(&mut self, role: TensorRole, rows: usize, cols: usize) -> Result<Option<Filed>, EngineError> {
+        let Some(Packed::Filed(filed)) = self.packed.get(&role).map(PackedTensor::packed) else { return Ok(None) };
+        let name = self.take(role)?;
+        if (filed.rows, filed.cols) == (rows, cols) {
+            return Ok(Some(filed.clone()));
+        }
+        Err(shape(name, format!("{}x{} instead of {rows}x{cols}", filed.rows, filed.cols)))
     }
 
     /// Notes that a part uses the tensor; its name.
@@ -195,8 +214,8 @@ fn vector(packed: &PackedTensors, role: TensorRole, name: &str, len: usize) -> R
     match packed.get(&role).map(PackedTensor::packed) {
         Some(Packed::Vector(elements)) if elements.len() == len => Ok(Arc::clone(elements)),
         Some(Packed::Vector(elements)) => Err(shape(name, format!("{} elements instead of {len}", elements.len()))),
-        Some(Packed::Matrix(matrix)) => {
-            Err(shape(name, format!("{}x{} instead of {len} elements", matrix.rows, matrix.cols)))
+        Some(Packed::Matrix(Matrix { rows, cols, .. }) | Packed::Filed(Filed { rows, cols, .. })) => {
+            Err(shape(name, format!("{rows}x{cols} instead of {len} elements")))
         }
         None => Err(missing(role)),
     }

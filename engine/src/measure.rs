@@ -18,7 +18,7 @@ use qmesh_models::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::{Backend, HeldTensors, LoadedShard, ShardRequest},
+    backend::{Backend, ExpertsHeld, HeldTensors, LoadedShard, ShardRequest},
     error::EngineError,
     sample::SamplingParameters,
     step::{SequenceRows, Step, Wants},
@@ -88,8 +88,14 @@ impl<'a> Trial<'a> {
             Ok(())
         });
         let spec = excerpt.shard(layers.clone());
-        let request =
-            ShardRequest { spec: &spec, layers: layers.clone(), kv_positions: positions, held: &held, read: &read };
+        let request = ShardRequest {
+            spec: &spec,
+            layers: layers.clone(),
+            kv_positions: positions,
+            held: &held,
+            read: &read,
+            experts: ExpertsHeld::All,
+        };
         let mut shard = backend.load(&request, &mut |_| ())?;
         shard.open(SESSION, ROWS_MOST, SamplingParameters::default())?;
         Ok(Self { shard, excerpt, layers })

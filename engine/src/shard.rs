@@ -10,7 +10,7 @@ pub use qmesh_kernels::attend::PAGE_POSITIONS;
 use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
 use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
 
-pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
+pub use crate::load::{PackedTensor, PackedTensors, TensorFile, TensorSource};
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
@@ -287,7 +287,7 @@ impl Shard {
     /// The last hidden state of every row: (rows, hidden).
     fn forward(&self, step: &Step, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
         let x = self.embed(step)?;
-        Ok(self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?)
+        self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))
     }
 
     /// What the last stage samples: its last block and the head compute only the rows that are wanted.

@@ -6,7 +6,7 @@
 mod layer;
 mod mixer;
 
-use std::{ops::Range, slice};
+use std::{num::NonZeroUsize, ops::Range, slice};
 
 pub use qmesh_arithmetic::layout::{LANES, PAGE_POSITIONS};
 use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
@@ -66,6 +66,8 @@ pub struct ShardDemand {
     pub chunk_rows: usize,
     /// Threads that compute.
     pub threads: usize,
+    /// How many of a layer's experts are in memory at a time, where the others stay on disk; `None` where all are.
+    pub experts_in_memory: Option<NonZeroUsize>,
 }
 
 /// What shards take of a worker's memory, in bytes.
@@ -109,12 +111,12 @@ impl<'a> Footprints<'a> {
         let mut others = Vec::new();
         for tensor in &spec.tensors {
             let bytes = TensorFootprint::of(tensor);
-            let TensorRole::Layer(layer, _) = tensor.role else {
+            let TensorRole::Layer(layer, part) = tensor.role else {
                 others.push((tensor.role, bytes));
                 continue;
             };
             if let Some(layer) = layers.get_mut(layer.0) {
-                layer.tensors = layer.tensors.and(bytes);
+                layer.add(part, tensor.bytes, bytes);
             }
         }
         let mut ropes: Vec<&Rope> = Vec::new();
@@ -135,10 +137,9 @@ impl<'a> Footprints<'a> {
     /// What a worker with these shards takes: a tensor that several of them hold counts once, caches and buffers each.
     pub fn shards(&self, demands: &[ShardDemand]) -> Footprint {
         let held = |role| demands.iter().any(|demand| self.spec.holds(&demand.layers, role));
-        let layers = self.layers.iter().enumerate();
-        let layers = layers.filter(|(layer, _)| demands.iter().any(|demand| demand.layers.contains(layer)));
+        let layers = self.layers.iter().enumerate().map(|(number, layer)| layer.held(number, demands));
         let others = self.others.iter().filter(|(role, _)| held(*role)).map(|(_, tensor)| *tensor);
-        let tensors = layers.map(|(_, layer)| layer.tensors).chain(others);
+        let tensors = layers.chain(others);
         let tensors = tensors.fold(TensorFootprint::default(), TensorFootprint::and);
         let kv_bytes = demands.iter().fold(0, |bytes, demand| sum([bytes, self.kv_bytes(demand)]));
         let state_bytes = demands.iter().fold(0, |bytes, demand| sum([bytes, self.state_bytes(demand)]));
@@ -154,6 +155,12 @@ impl<'a> Footprints<'a> {
             ]),
             process_bytes: PROCESS_BYTES,
         }
+    }
+
+    /// Bytes by which a shard of `layers` grows with each further expert of every layer that is in memory.
+    pub fn expert_bytes(&self, layers: &Range<usize>) -> u64 {
+        let layers = self.layers.get(layers.clone()).unwrap_or_default();
+        layers.iter().fold(0, |bytes, layer| sum([bytes, layer.experts.slot().total()]))
     }
 
     /// Bytes of the states of one session in the shard of `layers`.
@@ -174,7 +181,7 @@ impl<'a> Footprints<'a> {
     }
 
     fn buffer_bytes(&self, demand: &ShardDemand) -> u64 {
-        let ShardDemand { ref layers, kv_positions, context, chunk_rows, threads } = *demand;
+        let ShardDemand { ref layers, kv_positions, context, chunk_rows, threads, .. } = *demand;
         let (rows, threads) = (step_rows(chunk_rows), threads.max(1));
         let most = |of: &dyn Fn(&LayerFootprint) -> u64| self.layers_of(demand).map(of).max().unwrap_or(0);
         let row = product([FLOAT, self.spec.hidden]);
@@ -238,6 +245,15 @@ impl TensorFootprint {
         }
     }
 
+    fn total(self) -> u64 {
+        sum([self.bytes, self.padding])
+    }
+
+    fn times(self, count: usize) -> Self {
+        let times = |bytes: u64| bytes.saturating_mul(count as u64);
+        Self { bytes: times(self.bytes), padding: times(self.padding), packing: times(self.packing) }
+    }
+
     fn and(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
@@ -247,10 +263,20 @@ impl TensorFootprint {
     }
 }
 
+/// Where the matrices of one expert lie in its room, and the bytes of that: each begins at a cache line.
+pub fn expert_places<const N: usize>(lens: [usize; N]) -> ([Range<usize>; N], usize) {
+    let mut end: usize = 0;
+    let places = lens.map(|len| {
+        let start = end.next_multiple_of(LINE_BYTES as usize);
+        end = start + len;
+        start..end
+    });
+    (places, end)
+}
+
 /// What an allocation of so many bytes takes: large ones are whole pages of the system, with a header.
 fn allocated(bytes: u64) -> u64 {
     const LARGE: u64 = 128 << 10;
-    const SYSTEM_PAGE: u64 = 4 << 10;
     if bytes < LARGE { bytes } else { (bytes / SYSTEM_PAGE).saturating_add(2).saturating_mul(SYSTEM_PAGE) }
 }
 
@@ -269,6 +295,8 @@ fn sum<const N: usize>(terms: [u64; N]) -> u64 {
 
 /// Bytes of an activation.
 const FLOAT: usize = size_of::<f32>();
+/// Bytes in which the system gives memory.
+const SYSTEM_PAGE: u64 = 4 << 10;
 /// Bytes to which matrices and pages are aligned.
 const LINE_BYTES: u64 = 64;
 /// Bytes of a row's token id and position, in all lists that have them.

@@ -8,7 +8,7 @@ mod experts;
 mod latent;
 mod recurrence;
 
-use std::{fmt, ops::Range};
+use std::{fmt, num::NonZeroUsize, ops::Range};
 
 pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
@@ -351,8 +351,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
-            Mixer::Latent(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
         }
     }
 
@@ -360,8 +359,15 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
-            Mixer::Latent(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+        }
+    }
+
+    /// The experts, where the second half has some.
+    pub fn experts(&self) -> Option<&ExpertsSpec> {
+        match &self.ffn {
+            Ffn::Experts(experts) => Some(experts),
+            Ffn::Gated { .. } | Ffn::Plain { .. } => None,
         }
     }
 
@@ -425,6 +431,13 @@ impl ModelSpec {
         }
     }
 
+    /// Whether a tensor stays in its file where so many of a layer's experts are in memory at a time (`None`: all of them).
+    pub fn stays_in_file(&self, role: TensorRole, in_memory: Option<NonZeroUsize>) -> bool {
+        let (TensorRole::Layer(layer, part), Some(in_memory)) = (role, in_memory) else { return false };
+        let experts = self.layers.get(layer.0).and_then(LayerSpec::experts);
+        part.is_routed() && experts.is_some_and(|experts| in_memory.get() < experts.count)
+    }
+
     /// Bytes in the file of the tensors that the shard of `layers` holds.
     pub fn shard_bytes(&self, layers: &Range<usize>) -> u64 {
         self.tensors.iter().filter(|t| self.holds(layers, t.role)).map(|t| t.bytes).sum()
@@ -433,11 +446,9 @@ impl ModelSpec {
     /// Bytes of `tensor` that one token's computation reads: of experts' matrices, those of the experts it goes through.
     pub fn bytes_per_token(&self, tensor: &TensorSpec) -> u64 {
         let TensorRole::Layer(layer, part) = tensor.role else { return tensor.bytes };
-        match self.layers.get(layer.0).map(|layer| &layer.ffn) {
-            Some(Ffn::Experts(experts)) if part.is_routed() => {
-                tensor.bytes / experts.count.max(1) as u64 * experts.used as u64
-            }
-            Some(Ffn::Experts(_) | Ffn::Gated { .. } | Ffn::Plain { .. }) | None => tensor.bytes,
+        match self.layers.get(layer.0).and_then(LayerSpec::experts) {
+            Some(experts) if part.is_routed() => tensor.bytes / experts.count.max(1) as u64 * experts.used as u64,
+            Some(_) | None => tensor.bytes,
         }
     }
 

@@ -143,7 +143,14 @@ fn machines(random: &mut Random, mesh: &SimulatedMesh, count: usize) -> Vec<Mach
 
 fn footprint(mesh: &SimulatedMesh, layers: usize, threads: NonZeroUsize) -> u64 {
     let SimulatedMesh { kv_positions, context, chunk_rows, ref spec, .. } = *mesh;
-    let demand = ShardDemand { layers: 0..layers, kv_positions, context, chunk_rows, threads: threads.get() };
+    let demand = ShardDemand {
+        layers: 0..layers,
+        kv_positions,
+        context,
+        chunk_rows,
+        threads: threads.get(),
+        experts_in_memory: None,
+    };
     Footprints::new(spec).shard(&demand).total_bytes()
 }
 

@@ -1,11 +1,12 @@
 //! What the planner says that a stage takes of its worker's memory: it does, under a limit that the system enforces, and
 //! it takes little less.
 
+mod experts;
 mod latent;
 
 use std::{fs, fs::File, ops::Range, path::Path, thread, time::Duration};
 
-use qmesh_coordinator::plan::{self, Capacity, PlanInput};
+use qmesh_coordinator::plan::{self, Capacity, Experts, PlanInput};
 use qmesh_models::{
     family,
     gguf::{Declared, Gguf, GgufWriter, Strings, Value},
@@ -64,10 +65,10 @@ fn random_models_serve_in_exactly_the_memory_that_they_are_planned_for() {
             chunk_rows: random.within(8..129),
         };
         let workers = random.within(1..4).min(spec.layers.len());
-        let least = least_memory(&spec, room, workers);
+        let least = least_memory(&spec, room, workers, Experts::InMemory);
         println!("seed {seed}: {workers} workers of {least} bytes, {room:?}");
 
-        let serving = serve(&model.to_string_lossy(), workers, room);
+        let serving = serve(&model.to_string_lossy(), workers, room, &[]);
         let less = (least - 1).to_string();
         let join = |i: usize| serving.join(&format!("less-{i}"), &["--memory", &less]);
         let small: Vec<_> = (0..workers).map(join).collect();
@@ -90,7 +91,7 @@ fn real_models_take_what_is_planned_and_little_less() {
             continue;
         }
         println!("{name}: {workers} workers of {memory} bytes, {room:?}");
-        let Some(mesh) = Mesh::start(serve(name, workers, room), workers, memory) else { return };
+        let Some(mesh) = Mesh::start(serve(name, workers, room, &[]), workers, memory) else { return };
         mesh.fill(room, 10_000);
         mesh.check(0.9);
     }
@@ -157,18 +158,19 @@ impl Mesh {
 }
 
 /// A coordinator that waits for so many workers.
-fn serve(model: &str, workers: usize, room: Room) -> Serving {
+fn serve(model: &str, workers: usize, room: Room, more: &[&str]) -> Serving {
     let [workers, parallel, chunk_rows] = [workers, room.parallel, room.chunk_rows].map(|n| n.to_string());
-    let more = ["--min-workers", &workers, "--parallel", &parallel, "--chunk-rows", &chunk_rows];
-    Serving::start_for(model, room.context, &more)
+    let all = ["--min-workers", &workers, "--parallel", &parallel, "--chunk-rows", &chunk_rows];
+    Serving::start_for(model, room.context, &[&all, more].concat())
 }
 
 /// The least memory with which so many equal workers are planned for.
-fn least_memory(spec: &ModelSpec, room: Room, workers: usize) -> u64 {
+fn least_memory(spec: &ModelSpec, room: Room, workers: usize, experts: Experts) -> u64 {
     let fits = |memory_bytes: u64| {
         let worker = |i| Capacity { name: format!("worker-{i}"), memory_bytes, threads: 1, speed: None };
         let workers = (0..workers).map(worker).collect();
-        plan::fits(&PlanInput::new(spec, workers, room.context * room.parallel, room.context, room.chunk_rows))
+        let kv_positions = room.context * room.parallel;
+        plan::fits(&PlanInput { experts, ..PlanInput::new(spec, workers, kv_positions, room.context, room.chunk_rows) })
     };
     let (mut refused, mut accepted) = (0, 1 << 40);
     while accepted - refused > 1 {

@@ -23,7 +23,7 @@ use crate::{
     generate::Pooling,
     mesh::{PrefixReuse, Speculation},
     plan::{
-        Goal, Workload,
+        Experts, Goal, Workload,
         offer::{self, Offer},
     },
 };
@@ -148,6 +148,17 @@ pub struct WorkloadArgs {
     /// and threads alone
     #[arg(long, env = "QMESH_NO_MEASURE")]
     pub no_measure: bool,
+    /// Leave experts for which workers have no memory on their disks, and read them when they are needed: slower, and more
+    /// than fits otherwise
+    #[arg(long, env = "QMESH_EXPERTS_ON_DISK")]
+    pub experts_on_disk: bool,
+}
+
+impl WorkloadArgs {
+    /// Where experts may be.
+    pub fn experts(&self) -> Experts {
+        if self.experts_on_disk { Experts::OnDisk } else { Experts::InMemory }
+    }
 }
 
 impl ValueEnum for Pooling {

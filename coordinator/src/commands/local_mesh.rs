@@ -16,7 +16,7 @@ use crate::{
         Formation, Measuring, Mesh, MeshHandle, Workers,
         status::{MeshState, MeshStatus, StagePhase, StageStatus},
     },
-    plan::{self, Capacity, PlanInput, machine::Machine},
+    plan::{self, Capacity, Experts, PlanInput, machine::Machine},
     render::{count, progress::Progress},
 };
 
@@ -72,11 +72,13 @@ impl LocalMesh {
         let machine = Machine::measure();
         check_plan(opened, split, machine)?;
         let count = split.worker_count();
-        let WorkloadArgs { workload, goal, no_measure } = split.workload;
+        let WorkloadArgs { workload, goal, no_measure, .. } = split.workload;
+        let experts = split.workload.experts();
         // One worker alone gets everything, however fast it is.
         let measuring = if count > 1 && split.cut.is_none() && !no_measure { Measuring::On } else { Measuring::Off };
         let cut = split.cut.clone();
-        let formation = Formation { cut, workload, goal, measuring, ..Formation::new(Workers::Exactly(count)) };
+        let formation =
+            Formation { cut, workload, goal, experts, measuring, ..Formation::new(Workers::Exactly(count)) };
         let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
         let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, opened.model.folder())?;
@@ -120,11 +122,18 @@ impl LocalMesh {
 fn check_plan(opened: &Opened, split: &SplitArgs, machine: Machine) -> Result<(), Failure> {
     let Opened { model, room } = opened;
     let workers = machine.shared_by(split.worker_count());
-    let workers = workers.into_iter().map(|w| Capacity { memory_bytes: machine.memory_bytes, ..w }).collect();
+    let workers = match split.workload.experts() {
+        Experts::InMemory => {
+            workers.into_iter().map(|w| Capacity { memory_bytes: machine.memory_bytes, ..w }).collect()
+        }
+        // They take as much as there is.
+        Experts::OnDisk => workers,
+    };
     let Room { kv_positions, context, chunk_rows } = *room;
     let input = PlanInput {
         cut: split.cut.clone(),
         workload: split.workload.workload,
+        experts: split.workload.experts(),
         ..PlanInput::new(&model.spec, workers, kv_positions, context, chunk_rows)
     };
     let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();

@@ -113,11 +113,12 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
     };
     let expires_unix = args.ticket_expires.map(|time| now_unix() + time.as_secs());
     let rotate = if args.new_ticket { Rotate::New } else { Rotate::Keep };
-    let WorkloadArgs { workload, goal, no_measure } = args.workload;
+    let WorkloadArgs { workload, goal, no_measure, .. } = args.workload;
     let PlacementArgs { ref pin, ref exclude } = args.placement;
     let formation = Formation {
         workload,
         goal,
+        experts: args.workload.experts(),
         pins: pin.iter().map(|pin| (pin.worker.clone(), pin.layers.clone())).collect(),
         excluded: exclude.iter().cloned().collect(),
         measuring: if no_measure { Measuring::Off } else { Measuring::On },

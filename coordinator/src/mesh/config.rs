@@ -14,7 +14,7 @@ use qmesh_net::RelaySecret;
 use super::error::MeshError;
 use crate::{
     model::Model,
-    plan::{Goal, Workload},
+    plan::{Experts, Goal, Workload},
 };
 
 /// What a mesh is made of.
@@ -97,6 +97,8 @@ pub struct Formation {
     pub workload: Workload,
     /// What the plan shall be best at.
     pub goal: Goal,
+    /// Whether experts may stay on workers' disks.
+    pub experts: Experts,
     /// Workers that hold exactly these layers, by name: the mesh waits for them.
     pub pins: BTreeMap<String, Range<usize>>,
     /// Workers that get no layers, by name.
@@ -115,6 +117,7 @@ impl Formation {
             cut: None,
             workload: Workload::default(),
             goal: Goal::default(),
+            experts: Experts::default(),
             pins: BTreeMap::new(),
             excluded: BTreeSet::new(),
             measuring: Measuring::Off,

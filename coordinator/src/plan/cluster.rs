@@ -6,6 +6,7 @@
 //! memory = "8GB"
 //! threads = 8
 //! bandwidth = "60GB/s"     # of its memory, or cpu = "Ryzen 7 7700"; without both there are no times
+//! disk = "3GB/s"           # how quickly it is read, where experts may stay there
 //! rtt_ms = 2               # its link, there and back, and how fast
 //! rate = "100MB/s"
 //!
@@ -92,6 +93,7 @@ struct WorkerEntry {
     threads: u32,
     bandwidth: Option<String>,
     cpu: Option<String>,
+    disk: Option<String>,
     rtt_ms: Option<f64>,
     rate: Option<String>,
 }
@@ -107,6 +109,14 @@ struct LinkEntry {
 impl WorkerEntry {
     /// How fast it is, where something is said of that.
     fn speed(&self) -> Result<Option<Speed>, String> {
+        let disk = self.disk.as_deref().map(offer::rate).transpose()?;
+        Ok(self.memory_speed()?.map(|speed| match disk {
+            Some(bytes_per_s) => speed.with_disk(bytes_per_s),
+            None => speed,
+        }))
+    }
+
+    fn memory_speed(&self) -> Result<Option<Speed>, String> {
         match (&self.bandwidth, &self.cpu) {
             (Some(_), Some(_)) => Err("bandwidth and cpu say the same: leave one out".to_owned()),
             (Some(bandwidth), None) => Ok(Some(Speed::of_bandwidth(offer::rate(bandwidth)?))),

@@ -4,7 +4,11 @@ use std::{fmt, ops::Range};
 
 use qmesh_models::bytes::ByteCount;
 
-use super::{Capacity, PlanInput, cost::Costs, feasible};
+use super::{
+    Capacity, Experts, PlanInput,
+    cost::{Costs, TooLarge},
+    feasible,
+};
 
 /// Why there is no plan.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -75,6 +79,8 @@ pub struct Shortfall {
     pub fitting_context: usize,
     /// A further worker with this much memory would do.
     pub extra_worker_bytes: u64,
+    /// Whether it would do that experts stay on disk.
+    pub fits_on_disk: bool,
 }
 
 impl fmt::Display for Shortfall {
@@ -96,11 +102,12 @@ impl PlanError {
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::DoesNotFit(shortfall) => {
+                let context = Some(shortfall.fitting_context).filter(|context| *context > 0);
+                let context = context.map(|context| format!("--ctx-size {context} or less"));
+                let disk = shortfall.fits_on_disk.then(|| "--experts-on-disk (slower)".to_owned());
                 let worker = format!("add a worker with at least {}", ByteCount(shortfall.extra_worker_bytes));
-                Some(match shortfall.fitting_context {
-                    0 => worker,
-                    context => format!("--ctx-size {context} or less, or {worker}"),
-                })
+                let ways: Vec<String> = context.into_iter().chain(disk).chain([worker]).collect();
+                Some(ways.join(", or "))
             }
             Self::CutDoesNotFit { .. } => {
                 Some("another --cut, or none: the planner looks for one that fits".to_owned())
@@ -116,17 +123,16 @@ pub(super) fn check_pins(input: &PlanInput<'_>, costs: &Costs<'_>) -> Result<(),
     let mut pins: Vec<_> = input.pins.iter().collect();
     pins.sort_by_key(|(_, layers)| layers.start);
     for (&worker, layers) in pins {
-        let Some(Capacity { name, memory_bytes, threads, .. }) = input.workers.get(worker) else { continue };
-        let bad = |reason| Err(PlanError::BadPin { worker: name.clone(), layers: layers.clone(), reason });
+        let Some(capacity) = input.workers.get(worker) else { continue };
+        let bad = |reason| Err(PlanError::BadPin { worker: capacity.name.clone(), layers: layers.clone(), reason });
         if layers.is_empty() || layers.end > costs.layers() {
             return bad(format!("the model has layers 0..{}", costs.layers()));
         }
         if let Some(before) = before.filter(|before| before.end > layers.start) {
             return bad(format!("another worker is pinned to {}..{}", before.start, before.end));
         }
-        let needed_bytes = costs.footprint(layers, *threads).total_bytes();
-        if needed_bytes > *memory_bytes {
-            return bad(format!("they need {}, it has {}", ByteCount(needed_bytes), ByteCount(*memory_bytes)));
+        if let Err(TooLarge { needed_bytes }) = costs.share(layers.clone(), capacity) {
+            return bad(format!("they need {}, it has {}", ByteCount(needed_bytes), ByteCount(capacity.memory_bytes)));
         }
         before = Some(layers);
     }
@@ -145,7 +151,7 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
         feasible(&helped, costs)
     };
     let fitting_kv_positions = usize::try_from(last_true(input.kv_positions as u64, fits_positions)).unwrap_or(0);
-    let whole = costs.footprint(&(0..costs.layers()), 1).total_bytes();
+    let whole = least_bytes(costs, 0..costs.layers(), 1);
     let too_few_megabytes = last_true(whole / MEGABYTE, |megabytes| !with_extra(megabytes * MEGABYTE));
     PlanError::DoesNotFit(Box::new(Shortfall {
         model: input.spec.name.clone(),
@@ -156,7 +162,17 @@ pub(super) fn does_not_fit(input: &PlanInput<'_>, costs: &Costs<'_>) -> PlanErro
         fitting_kv_positions,
         fitting_context: fitting_kv_positions / (input.kv_positions / input.context.max(1)).max(1),
         extra_worker_bytes: (too_few_megabytes + 1) * MEGABYTE,
+        fits_on_disk: input.experts == Experts::InMemory && feasible(input, &costs.with_experts_on_disk()),
     }))
+}
+
+/// What a worker with so many threads needs at least for these layers.
+fn least_bytes(costs: &Costs<'_>, layers: Range<usize>, threads: u32) -> u64 {
+    let nothing = Capacity { name: String::new(), memory_bytes: 0, threads, speed: None };
+    match costs.share(layers, &nothing) {
+        Ok(_) => 0,
+        Err(TooLarge { needed_bytes }) => needed_bytes,
+    }
 }
 
 /// What all stages need together; hardly a function of the cut, so one layer each and the rest on the last will do.
@@ -164,7 +180,7 @@ fn needed_bytes(costs: &Costs<'_>, workers: &[Capacity]) -> u64 {
     let stages = workers.len().min(costs.layers());
     let needed = |(stage, worker): (usize, &Capacity)| {
         let layers = stage..if stage + 1 == stages { costs.layers() } else { stage + 1 };
-        costs.footprint(&layers, worker.threads).total_bytes()
+        least_bytes(costs, layers, worker.threads)
     };
     workers[..stages].iter().enumerate().map(needed).fold(0, u64::saturating_add)
 }

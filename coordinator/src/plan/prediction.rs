@@ -1,12 +1,10 @@
 //! What a plan will do, in tokens and seconds: from the stages' times and the links, by the formulas that bound a pipeline.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
     Plan, PlanInput, StagePlan,
-    cost::Costs,
+    cost::{Costs, Share},
     curve,
     link::{End, Link},
     speed::{PS_PER_S, Speed, SpeedSource},
@@ -94,7 +92,7 @@ pub(super) fn hop_ps(link: Link, bytes: f64) -> f64 {
 /// A plan's stages with their speeds and links.
 struct Pipeline<'a> {
     costs: Costs<'a>,
-    stages: Vec<(Range<usize>, Speed)>,
+    stages: Vec<(Share, Speed)>,
     /// From each stage to the next, and from the last one home.
     links: Vec<Link>,
     /// From the coordinator to the first stage.
@@ -106,8 +104,7 @@ struct Pipeline<'a> {
 impl<'a> Pipeline<'a> {
     fn new(input: &PlanInput<'a>, plan: &Plan) -> Option<Self> {
         let speed = |stage: &StagePlan| input.workers.get(stage.worker)?.speed.clone();
-        let stages: Option<Vec<_>> =
-            plan.stages.iter().map(|stage| Some((stage.layers.clone(), speed(stage)?))).collect();
+        let stages: Option<Vec<_>> = plan.stages.iter().map(|stage| Some((stage.share(), speed(stage)?))).collect();
         let stages = stages.filter(|stages| !stages.is_empty())?;
         let stated = stages.iter().any(|(_, speed)| speed.source != SpeedSource::Measured);
         let ends: Vec<End> = plan.stages.iter().map(|s| End::Worker(s.worker)).chain([End::Coordinator]).collect();
@@ -124,12 +121,12 @@ impl<'a> Pipeline<'a> {
 
     /// Seconds of each stage for a step of `rows` rows that all want a token.
     fn steps_s(&self, rows: f64, positions: f64) -> impl Iterator<Item = f64> {
-        self.stages.iter().map(move |(layers, speed)| self.costs.step_ps(layers, speed, rows, positions) / PS_PER_S)
+        self.stages.iter().map(move |(share, speed)| self.costs.step_ps(share, speed, rows, positions) / PS_PER_S)
     }
 
     /// Seconds of each stage for a chunk of a prompt.
     fn chunks_s(&self, rows: f64) -> impl Iterator<Item = f64> {
-        self.stages.iter().map(move |(layers, speed)| self.costs.chunk_ps(layers, speed, rows) / PS_PER_S)
+        self.stages.iter().map(move |(share, speed)| self.costs.chunk_ps(share, speed, rows) / PS_PER_S)
     }
 
     /// Seconds that a step of `rows` rows is on links, the coordinator's included.
@@ -163,7 +160,7 @@ impl<'a> Pipeline<'a> {
         let head = self
             .stages
             .last()
-            .map_or(0.0, |(layers, speed)| self.costs.head_bytes(layers) as f64 * speed.head(1.0) / PS_PER_S);
+            .map_or(0.0, |(share, speed)| self.costs.head_bytes(&share.layers) as f64 * speed.head(1.0) / PS_PER_S);
         done.last().copied().unwrap_or(0.0) + head + self.hops_s(1.0)
     }
 

@@ -13,6 +13,9 @@ use super::{Capacity, curve};
 pub struct Speed {
     /// In increasing rows; at least one.
     points: Vec<SpeedPoint>,
+    /// Picoseconds for each byte that is read from the worker's disk.
+    #[serde(default = "presumed_disk")]
+    pub disk_ps_per_byte: f64,
     /// How it is known.
     pub source: SpeedSource,
 }
@@ -47,18 +50,25 @@ impl Speed {
         let all = points.iter().all(|p| p.rows > 0 && sound(p.layers_ps_per_byte) && sound(p.head_ps_per_byte));
         points.sort_by_key(|point| point.rows);
         points.dedup_by_key(|point| point.rows);
-        (all && !points.is_empty()).then_some(Self { points, source: SpeedSource::Measured })
+        let disk_ps_per_byte = presumed_disk();
+        (all && !points.is_empty()).then_some(Self { points, disk_ps_per_byte, source: SpeedSource::Measured })
     }
 
     /// What is to be expected of memory that gives so many bytes a second, which must be positive.
     pub fn of_bandwidth(bytes_per_s: f64) -> Self {
-        Self { points: points(PS_PER_S / bytes_per_s).to_vec(), source: SpeedSource::Stated }
+        let points = points(PS_PER_S / bytes_per_s).to_vec();
+        Self { points, disk_ps_per_byte: presumed_disk(), source: SpeedSource::Stated }
     }
 
     /// For a worker of which only the threads are known.
     pub fn presumed(threads: u32) -> Self {
         let bytes_per_s = PRESUMED_BYTES_PER_S * f64::from(threads.max(1));
         Self { source: SpeedSource::Presumed, ..Self::of_bandwidth(bytes_per_s) }
+    }
+
+    /// The same computer with a disk that gives so many bytes a second.
+    pub fn with_disk(self, bytes_per_s: f64) -> Self {
+        Self { disk_ps_per_byte: PS_PER_S / bytes_per_s.max(1.0), ..self }
     }
 
     /// Picoseconds of a step of `rows` rows for each byte of layers.
@@ -92,7 +102,7 @@ impl Speed {
                 head_ps_per_byte: mean(|point| point.head_ps_per_byte),
             }
         });
-        Self { points: points.collect(), source: self.source }
+        Self { points: points.collect(), ..self.clone() }
     }
 
     /// The points.
@@ -125,6 +135,11 @@ pub fn even_out(workers: &mut [Capacity]) {
     }
 }
 
+/// Of a disk of which nothing is known.
+fn presumed_disk() -> f64 {
+    PS_PER_S / PRESUMED_DISK_BYTES_PER_S
+}
+
 /// What a CPU with our kernels makes of its memory's speed: few rows are read at that speed, and each of many takes a fifth
 /// of the time that reading the weights takes.
 fn points(ps_per_byte: f64) -> [SpeedPoint; 4] {
@@ -145,6 +160,8 @@ const LARGE_STEP: f64 = 256.0;
 pub(super) const PS_PER_S: f64 = 1e12;
 /// A kilobyte a second: nobody would wait for that.
 const PS_PER_BYTE_MOST: f64 = 1e9;
+/// Of a plain solid-state disk.
+const PRESUMED_DISK_BYTES_PER_S: f64 = 1e9;
 /// Of a thread of a worker that says nothing about its speed.
 const PRESUMED_BYTES_PER_S: f64 = 5e9;
 

@@ -1,10 +1,11 @@
 //! The planner against brute force, and the words of its errors.
 
+mod experts;
+
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
-        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Routing, Scoring, Sinks, TensorRole, TensorSpec,
-        Weighting, Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+        NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Window,
     },
     tensor::TensorType,
 };
@@ -131,8 +132,7 @@ fn every_cut(
             continue;
         }
         for end in placed + 1..=layers {
-            let needed = costs.footprint(&(placed..end), input.workers[worker].threads).total_bytes();
-            if needed <= input.workers[worker].memory_bytes {
+            if costs.share(placed..end, &input.workers[worker]).is_ok() {
                 cut.push((worker, placed..end));
                 every_cut(input, costs, end, found, cut);
                 cut.pop();
@@ -223,7 +223,7 @@ fn timed<'a>(random: &mut Random, spec: &'a ModelSpec) -> PlanInput<'a> {
 /// (a token's time, the largest load) of a cut, from the definition; `None` where rows cannot get through.
 fn times(input: &PlanInput<'_>, cut: &[(usize, Range<usize>)]) -> Option<(u64, u64)> {
     let costs = Costs::new(input);
-    let stages: Vec<_> = cut.iter().map(|(w, layers)| costs.stage_time(layers, &input.speed(*w))).collect();
+    let stages: Vec<_> = cut.iter().map(|(w, layers)| costs.stage_time(&whole(layers), &input.speed(*w))).collect();
     let ends: Vec<End> = cut.iter().map(|(worker, _)| End::Worker(*worker)).collect();
     let ends = [vec![End::Coordinator], ends, vec![End::Coordinator]].concat();
     let hops: Option<Vec<u64>> = ends.windows(2).map(|pair| input.hop_ps(pair[0], pair[1])).collect();
@@ -266,10 +266,15 @@ fn with_speeds_no_plan_is_better() {
     assert!(solved > 300 && split > 100, "{solved} solved, {split} of them over several workers");
 }
 
+/// All of these layers, in memory.
+fn whole(layers: &Range<usize>) -> Share {
+    Share { layers: layers.clone(), experts_in_memory: None }
+}
+
 /// What a worker with so many threads needs beside weights and KV, wherever its layers lie.
 fn bare_bytes(spec: &ModelSpec, threads: u32) -> u64 {
-    let input = input(spec, Vec::new());
-    let Footprint { buffer_bytes, process_bytes, .. } = Costs::new(&input).footprint(&(0..spec.layers.len()), threads);
+    let (input, all) = (input(spec, Vec::new()), whole(&(0..spec.layers.len())));
+    let Footprint { buffer_bytes, process_bytes, .. } = Costs::new(&input).footprint(&all, threads);
     buffer_bytes + process_bytes
 }
 
@@ -452,29 +457,4 @@ fn a_shortfall_reads_well() {
     assert_eq!(error.to_string(), "toy with 100 KV positions needs 237 MB on 2 workers, which offer 230 MB");
     assert_eq!(error.advice().unwrap(), "add a worker with at least 69.0 MB");
     assert_eq!(solve(&input(&spec, Vec::new())).unwrap_err(), PlanError::NoWorkers);
-}
-
-#[test]
-fn experts_that_a_token_does_not_pass_weigh_in_memory_and_not_in_work() {
-    let mut spec = spec(&[8000; 6], 0, HeadMatrix::Tied);
-    let experts = ExpertsSpec {
-        count: 8,
-        used: 1,
-        inner: 16,
-        activation: Activation::Silu,
-        bias: Bias::None,
-        routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),
-        shared: None,
-    };
-    // The last three layers are mixtures: as many bytes, an eighth of the work.
-    for layer in 3..6 {
-        spec.layers[layer].ffn = Ffn::Experts(experts.clone());
-        let tensor =
-            spec.tensors.iter_mut().find(|t| matches!(t.role, TensorRole::Layer(LayerIndex(i), _) if i == layer));
-        tensor.unwrap().role = TensorRole::Layer(LayerIndex(layer), LayerTensor::ExpertUps);
-    }
-    let plan = solve(&input(&spec, vec![worker(0, 1 << 30, 1), worker(1, 1 << 30, 1)])).unwrap();
-    let layers: Vec<_> = plan.stages.iter().map(|stage| stage.layers.clone()).collect();
-    assert_eq!(layers, [0..2, 2..6], "16000 bytes of work against 11000");
-    assert_eq!(plan.stages[1].weight_bytes, 4 * 8000 + 64, "all experts are held");
 }

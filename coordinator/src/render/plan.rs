@@ -1,5 +1,7 @@
 //! A plan as a table, a picture and JSON.
 
+use std::num::NonZeroUsize;
+
 use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 
@@ -37,6 +39,10 @@ struct StageReport<'a> {
     first_layer: usize,
     end_layer: usize,
     weight_bytes: u64,
+    /// How many of each layer's experts are in memory, where the others are on disk.
+    experts_in_memory: Option<NonZeroUsize>,
+    /// Bytes of experts on disk.
+    disk_bytes: u64,
     kv_bytes: u64,
     state_bytes: u64,
     buffer_bytes: u64,
@@ -102,8 +108,7 @@ impl<'a> PlanReport<'a> {
     }
 
     fn table(&self) -> String {
-        let has_states = self.stages.iter().any(|stage| stage.state_bytes > 0);
-        let sizes: [SizeColumn; 8] = [
+        let sizes: [SizeColumn; 9] = [
             ("weights", |stage| stage.weight_bytes),
             ("KV", |stage| stage.kv_bytes),
             ("states", |stage| stage.state_bytes),
@@ -112,8 +117,13 @@ impl<'a> PlanReport<'a> {
             ("total", |stage| stage.memory_bytes),
             ("limit", |stage| stage.limit_bytes),
             ("headroom", |stage| stage.headroom_bytes),
+            ("on disk", |stage| stage.disk_bytes),
         ];
-        let sizes: Vec<_> = sizes.into_iter().filter(|(name, _)| has_states || *name != "states").collect();
+        // What only some models or plans have.
+        let is_shown = |(name, size): &SizeColumn| {
+            !matches!(*name, "states" | "on disk") || self.stages.iter().any(|stage| size(stage) > 0)
+        };
+        let sizes: Vec<_> = sizes.into_iter().filter(is_shown).collect();
         let names = [("stage", Align::Right), ("worker", Align::Left), ("layers", Align::Left)];
         let columns = names.into_iter().chain(sizes.iter().map(|(name, _)| (*name, Align::Right)));
         let columns: Vec<_> = columns.chain(self.prediction.map(|_| ("token ms", Align::Right))).collect();
@@ -188,6 +198,8 @@ fn stage<'a>(index: usize, planned: &StagePlan, worker: &'a Capacity, token_ms: 
         first_layer: planned.layers.start,
         end_layer: planned.layers.end,
         weight_bytes: planned.weight_bytes,
+        experts_in_memory: planned.experts_in_memory,
+        disk_bytes: planned.disk_bytes,
         kv_bytes: planned.kv_bytes,
         state_bytes: planned.state_bytes,
         buffer_bytes: planned.buffer_bytes,

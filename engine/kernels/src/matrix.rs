@@ -38,10 +38,13 @@ impl Matrix {
     /// Packs in place: `bytes` is [`Matrix::packed_len`] long and begins with the matrix as it is in the file.
     pub fn pack(team: &Team, dtype: TensorType, row_bytes: usize, bytes: &mut [u8]) {
         let shares = bytes.chunks_mut(row_bytes * LANES * PACKED_TOGETHER).collect();
-        team.each(shares, |share: &mut [u8]| {
-            let mut rows = Vec::new();
-            share.chunks_exact_mut(row_bytes * LANES).for_each(|group| pack(dtype, group, &mut rows));
-        });
+        team.each(shares, |share: &mut [u8]| Self::pack_groups(dtype, row_bytes, share));
+    }
+
+    /// As [`Matrix::pack`], of some whole groups of a matrix, and by the calling thread alone.
+    pub fn pack_groups(dtype: TensorType, row_bytes: usize, groups: &mut [u8]) {
+        let mut rows = Vec::new();
+        groups.chunks_exact_mut(row_bytes * LANES).for_each(|group| pack(dtype, group, &mut rows));
     }
 
     /// Sixteen-row groups, the last one perhaps in part.

@@ -6,6 +6,7 @@ use qmesh_models::spec::{DeltaGates, GatedDeltaSpec, KeySharing, LayerIndex, Lay
 
 use crate::{
     cache::PastRows,
+    convolution::convolved,
     error::OracleError,
     linear::Linear,
     norm::Norm,
@@ -93,16 +94,9 @@ impl GatedDelta {
 
     /// q, k and v, convolved, of each value head: (rows, value_heads, head_dim); q and k as long as 1.
     fn qkv(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let GatedDeltaSpec { key_heads, value_heads, head_dim, taps, .. } = self.spec;
-        let (rows, channels) = (x.dim(0)?, self.spec.channels());
-        let before = Tensor::zeros((taps - 1, channels), x.dtype(), x.device())?;
-        let padded = Tensor::cat(&[before, self.qkv.forward(x)?], 0)?;
-        let mut sum = Tensor::zeros((rows, channels), x.dtype(), x.device())?;
-        for tap in 0..taps {
-            let factors = self.taps.narrow(1, tap, 1)?.flatten_all()?;
-            sum = (sum + padded.narrow(0, tap, rows)?.broadcast_mul(&factors)?)?;
-        }
-        let (convolved, keys) = (silu(&sum)?, key_heads * head_dim);
+        let GatedDeltaSpec { key_heads, value_heads, head_dim, .. } = self.spec;
+        let (rows, keys) = (x.dim(0)?, key_heads * head_dim);
+        let convolved = convolved(&self.qkv.forward(x)?, &self.taps, None)?;
         let unit = |first: usize| -> Result<Tensor> {
             let heads = convolved.narrow(1, first, keys)?.reshape((rows, key_heads, head_dim))?;
             let length = (heads.sqr()?.sum_keepdim(D::Minus1)? + self.eps)?.sqrt()?;

@@ -34,6 +34,7 @@
 mod activation;
 mod attention;
 mod cache;
+mod convolution;
 mod decode;
 mod error;
 mod experts;

@@ -6,6 +6,7 @@ use qmesh_models::spec::{LayerIndex, LayerTensor, StateSpaceSpec};
 
 use crate::{
     cache::PastRows,
+    convolution::convolved,
     error::OracleError,
     linear::Linear,
     weights::{Weights, bias_of, of_layer},
@@ -73,7 +74,8 @@ impl StateSpace {
         let all = past.append(x)?;
         let StateSpaceSpec { heads, head_dim, groups, state_size, .. } = self.spec;
         let (rows, inner, shared) = (all.dim(0)?, self.spec.values(), groups * state_size);
-        let convolved = self.convolved(&all)?;
+        // x, B and C: (rows, channels).
+        let convolved = convolved(&self.input.forward(&all)?, &self.taps, self.bias.as_ref())?;
         let x_of = convolved.narrow(1, 0, inner)?.reshape((rows, heads, head_dim))?;
         let each_head = |first| -> Result<Tensor> {
             let groups_of = convolved.narrow(1, first, shared)?.reshape((rows, groups, 1, state_size))?;
@@ -97,22 +99,6 @@ impl StateSpace {
         let gated = (answers * silu(&self.output_gate.forward(&all)?)?)?;
         let new = x.dim(0)?;
         self.output.forward(&self.normalised(&gated)?.narrow(0, rows - new, new)?.contiguous()?)
-    }
-
-    /// x, B and C: (rows, channels).
-    fn convolved(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, channels, taps) = (x.dim(0)?, self.spec.channels(), self.spec.taps);
-        let before = Tensor::zeros((taps - 1, channels), x.dtype(), x.device())?;
-        let padded = Tensor::cat(&[before, self.input.forward(x)?], 0)?;
-        let mut sum = Tensor::zeros((rows, channels), x.dtype(), x.device())?;
-        for tap in 0..taps {
-            let factors = self.taps.narrow(1, tap, 1)?.flatten_all()?;
-            sum = (sum + padded.narrow(0, tap, rows)?.broadcast_mul(&factors)?)?;
-        }
-        match &self.bias {
-            Some(bias) => silu(&sum.broadcast_add(bias)?),
-            None => silu(&sum),
-        }
     }
 
     /// x (rows, heads · head_dim), each group's part normalised alone.

@@ -1,10 +1,10 @@
 //! The CPU as a backend: our own kernels over packed weights, on a thread team for each shard.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use qmesh_models::{numerics, spec::TensorSpec};
 
-use super::{Backend, HeldTensor, HeldTensors, LoadedShard, ShardRequest};
+use super::{Backend, ExpertsHeld, HeldTensor, HeldTensors, LoadedShard, ShardRequest, TensorFile};
 use crate::{
     error::EngineError,
     numerics::digest,
@@ -94,6 +94,22 @@ impl TensorSource for Requested<'_> {
     fn packed(&self, tensor: &TensorSpec) -> Option<PackedTensor> {
         self.0.held.get(&tensor.role)?.get().cloned()
     }
+
+    fn experts_in_memory(&self) -> Option<NonZeroUsize> {
+        match self.0.experts {
+            ExpertsHeld::All => None,
+            ExpertsHeld::Some { each, .. } => Some(each),
+        }
+    }
+
+    fn open(&self, tensor: &TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> {
+        match self.0.experts {
+            ExpertsHeld::All => {
+                Err(EngineError::Read { tensor: tensor.name.clone(), reason: "it was to be in memory".into() })
+            }
+            ExpertsHeld::Some { open, .. } => open(tensor),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +134,14 @@ mod tests {
         };
         let spec = model.spec();
         let layers = 0..spec.layers.len();
-        let request = ShardRequest { spec, layers, kv_positions: 4 * PAGE_POSITIONS, held, read: &read };
+        let request = ShardRequest {
+            spec,
+            layers,
+            kv_positions: 4 * PAGE_POSITIONS,
+            held,
+            read: &read,
+            experts: ExpertsHeld::All,
+        };
         let mut bytes_read = 0;
         let backend: &dyn Backend = &CpuBackend::new(NonZeroUsize::MIN);
         let shard = backend.load(&request, &mut |bytes| bytes_read = bytes).unwrap();

@@ -3,21 +3,25 @@
 //! What a row gets does not depend on the rows beside it: its experts' outputs are added in the order of their scores.
 
 mod router;
+mod slots;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use qmesh_kernels::{Cpu, columns::Columns};
 use qmesh_models::spec::Weighed;
 
-pub(crate) use self::router::Router;
 use self::router::sigmoids;
+pub(crate) use self::{
+    router::Router,
+    slots::{ExpertFile, ExpertSlots, ExpertWeights},
+};
 use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
-use crate::ops;
+use crate::{error::EngineError, ops};
 
 /// The experts of a layer and what chooses between them.
 #[derive(Debug)]
 pub(crate) struct Experts {
     pub(crate) router: Router,
-    pub(crate) experts: Vec<Gated>,
+    pub(crate) weights: ExpertWeights,
     pub(crate) shared: Option<Shared>,
 }
 
@@ -44,13 +48,14 @@ pub(crate) fn routed(
     experts: &Experts,
     residual: &Residual,
     sum: &Tensor,
-) -> Result<Tensor> {
-    ops::map2("routed", x, sum, |x, sum| {
+) -> Result<Tensor, EngineError> {
+    let (inputs, mut out) = ops::read(x, |x| {
         let inputs = Activations::new(cpu, x, before, &experts.inputs());
-        let mut out = experts.mix(cpu, &inputs);
-        residual.apply(cpu, &mut out, sum, x.len() / inputs.rows);
-        out
-    })
+        let out = experts.mix(cpu, &inputs)?;
+        Ok::<_, EngineError>((inputs, out))
+    })??;
+    ops::read(sum, |sum| residual.apply(cpu, &mut out, sum, sum.len() / inputs.rows))?;
+    Ok(Tensor::from_vec(out, sum.dims(), sum.device())?)
 }
 
 /// One row's part in an expert's output.
@@ -66,40 +71,53 @@ impl Experts {
     /// The matrices that take the half's input; those of one expert stand for all.
     fn inputs(&self) -> Vec<&Linear> {
         let shared = self.shared.iter().flat_map(|shared| shared.gate.iter().chain(shared.expert.inputs()));
-        let experts = self.experts.iter().take(1).flat_map(Gated::inputs);
+        let experts = self.weights.shape().into_iter().flat_map(Gated::inputs);
         std::iter::once(&self.router.scores).chain(experts).chain(shared).collect()
     }
 
     /// Σ weight · expert(x): (rows, hidden).
-    fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
+    fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Result<Vec<f32>, EngineError> {
         let (routed, mut terms) = self.route(cpu, x);
-        let mut halves = Vec::new();
-        let mut place = vec![0; self.experts.len()];
-        for ((expert, routed), place) in
-            self.experts.iter().zip(&routed).zip(&mut place).filter(|((_, r), _)| !r.rows.is_empty())
-        {
-            *place = halves.len();
-            let mut x = x.gather(&routed.rows);
-            match self.router.routing.weighed {
-                Weighed::Input => x.weigh(routed.weights.iter().copied()),
-                Weighed::Output => {}
+        let used: Vec<usize> = (0..routed.len()).filter(|&expert| !routed[expert].rows.is_empty()).collect();
+        let rounds = self.weights.rounds(used);
+        let (mut computed, mut place) = (Vec::new(), vec![0; routed.len()]);
+        for (number, round) in rounds.iter().enumerate() {
+            let experts = self.weights.experts(cpu, round)?;
+            if let Some(next) = rounds.get(number + 1) {
+                self.weights.read_ahead(next);
             }
-            halves.push((expert, x));
+            let mut halves: Vec<(&Gated, Activations)> = Vec::with_capacity(experts.len() + 1);
+            for (expert, &number) in experts.iter().zip(round) {
+                place[number] = computed.len() + halves.len();
+                halves.push((expert, self.taken(x, &routed[number])));
+            }
+            if let (Some(shared), true) = (&self.shared, number + 1 == rounds.len()) {
+                halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
+            }
+            computed.extend(outputs(cpu, &halves));
         }
         terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
         if let Some(shared) = &self.shared {
-            let weights = shared.weights(cpu, x);
-            for (row, (terms, weight)) in terms.iter_mut().zip(weights).enumerate() {
-                terms.push(Term { expert: halves.len(), at: row, weight });
+            for (row, (terms, weight)) in terms.iter_mut().zip(shared.weights(cpu, x)).enumerate() {
+                terms.push(Term { expert: computed.len() - 1, at: row, weight });
             }
-            halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
         }
-        sums(cpu, &outputs(cpu, &halves), &terms, halves[0].0.down.matrix.rows)
+        Ok(sums(cpu, &computed, &terms, self.weights.shape().map_or(0, |expert| expert.down.matrix.rows)))
+    }
+
+    /// The rows of x that an expert computes.
+    fn taken(&self, x: &Activations, routed: &Routed) -> Activations {
+        let mut taken = x.gather(&routed.rows);
+        match self.router.routing.weighed {
+            Weighed::Input => taken.weigh(routed.weights.iter().copied()),
+            Weighed::Output => {}
+        }
+        taken
     }
 
     /// The rows of each expert, and each row's terms, which name experts by their place among all.
     fn route(&self, cpu: Cpu<'_>, x: &Activations) -> (Vec<Routed>, Vec<Vec<Term>>) {
-        let count = self.experts.len();
+        let count = self.weights.count();
         let (mut routed, mut terms) = (vec![Routed::default(); count], Vec::with_capacity(x.rows));
         let scores = products(cpu, x, &[&self.router.scores], |_, _, _| ()); // (rows, experts)
         for (row, scores) in scores.chunks_exact(count).enumerate() {

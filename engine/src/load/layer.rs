@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec,
-    LayerTensor, Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
+    AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+    NormPlacement, QkNorm, Sinks, TensorRole,
 };
 
 use super::{
@@ -18,10 +18,7 @@ use crate::{
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
     latent::{LatentAttention, QueryWeights},
-    linear::{
-        Gated, Linear, Norm, Residual,
-        experts::{Experts, Router, Shared},
-    },
+    linear::{Gated, Linear, Norm, Residual},
 };
 
 /// One layer's tensors.
@@ -173,44 +170,6 @@ impl LayerWeights<'_, '_> {
         Ok(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? })
     }
 
-    fn experts(&mut self, spec: &ExpertsSpec) -> Result<Experts, EngineError> {
-        use LayerTensor::{
-            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
-            Router as RouterTensor, RouterBias,
-        };
-        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
-        let hidden = self.hidden;
-        let gates = self.stacked(ExpertGates, present(bias, ExpertGateBiases), [count, inner, hidden])?;
-        let ups = self.stacked(ExpertUps, present(bias, ExpertUpBiases), [count, inner, hidden])?;
-        let downs = self.stacked(ExpertDowns, present(bias, ExpertDownBiases), [count, hidden, inner])?;
-        let experts = gates.into_iter().zip(ups).zip(downs);
-        let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up: Some(up), down }).collect();
-        let router = Router {
-            scores: self.linear(RouterTensor, present(bias, RouterBias), count, hidden)?,
-            choice_bias: present(routing.choice_bias, ChoiceBias).map(|bias| self.vector(bias, count)).transpose()?,
-            used,
-            routing: routing.clone(),
-        };
-        let shared = shared.map(|shared| self.shared(shared, activation)).transpose()?;
-        Ok(Experts { router, experts, shared })
-    }
-
-    fn shared(&mut self, spec: SharedExpert, activation: Activation) -> Result<Shared, EngineError> {
-        use LayerTensor::{SharedDown, SharedGate as Gate, SharedRouter, SharedUp};
-        let (hidden, inner) = (self.hidden, spec.inner);
-        let expert = Gated {
-            activation,
-            gate: self.linear(Gate, None, inner, hidden)?,
-            up: Some(self.linear(SharedUp, None, inner, hidden)?),
-            down: self.linear(SharedDown, None, hidden, inner)?,
-        };
-        let gate = match spec.gate {
-            SharedGate::None => None,
-            SharedGate::Sigmoid => Some(self.linear(SharedRouter, None, 1, hidden)?),
-        };
-        Ok(Shared { gate, expert })
-    }
-
     /// The norm before a half, where there is one.
     pub(super) fn norm_before(
         &mut self,
@@ -252,24 +211,33 @@ impl LayerWeights<'_, '_> {
     }
 
     /// The products of experts or heads, whose matrices lie one below the other.
-    fn stacked(
+    pub(super) fn stacked(
         &mut self,
         tensor: LayerTensor,
         biases: Option<LayerTensor>,
         [count, rows, cols]: [usize; 3],
     ) -> Result<Vec<Linear>, EngineError> {
-        let role = |tensor| TensorRole::Layer(self.layer, tensor);
-        let all = self.weights.matrix(role(tensor), count * rows, cols)?;
-        let biases = biases.map(|biases| self.weights.rows(role(biases), count, rows)).transpose()?;
-        let what = || {
-            shape(
-                &format!("{tensor:?} of layer {}", self.layer),
-                format!("{rows} rows a matrix: not whole groups of 16"),
-            )
-        };
-        let matrices = all.stacked(count).ok_or_else(what)?;
-        let bias = |expert: usize| biases.as_ref().map(|biases| Arc::from(&biases[expert * rows..][..rows]));
-        Ok(matrices.into_iter().enumerate().map(|(expert, matrix)| Linear { matrix, bias: bias(expert) }).collect())
+        let all = self.weights.matrix(TensorRole::Layer(self.layer, tensor), count * rows, cols)?;
+        let biases = self.biases(biases, count, rows)?;
+        let matrices = all.stacked(count).ok_or_else(|| self.no_whole_groups(tensor, rows))?;
+        Ok(matrices.into_iter().zip(biases).map(|(matrix, bias)| Linear { matrix, bias }).collect())
+    }
+
+    /// The biases of so many matrices of `rows` rows, if they have some.
+    pub(super) fn biases(
+        &mut self,
+        biases: Option<LayerTensor>,
+        count: usize,
+        rows: usize,
+    ) -> Result<Vec<Option<Arc<[f32]>>>, EngineError> {
+        let Some(biases) = biases else { return Ok(vec![None; count]) };
+        let all = self.weights.rows(TensorRole::Layer(self.layer, biases), count, rows)?;
+        Ok(all.chunks_exact(rows).map(|bias| Some(Arc::from(bias))).collect())
+    }
+
+    pub(super) fn no_whole_groups(&self, tensor: LayerTensor, rows: usize) -> EngineError {
+        let name = format!("{tensor:?} of layer {}", self.layer);
+        shape(&name, format!("{rows} rows a matrix: not whole groups of 16"))
     }
 }
 

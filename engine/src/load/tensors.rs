@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    num::NonZeroUsize,
     ops::Range,
     sync::Arc,
 };
@@ -12,7 +14,10 @@ use qmesh_kernels::{
     lanes::LANES,
     matrix::Matrix,
 };
-use qmesh_models::spec::{LayerTensor, ModelSpec, TensorRole, TensorSpec};
+use qmesh_models::{
+    spec::{LayerTensor, ModelSpec, TensorRole, TensorSpec},
+    tensor::TensorType,
+};
 
 use super::shape;
 use crate::error::EngineError;
@@ -26,6 +31,28 @@ pub trait TensorSource {
     fn packed(&self, _tensor: &TensorSpec) -> Option<PackedTensor> {
         None
     }
+
+    /// How many of a layer's experts are in memory at a time, where the others stay in their files; `None` where all are.
+    fn experts_in_memory(&self) -> Option<NonZeroUsize> {
+        None
+    }
+
+    /// A tensor that stays in its file, to be read in pieces as long as the shard lives. What lies there now has been checked.
+    fn open(&self, tensor: &TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> {
+        Err(EngineError::Read { tensor: tensor.name.clone(), reason: "it can only be read as a whole".into() })
+    }
+}
+
+/// A tensor that stays in its file. Threads may read it side by side.
+pub trait TensorFile: fmt::Debug + Send + Sync {
+    /// Fills `into` with the tensor's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are not those any more that were there when it was opened.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), EngineError>;
+
+    /// So many bytes from `offset` on will be read soon: the system may begin to fetch them.
+    fn read_ahead(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// A tensor as a loaded shard holds it. Clones share its memory, which lives as long as the last of them.
@@ -41,6 +68,17 @@ pub(super) enum Packed {
     Matrix(Matrix),
     /// Its elements, widened: as a matrix of one row it would take sixteen times its room.
     Vector(Arc<[f32]>),
+    /// A matrix that is not in memory.
+    Filed(Filed),
+}
+
+/// A matrix in its file, of which experts are read as they are needed.
+#[derive(Clone, Debug)]
+pub(super) struct Filed {
+    pub(super) dtype: TensorType,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) file: Arc<dyn TensorFile>,
 }
 
 impl PackedTensor {
@@ -55,7 +93,7 @@ impl PackedTensor {
     pub(crate) fn buffer(&self) -> Option<std::sync::Weak<Buffer>> {
         match &self.0 {
             Packed::Matrix(matrix) => Some(matrix.bytes.buffer()),
-            Packed::Vector(_) => None,
+            Packed::Vector(_) | Packed::Filed(_) => None,
         }
     }
 
@@ -69,13 +107,22 @@ impl PackedTensor {
             Packed::Matrix(matrix) => {
                 (matrix.dtype, matrix.rows, matrix.cols) == (tensor.dtype, tensor.rows, tensor.cols)
             }
+            Packed::Filed(filed) => (filed.dtype, filed.rows, filed.cols) == (tensor.dtype, tensor.rows, tensor.cols),
             Packed::Vector(elements) => (tensor.rows, tensor.cols) == (1, elements.len()),
+        }
+    }
+
+    /// Whether it is in memory.
+    fn is_in_memory(&self) -> bool {
+        match &self.0 {
+            Packed::Matrix(_) | Packed::Vector(_) => true,
+            Packed::Filed(_) => false,
         }
     }
 }
 
-/// The shard's tensors: those that the source knows packed as they are, the others read and packed. `progress` is told the
-/// bytes read so far.
+/// The shard's tensors: those that the source knows packed as they are, the others read and packed, but for those that are to
+/// stay in their files. `progress` is told the bytes read so far.
 ///
 /// All that is read lies in one mapping, so that huge pages reach over the borders of layers; the embedding table, the
 /// head and each layer have a part of it that is freed alone, when no shard holds it any more.
@@ -88,12 +135,15 @@ pub(super) fn pack(
 ) -> Result<PackedTensors, EngineError> {
     let mut tensors = PackedTensors::new();
     let (mut vectors, mut matrices) = (Vec::new(), BTreeMap::<Part, Vec<&TensorSpec>>::new());
-    let mut listed = Listed::default();
+    let (mut filed, mut listed) = (Vec::new(), Listed::default());
     for tensor in spec.tensors.iter().filter(|t| spec.holds(layers, t.role)) {
         listed.once(tensor)?;
-        match (source.packed(tensor), Part::of(tensor.role)) {
+        let stays = spec.stays_in_file(tensor.role, source.experts_in_memory());
+        let packed = source.packed(tensor).filter(|packed| packed.is_in_memory() != stays);
+        match (packed, Part::of(tensor.role)) {
             (Some(packed), _) if packed.fits(tensor) => drop(tensors.insert(tensor.role, packed)),
             (Some(_), _) => return Err(shape(&tensor.name, "what another shard holds is not the same".into())),
+            (None, Some(_)) if stays => filed.push(tensor),
             (None, Some(part)) => matrices.entry(part).or_default().push(tensor),
             (None, None) => vectors.push(tensor),
         }
@@ -105,6 +155,13 @@ pub(super) fn pack(
     };
     for tensor in vectors {
         tensors.insert(tensor.role, PackedTensor(Packed::Vector(read_vector(cpu, tensor, source)?)));
+        told(tensor);
+    }
+    for tensor in filed {
+        let TensorSpec { rows, cols, dtype, .. } = *tensor;
+        packed_len(tensor)?;
+        let filed = Filed { dtype, rows, cols, file: source.open(tensor)? };
+        tensors.insert(tensor.role, PackedTensor(Packed::Filed(filed)));
         told(tensor);
     }
     let parts = matrices.into_values().map(places).collect::<Result<Vec<_>, _>>()?;

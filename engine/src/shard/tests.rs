@@ -1,13 +1,19 @@
 //! Shards on the golden models: close to the reference, the same bits however they are run, and steps refused whole.
 
 mod exactness;
+mod filed;
 mod golden;
 mod refusals;
 mod shared;
 
 use std::{fs, ops::Range};
 
-use qmesh_models::{family, gguf::Gguf, spec::TensorSpec, tensor::TensorType};
+use qmesh_models::{
+    family,
+    gguf::Gguf,
+    spec::{LayerSpec, TensorSpec},
+    tensor::TensorType,
+};
 
 use super::*;
 use crate::{sample::LogitsDigest, step::Wants};

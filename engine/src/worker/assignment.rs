@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    num::NonZeroUsize,
     ops::Range,
 };
 
@@ -12,8 +13,8 @@ use qmesh_models::{
     spec::{Mixer, ModelSpec, TensorSpec},
 };
 use qmesh_net::{
-    LoadShard, PeerId, PeerWay, PeerWays, PlanEpoch, SectionContentError, SectionError, StageIndex, WeightAskers,
-    WeightPeer, WeightSource, WeightSources,
+    ExpertRoom, LoadShard, PeerId, PeerWay, PeerWays, PlanEpoch, SectionContentError, SectionError, StageIndex,
+    WeightAskers, WeightPeer, WeightSource, WeightSources,
     limits::{FRAME_ROWS, FRAME_WIDTH},
 };
 use thiserror::Error;
@@ -24,7 +25,7 @@ const SIDE_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 28;
 
 /// The tags that this version knows in a `LoadShard`.
-const KNOWN_TAGS: [u16; 3] = [WeightSources::TAG, PeerWays::TAG, WeightAskers::TAG];
+const KNOWN_TAGS: [u16; 4] = [WeightSources::TAG, PeerWays::TAG, WeightAskers::TAG, ExpertRoom::TAG];
 
 /// Which layers of which model this worker has in one plan, and with how much room.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,8 @@ pub(crate) struct Assignment {
     pub(crate) kv_positions: usize,
     pub(crate) context: usize,
     pub(crate) chunk_rows: usize,
+    /// How many of a layer's experts are in memory at a time, where the others stay on disk.
+    pub(crate) experts_in_memory: Option<NonZeroUsize>,
     /// Workers that have tensors of it, or get them.
     pub(crate) peers: Vec<WeightPeer>,
     /// Which of them can be asked for which tensor.
@@ -99,8 +102,8 @@ impl Assignment {
 
     /// What it asks of a worker with so many threads.
     pub(crate) fn demand(&self, threads: usize) -> ShardDemand {
-        let Self { ref layers, kv_positions, context, chunk_rows, .. } = *self;
-        ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads }
+        let Self { ref layers, kv_positions, context, chunk_rows, experts_in_memory, .. } = *self;
+        ShardDemand { layers: layers.clone(), kv_positions, context, chunk_rows, threads, experts_in_memory }
     }
 
     /// `layers 0-9 of smollm2-135m`.
@@ -132,35 +135,38 @@ impl Assignment {
         within("context", self.context, POSITIONS_MAX)?;
         within("chunk rows", self.chunk_rows, FRAME_ROWS)?;
         for layer in &self.spec.layers {
-            match &layer.mixer {
-                Mixer::Attention(attention) => {
-                    within("heads", attention.heads, FRAME_WIDTH)?;
-                    within("kv heads", attention.kv_heads, FRAME_WIDTH)?;
-                    within("head width", attention.head_dim, FRAME_WIDTH)?;
-                }
-                Mixer::GatedDelta(delta) => {
-                    within("key heads", delta.key_heads, FRAME_WIDTH)?;
-                    within("value heads", delta.value_heads, FRAME_WIDTH)?;
-                    within("head width", delta.head_dim, FRAME_WIDTH)?;
-                    within("taps", delta.taps, FRAME_WIDTH)?;
-                }
-                Mixer::Latent(latent) => {
-                    within("heads", latent.heads, FRAME_WIDTH)?;
-                    within("latent width", latent.latent_dim, FRAME_WIDTH)?;
-                    within("plain width", latent.plain_dim, FRAME_WIDTH)?;
-                    within("rotated width", latent.rope_dim, FRAME_WIDTH)?;
-                    within("value width", latent.value_dim, FRAME_WIDTH)?;
-                }
-                Mixer::StateSpace(space) => {
-                    within("heads", space.heads, FRAME_WIDTH)?;
-                    within("head width", space.head_dim, FRAME_WIDTH)?;
-                    within("groups", space.groups, FRAME_WIDTH)?;
-                    within("state size", space.state_size, FRAME_WIDTH)?;
-                    within("taps", space.taps, FRAME_WIDTH)?;
-                }
-            }
+            sizes(&layer.mixer).into_iter().try_for_each(|(what, size)| within(what, size, FRAME_WIDTH))?;
         }
         self.spec.tensors.iter().try_for_each(check_tensor)
+    }
+}
+
+/// What a layer's first half is made of, by name.
+fn sizes(mixer: &Mixer) -> Vec<(&'static str, usize)> {
+    match mixer {
+        Mixer::Attention(attention) => {
+            vec![("heads", attention.heads), ("kv heads", attention.kv_heads), ("head width", attention.head_dim)]
+        }
+        Mixer::GatedDelta(delta) => vec![
+            ("key heads", delta.key_heads),
+            ("value heads", delta.value_heads),
+            ("head width", delta.head_dim),
+            ("taps", delta.taps),
+        ],
+        Mixer::Latent(latent) => vec![
+            ("heads", latent.heads),
+            ("latent width", latent.latent_dim),
+            ("plain width", latent.plain_dim),
+            ("rotated width", latent.rope_dim),
+            ("value width", latent.value_dim),
+        ],
+        Mixer::StateSpace(space) => vec![
+            ("heads", space.heads),
+            ("head width", space.head_dim),
+            ("groups", space.groups),
+            ("state size", space.state_size),
+            ("taps", space.taps),
+        ],
     }
 }
 
@@ -176,6 +182,8 @@ impl TryFrom<LoadShard> for Assignment {
         }
         let named = WeightSources::find(&load.sections, hashes)?;
         let asked = WeightAskers::find(&load.sections, hashes)?;
+        let experts_in_memory =
+            ExpertRoom::find(&load.sections)?.and_then(|room| NonZeroUsize::new(room.each as usize));
         let mut asker_ways = PeerWays::find(&load.sections)?.peers;
         asker_ways.retain(|way| asked.peers.contains(&way.peer));
         // Both have checked that they name tensors of the list.
@@ -200,6 +208,7 @@ impl TryFrom<LoadShard> for Assignment {
             kv_positions: load.kv_positions as usize,
             context: load.context as usize,
             chunk_rows: load.chunk_rows as usize,
+            experts_in_memory,
             peers: named.peers,
             sources,
             askers: asked.peers.into_iter().collect(),

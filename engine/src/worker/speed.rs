@@ -50,6 +50,7 @@ fn check(threads: NonZeroUsize, memory: Option<ByteCount>, asked: &Measure) -> R
         context: MEASURED_ROWS,
         chunk_rows: MEASURED_ROWS,
         threads: threads.get(),
+        experts_in_memory: None,
     };
     let (needed, free) = (Footprints::new(&excerpt).shard(&demand).total_bytes(), Allowance::measure(memory).bytes.0);
     if needed > free { Err("there is no room to measure in".to_owned()) } else { Ok(excerpt) }

@@ -3,6 +3,7 @@
 
 mod failure;
 mod fetch;
+mod filed;
 mod holding;
 mod inventory;
 mod local;

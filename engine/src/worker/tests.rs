@@ -451,6 +451,7 @@ async fn what_the_planner_counts_is_enough_and_one_byte_less_is_not() {
         context: load.context as usize,
         chunk_rows: load.chunk_rows as usize,
         threads: 1,
+        experts_in_memory: None,
     };
     let needed = Footprints::new(MODEL.spec()).shard(&demand).total_bytes();
     let stage = Stagecraft::new(7);

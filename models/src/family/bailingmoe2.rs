@@ -6,12 +6,11 @@ use super::{
     experts,
     metadata::Metadata,
 };
-use crate::spec::{Activation, QkNorm, RopePairing, Routing, Scoring};
+use crate::spec::{Activation, QkNorm, RopePairing, Scoring};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let routing = Routing::plain(experts::scoring(m, Scoring::Sigmoid)?, experts::weighting(m)?);
-    let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
+    let mut mixture = experts::as_said(m, plain.activation, Scoring::Sigmoid)?;
     let shared_width = experts::shared_by_width(m)?.map_or(mixture.inner, |shared| shared.inner);
     mixture.shared = experts::shared_by_count(m, shared_width)?;
     let mut layers = experts::layers(m, &plain, &mixture)?;

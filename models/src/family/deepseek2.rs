@@ -2,7 +2,7 @@
 //! others with experts and one that every token goes through.
 
 use super::{Decoder, ModelError, dense, experts, latent, metadata::Metadata, tensors};
-use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, Routing, Scoring};
+use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, Scoring};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let (norm, count) = (dense::rms_norm(m)?, m.layer_count()?);
@@ -32,8 +32,7 @@ fn experts(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
     // What the first files of GLM 4.7 Flash, told by their size as llama.cpp tells them, and those of DeepSeek V2 do not say.
     let is_glm = matches!(m.layer_count()?, 47 | 48) && tensors::vocab(m)? == 154_880;
     let default = if is_glm { Scoring::Sigmoid } else { Scoring::Softmax };
-    let routing = Routing::plain(experts::scoring(m, default)?, experts::weighting(m)?);
-    let mut mixture = experts::spec(m, experts::width(m)?, Activation::Silu, routing)?;
+    let mut mixture = experts::as_said(m, Activation::Silu, default)?;
     mixture.shared = experts::shared_by_count(m, mixture.inner)?;
     Ok(mixture)
 }

@@ -6,12 +6,11 @@ use super::{
     experts,
     metadata::Metadata,
 };
-use crate::spec::{Activation, QkNorm, RopePairing, Routing, Scoring, SharedExpert, SharedGate};
+use crate::spec::{Activation, QkNorm, RopePairing, Scoring, SharedExpert, SharedGate};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let routing = Routing::plain(experts::scoring(m, Scoring::Sigmoid)?, experts::weighting(m)?);
-    let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
+    let mut mixture = experts::as_said(m, plain.activation, Scoring::Sigmoid)?;
     let as_wide = SharedExpert { inner: mixture.inner, gate: SharedGate::None };
     mixture.shared = Some(experts::shared_by_width(m)?.unwrap_or(as_wide));
     let mut layers = experts::layers(m, &plain, &mixture)?;

@@ -29,6 +29,12 @@ pub(super) fn spec(
     Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, routing, shared: None })
 }
 
+/// Experts chosen and weighed as the file says, by `default` where it does not say how they are scored.
+pub(super) fn as_said(m: &Metadata<'_>, activation: Activation, default: Scoring) -> Result<ExpertsSpec, ModelError> {
+    let routing = Routing::plain(scoring(m, default)?, weighting(m)?);
+    spec(m, width(m)?, activation, routing)
+}
+
 /// Width of an expert: where the file does not say, the experts used share the FFN's.
 pub(super) fn width(m: &Metadata<'_>) -> Result<usize, ModelError> {
     const KEY: &str = "expert_feed_forward_length";
@@ -73,6 +79,13 @@ pub(super) fn shared_by_count(m: &Metadata<'_>, inner: usize) -> Result<Option<S
     const KEY: &str = "expert_shared_count";
     let width = m.count(KEY, 0..=WIDTH_MAX / inner)? * inner;
     Ok((width > 0).then_some(SharedExpert { inner: width, gate: SharedGate::None }))
+}
+
+/// The shared expert behind its gate, as wide as the file says, or as a dense layer.
+pub(super) fn shared_with_gate(m: &Metadata<'_>) -> Result<Option<SharedExpert>, ModelError> {
+    const WIDTH: &str = "expert_shared_feed_forward_length";
+    let inner = if m.has(WIDTH) { m.count(WIDTH, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] };
+    Ok(Some(SharedExpert { inner, gate: SharedGate::Sigmoid }))
 }
 
 /// The layers: the leading ones dense, the others with `experts`, whose tensors tell whether they have a bias for the choice.

@@ -4,12 +4,9 @@ use super::{
     Decoder, ModelError,
     dense::{self, Plain},
     experts, gated_delta,
-    metadata::{Metadata, WIDTH_MAX},
+    metadata::Metadata,
 };
-use crate::spec::{
-    Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePairing, Routing, Scoring, SharedExpert, SharedGate,
-    Weighting,
-};
+use crate::spec::{Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePairing, Routing, Scoring, Weighting};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
@@ -21,10 +18,8 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
 
 /// The experts, whose weights sum to 1, and beside them the shared one.
 pub(super) fn shared_and_routed(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
-    const SHARED: &str = "expert_shared_feed_forward_length";
     let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
     let mut experts = experts::spec(m, experts::width(m)?, Activation::Silu, routing)?;
-    let inner = if m.has(SHARED) { m.count(SHARED, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] };
-    experts.shared = Some(SharedExpert { inner, gate: SharedGate::Sigmoid });
+    experts.shared = experts::shared_with_gate(m)?;
     Ok(experts)
 }

@@ -1,7 +1,9 @@
 //! One layer's part of the account: its cache, and what a row of a step takes in it.
 
+use std::num::NonZeroUsize;
+
 use super::{
-    FLOAT, PAGE_POSITIONS, TensorFootprint,
+    FLOAT, PAGE_POSITIONS, SYSTEM_PAGE, ShardDemand, TensorFootprint, expert_places,
     mixer::{self, MixerFootprint},
     product, quantized, sum,
 };
@@ -13,8 +15,9 @@ use crate::{
 /// What a layer takes, in bytes.
 #[derive(Clone, Debug)]
 pub(super) struct LayerFootprint {
-    /// What its tensors take.
-    pub(super) tensors: TensorFootprint,
+    /// What its tensors take, but for the matrices of experts.
+    tensors: TensorFootprint,
+    pub(super) experts: ExpertsFootprint,
     /// Its part of a page of the KV cache.
     pub(super) page_bytes: u64,
     /// What it has of each session.
@@ -36,8 +39,10 @@ impl LayerFootprint {
         let mixer = MixerFootprint::new(&layer.mixer, hidden, &inputs);
         // What was mixed is there until the layer's end.
         let ffn = sum([mixer.mixed_bytes, product([FLOAT, hidden]), ffn_bytes(&layer.ffn, hidden, &inputs)]);
+        let count = layer.experts().map_or(0, |experts| experts.count);
         Self {
             tensors: TensorFootprint::default(),
+            experts: ExpertsFootprint { count, all: TensorFootprint::default(), lens: [0; 3] },
             page_bytes: mixer.page_bytes,
             session_bytes: mixer.session_bytes,
             row_bytes: mixer.row_bytes.max(ffn),
@@ -47,6 +52,35 @@ impl LayerFootprint {
         }
     }
 
+    /// Adds one of its tensors, which has so many bytes in the file.
+    pub(super) fn add(&mut self, tensor: LayerTensor, file_bytes: u64, bytes: TensorFootprint) {
+        let ExpertsFootprint { count, all, lens } = &mut self.experts;
+        let place = [LayerTensor::ExpertGates, LayerTensor::ExpertUps, LayerTensor::ExpertDowns];
+        match place.iter().position(|part| *part == tensor) {
+            Some(place) => {
+                *all = all.and(bytes);
+                lens[place] = file_bytes / (*count).max(1) as u64;
+            }
+            None => self.tensors = self.tensors.and(bytes),
+        }
+    }
+
+    /// What those of the shards that have the layer, whose number this is, hold of it together. A tensor that several of them
+    /// have in memory counts once; room for some experts at a time, each.
+    pub(super) fn held(&self, number: usize, demands: &[ShardDemand]) -> TensorFootprint {
+        let demands = demands.iter().filter(|demand| demand.layers.contains(&number));
+        let (mut held, mut all) = (None, false);
+        for demand in demands {
+            let held = held.get_or_insert(self.tensors);
+            match demand.experts_in_memory.map(NonZeroUsize::get).filter(|slots| *slots < self.experts.count) {
+                Some(slots) => *held = held.and(self.experts.slot().times(slots)),
+                None => all = true,
+            }
+        }
+        let held = held.unwrap_or_default();
+        if all { held.and(self.experts.all) } else { held }
+    }
+
     /// What threads gather from each page on its own, where there are so few rows that they share a session's pages.
     pub(super) fn parts_bytes(&self, rows: usize, context: usize, threads: usize) -> u64 {
         if threads == 1 {
@@ -54,6 +88,27 @@ impl LayerFootprint {
         }
         let sessions = self.mixer.sessions_apart(threads).min(rows);
         product([sessions, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.mixer.part_bytes)
+    }
+}
+
+/// The matrices of a layer's experts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertsFootprint {
+    count: usize,
+    /// All of them.
+    all: TensorFootprint,
+    /// Bytes of one expert's.
+    lens: [u64; 3],
+}
+
+impl ExpertsFootprint {
+    /// Room for one expert: whole pages of the system.
+    pub(super) fn slot(&self) -> TensorFootprint {
+        // Real ones are far smaller, and a sum of three of these overflows nothing.
+        let lens = self.lens.map(|len| usize::try_from(len).unwrap_or(usize::MAX).min(usize::MAX / 8));
+        let (bytes, (_, room)) = (self.lens.iter().fold(0, |bytes, len| sum([bytes, *len])), expert_places(lens));
+        let room = (room as u64).next_multiple_of(SYSTEM_PAGE);
+        TensorFootprint { bytes, padding: room.saturating_sub(bytes), packing: 0 }
     }
 }
 

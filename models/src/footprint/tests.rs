@@ -16,7 +16,7 @@ fn tiny(name: &str) -> ModelSpec {
 }
 
 fn demand(layers: Range<usize>) -> ShardDemand {
-    ShardDemand { layers, kv_positions: 256, context: 128, chunk_rows: 16, threads: 1 }
+    ShardDemand { layers, kv_positions: 256, context: 128, chunk_rows: 16, threads: 1, experts_in_memory: None }
 }
 
 #[test]

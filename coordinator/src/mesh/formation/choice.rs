@@ -175,6 +175,7 @@ impl Chooser<'_> {
             stages_least: self.formation.workers.least(),
             goal: self.formation.goal,
             workload: self.formation.workload,
+            experts: self.formation.experts,
             ..PlanInput::new(spec, capacities, kv_positions, context, chunk_rows)
         })
     }

@@ -99,6 +99,7 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: Some(share),
+            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         }

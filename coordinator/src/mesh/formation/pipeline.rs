@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use qmesh_net::{
-    Downstream, LinkWay, LoadShard, Message, PeerWays, PlanEpoch, RelayGrant, Route, Sections, ShardPhase, ShardStatus,
-    StageIndex, StageReport, Upstream,
+    Downstream, ExpertRoom, LinkWay, LoadShard, Message, PeerWays, PlanEpoch, RelayGrant, Route, Sections, ShardPhase,
+    ShardStatus, StageIndex, StageReport, Upstream,
 };
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     mesh::{config::Relaying, events::PlanReason},
-    plan::{Plan, prediction::Prediction},
+    plan::{Plan, StagePlan, prediction::Prediction},
 };
 
 /// A plan that is being carried out, under its epoch.
@@ -152,8 +152,15 @@ impl Pipeline {
     }
 
     /// What the worker of a stage shall load; the sections say what else there is to say about it.
-    pub(super) fn load(&self, model: &PlannedModel, stage: usize, sections: Sections) -> LoadShard {
-        let layers = self.plan.stages[stage].layers.clone();
+    pub(super) fn load(&self, model: &PlannedModel, stage: usize, mut sections: Sections) -> LoadShard {
+        let StagePlan { ref layers, experts_in_memory, .. } = self.plan.stages[stage];
+        let layers = layers.clone();
+        if let Some(each) = experts_in_memory
+            && let Err(error) = (ExpertRoom { each: count(each.get()) }).put(&mut sections)
+        {
+            // A bug: the worker will say that it has no room.
+            tracing::error!("a worker is not told how many experts to have in memory: {error}");
+        }
         let spec = model.spec.shard(layers.clone());
         let held = model.spec.tensors.iter().zip(&model.hashes);
         let tensor_hashes = held.filter(|(t, _)| model.spec.holds(&layers, t.role)).map(|(_, &h)| h).collect();

@@ -1,6 +1,6 @@
 //! The model as plans need it: its shape, its tensors' hashes, and the room for sessions.
 
-use std::ops::Range;
+use std::{num::NonZeroUsize, ops::Range};
 
 use qmesh_models::{
     footprint::{ShardDemand, sessions},
@@ -29,9 +29,14 @@ impl PlannedModel {
         if self.spec.has_states() { sessions(self.kv_positions, self.context) } else { usize::MAX }
     }
 
-    /// What a worker with so many threads has to find room for if it holds these layers.
-    pub(super) fn demand(&self, layers: Range<usize>, threads: u32) -> ShardDemand {
+    /// What a worker with so many threads has to find room for if it holds these layers, with so many experts of each in memory.
+    pub(super) fn demand(
+        &self,
+        layers: Range<usize>,
+        experts_in_memory: Option<NonZeroUsize>,
+        threads: u32,
+    ) -> ShardDemand {
         let Self { kv_positions, context, chunk_rows, .. } = *self;
-        ShardDemand { layers, kv_positions, context, chunk_rows, threads: threads as usize }
+        ShardDemand { layers, kv_positions, context, chunk_rows, threads: threads as usize, experts_in_memory }
     }
 }

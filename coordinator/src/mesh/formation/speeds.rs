@@ -74,7 +74,11 @@ impl Speeds {
 
     /// How fast a worker is.
     pub(super) fn of(&self, worker: &Joined) -> Option<Speed> {
-        self.known.get(&key(worker)).cloned().flatten()
+        let speed = self.known.get(&key(worker)).cloned().flatten()?;
+        Some(match worker.disk_bytes_per_s {
+            Some(rate) => speed.with_disk(rate as f64),
+            None => speed,
+        })
     }
 }
 
@@ -119,6 +123,7 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: None,
+            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         }

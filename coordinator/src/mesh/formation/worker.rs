@@ -1,6 +1,6 @@
 //! A connected worker: what it said when it joined, and which shards it holds.
 
-use std::{fmt, net::SocketAddr, ops::Range, time::Instant};
+use std::{fmt, net::SocketAddr, num::NonZeroUsize, ops::Range, time::Instant};
 
 use qmesh_net::{MachineShare, Nat, PeerId, PlanEpoch};
 
@@ -31,6 +31,8 @@ pub(crate) struct Joined {
     pub(crate) rtt_ms: f64,
     /// What it shares with other workers of its machine, where it says so.
     pub(crate) share: Option<MachineShare>,
+    /// How quickly it reads its disk, in bytes a second, where it says so.
+    pub(crate) disk_bytes_per_s: Option<u64>,
 }
 
 /// A worker, as the roster knows it.
@@ -58,4 +60,5 @@ impl Worker {
 pub(super) struct Held {
     pub(super) epoch: PlanEpoch,
     pub(super) layers: Range<usize>,
+    pub(super) experts_in_memory: Option<NonZeroUsize>,
 }

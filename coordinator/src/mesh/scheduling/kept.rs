@@ -48,23 +48,40 @@ pub(super) fn make_room(
 ) -> (Option<Option<Prefix>>, Vec<SessionId>) {
     let shared = prefix.map_or(0, |p| p.positions as usize);
     let mut dropped = Vec::new();
-    let mut drop_kept = |pages: &mut PageLedger, kept: &mut BTreeMap<SessionId, Kept>, session| {
-        kept.remove(&session);
-        pages.keep(session, 0);
-        dropped.push(session);
-    };
     while !pages.fit(positions, shared) {
         let Some(oldest) = oldest_kept(kept, prefix.map(|p| p.session)) else { break };
-        drop_kept(pages, kept, oldest);
+        dropped.push(give_up(pages, kept, oldest));
     }
     if pages.fit(positions, shared) {
         return (Some(prefix), dropped);
     }
     // All other beginnings are given up. The prefix itself may go too, if it is only kept and does not run.
     if let Some(source) = prefix.map(|p| p.session).filter(|session| kept.contains_key(session)) {
-        drop_kept(pages, kept, source);
+        dropped.push(give_up(pages, kept, source));
     }
     (pages.fit(positions, 0).then_some(None), dropped)
+}
+
+/// Sets `positions` aside for a session in place of the fewer that it has, and gives up kept beginnings for that where it must,
+/// the least recently used first. Says whether it could, and which sessions were given up: they are to be closed.
+pub(super) fn make_more_room(
+    pages: &mut PageLedger,
+    kept: &mut BTreeMap<SessionId, Kept>,
+    session: SessionId,
+    positions: usize,
+) -> (bool, Vec<SessionId>) {
+    let mut dropped = Vec::new();
+    while !pages.grow(session, positions) {
+        let Some(oldest) = oldest_kept(kept, None) else { return (false, dropped) };
+        dropped.push(give_up(pages, kept, oldest));
+    }
+    (true, dropped)
+}
+
+fn give_up(pages: &mut PageLedger, kept: &mut BTreeMap<SessionId, Kept>, session: SessionId) -> SessionId {
+    kept.remove(&session);
+    pages.keep(session, 0);
+    session
 }
 
 /// What has been of use the least recently, besides `but`.

@@ -14,7 +14,7 @@ use super::{
     failure::{Failure, guarded},
 };
 use crate::{
-    backend::{Backend, HeldTensors, ShardRequest},
+    backend::{Backend, ExpertsHeld, HeldTensors, ShardRequest},
     error::EngineError,
     worker::{assignment::Assignment, tensors::TensorPlaces, turn::Turn},
 };
@@ -52,10 +52,18 @@ impl LoadRequest {
     /// Loads the shard; `progress` hears how far it is, and the answer is how it ended.
     pub(crate) fn run(&self, backend: &dyn Backend, progress: &mut dyn FnMut(Done)) -> Done {
         let (turn, bytes_total, since) = (self.turn, self.bytes_total, Instant::now());
-        let Assignment { spec, layers, kv_positions, .. } = &*self.assignment;
+        let Assignment { spec, layers, kv_positions, experts_in_memory, .. } = &*self.assignment;
         let (layers, kv_positions, held) = (layers.clone(), *kv_positions, &*self.taken_over);
         let read = |tensor: &TensorSpec, into: &mut [u8]| self.read(tensor, into);
-        let request = ShardRequest { spec, layers, kv_positions, held, read: &read };
+        let open = |tensor: &TensorSpec| {
+            self.check_wanted(tensor)?;
+            self.places.open(tensor)
+        };
+        let experts = match experts_in_memory {
+            None => ExpertsHeld::All,
+            Some(each) => ExpertsHeld::Some { each: *each, open: &open },
+        };
+        let request = ShardRequest { spec, layers, kv_positions, held, read: &read, experts };
         let mut told = |bytes_done| progress(Done::Loading { turn, bytes_done, bytes_total });
         let loaded = guarded(|| {
             let shard = backend.load(&request, &mut told)?;
@@ -68,10 +76,15 @@ impl LoadRequest {
     }
 
     fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
-        if self.wanted.strong_count() == 0 {
-            let reason = "the plan that wanted it is no more".into();
-            return Err(EngineError::Read { tensor: tensor.name.clone(), reason });
-        }
+        self.check_wanted(tensor)?;
         self.places.read(tensor, into)
+    }
+
+    fn check_wanted(&self, tensor: &TensorSpec) -> Result<(), EngineError> {
+        if self.wanted.strong_count() > 0 {
+            return Ok(());
+        }
+        let reason = "the plan that wanted it is no more".into();
+        Err(EngineError::Read { tensor: tensor.name.clone(), reason })
     }
 }

@@ -52,19 +52,21 @@ pub(crate) fn needed_together<'a>(
     ByteCount(Footprints::new(&spec).shards(&demands).total_bytes().saturating_add(others))
 }
 
-/// What decides the packed bytes of a tensor.
+/// What decides how a shard holds a tensor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Content {
     hash: Hash,
     dtype: qmesh_models::tensor::TensorType,
     rows: usize,
     cols: usize,
+    /// Whether it stays on disk, for experts of it to be read as they are needed.
+    filed: bool,
 }
 
 impl Content {
-    fn of(tensor: &TensorSpec, hash: Hash) -> Self {
-        let TensorSpec { dtype, rows, cols, .. } = *tensor;
-        Self { hash, dtype, rows, cols }
+    fn of(assignment: &Assignment, tensor: &TensorSpec, hash: Hash) -> Self {
+        let TensorSpec { role, dtype, rows, cols, .. } = *tensor;
+        Self { hash, dtype, rows, cols, filed: assignment.spec.stays_in_file(role, assignment.experts_in_memory) }
     }
 }
 
@@ -74,7 +76,7 @@ fn contents(assignment: &Assignment) -> HashMap<TensorRole, Content> {
 
 fn contents_in_order(assignment: &Assignment) -> impl Iterator<Item = (TensorRole, Content)> {
     let tensors = assignment.spec.tensors.iter().zip(&assignment.hashes);
-    tensors.map(|(tensor, &hash)| (tensor.role, Content::of(tensor, hash)))
+    tensors.map(|(tensor, &hash)| (tensor.role, Content::of(assignment, tensor, hash)))
 }
 
 #[cfg(test)]

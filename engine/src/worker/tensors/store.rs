@@ -22,7 +22,8 @@ use qmesh_models::{
 use tempfile::TempPath;
 use thiserror::Error;
 
-use crate::error::EngineError;
+use super::filed::FiledTensor;
+use crate::{backend::TensorFile, error::EngineError};
 
 /// Disk space that is left alone, in bytes.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -247,6 +248,18 @@ impl Place {
     pub(super) fn holds(&self, bytes: u64) -> bool {
         hash_of(&self.path, self.offset, bytes).is_ok_and(|found| found == self.hash)
     }
+
+    /// What is there is something else: the next fetch gets it anew. Where that cannot be, reading it fails again.
+    fn give_up(&self) {
+        match self.owner {
+            Owner::Cache => drop(fs::remove_file(&self.path)),
+            Owner::User => {}
+        }
+    }
+
+    fn changed(&self) -> String {
+        format!("{} has changed", self.path.display())
+    }
 }
 
 impl FromIterator<(TensorRole, Place)> for TensorPlaces {
@@ -268,11 +281,25 @@ impl TensorPlaces {
         if blake3::hash(into) == place.hash {
             return Ok(());
         }
-        if place.owner == Owner::Cache {
-            // The next fetch gets it anew; where that cannot be, it fails here again.
-            let _ = fs::remove_file(&place.path);
+        place.give_up();
+        Err(refused(place.changed()))
+    }
+
+    /// Opens a tensor that stays where it is, after all of it has been read and checked once.
+    ///
+    /// # Errors
+    /// As [`TensorPlaces::read`].
+    pub(crate) fn open(&self, tensor: &TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> {
+        let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
+        let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
+        match FiledTensor::open(place, tensor) {
+            Ok(Some(file)) => Ok(Arc::new(file)),
+            Ok(None) => {
+                place.give_up();
+                Err(refused(place.changed()))
+            }
+            Err(error) => Err(refused(format!("{}: {error}", place.path.display()))),
         }
-        Err(refused(format!("{} has changed", place.path.display())))
     }
 }
 
@@ -291,7 +318,11 @@ pub(super) fn delete(path: &Path) -> Result<(), StoreError> {
 
 /// The hash of at most so many bytes of a file, from `offset` on.
 pub(super) fn hash_of(path: &Path, offset: u64, bytes: u64) -> io::Result<Hash> {
-    let mut file = File::open(path)?;
+    hash_part(&File::open(path)?, offset, bytes)
+}
+
+/// As [`hash_of`], of an open file.
+pub(super) fn hash_part(mut file: &File, offset: u64, bytes: u64) -> io::Result<Hash> {
     file.seek(SeekFrom::Start(offset))?;
     let mut hasher = Hasher::new();
     hasher.update_reader(file.take(bytes))?;

@@ -125,7 +125,8 @@ impl Roster {
         let dealt = self.deal(&next);
         for (stage, (planned, place)) in next.plan.stages.iter().zip(&next.stages).enumerate() {
             if let Some(worker) = self.workers.get_mut(&place.worker) {
-                worker.holds.push(Held { epoch: next.epoch, layers: planned.layers.clone() });
+                let StagePlan { ref layers, experts_in_memory, .. } = *planned;
+                worker.holds.push(Held { epoch: next.epoch, layers: layers.clone(), experts_in_memory });
             }
             let sections = dealt.get(stage).map(Dealt::sections).unwrap_or_default();
             actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage, sections))));
@@ -230,9 +231,11 @@ impl Roster {
 
     /// Whether a worker has room for all that it holds and for its stage of this choice, if it has one.
     fn fits_beside(&self, footprints: &Footprints<'_>, id: WorkerId, worker: &Worker, choice: &Choice) -> bool {
-        let held = worker.holds.iter().map(|held| held.layers.clone());
-        let new = choice.stages.iter().position(|&w| w == id).map(|s| choice.plan.stages[s].layers.clone());
-        let demands: Vec<_> = held.chain(new).map(|layers| self.model.demand(layers, worker.joined.threads)).collect();
+        let held = worker.holds.iter().map(|held| (held.layers.clone(), held.experts_in_memory));
+        let new = choice.stages.iter().position(|&w| w == id).map(|s| &choice.plan.stages[s]);
+        let shards = held.chain(new.map(|stage| (stage.layers.clone(), stage.experts_in_memory)));
+        let demand = |(layers, experts)| self.model.demand(layers, experts, worker.joined.threads);
+        let demands: Vec<_> = shards.map(demand).collect();
         footprints.shards(&demands).total_bytes() <= worker.joined.memory_bytes
     }
 }

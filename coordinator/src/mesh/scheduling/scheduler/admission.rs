@@ -110,7 +110,7 @@ impl Scheduler {
         longest_prefix(sequence, kept.chain(running.map(|(&session, s)| (session, &s.ids[..], s.computed))))
     }
 
-    pub(super) fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
+    fn drop_kept(&mut self, session: SessionId) -> Vec<Action> {
         self.kept.remove(&session);
         self.pages.keep(session, 0);
         self.close(session)

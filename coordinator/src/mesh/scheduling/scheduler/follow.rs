@@ -14,7 +14,7 @@ use crate::mesh::{
     config::PrefixReuse,
     scheduling::{
         action::Action,
-        kept::{make_room, oldest_kept},
+        kept::{make_more_room, make_room},
         pace::Pace,
         pages::PageLedger,
         sequence::{Phase, Sequence, agree},
@@ -163,15 +163,11 @@ impl Scheduler {
         let (mut actions, mut without) = (Vec::new(), Vec::new());
         for &session in successor.followers.iter().filter(|(_, f)| !f.failed).map(|(session, _)| session) {
             let Some(sequence) = self.sequences.get(&session) else { continue };
-            while successor.pages.held(session) < sequence.room_least()
-                && !successor.pages.grow(session, sequence.room())
-            {
-                let Some(oldest) = oldest_kept(&successor.kept, None) else { break };
-                successor.kept.remove(&oldest);
-                successor.pages.keep(oldest, 0);
-                actions.push(Action::Close(successor.pipeline.epoch, oldest));
+            let (ids, least, wanted) = (sequence.ids.len(), sequence.room_least(), sequence.room());
+            if successor.pages.held(session) < least {
+                let (_, dropped) = make_more_room(&mut successor.pages, &mut successor.kept, session, wanted);
+                actions.extend(dropped.into_iter().map(|dropped| Action::Close(successor.pipeline.epoch, dropped)));
             }
-            let ids = sequence.ids.len();
             if successor.pages.held(session) < ids && !successor.pages.grow(session, ids) {
                 without.push(session);
             }

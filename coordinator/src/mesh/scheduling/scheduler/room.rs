@@ -7,14 +7,22 @@
 use qmesh_net::SessionId;
 
 use super::Scheduler;
-use crate::mesh::scheduling::{action::Action, kept::oldest_kept, pages::PAGE_POSITIONS, sequence::Phase};
+use crate::mesh::scheduling::{
+    action::Action,
+    kept::make_more_room,
+    pages::PAGE_POSITIONS,
+    sequence::{Phase, Sequence},
+};
 
 impl Scheduler {
     /// Sets pages aside for the sequences that will soon need some.
     pub(super) fn provide_room(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let growing: Vec<SessionId> = self.sequences.keys().copied().collect();
-        for session in growing {
+        let needs = |(session, s): &(&SessionId, &Sequence)| {
+            s.phase == Phase::Running && self.pages.held(**session) < s.room_least()
+        };
+        let needy: Vec<SessionId> = self.sequences.iter().filter(needs).map(|(&session, _)| session).collect();
+        for session in needy {
             actions.extend(self.grow(session));
         }
         actions
@@ -43,12 +51,13 @@ impl Scheduler {
             let held = self.pages.held(session);
             let Some(sequence) = self.sequences.get(&session).filter(|s| s.phase == Phase::Running) else { break };
             let (ids, least, wanted) = (sequence.ids.len(), sequence.room_least(), sequence.room());
-            if held >= least || self.pages.grow(session, wanted) {
+            if held >= least {
                 break;
             }
-            if let Some(oldest) = oldest_kept(&self.kept, None) {
-                actions.extend(self.drop_kept(oldest));
-                continue;
+            let (grown, dropped) = make_more_room(&mut self.pages, &mut self.kept, session, wanted);
+            actions.extend(dropped.into_iter().flat_map(|session| self.close(session)));
+            if grown {
+                break;
             }
             // It can do without drafts, or wait for those that give way already.
             let others_leave = self.sequences.values().any(|s| s.phase == Phase::Yielding);
