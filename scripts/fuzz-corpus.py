@@ -121,6 +121,8 @@ def frame_head():
     yield "valid-hidden", frame(kind=1, width=64)
     yield "valid-several-sequences", frame(segments=((7, 3, 1, 0), (8, 0, 2, 2)), ids=(5, 6, 7))
     yield "valid-end", frame(kind=5, segments=(), ids=())
+    yield "valid-sums", frame(kind=4, segments=((7, 9, 0, 3), (8, 0, 1, 1)), ids=(5,), payload=20 + 16)
+    yield "bad-sums", frame(kind=4, segments=((7, 9, 0, 3), (8, 0, 1, 1)), ids=(5,), payload=20 + 12)
     yield "bad-magic", b"xx" + frame()[2:]
     yield "bad-kind", frame(kind=9)
     yield "bad-wire-type", frame(wire=7)
