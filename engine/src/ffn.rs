@@ -153,7 +153,8 @@ mod tests {
             let outer = (gate == SharedGate::Sigmoid).then_some(shared_router);
             let router =
                 Router { scores, choice_bias: choice_bias.clone().map(Into::into), used, routing: routing.clone() };
-            let experts = Experts { router, experts, shared: Some(Shared { gate: outer, expert: shared }) };
+            let experts =
+                Experts { router, experts, latent: None, shared: Some(Shared { gate: outer, expert: shared }) };
             let (ffn, norm) = half(FfnWeights::Experts(Box::new(experts)));
             let ours = ffn.forward(cpu, &x, &x).unwrap();
 

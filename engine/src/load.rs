@@ -1,6 +1,7 @@
 //! From a spec and a source of tensors to the parts of a shard. The spec comes from outside: nothing in it is trusted.
 
 mod check;
+mod experts;
 mod layer;
 mod recurrence;
 mod tensors;

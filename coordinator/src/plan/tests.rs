@@ -2,9 +2,9 @@
 
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor,
-        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Routing, Scoring, Sinks, TensorRole, TensorSpec,
-        Weighting, Window,
+        Activation, AttentionSpec, Bias, ExpertForm, ExpertsSpec, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec,
+        LayerTensor, Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Routing, Scoring, Sinks, TensorRole,
+        TensorSpec, Weighting, Window,
     },
     tensor::TensorType,
 };
@@ -51,6 +51,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             window: Window::Full,
             rope: None,
             qk_norm: QkNorm::None,
+            temperature: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,
@@ -461,6 +462,8 @@ fn experts_that_a_token_does_not_pass_weigh_in_memory_and_not_in_work() {
         count: 8,
         used: 1,
         inner: 16,
+        form: ExpertForm::Gated,
+        latent: None,
         activation: Activation::Silu,
         bias: Bias::None,
         routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),

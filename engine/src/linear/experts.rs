@@ -18,7 +18,16 @@ use crate::ops;
 pub(crate) struct Experts {
     pub(crate) router: Router,
     pub(crate) experts: Vec<Gated>,
+    /// What is between the layer's rows and those of experts, where these are others.
+    pub(crate) latent: Option<LatentRows>,
     pub(crate) shared: Option<Shared>,
+}
+
+/// What makes experts' rows of a layer's, and a layer's of these.
+#[derive(Debug)]
+pub(crate) struct LatentRows {
+    pub(crate) down: Linear,
+    pub(crate) up: Linear,
 }
 
 /// The expert that every row goes through.
@@ -66,17 +75,55 @@ impl Experts {
     /// The matrices that take the half's input; those of one expert stand for all.
     fn inputs(&self) -> Vec<&Linear> {
         let shared = self.shared.iter().flat_map(|shared| shared.gate.iter().chain(shared.expert.inputs()));
-        let experts = self.experts.iter().take(1).flat_map(Gated::inputs);
+        let experts = match &self.latent {
+            Some(latent) => vec![&latent.down],
+            None => self.of_experts(),
+        };
         std::iter::once(&self.router.scores).chain(experts).chain(shared).collect()
+    }
+
+    /// The matrices that take what experts take; those of one stand for all.
+    fn of_experts(&self) -> Vec<&Linear> {
+        self.experts.iter().take(1).flat_map(Gated::inputs).collect()
     }
 
     /// Σ weight · expert(x): (rows, hidden).
     fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<f32> {
         let (routed, mut terms) = self.route(cpu, x);
+        let narrow = self.latent.as_ref().map(|latent| {
+            let rows = products(cpu, x, &[&latent.down], |_, _, _| ());
+            Activations::new(cpu, &rows, None, &self.of_experts())
+        });
+        let mut halves = self.halves(&routed, &mut terms, narrow.as_ref().unwrap_or(x));
+        let routed = halves.len();
+        if let Some(shared) = &self.shared {
+            let weights = shared.weights(cpu, x);
+            for (row, (terms, weight)) in terms.iter_mut().zip(weights).enumerate() {
+                terms.push(Term { expert: routed, at: row, weight });
+            }
+            halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
+        }
+        let outputs = outputs(cpu, &halves);
+        let Some(latent) = &self.latent else { return sums(cpu, &outputs, &terms, halves[0].0.down.matrix.rows) };
+        // The shared one's term is the last.
+        let of_experts: Vec<&[Term]> = terms.iter().map(|terms| &terms[..self.router.used]).collect();
+        let sum = sums(cpu, &outputs, &of_experts, latent.up.matrix.cols);
+        let sum = Activations::new(cpu, &sum, None, &[&latent.up]);
+        let hidden = latent.up.matrix.rows;
+        products(cpu, &sum, &[&latent.up], |row, first, y| {
+            for Term { expert, at, weight } in &terms[row][self.router.used..] {
+                let output = &outputs[*expert][at * hidden + first..];
+                y.iter_mut().zip(output).for_each(|(sum, y)| *sum += weight * y);
+            }
+        })
+    }
+
+    /// The experts that have rows, each with these, and the terms' experts by their places among them.
+    fn halves(&self, routed: &[Routed], terms: &mut [Vec<Term>], x: &Activations) -> Vec<(&Gated, Activations)> {
         let mut halves = Vec::new();
         let mut place = vec![0; self.experts.len()];
         for ((expert, routed), place) in
-            self.experts.iter().zip(&routed).zip(&mut place).filter(|((_, r), _)| !r.rows.is_empty())
+            self.experts.iter().zip(routed).zip(&mut place).filter(|((_, r), _)| !r.rows.is_empty())
         {
             *place = halves.len();
             let mut x = x.gather(&routed.rows);
@@ -87,14 +134,7 @@ impl Experts {
             halves.push((expert, x));
         }
         terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
-        if let Some(shared) = &self.shared {
-            let weights = shared.weights(cpu, x);
-            for (row, (terms, weight)) in terms.iter_mut().zip(weights).enumerate() {
-                terms.push(Term { expert: halves.len(), at: row, weight });
-            }
-            halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
-        }
-        sums(cpu, &outputs(cpu, &halves), &terms, halves[0].0.down.matrix.rows)
+        halves
     }
 
     /// The rows of each expert, and each row's terms, which name experts by their place among all.
@@ -151,12 +191,12 @@ fn outputs(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
 }
 
 /// Σ weight · output of each row's terms, in their order: (rows, width).
-fn sums(cpu: Cpu<'_>, outputs: &[Vec<f32>], terms: &[Vec<Term>], width: usize) -> Vec<f32> {
+fn sums<T: AsRef<[Term]> + Sync>(cpu: Cpu<'_>, outputs: &[Vec<f32>], terms: &[T], width: usize) -> Vec<f32> {
     let mut sums = vec![0.0; terms.len() * width];
     let tasks = terms.chunks(ROWS_TOGETHER).zip(sums.chunks_mut(ROWS_TOGETHER * width)).collect();
-    cpu.team.each(tasks, |(terms, sums): (&[Vec<Term>], &mut [f32])| {
+    cpu.team.each(tasks, |(terms, sums): (&[T], &mut [f32])| {
         for (terms, sum) in terms.iter().zip(sums.chunks_exact_mut(width)) {
-            for Term { expert, at, weight } in terms {
+            for Term { expert, at, weight } in terms.as_ref() {
                 let output = &outputs[*expert][at * width..][..width];
                 sum.iter_mut().zip(output).for_each(|(sum, y)| *sum += weight * y);
             }

@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, ExpertsSpec, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec,
-    LayerTensor, Mixer, NormPlacement, QkNorm, SharedExpert, SharedGate, Sinks, TensorRole,
+    AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
+    NormPlacement, QkNorm, Sinks, TensorRole,
 };
 
 use super::{
@@ -18,10 +18,7 @@ use crate::{
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
     latent::{LatentAttention, QueryWeights},
-    linear::{
-        Gated, Linear, Norm, Residual,
-        experts::{Experts, Router, Shared},
-    },
+    linear::{Gated, Linear, Norm, Residual},
 };
 
 /// One layer's tensors.
@@ -35,12 +32,13 @@ impl LayerWeights<'_, '_> {
     /// The block that is the shard's `place`-th, and uses its `rope`-th table.
     pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
         let mixer = match &spec.mixer {
-            Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
-            Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
-            Mixer::Latent(latent) => BlockMixer::Latent(self.latent(spec, latent, place, rope)?),
-            Mixer::StateSpace(space) => BlockMixer::StateSpace(self.state_space(spec, space, place)?),
+            Mixer::Attention(attention) => Some(BlockMixer::Attention(self.attention(spec, attention, place, rope)?)),
+            Mixer::GatedDelta(delta) => Some(BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?)),
+            Mixer::Latent(latent) => Some(BlockMixer::Latent(self.latent(spec, latent, place, rope)?)),
+            Mixer::StateSpace(space) => Some(BlockMixer::StateSpace(self.state_space(spec, space, place)?)),
+            Mixer::None => None,
         };
-        let ffn = self.ffn(spec, mixer.norm())?;
+        let ffn = self.ffn(spec, mixer.as_ref().and_then(BlockMixer::norm))?;
         Ok(Block { mixer, ffn })
     }
 
@@ -59,11 +57,16 @@ impl LayerWeights<'_, '_> {
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = match spec.qk_norm {
             QkNorm::None => None,
-            QkNorm::PerHead | QkNorm::PerHeadRotated => Some([spec.head_dim; 2]),
+            QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare => Some([spec.head_dim; 2]),
             QkNorm::AllHeads => Some([q_width, k_width]),
         };
         let mut rms = |tensor, len| {
-            let gain = self.vector(tensor, len)?;
+            let gain = match spec.qk_norm {
+                QkNorm::PerHeadRotatedBare => vec![1.0; len].into(),
+                QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::AllHeads => {
+                    self.vector(tensor, len)?
+                }
+            };
             Ok::<_, EngineError>(Norm { gain, bias: None, eps: layer.norm.eps })
         };
         let qk_norms = normed.map(|[q, k]| Ok::<_, EngineError>([rms(QNorm, q)?, rms(KNorm, k)?])).transpose()?;
@@ -131,22 +134,17 @@ impl LayerWeights<'_, '_> {
         let LatentSpec { heads, latent_dim, plain_dim, value_dim, .. } = *spec;
         let height = plain_dim + value_dim;
         let both = self.stacked(LayerTensor::KvB, None, [heads, height, latent_dim])?;
-        let part = |rows: Range<usize>| -> Option<Vec<Matrix>> {
-            both.iter().map(|linear| part(&linear.matrix, rows.clone())).collect()
-        };
         let what = || {
             let name = format!("{:?} of layer {}", LayerTensor::KvB, self.layer);
             shape(&name, format!("{plain_dim} and {value_dim} rows a head: not whole groups of 16"))
         };
-        let (keys, values) = part(0..plain_dim).zip(part(plain_dim..height)).ok_or_else(what)?;
+        let (keys, values) = parts(&both, 0..plain_dim).zip(parts(&both, plain_dim..height)).ok_or_else(what)?;
         let keys = turned(self.weights.cpu, &keys)?.and_then(|keys| keys.stacked(heads)).ok_or_else(what)?;
-        let linears =
-            |matrices: Vec<Matrix>| matrices.into_iter().map(|matrix| Linear { matrix, bias: None }).collect();
         Ok((linears(keys), linears(values)))
     }
 
-    /// The second half, behind a first one that begins with `first_norm`.
-    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<FeedForward, EngineError> {
+    /// The second half, if there is one, behind a first one that begins with `first_norm`.
+    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<Option<FeedForward>, EngineError> {
         use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, Gate, GateBias, PostFfnNorm, Up, UpBias};
         let hidden = self.hidden;
         let weights = match layer.ffn {
@@ -163,6 +161,7 @@ impl LayerWeights<'_, '_> {
                 down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
             }),
             Ffn::Experts(ref spec) => FfnWeights::Experts(Box::new(self.experts(spec)?)),
+            Ffn::None => return Ok(None),
         };
         let (input, norm) = match layer.norms {
             NormPlacement::Beside => (FfnInput::Layer, first_norm.cloned()),
@@ -170,45 +169,7 @@ impl LayerWeights<'_, '_> {
                 (FfnInput::Sum, self.norm_before(layer, [FfnNorm, FfnNormBias])?)
             }
         };
-        Ok(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? })
-    }
-
-    fn experts(&mut self, spec: &ExpertsSpec) -> Result<Experts, EngineError> {
-        use LayerTensor::{
-            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
-            Router as RouterTensor, RouterBias,
-        };
-        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
-        let hidden = self.hidden;
-        let gates = self.stacked(ExpertGates, present(bias, ExpertGateBiases), [count, inner, hidden])?;
-        let ups = self.stacked(ExpertUps, present(bias, ExpertUpBiases), [count, inner, hidden])?;
-        let downs = self.stacked(ExpertDowns, present(bias, ExpertDownBiases), [count, hidden, inner])?;
-        let experts = gates.into_iter().zip(ups).zip(downs);
-        let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up: Some(up), down }).collect();
-        let router = Router {
-            scores: self.linear(RouterTensor, present(bias, RouterBias), count, hidden)?,
-            choice_bias: present(routing.choice_bias, ChoiceBias).map(|bias| self.vector(bias, count)).transpose()?,
-            used,
-            routing: routing.clone(),
-        };
-        let shared = shared.map(|shared| self.shared(shared, activation)).transpose()?;
-        Ok(Experts { router, experts, shared })
-    }
-
-    fn shared(&mut self, spec: SharedExpert, activation: Activation) -> Result<Shared, EngineError> {
-        use LayerTensor::{SharedDown, SharedGate as Gate, SharedRouter, SharedUp};
-        let (hidden, inner) = (self.hidden, spec.inner);
-        let expert = Gated {
-            activation,
-            gate: self.linear(Gate, None, inner, hidden)?,
-            up: Some(self.linear(SharedUp, None, inner, hidden)?),
-            down: self.linear(SharedDown, None, hidden, inner)?,
-        };
-        let gate = match spec.gate {
-            SharedGate::None => None,
-            SharedGate::Sigmoid => Some(self.linear(SharedRouter, None, 1, hidden)?),
-        };
-        Ok(Shared { gate, expert })
+        Ok(Some(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? }))
     }
 
     /// The norm before a half, where there is one.
@@ -252,7 +213,7 @@ impl LayerWeights<'_, '_> {
     }
 
     /// The products of experts or heads, whose matrices lie one below the other.
-    fn stacked(
+    pub(super) fn stacked(
         &mut self,
         tensor: LayerTensor,
         biases: Option<LayerTensor>,
@@ -271,6 +232,16 @@ impl LayerWeights<'_, '_> {
         let bias = |expert: usize| biases.as_ref().map(|biases| Arc::from(&biases[expert * rows..][..rows]));
         Ok(matrices.into_iter().enumerate().map(|(expert, matrix)| Linear { matrix, bias: bias(expert) }).collect())
     }
+}
+
+/// The same rows of each matrix; `None` where they are no whole groups of it.
+pub(super) fn parts(linears: &[Linear], rows: Range<usize>) -> Option<Vec<Matrix>> {
+    linears.iter().map(|linear| part(&linear.matrix, rows.clone())).collect()
+}
+
+/// Products without biases.
+pub(super) fn linears(matrices: Vec<Matrix>) -> Vec<Linear> {
+    matrices.into_iter().map(|matrix| Linear { matrix, bias: None }).collect()
 }
 
 pub(super) fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {

@@ -154,17 +154,19 @@ impl Part {
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
         Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias, ConvolutionBias,
-        ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates,
-        ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias,
-        KNorm, KvA, KvANorm, KvB, PostAttnNorm, PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias,
-        SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate, StateInput, StateNorm, StateOutput, TimeStep,
-        TimeStepBias, Up, UpBias, V, VB, VBias,
+        ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases,
+        ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias,
+        Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias, KNorm, KvA, KvANorm, KvB, PostAttnNorm,
+        PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter,
+        SharedUp, Sinks, StateGate, StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB,
+        VBias,
     };
     match tensor {
         Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
-        | ExpertUps | ExpertDowns | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter
-        | SharedGate | SharedUp | SharedDown | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps
-        | StateOutput | StateInput | TimeStep | HeadDecay | HeadSkip | GroupNorm => true,
+        | ExpertUps | ExpertGateUps | ExpertLatentDown | ExpertLatentUp | ExpertDowns | ExpertGateBiases
+        | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown | DeltaQkv
+        | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput | TimeStep | HeadDecay
+        | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
         | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
         | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm => false,
