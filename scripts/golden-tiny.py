@@ -41,6 +41,8 @@ GATED = {"ffn_gate.weight": "EF", "ffn_up.weight": "EF", "ffn_down.weight": "FE"
 FUSED = {"ffn_up.weight": "EG", "ffn_down.weight": "FE"}
 ROUTER = {"ffn_gate_inp.weight": "EX"}
 EXPERTS = {"ffn_gate_exps.weight": "ESX", "ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
+# As files of some families have them: each expert's gate above its up.
+JOINED_EXPERTS = {"ffn_gate_up_exps.weight": "EsX", "ffn_down_exps.weight": "SEX"}
 SHARED = {"ffn_gate_shexp.weight": "ET", "ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
 SHARED_GATE = {"ffn_gate_inp_shexp.weight": "E"}
 CHOICE = {"exp_probs_b.bias": "X"}
@@ -85,7 +87,10 @@ class Model:
 
     def sizes(self):
         """What the letters of the shapes mean."""
-        q, k, f = HEADS * HEAD, self.keys.get("attention.head_count_kv", KV_HEADS) * HEAD, self.feed_forward
+        kv_heads = self.keys.get("attention.head_count_kv", KV_HEADS)
+        # Where it is said of each block, those that attend have as many as each other.
+        kv_heads = max(kv_heads) if isinstance(kv_heads, list) else kv_heads
+        q, k, f = HEADS * HEAD, kv_heads * HEAD, self.feed_forward
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
         # The heads of q, k and v in a block with a state are as wide as those of its attention.
         sizes |= {"J": 2 * q, "Y": HEAD, "A": TAPS, "C": (2 * KEY_HEADS + VALUE_HEADS) * HEAD, "D": VALUE_HEADS * HEAD}
@@ -95,6 +100,7 @@ class Model:
         sizes |= {"W": space, "I": VALUE_HEADS * HEAD + space + VALUE_HEADS, "Z": VALUE_HEADS * HEAD // GROUPS}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        sizes |= {"e": self.keys.get("moe_latent_size"), "s": sizes["S"] and 2 * sizes["S"]}
         shared = self.keys.get("expert_shared_count")
         return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
 
@@ -288,6 +294,34 @@ SPACE = NORMS | GATED | SPACE_IN | {"ssm_a": "1N", "ssm_d": "1N", "ssm_norm.weig
 SPACE_KEYS = {"ssm.conv_kernel": TAPS, "ssm.state_size": HEAD, "ssm.group_count": GROUPS}
 SPACE_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS * HEAD}
 GRANITE_KEYS = {"embedding_scale": 2.0, "residual_scale": 0.6, "attention.scale": 0.2, "logit_scale": 1.5}
+# Blocks of one half alone, whose norm has the first half's name.
+ALONE = {"attn_norm.weight": "E"}
+SPACE_ALONE = {name: shape for name, shape in SPACE.items() if not name.startswith("ffn")}
+PLAIN = {"ffn_up.weight": "EF", "ffn_down.weight": "FE"}
+PLAIN_EXPERTS = ROUTER | CHOICE | {"ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
+PLAIN_EXPERTS |= {"ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
+# What the experts read and write is narrower than a row.
+NARROW_EXPERTS = PLAIN_EXPERTS | {"ffn_latent_down.weight": "Ee", "ffn_latent_up.weight": "eE"}
+NARROW_EXPERTS |= {"ffn_up_exps.weight": "eSX", "ffn_down_exps.weight": "SeX"}
+NEMOTRON_KEYS = SPACE_KEYS | {"attention.head_count_kv": [0, 0, KV_HEADS, 0, 0], "attention.layer_norm_epsilon": 1e-5}
+NEMOTRON_MOE = experts(6, 2, 16) | {"expert_shared_feed_forward_length": 32, "expert_shared_count": 1}
+NEMOTRON_MOE |= {"expert_weights_norm": True, "expert_weights_scale": 2.5, "expert_group_count": 1}
+NEMOTRON_MOE |= {"feed_forward_length": [0, 16, 0, 0, 16]}
+
+
+def nemotron(seed, ffn, arch="nemotron_h_moe", **keys):
+    """A state space, a feed-forward half, attention, and the first two again, each alone in its block."""
+    return Model(
+        arch,
+        seed,
+        SPACE_ALONE,
+        blocks=5,
+        keys=NEMOTRON_KEYS | keys,
+        other={1: ALONE | ffn, 2: ALONE | ATTENTION, 4: ALONE | ffn},
+        scales=CHOICE_SCALES,
+    )
+
+
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
     "granitehybrid": Model(
@@ -299,6 +333,56 @@ MODELS = {
         width=32,
         tied=True,
         keys=SPACE_KEYS | GRANITE_KEYS | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
+    ),
+    "granitehybrid-moe": Model(
+        "granitehybrid",
+        1379,
+        SPACE_ALONE | {"ffn_norm.weight": "E"} | SHARED_SPARSE,
+        NORMS | ATTENTION | SHARED_SPARSE,
+        blocks=4,
+        feed_forward=16,
+        tied=True,
+        keys=SPACE_KEYS
+        | GRANITE_KEYS
+        | SPARSE_KEYS
+        | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
+    ),
+    "nemotron_h": nemotron(
+        10,
+        PLAIN,
+        "nemotron_h",
+        **{"feed_forward_length": [0, 48, 0, 0, 48], "attention.layer_norm_rms_epsilon": None},
+    ),
+    "nemotron_h_moe": nemotron(3039, PLAIN_EXPERTS, **NEMOTRON_MOE),
+    "nemotron_h_moe-latent": nemotron(316, NARROW_EXPERTS, **NEMOTRON_MOE | {"expert_count": 4, "moe_latent_size": 16}),
+    "mistral3": Model(
+        "mistral3",
+        4,
+        LLAMA,
+        keys={"rope.freq_base": 100.0, "attention.temperature_scale": 0.4}
+        | yarn(4.0, 16, yarn_beta_fast=1.0, yarn_beta_slow=0.1, yarn_log_multiplier=1.0),
+    ),
+    "llama4": Model(
+        "llama4",
+        27,
+        NORMS | ATTENTION | ROUTER | EXPERTS | SHARED,
+        blocks=4,
+        keys=experts(4, 1, 16) | {"interleave_moe_layer_step": 2, "expert_shared_feed_forward_length": 16},
+        other=dict.fromkeys((0, 2), LLAMA),
+        whole={"rope_freqs.weight": "R"},
+        fixed={"rope_freqs.weight": [1.0, 1.0, 1.2, 1.7, 3.0, 5.0, 8.0, 8.0]},
+    ),
+    "mistral4": Model(
+        "mistral4",
+        751,
+        DEEPSEEK2 | ROUTER | JOINED_EXPERTS | SHARED,
+        blocks=3,
+        other={0: DEEPSEEK2 | GATED},
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(8, 3, 16))
+        | {"rope.freq_base": 100.0, "expert_weights_norm": True}
+        | {"attention.temperature_scale": 0.4, "attention.temperature_length": 16}
+        | yarn(4.0, 16, yarn_log_multiplier=0.1),
     ),
     "qwen3next": Model(
         "qwen3next",
@@ -636,7 +720,7 @@ class Choices:
             return
         *before, rows = [values.reshape(-1, self.experts) for values in seen]
         self.near(rows, self.used)
-        if self.groups:
+        if (self.groups or 1) > 1:
             best = np.sort(before[-1].reshape(len(rows), self.groups, -1))[:, :, -2:].sum(2)
             self.near(best, self.groups_used)
 

@@ -53,6 +53,7 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
         window: Window::Full,
         rope: Some(rope),
         qk_norm: QkNorm::None,
+        temperature: None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,

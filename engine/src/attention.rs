@@ -22,6 +22,7 @@ use crate::{
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
     states::States,
+    temperature,
 };
 
 /// Weights and shape of one layer's attention half.
@@ -79,6 +80,11 @@ pub(crate) struct Append<'a> {
 const APPEND_TOGETHER: usize = 32;
 
 impl Batch<'_> {
+    /// The position of each row.
+    pub(crate) fn positions(&self) -> Vec<usize> {
+        self.slices.iter().flat_map(|slice| slice.position..slice.position + slice.rows).collect()
+    }
+
     /// Gives `append` each row of the step in its pages, in the cache's part of `layer`.
     pub(crate) fn append(&mut self, layer: usize, append: impl Fn(&[RopeTable], Append<'_>) + Sync) {
         let Batch { cpu, cache, ropes, slices } = self;
@@ -173,8 +179,9 @@ impl Attention {
         if let Some(rope) = self.rope {
             ropes[rope].rotate(cpu.simd, row, heads, self.spec.head_dim);
         }
-        if let (QkNorm::PerHeadRotated, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            norms[which].apply(cpu, heads);
+        match (self.spec.qk_norm, &self.qk_norms) {
+            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norms)) => norms[which].apply(cpu, heads),
+            (QkNorm::None | QkNorm::PerHead | QkNorm::AllHeads, _) | (_, None) => {}
         }
     }
 
@@ -218,6 +225,7 @@ impl Attention {
     fn heads<'a>(&'a self, batch: &'a Batch<'_>, qkv: &'a [f32]) -> Heads<'a> {
         let AttentionSpec { kv_heads, .. } = self.spec;
         let (wanted, group) = (tasks::wanted(batch.cpu.team.threads()), self.group());
+        let positions = self.spec.temperature.map_or_else(Vec::new, |_| batch.positions());
         let least = batch.slices.iter().map(|s| s.rows.div_ceil((QUERIES_LEAST / group).max(1)) * kv_heads).sum();
         Heads {
             layer: self.layer,
@@ -226,12 +234,20 @@ impl Attention {
             group,
             runs: wanted.div_ceil(usize::max(least, 1)),
             sinks: &self.sinks,
-            queries: Box::new(move |rows, kv_head| self.queries(batch, qkv, rows, kv_head)),
+            queries: Box::new(move |rows, kv_head| self.queries(batch, qkv, &positions, rows, kv_head)),
         }
     }
 
-    /// Normalised and rotated, of rows of the step: (rows, heads of the KV head, head_dim).
-    fn queries(&self, batch: &Batch<'_>, qkv: &[f32], rows: Range<usize>, kv_head: usize) -> Vec<f32> {
+    /// Normalised, rotated and grown, of rows of the step, whose `positions` are there where they count: (rows, heads of the
+    /// KV head, head_dim).
+    fn queries(
+        &self,
+        batch: &Batch<'_>,
+        qkv: &[f32],
+        positions: &[usize],
+        rows: Range<usize>,
+        kv_head: usize,
+    ) -> Vec<f32> {
         let ((q_width, k_width), part) = (self.widths(), self.group() * self.spec.head_dim);
         let mut queries = Vec::with_capacity(rows.len() * part);
         for row in rows.clone() {
@@ -241,6 +257,10 @@ impl Attention {
         self.normalize_heads(batch.cpu, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
             self.rotate(batch.cpu, &batch.ropes, row, 0, heads);
+            if let Some(temperature) = self.spec.temperature {
+                let factor = temperature::factor(temperature, positions[row]);
+                heads.iter_mut().for_each(|x| *x *= factor);
+            }
         }
         queries
     }
@@ -277,6 +297,7 @@ mod tests {
             window,
             rope: Some(rope),
             qk_norm: QkNorm::None,
+            temperature: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

@@ -60,7 +60,7 @@ impl Cache {
                     (*kv_heads, HeadLayout::Apart { head_dim: *head_dim })
                 }
                 // It has no part of the pages.
-                Mixer::GatedDelta(_) | Mixer::StateSpace(_) => (0, HeadLayout::Apart { head_dim: 0 }),
+                Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => (0, HeadLayout::Apart { head_dim: 0 }),
                 Mixer::Latent(latent) => {
                     (1, HeadLayout::Shared { key_dim: latent.key_dim(), value_dim: latent.latent_dim })
                 }
@@ -218,6 +218,7 @@ mod tests {
             window: Window::Full,
             rope: None,
             qk_norm: QkNorm::None,
+            temperature: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

@@ -159,6 +159,7 @@ mod tests {
             let experts = Experts {
                 router,
                 weights: ExpertWeights::InMemory(experts),
+                latent: None,
                 shared: Some(Shared { gate: outer, expert: shared }),
             };
             let (ffn, norm) = half(FfnWeights::Experts(Box::new(experts)));

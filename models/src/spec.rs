@@ -7,6 +7,7 @@ mod excerpt;
 mod experts;
 mod latent;
 mod recurrence;
+mod temperature;
 
 use std::{fmt, num::NonZeroUsize, ops::Range};
 
@@ -14,10 +15,11 @@ pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
 pub use self::experts::{
-    ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+    ExpertForm, ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
 };
-pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec, Temperature};
+pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec};
 pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
+pub use self::temperature::Temperature;
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -43,7 +45,7 @@ pub struct ModelSpec {
     pub tensors: Vec<TensorSpec>,
 }
 
-/// What one layer computes.
+/// What one layer computes. One of its halves may be missing.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct LayerSpec {
     /// The first half: how a position's row takes in what stands before it.
@@ -69,6 +71,8 @@ pub enum Mixer {
     Latent(LatentSpec),
     /// A state space: a state of each session takes the place of keys and values here too.
     StateSpace(StateSpaceSpec),
+    /// They are not: the layer is its feed-forward half alone (Nemotron-H).
+    None,
 }
 
 /// What a norm computes.
@@ -112,6 +116,8 @@ pub struct AttentionSpec {
     pub rope: Option<Rope>,
     /// RMS norm on q and k (`QNorm`, `KNorm` tensors), before RoPE where it does not say otherwise.
     pub qk_norm: QkNorm,
+    /// How queries grow with their position, where they do.
+    pub temperature: Option<Temperature>,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
     /// Whether the product that follows attention has a bias.
@@ -147,6 +153,8 @@ pub enum QkNorm {
     PerHead,
     /// RMS norm over each head's elements, after RoPE (Hunyuan).
     PerHeadRotated,
+    /// The same without gains (Llama 4).
+    PerHeadRotatedBare,
     /// RMS norm over all heads' elements together (OLMo 2).
     AllHeads,
 }
@@ -183,6 +191,8 @@ pub enum Ffn {
     },
     /// A mixture of experts.
     Experts(ExpertsSpec),
+    /// There is none: the layer is its first half alone (Nemotron-H).
+    None,
 }
 
 /// Where a layer's norms stand.
@@ -303,6 +313,9 @@ pub enum LayerTensor {
     ExpertGates,
     ExpertUps,
     ExpertDowns,
+    ExpertGateUps,
+    ExpertLatentDown,
+    ExpertLatentUp,
     ExpertGateBiases,
     ExpertUpBiases,
     ExpertDownBiases,
@@ -332,7 +345,7 @@ pub enum LayerTensor {
 impl LayerTensor {
     /// Whether it holds all experts' matrices, of which a token needs only some.
     pub fn is_routed(self) -> bool {
-        matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns)
+        matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns | Self::ExpertGateUps)
     }
 }
 
@@ -351,7 +364,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
         }
     }
 
@@ -359,7 +372,7 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
         }
     }
 
@@ -367,7 +380,7 @@ impl LayerSpec {
     pub fn experts(&self) -> Option<&ExpertsSpec> {
         match &self.ffn {
             Ffn::Experts(experts) => Some(experts),
-            Ffn::Gated { .. } | Ffn::Plain { .. } => None,
+            Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::None => None,
         }
     }
 
@@ -375,7 +388,7 @@ impl LayerSpec {
     pub fn rope(&self) -> Option<&Rope> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
             Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
@@ -396,7 +409,7 @@ impl Mixer {
     /// Whether a session has a state in such a layer.
     pub fn has_state(&self) -> bool {
         match self {
-            Self::Attention(_) | Self::Latent(_) => false,
+            Self::Attention(_) | Self::Latent(_) | Self::None => false,
             Self::GatedDelta(_) | Self::StateSpace(_) => true,
         }
     }
@@ -405,7 +418,7 @@ impl Mixer {
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
-            Self::GatedDelta(_) | Self::StateSpace(_) => 0,
+            Self::GatedDelta(_) | Self::StateSpace(_) | Self::None => 0,
             Self::Latent(latent) => 2 * latent.key_dim() as u64,
         }
     }

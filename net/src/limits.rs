@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the messages inside ALPN `qmesh/1`; both ends of a join must have the same.
-pub const PROTOCOL: u16 = 6;
+pub const PROTOCOL: u16 = 7;
 /// Most bytes of one control message, its type included.
 pub const MESSAGE_BYTES: usize = 1 << 20;
 /// Most sections of one message or frame.

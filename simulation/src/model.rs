@@ -33,6 +33,7 @@ pub fn spec(layers: usize) -> ModelSpec {
         window: Window::Full,
         rope: None,
         qk_norm: QkNorm::None,
+        temperature: None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,

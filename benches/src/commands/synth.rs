@@ -167,7 +167,7 @@ mod tests {
             assert_eq!((spec.layers.len(), spec.hidden, spec.vocab), (2, 256, 600), "{arguments}");
             let found = match &spec.layers[1].ffn {
                 Ffn::Experts(experts) => Some(experts.count),
-                Ffn::Gated { .. } | Ffn::Plain { .. } => None,
+                Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::None => None,
             };
             assert_eq!(found, experts, "{arguments}");
             assert!(spec.tensors.iter().any(|tensor| tensor.role == TensorRole::OutputNorm));

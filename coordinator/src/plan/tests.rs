@@ -52,6 +52,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             window: Window::Full,
             rope: None,
             qk_norm: QkNorm::None,
+            temperature: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

@@ -12,6 +12,7 @@ use crate::{
     norm::Norm,
     rope::Rotation,
     rounding::CacheType,
+    temperature::tempered,
     weights::{Weights, bias_of, of_layer},
 };
 
@@ -60,6 +61,10 @@ impl Attention {
             qk_norms: match spec.qk_norm {
                 QkNorm::None => None,
                 QkNorm::PerHead | QkNorm::PerHeadRotated => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
+                QkNorm::PerHeadRotatedBare => {
+                    let bare = Norm::bare(weights, head_dim, eps)?;
+                    Some([bare.clone(), bare])
+                }
                 QkNorm::AllHeads => Some([norm(QNorm, width)?, norm(KNorm, kv_width)?]),
             },
             rotation,
@@ -79,6 +84,7 @@ impl Attention {
         let [q_norm, k_norm] = [0, 1].map(|which| self.qk_norms.as_ref().map(|norms| &norms[which]));
         let (q, gate) = self.query(x)?;
         let q = self.placed(self.heads(&q, q_norm)?, q_norm, first_position)?;
+        let q = tempered(&q, self.spec.temperature, first_position)?;
         let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, k_norm, first_position)?;
         let v = self.heads(&self.v.forward(x)?, None)?;
         let (k, v) = cache.append(&k, &v, self.cached_as)?;
@@ -109,12 +115,14 @@ impl Attention {
         let (rows, width) = x.dims2()?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::AllHeads, Some(norm)) => norm.forward(x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x.clone(),
+            (QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare | QkNorm::None, _) | (_, None) => {
+                x.clone()
+            }
         };
         let x = x.reshape((rows, width / self.spec.head_dim, self.spec.head_dim))?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::PerHead, Some(norm)) => norm.forward(&x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x,
+            (QkNorm::AllHeads | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare | QkNorm::None, _) | (_, None) => x,
         };
         x.transpose(0, 1)?.contiguous()
     }
@@ -126,8 +134,8 @@ impl Attention {
             None => x,
         };
         match (self.spec.qk_norm, norm) {
-            (QkNorm::PerHeadRotated, Some(norm)) => norm.forward(&x),
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => Ok(x),
+            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norm)) => norm.forward(&x),
+            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::None, _) | (_, None) => Ok(x),
         }
     }
 
@@ -182,6 +190,7 @@ mod tests {
                 window,
                 rope: None,
                 qk_norm: QkNorm::None,
+                temperature: None,
                 qkv_bias: Bias::None,
                 output_bias: Bias::None,
                 output_gate: OutputGate::None,

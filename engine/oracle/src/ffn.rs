@@ -1,10 +1,9 @@
 //! The feed-forward half of a layer, between its norms.
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::{Activation, Ffn, LayerIndex, LayerTensor};
+use qmesh_models::spec::{Ffn, LayerIndex, LayerTensor};
 
 use crate::{
-    activation::activate,
     error::OracleError,
     experts::Experts,
     gated::Gated,
@@ -15,35 +14,39 @@ use crate::{
 /// What a feed-forward half computes.
 #[derive(Clone, Debug)]
 pub(crate) enum FeedForward {
-    /// down(act(gate(x)) · up(x)).
+    /// down(act(gate(x)) · up(x)), or without the second factor.
     Gated(Gated),
-    /// down(act(up(x))).
-    Plain { activation: Activation, up: Linear, down: Linear },
     /// Σ weight · expert(x).
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {
-    /// The half of `layer` that `spec` describes.
-    pub(crate) fn open(weights: &Weights<'_>, layer: LayerIndex, spec: &Ffn) -> std::result::Result<Self, OracleError> {
+    /// The half of `layer` that `spec` describes, if there is one.
+    pub(crate) fn open(
+        weights: &Weights<'_>,
+        layer: LayerIndex,
+        spec: &Ffn,
+    ) -> std::result::Result<Option<Self>, OracleError> {
         use LayerTensor::{Down, DownBias, Gate, GateBias, Up, UpBias};
         let hidden = weights.spec.hidden;
         let linear = |tensor, bias, bias_tensor, shape| {
             Linear::open(weights, of_layer(layer, tensor), bias_of(layer, bias, bias_tensor), shape)
         };
         Ok(match *spec {
-            Ffn::Gated { inner, activation, bias } => Self::Gated(Gated {
+            Ffn::Gated { inner, activation, bias } => Some(Self::Gated(Gated {
                 activation,
                 gate: linear(Gate, bias, GateBias, [inner, hidden])?,
-                up: linear(Up, bias, UpBias, [inner, hidden])?,
+                up: Some(linear(Up, bias, UpBias, [inner, hidden])?),
                 down: linear(Down, bias, DownBias, [hidden, inner])?,
-            }),
-            Ffn::Plain { inner, activation, bias } => Self::Plain {
+            })),
+            Ffn::Plain { inner, activation, bias } => Some(Self::Gated(Gated {
                 activation,
-                up: linear(Up, bias, UpBias, [inner, hidden])?,
+                gate: linear(Up, bias, UpBias, [inner, hidden])?,
+                up: None,
                 down: linear(Down, bias, DownBias, [hidden, inner])?,
-            },
-            Ffn::Experts(ref experts) => Self::Experts(Experts::open(weights, layer, experts)?),
+            })),
+            Ffn::Experts(ref experts) => Some(Self::Experts(Box::new(Experts::open(weights, layer, experts)?))),
+            Ffn::None => None,
         })
     }
 
@@ -51,7 +54,6 @@ impl FeedForward {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gated(gated) => gated.forward(x),
-            Self::Plain { activation, up, down } => down.forward(&activate(*activation, &up.forward(x)?, None)?),
             Self::Experts(experts) => experts.forward(x),
         }
     }

@@ -149,6 +149,7 @@ fn attention(
         window: Window::Full,
         rope: Some(Rope { pairing: plain.pairing, dims, base, scaling, magnitude }),
         qk_norm: QkNorm::None,
+        temperature: None,
         qkv_bias: bias(m, layer, "attn_q.bias"),
         output_bias: bias(m, layer, "attn_output.bias"),
         output_gate: OutputGate::None,
