@@ -101,6 +101,8 @@ class Model:
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
         sizes |= {"e": self.keys.get("moe_latent_size"), "s": sizes["S"] and 2 * sizes["S"]}
+        wide = self.keys.get("attention.key_length", HEAD)
+        sizes |= {"w": wide, "x": HEADS * wide}
         shared = self.keys.get("expert_shared_count")
         return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
 
@@ -143,9 +145,12 @@ class Model:
         if stem.endswith(".bias"):
             return 0.0, self.scales.get(stem, BIAS)
         if "norm" in stem:
-            return 1.0, GAIN
+            mean = self.scales.get(stem, 1.0)
+            return mean, mean * GAIN
         if stem == "attn_sinks.weight":
             return 1.0, 1.0
+        if "scale" in stem:
+            return 1.0, GAIN
         if stem in ("ssm_a", "ssm_d"):
             return {"ssm_a": -0.3, "ssm_d": 1.0}[stem], 0.1
         if stem == "token_embd.weight":
@@ -309,6 +314,38 @@ NEMOTRON_MOE |= {"expert_weights_norm": True, "expert_weights_scale": 2.5, "expe
 NEMOTRON_MOE |= {"feed_forward_length": [0, 16, 0, 0, 16]}
 
 
+# Heads of a block that attends to all are twice as wide as those of one with a window, and there is one of keys.
+GEMMA4 = NORMS | POST_NORMS | {"layer_output_scale.weight": "1"}
+GEMMA4_WINDOW = GEMMA4 | ATTENTION | HEAD_NORMS
+GEMMA4_FULL = GEMMA4 | {"attn_q.weight": "Ex", "attn_k.weight": "Ew", "attn_output.weight": "xE"}
+GEMMA4_FULL |= {"attn_q_norm.weight": "w", "attn_k_norm.weight": "w"}
+GEMMA4_BOTH = GATED | ROUTER | JOINED_EXPERTS | {"ffn_gate_inp.scale": "E", "ffn_down_exps.scale": "X"}
+GEMMA4_BOTH |= {"post_ffw_norm_1.weight": "E", "pre_ffw_norm_2.weight": "E", "post_ffw_norm_2.weight": "E"}
+GEMMA4_KEYS = {"attention.head_count_kv": [KV_HEADS] * 3 + [1], "attention.key_length": 2 * HEAD}
+GEMMA4_KEYS |= {"attention.value_length": 2 * HEAD, "attention.key_length_swa": HEAD, "attention.value_length_swa": HEAD}
+GEMMA4_KEYS |= {"rope.dimension_count": 2 * HEAD, "rope.dimension_count_swa": HEAD, "rope.freq_base": 1e6}
+GEMMA4_KEYS |= {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True] * 3 + [False]}
+GEMMA4_KEYS |= {"rope.freq_base_swa": 1e4, "final_logit_softcapping": 30.0}
+GEMMA4_KEYS |= {"embedding_length_per_layer_input": 0, "attention.shared_kv_layers": 0}
+
+
+def gemma4(seed, ffn, **keys):
+    """Three blocks with a window, then one that attends to all, a quarter of whose pairs are rotated."""
+    return Model(
+        "gemma4",
+        seed,
+        GEMMA4_WINDOW | ffn,
+        GEMMA4_FULL | ffn,
+        blocks=4,
+        tied=True,
+        keys=GEMMA4_KEYS | keys,
+        whole={"rope_freqs.weight": "H"},
+        fixed={"rope_freqs.weight": [1.0] * 4 + [1e30] * 12},
+        # Scores are not scaled: with gains of one, a head would see one position alone. Those of experts are divided.
+        scales={"attn_q_norm.weight": 0.5, "attn_k_norm.weight": 0.5, "ffn_gate_inp.weight": 17.0},
+    )
+
+
 def nemotron(seed, ffn, arch="nemotron_h_moe", **keys):
     """A state space, a feed-forward half, attention, and the first two again, each alone in its block."""
     return Model(
@@ -384,6 +421,8 @@ MODELS = {
         | {"attention.temperature_scale": 0.4, "attention.temperature_length": 16}
         | yarn(4.0, 16, yarn_log_multiplier=0.1),
     ),
+    "gemma4": gemma4(3, GATED),
+    "gemma4-moe": gemma4(66, GEMMA4_BOTH, **experts(4, 2, 16)),
     "qwen3next": Model(
         "qwen3next",
         10,

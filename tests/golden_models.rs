@@ -183,7 +183,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 44] = [
+const PUBLISHED: [(&str, &str, &str, &str); 45] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "none"),
@@ -203,6 +203,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 44] = [
     ),
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
+    ("gemma4", "Gemma 4 31B, 26B-A4B (text)", "gemma4", "none"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
     ("glm4moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", "glm4, glm5", "glm4.6"),
     ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
@@ -242,7 +243,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 44] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 56] = [
+const FAMILIES: [(&str, &[&str], f64); 58] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -259,6 +260,8 @@ const FAMILIES: [(&str, &[&str], f64); 56] = [
     ("deepseek2-lite-joined", &[], 5e-3),
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
+    ("gemma4", &[], 5e-3),
+    ("gemma4-moe", &[], 5e-3),
     ("glm4", &[], 5e-3),
     ("glm4moe", &[], 5e-3),
     ("gpt-oss", &[], 5e-3),

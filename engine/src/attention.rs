@@ -36,7 +36,10 @@ pub(crate) struct Attention {
     pub(crate) norm: Option<Norm>,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
-    pub(crate) v: Linear,
+    /// Nothing where values are keys.
+    pub(crate) v: Option<Linear>,
+    /// On each head of the values.
+    pub(crate) value_norm: Option<Norm>,
     /// Of q and of k: on each head, or on all of a row together.
     pub(crate) qk_norms: Option<[Norm; 2]>,
     /// A score per query head that belongs to no position, or nothing.
@@ -111,15 +114,14 @@ impl Attention {
     /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let linears = [&self.q, &self.k, &self.v];
-        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v)
+        let linears: Vec<&Linear> = [&self.q, &self.k].into_iter().chain(&self.v).collect();
+        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v if there is one)
         if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
             qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv, norms))?;
         }
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
         ops::map("attend", &qkv, |qkv| {
-            let (q_width, k_width) = self.widths();
-            let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * self.spec.heads * self.spec.head_dim];
+            let mut out = vec![0.0; qkv.len() / self.row_width() * self.spec.heads * self.spec.head_dim];
             tasks::attend(&self.heads(batch, qkv), batch, &mut out);
             self.gate(batch.cpu, qkv, &mut out);
             out
@@ -137,8 +139,8 @@ impl Attention {
             OutputGate::None => return,
             OutputGate::WithQuery => {}
         }
-        let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
-        let rows = qkv.chunks_exact(q_width + 2 * k_width).zip(out.chunks_exact_mut(q_width / 2)).collect();
+        let ((q_width, _), head_dim) = (self.widths(), self.spec.head_dim);
+        let rows = qkv.chunks_exact(self.row_width()).zip(out.chunks_exact_mut(q_width / 2)).collect();
         cpu.team.each(rows, |(qkv, out): (&[f32], &mut [f32])| {
             for (with_gate, x) in qkv.chunks_exact(2 * head_dim).zip(out.chunks_exact_mut(head_dim)) {
                 Sigmoid { x, gate: &with_gate[head_dim..] }.run(cpu.simd);
@@ -160,7 +162,7 @@ impl Attention {
     fn normed(&self, cpu: Cpu<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
         let (q_width, k_width) = self.widths();
         let mut normed = qkv.to_vec();
-        for row in normed.chunks_exact_mut(q_width + 2 * k_width) {
+        for row in normed.chunks_exact_mut(self.row_width()) {
             q_norm.apply(cpu, &mut row[..q_width]);
             k_norm.apply(cpu, &mut row[q_width..q_width + k_width]);
         }
@@ -190,6 +192,12 @@ impl Attention {
         (self.spec.query_outputs(), self.spec.kv_heads * self.spec.head_dim)
     }
 
+    /// Elements of all that is projected of a row.
+    fn row_width(&self) -> usize {
+        let (q_width, k_width) = self.widths();
+        q_width + if self.v.is_some() { 2 * k_width } else { k_width }
+    }
+
     /// Query heads that share a KV head.
     fn group(&self) -> usize {
         self.spec.heads / self.spec.kv_heads
@@ -208,13 +216,17 @@ impl Attention {
     fn append_to_page(&self, cpu: Cpu<'_>, ropes: &[RopeTable], append: Append<'_>, qkv: &[f32]) {
         let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
         let layout = HeadLayout::Apart { head_dim };
-        let mut keys = vec![0.0; k_width];
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; k_width]);
         for (row, position) in (append.row..).zip(append.positions) {
-            let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
+            let (k, v) = qkv[row * self.row_width()..][q_width..self.row_width()].split_at(k_width);
             keys.copy_from_slice(k);
             self.normalize_heads(cpu, 1, &mut keys);
             self.rotate(cpu, ropes, row, 1, &mut keys);
-            let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+            values.copy_from_slice(if self.v.is_some() { v } else { k });
+            if let Some(norm) = &self.value_norm {
+                norm.apply(cpu, &mut values);
+            }
+            let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
             for (page, (key, value)) in append.part.chunks_exact_mut(layout.page_len()).zip(rows) {
                 Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);
             }
@@ -248,10 +260,10 @@ impl Attention {
         rows: Range<usize>,
         kv_head: usize,
     ) -> Vec<f32> {
-        let ((q_width, k_width), part) = (self.widths(), self.group() * self.spec.head_dim);
+        let part = self.group() * self.spec.head_dim;
         let mut queries = Vec::with_capacity(rows.len() * part);
         for row in rows.clone() {
-            let (row, heads) = (&qkv[row * (q_width + 2 * k_width)..], kv_head * self.group()..);
+            let (row, heads) = (&qkv[row * self.row_width()..], kv_head * self.group()..);
             heads.take(self.group()).for_each(|head| queries.extend_from_slice(self.query(row, head)));
         }
         self.normalize_heads(batch.cpu, 0, &mut queries);
@@ -270,7 +282,7 @@ impl Attention {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Window},
+        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Values, Window},
         tensor::TensorType,
     };
 
@@ -298,6 +310,7 @@ mod tests {
             rope: Some(rope),
             qk_norm: QkNorm::None,
             temperature: None,
+            values: Values::Own,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,
@@ -353,7 +366,8 @@ mod tests {
                 norm: Some(norm(HIDDEN)),
                 q,
                 k,
-                v,
+                v: Some(v),
+                value_norm: None,
                 qk_norms: None,
                 sinks: Arc::default(),
                 output,
@@ -414,7 +428,8 @@ mod tests {
             norm,
             q,
             k,
-            v,
+            v: Some(v),
+            value_norm: None,
             qk_norms,
             sinks: Arc::default(),
             output,

@@ -10,6 +10,7 @@ use crate::{
     gated_delta::GatedDelta,
     latent::LatentAttention,
     linear::Norm,
+    ops,
     state_space::StateSpace,
 };
 
@@ -18,6 +19,8 @@ use crate::{
 pub(crate) struct Block {
     pub(crate) mixer: Option<BlockMixer>,
     pub(crate) ffn: Option<FeedForward>,
+    /// Factor on all that comes out, where there is one.
+    pub(crate) scale: Option<f32>,
 }
 
 /// The code and weights of a layer's first half. Each kind goes two steps: what knows other rows, then what does not.
@@ -58,9 +61,13 @@ impl Block {
             (Some(mixer), Some(mixed)) => mixer.output(batch.cpu, mixed, x)?,
             (None, _) | (_, None) => x.clone(),
         };
-        match &self.ffn {
-            Some(ffn) => ffn.forward(batch.cpu, x, &sum),
-            None => Ok(sum),
+        let out = match &self.ffn {
+            Some(ffn) => ffn.forward(batch.cpu, x, &sum)?,
+            None => sum,
+        };
+        match self.scale {
+            Some(scale) => Ok(ops::map("scale", &out, |out| out.iter().map(|x| x * scale).collect())?),
+            None => Ok(out),
         }
     }
 }

@@ -203,7 +203,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Window};
+    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Values, Window};
 
     use super::*;
 
@@ -219,6 +219,7 @@ mod tests {
             rope: None,
             qk_norm: QkNorm::None,
             temperature: None,
+            values: Values::Own,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

@@ -45,6 +45,9 @@ fn described(layer: &LayerSpec) -> String {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),
         Ffn::Plain { inner, .. } => format!("plain, {inner} wide"),
         Ffn::Experts(experts) => format!("{} of {} experts, {} wide", experts.used, experts.count, experts.inner),
+        Ffn::Both { inner, experts } => {
+            format!("gated, {inner} wide, beside {} of {} experts, {} wide", experts.used, experts.count, experts.inner)
+        }
         Ffn::None => "no feed-forward half".to_owned(),
     };
     format!("{mixer}; {ffn}")

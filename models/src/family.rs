@@ -17,6 +17,7 @@ mod gated_delta;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
@@ -124,6 +125,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("deepseek2", deepseek2::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
+    ("gemma4", gemma4::decoder),
     ("glm4", glm4::decoder),
     ("glm4moe", glm4moe::decoder),
     ("gpt-oss", gpt_oss::decoder),

@@ -5,6 +5,7 @@
 
 mod excerpt;
 mod experts;
+mod ffn;
 mod latent;
 mod recurrence;
 mod temperature;
@@ -15,8 +16,10 @@ pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
 pub use self::experts::{
-    ExpertForm, ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+    ExpertForm, ExpertGroups, ExpertScales, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate,
+    Weighed, Weighting,
 };
+pub use self::ffn::Ffn;
 pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec};
 pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
 pub use self::temperature::Temperature;
@@ -58,6 +61,17 @@ pub struct LayerSpec {
     pub norm: NormSpec,
     /// Factor on what each half adds to the hidden state, 1.0 for none.
     pub residual_scale: f32,
+    /// Factor on all that comes out of the layer.
+    pub output_scale: OutputScale,
+}
+
+/// Whether all that comes out of a layer is multiplied by a factor.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum OutputScale {
+    /// It is not.
+    None,
+    /// By one of the file's (`OutputScale`).
+    Learned,
 }
 
 /// How the rows of positions are mixed: the one part of a layer in which a row knows of other rows.
@@ -118,6 +132,8 @@ pub struct AttentionSpec {
     pub qk_norm: QkNorm,
     /// How queries grow with their position, where they do.
     pub temperature: Option<Temperature>,
+    /// What values are.
+    pub values: Values,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
     /// Whether the product that follows attention has a bias.
@@ -144,6 +160,17 @@ pub enum Sinks {
     PerHead,
 }
 
+/// What values are.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Values {
+    /// What `V` gives.
+    Own,
+    /// The same, after an RMS norm over each head's elements without gains (Gemma 4).
+    OwnNormed,
+    /// What `K` gives, after such a norm: there is no `V` (Gemma 4).
+    KeysNormed,
+}
+
 /// Whether q and k are normalised, and over what.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum QkNorm {
@@ -166,33 +193,6 @@ pub enum Bias {
     None,
     /// It has one.
     Present,
-}
-
-/// The feed-forward half of a layer.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub enum Ffn {
-    /// down(act(gate(x)) · up(x)).
-    Gated {
-        /// Width between the products.
-        inner: usize,
-        /// The activation on the gate.
-        activation: Activation,
-        /// Whether the three products have biases.
-        bias: Bias,
-    },
-    /// down(act(up(x))).
-    Plain {
-        /// Width between the products.
-        inner: usize,
-        /// The activation between the products.
-        activation: Activation,
-        /// Whether both products have biases.
-        bias: Bias,
-    },
-    /// A mixture of experts.
-    Experts(ExpertsSpec),
-    /// There is none: the layer is its first half alone (Nemotron-H).
-    None,
 }
 
 /// Where a layer's norms stand.
@@ -324,6 +324,12 @@ pub enum LayerTensor {
     SharedUp,
     SharedDown,
     PostFfnNorm,
+    PostGatedNorm,
+    ExpertsNorm,
+    PostExpertsNorm,
+    RouterNorm,
+    ExpertScales,
+    OutputScale,
     DeltaQkv,
     StateGate,
     Alpha,
@@ -378,10 +384,7 @@ impl LayerSpec {
 
     /// The experts, where the second half has some.
     pub fn experts(&self) -> Option<&ExpertsSpec> {
-        match &self.ffn {
-            Ffn::Experts(experts) => Some(experts),
-            Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::None => None,
-        }
+        self.ffn.experts()
     }
 
     /// The rotation by position, where the layer knows positions.

@@ -321,6 +321,7 @@ fn ffn(ffn: &Ffn) -> String {
         Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
         Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
         Ffn::Experts(ref experts) => mixture(experts),
+        Ffn::Both { inner, ref experts } => format!("gated {inner} beside {}", mixture(experts)),
         Ffn::None => "none".to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{sigmoid, softmax_last_dim};
-use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks};
+use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks, Values};
 
 use crate::{
     cache::KeysValues,
@@ -22,7 +22,9 @@ pub(crate) struct Attention {
     spec: AttentionSpec,
     q: Linear,
     k: Linear,
-    v: Linear,
+    /// Nothing where values are keys.
+    v: Option<Linear>,
+    value_norm: Option<Norm>,
     /// Of q and of k.
     qk_norms: Option<[Norm; 2]>,
     rotation: Option<Rotation>,
@@ -57,7 +59,14 @@ impl Attention {
         Ok(Self {
             q: linear(Q, spec.qkv_bias, QBias, [spec.query_outputs(), hidden])?,
             k: linear(K, spec.qkv_bias, KBias, [kv_width, hidden])?,
-            v: linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?,
+            v: match spec.values {
+                Values::Own | Values::OwnNormed => Some(linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?),
+                Values::KeysNormed => None,
+            },
+            value_norm: match spec.values {
+                Values::Own => None,
+                Values::OwnNormed | Values::KeysNormed => Some(Norm::bare(weights, head_dim, eps)?),
+            },
             qk_norms: match spec.qk_norm {
                 QkNorm::None => None,
                 QkNorm::PerHead | QkNorm::PerHeadRotated => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
@@ -85,8 +94,16 @@ impl Attention {
         let (q, gate) = self.query(x)?;
         let q = self.placed(self.heads(&q, q_norm)?, q_norm, first_position)?;
         let q = tempered(&q, self.spec.temperature, first_position)?;
-        let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, k_norm, first_position)?;
-        let v = self.heads(&self.v.forward(x)?, None)?;
+        let keys = self.k.forward(x)?;
+        let k = self.placed(self.heads(&keys, k_norm)?, k_norm, first_position)?;
+        let v = match &self.v {
+            Some(v) => self.heads(&v.forward(x)?, None)?,
+            None => self.heads(&keys, None)?,
+        };
+        let v = match &self.value_norm {
+            Some(norm) => norm.forward(&v)?,
+            None => v,
+        };
         let (k, v) = cache.append(&k, &v, self.cached_as)?;
         let attended = self.attend(&q, &k, &v, first_position)?; // (heads, rows, head_dim)
         let rows = attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
@@ -191,13 +208,15 @@ mod tests {
                 rope: None,
                 qk_norm: QkNorm::None,
                 temperature: None,
+                values: Values::Own,
                 qkv_bias: Bias::None,
                 output_bias: Bias::None,
                 output_gate: OutputGate::None,
             },
             q: linear(&[[1.0, 0.0], [2.0, 0.0]]),
             k: linear(&[[1.0, 0.0]]),
-            v: linear(&[[0.0, 1.0]]),
+            v: Some(linear(&[[0.0, 1.0]])),
+            value_norm: None,
             qk_norms: None,
             rotation: None,
             sinks,

@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::ops::sigmoid;
 use qmesh_models::spec::{
-    Bias, ExpertForm, ExpertsSpec, LEAST_SUM, LayerIndex, LayerTensor, Routing, Scoring, SharedExpert, SharedGate,
-    Weighed, Weighting,
+    Bias, ExpertForm, ExpertScales, ExpertsSpec, LEAST_SUM, LayerIndex, LayerTensor, Routing, Scoring, SharedExpert,
+    SharedGate, Weighed, Weighting,
 };
 
 use crate::{
@@ -23,6 +23,8 @@ pub(crate) struct Experts {
     routing: Routing,
     /// What each expert's affinity is raised by for the choice.
     choice_bias: Option<Vec<f32>>,
+    /// What each expert's weights are multiplied by.
+    expert_scales: Option<Vec<f32>>,
     /// What makes experts' rows of the layer's, and these of the former, where they are not the same.
     latent: Option<[Linear; 2]>,
     /// The expert that every row goes through, and what weighs it by σ(gate · x).
@@ -71,6 +73,12 @@ impl Experts {
         });
         let choice_bias = bias_of(layer, routing.choice_bias, ChoiceBias);
         let choice_bias = choice_bias.map(|role| Ok::<_, OracleError>(weights.vector(role, count)?.to_vec1::<f32>()?));
+        let expert_scales = match routing.expert_scales {
+            ExpertScales::None => None,
+            ExpertScales::Learned => {
+                Some(weights.vector(of_layer(layer, LayerTensor::ExpertScales), count)?.to_vec1::<f32>()?)
+            }
+        };
         let router_bias = bias_of(layer, bias, RouterBias);
         Ok(Self {
             router: Linear::open(weights, of_layer(layer, Router), router_bias, [count, hidden])?,
@@ -78,6 +86,7 @@ impl Experts {
             used,
             routing: routing.clone(),
             choice_bias: choice_bias.transpose()?,
+            expert_scales,
             latent: latent.transpose()?,
             shared: shared.map(|shared| open_shared(weights, layer, spec, shared)).transpose()?,
         })
@@ -85,7 +94,12 @@ impl Experts {
 
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let scores = self.router.forward(x)?.to_vec2::<f32>()?; // (rows, experts)
+        self.forward_scored(x, x)
+    }
+
+    /// The same, where the router takes other rows.
+    pub(crate) fn forward_scored(&self, x: &Tensor, scored: &Tensor) -> Result<Tensor> {
+        let scores = self.router.forward(scored)?.to_vec2::<f32>()?; // (rows, experts)
         let mut of_expert = vec![(Vec::new(), Vec::new()); self.experts.len()];
         for (row, scores) in (0_u32..).zip(&scores) {
             for (expert, weight) in self.route(scores) {
@@ -141,8 +155,11 @@ impl Experts {
             Weighting::AsScored => 1.0,
             Weighting::Normalised => weights.iter().map(|(_, weight)| weight).sum::<f64>().max(f64::from(LEAST_SUM)),
         };
-        let scale = f64::from(self.routing.weight_scale) / sum;
-        weights.into_iter().map(|(expert, weight)| (expert, (weight * scale) as f32)).collect()
+        let scale = |expert: usize| {
+            let own = self.expert_scales.as_ref().map_or(1.0, |scales| f64::from(scales[expert]));
+            own * f64::from(self.routing.weight_scale) / sum
+        };
+        weights.into_iter().map(|(expert, weight)| (expert, (weight * scale(expert)) as f32)).collect()
     }
 }
 
@@ -246,7 +263,7 @@ mod tests {
         let router = linear(&[[0.0, 0.0], [3_f32.ln(), 0.0], [0.0, -1.0]]);
         let experts = [1.0, 10.0, 100.0].map(expert).to_vec();
         let routing = Routing { weight_scale: 2.0, ..routing };
-        Experts { router, experts, used: 2, routing, choice_bias: None, latent: None, shared }
+        Experts { router, experts, used: 2, routing, choice_bias: None, expert_scales: None, latent: None, shared }
     }
 
     /// The outputs for rows of (1, x₁), as factors of silu(1) · x₁.

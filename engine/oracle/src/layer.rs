@@ -2,7 +2,7 @@
 //! after the other or both side by side.
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::{Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement};
+use qmesh_models::spec::{Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, OutputScale};
 
 use crate::{
     attention::Attention,
@@ -25,6 +25,8 @@ pub(crate) struct Layer {
     ffn: Option<FeedForward>,
     order: Order,
     residual_scale: f32,
+    /// Factor on all that comes out; one element.
+    output_scale: Option<Tensor>,
 }
 
 /// What mixes rows.
@@ -72,19 +74,35 @@ impl Layer {
                 Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::Experts(_) => {
                     Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?
                 }
+                // What stands before them is theirs.
+                Ffn::Both { .. } => {
+                    Norms { before: None, ..Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)? }
+                }
                 Ffn::None => Norms::NONE,
             },
-            ffn: FeedForward::open(weights, index, &spec.ffn)?,
+            ffn: FeedForward::open(weights, index, &spec.ffn, spec.norm.eps)?,
             order: match spec.norms {
                 NormPlacement::Beside => Order::Beside,
                 NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => Order::InTurn,
             },
             residual_scale: spec.residual_scale,
+            output_scale: match spec.output_scale {
+                OutputScale::None => None,
+                OutputScale::Learned => Some(weights.vector(of_layer(index, LayerTensor::OutputScale), 1)?),
+            },
         })
     }
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+        let out = self.halves(x, first_position, cache)?;
+        match &self.output_scale {
+            Some(scale) => out.broadcast_mul(scale),
+            None => Ok(out),
+        }
+    }
+
+    fn halves(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
         let mixed = match &self.mixer {
             Some(mixer) => {
                 let mix = |x: &Tensor| mixer.forward(x, first_position, cache);

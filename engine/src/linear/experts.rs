@@ -60,7 +60,7 @@ pub(crate) fn routed(
 ) -> Result<Tensor, EngineError> {
     let (inputs, mut out) = ops::read(x, |x| {
         let inputs = Activations::new(cpu, x, before, &experts.inputs());
-        let out = experts.mix(cpu, &inputs)?;
+        let out = experts.mix(cpu, &inputs, &inputs)?;
         Ok::<_, EngineError>((inputs, out))
     })??;
     ops::read(sum, |sum| residual.apply(cpu, &mut out, sum, sum.len() / inputs.rows))?;
@@ -78,7 +78,7 @@ struct Term {
 
 impl Experts {
     /// The matrices that take the half's input; those of one expert stand for all.
-    fn inputs(&self) -> Vec<&Linear> {
+    pub(super) fn inputs(&self) -> Vec<&Linear> {
         let shared = self.shared.iter().flat_map(|shared| shared.gate.iter().chain(shared.expert.inputs()));
         let experts = match &self.latent {
             Some(latent) => vec![&latent.down],
@@ -92,9 +92,9 @@ impl Experts {
         self.weights.shape().into_iter().flat_map(Gated::inputs).collect()
     }
 
-    /// Σ weight · expert(x): (rows, hidden).
-    fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Result<Vec<f32>, EngineError> {
-        let (routed, mut terms) = self.route(cpu, x);
+    /// Σ weight · expert(x), where the router takes `scored`: (rows, hidden).
+    pub(super) fn mix(&self, cpu: Cpu<'_>, x: &Activations, scored: &Activations) -> Result<Vec<f32>, EngineError> {
+        let (routed, mut terms) = self.route(cpu, scored);
         let narrow = self.latent.as_ref().map(|latent| {
             let rows = products(cpu, x, &[&latent.down], |_, _, _| ());
             Activations::new(cpu, &rows, None, &self.of_experts())

@@ -6,7 +6,7 @@ use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
     AttentionSpec, Bias, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec,
     LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope, RopeScaling, StateSpaceSpec, Temperature,
-    Window,
+    Values, Window,
 };
 
 use crate::error::EngineError;
@@ -37,6 +37,10 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
         match layer.ffn {
             Ffn::Gated { inner, .. } | Ffn::Plain { inner, .. } => dimension("inner", inner)?,
             Ffn::Experts(ref experts) => check_experts(experts, spec.hidden)?,
+            Ffn::Both { inner, ref experts } => {
+                dimension("inner", inner)?;
+                check_experts(experts, spec.hidden)?;
+            }
             Ffn::None => check_alone(layer)?,
         }
     }
@@ -98,6 +102,8 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
         rope,
         qk_norm,
         temperature,
+        values,
+        qkv_bias,
         output_gate,
         ..
     } = attention;
@@ -112,6 +118,10 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
     positive("attention.soft_cap", soft_cap.unwrap_or(1.0))?;
     if (*qk_norm, *output_gate) == (QkNorm::AllHeads, OutputGate::WithQuery) {
         return Err(wrong("a norm over all query heads and the gates between them".into()));
+    }
+    match (values, qkv_bias) {
+        (Values::KeysNormed, Bias::Present) => return Err(wrong("biases of values that are keys".into())),
+        (Values::Own | Values::OwnNormed, _) | (_, Bias::None) => {}
     }
     match window {
         Window::Sliding(0) => return Err(wrong("a sliding window of 0 positions".into())),

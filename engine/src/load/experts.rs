@@ -1,7 +1,9 @@
 //! The parts of a mixture of experts: all of the experts in memory, or some at a time.
 
 use qmesh_kernels::{lanes::LANES, matrix::Matrix};
-use qmesh_models::spec::{ExpertForm, ExpertsSpec, LayerTensor, SharedExpert, SharedGate, TensorRole};
+use qmesh_models::spec::{
+    Bias, ExpertForm, ExpertScales, ExpertsSpec, LayerSpec, LayerTensor, SharedExpert, SharedGate, TensorRole,
+};
 
 use super::{
     layer::{LayerWeights, present},
@@ -10,7 +12,8 @@ use super::{
 use crate::{
     error::EngineError,
     linear::{
-        Gated,
+        Gated, Norm,
+        both::Both,
         experts::{ExpertFile, ExpertSlots, ExpertWeights, Experts, LatentRows, Router, Shared, SlotsError, assembled},
     },
 };
@@ -37,6 +40,10 @@ impl LayerWeights<'_, '_> {
         let router = Router {
             scores: self.linear(RouterTensor, present(bias, RouterBias), count, hidden)?,
             choice_bias: present(routing.choice_bias, ChoiceBias).map(|bias| self.vector(bias, count)).transpose()?,
+            expert_scales: match routing.expert_scales {
+                ExpertScales::None => None,
+                ExpertScales::Learned => Some(self.vector(LayerTensor::ExpertScales, count)?),
+            },
             used,
             routing: routing.clone(),
         };
@@ -49,6 +56,24 @@ impl LayerWeights<'_, '_> {
         };
         let shared = shared.map(|shared| self.shared(spec, shared)).transpose()?;
         Ok(Experts { router, weights, latent, shared })
+    }
+
+    /// A gated FFN of width `inner` and the mixture beside it.
+    pub(super) fn both(&mut self, layer: &LayerSpec, inner: usize, spec: &ExpertsSpec) -> Result<Both, EngineError> {
+        use LayerTensor::{ExpertsNorm, PostExpertsNorm, PostGatedNorm, RouterNorm};
+        let (hidden, eps) = (self.hidden, layer.norm.eps);
+        let mut norm = |tensor| Ok::<_, EngineError>(Norm { gain: self.vector(tensor, hidden)?, bias: None, eps });
+        let [after_gated, before, after] = [norm(PostGatedNorm)?, norm(ExpertsNorm)?, norm(PostExpertsNorm)?];
+        // What the router takes is divided by the root of its width.
+        let gains = self.vector(RouterNorm, hidden)?;
+        let gain = gains.iter().map(|gain| gain / (hidden as f32).sqrt()).collect();
+        Ok(Both {
+            gated: self.gated(inner, spec.activation, Bias::None)?,
+            experts: self.experts(spec)?,
+            after_gated,
+            around_experts: [before, after],
+            before_router: Norm { gain, bias: None, eps },
+        })
     }
 
     /// All experts.

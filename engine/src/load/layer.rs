@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-    NormPlacement, QkNorm, Sinks, TensorRole,
+    Activation, AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor,
+    Mixer, NormPlacement, OutputScale, QkNorm, Sinks, TensorRole, Values,
 };
 
 use super::{Weights, shape, turned::turned};
@@ -36,7 +36,11 @@ impl LayerWeights<'_, '_> {
             Mixer::None => None,
         };
         let ffn = self.ffn(spec, mixer.as_ref().and_then(BlockMixer::norm))?;
-        Ok(Block { mixer, ffn })
+        let scale = match spec.output_scale {
+            OutputScale::None => None,
+            OutputScale::Learned => Some(self.vector(LayerTensor::OutputScale, 1)?[0]),
+        };
+        Ok(Block { mixer, ffn, scale })
     }
 
     fn attention(
@@ -57,14 +61,12 @@ impl LayerWeights<'_, '_> {
             QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare => Some([spec.head_dim; 2]),
             QkNorm::AllHeads => Some([q_width, k_width]),
         };
-        let mut rms = |tensor, len| {
-            let gain = match spec.qk_norm {
-                QkNorm::PerHeadRotatedBare => vec![1.0; len].into(),
-                QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::AllHeads => {
-                    self.vector(tensor, len)?
-                }
-            };
-            Ok::<_, EngineError>(Norm { gain, bias: None, eps: layer.norm.eps })
+        let bare = |len| Norm { gain: vec![1.0; len].into(), bias: None, eps: layer.norm.eps };
+        let mut rms = |tensor, len| match spec.qk_norm {
+            QkNorm::PerHeadRotatedBare => Ok(bare(len)),
+            QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::AllHeads => {
+                Ok::<_, EngineError>(Norm { gain: self.vector(tensor, len)?, bias: None, eps: layer.norm.eps })
+            }
         };
         let qk_norms = normed.map(|[q, k]| Ok::<_, EngineError>([rms(QNorm, q)?, rms(KNorm, k)?])).transpose()?;
         let sinks = match spec.sinks {
@@ -77,7 +79,16 @@ impl LayerWeights<'_, '_> {
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
             q: self.linear(Q, present(spec.qkv_bias, QBias), spec.query_outputs(), hidden)?,
             k: self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?,
-            v: self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?,
+            v: match spec.values {
+                Values::Own | Values::OwnNormed => {
+                    Some(self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?)
+                }
+                Values::KeysNormed => None,
+            },
+            value_norm: match spec.values {
+                Values::Own => None,
+                Values::OwnNormed | Values::KeysNormed => Some(bare(spec.head_dim)),
+            },
             qk_norms,
             sinks,
             output: self.linear(AttnOutput, present(spec.output_bias, AttnOutputBias), hidden, q_width)?,
@@ -147,15 +158,10 @@ impl LayerWeights<'_, '_> {
 
     /// The second half, if there is one, behind a first one that begins with `first_norm`.
     fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<Option<FeedForward>, EngineError> {
-        use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, Gate, GateBias, PostFfnNorm, Up, UpBias};
+        use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, PostFfnNorm, Up, UpBias};
         let hidden = self.hidden;
         let weights = match layer.ffn {
-            Ffn::Gated { inner, activation, bias } => FfnWeights::Gated(Gated {
-                activation,
-                gate: self.linear(Gate, present(bias, GateBias), inner, hidden)?,
-                up: Some(self.linear(Up, present(bias, UpBias), inner, hidden)?),
-                down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
-            }),
+            Ffn::Gated { inner, activation, bias } => FfnWeights::Gated(self.gated(inner, activation, bias)?),
             Ffn::Plain { inner, activation, bias } => FfnWeights::Gated(Gated {
                 activation,
                 gate: self.linear(Up, present(bias, UpBias), inner, hidden)?,
@@ -163,6 +169,7 @@ impl LayerWeights<'_, '_> {
                 down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
             }),
             Ffn::Experts(ref spec) => FfnWeights::Experts(Box::new(self.experts(spec)?)),
+            Ffn::Both { inner, ref experts } => FfnWeights::Both(Box::new(self.both(layer, inner, experts)?)),
             Ffn::None => return Ok(None),
         };
         let (input, norm) = match layer.norms {
@@ -172,6 +179,17 @@ impl LayerWeights<'_, '_> {
             }
         };
         Ok(Some(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? }))
+    }
+
+    pub(super) fn gated(&mut self, inner: usize, activation: Activation, bias: Bias) -> Result<Gated, EngineError> {
+        use LayerTensor::{Down, DownBias, Gate, GateBias, Up, UpBias};
+        let hidden = self.hidden;
+        Ok(Gated {
+            activation,
+            gate: self.linear(Gate, present(bias, GateBias), inner, hidden)?,
+            up: Some(self.linear(Up, present(bias, UpBias), inner, hidden)?),
+            down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
+        })
     }
 
     /// The norm before a half, where there is one.

@@ -199,11 +199,11 @@ fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
         Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias, ConvolutionBias,
         ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases,
-        ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias,
-        Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias, KNorm, KvA, KvANorm, KvB, PostAttnNorm,
-        PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias, SharedDown, SharedGate, SharedRouter,
-        SharedUp, Sinks, StateGate, StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB,
-        VBias,
+        ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertScales, ExpertUpBiases, ExpertUps,
+        ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias, KNorm, KvA,
+        KvANorm, KvB, OutputScale, PostAttnNorm, PostExpertsNorm, PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias,
+        QNorm, Router, RouterBias, RouterNorm, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate,
+        StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB, VBias,
     };
     match tensor {
         Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
@@ -213,7 +213,8 @@ fn is_matrix(tensor: LayerTensor) -> bool {
         | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
         | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
-        | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm => false,
+        | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm | OutputScale | PostExpertsNorm
+        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales => false,
     }
 }
 

@@ -163,7 +163,7 @@ fn each_activation(spec: &mut ModelSpec, to: Activation) {
     for layer in &mut spec.layers {
         match &mut layer.ffn {
             Ffn::Gated { activation, .. } | Ffn::Plain { activation, .. } => *activation = to,
-            Ffn::Experts(experts) => experts.activation = to,
+            Ffn::Experts(experts) | Ffn::Both { experts, .. } => experts.activation = to,
             Ffn::None => {}
         }
     }

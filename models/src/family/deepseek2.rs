@@ -2,7 +2,7 @@
 //! others with experts and one that every token goes through.
 
 use super::{Decoder, ModelError, dense, experts, latent, metadata::Metadata, tensors};
-use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, Scoring};
+use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, OutputScale, Scoring};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let (norm, count) = (dense::rms_norm(m)?, m.layer_count()?);
@@ -11,7 +11,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let inner = dense::inner(m)?;
     let mixture = if dense_layers < count { Some(mixture(m)?) } else { None };
     let ffn = |layer: usize| match &mixture {
-        Some(mixture) if layer >= dense_layers => experts::in_layer(m, mixture, layer),
+        Some(mixture) if layer >= dense_layers => Ffn::Experts(experts::in_layer(m, mixture, layer)),
         Some(_) | None => Ffn::Gated { inner: inner[layer], activation: Activation::Silu, bias: Bias::None },
     };
     let layer = |layer: usize| LayerSpec {
@@ -20,6 +20,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         norms: NormPlacement::Pre,
         norm,
         residual_scale: 1.0,
+        output_scale: OutputScale::None,
     };
     Ok(Decoder::plain(norm, (0..count).map(layer).collect()))
 }

@@ -111,18 +111,18 @@ pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> 
         if layer < leading {
             return Ffn::Gated { inner: inner[layer], activation: plain.activation, bias: Bias::None };
         }
-        in_layer(m, experts, layer)
+        Ffn::Experts(in_layer(m, experts, layer))
     })
 }
 
 /// `experts` as the tensors of `layer` have them: with a bias for the choice or without one, gates and ups apart or together.
-pub(super) fn in_layer(m: &Metadata<'_>, experts: &ExpertsSpec, layer: usize) -> Ffn {
+pub(super) fn in_layer(m: &Metadata<'_>, experts: &ExpertsSpec, layer: usize) -> ExpertsSpec {
     let mut experts = experts.clone();
     experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
     if m.has_tensor(&format!("blk.{layer}.{}", tensors::GATES_AND_UPS)) {
         experts.form = ExpertForm::GatedTogether;
     }
-    Ffn::Experts(experts)
+    experts
 }
 
 /// Groups of experts, where there are several.

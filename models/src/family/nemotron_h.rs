@@ -69,7 +69,8 @@ fn mixtures(m: &Metadata<'_>, widths: &[usize]) -> Result<Vec<Ffn>, ModelError> 
         }
         let mixture = experts::of(m, [count, used[layer]], inner, Activation::ReluSquared, routing.clone())?;
         let shared = experts::shared_by_width(m)?;
-        Ok(experts::in_layer(m, &ExpertsSpec { form: ExpertForm::Plain, latent, shared, ..mixture }, layer))
+        let mixture = ExpertsSpec { form: ExpertForm::Plain, latent, shared, ..mixture };
+        Ok(Ffn::Experts(experts::in_layer(m, &mixture, layer)))
     };
     (0..layers).map(half).collect()
 }

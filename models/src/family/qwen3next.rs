@@ -6,12 +6,12 @@ use super::{
     experts, gated_delta,
     metadata::Metadata,
 };
-use crate::spec::{Activation, DeltaGates, ExpertsSpec, KeySharing, RopePairing, Routing, Scoring, Weighting};
+use crate::spec::{Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePairing, Routing, Scoring, Weighting};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
     let (mixture, norm) = (shared_and_routed(m)?, dense::rms_norm(m)?);
-    let mut layers = dense::layers_with(m, &plain, norm, |layer| experts::in_layer(m, &mixture, layer))?;
+    let mut layers = dense::layers_with(m, &plain, norm, |layer| Ffn::Experts(experts::in_layer(m, &mixture, layer)))?;
     gated_delta::put(m, &mut layers, KeySharing::Adjacent, DeltaGates::Together)?;
     Ok(Decoder::plain(norm, layers))
 }

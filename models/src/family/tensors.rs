@@ -6,9 +6,10 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, DeltaGates, ExpertForm, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, HeadMatrix,
-        HeadSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement,
-        QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec,
+        AttentionSpec, Bias, DeltaGates, ExpertForm, ExpertScales, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices,
+        HeadMatrix, HeadSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind,
+        NormPlacement, OutputScale, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole,
+        TensorSpec, Values,
     },
     tensor::TensorType,
 };
@@ -176,6 +177,10 @@ impl LayerTensors<'_> {
         if after && has_ffn {
             self.vector("post_ffw_norm.weight", PostFfnNorm, self.hidden);
         }
+        match layer.output_scale {
+            OutputScale::None => {}
+            OutputScale::Learned => self.vector("layer_output_scale.weight", LayerTensor::OutputScale, 1),
+        }
     }
 
     fn norm(&mut self, [weight, bias]: [&str; 2], [gain, gain_bias]: [LayerTensor; 2], kind: NormKind) {
@@ -188,8 +193,16 @@ impl LayerTensors<'_> {
 
     fn attention(&mut self, a: &AttentionSpec) {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
-        self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
+        match a.values {
+            Values::Own | Values::OwnNormed => {
+                let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
+                self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
+            }
+            Values::KeysNormed => {
+                self.tensor("attn_q.weight", LayerTensor::Q, a.query_outputs(), self.hidden);
+                self.tensor("attn_k.weight", LayerTensor::K, kv, self.hidden);
+            }
+        }
         match a.qkv_bias {
             Bias::None => {}
             Bias::Present => {
@@ -276,14 +289,7 @@ impl LayerTensors<'_> {
     fn ffn(&mut self, ffn: &Ffn) {
         let hidden = self.hidden;
         match *ffn {
-            Ffn::Gated { inner, bias, .. } => {
-                let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
-                self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
-                self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
-                self.bias("ffn_gate.bias", LayerTensor::GateBias, inner, bias);
-                self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
-                self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
-            }
+            Ffn::Gated { inner, bias, .. } => self.gated(inner, bias),
             Ffn::Plain { inner, bias, .. } => {
                 self.tensor("ffn_up.weight", LayerTensor::Up, inner, hidden);
                 self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
@@ -291,8 +297,26 @@ impl LayerTensors<'_> {
                 self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
             }
             Ffn::Experts(ref experts) => self.experts(experts),
+            Ffn::Both { inner, ref experts } => {
+                self.gated(inner, Bias::None);
+                self.vector("post_ffw_norm_1.weight", LayerTensor::PostGatedNorm, hidden);
+                self.vector("pre_ffw_norm_2.weight", LayerTensor::ExpertsNorm, hidden);
+                self.vector("ffn_gate_inp.scale", LayerTensor::RouterNorm, hidden);
+                self.experts(experts);
+                self.vector("post_ffw_norm_2.weight", LayerTensor::PostExpertsNorm, hidden);
+            }
             Ffn::None => {}
         }
+    }
+
+    fn gated(&mut self, inner: usize, bias: Bias) {
+        let hidden = self.hidden;
+        let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
+        self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
+        self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
+        self.bias("ffn_gate.bias", LayerTensor::GateBias, inner, bias);
+        self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
+        self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
     }
 
     fn experts(&mut self, e: &ExpertsSpec) {
@@ -321,6 +345,10 @@ impl LayerTensors<'_> {
             }
         }
         self.bias("exp_probs_b.bias", Part::ChoiceBias, count, e.routing.choice_bias);
+        match e.routing.expert_scales {
+            ExpertScales::None => {}
+            ExpertScales::Learned => self.vector("ffn_down_exps.scale", Part::ExpertScales, count),
+        }
         if let Some(SharedExpert { inner, gate }) = e.shared {
             match gate {
                 SharedGate::None => {}

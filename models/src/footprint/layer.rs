@@ -204,6 +204,11 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
             let inner = inputs.down.bytes(inner);
             sum([inputs.ffn.bytes(hidden), inner]).max(sum([inner, row]))
         }
+        // The gated FFN's output is there while experts are computed, and the router's input beside theirs.
+        Ffn::Both { inner, ref experts } => {
+            let gated = sum([inputs.ffn.bytes(hidden), inputs.down.bytes(inner), row]);
+            sum([row, inputs.ffn.bytes(hidden), experts_bytes(experts, hidden, inputs)]).max(gated)
+        }
         Ffn::Experts(ref experts) => experts_bytes(experts, hidden, inputs),
         Ffn::None => 0,
     }

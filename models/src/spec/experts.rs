@@ -60,6 +60,17 @@ pub struct Routing {
     pub weight_scale: f32,
     /// What weights are factors on.
     pub weighed: Weighed,
+    /// Factors on the weights of each expert.
+    pub expert_scales: ExpertScales,
+}
+
+/// Whether each expert's weights are multiplied by a factor of its own.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ExpertScales {
+    /// They are not.
+    None,
+    /// By one of the file's for each expert (`ExpertScales`).
+    Learned,
 }
 
 /// What makes affinities of a router's scores s.
@@ -127,6 +138,14 @@ pub enum SharedGate {
 impl Routing {
     /// Without biases, groups or scales; weights are factors on outputs.
     pub fn plain(scoring: Scoring, weighting: Weighting) -> Self {
-        Self { scoring, weighting, choice_bias: Bias::None, groups: None, weight_scale: 1.0, weighed: Weighed::Output }
+        Self {
+            scoring,
+            weighting,
+            choice_bias: Bias::None,
+            groups: None,
+            weight_scale: 1.0,
+            weighed: Weighed::Output,
+            expert_scales: ExpertScales::None,
+        }
     }
 }

@@ -2,15 +2,13 @@
 
 use super::*;
 use crate::spec::{
-    ExpertForm, ExpertGroups, ExpertsSpec, Routing, Scoring, SharedExpert, SharedGate, Temperature, Weighed, Weighting,
+    ExpertForm, ExpertGroups, ExpertScales, ExpertsSpec, OutputScale, Routing, Scoring, SharedExpert, SharedGate,
+    Temperature, Values, Weighed, Weighting,
 };
 
 /// The experts of the second layer of a golden model.
 fn experts(name: &str) -> ExpertsSpec {
-    match &golden(name).layers[1].ffn {
-        Ffn::Experts(experts) => experts.clone(),
-        other @ (Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::None) => panic!("{name}: {other:?}"),
-    }
+    golden(name).layers[1].ffn.experts().unwrap().clone()
 }
 
 #[test]
@@ -107,4 +105,29 @@ fn mistrals_queries_grow_and_yarn_is_as_their_files_say() {
     let both = both.unwrap();
     assert_eq!((both.rows, both.cols), (8 * 2 * 16, 32));
     assert_eq!(model.bytes_per_token(both), both.bytes / 8 * 3, "three of eight");
+}
+
+#[test]
+fn gemma_4_has_heads_of_two_widths_and_values_that_are_keys() {
+    let model = golden("gemma4");
+    for (index, layer) in model.layers.iter().enumerate() {
+        let attention = attention(layer);
+        let (expected, scaled) = match index {
+            3 => ((Window::Full, 32, 1, Values::KeysNormed), RopeScaling::Factors),
+            _ => ((Window::Sliding(8), 16, 2, Values::OwnNormed), RopeScaling::None),
+        };
+        let found = (attention.window, attention.head_dim, attention.kv_heads, attention.values);
+        assert_eq!((found, &rope(layer).scaling), (expected, &scaled), "layer {index}");
+        assert_eq!((rope(layer).dims, attention.scale, layer.output_scale), (expected.1, 1.0, OutputScale::Learned));
+    }
+    assert_eq!((model.head.soft_cap, model.embedding_scale), (Some(30.0), 32_f32.sqrt()));
+    let mixture = golden("gemma4-moe");
+    assert!(matches!(mixture.layers[0].ffn, Ffn::Both { inner: 48, .. }));
+    let experts = experts("gemma4-moe");
+    assert_eq!((experts.form, experts.routing.expert_scales), (ExpertForm::GatedTogether, ExpertScales::Learned));
+    let small = Published { family: "gemma4", ..SMALL }.header().set("gemma4.attention.sliding_window", 8_u32);
+    refused(
+        &small.set("gemma4.embedding_length_per_layer_input", 256_u32),
+        "embedding_length_per_layer_input\" is 256, expected 0 to 0",
+    );
 }

@@ -91,7 +91,7 @@ fn layers_of_one_half_have_its_tensors_alone() {
                 assert_eq!((experts.form, experts.latent, experts.inner), (ExpertForm::Plain, latent, 16), "{name}");
                 assert_eq!((experts.routing.choice_bias, experts.routing.weight_scale), (Bias::Present, 2.5), "{name}");
             }
-            other @ (Ffn::Gated { .. } | Ffn::None) => panic!("{name}: {other:?}"),
+            other @ (Ffn::Gated { .. } | Ffn::Both { .. } | Ffn::None) => panic!("{name}: {other:?}"),
         }
     }
 }
