@@ -44,6 +44,8 @@ GATED = {"ffn_gate.weight": "EF", "ffn_up.weight": "EF", "ffn_down.weight": "FE"
 FUSED = {"ffn_up.weight": "EG", "ffn_down.weight": "FE"}
 ROUTER = {"ffn_gate_inp.weight": "EX"}
 EXPERTS = {"ffn_gate_exps.weight": "ESX", "ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
+# As files of some families have them: each expert's gate above its up.
+JOINED_EXPERTS = {"ffn_gate_up_exps.weight": "EsX", "ffn_down_exps.weight": "SEX"}
 SHARED = {"ffn_gate_shexp.weight": "ET", "ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
 SHARED_GATE = {"ffn_gate_inp_shexp.weight": "E"}
 CHOICE = {"exp_probs_b.bias": "X"}
@@ -88,7 +90,10 @@ class Model:
 
     def sizes(self):
         """What the letters of the shapes mean."""
-        q, k, f = HEADS * HEAD, self.keys.get("attention.head_count_kv", KV_HEADS) * HEAD, self.feed_forward
+        kv_heads = self.keys.get("attention.head_count_kv", KV_HEADS)
+        # Where it is said of each block, those that attend have as many as each other.
+        kv_heads = max(kv_heads) if isinstance(kv_heads, list) else kv_heads
+        q, k, f = HEADS * HEAD, kv_heads * HEAD, self.feed_forward
         sizes = {"V": VOCAB, "E": self.width, "Q": q, "K": k, "P": q + 2 * k, "H": HEADS, "F": f, "G": 2 * f}
         # The heads of q, k and v in a block with a state are as wide as those of its attention.
         sizes |= {"J": 2 * q, "Y": HEAD, "A": TAPS, "C": (2 * KEY_HEADS + VALUE_HEADS) * HEAD, "D": VALUE_HEADS * HEAD}
@@ -98,6 +103,9 @@ class Model:
         sizes |= {"W": space, "I": VALUE_HEADS * HEAD + space + VALUE_HEADS, "Z": VALUE_HEADS * HEAD // GROUPS}
         keys = {"X": "expert_count", "S": "expert_feed_forward_length", "T": "expert_shared_feed_forward_length"}
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
+        sizes |= {"e": self.keys.get("moe_latent_size"), "s": sizes["S"] and 2 * sizes["S"]}
+        wide = self.keys.get("attention.key_length", HEAD)
+        sizes |= {"w": wide, "x": HEADS * wide}
         shared = self.keys.get("expert_shared_count")
         return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
 
@@ -140,9 +148,12 @@ class Model:
         if stem.endswith(".bias"):
             return 0.0, self.scales.get(stem, BIAS)
         if "norm" in stem:
-            return 1.0, GAIN
+            mean = self.scales.get(stem, 1.0)
+            return mean, mean * GAIN
         if stem == "attn_sinks.weight":
             return 1.0, 1.0
+        if "scale" in stem:
+            return 1.0, GAIN
         if stem in ("ssm_a", "ssm_d"):
             return {"ssm_a": -0.3, "ssm_d": 1.0}[stem], 0.1
         if stem == "token_embd.weight":
@@ -291,6 +302,66 @@ SPACE = NORMS | GATED | SPACE_IN | {"ssm_a": "1N", "ssm_d": "1N", "ssm_norm.weig
 SPACE_KEYS = {"ssm.conv_kernel": TAPS, "ssm.state_size": HEAD, "ssm.group_count": GROUPS}
 SPACE_KEYS |= {"ssm.time_step_rank": VALUE_HEADS, "ssm.inner_size": VALUE_HEADS * HEAD}
 GRANITE_KEYS = {"embedding_scale": 2.0, "residual_scale": 0.6, "attention.scale": 0.2, "logit_scale": 1.5}
+# Blocks of one half alone, whose norm has the first half's name.
+ALONE = {"attn_norm.weight": "E"}
+SPACE_ALONE = {name: shape for name, shape in SPACE.items() if not name.startswith("ffn")}
+PLAIN = {"ffn_up.weight": "EF", "ffn_down.weight": "FE"}
+PLAIN_EXPERTS = ROUTER | CHOICE | {"ffn_up_exps.weight": "ESX", "ffn_down_exps.weight": "SEX"}
+PLAIN_EXPERTS |= {"ffn_up_shexp.weight": "ET", "ffn_down_shexp.weight": "TE"}
+# What the experts read and write is narrower than a row.
+NARROW_EXPERTS = PLAIN_EXPERTS | {"ffn_latent_down.weight": "Ee", "ffn_latent_up.weight": "eE"}
+NARROW_EXPERTS |= {"ffn_up_exps.weight": "eSX", "ffn_down_exps.weight": "SeX"}
+NEMOTRON_KEYS = SPACE_KEYS | {"attention.head_count_kv": [0, 0, KV_HEADS, 0, 0], "attention.layer_norm_epsilon": 1e-5}
+NEMOTRON_MOE = experts(6, 2, 16) | {"expert_shared_feed_forward_length": 32, "expert_shared_count": 1}
+NEMOTRON_MOE |= {"expert_weights_norm": True, "expert_weights_scale": 2.5, "expert_group_count": 1}
+NEMOTRON_MOE |= {"feed_forward_length": [0, 16, 0, 0, 16]}
+
+
+# Heads of a block that attends to all are twice as wide as those of one with a window, and there is one of keys.
+GEMMA4 = NORMS | POST_NORMS | {"layer_output_scale.weight": "1"}
+GEMMA4_WINDOW = GEMMA4 | ATTENTION | HEAD_NORMS
+GEMMA4_FULL = GEMMA4 | {"attn_q.weight": "Ex", "attn_k.weight": "Ew", "attn_output.weight": "xE"}
+GEMMA4_FULL |= {"attn_q_norm.weight": "w", "attn_k_norm.weight": "w"}
+GEMMA4_BOTH = GATED | ROUTER | JOINED_EXPERTS | {"ffn_gate_inp.scale": "E", "ffn_down_exps.scale": "X"}
+GEMMA4_BOTH |= {"post_ffw_norm_1.weight": "E", "pre_ffw_norm_2.weight": "E", "post_ffw_norm_2.weight": "E"}
+GEMMA4_KEYS = {"attention.head_count_kv": [KV_HEADS] * 3 + [1], "attention.key_length": 2 * HEAD}
+GEMMA4_KEYS |= {"attention.value_length": 2 * HEAD, "attention.key_length_swa": HEAD, "attention.value_length_swa": HEAD}
+GEMMA4_KEYS |= {"rope.dimension_count": 2 * HEAD, "rope.dimension_count_swa": HEAD, "rope.freq_base": 1e6}
+GEMMA4_KEYS |= {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True] * 3 + [False]}
+GEMMA4_KEYS |= {"rope.freq_base_swa": 1e4, "final_logit_softcapping": 30.0}
+GEMMA4_KEYS |= {"embedding_length_per_layer_input": 0, "attention.shared_kv_layers": 0}
+
+
+def gemma4(seed, ffn, **keys):
+    """Three blocks with a window, then one that attends to all, a quarter of whose pairs are rotated."""
+    return Model(
+        "gemma4",
+        seed,
+        GEMMA4_WINDOW | ffn,
+        GEMMA4_FULL | ffn,
+        blocks=4,
+        tied=True,
+        keys=GEMMA4_KEYS | keys,
+        whole={"rope_freqs.weight": "H"},
+        fixed={"rope_freqs.weight": [1.0] * 4 + [1e30] * 12},
+        # Scores are not scaled: with gains of one, a head would see one position alone. Those of experts are divided.
+        scales={"attn_q_norm.weight": 0.5, "attn_k_norm.weight": 0.5, "ffn_gate_inp.weight": 17.0},
+    )
+
+
+def nemotron(seed, ffn, arch="nemotron_h_moe", **keys):
+    """A state space, a feed-forward half, attention, and the first two again, each alone in its block."""
+    return Model(
+        arch,
+        seed,
+        SPACE_ALONE,
+        blocks=5,
+        keys=NEMOTRON_KEYS | keys,
+        other={1: ALONE | ffn, 2: ALONE | ATTENTION, 4: ALONE | ffn},
+        scales=CHOICE_SCALES,
+    )
+
+
 # The seeds are chosen: no near tie among the experts or the greedy tokens, and little change when the cache is in F16.
 MODELS = {
     "granitehybrid": Model(
@@ -303,6 +374,58 @@ MODELS = {
         tied=True,
         keys=SPACE_KEYS | GRANITE_KEYS | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
     ),
+    "granitehybrid-moe": Model(
+        "granitehybrid",
+        1379,
+        SPACE_ALONE | {"ffn_norm.weight": "E"} | SHARED_SPARSE,
+        NORMS | ATTENTION | SHARED_SPARSE,
+        blocks=4,
+        feed_forward=16,
+        tied=True,
+        keys=SPACE_KEYS
+        | GRANITE_KEYS
+        | SPARSE_KEYS
+        | {"attention.head_count_kv": [0, 0, 0, KV_HEADS], "rope.scaling.finetuned": False},
+    ),
+    "nemotron_h": nemotron(
+        10,
+        PLAIN,
+        "nemotron_h",
+        **{"feed_forward_length": [0, 48, 0, 0, 48], "attention.layer_norm_rms_epsilon": None},
+    ),
+    "nemotron_h_moe": nemotron(3039, PLAIN_EXPERTS, **NEMOTRON_MOE),
+    "nemotron_h_moe-latent": nemotron(316, NARROW_EXPERTS, **NEMOTRON_MOE | {"expert_count": 4, "moe_latent_size": 16}),
+    "mistral3": Model(
+        "mistral3",
+        4,
+        LLAMA,
+        keys={"rope.freq_base": 100.0, "attention.temperature_scale": 0.4}
+        | yarn(4.0, 16, yarn_beta_fast=1.0, yarn_beta_slow=0.1, yarn_log_multiplier=1.0),
+    ),
+    "llama4": Model(
+        "llama4",
+        27,
+        NORMS | ATTENTION | ROUTER | EXPERTS | SHARED,
+        blocks=4,
+        keys=experts(4, 1, 16) | {"interleave_moe_layer_step": 2, "expert_shared_feed_forward_length": 16},
+        other=dict.fromkeys((0, 2), LLAMA),
+        whole={"rope_freqs.weight": "R"},
+        fixed={"rope_freqs.weight": [1.0, 1.0, 1.2, 1.7, 3.0, 5.0, 8.0, 8.0]},
+    ),
+    "mistral4": Model(
+        "mistral4",
+        751,
+        DEEPSEEK2 | ROUTER | JOINED_EXPERTS | SHARED,
+        blocks=3,
+        other={0: DEEPSEEK2 | GATED},
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(8, 3, 16))
+        | {"rope.freq_base": 100.0, "expert_weights_norm": True}
+        | {"attention.temperature_scale": 0.4, "attention.temperature_length": 16}
+        | yarn(4.0, 16, yarn_log_multiplier=0.1),
+    ),
+    "gemma4": gemma4(3, GATED),
+    "gemma4-moe": gemma4(66, GEMMA4_BOTH, **experts(4, 2, 16)),
     "qwen3next": Model(
         "qwen3next",
         10,
@@ -639,7 +762,7 @@ class Choices:
             return
         *before, rows = [values.reshape(-1, self.experts) for values in seen]
         self.near(rows, self.used)
-        if self.groups:
+        if (self.groups or 1) > 1:
             best = np.sort(before[-1].reshape(len(rows), self.groups, -1))[:, :, -2:].sum(2)
             self.near(best, self.groups_used)
 

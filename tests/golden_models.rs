@@ -137,7 +137,7 @@ fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
 
 #[test]
 fn a_model_with_states_gives_the_same_bits_at_every_chunk_and_batch_and_with_drafts() {
-    for name in ["qwen3next", "granitehybrid"] {
+    for name in ["qwen3next", "granitehybrid", "nemotron_h_moe"] {
         same_at_every_chunk_and_batch_and_with_drafts(name);
     }
 }
@@ -183,7 +183,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 39] = [
+const PUBLISHED: [(&str, &str, &str, &str); 45] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "none"),
@@ -203,11 +203,12 @@ const PUBLISHED: [(&str, &str, &str, &str); 39] = [
     ),
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
+    ("gemma4", "Gemma 4 31B, 26B-A4B (text)", "gemma4", "none"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
     ("glm4moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", "glm4, glm5", "glm4.6"),
     ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
     ("granite", "Granite 3", "refact, granite-docling", "granite3.0, 3.3, 4.0"),
-    ("granitehybrid", "Granite 4 H 350M and 1B", "granite-docling", "granite4.0"),
+    ("granitehybrid", "Granite 4 H 350M and 1B, H-Tiny 7B-A1B, H-Small 32B-A9B", "granite-docling", "granite4.0"),
     ("granitemoe", "Granite 3 MoE", "refact", "granite3.0, 3.3"),
     ("hunyuan-dense", "Hunyuan 0.5B to 7B", "hunyuan-dense", "none"),
     ("hunyuan-moe", "Hunyuan A13B", "hunyuan", "none"),
@@ -217,7 +218,12 @@ const PUBLISHED: [(&str, &str, &str, &str); 39] = [
         "SentencePiece, llama-bpe, tekken, smollm",
         "llama2, 3, 3.1, 3.2, mistral-v1, v3, nemo, small3.2, smollm2",
     ),
+    ("llama4", "Llama 4 Scout, Maverick", "llama4", "none"),
     ("minimax-m2", "MiniMax M2, M2.1", "minimax-m2", "none"),
+    ("mistral3", "Mistral Small 3.1 and 3.2, Ministral 3, Devstral 2", "tekken", "mistral-small3.2"),
+    ("mistral4", "Mistral Small 4, Large 4", "tekken", "none"),
+    ("nemotron_h", "Nemotron-H 4B to 56B, Nemotron Nano v2", "llama-bpe, tekken", "none"),
+    ("nemotron_h_moe", "Nemotron 3 Nano 30B-A3B, Super 120B-A12B", "tekken", "none"),
     ("olmo2", "OLMo 2 and 3", "dbrx, olmo", "none"),
     ("olmoe", "OLMoE", "olmo", "none"),
     ("phi3", "Phi 3, 3.5, 4", "SentencePiece, dbrx, gpt-4o", "phi3, 3.5, 4"),
@@ -237,7 +243,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 39] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 49] = [
+const FAMILIES: [(&str, &[&str], f64); 58] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -254,21 +260,30 @@ const FAMILIES: [(&str, &[&str], f64); 49] = [
     ("deepseek2-lite-joined", &[], 5e-3),
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
+    ("gemma4", &[], 5e-3),
+    ("gemma4-moe", &[], 5e-3),
     ("glm4", &[], 5e-3),
     ("glm4moe", &[], 5e-3),
     ("gpt-oss", &[], 5e-3),
     ("granite", &[], 5e-3),
     ("granitehybrid", &[], 5e-3),
+    ("granitehybrid-moe", &[], 5e-3),
     ("granitemoe", &[], 5e-3),
     ("hunyuan-dense", &[], 5e-3),
     ("hunyuan-moe", &[], 5e-3),
     ("llama", &[], 5e-3),
+    ("llama4", &[], 5e-3),
     ("llama-linear", &[], 5e-3),
     ("llama-yarn", &[], 5e-3),
     ("llama3-rope", &[], 5e-3),
     ("minimax-m2", &[], 5e-3),
     ("mistral-tied", &[], 1.5e-2),
+    ("mistral3", &[], 5e-3),
+    ("mistral4", &[], 5e-3),
     ("mixtral", &[], 5e-3),
+    ("nemotron_h", &[], 5e-3),
+    ("nemotron_h_moe", &[], 5e-3),
+    ("nemotron_h_moe-latent", &[], 5e-3),
     ("olmo2", &[], 5e-3),
     ("olmoe", &[], 5e-3),
     ("phi3", &[], 5e-3),

@@ -6,8 +6,8 @@ use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Rope, RopePairing, RopeScaling, Sinks,
-        TensorRole, TensorSpec, Window,
+        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Rope, RopePairing, RopeScaling,
+        Sinks, TensorRole, TensorSpec, Values, Window,
     },
     tensor::TensorType,
 };
@@ -53,14 +53,22 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
         window: Window::Full,
         rope: Some(rope),
         qk_norm: QkNorm::None,
+        temperature: None,
+        values: Values::Own,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,
     };
     let ffn = Ffn::Gated { inner: shape.inner, activation: Activation::Silu, bias: Bias::None };
     let norm = NormSpec { kind: NormKind::Rms, eps: 1e-5 };
-    let layer =
-        LayerSpec { mixer: Mixer::Attention(attention), ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
+    let layer = LayerSpec {
+        mixer: Mixer::Attention(attention),
+        ffn,
+        norms: NormPlacement::Pre,
+        norm,
+        residual_scale: 1.0,
+        output_scale: OutputScale::None,
+    };
     Some(ModelSpec {
         name: format!("{dtype} {shape}"),
         family: "synthetic".into(),

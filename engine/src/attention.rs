@@ -22,6 +22,7 @@ use crate::{
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
     states::States,
+    temperature,
 };
 
 /// Weights and shape of one layer's attention half.
@@ -35,7 +36,10 @@ pub(crate) struct Attention {
     pub(crate) norm: Option<Norm>,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
-    pub(crate) v: Linear,
+    /// Nothing where values are keys.
+    pub(crate) v: Option<Linear>,
+    /// On each head of the values.
+    pub(crate) value_norm: Option<Norm>,
     /// Of q and of k: on each head, or on all of a row together.
     pub(crate) qk_norms: Option<[Norm; 2]>,
     /// A score per query head that belongs to no position, or nothing.
@@ -79,6 +83,11 @@ pub(crate) struct Append<'a> {
 const APPEND_TOGETHER: usize = 32;
 
 impl Batch<'_> {
+    /// The position of each row.
+    pub(crate) fn positions(&self) -> Vec<usize> {
+        self.slices.iter().flat_map(|slice| slice.position..slice.position + slice.rows).collect()
+    }
+
     /// Gives `append` each row of the step in its pages, in the cache's part of `layer`.
     pub(crate) fn append(&mut self, layer: usize, append: impl Fn(&[RopeTable], Append<'_>) + Sync) {
         let Batch { cpu, cache, ropes, slices } = self;
@@ -105,15 +114,14 @@ impl Attention {
     /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let linears = [&self.q, &self.k, &self.v];
-        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v)
+        let linears: Vec<&Linear> = [&self.q, &self.k].into_iter().chain(&self.v).collect();
+        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v if there is one)
         if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
             qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv, norms))?;
         }
         ops::read(&qkv, |qkv| self.append(batch, qkv))?;
         ops::map("attend", &qkv, |qkv| {
-            let (q_width, k_width) = self.widths();
-            let mut out = vec![0.0; qkv.len() / (q_width + 2 * k_width) * self.spec.heads * self.spec.head_dim];
+            let mut out = vec![0.0; qkv.len() / self.row_width() * self.spec.heads * self.spec.head_dim];
             tasks::attend(&self.heads(batch, qkv), batch, &mut out);
             self.gate(batch.cpu, qkv, &mut out);
             out
@@ -131,8 +139,8 @@ impl Attention {
             OutputGate::None => return,
             OutputGate::WithQuery => {}
         }
-        let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
-        let rows = qkv.chunks_exact(q_width + 2 * k_width).zip(out.chunks_exact_mut(q_width / 2)).collect();
+        let ((q_width, _), head_dim) = (self.widths(), self.spec.head_dim);
+        let rows = qkv.chunks_exact(self.row_width()).zip(out.chunks_exact_mut(q_width / 2)).collect();
         cpu.team.each(rows, |(qkv, out): (&[f32], &mut [f32])| {
             for (with_gate, x) in qkv.chunks_exact(2 * head_dim).zip(out.chunks_exact_mut(head_dim)) {
                 Sigmoid { x, gate: &with_gate[head_dim..] }.run(cpu.simd);
@@ -154,7 +162,7 @@ impl Attention {
     fn normed(&self, cpu: Cpu<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
         let (q_width, k_width) = self.widths();
         let mut normed = qkv.to_vec();
-        for row in normed.chunks_exact_mut(q_width + 2 * k_width) {
+        for row in normed.chunks_exact_mut(self.row_width()) {
             q_norm.apply(cpu, &mut row[..q_width]);
             k_norm.apply(cpu, &mut row[q_width..q_width + k_width]);
         }
@@ -173,14 +181,21 @@ impl Attention {
         if let Some(rope) = self.rope {
             ropes[rope].rotate(cpu.simd, row, heads, self.spec.head_dim);
         }
-        if let (QkNorm::PerHeadRotated, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            norms[which].apply(cpu, heads);
+        match (self.spec.qk_norm, &self.qk_norms) {
+            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norms)) => norms[which].apply(cpu, heads),
+            (QkNorm::None | QkNorm::PerHead | QkNorm::AllHeads, _) | (_, None) => {}
         }
     }
 
     /// Elements of q, with the gates beside it, and of k or v in a row.
     fn widths(&self) -> (usize, usize) {
         (self.spec.query_outputs(), self.spec.kv_heads * self.spec.head_dim)
+    }
+
+    /// Elements of all that is projected of a row.
+    fn row_width(&self) -> usize {
+        let (q_width, k_width) = self.widths();
+        q_width + if self.v.is_some() { 2 * k_width } else { k_width }
     }
 
     /// Query heads that share a KV head.
@@ -201,13 +216,17 @@ impl Attention {
     fn append_to_page(&self, cpu: Cpu<'_>, ropes: &[RopeTable], append: Append<'_>, qkv: &[f32]) {
         let ((q_width, k_width), head_dim) = (self.widths(), self.spec.head_dim);
         let layout = HeadLayout::Apart { head_dim };
-        let mut keys = vec![0.0; k_width];
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; k_width]);
         for (row, position) in (append.row..).zip(append.positions) {
-            let (k, v) = qkv[row * (q_width + 2 * k_width)..][q_width..q_width + 2 * k_width].split_at(k_width);
+            let (k, v) = qkv[row * self.row_width()..][q_width..self.row_width()].split_at(k_width);
             keys.copy_from_slice(k);
             self.normalize_heads(cpu, 1, &mut keys);
             self.rotate(cpu, ropes, row, 1, &mut keys);
-            let rows = keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+            values.copy_from_slice(if self.v.is_some() { v } else { k });
+            if let Some(norm) = &self.value_norm {
+                norm.apply(cpu, &mut values);
+            }
+            let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
             for (page, (key, value)) in append.part.chunks_exact_mut(layout.page_len()).zip(rows) {
                 Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);
             }
@@ -218,6 +237,7 @@ impl Attention {
     fn heads<'a>(&'a self, batch: &'a Batch<'_>, qkv: &'a [f32]) -> Heads<'a> {
         let AttentionSpec { kv_heads, .. } = self.spec;
         let (wanted, group) = (tasks::wanted(batch.cpu.team.threads()), self.group());
+        let positions = self.spec.temperature.map_or_else(Vec::new, |_| batch.positions());
         let least = batch.slices.iter().map(|s| s.rows.div_ceil((QUERIES_LEAST / group).max(1)) * kv_heads).sum();
         Heads {
             layer: self.layer,
@@ -226,21 +246,33 @@ impl Attention {
             group,
             runs: wanted.div_ceil(usize::max(least, 1)),
             sinks: &self.sinks,
-            queries: Box::new(move |rows, kv_head| self.queries(batch, qkv, rows, kv_head)),
+            queries: Box::new(move |rows, kv_head| self.queries(batch, qkv, &positions, rows, kv_head)),
         }
     }
 
-    /// Normalised and rotated, of rows of the step: (rows, heads of the KV head, head_dim).
-    fn queries(&self, batch: &Batch<'_>, qkv: &[f32], rows: Range<usize>, kv_head: usize) -> Vec<f32> {
-        let ((q_width, k_width), part) = (self.widths(), self.group() * self.spec.head_dim);
+    /// Normalised, rotated and grown, of rows of the step, whose `positions` are there where they count: (rows, heads of the
+    /// KV head, head_dim).
+    fn queries(
+        &self,
+        batch: &Batch<'_>,
+        qkv: &[f32],
+        positions: &[usize],
+        rows: Range<usize>,
+        kv_head: usize,
+    ) -> Vec<f32> {
+        let part = self.group() * self.spec.head_dim;
         let mut queries = Vec::with_capacity(rows.len() * part);
         for row in rows.clone() {
-            let (row, heads) = (&qkv[row * (q_width + 2 * k_width)..], kv_head * self.group()..);
+            let (row, heads) = (&qkv[row * self.row_width()..], kv_head * self.group()..);
             heads.take(self.group()).for_each(|head| queries.extend_from_slice(self.query(row, head)));
         }
         self.normalize_heads(batch.cpu, 0, &mut queries);
         for (row, heads) in rows.zip(queries.chunks_exact_mut(part)) {
             self.rotate(batch.cpu, &batch.ropes, row, 0, heads);
+            if let Some(temperature) = self.spec.temperature {
+                let factor = temperature::factor(temperature, positions[row]);
+                heads.iter_mut().for_each(|x| *x *= factor);
+            }
         }
         queries
     }
@@ -250,7 +282,7 @@ impl Attention {
 mod tests {
     use candle_core::{D, Device};
     use qmesh_models::{
-        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Window},
+        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Values, Window},
         tensor::TensorType,
     };
 
@@ -277,6 +309,8 @@ mod tests {
             window,
             rope: Some(rope),
             qk_norm: QkNorm::None,
+            temperature: None,
+            values: Values::Own,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,
@@ -332,7 +366,8 @@ mod tests {
                 norm: Some(norm(HIDDEN)),
                 q,
                 k,
-                v,
+                v: Some(v),
+                value_norm: None,
                 qk_norms: None,
                 sinks: Arc::default(),
                 output,
@@ -393,7 +428,8 @@ mod tests {
             norm,
             q,
             k,
-            v,
+            v: Some(v),
+            value_norm: None,
             qk_norms,
             sinks: Arc::default(),
             output,

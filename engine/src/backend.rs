@@ -38,7 +38,6 @@ use std::{any::Any, collections::BTreeMap, fmt, num::NonZeroUsize, ops::Range, s
 
 use qmesh_models::spec::{ModelSpec, TensorRole, TensorSpec};
 
-pub use crate::load::TensorFile;
 use crate::{
     error::EngineError,
     sample::SamplingParameters,
@@ -149,6 +148,18 @@ pub enum ExpertsHeld<'a> {
         /// Opens a tensor of experts, once that its bytes have been checked.
         open: &'a OpenTensor<'a>,
     },
+}
+
+/// A tensor that stays in its file. Threads may read it side by side.
+pub trait TensorFile: fmt::Debug + Send + Sync {
+    /// Fills `into` with the tensor's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are not those any more that were there when it was opened.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), EngineError>;
+
+    /// So many bytes from `offset` on will be read soon: the system may begin to fetch them.
+    fn read_ahead(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// Opens a tensor that is read in pieces, as long as the shard lives.

@@ -10,14 +10,17 @@ use crate::{
     gated_delta::GatedDelta,
     latent::LatentAttention,
     linear::Norm,
+    ops,
     state_space::StateSpace,
 };
 
-/// The code and weights that compute one layer.
+/// The code and weights that compute one layer, one of whose halves may be missing.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pub(crate) mixer: BlockMixer,
-    pub(crate) ffn: FeedForward,
+    pub(crate) mixer: Option<BlockMixer>,
+    pub(crate) ffn: Option<FeedForward>,
+    /// Factor on all that comes out, where there is one.
+    pub(crate) scale: Option<f32>,
 }
 
 /// The code and weights of a layer's first half. Each kind goes two steps: what knows other rows, then what does not.
@@ -32,8 +35,8 @@ pub(crate) enum BlockMixer {
 impl Block {
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
-        let mixed = self.mixer.mixed(x, batch)?;
-        self.finish(batch, &mixed, x)
+        let mixed = self.mixer.as_ref().map(|mixer| mixer.mixed(x, batch)).transpose()?;
+        self.finish(batch, mixed.as_ref(), x)
     }
 
     /// As [`Block::forward`], but only `rows` come out, in their order: of the others only what later rows take in matters.
@@ -43,19 +46,29 @@ impl Block {
         batch: &mut Batch<'_>,
         rows: &[usize],
     ) -> Result<Tensor, EngineError> {
-        let mixed = self.mixer.mixed(x, batch)?;
+        let mixed = self.mixer.as_ref().map(|mixer| mixer.mixed(x, batch)).transpose()?;
         if rows.is_empty() {
             return Ok(x.narrow(0, 0, 0)?);
         }
         let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
-        let (mixed, x) = (mixed.index_select(&rows, 0)?, x.index_select(&rows, 0)?);
-        self.finish(batch, &mixed, &x)
+        let mixed = mixed.map(|mixed| mixed.index_select(&rows, 0)).transpose()?;
+        self.finish(batch, mixed.as_ref(), &x.index_select(&rows, 0)?)
     }
 
     /// What follows once rows are mixed: nothing of it knows other rows.
-    fn finish(&self, batch: &Batch<'_>, mixed: &Tensor, x: &Tensor) -> Result<Tensor, EngineError> {
-        let sum = self.mixer.output(batch.cpu, mixed, x)?;
-        self.ffn.forward(batch.cpu, x, &sum)
+    fn finish(&self, batch: &Batch<'_>, mixed: Option<&Tensor>, x: &Tensor) -> Result<Tensor, EngineError> {
+        let sum = match (&self.mixer, mixed) {
+            (Some(mixer), Some(mixed)) => mixer.output(batch.cpu, mixed, x)?,
+            (None, _) | (_, None) => x.clone(),
+        };
+        let out = match &self.ffn {
+            Some(ffn) => ffn.forward(batch.cpu, x, &sum)?,
+            None => sum,
+        };
+        match self.scale {
+            Some(scale) => Ok(ops::map("scale", &out, |out| out.iter().map(|x| x * scale).collect())?),
+            None => Ok(out),
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Cache {
                     (*kv_heads, HeadLayout::Apart { head_dim: *head_dim })
                 }
                 // It has no part of the pages.
-                Mixer::GatedDelta(_) | Mixer::StateSpace(_) => (0, HeadLayout::Apart { head_dim: 0 }),
+                Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => (0, HeadLayout::Apart { head_dim: 0 }),
                 Mixer::Latent(latent) => {
                     (1, HeadLayout::Shared { key_dim: latent.key_dim(), value_dim: latent.latent_dim })
                 }
@@ -203,7 +203,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Window};
+    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Values, Window};
 
     use super::*;
 
@@ -218,6 +218,8 @@ mod tests {
             window: Window::Full,
             rope: None,
             qk_norm: QkNorm::None,
+            temperature: None,
+            values: Values::Own,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

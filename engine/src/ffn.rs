@@ -7,6 +7,7 @@ use crate::{
     error::EngineError,
     linear::{
         Gated, Norm, Residual,
+        both::{Both, both},
         experts::{Experts, routed},
         gated,
     },
@@ -35,6 +36,7 @@ pub(crate) enum FfnInput {
 pub(crate) enum FfnWeights {
     Gated(Gated),
     Experts(Box<Experts>),
+    Both(Box<Both>),
 }
 
 impl FeedForward {
@@ -48,6 +50,7 @@ impl FeedForward {
         match &self.weights {
             FfnWeights::Gated(weights) => Ok(gated(cpu, x, norm, weights, residual, sum)?),
             FfnWeights::Experts(experts) => routed(cpu, x, norm, experts, residual, sum),
+            FfnWeights::Both(weights) => both(cpu, x, norm, weights, residual, sum),
         }
     }
 }
@@ -154,11 +157,12 @@ mod tests {
             let (shared_router, shared_router_t) = linear(1, HIDDEN, 41);
             let (shared, shared_oracle) = random_gated(48, 50);
             let outer = (gate == SharedGate::Sigmoid).then_some(shared_router);
-            let router =
-                Router { scores, choice_bias: choice_bias.clone().map(Into::into), used, routing: routing.clone() };
+            let bias = choice_bias.clone().map(Into::into);
+            let router = Router { scores, choice_bias: bias, expert_scales: None, used, routing: routing.clone() };
             let experts = Experts {
                 router,
                 weights: ExpertWeights::InMemory(experts),
+                latent: None,
                 shared: Some(Shared { gate: outer, expert: shared }),
             };
             let (ffn, norm) = half(FfnWeights::Experts(Box::new(experts)));

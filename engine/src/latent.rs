@@ -7,12 +7,11 @@ use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
     attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
-    real,
     rope::RopeTable,
 };
 use qmesh_models::{
     footprint::head_groups,
-    spec::{LatentSpec, Temperature, Window},
+    spec::{LatentSpec, Window},
 };
 
 use crate::{
@@ -25,7 +24,7 @@ use crate::{
         heads::{HeadWidths, head_products},
         project, project_add,
     },
-    ops,
+    ops, temperature,
 };
 
 /// Weights and shape of one layer's latent attention.
@@ -118,7 +117,7 @@ impl LatentAttention {
         let (query_dim, key_dim) = (self.spec.query_dim(), self.spec.key_dim());
         let widths = HeadWidths { input: query_dim, output: key_dim };
         let mut absorbed = head_products(batch.cpu, queries, &self.keys, widths);
-        let positions: Vec<usize> = batch.slices.iter().flat_map(|s| s.position..s.position + s.rows).collect();
+        let positions = batch.positions();
         let together = |dim: usize| ROWS_TOGETHER * heads * dim;
         let tasks = queries.chunks(together(query_dim)).zip(absorbed.chunks_mut(together(key_dim))).enumerate();
         batch.cpu.team.each(tasks.collect(), |(task, (queries, absorbed)): (usize, (&[f32], &mut [f32]))| {
@@ -131,7 +130,7 @@ impl LatentAttention {
                     key[latent_dim..].copy_from_slice(rotated);
                 }
                 if let Some(temperature) = self.spec.temperature {
-                    let factor = factor(temperature, positions[row]);
+                    let factor = temperature::factor(temperature, positions[row]);
                     absorbed.iter_mut().for_each(|x| *x *= factor);
                 }
             }
@@ -167,9 +166,4 @@ impl LatentAttention {
             }),
         }
     }
-}
-
-/// What a query at `position` is multiplied by.
-fn factor(Temperature { scale, length }: Temperature, position: usize) -> f32 {
-    (1.0 + f64::from(scale) * real::ln(1.0 + (position / length) as f64)) as f32
 }

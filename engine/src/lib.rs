@@ -47,6 +47,7 @@ pub mod shard;
 mod state_space;
 mod states;
 pub mod step;
+mod temperature;
 pub mod worker;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! and everything that follows it element by element, while the outputs are in its cache.
 
 mod activations;
+pub(crate) mod both;
 pub(crate) mod experts;
 pub(crate) mod heads;
 
@@ -133,6 +134,14 @@ pub(crate) fn gated(
         let inner = inner_products(cpu, &[(gated, inputs)]); // (rows, inner)
         add(cpu, &inner[0], &gated.down, residual, sum)
     })
+}
+
+impl Norm {
+    /// Normalises rows in place, all threads together.
+    fn apply_together(&self, cpu: Cpu<'_>, rows: &mut [f32]) {
+        let some = rows.chunks_mut(ROWS_TOGETHER * self.gain.len()).collect();
+        cpu.team.each(some, |rows: &mut [f32]| self.apply(cpu, rows));
+    }
 }
 
 impl Gated {

@@ -14,7 +14,7 @@ use qmesh_models::spec::{
     HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
-pub use self::tensors::{PackedTensor, PackedTensors, TensorFile, TensorSource};
+pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
 use self::{
     layer::LayerWeights,
     tensors::{Filed, Packed},

@@ -160,7 +160,7 @@ impl Results {
         changed(&|x| LayerNorm { x, gain: &gain, bias: &bias, eps: 1e-5 }.run(simd));
         changed(&|x| SoftCap { x, cap: 0.5 }.run(simd));
         changed(&|x| Exponentials { x, largest: 1.0 }.run(simd));
-        for activation in [Activation::Silu, Activation::GeluTanh, Activation::SiluClamped] {
+        for activation in Activation::ALL {
             changed(&|x| Gate { activation, gate: &mut x[..100], up: Some(&gain) }.run(simd));
         }
         let sum = SumExponentials(&x).run(simd);

@@ -10,7 +10,7 @@ pub use qmesh_kernels::attend::PAGE_POSITIONS;
 use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
 use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
 
-pub use crate::load::{PackedTensor, PackedTensors, TensorFile, TensorSource};
+pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},

@@ -52,7 +52,7 @@ impl StateShape {
     /// What a layer holds.
     pub(crate) fn of(layer: &LayerSpec) -> Self {
         match &layer.mixer {
-            Mixer::Attention(_) | Mixer::Latent(_) => Self::default(),
+            Mixer::Attention(_) | Mixer::Latent(_) | Mixer::None => Self::default(),
             Mixer::GatedDelta(delta) => {
                 Self { state_len: delta.state_len(), row_len: delta.row_len(), reach: delta.taps - 1 }
             }

@@ -39,11 +39,16 @@ fn described(layer: &LayerSpec) -> String {
             format!("{} query heads over a latent of {} + {}", latent.heads, latent.latent_dim, latent.rope_dim)
         }
         Mixer::StateSpace(space) => format!("a state for each of {} heads of {}", space.heads, space.head_dim),
+        Mixer::None => "rows apart".to_owned(),
     };
     let ffn = match &layer.ffn {
         Ffn::Gated { inner, .. } => format!("gated, {inner} wide"),
         Ffn::Plain { inner, .. } => format!("plain, {inner} wide"),
         Ffn::Experts(experts) => format!("{} of {} experts, {} wide", experts.used, experts.count, experts.inner),
+        Ffn::Both { inner, experts } => {
+            format!("gated, {inner} wide, beside {} of {} experts, {} wide", experts.used, experts.count, experts.inner)
+        }
+        Ffn::None => "no feed-forward half".to_owned(),
     };
     format!("{mixer}; {ffn}")
 }

@@ -17,6 +17,7 @@ mod gated_delta;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
@@ -26,8 +27,12 @@ mod hunyuan_dense;
 mod hunyuan_moe;
 mod latent;
 mod llama;
+mod llama4;
 mod metadata;
 mod minimax_m2;
+mod mistral3;
+mod mistral4;
+mod nemotron_h;
 mod olmo2;
 mod olmoe;
 mod phi3;
@@ -120,6 +125,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("deepseek2", deepseek2::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
+    ("gemma4", gemma4::decoder),
     ("glm4", glm4::decoder),
     ("glm4moe", glm4moe::decoder),
     ("gpt-oss", gpt_oss::decoder),
@@ -129,7 +135,12 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("hunyuan-dense", hunyuan_dense::decoder),
     ("hunyuan-moe", hunyuan_moe::decoder),
     ("llama", llama::decoder),
+    ("llama4", llama4::decoder),
     ("minimax-m2", minimax_m2::decoder),
+    ("mistral3", mistral3::decoder),
+    ("mistral4", mistral4::decoder),
+    ("nemotron_h", nemotron_h::decoder),
+    ("nemotron_h_moe", nemotron_h::decoder),
     ("olmo2", olmo2::decoder),
     ("olmoe", olmoe::decoder),
     ("phi3", phi3::decoder),

@@ -264,13 +264,14 @@ impl TensorFootprint {
 }
 
 /// Where the matrices of one expert lie in its room, and the bytes of that: each begins at a cache line.
-pub fn expert_places<const N: usize>(lens: [usize; N]) -> ([Range<usize>; N], usize) {
+pub fn expert_places(lens: impl Iterator<Item = usize>) -> (Vec<Range<usize>>, usize) {
     let mut end: usize = 0;
-    let places = lens.map(|len| {
+    let place = |len| {
         let start = end.next_multiple_of(LINE_BYTES as usize);
         end = start + len;
         start..end
-    });
+    };
+    let places = lens.map(place).collect();
     (places, end)
 }
 

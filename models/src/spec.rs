@@ -5,8 +5,10 @@
 
 mod excerpt;
 mod experts;
+mod ffn;
 mod latent;
 mod recurrence;
+mod temperature;
 
 use std::{fmt, num::NonZeroUsize, ops::Range};
 
@@ -14,10 +16,13 @@ pub use qmesh_arithmetic::{Activation, Rope, RopePairing, RopeScaling, Window};
 use serde::{Deserialize, Serialize};
 
 pub use self::experts::{
-    ExpertGroups, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+    ExpertForm, ExpertGroups, ExpertScales, ExpertsSpec, LEAST_SUM, Routing, Scoring, SharedExpert, SharedGate,
+    Weighed, Weighting,
 };
-pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec, Temperature};
+pub use self::ffn::Ffn;
+pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec};
 pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
+pub use self::temperature::Temperature;
 use crate::tensor::TensorType;
 
 /// The shape of one model and its one list of tensors.
@@ -43,7 +48,7 @@ pub struct ModelSpec {
     pub tensors: Vec<TensorSpec>,
 }
 
-/// What one layer computes.
+/// What one layer computes. One of its halves may be missing.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct LayerSpec {
     /// The first half: how a position's row takes in what stands before it.
@@ -56,6 +61,17 @@ pub struct LayerSpec {
     pub norm: NormSpec,
     /// Factor on what each half adds to the hidden state, 1.0 for none.
     pub residual_scale: f32,
+    /// Factor on all that comes out of the layer.
+    pub output_scale: OutputScale,
+}
+
+/// Whether all that comes out of a layer is multiplied by a factor.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum OutputScale {
+    /// It is not.
+    None,
+    /// By one of the file's (`OutputScale`).
+    Learned,
 }
 
 /// How the rows of positions are mixed: the one part of a layer in which a row knows of other rows.
@@ -69,6 +85,8 @@ pub enum Mixer {
     Latent(LatentSpec),
     /// A state space: a state of each session takes the place of keys and values here too.
     StateSpace(StateSpaceSpec),
+    /// They are not: the layer is its feed-forward half alone (Nemotron-H).
+    None,
 }
 
 /// What a norm computes.
@@ -112,6 +130,10 @@ pub struct AttentionSpec {
     pub rope: Option<Rope>,
     /// RMS norm on q and k (`QNorm`, `KNorm` tensors), before RoPE where it does not say otherwise.
     pub qk_norm: QkNorm,
+    /// How queries grow with their position, where they do.
+    pub temperature: Option<Temperature>,
+    /// What values are.
+    pub values: Values,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
     /// Whether the product that follows attention has a bias.
@@ -138,6 +160,17 @@ pub enum Sinks {
     PerHead,
 }
 
+/// What values are.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Values {
+    /// What `V` gives.
+    Own,
+    /// The same, after an RMS norm over each head's elements without gains (Gemma 4).
+    OwnNormed,
+    /// What `K` gives, after such a norm: there is no `V` (Gemma 4).
+    KeysNormed,
+}
+
 /// Whether q and k are normalised, and over what.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum QkNorm {
@@ -147,6 +180,8 @@ pub enum QkNorm {
     PerHead,
     /// RMS norm over each head's elements, after RoPE (Hunyuan).
     PerHeadRotated,
+    /// The same without gains (Llama 4).
+    PerHeadRotatedBare,
     /// RMS norm over all heads' elements together (OLMo 2).
     AllHeads,
 }
@@ -158,31 +193,6 @@ pub enum Bias {
     None,
     /// It has one.
     Present,
-}
-
-/// The feed-forward half of a layer.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub enum Ffn {
-    /// down(act(gate(x)) · up(x)).
-    Gated {
-        /// Width between the products.
-        inner: usize,
-        /// The activation on the gate.
-        activation: Activation,
-        /// Whether the three products have biases.
-        bias: Bias,
-    },
-    /// down(act(up(x))).
-    Plain {
-        /// Width between the products.
-        inner: usize,
-        /// The activation between the products.
-        activation: Activation,
-        /// Whether both products have biases.
-        bias: Bias,
-    },
-    /// A mixture of experts.
-    Experts(ExpertsSpec),
 }
 
 /// Where a layer's norms stand.
@@ -303,6 +313,9 @@ pub enum LayerTensor {
     ExpertGates,
     ExpertUps,
     ExpertDowns,
+    ExpertGateUps,
+    ExpertLatentDown,
+    ExpertLatentUp,
     ExpertGateBiases,
     ExpertUpBiases,
     ExpertDownBiases,
@@ -311,6 +324,12 @@ pub enum LayerTensor {
     SharedUp,
     SharedDown,
     PostFfnNorm,
+    PostGatedNorm,
+    ExpertsNorm,
+    PostExpertsNorm,
+    RouterNorm,
+    ExpertScales,
+    OutputScale,
     DeltaQkv,
     StateGate,
     Alpha,
@@ -332,7 +351,7 @@ pub enum LayerTensor {
 impl LayerTensor {
     /// Whether it holds all experts' matrices, of which a token needs only some.
     pub fn is_routed(self) -> bool {
-        matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns)
+        matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns | Self::ExpertGateUps)
     }
 }
 
@@ -351,7 +370,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
         }
     }
 
@@ -359,23 +378,20 @@ impl LayerSpec {
     pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
         }
     }
 
     /// The experts, where the second half has some.
     pub fn experts(&self) -> Option<&ExpertsSpec> {
-        match &self.ffn {
-            Ffn::Experts(experts) => Some(experts),
-            Ffn::Gated { .. } | Ffn::Plain { .. } => None,
-        }
+        self.ffn.experts()
     }
 
     /// The rotation by position, where the layer knows positions.
     pub fn rope(&self) -> Option<&Rope> {
         match &self.mixer {
             Mixer::Attention(attention) => attention.rope.as_ref(),
-            Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+            Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
             Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
@@ -396,7 +412,7 @@ impl Mixer {
     /// Whether a session has a state in such a layer.
     pub fn has_state(&self) -> bool {
         match self {
-            Self::Attention(_) | Self::Latent(_) => false,
+            Self::Attention(_) | Self::Latent(_) | Self::None => false,
             Self::GatedDelta(_) | Self::StateSpace(_) => true,
         }
     }
@@ -405,7 +421,7 @@ impl Mixer {
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
-            Self::GatedDelta(_) | Self::StateSpace(_) => 0,
+            Self::GatedDelta(_) | Self::StateSpace(_) | Self::None => 0,
             Self::Latent(latent) => 2 * latent.key_dim() as u64,
         }
     }

@@ -1,6 +1,7 @@
 //! Text to token ids and back, exactly as the model was trained, from what a GGUF file says.
 
 mod bpe;
+mod character_bpe;
 mod detokenizer;
 mod error;
 mod infill;
@@ -26,6 +27,7 @@ use std::{borrow::Cow, convert::Infallible};
 
 use self::{
     bpe::ByteLevelBpe,
+    character_bpe::CharacterBpe,
     kind::TokenKind,
     pretokenizer::Pretokenizer,
     specials::{Fragment, Partitioner},
@@ -83,6 +85,7 @@ pub enum Affixes {
 #[derive(Debug)]
 enum Algorithm {
     ByteLevelBpe(ByteLevelBpe),
+    CharacterBpe(CharacterBpe),
     SentencePiece(SentencePiece),
 }
 
@@ -102,11 +105,16 @@ impl Tokenizer {
         let (tokens, algorithm) = match vocabulary.model.as_str() {
             "gpt2" => byte_level(&vocabulary, choice)?,
             "llama" => sentence_piece(&mut vocabulary)?,
+            "gemma4" => {
+                // Its models want a BOS whatever the file says.
+                vocabulary.add_bos = vocabulary.bos.map(|_| true);
+                character_level(&vocabulary)?
+            }
             _ => return Err(TokenizerError::Model { found: vocabulary.model }),
         };
         let default_bos = match &algorithm {
             Algorithm::ByteLevelBpe(bpe) => bpe.add_bos() && vocabulary.bos.is_some(),
-            Algorithm::SentencePiece(_) => vocabulary.bos.is_some(),
+            Algorithm::CharacterBpe(_) | Algorithm::SentencePiece(_) => vocabulary.bos.is_some(),
         };
         let missing = |name| match strays.iter().find(|(stray, _)| *stray == name) {
             Some(&(_, id)) => TokenizerError::Id { name, id, tokens: vocabulary.tokens.len() },
@@ -265,6 +273,7 @@ impl Tokenizer {
         match (fragment, &self.algorithm) {
             (Fragment::Token(id), _) => ids.push(id),
             (Fragment::Text(text), Algorithm::ByteLevelBpe(bpe)) => bpe.encode(&self.tokens, text, ids)?,
+            (Fragment::Text(text), Algorithm::CharacterBpe(bpe)) => bpe.encode(&self.tokens, text, ids),
             (Fragment::Text(text), Algorithm::SentencePiece(spm)) => spm.encode(&self.tokens, text, ids),
         }
         Ok(())
@@ -273,7 +282,7 @@ impl Tokenizer {
     /// Whether encoding puts a space before a text, which decoding takes away again.
     fn adds_space(&self) -> bool {
         match &self.algorithm {
-            Algorithm::ByteLevelBpe(_) => false,
+            Algorithm::ByteLevelBpe(_) | Algorithm::CharacterBpe(_) => false,
             Algorithm::SentencePiece(spm) => spm.space_prefix() == SpacePrefix::Add,
         }
     }
@@ -292,6 +301,15 @@ fn byte_level(v: &Vocabulary, choice: PretokenizerChoice<'_>) -> Result<(Tokens,
     Ok((tokens, Algorithm::ByteLevelBpe(bpe)))
 }
 
+fn character_level(v: &Vocabulary) -> Result<(Tokens, Algorithm), TokenizerError> {
+    if v.merges.is_empty() {
+        return Err(TokenizerError::MergesMissing);
+    }
+    let tokens = Tokens::new(v, Spelling::SentencePiece)?;
+    let bpe = CharacterBpe::new(&tokens, &v.merges)?;
+    Ok((tokens, Algorithm::CharacterBpe(bpe)))
+}
+
 fn sentence_piece(v: &mut Vocabulary) -> Result<(Tokens, Algorithm), TokenizerError> {
     // Where the file does not say, SentencePiece's own ids hold.
     let default = |id: Option<u32>, own: u32| id.or(Some(own).filter(|&own| (own as usize) < v.tokens.len()));
@@ -307,7 +325,7 @@ fn longest(tokens: &Tokens, algorithm: &Algorithm) -> usize {
     let covered = |(id, text, kind): (u32, &str, TokenKind)| match (algorithm, kind) {
         (Algorithm::ByteLevelBpe(_), TokenKind::Normal) => tokens.bytes(id).len(),
         // Where U+2581 stands for a space, a text may have that character itself.
-        (Algorithm::ByteLevelBpe(_) | Algorithm::SentencePiece(_), _) => text.len(),
+        (Algorithm::ByteLevelBpe(_) | Algorithm::CharacterBpe(_) | Algorithm::SentencePiece(_), _) => text.len(),
     };
     tokens.iter().map(covered).max().unwrap_or(0).max(1)
 }

@@ -8,7 +8,8 @@ use qmesh_coordinator::generate::Pooling;
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Window,
+        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole, TensorSpec,
+        Values, Window,
     },
     tensor::TensorType,
 };
@@ -34,13 +35,21 @@ pub fn spec(layers: usize) -> ModelSpec {
         window: Window::Full,
         rope: None,
         qk_norm: QkNorm::None,
+        temperature: None,
+        values: Values::Own,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,
     };
     let ffn = Ffn::Gated { inner: HIDDEN, activation: Activation::Silu, bias: Bias::None };
-    let layer =
-        LayerSpec { mixer: Mixer::Attention(attention), ffn, norms: NormPlacement::Pre, norm, residual_scale: 1.0 };
+    let layer = LayerSpec {
+        mixer: Mixer::Attention(attention),
+        ffn,
+        norms: NormPlacement::Pre,
+        norm,
+        residual_scale: 1.0,
+        output_scale: OutputScale::None,
+    };
     let in_layers = (0..layers).flat_map(|layer| {
         let role = |part| TensorRole::Layer(LayerIndex(layer), part);
         [(role(LayerTensor::Q), LAYER_ROWS / 2), (role(LayerTensor::Up), LAYER_ROWS)]

@@ -127,7 +127,7 @@ impl SynthOptions {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use qmesh_models::spec::{Ffn, TensorRole};
+    use qmesh_models::spec::TensorRole;
 
     use super::*;
     use crate::model::{self, BenchModel};
@@ -165,10 +165,7 @@ mod tests {
             let model = BenchModel::open(&path).unwrap();
             let spec = model.spec();
             assert_eq!((spec.layers.len(), spec.hidden, spec.vocab), (2, 256, 600), "{arguments}");
-            let found = match &spec.layers[1].ffn {
-                Ffn::Experts(experts) => Some(experts.count),
-                Ffn::Gated { .. } | Ffn::Plain { .. } => None,
-            };
+            let found = spec.layers[1].ffn.experts().map(|experts| experts.count);
             assert_eq!(found, experts, "{arguments}");
             assert!(spec.tensors.iter().any(|tensor| tensor.role == TensorRole::OutputNorm));
             let (mut shard, _) = model.load(1, 64, 1).unwrap();

@@ -5,7 +5,8 @@ mod experts;
 use qmesh_models::{
     spec::{
         Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, NormSpec, OutputGate, QkNorm, Sinks, TensorRole, TensorSpec, Window,
+        NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole, TensorSpec, Values,
+        Window,
     },
     tensor::TensorType,
 };
@@ -52,6 +53,8 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             window: Window::Full,
             rope: None,
             qk_norm: QkNorm::None,
+            temperature: None,
+            values: Values::Own,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,
@@ -60,6 +63,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
         norms: NormPlacement::Pre,
         norm,
         residual_scale: 1.0,
+        output_scale: OutputScale::None,
     };
     let mut tensors = vec![tensor(TensorRole::Embedding, embedding_bytes), tensor(TensorRole::OutputNorm, 64)];
     if head == HeadMatrix::Own {

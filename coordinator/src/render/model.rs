@@ -280,6 +280,7 @@ fn mixer(mixer: &Mixer) -> String {
             let StateSpaceSpec { heads, head_dim, groups, state_size, .. } = space;
             format!("state space of {heads} heads of {head_dim} by {state_size} in {groups} groups")
         }
+        Mixer::None => "none".to_owned(),
     }
 }
 
@@ -288,7 +289,8 @@ fn window(mixer: &Mixer) -> Option<String> {
     match mixer {
         Mixer::Attention(AttentionSpec { window: Window::Full, .. }) | Mixer::Latent(_) => Some("full".to_owned()),
         Mixer::Attention(AttentionSpec { window: Window::Sliding(width), .. }) => Some(format!("sliding {width}")),
-        Mixer::GatedDelta(_) | Mixer::StateSpace(_) => None,
+        Mixer::Attention(AttentionSpec { window: Window::Chunked(width), .. }) => Some(format!("chunks of {width}")),
+        Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
     }
 }
 
@@ -319,11 +321,13 @@ fn ffn(ffn: &Ffn) -> String {
         Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
         Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
         Ffn::Experts(ref experts) => mixture(experts),
+        Ffn::Both { inner, ref experts } => format!("gated {inner} beside {}", mixture(experts)),
+        Ffn::None => "none".to_owned(),
     }
 }
 
 fn mixture(experts: &ExpertsSpec) -> String {
-    let ExpertsSpec { count, used, inner, activation, ref routing, shared, .. } = *experts;
+    let ExpertsSpec { count, used, inner, latent, activation, ref routing, shared, .. } = *experts;
     let by = match routing.scoring {
         Scoring::Softmax | Scoring::SoftmaxOfUsed => "",
         Scoring::Sigmoid => " by sigmoid",
@@ -331,7 +335,9 @@ fn mixture(experts: &ExpertsSpec) -> String {
     };
     let groups = routing.groups.map(|groups| format!(" in {} of {} groups", groups.used, groups.count));
     let shared = shared.map(|shared| format!(", and a shared one of {}", shared.inner)).unwrap_or_default();
-    format!("{used} of {count} experts{}{by} of {inner}, {}{shared}", groups.unwrap_or_default(), name(activation))
+    let groups = groups.unwrap_or_default();
+    let latent = latent.map(|width| format!(" over a latent of {width}")).unwrap_or_default();
+    format!("{used} of {count} experts{groups}{by} of {inner}{latent}, {}{shared}", name(activation))
 }
 
 fn name(activation: Activation) -> &'static str {
@@ -339,6 +345,7 @@ fn name(activation: Activation) -> &'static str {
         Activation::Silu => "SiLU",
         Activation::GeluTanh => "GELU",
         Activation::SiluClamped => "clamped SiLU",
+        Activation::ReluSquared => "squared ReLU",
     }
 }
 

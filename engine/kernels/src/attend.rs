@@ -152,6 +152,7 @@ impl Scoring {
         match self.window {
             Window::Full => 0,
             Window::Sliding(n) => (position + 1).saturating_sub(n),
+            Window::Chunked(n) => position / n * n,
         }
     }
 

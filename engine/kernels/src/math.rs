@@ -36,7 +36,13 @@ pub(super) fn soft_cap<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
 /// x · σ(x).
 #[inline(always)]
 pub(super) fn silu<L: Lanes>(l: L, x: L::F) -> L::F {
-    l.div(x, l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), x))))
+    logistic(l, x, x)
+}
+
+/// x · σ(z).
+#[inline(always)]
+fn logistic<L: Lanes>(l: L, x: L::F, z: L::F) -> L::F {
+    l.div(x, l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), z))))
 }
 
 /// x ← cap · tanh(x / cap), for each element.
@@ -80,28 +86,31 @@ impl Kernel for Gate<'_> {
         let Self { activation, gate, up } = self;
         // What changes nothing: a factor of 1, which `SiluClamped` makes of 0.
         let neutral = match activation {
-            Activation::Silu | Activation::GeluTanh => [1.0; LANES],
+            Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => [1.0; LANES],
             Activation::SiluClamped => [0.0; LANES],
         };
         for (i, gate) in gate.chunks_mut(LANES).enumerate() {
             let up = up.map_or(&neutral[..gate.len()], |up| &up[i * LANES..][..gate.len()]);
             let (x, up) = (l.load(&padded(gate, 0.0)), l.load(&padded(up, 0.0)));
-            // All are x·σ(z): z = x, or 1.702·x, or 2·√(2/π)·(x + 0.044715·x³).
-            let (x, z, up) = match activation {
-                Activation::Silu => (x, x, up),
+            // All but the last are x·σ(z): z = x, or 1.702·x, or 2·√(2/π)·(x + 0.044715·x³).
+            let (activated, up) = match activation {
+                Activation::Silu => (silu(l, x), up),
                 Activation::GeluTanh => {
                     let cubic = l.fma(l.mul(l.mul(x, x), x), l.splat(0.044_715), x);
-                    (x, l.mul(l.splat(1.595_769_2), cubic), up)
+                    (logistic(l, x, l.mul(l.splat(1.595_769_2), cubic)), up)
                 }
                 Activation::SiluClamped => {
                     let x = l.min(l.splat(7.0), x);
                     let up = l.min(l.splat(7.0), l.max(l.splat(-7.0), up));
-                    (x, l.mul(l.splat(1.702), x), l.add(up, l.splat(1.0)))
+                    (logistic(l, x, l.mul(l.splat(1.702), x)), l.add(up, l.splat(1.0)))
+                }
+                Activation::ReluSquared => {
+                    let x = l.max(l.splat(0.0), x);
+                    (l.mul(x, x), up)
                 }
             };
-            let sigmoid = l.add(l.splat(1.0), exp(l, l.sub(l.splat(0.0), z)));
             let mut values = [0.0; LANES];
-            l.store(l.mul(l.div(x, sigmoid), up), &mut values);
+            l.store(l.mul(activated, up), &mut values);
             gate.copy_from_slice(&values[..gate.len()]);
         }
     }

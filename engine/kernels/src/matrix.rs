@@ -1,5 +1,7 @@
 //! A weight matrix, packed, and the rows of it that look-ups take.
 
+use std::ops::Range;
+
 use qmesh_arithmetic::tensor::TensorType;
 
 use super::{
@@ -64,6 +66,14 @@ impl Matrix {
         let len = self.bytes.len() / count;
         let part = |i: usize| Self { rows, bytes: self.bytes.part(i * len..(i + 1) * len), ..*self };
         whole.then(|| (0..count).map(part).collect())
+    }
+
+    /// Some of its rows; `None` where they are no whole groups of it, or none at all.
+    pub fn part(&self, rows: Range<usize>) -> Option<Self> {
+        let whole = [rows.start, rows.end].iter().all(|row| row.is_multiple_of(LANES)) && rows.end <= self.rows;
+        let bytes = |row: usize| row / LANES * self.group_bytes();
+        let part = || self.bytes.part(bytes(rows.start)..bytes(rows.end));
+        (whole && !rows.is_empty()).then(|| Self { rows: rows.len(), bytes: part(), ..*self })
     }
 
     /// Writes the rows `ids`, each less than `rows`, widened: (ids, cols).

@@ -123,6 +123,8 @@ fn every_tier_grouping_and_cut_gives_the_same_bits_close_to_f64() {
         (apart(40), Window::Sliding(70), &plain),
         (apart(64), Window::Full, &plain),
         (apart(64), Window::Sliding(20), &sinking),
+        (apart(64), Window::Chunked(50), &plain),
+        (apart(80), Window::Chunked(64), &capped),
         (apart(80), Window::Sliding(130), &plain),
         (apart(96), Window::Full, &plain),
         (apart(128), Window::Sliding(9), &plain),
@@ -158,4 +160,13 @@ fn check(layout: HeadLayout, window: Window, extras: &Extras) {
             }
         }
     }
+}
+
+#[test]
+fn windows_begin_with_their_last_positions_or_with_their_chunk() {
+    let first =
+        |window| [0, 48, 49, 50, 99, 100, 149].map(|at| Scoring { scale: 1.0, soft_cap: None, window }.first(at));
+    assert_eq!(first(Window::Full), [0; 7]);
+    assert_eq!(first(Window::Sliding(50)), [0, 0, 0, 1, 50, 51, 100]);
+    assert_eq!(first(Window::Chunked(50)), [0, 0, 0, 50, 50, 100, 100]);
 }

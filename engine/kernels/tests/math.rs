@@ -64,9 +64,10 @@ fn gates_are_those_of_the_framework() {
         (Activation::Silu, tensor.silu().unwrap()),
         (Activation::GeluTanh, tensor.gelu().unwrap()),
         (Activation::SiluClamped, (clamped * sigmoid).unwrap()),
+        (Activation::ReluSquared, tensor.relu().unwrap().sqr().unwrap()),
     ] {
         let factor = |up: f32| match activation {
-            Activation::Silu | Activation::GeluTanh => up,
+            Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => up,
             Activation::SiluClamped => up.clamp(-7.0, 7.0) + 1.0,
         };
         for up in [Some(&up), None] {

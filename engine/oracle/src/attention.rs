@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{sigmoid, softmax_last_dim};
-use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks};
+use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks, Values};
 
 use crate::{
     cache::KeysValues,
@@ -12,6 +12,7 @@ use crate::{
     norm::Norm,
     rope::Rotation,
     rounding::CacheType,
+    temperature::tempered,
     weights::{Weights, bias_of, of_layer},
 };
 
@@ -21,7 +22,9 @@ pub(crate) struct Attention {
     spec: AttentionSpec,
     q: Linear,
     k: Linear,
-    v: Linear,
+    /// Nothing where values are keys.
+    v: Option<Linear>,
+    value_norm: Option<Norm>,
     /// Of q and of k.
     qk_norms: Option<[Norm; 2]>,
     rotation: Option<Rotation>,
@@ -56,10 +59,21 @@ impl Attention {
         Ok(Self {
             q: linear(Q, spec.qkv_bias, QBias, [spec.query_outputs(), hidden])?,
             k: linear(K, spec.qkv_bias, KBias, [kv_width, hidden])?,
-            v: linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?,
+            v: match spec.values {
+                Values::Own | Values::OwnNormed => Some(linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?),
+                Values::KeysNormed => None,
+            },
+            value_norm: match spec.values {
+                Values::Own => None,
+                Values::OwnNormed | Values::KeysNormed => Some(Norm::bare(weights, head_dim, eps)?),
+            },
             qk_norms: match spec.qk_norm {
                 QkNorm::None => None,
                 QkNorm::PerHead | QkNorm::PerHeadRotated => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
+                QkNorm::PerHeadRotatedBare => {
+                    let bare = Norm::bare(weights, head_dim, eps)?;
+                    Some([bare.clone(), bare])
+                }
                 QkNorm::AllHeads => Some([norm(QNorm, width)?, norm(KNorm, kv_width)?]),
             },
             rotation,
@@ -79,8 +93,17 @@ impl Attention {
         let [q_norm, k_norm] = [0, 1].map(|which| self.qk_norms.as_ref().map(|norms| &norms[which]));
         let (q, gate) = self.query(x)?;
         let q = self.placed(self.heads(&q, q_norm)?, q_norm, first_position)?;
-        let k = self.placed(self.heads(&self.k.forward(x)?, k_norm)?, k_norm, first_position)?;
-        let v = self.heads(&self.v.forward(x)?, None)?;
+        let q = tempered(&q, self.spec.temperature, first_position)?;
+        let keys = self.k.forward(x)?;
+        let k = self.placed(self.heads(&keys, k_norm)?, k_norm, first_position)?;
+        let v = match &self.v {
+            Some(v) => self.heads(&v.forward(x)?, None)?,
+            None => self.heads(&keys, None)?,
+        };
+        let v = match &self.value_norm {
+            Some(norm) => norm.forward(&v)?,
+            None => v,
+        };
         let (k, v) = cache.append(&k, &v, self.cached_as)?;
         let attended = self.attend(&q, &k, &v, first_position)?; // (heads, rows, head_dim)
         let rows = attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
@@ -109,12 +132,14 @@ impl Attention {
         let (rows, width) = x.dims2()?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::AllHeads, Some(norm)) => norm.forward(x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x.clone(),
+            (QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare | QkNorm::None, _) | (_, None) => {
+                x.clone()
+            }
         };
         let x = x.reshape((rows, width / self.spec.head_dim, self.spec.head_dim))?;
         let x = match (self.spec.qk_norm, norm) {
             (QkNorm::PerHead, Some(norm)) => norm.forward(&x)?,
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => x,
+            (QkNorm::AllHeads | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare | QkNorm::None, _) | (_, None) => x,
         };
         x.transpose(0, 1)?.contiguous()
     }
@@ -126,8 +151,8 @@ impl Attention {
             None => x,
         };
         match (self.spec.qk_norm, norm) {
-            (QkNorm::PerHeadRotated, Some(norm)) => norm.forward(&x),
-            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::None, _) => Ok(x),
+            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norm)) => norm.forward(&x),
+            (QkNorm::AllHeads | QkNorm::PerHead | QkNorm::None, _) | (_, None) => Ok(x),
         }
     }
 
@@ -182,13 +207,16 @@ mod tests {
                 window,
                 rope: None,
                 qk_norm: QkNorm::None,
+                temperature: None,
+                values: Values::Own,
                 qkv_bias: Bias::None,
                 output_bias: Bias::None,
                 output_gate: OutputGate::None,
             },
             q: linear(&[[1.0, 0.0], [2.0, 0.0]]),
             k: linear(&[[1.0, 0.0]]),
-            v: linear(&[[0.0, 1.0]]),
+            v: Some(linear(&[[0.0, 1.0]])),
+            value_norm: None,
             qk_norms: None,
             rotation: None,
             sinks,

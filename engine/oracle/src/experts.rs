@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::ops::sigmoid;
 use qmesh_models::spec::{
-    ExpertsSpec, LEAST_SUM, LayerIndex, LayerTensor, Routing, Scoring, SharedExpert, SharedGate, Weighed, Weighting,
+    Bias, ExpertForm, ExpertScales, ExpertsSpec, LEAST_SUM, LayerIndex, LayerTensor, Routing, Scoring, SharedExpert,
+    SharedGate, Weighed, Weighting,
 };
 
 use crate::{
@@ -22,6 +23,10 @@ pub(crate) struct Experts {
     routing: Routing,
     /// What each expert's affinity is raised by for the choice.
     choice_bias: Option<Vec<f32>>,
+    /// What each expert's weights are multiplied by.
+    expert_scales: Option<Vec<f32>>,
+    /// What makes experts' rows of the layer's, and these of the former, where they are not the same.
+    latent: Option<[Linear; 2]>,
     /// The expert that every row goes through, and what weighs it by σ(gate · x).
     shared: Option<(Option<Linear>, Gated)>,
 }
@@ -34,55 +39,67 @@ impl Experts {
         spec: &ExpertsSpec,
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{
-            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates, ExpertUpBiases, ExpertUps,
-            Router, RouterBias, SharedDown, SharedGate as GateOfShared, SharedRouter, SharedUp,
+            ChoiceBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGateUps, ExpertGates, ExpertLatentDown,
+            ExpertLatentUp, ExpertUpBiases, ExpertUps, Router, RouterBias,
         };
-        let ExpertsSpec { count, used, inner, activation, bias, ref routing, shared } = *spec;
-        let hidden = weights.spec.hidden;
-        let stack = |matrices, biases, [outputs, inputs]: [usize; 2]| {
-            let biases = bias_of(layer, bias, biases);
-            let biases = biases.map(|role| weights.matrix(role, count, outputs)).transpose()?;
-            let all = weights.matrix(of_layer(layer, matrices), count * outputs, inputs)?;
-            let input_terms = weights.input_terms(of_layer(layer, matrices))?;
-            let one = |expert: usize| {
-                let weight = all.narrow(0, expert * outputs, outputs)?;
-                let bias = biases.as_ref().map(|biases| biases.get(expert)).transpose()?;
-                Ok(Linear { weight, bias, input_terms })
-            };
-            (0..count).map(one).collect::<std::result::Result<Vec<_>, OracleError>>()
+        let ExpertsSpec { count, used, inner, form, latent, activation, bias, ref routing, shared } = *spec;
+        let (hidden, width) = (weights.spec.hidden, latent.unwrap_or(weights.spec.hidden));
+        let stack = Stack { weights, layer, count, bias };
+        let one = |tensor, shape| Linear::open(weights, of_layer(layer, tensor), None, shape);
+        let gates_and_ups: Vec<(Linear, Option<Linear>)> = match form {
+            ExpertForm::Gated => {
+                let gates = stack.open(ExpertGates, ExpertGateBiases, [inner, width])?;
+                let ups = stack.open(ExpertUps, ExpertUpBiases, [inner, width])?;
+                gates.into_iter().zip(ups.into_iter().map(Some)).collect()
+            }
+            ExpertForm::GatedTogether => {
+                let both = stack.open(ExpertGateUps, ExpertGateBiases, [2 * inner, width])?;
+                let half = |both: &Linear, first| {
+                    Ok::<_, OracleError>(Linear { weight: both.weight.narrow(0, first, inner)?, ..both.clone() })
+                };
+                let halves = both.iter().map(|both| Ok((half(both, 0)?, Some(half(both, inner)?))));
+                halves.collect::<std::result::Result<_, OracleError>>()?
+            }
+            ExpertForm::Plain => {
+                let ups = stack.open(ExpertUps, ExpertUpBiases, [inner, width])?;
+                ups.into_iter().map(|up| (up, None)).collect()
+            }
         };
-        let gates = stack(ExpertGates, ExpertGateBiases, [inner, hidden])?;
-        let ups = stack(ExpertUps, ExpertUpBiases, [inner, hidden])?;
-        let downs = stack(ExpertDowns, ExpertDownBiases, [hidden, inner])?;
-        let experts = gates.into_iter().zip(ups).zip(downs);
+        let downs = stack.open(ExpertDowns, ExpertDownBiases, [width, inner])?;
+        let experts = gates_and_ups.into_iter().zip(downs);
         let experts = experts.map(|((gate, up), down)| Gated { activation, gate, up, down }).collect();
-        let plain = |tensor, shape| Linear::open(weights, of_layer(layer, tensor), None, shape);
-        let open_shared = |shared: SharedExpert| {
-            let SharedExpert { inner, gate } = shared;
-            let outer = match gate {
-                SharedGate::None => None,
-                SharedGate::Sigmoid => Some(plain(SharedRouter, [1, hidden])?),
-            };
-            let (gate, up) = (plain(GateOfShared, [inner, hidden])?, plain(SharedUp, [inner, hidden])?);
-            Ok::<_, OracleError>((outer, Gated { activation, gate, up, down: plain(SharedDown, [hidden, inner])? }))
-        };
+        let latent = latent.map(|width| {
+            Ok::<_, OracleError>([one(ExpertLatentDown, [width, hidden])?, one(ExpertLatentUp, [hidden, width])?])
+        });
         let choice_bias = bias_of(layer, routing.choice_bias, ChoiceBias);
         let choice_bias = choice_bias.map(|role| Ok::<_, OracleError>(weights.vector(role, count)?.to_vec1::<f32>()?));
+        let expert_scales = match routing.expert_scales {
+            ExpertScales::None => None,
+            ExpertScales::Learned => {
+                Some(weights.vector(of_layer(layer, LayerTensor::ExpertScales), count)?.to_vec1::<f32>()?)
+            }
+        };
         let router_bias = bias_of(layer, bias, RouterBias);
-        let router = Linear::open(weights, of_layer(layer, Router), router_bias, [count, hidden])?;
         Ok(Self {
-            router,
+            router: Linear::open(weights, of_layer(layer, Router), router_bias, [count, hidden])?,
             experts,
             used,
             routing: routing.clone(),
             choice_bias: choice_bias.transpose()?,
-            shared: shared.map(open_shared).transpose()?,
+            expert_scales,
+            latent: latent.transpose()?,
+            shared: shared.map(|shared| open_shared(weights, layer, spec, shared)).transpose()?,
         })
     }
 
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let scores = self.router.forward(x)?.to_vec2::<f32>()?; // (rows, experts)
+        self.forward_scored(x, x)
+    }
+
+    /// The same, where the router takes other rows.
+    pub(crate) fn forward_scored(&self, x: &Tensor, scored: &Tensor) -> Result<Tensor> {
+        let scores = self.router.forward(scored)?.to_vec2::<f32>()?; // (rows, experts)
         let mut of_expert = vec![(Vec::new(), Vec::new()); self.experts.len()];
         for (row, scores) in (0_u32..).zip(&scores) {
             for (expert, weight) in self.route(scores) {
@@ -90,18 +107,26 @@ impl Experts {
                 of_expert[expert].1.push(weight);
             }
         }
-        let mut sum = x.zeros_like()?;
+        let narrow = match &self.latent {
+            Some([down, _]) => down.forward(x)?,
+            None => x.clone(),
+        };
+        let mut sum = narrow.zeros_like()?;
         for (expert, (rows, weights)) in self.experts.iter().zip(of_expert).filter(|(_, (rows, _))| !rows.is_empty()) {
             let count = rows.len();
             let rows = Tensor::from_vec(rows, count, x.device())?;
             let weights = Tensor::from_vec(weights, (count, 1), x.device())?;
-            let input = x.index_select(&rows, 0)?;
+            let input = narrow.index_select(&rows, 0)?;
             let output = match self.routing.weighed {
                 Weighed::Input => expert.forward(&input.broadcast_mul(&weights)?)?,
                 Weighed::Output => expert.forward(&input)?.broadcast_mul(&weights)?,
             };
             sum = sum.index_add(&rows, &output, 0)?;
         }
+        let sum = match &self.latent {
+            Some([_, up]) => up.forward(&sum)?,
+            None => sum,
+        };
         match &self.shared {
             Some((Some(gate), expert)) => sum + expert.forward(x)?.broadcast_mul(&sigmoid(&gate.forward(x)?)?)?,
             Some((None, expert)) => sum + expert.forward(x)?,
@@ -130,9 +155,64 @@ impl Experts {
             Weighting::AsScored => 1.0,
             Weighting::Normalised => weights.iter().map(|(_, weight)| weight).sum::<f64>().max(f64::from(LEAST_SUM)),
         };
-        let scale = f64::from(self.routing.weight_scale) / sum;
-        weights.into_iter().map(|(expert, weight)| (expert, (weight * scale) as f32)).collect()
+        let scale = |expert: usize| {
+            let own = self.expert_scales.as_ref().map_or(1.0, |scales| f64::from(scales[expert]));
+            own * f64::from(self.routing.weight_scale) / sum
+        };
+        weights.into_iter().map(|(expert, weight)| (expert, (weight * scale(expert)) as f32)).collect()
     }
+}
+
+/// Opens matrices that lie one below the other.
+struct Stack<'a> {
+    weights: &'a Weights<'a>,
+    layer: LayerIndex,
+    count: usize,
+    /// Whether they have biases.
+    bias: Bias,
+}
+
+impl Stack<'_> {
+    fn open(
+        &self,
+        matrices: LayerTensor,
+        biases: LayerTensor,
+        [outputs, inputs]: [usize; 2],
+    ) -> std::result::Result<Vec<Linear>, OracleError> {
+        let Self { weights, layer, count, bias } = *self;
+        let biases = bias_of(layer, bias, biases);
+        let biases = biases.map(|role| weights.matrix(role, count, outputs)).transpose()?;
+        let all = weights.matrix(of_layer(layer, matrices), count * outputs, inputs)?;
+        let input_terms = weights.input_terms(of_layer(layer, matrices))?;
+        let one = |expert: usize| {
+            let weight = all.narrow(0, expert * outputs, outputs)?;
+            let bias = biases.as_ref().map(|biases| biases.get(expert)).transpose()?;
+            Ok(Linear { weight, bias, input_terms })
+        };
+        (0..count).map(one).collect()
+    }
+}
+
+/// The expert that every row goes through, and its gate.
+fn open_shared(
+    weights: &Weights<'_>,
+    layer: LayerIndex,
+    experts: &ExpertsSpec,
+    SharedExpert { inner, gate }: SharedExpert,
+) -> std::result::Result<(Option<Linear>, Gated), OracleError> {
+    use LayerTensor::{SharedDown, SharedGate as GateOfShared, SharedRouter, SharedUp};
+    let hidden = weights.spec.hidden;
+    let one = |tensor, shape| Linear::open(weights, of_layer(layer, tensor), None, shape);
+    let outer = match gate {
+        SharedGate::None => None,
+        SharedGate::Sigmoid => Some(one(SharedRouter, [1, hidden])?),
+    };
+    let up = one(SharedUp, [inner, hidden])?;
+    let (gate, up) = match experts.form {
+        ExpertForm::Gated | ExpertForm::GatedTogether => (one(GateOfShared, [inner, hidden])?, Some(up)),
+        ExpertForm::Plain => (up, None),
+    };
+    Ok((outer, Gated { activation: experts.activation, gate, up, down: one(SharedDown, [hidden, inner])? }))
 }
 
 /// What a scoring makes of all experts' scores.
@@ -175,7 +255,7 @@ mod tests {
     /// An expert that makes `factor` · silu(x₀) · x₁ of x, in both elements.
     fn expert(factor: f32) -> Gated {
         let (gate, up) = (linear(&[[1.0, 0.0], [0.0, 0.0]]), linear(&[[0.0, 1.0], [0.0, 0.0]]));
-        Gated { activation: Activation::Silu, gate, up, down: linear(&[[factor, 0.0], [factor, 0.0]]) }
+        Gated { activation: Activation::Silu, gate, up: Some(up), down: linear(&[[factor, 0.0], [factor, 0.0]]) }
     }
 
     fn experts(routing: Routing, shared: Option<(Option<Linear>, Gated)>) -> Experts {
@@ -183,7 +263,7 @@ mod tests {
         let router = linear(&[[0.0, 0.0], [3_f32.ln(), 0.0], [0.0, -1.0]]);
         let experts = [1.0, 10.0, 100.0].map(expert).to_vec();
         let routing = Routing { weight_scale: 2.0, ..routing };
-        Experts { router, experts, used: 2, routing, choice_bias: None, shared }
+        Experts { router, experts, used: 2, routing, choice_bias: None, expert_scales: None, latent: None, shared }
     }
 
     /// The outputs for rows of (1, x₁), as factors of silu(1) · x₁.

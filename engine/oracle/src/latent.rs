@@ -5,7 +5,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use qmesh_models::spec::{HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerTensor, Temperature, Window};
+use qmesh_models::spec::{HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerTensor, Window};
 
 use crate::{
     cache::KeysValues,
@@ -15,6 +15,7 @@ use crate::{
     norm::Norm,
     rope::Rotation,
     rounding::CacheType,
+    temperature::tempered,
     weights::{Weights, of_layer},
 };
 
@@ -113,20 +114,11 @@ impl LatentAttention {
         let (keys, values) = (latents.matmul(&self.keys)?, latents.matmul(&self.values)?);
 
         let scores = (plain.matmul(&keys.t()?.contiguous()?)? + rotated.matmul(&rotated_keys.t()?.contiguous()?)?)?;
-        let scores = self.tempered(&scores, first_position)?;
+        let scores = tempered(&scores, self.spec.temperature, first_position)?;
         let mask = mask(rows, first_position, Window::Full, x.device())?;
         let shares = softmax_last_dim(&(scores * f64::from(scale))?.broadcast_add(&mask)?)?;
         let attended = shares.matmul(&values)?; // (heads, rows, value_dim)
         self.output.forward(&attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
-    }
-
-    /// Scores (heads, rows, positions) of queries that grow with their position.
-    fn tempered(&self, scores: &Tensor, first_position: usize) -> Result<Tensor> {
-        let Some(Temperature { scale, length }) = self.spec.temperature else { return Ok(scores.clone()) };
-        let rows = scores.dim(1)?;
-        let factor = |position: usize| (1.0 + f64::from(scale) * ((position / length) as f64).ln_1p()) as f32;
-        let factors: Vec<f32> = (first_position..first_position + rows).map(factor).collect();
-        scores.broadcast_mul(&Tensor::from_vec(factors, (1, rows, 1), scores.device())?)
     }
 
     /// Rotated by position, where the layer knows positions.

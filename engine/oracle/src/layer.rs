@@ -2,7 +2,7 @@
 //! after the other or both side by side.
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::{LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement};
+use qmesh_models::spec::{Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, OutputScale};
 
 use crate::{
     attention::Attention,
@@ -16,15 +16,17 @@ use crate::{
     weights::{Weights, of_layer},
 };
 
-/// The weights of one layer.
+/// The weights of one layer, one of whose halves may be missing.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     attention_norms: Norms,
-    mixer: LayerMixer,
+    mixer: Option<LayerMixer>,
     ffn_norms: Norms,
-    ffn: FeedForward,
+    ffn: Option<FeedForward>,
     order: Order,
     residual_scale: f32,
+    /// Factor on all that comes out; one element.
+    output_scale: Option<Tensor>,
 }
 
 /// What mixes rows.
@@ -61,51 +63,95 @@ impl Layer {
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         Ok(Self {
-            attention_norms: Norms::open(weights, index, spec, [AttnNorm, AttnNormBias], PostAttnNorm)?,
-            mixer: match &spec.mixer {
-                Mixer::Attention(attention) => {
-                    LayerMixer::Attention(Attention::open(weights, index, attention, spec.norm.eps)?)
+            attention_norms: match spec.mixer {
+                Mixer::Attention(_) | Mixer::Latent(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) => {
+                    Norms::open(weights, index, spec, [AttnNorm, AttnNormBias], PostAttnNorm)?
                 }
-                Mixer::Latent(latent) => {
-                    LayerMixer::Latent(LatentAttention::open(weights, index, latent, spec.norm.eps)?)
-                }
-                Mixer::GatedDelta(delta) => {
-                    LayerMixer::GatedDelta(GatedDelta::open(weights, index, delta, spec.norm.eps)?)
-                }
-                Mixer::StateSpace(space) => {
-                    LayerMixer::StateSpace(StateSpace::open(weights, index, space, spec.norm.eps)?)
-                }
+                Mixer::None => Norms::NONE,
             },
-            ffn_norms: Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?,
-            ffn: FeedForward::open(weights, index, &spec.ffn)?,
+            mixer: LayerMixer::open(weights, index, spec)?,
+            ffn_norms: match spec.ffn {
+                Ffn::Gated { .. } | Ffn::Plain { .. } | Ffn::Experts(_) => {
+                    Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)?
+                }
+                // What stands before them is theirs.
+                Ffn::Both { .. } => {
+                    Norms { before: None, ..Norms::open(weights, index, spec, [FfnNorm, FfnNormBias], PostFfnNorm)? }
+                }
+                Ffn::None => Norms::NONE,
+            },
+            ffn: FeedForward::open(weights, index, &spec.ffn, spec.norm.eps)?,
             order: match spec.norms {
                 NormPlacement::Beside => Order::Beside,
                 NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => Order::InTurn,
             },
             residual_scale: spec.residual_scale,
+            output_scale: match spec.output_scale {
+                OutputScale::None => None,
+                OutputScale::Learned => Some(weights.vector(of_layer(index, LayerTensor::OutputScale), 1)?),
+            },
         })
     }
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
-        let mix = |x: &Tensor| match &self.mixer {
-            LayerMixer::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
-            LayerMixer::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values),
-            LayerMixer::GatedDelta(delta) => delta.forward(x, &mut cache.past),
-            LayerMixer::StateSpace(space) => space.forward(x, &mut cache.past),
+        let out = self.halves(x, first_position, cache)?;
+        match &self.output_scale {
+            Some(scale) => out.broadcast_mul(scale),
+            None => Ok(out),
+        }
+    }
+
+    fn halves(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+        let mixed = match &self.mixer {
+            Some(mixer) => {
+                let mix = |x: &Tensor| mixer.forward(x, first_position, cache);
+                self.attention_norms.around(x, self.residual_scale, mix)?
+            }
+            None => x.clone(),
         };
-        let mixed = self.attention_norms.around(x, self.residual_scale, mix)?;
+        let Some(ffn) = &self.ffn else { return Ok(mixed) };
         match self.order {
-            Order::InTurn => self.ffn_norms.around(&mixed, self.residual_scale, |x| self.ffn.forward(x)),
+            Order::InTurn => self.ffn_norms.around(&mixed, self.residual_scale, |x| ffn.forward(x)),
             Order::Beside => {
-                let both = self.attention_norms.around(x, self.residual_scale, |x| self.ffn.forward(x))?;
+                let both = self.attention_norms.around(x, self.residual_scale, |x| ffn.forward(x))?;
                 mixed + (both - x)?
             }
         }
     }
 }
 
+impl LayerMixer {
+    fn open(
+        weights: &Weights<'_>,
+        index: LayerIndex,
+        spec: &LayerSpec,
+    ) -> std::result::Result<Option<Self>, OracleError> {
+        let eps = spec.norm.eps;
+        Ok(match &spec.mixer {
+            Mixer::Attention(attention) => Some(Self::Attention(Attention::open(weights, index, attention, eps)?)),
+            Mixer::Latent(latent) => Some(Self::Latent(LatentAttention::open(weights, index, latent, eps)?)),
+            Mixer::GatedDelta(delta) => Some(Self::GatedDelta(GatedDelta::open(weights, index, delta, eps)?)),
+            Mixer::StateSpace(space) => Some(Self::StateSpace(StateSpace::open(weights, index, space, eps)?)),
+            Mixer::None => None,
+        })
+    }
+
+    /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
+    fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+        match self {
+            Self::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
+            Self::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values),
+            Self::GatedDelta(delta) => delta.forward(x, &mut cache.past),
+            Self::StateSpace(space) => space.forward(x, &mut cache.past),
+        }
+    }
+}
+
 impl Norms {
+    /// Those of a half that is missing.
+    const NONE: Self = Self { before: None, after: None };
+
     fn open(
         weights: &Weights<'_>,
         index: LayerIndex,

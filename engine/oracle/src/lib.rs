@@ -51,6 +51,7 @@ mod rope;
 mod rounding;
 mod shard;
 mod state_space;
+mod temperature;
 mod weights;
 
 pub use candle_core::Device;

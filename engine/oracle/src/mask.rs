@@ -10,6 +10,7 @@ pub(crate) fn mask(rows: usize, first_position: usize, window: Window, device: &
     let sees = |query: usize, key: usize| match window {
         Window::Full => key <= query,
         Window::Sliding(width) => key <= query && query - key < width,
+        Window::Chunked(width) => key <= query && query / width == key / width,
     };
     let queries = first_position..positions;
     let added =
@@ -30,5 +31,6 @@ mod tests {
         assert_eq!(seen(2, 1, Window::Full), [[1, 1, 0], [1, 1, 1]]);
         assert_eq!(seen(3, 1, Window::Sliding(2)), [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]);
         assert_eq!(seen(1, 0, Window::Sliding(1)), [[1]]);
+        assert_eq!(seen(3, 1, Window::Chunked(2)), [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]);
     }
 }

@@ -1,6 +1,6 @@
 //! RMS norm and layer norm, over the last dimension.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::ops;
 use qmesh_models::spec::{NormKind, NormSpec, TensorRole};
 
@@ -41,6 +41,11 @@ impl Norm {
         eps: f32,
     ) -> std::result::Result<Self, OracleError> {
         Ok(Self::Rms { gain: weights.vector(gain, len)?, eps })
+    }
+
+    /// An RMS norm without gains.
+    pub(crate) fn bare(weights: &Weights<'_>, len: usize, eps: f32) -> Result<Self> {
+        Ok(Self::Rms { gain: Tensor::ones(len, DType::F32, weights.device)?, eps })
     }
 
     /// x (…, len) → (…, len)

@@ -12,7 +12,7 @@ use qmesh_models::spec::Weighed;
 use self::router::sigmoids;
 pub(crate) use self::{
     router::Router,
-    slots::{ExpertFile, ExpertSlots, ExpertWeights},
+    slots::{ExpertFile, ExpertSlots, ExpertWeights, SlotsError, assembled},
 };
 use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
 use crate::{error::EngineError, ops};
@@ -22,7 +22,16 @@ use crate::{error::EngineError, ops};
 pub(crate) struct Experts {
     pub(crate) router: Router,
     pub(crate) weights: ExpertWeights,
+    /// What is between the layer's rows and those of experts, where these are others.
+    pub(crate) latent: Option<LatentRows>,
     pub(crate) shared: Option<Shared>,
+}
+
+/// What makes experts' rows of a layer's, and a layer's of these.
+#[derive(Debug)]
+pub(crate) struct LatentRows {
+    pub(crate) down: Linear,
+    pub(crate) up: Linear,
 }
 
 /// The expert that every row goes through.
@@ -51,7 +60,7 @@ pub(crate) fn routed(
 ) -> Result<Tensor, EngineError> {
     let (inputs, mut out) = ops::read(x, |x| {
         let inputs = Activations::new(cpu, x, before, &experts.inputs());
-        let out = experts.mix(cpu, &inputs)?;
+        let out = experts.mix(cpu, &inputs, &inputs)?;
         Ok::<_, EngineError>((inputs, out))
     })??;
     ops::read(sum, |sum| residual.apply(cpu, &mut out, sum, sum.len() / inputs.rows))?;
@@ -69,15 +78,60 @@ struct Term {
 
 impl Experts {
     /// The matrices that take the half's input; those of one expert stand for all.
-    fn inputs(&self) -> Vec<&Linear> {
+    pub(super) fn inputs(&self) -> Vec<&Linear> {
         let shared = self.shared.iter().flat_map(|shared| shared.gate.iter().chain(shared.expert.inputs()));
-        let experts = self.weights.shape().into_iter().flat_map(Gated::inputs);
+        let experts = match &self.latent {
+            Some(latent) => vec![&latent.down],
+            None => self.of_experts(),
+        };
         std::iter::once(&self.router.scores).chain(experts).chain(shared).collect()
     }
 
-    /// Σ weight · expert(x): (rows, hidden).
-    fn mix(&self, cpu: Cpu<'_>, x: &Activations) -> Result<Vec<f32>, EngineError> {
-        let (routed, mut terms) = self.route(cpu, x);
+    /// The matrices that take what experts take; those of one stand for all.
+    fn of_experts(&self) -> Vec<&Linear> {
+        self.weights.shape().into_iter().flat_map(Gated::inputs).collect()
+    }
+
+    /// Σ weight · expert(x), where the router takes `scored`: (rows, hidden).
+    pub(super) fn mix(&self, cpu: Cpu<'_>, x: &Activations, scored: &Activations) -> Result<Vec<f32>, EngineError> {
+        let (routed, mut terms) = self.route(cpu, scored);
+        let narrow = self.latent.as_ref().map(|latent| {
+            let rows = products(cpu, x, &[&latent.down], |_, _, _| ());
+            Activations::new(cpu, &rows, None, &self.of_experts())
+        });
+        let (outputs, place) = self.outputs(cpu, &routed, narrow.as_ref().unwrap_or(x), x)?;
+        terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
+        if let Some(shared) = &self.shared {
+            for (row, (terms, weight)) in terms.iter_mut().zip(shared.weights(cpu, x)).enumerate() {
+                terms.push(Term { expert: outputs.len() - 1, at: row, weight });
+            }
+        }
+        let Some(latent) = &self.latent else {
+            let width = self.weights.shape().map_or(0, |expert| expert.down.matrix.rows);
+            return Ok(sums(cpu, &outputs, &terms, width));
+        };
+        // The shared one's term is the last.
+        let of_experts: Vec<&[Term]> = terms.iter().map(|terms| &terms[..self.router.used]).collect();
+        let sum = sums(cpu, &outputs, &of_experts, latent.up.matrix.cols);
+        let sum = Activations::new(cpu, &sum, None, &[&latent.up]);
+        let hidden = latent.up.matrix.rows;
+        Ok(products(cpu, &sum, &[&latent.up], |row, first, y| {
+            for Term { expert, at, weight } in &terms[row][self.router.used..] {
+                let output = &outputs[*expert][at * hidden + first..];
+                y.iter_mut().zip(output).for_each(|(sum, y)| *sum += weight * y);
+            }
+        }))
+    }
+
+    /// What the experts that have rows make of these rows of `x`, and which of the outputs is each one's. The last one is what the
+    /// shared expert makes of all rows of `whole`.
+    fn outputs(
+        &self,
+        cpu: Cpu<'_>,
+        routed: &[Routed],
+        x: &Activations,
+        whole: &Activations,
+    ) -> Result<(Vec<Vec<f32>>, Vec<usize>), EngineError> {
         let used: Vec<usize> = (0..routed.len()).filter(|&expert| !routed[expert].rows.is_empty()).collect();
         let rounds = self.weights.rounds(used);
         let (mut computed, mut place) = (Vec::new(), vec![0; routed.len()]);
@@ -87,22 +141,16 @@ impl Experts {
                 self.weights.read_ahead(next);
             }
             let mut halves: Vec<(&Gated, Activations)> = Vec::with_capacity(experts.len() + 1);
-            for (expert, &number) in experts.iter().zip(round) {
-                place[number] = computed.len() + halves.len();
-                halves.push((expert, self.taken(x, &routed[number])));
+            for (expert, &index) in experts.iter().zip(round) {
+                place[index] = computed.len() + halves.len();
+                halves.push((expert, self.taken(x, &routed[index])));
             }
             if let (Some(shared), true) = (&self.shared, number + 1 == rounds.len()) {
-                halves.push((&shared.expert, x.gather(&(0..x.rows).collect::<Vec<_>>())));
+                halves.push((&shared.expert, whole.gather(&(0..whole.rows).collect::<Vec<_>>())));
             }
             computed.extend(outputs(cpu, &halves));
         }
-        terms.iter_mut().flatten().for_each(|term| term.expert = place[term.expert]);
-        if let Some(shared) = &self.shared {
-            for (row, (terms, weight)) in terms.iter_mut().zip(shared.weights(cpu, x)).enumerate() {
-                terms.push(Term { expert: computed.len() - 1, at: row, weight });
-            }
-        }
-        Ok(sums(cpu, &computed, &terms, self.weights.shape().map_or(0, |expert| expert.down.matrix.rows)))
+        Ok((computed, place))
     }
 
     /// The rows of x that an expert computes.
@@ -169,12 +217,12 @@ fn outputs(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
 }
 
 /// Σ weight · output of each row's terms, in their order: (rows, width).
-fn sums(cpu: Cpu<'_>, outputs: &[Vec<f32>], terms: &[Vec<Term>], width: usize) -> Vec<f32> {
+fn sums<T: AsRef<[Term]> + Sync>(cpu: Cpu<'_>, outputs: &[Vec<f32>], terms: &[T], width: usize) -> Vec<f32> {
     let mut sums = vec![0.0; terms.len() * width];
     let tasks = terms.chunks(ROWS_TOGETHER).zip(sums.chunks_mut(ROWS_TOGETHER * width)).collect();
-    cpu.team.each(tasks, |(terms, sums): (&[Vec<Term>], &mut [f32])| {
+    cpu.team.each(tasks, |(terms, sums): (&[T], &mut [f32])| {
         for (terms, sum) in terms.iter().zip(sums.chunks_exact_mut(width)) {
-            for Term { expert, at, weight } in terms {
+            for Term { expert, at, weight } in terms.as_ref() {
                 let output = &outputs[*expert][at * width..][..width];
                 sum.iter_mut().zip(output).for_each(|(sum, y)| *sum += weight * y);
             }

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
-    AttentionSpec, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, ModelSpec,
-    OutputGate, QkNorm, Rope, RopeScaling, StateSpaceSpec, Temperature, Window,
+    AttentionSpec, Bias, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec,
+    LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope, RopeScaling, StateSpaceSpec, Temperature,
+    Values, Window,
 };
 
 use crate::error::EngineError;
@@ -29,22 +30,45 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
             Mixer::GatedDelta(delta) => check_gated_delta(delta)?,
             Mixer::Latent(latent) => check_latent(latent)?,
             Mixer::StateSpace(space) => check_state_space(space)?,
+            Mixer::None => check_alone(layer)?,
         }
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
         match layer.ffn {
             Ffn::Gated { inner, .. } | Ffn::Plain { inner, .. } => dimension("inner", inner)?,
             Ffn::Experts(ref experts) => check_experts(experts, spec.hidden)?,
+            Ffn::Both { inner, ref experts } => {
+                dimension("inner", inner)?;
+                check_experts(experts, spec.hidden)?;
+            }
+            Ffn::None => check_alone(layer)?,
         }
     }
     Ok(())
 }
 
+/// Of a layer without one of its halves.
+fn check_alone(layer: &LayerSpec) -> Result<(), EngineError> {
+    if (&layer.mixer, &layer.ffn) == (&Mixer::None, &Ffn::None) {
+        return Err(wrong("a layer without any half".into()));
+    }
+    match layer.norms {
+        NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => Ok(()),
+        NormPlacement::Beside => Err(wrong("halves side by side, of which one is missing".into())),
+    }
+}
+
 fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError> {
-    let ExpertsSpec { count, used, inner, ref routing, shared, .. } = *experts;
+    let ExpertsSpec { count, used, inner, form, latent, bias, ref routing, shared, .. } = *experts;
     dimension("experts.count", count)?;
     dimension("experts.inner", inner)?;
-    dimension("experts.count * experts.inner", count.saturating_mul(inner.max(hidden)))?;
+    dimension("experts.latent", latent.unwrap_or(1))?;
+    let width = inner.saturating_mul(2).max(latent.unwrap_or(hidden));
+    dimension("experts.count * experts.inner", count.saturating_mul(width))?;
+    match (form, latent, bias) {
+        (ExpertForm::Gated, None, _) | (_, _, Bias::None) => {}
+        (_, _, Bias::Present) => return Err(wrong("biases of experts in a form that has none".into())),
+    }
     dimension("experts.shared.inner", shared.map_or(1, |shared| shared.inner))?;
     if !(1..=count).contains(&used) {
         return Err(wrong(format!("experts.used = {used} is not in 1..={count}")));
@@ -68,8 +92,21 @@ fn check_groups(groups: ExpertGroups, experts: usize, used_experts: usize) -> Re
 }
 
 fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
-    let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, rope, qk_norm, output_gate, .. } =
-        attention;
+    let AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        soft_cap,
+        window,
+        rope,
+        qk_norm,
+        temperature,
+        values,
+        qkv_bias,
+        output_gate,
+        ..
+    } = attention;
     dimension("heads", *heads)?;
     dimension("kv_heads", *kv_heads)?;
     dimension("head_dim", *head_dim)?;
@@ -82,9 +119,16 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
     if (*qk_norm, *output_gate) == (QkNorm::AllHeads, OutputGate::WithQuery) {
         return Err(wrong("a norm over all query heads and the gates between them".into()));
     }
-    if *window == Window::Sliding(0) {
-        return Err(wrong("a sliding window of 0 positions".into()));
+    match (values, qkv_bias) {
+        (Values::KeysNormed, Bias::Present) => return Err(wrong("biases of values that are keys".into())),
+        (Values::Own | Values::OwnNormed, _) | (_, Bias::None) => {}
     }
+    match window {
+        Window::Sliding(0) => return Err(wrong("a sliding window of 0 positions".into())),
+        Window::Chunked(0) => return Err(wrong("chunks of 0 positions".into())),
+        Window::Full | Window::Sliding(_) | Window::Chunked(_) => {}
+    }
+    check_temperature("attention", *temperature)?;
     rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, *head_dim))
 }
 
@@ -120,10 +164,7 @@ fn check_latent(latent: &LatentSpec) -> Result<(), EngineError> {
         dimension(&format!("heads * {name}"), heads * dim)?;
     }
     positive("latent.scale", latent.scale)?;
-    if let Some(Temperature { scale, length }) = latent.temperature {
-        positive("latent.temperature.scale", scale)?;
-        positive("latent.temperature.length", length as f32)?;
-    }
+    check_temperature("latent", latent.temperature)?;
     latent.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rope_dim))
 }
 
@@ -144,6 +185,12 @@ fn check_state_space(space: &StateSpaceSpec) -> Result<(), EngineError> {
         return Err(wrong(format!("space.head_dim = {head_dim} is no multiple of {LANES}")));
     }
     Ok(())
+}
+
+fn check_temperature(of: &str, temperature: Option<Temperature>) -> Result<(), EngineError> {
+    let Some(Temperature { scale, length, .. }) = temperature else { return Ok(()) };
+    positive(&format!("{of}.temperature.scale"), scale)?;
+    positive(&format!("{of}.temperature.length"), length as f32)
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), EngineError> {

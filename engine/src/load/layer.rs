@@ -4,14 +4,11 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-    NormPlacement, QkNorm, Sinks, TensorRole,
+    Activation, AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor,
+    Mixer, NormPlacement, OutputScale, QkNorm, Sinks, TensorRole, Values,
 };
 
-use super::{
-    Weights, shape,
-    turned::{part, turned},
-};
+use super::{Weights, shape, turned::turned};
 use crate::{
     attention::Attention,
     block::{Block, BlockMixer},
@@ -32,13 +29,18 @@ impl LayerWeights<'_, '_> {
     /// The block that is the shard's `place`-th, and uses its `rope`-th table.
     pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
         let mixer = match &spec.mixer {
-            Mixer::Attention(attention) => BlockMixer::Attention(self.attention(spec, attention, place, rope)?),
-            Mixer::GatedDelta(delta) => BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?),
-            Mixer::Latent(latent) => BlockMixer::Latent(self.latent(spec, latent, place, rope)?),
-            Mixer::StateSpace(space) => BlockMixer::StateSpace(self.state_space(spec, space, place)?),
+            Mixer::Attention(attention) => Some(BlockMixer::Attention(self.attention(spec, attention, place, rope)?)),
+            Mixer::GatedDelta(delta) => Some(BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?)),
+            Mixer::Latent(latent) => Some(BlockMixer::Latent(self.latent(spec, latent, place, rope)?)),
+            Mixer::StateSpace(space) => Some(BlockMixer::StateSpace(self.state_space(spec, space, place)?)),
+            Mixer::None => None,
         };
-        let ffn = self.ffn(spec, mixer.norm())?;
-        Ok(Block { mixer, ffn })
+        let ffn = self.ffn(spec, mixer.as_ref().and_then(BlockMixer::norm))?;
+        let scale = match spec.output_scale {
+            OutputScale::None => None,
+            OutputScale::Learned => Some(self.vector(LayerTensor::OutputScale, 1)?[0]),
+        };
+        Ok(Block { mixer, ffn, scale })
     }
 
     fn attention(
@@ -56,12 +58,15 @@ impl LayerWeights<'_, '_> {
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = match spec.qk_norm {
             QkNorm::None => None,
-            QkNorm::PerHead | QkNorm::PerHeadRotated => Some([spec.head_dim; 2]),
+            QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare => Some([spec.head_dim; 2]),
             QkNorm::AllHeads => Some([q_width, k_width]),
         };
-        let mut rms = |tensor, len| {
-            let gain = self.vector(tensor, len)?;
-            Ok::<_, EngineError>(Norm { gain, bias: None, eps: layer.norm.eps })
+        let bare = |len| Norm { gain: vec![1.0; len].into(), bias: None, eps: layer.norm.eps };
+        let mut rms = |tensor, len| match spec.qk_norm {
+            QkNorm::PerHeadRotatedBare => Ok(bare(len)),
+            QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::AllHeads => {
+                Ok::<_, EngineError>(Norm { gain: self.vector(tensor, len)?, bias: None, eps: layer.norm.eps })
+            }
         };
         let qk_norms = normed.map(|[q, k]| Ok::<_, EngineError>([rms(QNorm, q)?, rms(KNorm, k)?])).transpose()?;
         let sinks = match spec.sinks {
@@ -74,7 +79,16 @@ impl LayerWeights<'_, '_> {
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
             q: self.linear(Q, present(spec.qkv_bias, QBias), spec.query_outputs(), hidden)?,
             k: self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?,
-            v: self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?,
+            v: match spec.values {
+                Values::Own | Values::OwnNormed => {
+                    Some(self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?)
+                }
+                Values::KeysNormed => None,
+            },
+            value_norm: match spec.values {
+                Values::Own => None,
+                Values::OwnNormed | Values::KeysNormed => Some(bare(spec.head_dim)),
+            },
             qk_norms,
             sinks,
             output: self.linear(AttnOutput, present(spec.output_bias, AttnOutputBias), hidden, q_width)?,
@@ -128,12 +142,12 @@ impl LayerWeights<'_, '_> {
         let LatentSpec { heads, latent_dim, plain_dim, value_dim, .. } = *spec;
         let height = plain_dim + value_dim;
         let both = self.stacked(LayerTensor::KvB, None, [heads, height, latent_dim])?;
-        let part = |rows: Range<usize>| -> Option<Vec<Matrix>> {
-            both.iter().map(|linear| part(&linear.matrix, rows.clone())).collect()
-        };
         let what = || {
             let name = format!("{:?} of layer {}", LayerTensor::KvB, self.layer);
             shape(&name, format!("{plain_dim} and {value_dim} rows a head: not whole groups of 16"))
+        };
+        let part = |rows: Range<usize>| -> Option<Vec<Matrix>> {
+            both.iter().map(|linear| linear.matrix.part(rows.clone())).collect()
         };
         let (keys, values) = part(0..plain_dim).zip(part(plain_dim..height)).ok_or_else(what)?;
         let keys = turned(self.weights.cpu, &keys)?.and_then(|keys| keys.stacked(heads)).ok_or_else(what)?;
@@ -142,17 +156,12 @@ impl LayerWeights<'_, '_> {
         Ok((linears(keys), linears(values)))
     }
 
-    /// The second half, behind a first one that begins with `first_norm`.
-    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<FeedForward, EngineError> {
-        use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, Gate, GateBias, PostFfnNorm, Up, UpBias};
+    /// The second half, if there is one, behind a first one that begins with `first_norm`.
+    fn ffn(&mut self, layer: &LayerSpec, first_norm: Option<&Norm>) -> Result<Option<FeedForward>, EngineError> {
+        use LayerTensor::{Down, DownBias, FfnNorm, FfnNormBias, PostFfnNorm, Up, UpBias};
         let hidden = self.hidden;
         let weights = match layer.ffn {
-            Ffn::Gated { inner, activation, bias } => FfnWeights::Gated(Gated {
-                activation,
-                gate: self.linear(Gate, present(bias, GateBias), inner, hidden)?,
-                up: Some(self.linear(Up, present(bias, UpBias), inner, hidden)?),
-                down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
-            }),
+            Ffn::Gated { inner, activation, bias } => FfnWeights::Gated(self.gated(inner, activation, bias)?),
             Ffn::Plain { inner, activation, bias } => FfnWeights::Gated(Gated {
                 activation,
                 gate: self.linear(Up, present(bias, UpBias), inner, hidden)?,
@@ -160,6 +169,8 @@ impl LayerWeights<'_, '_> {
                 down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
             }),
             Ffn::Experts(ref spec) => FfnWeights::Experts(Box::new(self.experts(spec)?)),
+            Ffn::Both { inner, ref experts } => FfnWeights::Both(Box::new(self.both(layer, inner, experts)?)),
+            Ffn::None => return Ok(None),
         };
         let (input, norm) = match layer.norms {
             NormPlacement::Beside => (FfnInput::Layer, first_norm.cloned()),
@@ -167,7 +178,18 @@ impl LayerWeights<'_, '_> {
                 (FfnInput::Sum, self.norm_before(layer, [FfnNorm, FfnNormBias])?)
             }
         };
-        Ok(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? })
+        Ok(Some(FeedForward { input, norm, weights, residual: self.residual(layer, PostFfnNorm)? }))
+    }
+
+    pub(super) fn gated(&mut self, inner: usize, activation: Activation, bias: Bias) -> Result<Gated, EngineError> {
+        use LayerTensor::{Down, DownBias, Gate, GateBias, Up, UpBias};
+        let hidden = self.hidden;
+        Ok(Gated {
+            activation,
+            gate: self.linear(Gate, present(bias, GateBias), inner, hidden)?,
+            up: Some(self.linear(Up, present(bias, UpBias), inner, hidden)?),
+            down: self.linear(Down, present(bias, DownBias), hidden, inner)?,
+        })
     }
 
     /// The norm before a half, where there is one.

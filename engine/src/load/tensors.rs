@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    fmt,
     num::NonZeroUsize,
     ops::Range,
     sync::Arc,
@@ -20,7 +19,7 @@ use qmesh_models::{
 };
 
 use super::shape;
-use crate::error::EngineError;
+use crate::{backend::TensorFile, error::EngineError};
 
 /// Where a shard's tensors come from.
 pub trait TensorSource {
@@ -41,18 +40,6 @@ pub trait TensorSource {
     fn open(&self, tensor: &TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> {
         Err(EngineError::Read { tensor: tensor.name.clone(), reason: "it can only be read as a whole".into() })
     }
-}
-
-/// A tensor that stays in its file. Threads may read it side by side.
-pub trait TensorFile: fmt::Debug + Send + Sync {
-    /// Fills `into` with the tensor's bytes from `offset` on.
-    ///
-    /// # Errors
-    /// When they cannot be read, or are not those any more that were there when it was opened.
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), EngineError>;
-
-    /// So many bytes from `offset` on will be read soon: the system may begin to fetch them.
-    fn read_ahead(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// A tensor as a loaded shard holds it. Clones share its memory, which lives as long as the last of them.
@@ -211,20 +198,23 @@ impl Part {
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
         Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias, ConvolutionBias,
-        ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases, ExpertGates,
-        ExpertUpBiases, ExpertUps, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias,
-        KNorm, KvA, KvANorm, KvB, PostAttnNorm, PostFfnNorm, Q, QA, QANorm, QB, QBias, QNorm, Router, RouterBias,
-        SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate, StateInput, StateNorm, StateOutput, TimeStep,
-        TimeStepBias, Up, UpBias, V, VB, VBias,
+        ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases,
+        ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertScales, ExpertUpBiases, ExpertUps,
+        ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias, KNorm, KvA,
+        KvANorm, KvB, OutputScale, PostAttnNorm, PostExpertsNorm, PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias,
+        QNorm, Router, RouterBias, RouterNorm, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate,
+        StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB, VBias,
     };
     match tensor {
         Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
-        | ExpertUps | ExpertDowns | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter
-        | SharedGate | SharedUp | SharedDown | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps
-        | StateOutput | StateInput | TimeStep | HeadDecay | HeadSkip | GroupNorm => true,
+        | ExpertUps | ExpertGateUps | ExpertLatentDown | ExpertLatentUp | ExpertDowns | ExpertGateBiases
+        | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown | DeltaQkv
+        | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput | TimeStep | HeadDecay
+        | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
         | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
-        | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm => false,
+        | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm | OutputScale | PostExpertsNorm
+        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales => false,
     }
 }
 

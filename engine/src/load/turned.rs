@@ -3,13 +3,12 @@
 //! Files from before April 2025 hold what makes a head's keys of the latent. Queries go to the latent instead, and need the
 //! same elements with rows and columns exchanged. Blocks lie along the rows, so these elements are held as floats.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use qmesh_kernels::{
     Cpu,
     buffer::{Buffer, Bytes},
-    lanes::LANES,
     matrix::Matrix,
 };
 use qmesh_models::{footprint::turned_type, tensor::TensorType};
@@ -40,17 +39,6 @@ pub(super) fn turned(cpu: Cpu<'_>, matrices: &[Matrix]) -> Result<Option<Matrix>
     });
     Matrix::pack(cpu.team, dtype, row_bytes, &mut buffer.bytes_mut()[..len]);
     Ok(Some(Matrix { dtype, rows, cols, bytes: Bytes::new(Arc::new(buffer), 0..len) }))
-}
-
-/// Some rows of a matrix; `None` where they are no whole groups of it.
-pub(super) fn part(matrix: &Matrix, rows: Range<usize>) -> Option<Matrix> {
-    let whole = [rows.start, rows.end].iter().all(|row| row.is_multiple_of(LANES)) && rows.end <= matrix.rows;
-    let bytes = |row: usize| row / LANES * matrix.group_bytes();
-    (whole && !rows.is_empty()).then(|| Matrix {
-        rows: rows.len(),
-        bytes: matrix.bytes.part(bytes(rows.start)..bytes(rows.end)),
-        ..*matrix
-    })
 }
 
 /// An element as the type has it; of other types than those of [`turned_type`] there is none.

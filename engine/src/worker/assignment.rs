@@ -167,6 +167,7 @@ fn sizes(mixer: &Mixer) -> Vec<(&'static str, usize)> {
             ("state size", space.state_size),
             ("taps", space.taps),
         ],
+        Mixer::None => vec![],
     }
 }
 

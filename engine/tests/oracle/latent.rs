@@ -1,6 +1,6 @@
 //! Latent attention, which the oracle computes in its plain form: what no family combines, and quantised matrices of heads.
 
-use qmesh_models::spec::{LatentSpec, Mixer, Temperature};
+use qmesh_models::spec::{LatentSpec, Mixer, RopePairing, Temperature};
 
 use super::*;
 
@@ -8,7 +8,7 @@ type LatentChange = fn(&mut LatentSpec);
 
 const CHANGES: [(&str, LatentChange); 4] = [
     ("no positions", |latent| latent.rope = None),
-    ("queries that grow", |latent| latent.temperature = Some(Temperature { scale: 0.7, length: 20 })),
+    ("queries that grow", |latent| latent.temperature = Some(Temperature { scale: 0.7, offset: 3, length: 20 })),
     ("halves that turn", |latent| latent.rope.as_mut().unwrap().pairing = RopePairing::Halves),
     ("another scale", |latent| latent.scale *= 0.5),
 ];

@@ -11,6 +11,13 @@ pub enum Activation {
     GeluTanh,
     /// x·σ(1.702·x), where x is at most 7. It is multiplied by `up` + 1, where `up` is between -7 and 7 (gpt-oss).
     SiluClamped,
+    /// max(x, 0)² (Nemotron-H).
+    ReluSquared,
+}
+
+impl Activation {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Silu, Self::GeluTanh, Self::SiluClamped, Self::ReluSquared];
 }
 
 /// How far back a query attends.
@@ -20,6 +27,8 @@ pub enum Window {
     Full,
     /// Its own position and the `n - 1` before it.
     Sliding(usize),
+    /// Those of its chunk of `n` positions, up to its own (Llama 4).
+    Chunked(usize),
 }
 
 /// Rotary position embedding of the first `dims` elements of each head.

@@ -2,20 +2,16 @@
 //! others with experts and one that every token goes through.
 
 use super::{Decoder, ModelError, dense, experts, latent, metadata::Metadata, tensors};
-use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, Scoring};
+use crate::spec::{Activation, Bias, ExpertsSpec, Ffn, LayerSpec, Mixer, NormPlacement, OutputScale, Scoring};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let (norm, count) = (dense::rms_norm(m)?, m.layer_count()?);
     let attention = latent::spec(m)?;
     let dense_layers = m.count_or("leading_dense_block_count", 0, 0..=count)?;
     let inner = dense::inner(m)?;
-    let experts = if dense_layers < count { Some(experts(m)?) } else { None };
-    let ffn = |layer: usize| match &experts {
-        Some(experts) if layer >= dense_layers => {
-            let mut experts = experts.clone();
-            experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
-            Ffn::Experts(experts)
-        }
+    let mixture = if dense_layers < count { Some(mixture(m)?) } else { None };
+    let ffn = |layer: usize| match &mixture {
+        Some(mixture) if layer >= dense_layers => Ffn::Experts(experts::in_layer(m, mixture, layer)),
         Some(_) | None => Ffn::Gated { inner: inner[layer], activation: Activation::Silu, bias: Bias::None },
     };
     let layer = |layer: usize| LayerSpec {
@@ -24,11 +20,12 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         norms: NormPlacement::Pre,
         norm,
         residual_scale: 1.0,
+        output_scale: OutputScale::None,
     };
     Ok(Decoder::plain(norm, (0..count).map(layer).collect()))
 }
 
-fn experts(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
+fn mixture(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
     // What the first files of GLM 4.7 Flash, told by their size as llama.cpp tells them, and those of DeepSeek V2 do not say.
     let is_glm = matches!(m.layer_count()?, 47 | 48) && tensors::vocab(m)? == 154_880;
     let default = if is_glm { Scoring::Sigmoid } else { Scoring::Softmax };

@@ -8,8 +8,8 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate, QkNorm,
-    Rope, RopePairing, Sinks, Window,
+    Activation, AttentionSpec, Bias, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale,
+    QkNorm, Rope, RopePairing, Sinks, Values, Window,
 };
 
 const EPS: RangeInclusive<f32> = 1e-12..=0.1;
@@ -65,7 +65,8 @@ pub(super) fn layers_with(
         .map(|layer| {
             let attention = attention(m, plain, layer, heads[layer], kv_heads[layer])?;
             let mixer = Mixer::Attention(attention);
-            Ok(LayerSpec { mixer, ffn: ffn(layer), norms: NormPlacement::Pre, norm, residual_scale: 1.0 })
+            let (norms, output_scale) = (NormPlacement::Pre, OutputScale::None);
+            Ok(LayerSpec { mixer, ffn: ffn(layer), norms, norm, residual_scale: 1.0, output_scale })
         })
         .collect()
 }
@@ -149,6 +150,8 @@ fn attention(
         window: Window::Full,
         rope: Some(Rope { pairing: plain.pairing, dims, base, scaling, magnitude }),
         qk_norm: QkNorm::None,
+        temperature: None,
+        values: Values::Own,
         qkv_bias: bias(m, layer, "attn_q.bias"),
         output_bias: bias(m, layer, "attn_output.bias"),
         output_gate: OutputGate::None,

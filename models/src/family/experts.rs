@@ -6,9 +6,11 @@ use super::{
     ModelError,
     dense::{self, Plain},
     metadata::{HEADS_MAX, Metadata, WIDTH_MAX},
+    tensors,
 };
 use crate::spec::{
-    Activation, Bias, ExpertGroups, ExpertsSpec, Ffn, LayerSpec, Routing, Scoring, SharedExpert, SharedGate, Weighting,
+    Activation, Bias, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, LayerSpec, Routing, Scoring, SharedExpert,
+    SharedGate, Weighting,
 };
 
 const WEIGHT_SCALE: RangeInclusive<f32> = 0.0..=1e4;
@@ -22,11 +24,23 @@ pub(super) fn spec(
 ) -> Result<ExpertsSpec, ModelError> {
     let count = m.count("expert_count", 1..=HEADS_MAX)?;
     let used = m.count("expert_used_count", 1..=count)?;
+    of(m, [count, used], inner, activation, routing)
+}
+
+/// The same, where a layer has its own number of experts that are used: of `count` experts, `used`.
+pub(super) fn of(
+    m: &Metadata<'_>,
+    [count, used]: [usize; 2],
+    inner: usize,
+    activation: Activation,
+    routing: Routing,
+) -> Result<ExpertsSpec, ModelError> {
     // ggml takes a scale of 0 for none.
     let scale = m.float_or("expert_weights_scale", 1.0, WEIGHT_SCALE)?;
     let weight_scale = if scale == 0.0 { 1.0 } else { scale };
     let routing = Routing { groups: groups(m, count, used)?, weight_scale, ..routing };
-    Ok(ExpertsSpec { count, used, inner, activation, bias: Bias::None, routing, shared: None })
+    let (form, latent, bias) = (ExpertForm::Gated, None, Bias::None);
+    Ok(ExpertsSpec { count, used, inner, form, latent, activation, bias, routing, shared: None })
 }
 
 /// Experts chosen and weighed as the file says, by `default` where it does not say how they are scored.
@@ -88,7 +102,7 @@ pub(super) fn shared_with_gate(m: &Metadata<'_>) -> Result<Option<SharedExpert>,
     Ok(Some(SharedExpert { inner, gate: SharedGate::Sigmoid }))
 }
 
-/// The layers: the leading ones dense, the others with `experts`, whose tensors tell whether they have a bias for the choice.
+/// The layers: the leading ones dense, the others with `experts`, as their tensors have them.
 pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> Result<Vec<LayerSpec>, ModelError> {
     let count = m.layer_count()?;
     let leading = m.count_or("leading_dense_block_count", 0, 0..=count)?;
@@ -97,10 +111,18 @@ pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> 
         if layer < leading {
             return Ffn::Gated { inner: inner[layer], activation: plain.activation, bias: Bias::None };
         }
-        let mut experts = experts.clone();
-        experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
-        Ffn::Experts(experts)
+        Ffn::Experts(in_layer(m, experts, layer))
     })
+}
+
+/// `experts` as the tensors of `layer` have them: with a bias for the choice or without one, gates and ups apart or together.
+pub(super) fn in_layer(m: &Metadata<'_>, experts: &ExpertsSpec, layer: usize) -> ExpertsSpec {
+    let mut experts = experts.clone();
+    experts.routing.choice_bias = dense::bias(m, layer, "exp_probs_b.bias");
+    if m.has_tensor(&format!("blk.{layer}.{}", tensors::GATES_AND_UPS)) {
+        experts.form = ExpertForm::GatedTogether;
+    }
+    experts
 }
 
 /// Groups of experts, where there are several.

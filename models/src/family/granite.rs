@@ -14,16 +14,19 @@ use crate::spec::{Activation, LayerSpec, RopePairing, Routing, Scoring, Weightin
 const SCALE: RangeInclusive<f32> = 1e-6..=1e6;
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
+    scaled(m, layers(m)?)
+}
+
+/// The layers without scales, dense or with experts.
+pub(super) fn layers(m: &Metadata<'_>) -> Result<Vec<LayerSpec>, ModelError> {
     let plain = Plain { pairing: RopePairing::Interleaved, rope_base: 10_000.0, activation: Activation::Silu };
-    let layers = if m.count_or("expert_count", 0, 0..=usize::MAX)? == 0 {
-        dense::layers(m, &plain)?
-    } else {
-        let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
-        let mut mixture = experts::spec(m, dense::inner(m)?[0], plain.activation, routing)?;
-        mixture.shared = experts::shared_by_width(m)?;
-        experts::layers(m, &plain, &mixture)?
-    };
-    scaled(m, layers)
+    if m.count_or("expert_count", 0, 0..=usize::MAX)? == 0 {
+        return dense::layers(m, &plain);
+    }
+    let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
+    let mut mixture = experts::spec(m, dense::inner(m)?[0], plain.activation, routing)?;
+    mixture.shared = experts::shared_by_width(m)?;
+    experts::layers(m, &plain, &mixture)
 }
 
 /// What scales everywhere in a Granite, and whether its attention knows positions.

@@ -49,6 +49,9 @@ pub(super) fn spec(m: &Metadata<'_>) -> Result<LatentSpec, ModelError> {
 fn temperature(m: &Metadata<'_>) -> Result<Option<Temperature>, ModelError> {
     match m.float_or("attention.temperature_scale", 0.0, 0.0..=1e3)? {
         0.0 => Ok(None),
-        scale => Ok(Some(Temperature { scale, length: m.count("attention.temperature_length", 1..=CONTEXT_MAX)? })),
+        scale => {
+            let length = m.count("attention.temperature_length", 1..=CONTEXT_MAX)?;
+            Ok(Some(Temperature { scale, offset: 0, length }))
+        }
     }
 }

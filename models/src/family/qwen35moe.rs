@@ -4,7 +4,7 @@
 use super::{
     Decoder, ModelError,
     dense::{self, Plain},
-    gated_delta,
+    experts, gated_delta,
     metadata::Metadata,
     qwen3next,
 };
@@ -12,8 +12,8 @@ use crate::spec::{Activation, DeltaGates, Ffn, KeySharing, RopePairing};
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let (experts, norm) = (qwen3next::shared_and_routed(m)?, dense::rms_norm(m)?);
-    let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
+    let (mixture, norm) = (qwen3next::shared_and_routed(m)?, dense::rms_norm(m)?);
+    let mut layers = dense::layers_with(m, &plain, norm, |layer| Ffn::Experts(experts::in_layer(m, &mixture, layer)))?;
     gated_delta::check_sections(m, &layers)?;
     gated_delta::put(m, &mut layers, KeySharing::InTurn, DeltaGates::Apart)?;
     Ok(Decoder::plain(norm, layers))

@@ -10,8 +10,8 @@ use crate::spec::{Activation, DeltaGates, ExpertsSpec, Ffn, KeySharing, RopePair
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
-    let (experts, norm) = (shared_and_routed(m)?, dense::rms_norm(m)?);
-    let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
+    let (mixture, norm) = (shared_and_routed(m)?, dense::rms_norm(m)?);
+    let mut layers = dense::layers_with(m, &plain, norm, |layer| Ffn::Experts(experts::in_layer(m, &mixture, layer)))?;
     gated_delta::put(m, &mut layers, KeySharing::Adjacent, DeltaGates::Together)?;
     Ok(Decoder::plain(norm, layers))
 }

@@ -7,10 +7,11 @@ use super::{
     metadata::{CONTEXT_MAX, Metadata},
     tensors,
 };
-use crate::spec::RopeScaling;
+use crate::spec::{Rope, RopeScaling};
 
 const FACTOR: RangeInclusive<f32> = 1e-3..=1e6;
 const MAGNITUDE: RangeInclusive<f32> = 1e-3..=1e3;
+const BETA: RangeInclusive<f32> = 1e-3..=1e6;
 
 /// How frequencies are changed, and the factor on cosines and sines.
 pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError> {
@@ -19,7 +20,7 @@ pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError
     let factor = factor(m)?;
     let magnitude = m.float_or("rope.scaling.attn_factor", 1.0, MAGNITUDE)?;
     let scaling = match kind {
-        "yarn" => return Ok((yarn(m, factor)?, magnitude * yarn_magnitude(factor))),
+        "yarn" => return Ok((yarn(m, factor)?, magnitude * yarn_magnitude(factor, 1.0))),
         "none" => RopeScaling::None,
         "longrope" => RopeScaling::LongRope { original: original(m)? },
         // The tensors tell where the key does not.
@@ -37,6 +38,21 @@ pub(super) fn scaling(m: &Metadata<'_>) -> Result<(RopeScaling, f32), ModelError
         return Err(m.unsupported("rope.scaling.factor", factor.to_string(), "1 beside factors as a tensor"));
     }
     Ok((scaling, magnitude))
+}
+
+/// Lets YaRN be as the file's `yarn_` keys say, which only some families obey: its bounds, and a multiplier m, by whose factor
+/// 1 + 0.1 · m · ln(factor) cosines and sines are divided.
+pub(super) fn yarn_as_said(m: &Metadata<'_>, rope: &mut Rope) -> Result<(), ModelError> {
+    match &mut rope.scaling {
+        RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Factors | RopeScaling::LongRope { .. } => {}
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, .. } => {
+            *beta_fast = m.float_or("rope.scaling.yarn_beta_fast", *beta_fast, BETA)?;
+            *beta_slow = m.float_or("rope.scaling.yarn_beta_slow", *beta_slow, BETA)?;
+            let multiplier = m.float_or("rope.scaling.yarn_log_multiplier", 0.0, 0.0..=*MAGNITUDE.end())?;
+            rope.magnitude /= yarn_magnitude(*factor, multiplier);
+        }
+    }
+    Ok(())
 }
 
 /// How rotation is scaled in latent attention.
@@ -59,7 +75,7 @@ pub(super) fn latent_scaling(m: &Metadata<'_>) -> Result<LatentScaling, ModelErr
     let (magnitude, on_scores) = match scaling {
         RopeScaling::None => (magnitude, 1.0),
         RopeScaling::Yarn { factor, .. } if multiplier > 0.0 => {
-            (magnitude / yarn_magnitude(factor), 1.0 + 0.1 * multiplier * factor.ln())
+            (magnitude / yarn_magnitude(factor, 1.0), 1.0 + 0.1 * multiplier * factor.ln())
         }
         RopeScaling::Yarn { .. } => (magnitude, 1.0),
         RopeScaling::Linear(_) | RopeScaling::Factors | RopeScaling::LongRope { .. } => {
@@ -81,7 +97,7 @@ fn factor(m: &Metadata<'_>) -> Result<f32, ModelError> {
 }
 
 /// The context before it was extended.
-fn original(m: &Metadata<'_>) -> Result<usize, ModelError> {
+pub(super) fn original(m: &Metadata<'_>) -> Result<usize, ModelError> {
     m.count_or("rope.scaling.original_context_length", m.context()?, 1..=CONTEXT_MAX)
 }
 
@@ -90,7 +106,7 @@ fn yarn(m: &Metadata<'_>, factor: f32) -> Result<RopeScaling, ModelError> {
     Ok(RopeScaling::Yarn { factor, original: original(m)?, beta_fast: 32.0, beta_slow: 1.0 })
 }
 
-/// 0.1 ln(factor) + 1 (Peng et al., 2023, §3.4).
-fn yarn_magnitude(factor: f32) -> f32 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
+/// 0.1 · m · ln(factor) + 1, where m is 1 in the paper (Peng et al., 2023, §3.4).
+fn yarn_magnitude(factor: f32, multiplier: f32) -> f32 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * multiplier * factor.ln() + 1.0 }
 }

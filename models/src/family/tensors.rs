@@ -6,9 +6,10 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec,
-        LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, QkNorm,
-        RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec,
+        AttentionSpec, Bias, DeltaGates, ExpertForm, ExpertScales, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices,
+        HeadMatrix, HeadSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind,
+        NormPlacement, OutputScale, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole,
+        TensorSpec, Values,
     },
     tensor::TensorType,
 };
@@ -17,6 +18,8 @@ pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
 /// What each head makes of the latent, keys and values, in files from before April 2025; of one layer.
 pub(super) const JOINED: &str = "attn_kv_b.weight";
+/// Of each expert its gate, and below it what that is multiplied by, in files that have both as one; of one layer.
+pub(super) const GATES_AND_UPS: &str = "ffn_gate_up_exps.weight";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 pub(super) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 pub(super) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
@@ -139,13 +142,14 @@ struct LayerTensors<'a> {
 impl LayerTensors<'_> {
     fn layer(&mut self, layer: &LayerSpec) {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
+        let (mixes, has_ffn) = (layer.mixer != Mixer::None, layer.ffn != Ffn::None);
         let (first, second, after) = match layer.norms {
             NormPlacement::Pre => (true, true, false),
             NormPlacement::PreAndPost => (true, true, true),
             NormPlacement::Post => (false, false, true),
             NormPlacement::Beside => (true, false, false),
         };
-        if first {
+        if first && mixes {
             self.norm(["attn_norm.weight", "attn_norm.bias"], [AttnNorm, AttnNormBias], layer.norm.kind);
         }
         match &layer.mixer {
@@ -153,19 +157,29 @@ impl LayerTensors<'_> {
             Mixer::GatedDelta(delta) => self.gated_delta(delta),
             Mixer::Latent(latent) => self.latent(latent),
             Mixer::StateSpace(space) => self.state_space(space),
+            Mixer::None => {}
         }
-        if after {
+        if after && mixes {
             self.vector("post_attention_norm.weight", PostAttnNorm, self.hidden);
         }
-        if second {
-            // Where no norm follows the attention, its name may mean the one before the FFN (gpt-oss).
+        if second && has_ffn {
+            // Where no norm follows the attention, its name may mean the one before the FFN (gpt-oss), and where there is nothing
+            // before that, the first name does (Nemotron-H).
             let by_attention = !after && self.gguf.tensor(&self.name("ffn_norm.weight")).is_none();
-            let name = if by_attention { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+            let name = match (by_attention, mixes) {
+                (false, _) => "ffn_norm.weight",
+                (true, true) => "post_attention_norm.weight",
+                (true, false) => "attn_norm.weight",
+            };
             self.norm([name, "ffn_norm.bias"], [FfnNorm, FfnNormBias], layer.norm.kind);
         }
         self.ffn(&layer.ffn);
-        if after {
+        if after && has_ffn {
             self.vector("post_ffw_norm.weight", PostFfnNorm, self.hidden);
+        }
+        match layer.output_scale {
+            OutputScale::None => {}
+            OutputScale::Learned => self.vector("layer_output_scale.weight", LayerTensor::OutputScale, 1),
         }
     }
 
@@ -179,8 +193,16 @@ impl LayerTensors<'_> {
 
     fn attention(&mut self, a: &AttentionSpec) {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
-        self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
+        match a.values {
+            Values::Own | Values::OwnNormed => {
+                let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
+                self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
+            }
+            Values::KeysNormed => {
+                self.tensor("attn_q.weight", LayerTensor::Q, a.query_outputs(), self.hidden);
+                self.tensor("attn_k.weight", LayerTensor::K, kv, self.hidden);
+            }
+        }
         match a.qkv_bias {
             Bias::None => {}
             Bias::Present => {
@@ -190,7 +212,7 @@ impl LayerTensors<'_> {
             }
         }
         let normed = match a.qk_norm {
-            QkNorm::None => None,
+            QkNorm::None | QkNorm::PerHeadRotatedBare => None,
             QkNorm::PerHead | QkNorm::PerHeadRotated => Some((a.head_dim, a.head_dim)),
             QkNorm::AllHeads => Some((q, kv)),
         };
@@ -267,14 +289,7 @@ impl LayerTensors<'_> {
     fn ffn(&mut self, ffn: &Ffn) {
         let hidden = self.hidden;
         match *ffn {
-            Ffn::Gated { inner, bias, .. } => {
-                let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
-                self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
-                self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
-                self.bias("ffn_gate.bias", LayerTensor::GateBias, inner, bias);
-                self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
-                self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
-            }
+            Ffn::Gated { inner, bias, .. } => self.gated(inner, bias),
             Ffn::Plain { inner, bias, .. } => {
                 self.tensor("ffn_up.weight", LayerTensor::Up, inner, hidden);
                 self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
@@ -282,16 +297,44 @@ impl LayerTensors<'_> {
                 self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
             }
             Ffn::Experts(ref experts) => self.experts(experts),
+            Ffn::Both { inner, ref experts } => {
+                self.gated(inner, Bias::None);
+                self.vector("post_ffw_norm_1.weight", LayerTensor::PostGatedNorm, hidden);
+                self.vector("pre_ffw_norm_2.weight", LayerTensor::ExpertsNorm, hidden);
+                self.vector("ffn_gate_inp.scale", LayerTensor::RouterNorm, hidden);
+                self.experts(experts);
+                self.vector("post_ffw_norm_2.weight", LayerTensor::PostExpertsNorm, hidden);
+            }
+            Ffn::None => {}
         }
+    }
+
+    fn gated(&mut self, inner: usize, bias: Bias) {
+        let hidden = self.hidden;
+        let weights = [(LayerTensor::Gate, inner), (LayerTensor::Up, inner)];
+        self.fusible("ffn_up.weight", ["ffn_gate.weight", "ffn_up.weight"], weights);
+        self.tensor("ffn_down.weight", LayerTensor::Down, hidden, inner);
+        self.bias("ffn_gate.bias", LayerTensor::GateBias, inner, bias);
+        self.bias("ffn_up.bias", LayerTensor::UpBias, inner, bias);
+        self.bias("ffn_down.bias", LayerTensor::DownBias, hidden, bias);
     }
 
     fn experts(&mut self, e: &ExpertsSpec) {
         use LayerTensor as Part;
-        let (hidden, inner, count) = (self.hidden, e.inner, e.count);
+        let (hidden, inner, count, width) = (self.hidden, e.inner, e.count, e.latent.unwrap_or(self.hidden));
         self.tensor("ffn_gate_inp.weight", Part::Router, count, hidden);
-        self.stacked("ffn_gate_exps.weight", Part::ExpertGates, [count, inner, hidden]);
-        self.stacked("ffn_up_exps.weight", Part::ExpertUps, [count, inner, hidden]);
-        self.stacked("ffn_down_exps.weight", Part::ExpertDowns, [count, hidden, inner]);
+        if let Some(latent) = e.latent {
+            self.tensor("ffn_latent_down.weight", Part::ExpertLatentDown, latent, hidden);
+            self.tensor("ffn_latent_up.weight", Part::ExpertLatentUp, hidden, latent);
+        }
+        let (gates, ups) = (("ffn_gate_exps.weight", Part::ExpertGates), ("ffn_up_exps.weight", Part::ExpertUps));
+        let matrices: &[_] = match e.form {
+            ExpertForm::Gated => &[(gates, inner), (ups, inner)],
+            ExpertForm::GatedTogether => &[((GATES_AND_UPS, Part::ExpertGateUps), 2 * inner)],
+            ExpertForm::Plain => &[(ups, inner)],
+        };
+        matrices.iter().for_each(|((name, part), rows)| self.stacked(name, *part, [count, *rows, width]));
+        self.stacked("ffn_down_exps.weight", Part::ExpertDowns, [count, width, inner]);
         match e.bias {
             Bias::None => {}
             Bias::Present => {
@@ -302,12 +345,21 @@ impl LayerTensors<'_> {
             }
         }
         self.bias("exp_probs_b.bias", Part::ChoiceBias, count, e.routing.choice_bias);
+        match e.routing.expert_scales {
+            ExpertScales::None => {}
+            ExpertScales::Learned => self.vector("ffn_down_exps.scale", Part::ExpertScales, count),
+        }
         if let Some(SharedExpert { inner, gate }) = e.shared {
             match gate {
                 SharedGate::None => {}
                 SharedGate::Sigmoid => self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden),
             }
-            self.tensor("ffn_gate_shexp.weight", Part::SharedGate, inner, hidden);
+            match e.form {
+                ExpertForm::Gated | ExpertForm::GatedTogether => {
+                    self.tensor("ffn_gate_shexp.weight", Part::SharedGate, inner, hidden);
+                }
+                ExpertForm::Plain => {}
+            }
             self.tensor("ffn_up_shexp.weight", Part::SharedUp, inner, hidden);
             self.tensor("ffn_down_shexp.weight", Part::SharedDown, hidden, inner);
         }

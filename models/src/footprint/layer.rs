@@ -42,7 +42,7 @@ impl LayerFootprint {
         let count = layer.experts().map_or(0, |experts| experts.count);
         Self {
             tensors: TensorFootprint::default(),
-            experts: ExpertsFootprint { count, all: TensorFootprint::default(), lens: [0; 3] },
+            experts: ExpertsFootprint { count, all: TensorFootprint::default(), lens: Vec::new() },
             page_bytes: mixer.page_bytes,
             session_bytes: mixer.session_bytes,
             row_bytes: mixer.row_bytes.max(ffn),
@@ -55,13 +55,11 @@ impl LayerFootprint {
     /// Adds one of its tensors, which has so many bytes in the file.
     pub(super) fn add(&mut self, tensor: LayerTensor, file_bytes: u64, bytes: TensorFootprint) {
         let ExpertsFootprint { count, all, lens } = &mut self.experts;
-        let place = [LayerTensor::ExpertGates, LayerTensor::ExpertUps, LayerTensor::ExpertDowns];
-        match place.iter().position(|part| *part == tensor) {
-            Some(place) => {
-                *all = all.and(bytes);
-                lens[place] = file_bytes / (*count).max(1) as u64;
-            }
-            None => self.tensors = self.tensors.and(bytes),
+        if tensor.is_routed() {
+            *all = all.and(bytes);
+            lens.push(file_bytes / (*count).max(1) as u64);
+        } else {
+            self.tensors = self.tensors.and(bytes);
         }
     }
 
@@ -92,20 +90,20 @@ impl LayerFootprint {
 }
 
 /// The matrices of a layer's experts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ExpertsFootprint {
     count: usize,
     /// All of them.
     all: TensorFootprint,
     /// Bytes of one expert's.
-    lens: [u64; 3],
+    lens: Vec<u64>,
 }
 
 impl ExpertsFootprint {
     /// Room for one expert: whole pages of the system.
     pub(super) fn slot(&self) -> TensorFootprint {
         // Real ones are far smaller, and a sum of three of these overflows nothing.
-        let lens = self.lens.map(|len| usize::try_from(len).unwrap_or(usize::MAX).min(usize::MAX / 8));
+        let lens = self.lens.iter().map(|len| usize::try_from(*len).unwrap_or(usize::MAX).min(usize::MAX / 8));
         let (bytes, (_, room)) = (self.lens.iter().fold(0, |bytes, len| sum([bytes, *len])), expert_places(lens));
         let room = (room as u64).next_multiple_of(SYSTEM_PAGE);
         TensorFootprint { bytes, padding: room.saturating_sub(bytes), packing: 0 }
@@ -120,6 +118,11 @@ pub(super) struct Input {
 }
 
 impl Input {
+    /// What takes both.
+    fn and(self, other: Self) -> Self {
+        Self { floats: self.floats || other.floats, blocks: self.blocks || other.blocks }
+    }
+
     pub(super) fn bytes(self, elements: usize) -> u64 {
         let floats = if self.floats { product([FLOAT, elements]) } else { 0 };
         let blocks = if self.blocks { quantized(elements) } else { 0 };
@@ -141,15 +144,18 @@ pub(super) struct Inputs {
     /// What takes what was mixed.
     pub(super) output: Input,
     ffn: Input,
+    /// Of experts, where their rows are not the layer's; and of what makes the layer's rows of these.
+    experts: Input,
+    widen: Input,
     down: Input,
 }
 
 impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
-            Alpha, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGates, ExpertUps, Gate, K, KB, KvA,
-            KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateGate, StateInput, StateOutput,
-            TimeStep, Up, V, VB,
+            Alpha, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGateUps, ExpertGates,
+            ExpertLatentDown, ExpertLatentUp, ExpertUps, Gate, K, KB, KvA, KvB, Q, QA, QB, Router, SharedDown,
+            SharedGate, SharedRouter, SharedUp, StateGate, StateInput, StateOutput, TimeStep, Up, V, VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
@@ -171,11 +177,12 @@ impl Inputs {
                 &mut inputs.values
             } else if matches!(part, AttnOutput | StateOutput) {
                 &mut inputs.output
-            } else if matches!(
-                part,
-                Gate | Up | Router | ExpertGates | ExpertUps | SharedRouter | SharedGate | SharedUp
-            ) {
+            } else if matches!(part, Gate | Up | Router | ExpertLatentDown | SharedRouter | SharedGate | SharedUp) {
                 &mut inputs.ffn
+            } else if matches!(part, ExpertGates | ExpertUps | ExpertGateUps) {
+                &mut inputs.experts
+            } else if part == ExpertLatentUp {
+                &mut inputs.widen
             } else if matches!(part, Down | ExpertDowns | SharedDown) {
                 &mut inputs.down
             } else {
@@ -197,16 +204,39 @@ fn ffn_bytes(ffn: &Ffn, hidden: usize, inputs: &Inputs) -> u64 {
             let inner = inputs.down.bytes(inner);
             sum([inputs.ffn.bytes(hidden), inner]).max(sum([inner, row]))
         }
-        Ffn::Experts(ExpertsSpec { count, used, inner, shared, .. }) => {
-            let experts = used.saturating_add(usize::from(shared.is_some()));
-            let input = inputs.ffn.bytes(hidden);
-            // Rows are gathered by expert, so that each is there as often as it has experts.
-            let gathered = product([experts]).saturating_mul(sum([input, row, product([TASK_BYTES])]));
-            let between = product([used]).saturating_mul(inputs.down.bytes(inner));
-            let shared = shared.map_or(0, |shared| inputs.down.bytes(shared.inner));
-            sum([input, product([FLOAT, count]), gathered, between, shared, row])
+        // The gated FFN's output is there while experts are computed, and the router's input beside theirs.
+        Ffn::Both { inner, ref experts } => {
+            let gated = sum([inputs.ffn.bytes(hidden), inputs.down.bytes(inner), row]);
+            sum([row, inputs.ffn.bytes(hidden), experts_bytes(experts, hidden, inputs)]).max(gated)
         }
+        Ffn::Experts(ref experts) => experts_bytes(experts, hidden, inputs),
+        Ffn::None => 0,
     }
+}
+
+/// What a row takes in a mixture of experts.
+fn experts_bytes(experts: &ExpertsSpec, hidden: usize, inputs: &Inputs) -> u64 {
+    let ExpertsSpec { count, used, inner, latent, shared, .. } = *experts;
+    let row = product([FLOAT, hidden]);
+    // Rows are gathered as they are, for all that take some.
+    let input = match latent {
+        None => inputs.ffn.and(inputs.experts).bytes(hidden),
+        Some(_) => inputs.ffn.bytes(hidden),
+    };
+    // What an expert takes in and puts out, and what is between these rows and the layer's.
+    let (of_expert, output, narrow) = match latent {
+        None => (input, row, 0),
+        Some(width) => {
+            let (taken, floats) = (inputs.experts.bytes(width), product([FLOAT, width]));
+            (taken, floats, sum([floats, taken, floats, inputs.widen.bytes(width)]))
+        }
+    };
+    let task = product([TASK_BYTES]);
+    // Rows are gathered by expert, so that each is there as often as it has experts.
+    let gathered = product([used]).saturating_mul(sum([of_expert, output, task]));
+    let between = product([used]).saturating_mul(inputs.down.bytes(inner));
+    let shared = shared.map_or(0, |shared| sum([input, row, task, inputs.down.bytes(shared.inner)]));
+    sum([input, product([FLOAT, count]), narrow, gathered, between, shared, row])
 }
 
 /// Bytes that list a row in one task: a slice, a place in a list.

@@ -41,6 +41,17 @@ enum PagesCut {
 }
 
 impl MixerFootprint {
+    /// Nothing at all.
+    const NONE: Self = Self {
+        page_bytes: 0,
+        session_bytes: 0,
+        row_bytes: 0,
+        mixed_bytes: 0,
+        thread_bytes: 0,
+        part_bytes: 0,
+        cut: PagesCut::Never,
+    };
+
     /// What `mixer` takes in a model of this width.
     pub(super) fn new(mixer: &Mixer, hidden: usize, inputs: &Inputs) -> Self {
         match mixer {
@@ -48,6 +59,7 @@ impl MixerFootprint {
             Mixer::Latent(latent) => Self::of_latent(latent, hidden, inputs),
             Mixer::GatedDelta(delta) => Self::of_gated_delta(delta, hidden, inputs),
             Mixer::StateSpace(space) => Self::of_state_space(space, hidden, inputs),
+            Mixer::None => Self::NONE,
         }
     }
 
@@ -192,7 +204,7 @@ pub(super) fn made_bytes(mixer: &Mixer, inputs: &Inputs) -> u64 {
             let element = turned_type(dtype).block_bytes();
             product([*heads, filled(*latent_dim), *plain_dim, element])
         }
-        (Mixer::Latent(_) | Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_), _) => 0,
+        (Mixer::Latent(_) | Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None, _) => 0,
     }
 }
 

@@ -133,6 +133,8 @@ fn more_of_anything_takes_no_less() {
         "olmo2.gguf",
         "qwen3next.gguf",
         "deepseek2-lite.gguf",
+        "mistral4.gguf",
+        "nemotron_h_moe-latent.gguf",
     ] {
         let spec = tiny(name);
         let footprints = Footprints::new(&spec);

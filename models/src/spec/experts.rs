@@ -8,13 +8,18 @@ use super::{Activation, Bias};
 /// token goes through.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ExpertsSpec {
-    /// How many experts there are, each a gated FFN.
+    /// How many experts there are.
     pub count: usize,
     /// Experts that a token goes through; at most `count`.
     pub used: usize,
     /// Width between an expert's products.
     pub inner: usize,
-    /// The activation on an expert's gate.
+    /// What an expert is, the shared one as well.
+    pub form: ExpertForm,
+    /// Width of what experts take in and put out, where it is not the hidden state's: `ExpertLatentDown` makes their input of a
+    /// row, and `ExpertLatentUp` a row of the sum of their outputs. The shared expert knows nothing of it.
+    pub latent: Option<usize>,
+    /// The activation between an expert's products.
     pub activation: Activation,
     /// Whether the router and the experts' products have biases.
     pub bias: Bias,
@@ -22,6 +27,18 @@ pub struct ExpertsSpec {
     pub routing: Routing,
     /// The expert that every token goes through; `None` where there is no such expert.
     pub shared: Option<SharedExpert>,
+}
+
+/// What an expert is made of.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ExpertForm {
+    /// down(act(gate(x)) · up(x)).
+    Gated,
+    /// The same, and the file has each expert's gate and up as one matrix (`ExpertGateUps`), the gate above; those of the shared
+    /// expert are apart.
+    GatedTogether,
+    /// down(act(up(x))).
+    Plain,
 }
 
 /// How a token's experts are chosen and weighed.
@@ -43,6 +60,17 @@ pub struct Routing {
     pub weight_scale: f32,
     /// What weights are factors on.
     pub weighed: Weighed,
+    /// Factors on the weights of each expert.
+    pub expert_scales: ExpertScales,
+}
+
+/// Whether each expert's weights are multiplied by a factor of its own.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ExpertScales {
+    /// They are not.
+    None,
+    /// By one of the file's for each expert (`ExpertScales`).
+    Learned,
 }
 
 /// What makes affinities of a router's scores s.
@@ -110,6 +138,14 @@ pub enum SharedGate {
 impl Routing {
     /// Without biases, groups or scales; weights are factors on outputs.
     pub fn plain(scoring: Scoring, weighting: Weighting) -> Self {
-        Self { scoring, weighting, choice_bias: Bias::None, groups: None, weight_scale: 1.0, weighed: Weighed::Output }
+        Self {
+            scoring,
+            weighting,
+            choice_bias: Bias::None,
+            groups: None,
+            weight_scale: 1.0,
+            weighed: Weighed::Output,
+            expert_scales: ExpertScales::None,
+        }
     }
 }

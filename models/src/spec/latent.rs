@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Rope;
+use super::{Rope, Temperature};
 
 /// Latent attention (DeepSeek-V2, 2024, §2.1), in the absorbed form: a query goes to the latent, not the latent to each head.
 ///
@@ -51,15 +51,6 @@ pub enum HeadMatrices {
     /// `KvB`, head after head: what makes a head's keys of the latent, then what makes its values. The former is turned into
     /// what takes queries when it is loaded (files from before April 2025).
     Joined,
-}
-
-/// How queries grow with their position p: they are multiplied by 1 + scale · ln(1 + ⌊p / length⌋) (Llama 4).
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Temperature {
-    /// Factor on the logarithm.
-    pub scale: f32,
-    /// Positions of each step.
-    pub length: usize,
 }
 
 impl LatentSpec {

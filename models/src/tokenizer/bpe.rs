@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     TokenizerError,
-    merge::{Merge, Symbol, merge},
+    merge::{Merge, Symbol, merge, merges_by_pair},
     pretokenizer::{Pretokenizer, WholeWords},
     token::{Tokens, byte_characters},
 };
@@ -25,24 +25,7 @@ impl ByteLevelBpe {
     pub(super) fn new(tokens: &Tokens, merges: &[String], pretokenizer: Pretokenizer) -> Result<Self, TokenizerError> {
         let characters = byte_characters();
         let byte_tokens = characters.iter().map(|c| tokens.find_text(c.encode_utf8(&mut [0; 4]))).collect();
-        let mut by_pair = HashMap::with_capacity(merges.len());
-        let mut skipped = 0_usize;
-        for (order, text) in (0_u32..).zip(merges) {
-            // The left side may itself begin with a space.
-            let cut = text.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
-            let at = cut.ok_or_else(|| TokenizerError::Merge { index: order, text: text.clone() })?;
-            let (left, right) = (&text[..at], &text[at + 1..]);
-            let ids = [left, right, &format!("{left}{right}")].map(|part| tokens.find_text(part));
-            if let [Some(left), Some(right), Some(token)] = ids {
-                by_pair.entry((left, right)).or_insert(Merge { order, token });
-            } else {
-                skipped += 1;
-            }
-        }
-        if skipped > 0 {
-            tracing::warn!(skipped, "merges of or to texts that are no tokens");
-        }
-        Ok(Self { pretokenizer, merges: by_pair, characters, byte_tokens })
+        Ok(Self { pretokenizer, merges: merges_by_pair(tokens, merges)?, characters, byte_tokens })
     }
 
     /// Whether texts begin with BOS where the file does not say.

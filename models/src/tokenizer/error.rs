@@ -10,7 +10,7 @@ use crate::gguf::KeyError;
 pub enum TokenizerError {
     #[error(transparent)]
     Key(#[from] KeyError),
-    #[error("tokenizer.ggml.model {found:?} is not supported; known: gpt2, llama")]
+    #[error("tokenizer.ggml.model {found:?} is not supported; known: gpt2, llama, gemma4")]
     Model { found: String },
     #[error("tokenizer.ggml.pre is missing; name a pre-tokenizer to use all the same, one of: {known}")]
     PretokenizerMissing { known: String },
@@ -32,7 +32,7 @@ pub enum TokenizerError {
     Affix { name: &'static str },
     #[error("tokenizer.ggml.merges[{index}] {text:?} is not two parts with a space between them")]
     Merge { index: u32, text: String },
-    #[error("tokenizer.ggml.merges is missing or empty, a gpt2 tokenizer needs it")]
+    #[error("tokenizer.ggml.merges is missing or empty, a tokenizer of this kind needs it")]
     MergesMissing,
     #[error("cannot search for the special tokens: {error}")]
     Specials { error: String },

@@ -1,6 +1,12 @@
-//! Merging of adjacent symbols, the best pair first: the one loop of both kinds of BPE.
+//! Merging of adjacent symbols, the best pair first: the one loop of all kinds of BPE.
 
-use std::{cmp::Reverse, collections::BinaryHeap, ops::Range};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    ops::Range,
+};
+
+use super::{TokenizerError, token::Tokens};
 
 /// A piece of a text, and its token if it is one.
 #[derive(Clone, Debug)]
@@ -51,6 +57,28 @@ pub(super) fn merge(mut symbols: Vec<Symbol>, pair: impl Fn(&Symbol, &Symbol) ->
     }
     symbols.retain(|symbol| !symbol.span.is_empty());
     symbols
+}
+
+/// Merges as a file has them, `left right`, the most important first, by the ids of left and right.
+pub(super) fn merges_by_pair(tokens: &Tokens, merges: &[String]) -> Result<HashMap<(u32, u32), Merge>, TokenizerError> {
+    let mut by_pair = HashMap::with_capacity(merges.len());
+    let mut skipped = 0_usize;
+    for (order, text) in (0_u32..).zip(merges) {
+        // The left side may itself begin with a space.
+        let cut = text.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
+        let at = cut.ok_or_else(|| TokenizerError::Merge { index: order, text: text.clone() })?;
+        let (left, right) = (&text[..at], &text[at + 1..]);
+        let ids = [left, right, &format!("{left}{right}")].map(|part| tokens.find_text(part));
+        if let [Some(left), Some(right), Some(token)] = ids {
+            by_pair.entry((left, right)).or_insert(Merge { order, token });
+        } else {
+            skipped += 1;
+        }
+    }
+    if skipped > 0 {
+        tracing::warn!(skipped, "merges of or to texts that are no tokens");
+    }
+    Ok(by_pair)
 }
 
 /// A doubly linked list over indices.

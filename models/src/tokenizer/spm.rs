@@ -29,12 +29,11 @@ pub(super) enum SpacePrefix {
 impl SentencePiece {
     /// `scores` by id; empty where all are the same.
     pub(super) fn new(tokens: &Tokens, scores: &[f32], space_prefix: SpacePrefix, unknown: Option<u32>) -> Self {
-        let byte_token = |byte: u8| tokens.find(&format!("<0x{byte:02X}>")).or(unknown);
         Self {
             orders: scores.iter().map(|&score| descending(score)).collect(),
             longest: tokens.iter().map(|(_, text, _)| text.len()).max().unwrap_or(0),
             space_prefix,
-            byte_tokens: (0..=u8::MAX).map(byte_token).collect(),
+            byte_tokens: tokens.byte_tokens(unknown),
         }
     }
 

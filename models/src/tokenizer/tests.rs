@@ -249,7 +249,7 @@ fn phi3_drops_white_space_after_special_tokens() {
 fn broken_vocabularies_are_refused() {
     type Spoil = fn(&mut Vocabulary);
     let cases: [(Spoil, &str); 12] = [
-        (|v| v.model = "bert".to_owned(), "\"bert\" is not supported; known: gpt2, llama"),
+        (|v| v.model = "bert".to_owned(), "\"bert\" is not supported; known: gpt2, llama, gemma4"),
         (|v| v.pre = None, "tokenizer.ggml.pre is missing"),
         (|v| v.pre = Some("klingon".to_owned()), "\"klingon\" is not known; name another"),
         (|v| v.tokens.clear(), "has 0 tokens"),
@@ -333,4 +333,30 @@ fn odd_vocabularies_work() {
     v.tokens[50000] = "Hello".to_owned();
     let odd = Tokenizer::new(v, PretokenizerChoice::Named("gpt-2")).unwrap();
     assert_eq!(plain(&odd, "Hello world"), [50000, 995], "of two tokens with one text the last is used");
+}
+
+#[test]
+fn lines_of_characters_are_merged_in_order() {
+    let tokens = ["<s>", "a", "b", "▁", "\n", "\n\n", "ab", "▁a", "▁ab", "<0xC3>", "<0xA9>", "</s>"];
+    let mut token_types = vec![1; tokens.len()];
+    (token_types[0], token_types[11]) = (3, 3);
+    (token_types[9], token_types[10]) = (6, 6);
+    let vocabulary = Vocabulary {
+        model: "gemma4".to_owned(),
+        tokens: tokens.map(str::to_owned).to_vec(),
+        token_types,
+        merges: ["a b", "▁ a", "▁ ab"].map(str::to_owned).to_vec(),
+        bos: Some(0),
+        eos: Some(11),
+        add_bos: Some(false),
+        ..Vocabulary::default()
+    };
+    let tokenizer = Tokenizer::new(vocabulary.clone(), PretokenizerChoice::FromModel).unwrap();
+    // Two line ends are a token, three are not; é has no token but its bytes'.
+    let ids = plain(&tokenizer, "ab ab  a\n\na\n\n\né");
+    assert_eq!(ids, [6, 8, 3, 7, 5, 1, 4, 4, 4, 9, 10]);
+    assert_eq!(tokenizer.decode(&ids, ControlTokens::Hide), "ab ab  a\n\na\n\n\né");
+    assert_eq!(tokenizer.prefix(), Some(0), "there is a BOS, whatever the file says");
+    let none = Tokenizer::new(Vocabulary { merges: vec![], ..vocabulary }, PretokenizerChoice::FromModel);
+    assert!(matches!(none, Err(TokenizerError::MergesMissing)));
 }

@@ -150,6 +150,11 @@ impl Tokens {
         self.find(text).filter(|&id| self.kinds[id as usize].is_text())
     }
 
+    /// The token of each byte, written `<0xE2>`, or `otherwise`.
+    pub(super) fn byte_tokens(&self, otherwise: Option<u32>) -> Vec<Option<u32>> {
+        (0..=u8::MAX).map(|byte| self.find(&format!("<0x{byte:02X}>")).or(otherwise)).collect()
+    }
+
     /// The ids after which a generation ends: what the file says and what the control tokens' texts say.
     pub(super) fn endings(&self, declared: impl IntoIterator<Item = u32>) -> Vec<u32> {
         let control = |text: &str| self.find(text).filter(|&id| self.kind(id) == Some(TokenKind::Control));

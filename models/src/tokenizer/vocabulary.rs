@@ -9,7 +9,7 @@ use super::{InfillIds, TokenizerError, kind::TokenKind};
 /// What a GGUF file says about its tokenizer, unchecked: `Tokenizer::new` checks it.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary {
-    /// `gpt2` (byte-level BPE) or `llama` (SentencePiece-style BPE).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece-style BPE) or `gemma4` (BPE on characters).
     pub model: String,
     /// Name of the pre-tokenizer; only `gpt2` needs one.
     pub pre: Option<String>,
@@ -19,7 +19,7 @@ pub struct Vocabulary {
     pub scores: Vec<f32>,
     /// ggml's type number of each token; empty where all are normal.
     pub token_types: Vec<i32>,
-    /// `left right`, the most important first; only `gpt2` has them.
+    /// `left right`, the most important first; `llama` has none.
     pub merges: Vec<String>,
     /// Begins a text.
     pub bos: Option<u32>,
@@ -72,7 +72,7 @@ impl Vocabulary {
         let phi3 = name.contains("phi-3") || name.contains("phi3");
         let model = gguf.text("tokenizer.ggml.model")?;
         let merges = match strings("tokenizer.ggml.merges") {
-            Err(_) if model != "gpt2" => Vec::new(),
+            Err(_) if model != "gpt2" && model != "gemma4" => Vec::new(),
             merges => merges?,
         };
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Mixtures of experts: what a token reads of them, and what of them stays on disk.
 
-use qmesh_models::spec::{ExpertsSpec, Routing, Scoring, Weighting};
+use qmesh_models::spec::{ExpertForm, ExpertsSpec, Routing, Scoring, Weighting};
 
 use super::*;
 
@@ -11,6 +11,8 @@ fn mixture(layer_bytes: u64) -> ModelSpec {
         count: 8,
         used: 1,
         inner: 16,
+        form: ExpertForm::Gated,
+        latent: None,
         activation: Activation::Silu,
         bias: Bias::None,
         routing: Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored),

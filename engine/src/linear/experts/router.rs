@@ -18,6 +18,8 @@ pub(crate) struct Router {
     pub(crate) scores: Linear,
     /// What counts for the choice alone, per expert.
     pub(crate) choice_bias: Option<Arc<[f32]>>,
+    /// What each expert's weights are multiplied by, where they are.
+    pub(crate) expert_scales: Option<Arc<[f32]>>,
     /// Experts that a row goes through.
     pub(crate) used: usize,
     pub(crate) routing: Routing,
@@ -36,7 +38,11 @@ impl Router {
             Weighting::AsScored => 1.0,
             Weighting::Normalised => weights.iter().sum::<f32>().max(LEAST_SUM),
         };
-        chosen.into_iter().zip(weights.into_iter().map(|weight| weight / sum * self.routing.weight_scale)).collect()
+        weights.iter_mut().for_each(|weight| *weight = *weight / sum * self.routing.weight_scale);
+        if let Some(scales) = &self.expert_scales {
+            weights.iter_mut().zip(&chosen).for_each(|(weight, expert)| *weight *= scales[*expert]);
+        }
+        chosen.into_iter().zip(weights).collect()
     }
 
     fn chosen(&self, scores: &[f32], affinities: &[f32]) -> Vec<usize> {
@@ -123,7 +129,7 @@ mod tests {
 
     fn router(routing: Routing, choice_bias: Option<&[f32]>, used: usize) -> Router {
         let scores = Linear { matrix: random_matrix(TensorType::F32, 16, 4).0, bias: None };
-        Router { scores, choice_bias: choice_bias.map(Into::into), used, routing }
+        Router { scores, choice_bias: choice_bias.map(Into::into), expert_scales: None, used, routing }
     }
 
     fn chosen(router: &Router, scores: &[f32]) -> Vec<usize> {

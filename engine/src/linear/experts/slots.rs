@@ -13,12 +13,16 @@ use qmesh_kernels::{
     lanes::LANES,
     matrix::Matrix,
 };
-use qmesh_models::{footprint::expert_places, spec::Activation, tensor::TensorType};
+use qmesh_models::{
+    footprint::expert_places,
+    spec::{ExpertForm, ExpertsSpec},
+    tensor::TensorType,
+};
 
 use crate::{
+    backend::TensorFile,
     error::EngineError,
     linear::{Gated, Linear},
-    load::TensorFile,
 };
 
 /// The weights of a layer's experts.
@@ -30,7 +34,7 @@ pub(crate) enum ExpertWeights {
     Filed(Box<ExpertSlots>),
 }
 
-/// One of the three matrices of every expert, one expert's below the other's in a file.
+/// What every expert has of one kind, one expert's below the other's in a file.
 #[derive(Debug)]
 pub(crate) struct ExpertFile {
     pub(crate) file: Arc<dyn TensorFile>,
@@ -43,12 +47,13 @@ pub(crate) struct ExpertFile {
     pub(crate) biases: Vec<Option<Arc<[f32]>>>,
 }
 
-/// Room for some of a layer's experts, whose matrices lie in files: gates, ups and downs.
+/// Room for some of a layer's experts, whose matrices lie in files.
 #[derive(Debug)]
 pub(crate) struct ExpertSlots {
-    files: [ExpertFile; 3],
-    /// Where each of the three lies in a slot.
-    places: [Range<usize>; 3],
+    spec: ExpertsSpec,
+    files: Vec<ExpertFile>,
+    /// Where what is of each file lies in a slot.
+    places: Vec<Range<usize>>,
     /// What an expert is like, without a byte of it.
     shape: Gated,
     slots: Mutex<Vec<Slot>>,
@@ -66,6 +71,47 @@ impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slot({:?})", self.expert)
     }
+}
+
+/// Why there is no room for experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SlotsError {
+    /// So many bytes are too many.
+    Memory { needed: u64 },
+    /// Gates cannot be told from what stands below them.
+    Shape,
+}
+
+/// One expert of what the files have of it: its gate, its up and its down, or as its form has them. `None` where gate and up are
+/// one matrix that cannot be cut.
+pub(crate) fn assembled(spec: &ExpertsSpec, linears: Vec<Linear>) -> Option<Gated> {
+    let (activation, mut linears) = (spec.activation, linears.into_iter());
+    let first = linears.next()?;
+    let (gate, up) = match spec.form {
+        ExpertForm::Gated => (first, Some(linears.next()?)),
+        ExpertForm::Plain => (first, None),
+        ExpertForm::GatedTogether => {
+            let half = |rows| Some(Linear { matrix: first.matrix.part(rows)?, bias: None });
+            (half(0..spec.inner)?, Some(half(spec.inner..2 * spec.inner)?))
+        }
+    };
+    Some(Gated { activation, gate, up, down: linears.next()? })
+}
+
+/// What an expert of these files is like, without a byte of it: there is nothing that could be cut.
+fn shape(spec: &ExpertsSpec, files: &[ExpertFile], nothing: &Arc<Buffer>) -> Option<Gated> {
+    let empty = |file: &ExpertFile, rows| {
+        let bytes = Bytes::new(Arc::clone(nothing), 0..0);
+        Linear { matrix: Matrix { dtype: file.dtype, rows, cols: file.cols, bytes }, bias: None }
+    };
+    let (first, last) = (files.first()?, files.last()?);
+    let (gate, up) = match spec.form {
+        ExpertForm::Gated => (empty(first, spec.inner), Some(empty(files.get(1)?, spec.inner))),
+        ExpertForm::Plain => (empty(first, spec.inner), None),
+        ExpertForm::GatedTogether if !spec.inner.is_multiple_of(LANES) => return None,
+        ExpertForm::GatedTogether => (empty(first, spec.inner), Some(empty(first, spec.inner))),
+    };
+    Some(Gated { activation: spec.activation, gate, up, down: empty(last, last.rows) })
 }
 
 /// An expert that can be computed.
@@ -90,7 +136,7 @@ impl ExpertWeights {
     pub(super) fn count(&self) -> usize {
         match self {
             Self::InMemory(experts) => experts.len(),
-            Self::Filed(slots) => slots.files[0].biases.len(),
+            Self::Filed(slots) => slots.spec.count,
         }
     }
 
@@ -174,15 +220,17 @@ impl Piece<'_> {
 }
 
 impl ExpertSlots {
-    /// Room for `slots` experts; what it would need where there is not so much memory.
-    pub(crate) fn new(activation: Activation, files: [ExpertFile; 3], slots: usize) -> Result<Self, u64> {
-        let (places, bytes) = expert_places([0, 1, 2].map(|i| files[i].bytes()));
-        let buffers = Buffer::adjacent(&vec![bytes; slots]).zip(Buffer::new(0)).ok_or((bytes * slots) as u64)?;
-        let (buffers, nothing) = (buffers.0, Arc::new(buffers.1));
-        let shape = |file: &ExpertFile| file.linear(Bytes::new(Arc::clone(&nothing), 0..0), None);
-        let shape = Gated { activation, gate: shape(&files[0]), up: Some(shape(&files[1])), down: shape(&files[2]) };
+    /// Room for `slots` experts.
+    pub(crate) fn new(spec: &ExpertsSpec, files: Vec<ExpertFile>, slots: usize) -> Result<Self, SlotsError> {
+        let (places, bytes) = expert_places(files.iter().map(ExpertFile::bytes));
+        let needed = (bytes as u64).saturating_mul(slots as u64);
+        let buffers = Buffer::adjacent(&vec![bytes; slots]).zip(Buffer::new(0));
+        let (buffers, nothing) = buffers.ok_or(SlotsError::Memory { needed })?;
+        let nothing = Arc::new(nothing);
+        let shape = shape(spec, &files, &nothing).ok_or(SlotsError::Shape)?;
         let slot = |buffer| Slot { expert: None, asked: 0, buffer: Arc::new(buffer) };
-        Ok(Self { files, places, shape, slots: Mutex::new(buffers.into_iter().map(slot).collect()) })
+        let slots = Mutex::new(buffers.into_iter().map(slot).collect());
+        Ok(Self { spec: spec.clone(), files, places, shape, slots })
     }
 
     /// First those that are there, before others take their room.
@@ -199,7 +247,7 @@ impl ExpertSlots {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         self.place(cpu, &mut slots, wanted)?;
         let slot = |expert: usize| slots.iter().find(|slot| slot.expert == Some(expert));
-        Ok(wanted.iter().filter_map(|&expert| Some(self.expert(expert, slot(expert)?))).collect())
+        Ok(wanted.iter().filter_map(|&expert| self.expert(expert, slot(expert)?)).collect())
     }
 
     /// Reads what is missing of `wanted` into the slots that were asked for the longest ago.
@@ -237,12 +285,11 @@ impl ExpertSlots {
         Ok(())
     }
 
-    fn expert(&self, expert: usize, slot: &Slot) -> Gated {
-        let linear = |i: usize| {
-            let bytes = Bytes::new(Arc::clone(&slot.buffer), self.places[i].clone());
-            self.files[i].linear(bytes, self.files[i].biases[expert].clone())
+    fn expert(&self, expert: usize, slot: &Slot) -> Option<Gated> {
+        let linear = |(file, place): (&ExpertFile, &Range<usize>)| {
+            file.linear(Bytes::new(Arc::clone(&slot.buffer), place.clone()), file.biases[expert].clone())
         };
-        Gated { activation: self.shape.activation, gate: linear(0), up: Some(linear(1)), down: linear(2) }
+        assembled(&self.spec, self.files.iter().zip(&self.places).map(linear).collect())
     }
 }
 

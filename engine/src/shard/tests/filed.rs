@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::*;
-use crate::load::TensorFile;
+use crate::backend::TensorFile;
 
 /// A model file, most of whose experts stay where they are.
 struct Filed {

@@ -1,6 +1,8 @@
 //! What a shard refuses, and that a refused step changes nothing.
 
-use qmesh_models::spec::{AttentionSpec, HeadMatrix, LatentSpec, Mixer, Temperature, TensorRole, Window};
+use qmesh_models::spec::{
+    AttentionSpec, Ffn, HeadMatrix, LatentSpec, Mixer, NormPlacement, Temperature, TensorRole, Window,
+};
 
 use super::*;
 
@@ -117,6 +119,11 @@ fn specs_that_do_not_add_up_are_refused_by_name() {
         (changed(&|s| attention(s, 0).heads = 3), "3 heads"),
         (changed(&|s| attention(s, 2).rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
         (changed(&|s| attention(s, 1).window = Window::Sliding(0)), "window of 0"),
+        (changed(&|s| attention(s, 1).window = Window::Chunked(0)), "chunks of 0"),
+        (changed(&|s| attention(s, 1).temperature = Some(NO_STEPS)), "attention.temperature.length"),
+        (changed(&|s| (s.layers[1].mixer, s.layers[1].ffn) = (Mixer::None, Ffn::None)), "without any half"),
+        (changed(&|s| (s.layers[1].ffn, s.layers[1].norms) = (Ffn::None, NormPlacement::Beside)), "side by side"),
+        (changed(&|s| s.layers[1].ffn = Ffn::None), "left over"),
         (changed(&|s| s.hidden = usize::MAX), "hidden = "),
         (changed(&|s| s.tensors[output].bytes = u64::MAX), "bytes cannot be"),
         (changed(&|s| s.tensors[output].rows = usize::MAX), "bytes cannot be"),
@@ -146,11 +153,16 @@ fn latents_that_do_not_add_up_are_refused_by_name() {
         (changed(&|latent| latent.value_dim /= 2), "instead of"),
         (changed(&|latent| latent.rope.as_mut().unwrap().dims = 7), "rope.dims 7"),
         (changed(&|latent| latent.scale = f32::NAN), "latent.scale"),
-        (changed(&|latent| latent.temperature = Some(Temperature { scale: 0.1, length: 0 })), "temperature.length"),
+        (
+            changed(&|latent| latent.temperature = Some(Temperature { scale: 0.1, offset: 0, length: 0 })),
+            "temperature.length",
+        ),
     ] {
         assert!(message.contains(expected), "{message} does not say {expected}");
     }
 }
+
+const NO_STEPS: Temperature = Temperature { scale: 0.1, offset: 0, length: 0 };
 
 fn attention(spec: &mut ModelSpec, layer: usize) -> &mut AttentionSpec {
     spec.layers[layer].attention_mut().unwrap()

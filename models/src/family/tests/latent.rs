@@ -125,7 +125,7 @@ fn what_files_leave_out_has_llama_cpps_default() {
         .set("deepseek2.attention.temperature_scale", 0.1_f32)
         .set("deepseek2.attention.temperature_length", 8192_u32);
     let temperature = latent(&parse(&tempered).unwrap().layers[1]).temperature;
-    assert_eq!(temperature, Some(Temperature { scale: 0.1, length: 8192 }));
+    assert_eq!(temperature, Some(Temperature { scale: 0.1, offset: 0, length: 8192 }));
     // Without a multiplier, cosines and sines have YaRN's factor, and scores have it twice.
     let yarn = small()
         .set("deepseek2.rope.scaling.type", "yarn")

@@ -1,7 +1,7 @@
 //! Families whose layers have a state.
 
 use super::*;
-use crate::spec::{DeltaGates, GatedDeltaSpec, KeySharing, Mixer, OutputGate, StateSpaceSpec};
+use crate::spec::{DeltaGates, ExpertForm, GatedDeltaSpec, KeySharing, Mixer, OutputGate, StateSpaceSpec, TensorSpec};
 
 #[test]
 fn three_layers_of_four_have_a_state_and_the_fourth_is_gated() {
@@ -68,6 +68,32 @@ fn layers_without_key_heads_have_a_state_space() {
     // Where there is no state, every layer has key heads.
     let none = SMALL.header_without("attention.head_count_kv").set("llama.attention.head_count_kv", 0_u32);
     refused(&none, "head_count_kv\" is 0, expected 1 to");
+}
+
+#[test]
+fn layers_of_one_half_have_its_tensors_alone() {
+    for (name, latent) in [("nemotron_h", None), ("nemotron_h_moe", None), ("nemotron_h_moe-latent", Some(16))] {
+        let model = golden(name);
+        let halves: Vec<_> =
+            model.layers.iter().map(|layer| (layer.mixer.has_state(), layer.ffn == Ffn::None)).collect();
+        assert_eq!(halves, [(true, true), (false, false), (false, true), (true, true), (false, false)], "{name}");
+        assert!(attention(&model.layers[2]).rope.is_none());
+        assert_eq!(model.layers[1].mixer, Mixer::None);
+        let of_layer = |layer| {
+            let of = |tensor: &&TensorSpec| matches!(tensor.role, TensorRole::Layer(LayerIndex(of), _) if of == layer);
+            model.tensors.iter().filter(of).map(|tensor| tensor.role).collect::<Vec<_>>()
+        };
+        assert!(of_layer(1).contains(&TensorRole::Layer(LayerIndex(1), LayerTensor::FfnNorm)), "{name}");
+        assert!(of_layer(2).contains(&TensorRole::Layer(LayerIndex(2), LayerTensor::AttnNorm)), "{name}");
+        match &model.layers[4].ffn {
+            Ffn::Plain { inner, activation, .. } => assert_eq!((*inner, *activation), (48, Activation::ReluSquared)),
+            Ffn::Experts(experts) => {
+                assert_eq!((experts.form, experts.latent, experts.inner), (ExpertForm::Plain, latent, 16), "{name}");
+                assert_eq!((experts.routing.choice_bias, experts.routing.weight_scale), (Bias::Present, 2.5), "{name}");
+            }
+            other @ (Ffn::Gated { .. } | Ffn::Both { .. } | Ffn::None) => panic!("{name}: {other:?}"),
+        }
+    }
 }
 
 /// A small model of layers with states, but for one key.
