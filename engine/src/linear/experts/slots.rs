@@ -98,22 +98,6 @@ pub(crate) fn assembled(spec: &ExpertsSpec, linears: Vec<Linear>) -> Option<Gate
     Some(Gated { activation, gate, up, down: linears.next()? })
 }
 
-/// What an expert of these files is like, without a byte of it: there is nothing that could be cut.
-fn shape(spec: &ExpertsSpec, files: &[ExpertFile], nothing: &Arc<Buffer>) -> Option<Gated> {
-    let empty = |file: &ExpertFile, rows| {
-        let bytes = Bytes::new(Arc::clone(nothing), 0..0);
-        Linear { matrix: Matrix { dtype: file.dtype, rows, cols: file.cols, bytes }, bias: None }
-    };
-    let (first, last) = (files.first()?, files.last()?);
-    let (gate, up) = match spec.form {
-        ExpertForm::Gated => (empty(first, spec.inner), Some(empty(files.get(1)?, spec.inner))),
-        ExpertForm::Plain => (empty(first, spec.inner), None),
-        ExpertForm::GatedTogether if !spec.inner.is_multiple_of(LANES) => return None,
-        ExpertForm::GatedTogether => (empty(first, spec.inner), Some(empty(first, spec.inner))),
-    };
-    Some(Gated { activation: spec.activation, gate, up, down: empty(last, last.rows) })
-}
-
 /// An expert that can be computed.
 pub(super) enum Expert<'a> {
     Kept(&'a Gated),
@@ -227,7 +211,8 @@ impl ExpertSlots {
         let buffers = Buffer::adjacent(&vec![bytes; slots]).zip(Buffer::new(0));
         let (buffers, nothing) = buffers.ok_or(SlotsError::Memory { needed })?;
         let nothing = Arc::new(nothing);
-        let shape = shape(spec, &files, &nothing).ok_or(SlotsError::Shape)?;
+        let shape = files.iter().map(|file| file.linear(Bytes::new(Arc::clone(&nothing), 0..0), None)).collect();
+        let shape = assembled(spec, shape).ok_or(SlotsError::Shape)?;
         let slot = |buffer| Slot { expert: None, asked: 0, buffer: Arc::new(buffer) };
         let slots = Mutex::new(buffers.into_iter().map(slot).collect());
         Ok(Self { spec: spec.clone(), files, places, shape, slots })
