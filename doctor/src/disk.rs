@@ -26,10 +26,12 @@ const PIECES: usize = 16;
 /// No longer than this is written.
 const TIME: Duration = Duration::from_secs(2);
 
-/// Read at a time, as much as is of an expert's matrix.
-const READ_BYTES: usize = 512 << 10;
+/// Read at a time, by each thread.
+const READ_BYTES: usize = 256 << 10;
 /// Read in all.
-const READS: usize = 48;
+const READS: usize = 96;
+/// Written at a time before that.
+const NOISE_BYTES: usize = 64 << 10;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,8 +63,8 @@ pub fn read_rate(folder: &Path, threads: NonZeroUsize) -> io::Result<Option<u64>
     fs::create_dir_all(folder)?;
     // It has no name, so that nothing is left however this ends.
     let mut file = tempfile::tempfile_in(folder)?;
-    let piece = noise(READ_BYTES);
-    (0..READS).try_for_each(|_| file.write_all(&piece))?;
+    let piece = noise(NOISE_BYTES);
+    (0..READS * READ_BYTES / NOISE_BYTES).try_for_each(|_| file.write_all(&piece))?;
     file.sync_data()?;
     if !forget(&file) {
         return Ok(None);
@@ -71,7 +73,8 @@ pub fn read_rate(folder: &Path, threads: NonZeroUsize) -> io::Result<Option<u64>
     thread::scope(|scope| {
         let readers = threads.get().min(READS);
         let read = move |first: usize| -> io::Result<()> {
-            let mut into = vec![0; READ_BYTES];
+            // On the stack, which goes with the thread: an allocator would keep some of it for itself.
+            let mut into = [0; READ_BYTES];
             // The last ones first, so that nobody reads ahead for them.
             let mut reads = (0..READS).rev().skip(first).step_by(readers);
             reads.try_for_each(|read| file.read_exact_at(&mut into, (read * READ_BYTES) as u64))
