@@ -233,6 +233,27 @@ fn random_model(random: &mut Random, to: &Path) {
     writer.write(&mut File::create(to).unwrap(), |tensor, into| fill(random, tensor, into)).unwrap();
 }
 
+/// Writes a model of these counts and tensors, by their names and sizes: matrices are of this type, but for routers.
+fn write_model(
+    random: &mut Random,
+    family: &str,
+    counts: &[(&str, usize)],
+    (tensors, dtype): (Vec<(String, Vec<usize>)>, TensorType),
+    to: &Path,
+) {
+    let mut writer = with_words(GgufWriter::new(family));
+    for (key, count) in counts {
+        writer = writer.set(&format!("{family}.{key}"), Value::from(*count as u64));
+    }
+    writer = writer.set(&format!("{family}.attention.layer_norm_rms_epsilon"), 1e-5_f32);
+    for (name, ne) in tensors {
+        let ne: Vec<u64> = ne.into_iter().map(|n| n as u64).collect();
+        let plain = ne.len() == 1 || name.ends_with("ffn_gate_inp");
+        writer = writer.tensor(&format!("{name}.weight"), &ne, if plain { TensorType::F32 } else { dtype });
+    }
+    writer.write(&mut File::create(to).unwrap(), |tensor, into| fill(random, tensor, into)).unwrap();
+}
+
 /// As many words as a server needs.
 fn with_words(writer: GgufWriter) -> GgufWriter {
     let words: Strings = (0..WORDS).map(|i| if i < 3 { format!("<{i}>") } else { format!("w{i}") }).collect();

@@ -1,13 +1,9 @@
 //! Mixtures of experts that are larger than the memory of their workers.
 
-use std::{fs::File, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use qmesh_coordinator::plan::Experts;
-use qmesh_models::{
-    family,
-    gguf::{Gguf, GgufWriter, Value},
-    tensor::TensorType,
-};
+use qmesh_models::{family, gguf::Gguf, tensor::TensorType};
 use qmesh_tests::{http, process};
 use serde_json::json;
 use tempfile::TempDir;
@@ -17,7 +13,7 @@ use super::{
         Serving,
         memory::{state, wait_until},
     },
-    Mesh, Random, Room, WORDS, fill, least_memory, serve, with_words,
+    Mesh, Random, Room, WORDS, least_memory, serve, write_model,
 };
 
 const ROOM: Room = Room { context: 512, parallel: 2, chunk_rows: 64 };
@@ -70,8 +66,7 @@ fn text(serving: &Serving) -> String {
 /// Writes a mixture of 32 experts a layer, of which a token goes through four: 27 MB of them, and little else.
 fn mixture(random: &mut Random, to: &Path) {
     let (hidden, inner, experts, heads, head_dim) = (256, 256, 32, 4, 64);
-    let mut writer = with_words(GgufWriter::new("qwen3moe"));
-    for (key, count) in [
+    let counts = [
         ("context_length", 4096),
         ("embedding_length", hidden),
         ("block_count", LAYERS),
@@ -83,10 +78,7 @@ fn mixture(random: &mut Random, to: &Path) {
         ("attention.head_count_kv", heads),
         ("attention.key_length", head_dim),
         ("attention.value_length", head_dim),
-    ] {
-        writer = writer.set(&format!("qwen3moe.{key}"), Value::from(count as u64));
-    }
-    writer = writer.set("qwen3moe.attention.layer_norm_rms_epsilon", 1e-5_f32);
+    ];
     let mut tensors = vec![("token_embd".to_owned(), vec![hidden, WORDS]), ("output_norm".to_owned(), vec![hidden])];
     for layer in 0..LAYERS {
         let of_layer = [
@@ -105,11 +97,5 @@ fn mixture(random: &mut Random, to: &Path) {
         ];
         tensors.extend(of_layer.map(|(name, ne)| (format!("blk.{layer}.{name}"), ne)));
     }
-    for (name, ne) in tensors {
-        let ne: Vec<u64> = ne.into_iter().map(|n| n as u64).collect();
-        let plain = ne.len() == 1 || name.ends_with("ffn_gate_inp");
-        let dtype = if plain { TensorType::F32 } else { TensorType::Q8_0 };
-        writer = writer.tensor(&format!("{name}.weight"), &ne, dtype);
-    }
-    writer.write(&mut File::create(to).unwrap(), |tensor, into| fill(random, tensor, into)).unwrap();
+    write_model(random, "qwen3moe", &counts, (tensors, TensorType::Q8_0), to);
 }
