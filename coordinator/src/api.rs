@@ -28,6 +28,7 @@ mod parting;
 mod patient;
 mod places;
 mod prompts;
+mod ranges;
 mod relay;
 mod responses;
 mod server;

@@ -28,12 +28,7 @@ pub(crate) use self::{
     turn::{Drawing, Said, Turn, told},
 };
 use super::{
-    Api,
-    answer::answer,
-    caller::Caller,
-    error::ApiError,
-    json::Object,
-    params::{TOP_LOGPROBS, integer},
+    Api, answer::answer, caller::Caller, error::ApiError, json::Object, params::TOP_LOGPROBS, ranges::integer,
     unsupported::Kind,
 };
 use crate::text::{ChatWanted, TokenDetail};

@@ -19,8 +19,9 @@ use super::{
     choices::{Choices, Job, Whole},
     error::ApiError,
     json::OneOrMany,
-    params::{TOP_LOGPROBS, integer},
+    params::TOP_LOGPROBS,
     prompts::{Prompt, PromptEntry, prompts},
+    ranges::integer,
     unsupported::Kind,
 };
 use crate::{

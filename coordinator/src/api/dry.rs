@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{
     error::ApiError,
-    params::{integer, real},
+    ranges::{integer, real},
 };
 use crate::text::{Breakers, TextModel};
 

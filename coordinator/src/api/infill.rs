@@ -15,7 +15,8 @@ use super::{
     chat::Drawing,
     error::ApiError,
     json::Object,
-    params::{Delivery, integer},
+    params::Delivery,
+    ranges::integer,
     relay::{Block, Framing, Line, Writer, relay},
     unsupported::Kind,
 };

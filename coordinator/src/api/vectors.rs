@@ -12,8 +12,8 @@ use super::{
     caller::Client,
     error::{ApiError, PromptTokens},
     metrics::ChoiceTimes,
-    params::integer,
     prompts::Prompt,
+    ranges::integer,
     server::Phase,
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest, PromptRows};

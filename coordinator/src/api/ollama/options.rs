@@ -12,7 +12,8 @@ use crate::api::{
     error::ApiError,
     grammar::AskedGrammar,
     json::parse,
-    params::{Params, integer},
+    params::Params,
+    ranges::integer,
     unsupported::{Kind, refuse_unsupported},
 };
 

@@ -10,7 +10,7 @@ use crate::{
         error::ApiError,
         grammar::Form,
         json::{Object, OneOrMany},
-        params::integer,
+        ranges::integer,
         unsupported::Kind,
     },
     text::ThoughtsWanted,
