@@ -8,6 +8,7 @@ mod holding;
 mod inventory;
 mod local;
 mod origins;
+mod places;
 mod room;
 mod serve;
 mod shelf;
@@ -22,9 +23,9 @@ pub(crate) use self::{
     fetch::{Fetch, FetchNews, FetchRequest, Scrutiny},
     holding::{Holding, take_over},
     origins::Origins,
+    places::TensorPlaces,
     serve::Server,
     shelf::{Offer, Shelf},
-    store::TensorPlaces,
     uses::HeldUses,
 };
 pub use self::{

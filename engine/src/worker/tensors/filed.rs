@@ -97,7 +97,7 @@ mod tests {
     use qmesh_models::{spec::TensorRole, tensor::TensorType};
 
     use super::*;
-    use crate::worker::tensors::store::TensorPlaces;
+    use crate::worker::tensors::places::TensorPlaces;
 
     const BODY: &[u8] = b"sixteen bytes...";
 

@@ -1,29 +1,19 @@
-//! Tensors on this machine: a cache in which a file's name is the BLAKE3 of its bytes, and where each tensor of a shard
-//! lies. Everything here blocks; the network thread calls it on other threads.
+//! Tensors on this machine: a cache in which a file's name is the BLAKE3 of its bytes. Everything here blocks; the network
+//! thread calls it on other threads.
 //!
-//! Nothing in the cache is trusted for its name: [`TensorPlaces`] checks every byte that a shard loads.
+//! Nothing in the cache is trusted for its name: what a shard loads is checked byte by byte (`places.rs`).
 
 use std::{
-    collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use blake3::{Hash, Hasher};
-use qmesh_models::{
-    bytes::ByteCount,
-    files::free_bytes,
-    spec::{TensorRole, TensorSpec},
-};
+use qmesh_models::{bytes::ByteCount, files::free_bytes};
 use tempfile::TempPath;
 use thiserror::Error;
-
-use super::filed::FiledTensor;
-use crate::{backend::TensorFile, error::EngineError};
 
 /// Disk space that is left alone, in bytes.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -76,10 +66,6 @@ pub(super) enum Owner {
     /// The user's: only ever read.
     User,
 }
-
-/// Where each tensor of a shard lies, by role: a fused one serves several. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TensorPlaces(Arc<HashMap<TensorRole, Place>>);
 
 /// The cache cannot be used.
 #[derive(Debug, Error)]
@@ -250,55 +236,10 @@ impl Place {
     }
 
     /// What is there is something else: the next fetch gets it anew. Where that cannot be, reading it fails again.
-    fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         match self.owner {
             Owner::Cache => drop(fs::remove_file(&self.path)),
             Owner::User => {}
-        }
-    }
-
-    fn changed(&self) -> String {
-        format!("{} has changed", self.path.display())
-    }
-}
-
-impl FromIterator<(TensorRole, Place)> for TensorPlaces {
-    fn from_iter<I: IntoIterator<Item = (TensorRole, Place)>>(places: I) -> Self {
-        Self(Arc::new(places.into_iter().collect()))
-    }
-}
-
-impl TensorPlaces {
-    /// Fills `into` with a tensor's bytes.
-    ///
-    /// # Errors
-    /// When they cannot be read, or are not what they must be; a blob that is damaged is deleted then.
-    pub(crate) fn read(&self, tensor: &TensorSpec, into: &mut [u8]) -> Result<(), EngineError> {
-        let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
-        let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
-        let read = File::open(&place.path).and_then(|file| file.read_exact_at(into, place.offset));
-        read.map_err(|error| refused(format!("{}: {error}", place.path.display())))?;
-        if blake3::hash(into) == place.hash {
-            return Ok(());
-        }
-        place.give_up();
-        Err(refused(place.changed()))
-    }
-
-    /// Opens a tensor that stays where it is, after all of it has been read and checked once.
-    ///
-    /// # Errors
-    /// As [`TensorPlaces::read`].
-    pub(crate) fn open(&self, tensor: &TensorSpec) -> Result<Arc<dyn TensorFile>, EngineError> {
-        let refused = |reason| EngineError::Read { tensor: tensor.name.clone(), reason };
-        let place = self.0.get(&tensor.role).ok_or_else(|| refused("it was not fetched".into()))?;
-        match FiledTensor::open(place, tensor) {
-            Ok(Some(file)) => Ok(Arc::new(file)),
-            Ok(None) => {
-                place.give_up();
-                Err(refused(place.changed()))
-            }
-            Err(error) => Err(refused(format!("{}: {error}", place.path.display()))),
         }
     }
 }
@@ -331,8 +272,6 @@ pub(super) fn hash_part(mut file: &File, offset: u64, bytes: u64) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::tensor::TensorType;
-
     use super::*;
 
     const BODY: &[u8] = b"sixteen bytes...";
@@ -388,39 +327,5 @@ mod tests {
         assert_eq!((second.finish().unwrap(), first.finish().unwrap()), (Verdict::Kept, Verdict::Kept));
         assert_eq!(files(&store.folder), 1);
         assert!(store.find(hash, bytes).unwrap().holds(bytes));
-    }
-
-    #[test]
-    fn what_a_shard_reads_is_checked_and_damage_is_deleted() {
-        let cache = tempfile::tempdir().unwrap();
-        let store = Store::open(cache.path()).unwrap();
-        let place = keep(&store, BODY);
-        let tensor = TensorSpec {
-            role: TensorRole::OutputNorm,
-            name: "t".into(),
-            rows: 1,
-            cols: 4,
-            dtype: TensorType::F32,
-            part: 0,
-            offset: 0,
-            bytes: 16,
-        };
-        let weights = TensorPlaces::from_iter([(tensor.role, place.clone())]);
-        let mut into = [0; 16];
-        weights.read(&tensor, &mut into).unwrap();
-        assert_eq!(into, BODY);
-
-        fs::write(&place.path, b"sixteen bytes,,,").unwrap();
-        assert!(!place.holds(16));
-        let error = weights.read(&tensor, &mut into).unwrap_err();
-        assert!(matches!(&error, EngineError::Read { reason, .. } if reason.contains("has changed")), "{error}");
-        assert!(store.find(place.hash, 16).is_none());
-
-        assert!(matches!(store.check_space(u64::MAX), Err(StoreError::Full { .. })));
-        assert!(store.check_space(u64::MAX).unwrap_err().is_full());
-        let io = |kind: io::ErrorKind| failed("write", cache.path())(kind.into());
-        assert!(io(io::ErrorKind::StorageFull).is_full() && !io(io::ErrorKind::PermissionDenied).is_full());
-        delete(&place.path).unwrap();
-        store.check_space(1).unwrap();
     }
 }
