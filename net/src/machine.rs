@@ -7,7 +7,7 @@ use crate::{
     ids::PeerId,
     limits::CPU_WORDS,
     section::Sections,
-    sources::{SectionContentError, find, put, within},
+    sources::{SectionContentError, find_some, put, within},
 };
 
 /// The machine that a worker runs on, and what of it the worker may use.
@@ -41,12 +41,9 @@ impl MachineShare {
     /// # Errors
     /// The section is none, or names too many CPUs.
     pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        if sections.get(Self::TAG).is_none() {
-            return Ok(None);
-        }
-        let share: Self = find(Self::TAG, sections)?;
-        within(Self::TAG, "words of CPUs", share.cpus.len(), CPU_WORDS)?;
-        Ok(Some(share))
+        let share: Option<Self> = find_some(Self::TAG, sections)?;
+        within(Self::TAG, "words of CPUs", share.as_ref().map_or(0, |share| share.cpus.len()), CPU_WORDS)?;
+        Ok(share)
     }
 }
 

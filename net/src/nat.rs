@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr};
 use crate::{
     codec::{Decode, Encode},
     section::Sections,
-    sources::{SectionContentError, find, put},
+    sources::{SectionContentError, find_some, put},
     survey::Survey,
 };
 
@@ -53,7 +53,7 @@ impl Nat {
     /// # Errors
     /// The section is none.
     pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        if sections.get(Self::TAG).is_none() { Ok(None) } else { find(Self::TAG, sections).map(Some) }
+        find_some(Self::TAG, sections)
     }
 }
 

@@ -234,6 +234,14 @@ pub(crate) fn find<T: Decode<()> + Default>(tag: u16, sections: &Sections) -> Re
     }
 }
 
+/// As [`find`], `None` where there is no such section.
+pub(crate) fn find_some<T: Decode<()> + Default>(
+    tag: u16,
+    sections: &Sections,
+) -> Result<Option<T>, SectionContentError> {
+    sections.get(tag).map(|_| find(tag, sections)).transpose()
+}
+
 pub(crate) fn within(tag: u16, what: &'static str, found: usize, most: usize) -> Result<(), SectionContentError> {
     if found <= most { Ok(()) } else { Err(SectionContentError::TooMany { tag, what, found, most }) }
 }

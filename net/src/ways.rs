@@ -8,7 +8,7 @@ use crate::{
     ids::PeerId,
     limits::{OWN_ADDRESSES, SOURCE_PEERS, TICKET_ADDRESSES},
     section::Sections,
-    sources::{SectionContentError, find, put, within},
+    sources::{SectionContentError, find, find_some, put, within},
 };
 
 /// Where peers of a plan can be reached, as they see it and as the coordinator does: a section of `Load` and `Route`. Both sides
@@ -160,7 +160,7 @@ impl LinkWay {
     /// # Errors
     /// The section is none.
     pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        if sections.get(Self::TAG).is_none() { Ok(None) } else { find(Self::TAG, sections).map(Some) }
+        find_some(Self::TAG, sections)
     }
 }
 
