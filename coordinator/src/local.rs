@@ -11,14 +11,18 @@ use std::{
     time::Duration,
 };
 
-use qmesh_models::spec::ModelSpec;
+use qmesh_models::{directories::Directories, spec::ModelSpec};
 use qmesh_net::Ticket;
+use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStderr, Command},
 };
 
-use crate::{mesh, plan::Speed};
+use crate::{
+    mesh,
+    plan::{Speed, SpeedPoint},
+};
 
 /// Why a worker cannot be started on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +110,9 @@ pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder:
 pub fn measure(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
     let mut command = std::process::Command::new(worker_program());
     command.args(["measure", "--threads", &threads.to_string()]);
+    if let Ok(directories) = Directories::from_env() {
+        command.arg("--cache").arg(directories.cache());
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| {
         format!("cannot start {}: build it with `cargo build --release`: {error}", command.get_program().display())
@@ -117,8 +124,16 @@ pub fn measure(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    let points = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
-    Speed::measured(points).ok_or_else(|| "what shard-worker measured makes no sense".to_owned())
+    let found: Found = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    let speed = Speed::measured(found.steps).ok_or("what shard-worker measured makes no sense")?;
+    Ok(speed.with_disk(found.disk_bytes_per_s))
+}
+
+/// What `shard-worker measure` prints.
+#[derive(Deserialize)]
+struct Found {
+    steps: Vec<SpeedPoint>,
+    disk_bytes_per_s: Option<f64>,
 }
 
 async fn log_lines(number: usize, stderr: ChildStderr) {

@@ -35,6 +35,15 @@ pub struct StepTime {
     pub head_ps_per_byte: f64,
 }
 
+/// What is found out about a machine.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Found {
+    /// How long steps take, in increasing rows.
+    pub steps: Vec<StepTime>,
+    /// How quickly the disk of the cache is read, where that was measured.
+    pub disk_bytes_per_s: Option<u64>,
+}
+
 /// Measures steps of 1, 8, 32, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
 /// else this machine does. Takes about a second, and the memory of that model.
 ///

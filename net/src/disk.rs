@@ -3,7 +3,7 @@
 use crate::{
     codec::{Decode, Encode},
     section::Sections,
-    sources::{SectionContentError, find, put},
+    sources::{SectionContentError, find_some, put},
 };
 
 /// How many of each layer's experts the receiver has in memory at a time; it reads the others from its disk when rows need
@@ -14,7 +14,7 @@ pub struct ExpertRoom {
     pub each: u32,
 }
 
-/// How quickly a worker reads from the disk that its tensors are on. A section of `Hello`.
+/// How quickly a worker reads from the disk that its tensors are on. A section of `Measured`.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct DiskRate {
     /// Of what is not in memory yet.
@@ -38,7 +38,7 @@ impl ExpertRoom {
     /// # Errors
     /// The section is none.
     pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        sections.get(Self::TAG).map(|_| find(Self::TAG, sections)).transpose()
+        find_some(Self::TAG, sections)
     }
 }
 
@@ -54,12 +54,12 @@ impl DiskRate {
         put(Self::TAG, self, sections)
     }
 
-    /// What the sections of a `Hello` say; `None` where they say nothing of it.
+    /// What the sections of a `Measured` say; `None` where they say nothing of it.
     ///
     /// # Errors
     /// The section is none.
     pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        sections.get(Self::TAG).map(|_| find(Self::TAG, sections)).transpose()
+        find_some(Self::TAG, sections)
     }
 }
 

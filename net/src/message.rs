@@ -107,6 +107,7 @@ impl Message {
         | Self::Load(LoadShard { sections, .. })
         | Self::ShardStatus(ShardStatus { sections, .. })
         | Self::Route(Route { sections, .. })
+        | Self::Measured(Measured { sections, .. })
         | Self::Linked { sections, .. } = self
         {
             Some(sections)
@@ -122,6 +123,7 @@ impl Message {
         | Self::Load(LoadShard { sections, .. })
         | Self::ShardStatus(ShardStatus { sections, .. })
         | Self::Route(Route { sections, .. })
+        | Self::Measured(Measured { sections, .. })
         | Self::Linked { sections, .. } = self
         {
             Some(sections)
@@ -227,6 +229,8 @@ pub struct Measured {
     pub points: Vec<MeasuredPoint>,
     /// Why it cannot be said, in one line.
     pub text: String,
+    /// What only some versions say about it.
+    pub sections: Sections,
 }
 
 /// The time of steps of so many rows.

@@ -1,9 +1,8 @@
 //! `plan`: who would hold which layers, and what that would do.
 
-use std::{fs, num::NonZeroUsize};
+use std::fs;
 
-use qmesh_doctor::disk;
-use qmesh_models::{bytes::ByteCount, directories::Directories, spec::ModelSpec};
+use qmesh_models::{bytes::ByteCount, spec::ModelSpec};
 
 use super::{header, room::Room, status};
 use crate::{
@@ -11,7 +10,7 @@ use crate::{
     local,
     mesh::status::WorkerStatus,
     plan::{
-        self, Capacity, Link, Links, PlanInput, Speed,
+        self, Capacity, Link, Links, PlanInput,
         alternatives::alternatives,
         cluster::{self, Cluster},
         machine::Machine,
@@ -104,24 +103,11 @@ fn cluster(args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
     let are_here = !matches!(args.workers, Some(Offer::Listed(_)));
     if are_here && !args.workload.no_measure {
         match local::measure(spec, workers[0].threads) {
-            Ok(speed) => {
-                let speed = with_own_disk(speed, workers[0].threads);
-                workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone()));
-            }
+            Ok(speed) => workers.iter_mut().for_each(|worker| worker.speed = Some(speed.clone())),
             Err(error) => note(format_args!("note: no times, as this machine's speed is not known: {error}")),
         }
     }
     Ok(Cluster { workers, links: Links::default() })
-}
-
-/// A speed of this machine, with that of the disk of its cache, if that can be found out.
-fn with_own_disk(speed: Speed, threads: u32) -> Speed {
-    let threads = usize::try_from(threads).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-    let rate = Directories::from_env().ok().and_then(|of| disk::read_rate(of.cache(), threads).ok()?);
-    match rate {
-        Some(rate) => speed.with_disk(rate as f64),
-        None => speed,
-    }
 }
 
 /// The workers of a running coordinator. Their speed is that with the model that it serves.

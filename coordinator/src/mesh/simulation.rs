@@ -167,7 +167,6 @@ impl SimulatedCoordinator {
             threads,
             rtt_ms: 0.0,
             share: None,
-            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         };

@@ -110,10 +110,7 @@ impl WorkerEntry {
     /// How fast it is, where something is said of that.
     fn speed(&self) -> Result<Option<Speed>, String> {
         let disk = self.disk.as_deref().map(offer::rate).transpose()?;
-        Ok(self.memory_speed()?.map(|speed| match disk {
-            Some(bytes_per_s) => speed.with_disk(bytes_per_s),
-            None => speed,
-        }))
+        Ok(self.memory_speed()?.map(|speed| speed.with_disk(disk)))
     }
 
     fn memory_speed(&self) -> Result<Option<Speed>, String> {

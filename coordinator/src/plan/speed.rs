@@ -66,9 +66,10 @@ impl Speed {
         Self { source: SpeedSource::Presumed, ..Self::of_bandwidth(bytes_per_s) }
     }
 
-    /// The same computer with a disk that gives so many bytes a second.
-    pub fn with_disk(self, bytes_per_s: f64) -> Self {
-        Self { disk_ps_per_byte: PS_PER_S / bytes_per_s.max(1.0), ..self }
+    /// The same computer with a disk that gives so many bytes a second, where that is known.
+    pub fn with_disk(self, bytes_per_s: Option<f64>) -> Self {
+        let disk_ps_per_byte = bytes_per_s.map_or(self.disk_ps_per_byte, |rate| PS_PER_S / rate.max(1.0));
+        Self { disk_ps_per_byte, ..self }
     }
 
     /// Picoseconds of a step of `rows` rows for each byte of layers.

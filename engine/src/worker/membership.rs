@@ -273,8 +273,9 @@ impl<'a> Membership<'a> {
 
     /// Answers when it is done: the link and the stages go on meanwhile.
     fn measure(&self, asked: Measure) {
-        let WorkerConfig { backend, memory, measured_by, .. } = self.config;
-        let (backend, memory, by, tell) = (Arc::clone(backend), *memory, measured_by.clone(), self.tell.clone());
+        let WorkerConfig { backend, memory, measured_by, cache, .. } = self.config;
+        let (backend, memory, tell) = (Arc::clone(backend), *memory, self.tell.clone());
+        let by = (measured_by.clone(), cache.clone());
         tokio::spawn(async move {
             let answer = speed::measured(backend, memory, by, asked).await;
             // Without a receiver the stay is over.

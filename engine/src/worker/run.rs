@@ -9,17 +9,12 @@ use std::{
     time::Duration,
 };
 
-use qmesh_net::{
-    CloseCode, DiskRate, Endpoint, Introduction, Nat, NetError, OwnAddresses, RejectCode, Sections, Welcome, join,
-};
+use qmesh_net::{CloseCode, Endpoint, Introduction, Nat, NetError, OwnAddresses, RejectCode, Sections, Welcome, join};
 use thiserror::Error;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    config::{Exit, MeasuredBy, Stay, WorkerConfig},
+    config::{Exit, Stay, WorkerConfig},
     console::Console,
     lasting::Lasting,
     machine,
@@ -63,9 +58,7 @@ pub async fn run(
     let numerics = config.backend.numerics()?;
     let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
-    let disk = disk_rate(&config).await;
-    let worker = Worker { config, endpoint: endpoint.clone(), lasting, numerics, disk };
-    let ended = worker.run(std::pin::pin!(shutdown)).await;
+    let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
     endpoint.close(CloseCode::Shutdown, "the worker ends");
     endpoint.closed().await;
     ended
@@ -77,7 +70,6 @@ struct Worker {
     lasting: Lasting,
     /// What decides the bits of its results.
     numerics: String,
-    disk: Option<DiskRate>,
 }
 
 /// A place in the mesh.
@@ -92,7 +84,7 @@ impl Worker {
         let mut wait = FIRST_WAIT;
         loop {
             let joined = tokio::select! {
-                joined = join_mesh(&self.config, &self.endpoint, &self.numerics, self.disk) => joined,
+                joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
                 error = settle(&mut self.lasting) => return Err(WorkerError::Thread(error)),
                 () = &mut shutdown => return Ok(Exit::Asked),
             };
@@ -165,12 +157,7 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
     }
 }
 
-async fn join_mesh(
-    config: &WorkerConfig,
-    endpoint: &Endpoint,
-    numerics: &str,
-    disk: Option<DiskRate>,
-) -> Result<Joined, NetError> {
+async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
     let (connection, tier) = reach(endpoint, &config.ticket, config.search).await?;
     let mut sections = Sections::default();
     if let Some(Err(error)) = machine::share(config.ticket.coordinator).map(|share| share.put(&mut sections)) {
@@ -187,9 +174,6 @@ async fn join_mesh(
         // Others then reach it where the coordinator sees it, or not at all.
         tracing::warn!(%error, "cannot say where this machine is");
     }
-    if let Some(Err(error)) = disk.map(|rate| rate.put(&mut sections)) {
-        tracing::warn!(%error, "cannot say how quickly the disk is read");
-    }
     let me = Introduction {
         name: config.name.clone(),
         os: format!("{OS} {ARCH}"),
@@ -200,27 +184,6 @@ async fn join_mesh(
     };
     let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
     Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, tier })
-}
-
-/// How quickly the disk of the cache is read, where it can be found out.
-async fn disk_rate(config: &WorkerConfig) -> Option<DiskRate> {
-    match config.measured_by {
-        MeasuredBy::Program(_) => {}
-        // Where many of them are in one process, they would be in each other's way.
-        MeasuredBy::ThisProcess => return None,
-    }
-    let (cache, threads) = (config.cache.clone(), config.backend.threads());
-    match spawn_blocking(move || qmesh_doctor::disk::read_rate(&cache, threads)).await {
-        Ok(Ok(rate)) => rate.map(|bytes_per_s| DiskRate { bytes_per_s }),
-        Ok(Err(error)) => {
-            tracing::info!(%error, "cannot find out how quickly the disk is read");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(%error, "cannot find out how quickly the disk is read");
-            None
-        }
-    }
 }
 
 /// What NAT is before this machine, as the coordinator's sockets see it; `None` where they do not say.

@@ -1,41 +1,60 @@
 //! What a worker answers when it is asked how fast it is.
 
-use std::{num::NonZeroUsize, path::Path, process::Stdio, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+};
 
 use qmesh_models::{
     bytes::ByteCount,
     footprint::{Footprints, ShardDemand},
     spec::ModelSpec,
 };
-use qmesh_net::{Measure, Measured, MeasuredPoint};
+use qmesh_net::{DiskRate, Measure, Measured, MeasuredPoint, Sections};
 use tokio::{io::AsyncWriteExt, process::Command, task::spawn_blocking};
 
 use super::{config::MeasuredBy, memory::Allowance};
 use crate::{
     backend::Backend,
-    measure::{self, StepTime},
+    measure::{self, Found, StepTime},
 };
 
 /// Computes what was asked for, or says why not.
 pub(super) async fn measured(
     backend: Arc<dyn Backend>,
     memory: Option<ByteCount>,
-    by: MeasuredBy,
+    (by, cache): (MeasuredBy, PathBuf),
     asked: Measure,
 ) -> Measured {
     let threads = backend.threads();
-    let times = match (by, check(threads, memory, &asked)) {
+    let found = match (by, check(threads, memory, &asked)) {
         (_, Err(text)) => Err(text),
-        (MeasuredBy::Program(program), Ok(_)) => in_a_process(&program, threads, &asked).await,
+        (MeasuredBy::Program(program), Ok(_)) => in_a_process(&program, threads, &cache, &asked).await,
         (MeasuredBy::ThisProcess, Ok(excerpt)) => {
             let measured = spawn_blocking(move || measure::measure(&*backend, &excerpt)).await;
-            measured.map_err(|error| error.to_string()).and_then(|times| times.map_err(|error| error.to_string()))
+            let steps = measured.map_err(|error| error.to_string()).and_then(|steps| steps.map_err(|e| e.to_string()));
+            steps.map(|steps| Found { steps, disk_bytes_per_s: None })
         }
     };
-    match times {
-        Ok(times) => Measured { points: times.into_iter().map(point).collect(), text: String::new() },
-        Err(text) => Measured { points: Vec::new(), text },
+    match found {
+        Ok(Found { steps, disk_bytes_per_s }) => Measured {
+            points: steps.into_iter().map(point).collect(),
+            sections: of_disk(disk_bytes_per_s),
+            ..Measured::default()
+        },
+        Err(text) => Measured { text, ..Measured::default() },
     }
+}
+
+/// What is said of the disk, if anything.
+fn of_disk(bytes_per_s: Option<u64>) -> Sections {
+    let mut sections = Sections::default();
+    if let Some(Err(error)) = bytes_per_s.map(|bytes_per_s| DiskRate { bytes_per_s }.put(&mut sections)) {
+        tracing::warn!(%error, "cannot say how quickly the disk is read");
+    }
+    sections
 }
 
 /// The model to measure with, if there is room for it.
@@ -57,10 +76,10 @@ fn check(threads: NonZeroUsize, memory: Option<ByteCount>, asked: &Measure) -> R
 }
 
 /// What another process finds: all that it took of memory goes with it, and a worker's memory is promised to its shards.
-async fn in_a_process(program: &Path, threads: NonZeroUsize, asked: &Measure) -> Result<Vec<StepTime>, String> {
+async fn in_a_process(program: &Path, threads: NonZeroUsize, cache: &Path, asked: &Measure) -> Result<Found, String> {
     let failed = |error: std::io::Error| format!("{} measure: {error}", program.display());
     let mut command = Command::new(program);
-    command.args(["measure", "--threads", &threads.to_string()]).kill_on_drop(true);
+    command.args(["measure", "--threads", &threads.to_string(), "--cache"]).arg(cache).kill_on_drop(true);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {

@@ -126,6 +126,7 @@ fn every_message() -> Vec<Message> {
         Message::Measured(Measured {
             points: vec![MeasuredPoint { rows: 8, layers_ps_per_kib: 5, head_ps_per_kib: 6 }],
             text: String::new(),
+            sections: Sections::default(),
         }),
         Message::Mask(Mask { epoch, step: StepId(4), session, position: 11, tokens: TokenMask::Bits(vec![8, 2]) }),
     ]

@@ -169,7 +169,6 @@ impl World {
             threads: 1,
             rtt_ms: 0.0,
             share: None,
-            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         };

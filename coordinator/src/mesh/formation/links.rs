@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use qmesh_net::{
-    Applicant, CloseCode, Connection, ControlReceiver, ControlSender, DiskRate, Endpoint, Frame, FrameKind,
-    FrameReceiver, Gate, Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, StepId,
-    Welcome,
+    Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
+    Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -114,7 +113,6 @@ impl Guest {
             rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
             // The gate has refused what is no such section.
             share: MachineShare::find(&hello.sections).ok().flatten(),
-            disk_bytes_per_s: DiskRate::find(&hello.sections).ok().flatten().map(|rate| rate.bytes_per_s),
             nat: Nat::find(&hello.sections).ok().flatten(),
             own: OwnAddresses::find(&hello.sections).map(|own| own.sockets()).unwrap_or_default(),
         };

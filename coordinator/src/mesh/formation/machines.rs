@@ -99,7 +99,6 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: Some(share),
-            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::{Measure, Measured, MeasuredPoint, Message, PeerId};
+use qmesh_net::{DiskRate, Measure, Measured, MeasuredPoint, Message, PeerId};
 
 use super::worker::{Joined, WorkerId};
 use crate::{
@@ -53,7 +53,8 @@ impl Speeds {
     pub(super) fn answered(&mut self, id: WorkerId, worker: &Joined, measured: Measured) -> bool {
         let asked = self.asked.remove(&id).is_some();
         if asked {
-            let speed = Speed::measured(measured.points.iter().map(point).collect());
+            let disk = DiskRate::find(&measured.sections).ok().flatten().map(|rate| rate.bytes_per_s as f64);
+            let speed = Speed::measured(measured.points.iter().map(point).collect()).map(|speed| speed.with_disk(disk));
             if speed.is_none() {
                 tracing::info!("{} does not know how fast it is: {}", worker.name, measured.text);
             }
@@ -74,11 +75,7 @@ impl Speeds {
 
     /// How fast a worker is.
     pub(super) fn of(&self, worker: &Joined) -> Option<Speed> {
-        let speed = self.known.get(&key(worker)).cloned().flatten()?;
-        Some(match worker.disk_bytes_per_s {
-            Some(rate) => speed.with_disk(rate as f64),
-            None => speed,
-        })
+        self.known.get(&key(worker)).cloned().flatten()
     }
 }
 
@@ -123,7 +120,6 @@ mod tests {
             threads,
             rtt_ms: 0.0,
             share: None,
-            disk_bytes_per_s: None,
             own: Vec::new(),
             nat: None,
         }
@@ -139,14 +135,20 @@ mod tests {
         let (now, mut speeds) = (Instant::now(), speeds());
         let answer = |ps| Measured {
             points: vec![MeasuredPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
-            text: String::new(),
+            ..Measured::default()
         };
         assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_some() && speeds.pending(now));
         assert!(speeds.answered(WorkerId(1), &worker(2), answer(2048)) && !speeds.pending(now));
         assert_eq!(speeds.of(&worker(2)).map(|speed| speed.layers(1.0)), Some(2.0));
+        let presumed = speeds.of(&worker(2)).map(|speed| speed.disk_ps_per_byte);
         assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_none());
         // With other threads it is another one.
         assert!(speeds.ask(now, WorkerId(2), &worker(4)).is_some() && speeds.of(&worker(4)).is_none());
+        let mut with_disk = answer(1);
+        DiskRate { bytes_per_s: 500_000_000 }.put(&mut with_disk.sections).unwrap();
+        assert!(speeds.answered(WorkerId(2), &worker(4), with_disk));
+        let disk = speeds.of(&worker(4)).map(|speed| speed.disk_ps_per_byte);
+        assert_eq!((disk, presumed), (Some(2000.0), Some(1000.0)));
         assert!(!speeds.answered(WorkerId(1), &worker(2), answer(1)), "it was not asked");
     }
 

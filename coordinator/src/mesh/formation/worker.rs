@@ -31,8 +31,6 @@ pub(crate) struct Joined {
     pub(crate) rtt_ms: f64,
     /// What it shares with other workers of its machine, where it says so.
     pub(crate) share: Option<MachineShare>,
-    /// How quickly it reads its disk, in bytes a second, where it says so.
-    pub(crate) disk_bytes_per_s: Option<u64>,
 }
 
 /// A worker, as the roster knows it.

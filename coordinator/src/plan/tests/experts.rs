@@ -32,7 +32,7 @@ fn short(spec: &ModelSpec, lacking: u64, disk_gigabytes_per_s: f64) -> PlanInput
     let all = whole(&(0..spec.layers.len()));
     let needed = Costs::new(&input(spec, Vec::new())).footprint(&all, 1).total_bytes();
     let mut one = fast(worker(0, needed - lacking, 1), 10.0);
-    one.speed = one.speed.map(|speed| speed.with_disk(disk_gigabytes_per_s * 1e9));
+    one.speed = one.speed.map(|speed| speed.with_disk(Some(disk_gigabytes_per_s * 1e9)));
     PlanInput { experts: Experts::OnDisk, ..input(spec, vec![one]) }
 }
 

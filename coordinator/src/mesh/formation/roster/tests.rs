@@ -58,7 +58,7 @@ fn layers_are_dealt_when_everybody_has_said_how_fast_it_is() {
     let mut world = World::with(formation);
     let answer = |ps| Measured {
         points: vec![MeasuredPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
-        text: String::new(),
+        ..Measured::default()
     };
     for (name, key) in [("a", 1), ("b", 2)] {
         let asked = world.joined_as(name, key, GB);
@@ -408,18 +408,8 @@ impl World {
     fn joined_as(&mut self, name: &str, key: u8, memory_bytes: u64) -> Vec<Action> {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer, threads) = (name.to_owned(), PeerId([key; 32]), self.threads);
-        let joined = Joined {
-            name,
-            peer,
-            address,
-            memory_bytes,
-            threads,
-            rtt_ms: 0.0,
-            share: None,
-            disk_bytes_per_s: None,
-            own: Vec::new(),
-            nat: None,
-        };
+        let joined =
+            Joined { name, peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None, own: Vec::new(), nat: None };
         self.next += 1;
         self.roster.joined(self.now, WorkerId(self.next - 1), joined)
     }
