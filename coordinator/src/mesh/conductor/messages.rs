@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use qmesh_net::{
-    Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, SessionId, ShardStatus, WeightOrigin,
+    DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, SessionId, ShardStatus,
+    WeightOrigin,
 };
 
 use super::{Action, Conductor};
@@ -69,7 +70,10 @@ impl Conductor {
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
             Message::StageReport(report) => self.roster.report(worker, report),
-            Message::Measured(measured) => self.roster.measured(now, worker, measured)?,
+            Message::Measured(measured) => {
+                measured.sections.understood(&[DiskRate::TAG]).map_err(Misconduct::Section)?;
+                self.roster.measured(now, worker, measured)?;
+            }
             Message::Drain | Message::Bye { .. } => self.left(now, worker, "it has left"),
             Message::Hello(_)
             | Message::Welcome(_)
