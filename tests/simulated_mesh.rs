@@ -289,6 +289,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
 
 fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig {
     WorkerConfig {
+        ticket_file: None,
         search: Search::Addresses,
         ticket,
         name: format!("w{number}"),

@@ -249,6 +249,7 @@ impl ReadyMesh {
             for (number, backend) in backends.into_iter().enumerate() {
                 let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
                 let config = WorkerConfig {
+                    ticket_file: None,
                     search: Search::Addresses,
                     ticket: mesh.ticket().clone(),
                     name: worker_name(number),

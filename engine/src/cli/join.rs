@@ -58,7 +58,8 @@ pub(super) struct JoinArgs {
     /// The ticket: where the coordinator is, which key it has, and the right to join
     #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required_unless_present = "ticket_file")]
     ticket: Vec<String>,
-    /// File with the ticket, as `coordinator serve --ticket-file` writes it; waits until it is there
+    /// File with the ticket, as `coordinator serve --ticket-file` writes it; waits until it is there, and looks
+    /// for a newer one when the coordinator is gone
     #[arg(long, env = "QMESH_TICKET_FILE", value_name = "FILE", conflicts_with = "ticket")]
     ticket_file: Option<PathBuf>,
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
@@ -131,9 +132,9 @@ pub(super) fn run(args: JoinArgs) -> ExitCode {
 /// The ticket that was typed, or the one in the file.
 fn ticket(args: &JoinArgs) -> Result<Ticket> {
     let Some(file) = &args.ticket_file else { return Ok(parse_ticket(&args.ticket)?) };
-    let words = loop {
+    let text = loop {
         match fs::read_to_string(file) {
-            Ok(text) => break text.split_whitespace().map(str::to_owned).collect::<Vec<_>>(),
+            Ok(text) => break text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 qmesh_logging::note(&format!("waiting for a ticket in {}", escaped_line(&file.display().to_string())));
                 while !file.exists() {
@@ -143,7 +144,7 @@ fn ticket(args: &JoinArgs) -> Result<Ticket> {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         }
     };
-    parse_ticket(&words).with_context(|| format!("{} holds no ticket", file.display()))
+    text.parse().with_context(|| format!("{} holds no ticket", file.display()))
 }
 
 /// A wrapped line has become several words.
@@ -164,6 +165,7 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
     let config = WorkerConfig {
         search: if args.no_mdns { Search::Addresses } else { Search::Lan },
         ticket,
+        ticket_file: args.ticket_file,
         name,
         memory: args.memory,
         cache: args.cache.unwrap_or_else(|| directories.cache().to_owned()),

@@ -13,6 +13,8 @@ use crate::backend::Backend;
 pub struct WorkerConfig {
     /// Where its coordinator is, and the right to join.
     pub ticket: Ticket,
+    /// The file that the ticket came from, which may hold a newer one once the coordinator has started again.
+    pub ticket_file: Option<PathBuf>,
     /// The name it would like to have.
     pub name: String,
     /// The most memory it may use, in bytes; what the machine has free where `None`.

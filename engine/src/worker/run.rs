@@ -2,7 +2,7 @@
 
 use std::{
     env::consts::{ARCH, OS},
-    io,
+    fs, io,
     net::SocketAddr,
     ops::ControlFlow,
     pin::Pin,
@@ -96,7 +96,9 @@ impl Worker {
                         ControlFlow::Continue(loss) => loss,
                     }
                 }
-                Err(NetError::Rejected { code, text }) if is_final(code) => return Ok(Exit::Rejected { code, text }),
+                Err(NetError::Rejected { code, text }) if is_final(code) && !self.renew_ticket() => {
+                    return Ok(Exit::Rejected { code, text });
+                }
                 // Somebody else at its address, say while its machine is away, does not mean that it is gone for good.
                 Err(error @ (NetError::Version { .. } | NetError::Setup { .. })) => {
                     return Err(WorkerError::Net(error));
@@ -112,8 +114,17 @@ impl Worker {
                 () = sleep(with_jitter(wait)) => {}
                 () = &mut shutdown => return Ok(Exit::Asked),
             }
-            wait = (wait * 2).min(LONGEST_WAIT);
+            wait = if self.renew_ticket() { FIRST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
         }
+    }
+
+    /// Takes the ticket that the file has now; whether it is another one.
+    fn renew_ticket(&mut self) -> bool {
+        // While the file is away or half written, the ticket at hand is as good as any.
+        let renewed = self.config.ticket_file.as_ref().and_then(|file| fs::read_to_string(file).ok()?.parse().ok());
+        let Some(ticket) = renewed.filter(|ticket| *ticket != self.config.ticket) else { return false };
+        self.config.ticket = ticket;
+        true
     }
 
     /// Serves until the stay ends, for good or with a reason to join again.

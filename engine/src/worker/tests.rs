@@ -4,6 +4,7 @@ mod cache;
 mod masks;
 mod plans;
 mod sources;
+mod tickets;
 
 use std::{
     num::NonZeroUsize,
@@ -99,6 +100,7 @@ impl Stagecraft {
             expires_unix: None,
         };
         let mut config = WorkerConfig {
+            ticket_file: None,
             search: Search::Addresses,
             ticket,
             name: "hired".into(),
@@ -123,15 +125,18 @@ impl Stagecraft {
         Hired { address, peer, stop: Some(stop), task: tokio::spawn(run(config, endpoint, shutdown)), cache }
     }
 
-    async fn admit(&self) -> Played {
-        let connection = self.coordinator.accept().await.unwrap();
-        let gate = Gate {
+    fn gate(&self) -> Gate {
+        Gate {
             secret: self.secret.clone(),
             expires_unix: None,
             known: Default::default(),
             numerics: numerics::expected(),
-        };
-        let applicant = welcome(&connection, &gate).await.unwrap();
+        }
+    }
+
+    async fn admit(&self) -> Played {
+        let connection = self.coordinator.accept().await.unwrap();
+        let applicant = welcome(&connection, &self.gate()).await.unwrap();
         assert!(applicant.hello().memory_bytes > 0 && applicant.hello().threads == 1);
         let place = Welcome { mesh: "stage".into(), assigned_name: "hired".into(), ..Welcome::default() };
         let (_, sender, receiver) = applicant.admit(place).await.unwrap();
@@ -478,13 +483,7 @@ async fn a_worker_comes_back_to_its_coordinator_with_its_shard() {
 
     let strict = stage.hire(|config| config.ticket.secret = JoinSecret::random());
     let connection = stage.coordinator.accept().await.unwrap();
-    let gate = Gate {
-        secret: stage.secret.clone(),
-        expires_unix: None,
-        known: Default::default(),
-        numerics: numerics::expected(),
-    };
-    assert!(welcome(&connection, &gate).await.is_err());
+    assert!(welcome(&connection, &stage.gate()).await.is_err());
     assert!(matches!(ended(strict.task).await, Exit::Rejected { .. }));
 
     let once = stage.hire(|_| {});
