@@ -33,6 +33,15 @@ pub enum MeshEvent {
         /// Why, as far as the coordinator knows.
         reason: String,
     },
+    /// A worker has taken longer than it should for some seconds: something else computes there, or it has become too hot.
+    WorkerSlow {
+        /// Its name in the mesh.
+        worker: String,
+        /// Its stage, from 0.
+        stage: usize,
+        /// How many times as long as by its own measurement its steps may take at most.
+        times: f64,
+    },
     /// The mesh is in another state, serves under another plan, or has something else to say of the state it is in.
     PhaseChanged {
         /// Whether tokens can flow.
@@ -161,6 +170,7 @@ impl MeshEvent {
         match self {
             Self::WorkerJoined { .. } => "worker_joined",
             Self::WorkerLeft { .. } => "worker_left",
+            Self::WorkerSlow { .. } => "worker_slow",
             Self::PhaseChanged { .. } => "phase_changed",
             Self::PlanMade { .. } => "plan_made",
             Self::ChangeAnnounced { .. } => "change_announced",

@@ -1,7 +1,7 @@
 //! Who is there, and which pipelines are made of them: planned, loaded, linked and given up.
 //!
 //! `roster` decides, as a state machine; `choice` asks the planner, `pipeline` follows one plan, `speeds` remembers how fast
-//! workers are, `troubles` what went wrong, `openings` which stage owes an answer, `sources` says which workers have which
+//! workers are, `slowness` tells when one of them no longer is, `troubles` remembers what went wrong, `openings` which stage owes an answer, `sources` says which workers have which
 //! tensors. `ways` says where workers reach each other. `links` and `weights` are the tasks that move messages,
 //! frames and tensor bytes.
 
@@ -13,6 +13,7 @@ pub(crate) mod openings;
 mod pipeline;
 mod planned;
 pub(crate) mod roster;
+mod slowness;
 mod sources;
 mod speeds;
 mod troubles;

@@ -84,6 +84,37 @@ pub fn predict(input: &PlanInput<'_>, plan: &Plan, streams: usize) -> Option<Pre
     })
 }
 
+/// What the steps of a stage take at most, by its worker's speed, with every sequence at the end of its context.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepBound {
+    /// A step of one row, in milliseconds.
+    pub first_row_ms: f64,
+    /// What each further row of a step adds, in milliseconds.
+    pub further_row_ms: f64,
+}
+
+impl StepBound {
+    /// Seconds that so many steps with so many rows together take at most; never zero.
+    pub fn seconds(&self, steps: u64, rows: u64) -> f64 {
+        let further = rows.saturating_sub(steps) as f64;
+        ((steps as f64 * self.first_row_ms + further * self.further_row_ms) / 1e3).max(f64::MIN_POSITIVE)
+    }
+}
+
+/// The bounds of each stage's steps; `None` where some worker's speed is not known. The time of a step grows the faster the
+/// more rows it has, so that a straight line from one row to the largest step is above all between.
+pub fn step_bounds(input: &PlanInput<'_>, plan: &Plan) -> Option<Vec<StepBound>> {
+    let pipeline = Pipeline::new(input, plan)?;
+    let positions = input.context as f64;
+    let most = input.chunk_rows.max(2) as f64;
+    let ends = pipeline.steps_s(1.0, positions).zip(pipeline.steps_s(most, positions));
+    let bound = |(one, all): (f64, f64)| StepBound {
+        first_row_ms: one * 1e3,
+        further_row_ms: (all - one).max(0.0) * 1e3 / (most - 1.0),
+    };
+    Some(ends.map(bound).collect())
+}
+
 /// Picoseconds for so many bytes to get from one process to the next and to be taken up there.
 pub(super) fn hop_ps(link: Link, bytes: f64) -> f64 {
     link.ps(bytes) + HOP_S * PS_PER_S

@@ -203,7 +203,10 @@ const showPipeline = (news) => {
 const hop = (before, worker) => {
   const lines = [];
   if (before?.steps) lines.push(make("span", {}, `${milliseconds(before.hop_ms)} hop`));
-  if (worker) lines.push(make("span", {}, `${milliseconds(worker.rtt_ms)} RTT`));
+  // Between workers it is their own link that counts, where they have said what it is like.
+  const rtt = before?.link?.rtt_ms ?? worker?.rtt_ms;
+  if (rtt !== undefined) lines.push(make("span", {}, `${milliseconds(rtt)} RTT`));
+  if (before?.link?.passage === "relayed") lines.push(make("span", {}, "relayed"));
   return make("li", { class: "hop" }, ...lines);
 };
 
@@ -280,7 +283,7 @@ const happened = (name, event) => {
   const text = inWords(name, event);
   if (name.startsWith("request_")) followRequest(name, event);
   if (!text) return;
-  const isFault = name === "fault_seen" || name === "worker_left";
+  const isFault = name === "fault_seen" || name === "worker_left" || name === "worker_slow";
   if (!name.startsWith("request_")) marks.push({ at: Date.now(), text });
   const list = byId("events");
   if (list.firstElementChild?.className === "quiet") list.replaceChildren();
@@ -293,6 +296,7 @@ const inWords = (name, event) => {
   switch (name) {
     case "worker_joined": return `${event.worker} has joined from ${event.address}: ${bytes(event.memory_bytes)}, ${event.threads} threads.`;
     case "worker_left": return `${event.worker} has gone: ${event.reason}.`;
+    case "worker_slow": return `${event.worker} takes ${event.times.toFixed(1)} times as long as it measured: does something else compute there?`;
     case "phase_changed": return `The mesh is ${event.state}: ${event.text}.`;
     case "plan_made": {
       const why = { first: "it is the first", better: "it is better than the one that serves", lost: "a worker was lost" }[event.why] ?? event.why;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use qmesh_net::{
     DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, SessionId, ShardStatus,
-    WeightOrigin,
+    StageReport, WeightOrigin,
 };
 
 use super::{Action, Conductor};
@@ -69,7 +69,7 @@ impl Conductor {
                 }
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
-            Message::StageReport(report) => self.roster.report(worker, report),
+            Message::StageReport(report) => self.report(worker, report),
             Message::Measured(measured) => {
                 measured.sections.understood(&[DiskRate::TAG]).map_err(Misconduct::Section)?;
                 self.roster.measured(now, worker, measured)?;
@@ -95,6 +95,14 @@ impl Conductor {
         let actions = self.roster.shard_status(now, worker, status)?;
         self.order(now, actions);
         Ok(())
+    }
+
+    fn report(&mut self, worker: WorkerId, report: StageReport) {
+        if let Some(times) = self.roster.report(worker, report) {
+            let name = self.roster.name_of(worker).to_owned();
+            tracing::warn!("{name} takes {times:.1} times as long as it measured");
+            self.publish(MeshEvent::WorkerSlow { worker: name, stage: report.stage.0.into(), times });
+        }
     }
 
     /// Whether a stage's answer on a session counts; `false` where it is late.

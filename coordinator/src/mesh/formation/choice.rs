@@ -16,7 +16,7 @@ use crate::{
     mesh::config::{Formation, Measuring, Workers},
     plan::{
         self, Capacity, End, Link, Links, Plan, PlanError, PlanInput, StagePlan,
-        prediction::{Prediction, predict},
+        prediction::{Prediction, StepBound, predict, step_bounds},
     },
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Choice {
     pub(super) stages: Vec<WorkerId>,
     /// What it is expected to do, where the workers' speeds are known.
     pub(super) prediction: Option<Prediction>,
+    /// What each stage's steps may take at most, where the workers' speeds are known.
+    pub(super) bounds: Option<Vec<StepBound>>,
 }
 
 /// Everything that a choice depends on.
@@ -128,7 +130,8 @@ impl Chooser<'_> {
         let stages = plan.stages.iter().map(|s| candidates[s.worker]).collect();
         let streams = (self.model.kv_positions / self.model.context.max(1)).max(1);
         let prediction = predict(input, &plan, streams);
-        Ok(Choice { plan, stages, prediction })
+        let bounds = step_bounds(input, &plan);
+        Ok(Choice { plan, stages, prediction, bounds })
     }
 
     /// What is known to be relayed takes as long as it took, and shares the relay's rate.

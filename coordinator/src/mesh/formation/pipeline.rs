@@ -11,6 +11,7 @@ use super::{
     choice::Choice,
     misconduct::Misconduct,
     planned::PlannedModel,
+    slowness::Slowness,
     troubles::Blame,
     ways::{self, Side},
     worker::{Joined, WorkerId},
@@ -41,6 +42,8 @@ pub(super) struct Stage {
     pub(super) worker: WorkerId,
     pub(super) status: Option<ShardStatus>,
     pub(super) report: StageReport,
+    /// Whether it takes longer than it should.
+    pub(super) slowness: Slowness,
     /// How its link to the next worker came about.
     pub(super) way: Option<LinkWay>,
     heard: Instant,
@@ -73,10 +76,17 @@ pub(super) enum Advance {
 
 impl Pipeline {
     pub(super) fn new(now: Instant, epoch: PlanEpoch, choice: Choice, why: PlanReason) -> Self {
-        let Choice { plan, stages, prediction } = choice;
-        let report = StageReport::default();
-        let stage = |worker| Stage { worker, status: None, report, way: None, heard: now, linked: false };
-        let stages = stages.into_iter().map(stage).collect();
+        let Choice { plan, stages, prediction, bounds } = choice;
+        let stage = |(number, worker)| Stage {
+            worker,
+            status: None,
+            report: StageReport::default(),
+            slowness: Slowness::new(bounds.as_ref().and_then(|bounds| bounds.get(number).copied())),
+            way: None,
+            heard: now,
+            linked: false,
+        };
+        let stages = stages.into_iter().enumerate().map(stage).collect();
         Self { epoch, plan, stages, prediction, standing: Standing::Loading, why, began: now }
     }
 

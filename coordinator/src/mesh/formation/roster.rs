@@ -226,13 +226,13 @@ impl Roster {
         if self.next.as_ref().is_some_and(|p| p.epoch == epoch) { self.serve_next() } else { Vec::new() }
     }
 
-    /// A stage says what it has computed so far.
-    pub(crate) fn report(&mut self, worker: WorkerId, report: StageReport) {
-        if let Some(pipeline) = self.pipeline_mut(report.epoch)
-            && let Some(stage) = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))
-        {
-            pipeline.stages[stage].report = report;
-        }
+    /// A stage says what it has computed so far. How many times as long as it should it takes, where that is news.
+    pub(crate) fn report(&mut self, worker: WorkerId, report: StageReport) -> Option<f64> {
+        let pipeline = self.pipeline_mut(report.epoch)?;
+        let number = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))?;
+        let stage = &mut pipeline.stages[number];
+        stage.report = report;
+        stage.slowness.judge(&report)
     }
 
     /// The pipeline of this epoch does not work: plan again under the next one, without who is to blame.

@@ -78,6 +78,16 @@ fn layers_are_dealt_when_everybody_has_said_how_fast_it_is() {
     let prediction = world.roster.prediction().expect("both speeds are known");
     assert!(prediction.stage_ms.iter().all(|&ms| ms > 0.0), "{prediction:?}");
     assert!(matches!(world.roster.measured(world.now, WorkerId(2), answer(1)), Err(Misconduct::Unasked(_))));
+    // Who takes far longer than that is found out.
+    let hours = |n: u64| StageReport {
+        epoch: PlanEpoch(1),
+        steps: n * 20,
+        rows: n * 20,
+        compute_us: n << 40,
+        ..StageReport::default()
+    };
+    let slow: Vec<_> = (1..=4).map(|n| world.roster.report(WorkerId(1), hours(n)).is_some()).collect();
+    assert_eq!(slow, [false, false, true, false]);
     // Who comes back is known.
     world.roster.left(world.now, WorkerId(1), "gone");
     assert!(world.joined_as("a", 1, GB).is_empty());
