@@ -26,8 +26,8 @@ pub use self::{
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{
-        AddressArgs, ClientArgs, DiscoverArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs, ServeArgs,
-        StatusArgs, TicketArgs, WorkloadArgs,
+        AddressArgs, ClientArgs, CoordinatorArgs, DiscoverArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs,
+        ServeArgs, StatusArgs, TicketArgs, TopArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
     shell::{CompletionsArgs, ManArgs},
@@ -72,6 +72,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Show the state of a running coordinator
     Status(StatusArgs),
+    /// Watch a running coordinator on the whole terminal
+    Top(TopArgs),
     /// Print the join line of a coordinator that runs on this machine
     Ticket(TicketArgs),
     /// List the coordinators of the local network

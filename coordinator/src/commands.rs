@@ -24,6 +24,7 @@ mod signals;
 mod status;
 mod ticket;
 mod tokenize;
+mod top;
 mod verify;
 
 use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
@@ -60,6 +61,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => chat::chat(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Status(args) => status::status(&args),
+        Command::Top(args) => top::top(args),
         Command::Ticket(args) => ticket::ticket(&args),
         Command::Discover(args) => block_on(discover::discover(&args)),
         Command::Doctor(args) => doctor::doctor(&args),

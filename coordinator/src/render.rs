@@ -1,6 +1,7 @@
 //! What people see: tables, progress and notes. Results go to standard output, all of this to standard error, unless it
 //! is the result.
 
+pub mod dashboard;
 pub mod model;
 pub mod output;
 pub mod picture;

@@ -22,7 +22,7 @@ use super::{
     server::Phase,
 };
 use crate::mesh::{
-    events::{EventReader, Heard},
+    events::{EventReader, Heard, ToldEvent},
     status::MeshStatus,
 };
 
@@ -105,7 +105,7 @@ impl Watching {
                 Event::default().json_data(&*status).ok()
             }
             heard = happens.next() => match heard? {
-                Heard::Event(event) => Event::default().event(event.name()).json_data(&*event).ok(),
+                Heard::Event(event) => Event::default().event(event.name()).json_data(ToldEvent::from(&*event)).ok(),
                 Heard::Lost(events) => Event::default().event("lost").json_data(json!({"events": events})).ok(),
             },
         }

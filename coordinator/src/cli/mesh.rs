@@ -1,4 +1,4 @@
-//! Arguments of the commands about a mesh: `plan`, `serve`, `status`, `ticket`.
+//! Arguments of the commands about a mesh: `plan`, `serve`, `status`, `top`, `ticket`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -331,19 +331,36 @@ pub struct ClientArgs {
     pub trusted_proxy: Vec<IpAddr>,
 }
 
-/// Arguments of `status`.
+/// Which running coordinator is meant.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  coordinator status\n  coordinator status --url http://10.0.0.5:8080 --json")]
-pub struct StatusArgs {
+pub struct CoordinatorArgs {
     /// Where the coordinator's HTTP API is
     #[arg(long, env = "QMESH_URL", default_value = "http://127.0.0.1:8080")]
     pub url: String,
     /// Key of the API, if it asks for one
     #[arg(long, value_name = "KEY", env = "QMESH_API_KEY")]
     pub api_key: Option<ApiKey>,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  coordinator status\n  coordinator status --url http://10.0.0.5:8080 --json")]
+pub struct StatusArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub coordinator: CoordinatorArgs,
     /// Print JSON
     #[arg(long, env = "QMESH_JSON")]
     pub json: bool,
+}
+
+/// Arguments of `top`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  coordinator top\n  coordinator top --url http://10.0.0.5:8080\n\nq ends it.")]
+pub struct TopArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub coordinator: CoordinatorArgs,
 }
 
 /// Arguments of `discover`.

@@ -6,7 +6,7 @@ use qmesh_models::{bytes::ByteCount, spec::ModelSpec};
 
 use super::{header, room::Room, status};
 use crate::{
-    cli::{Failure, PlanArgs, WorkloadArgs},
+    cli::{CoordinatorArgs, Failure, PlanArgs, WorkloadArgs},
     local,
     mesh::status::WorkerStatus,
     plan::{
@@ -112,7 +112,7 @@ fn cluster(args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
 
 /// The workers of a running coordinator. Their speed is that with the model that it serves.
 fn live(url: &str, args: &PlanArgs, spec: &ModelSpec) -> Result<Cluster, Failure> {
-    let (_, status) = status::ask(url, args.api_key.as_ref())?;
+    let (_, status) = status::ask(&CoordinatorArgs { url: url.to_owned(), api_key: args.api_key.clone() })?;
     if status.workers.is_empty() {
         return Err(Failure::failed(format!("no worker has joined the coordinator at {url}")));
     }

@@ -203,9 +203,7 @@ async fn announce(mesh: MeshHandle) {
                 Some(Heard::Event(event)) => match &*event {
                     MeshEvent::PhaseChanged { .. } => break,
                     MeshEvent::ChangeAnnounced { epoch, text } => note(format_args!("plan {epoch} is next: {text}")),
-                    MeshEvent::WorkerSlow { worker, times, .. } => note(format_args!(
-                        "{worker} takes {times:.1} times as long as it measured: does something else compute there?"
-                    )),
+                    MeshEvent::WorkerSlow { .. } => event.sentence().into_iter().for_each(note),
                     MeshEvent::WorkerJoined { .. }
                     | MeshEvent::WorkerLeft { .. }
                     | MeshEvent::PlanMade { .. }

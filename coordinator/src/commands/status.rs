@@ -6,14 +6,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    api::ApiKey,
-    cli::{Failure, StatusArgs},
+    cli::{CoordinatorArgs, Failure, StatusArgs},
     mesh::status::MeshStatus,
     render::{output, report},
 };
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let (answer, status) = ask(&args.url, args.api_key.as_ref())?;
+    let (answer, status) = ask(&args.coordinator)?;
     if args.json {
         // Written anew: what has answered may have put anything between the values.
         output::json(&answer.to_string())?;
@@ -23,42 +22,52 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the coordinator at `url` says of itself, as it says it and as it is understood.
+/// What a coordinator says of itself, as it says it and as it is understood.
 ///
 /// # Errors
 /// There is none, or it asks for another key.
-pub(super) fn ask(url: &str, key: Option<&ApiKey>) -> Result<(Value, MeshStatus), Failure> {
-    let body = get(url, key)?;
+pub(super) fn ask(coordinator: &CoordinatorArgs) -> Result<(Value, MeshStatus), Failure> {
+    let mut body = open(coordinator, "/api/status", Some(PATIENCE))?;
+    let url = &coordinator.url;
+    let body = body.read_to_string().map_err(|error| unreachable(url, &error))?;
     let no_coordinator = |_| Failure::failed(format!("{url} is no qmesh coordinator: it tells no status"));
     let answer: Value = serde_json::from_str(&body).map_err(no_coordinator)?;
     let status = MeshStatus::deserialize(&answer).map_err(no_coordinator)?;
     Ok((answer, status))
 }
 
-/// The body of `/api/status`.
-fn get(url: &str, key: Option<&ApiKey>) -> Result<String, Failure> {
+/// The body of what `path` of a coordinator answers, in `patience` as a whole where that is given.
+///
+/// # Errors
+/// There is no coordinator, or it asks for another key.
+pub(super) fn open(
+    coordinator: &CoordinatorArgs,
+    path: &str,
+    patience: Option<Duration>,
+) -> Result<ureq::Body, Failure> {
+    let CoordinatorArgs { url, api_key } = coordinator;
     // Most coordinators are on this machine or beside it, where no proxy leads.
     let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
-    let agent: ureq::Agent = config.timeout_global(Some(PATIENCE)).build().into();
-    let address = format!("{}/api/status", url.trim_end_matches('/'));
+    let agent: ureq::Agent = config.timeout_connect(Some(PATIENCE)).timeout_global(patience).build().into();
+    let address = format!("{}{path}", url.trim_end_matches('/'));
     let mut request = agent.get(&address);
-    if let Some(key) = key {
+    if let Some(key) = api_key {
         request = request.header("Authorization", format!("Bearer {}", key.as_str()));
     }
-    let unreachable = |error: ureq::Error| {
-        if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {
-            return Failure::usage(format!("`{url}` is no URL: {error}"));
-        }
-        Failure::unreachable(format!("cannot reach the coordinator at {url}: {error}"))
-            .with_advice("start one with `coordinator serve`, or name another with --url")
-    };
-    let mut response = request.call().map_err(unreachable)?;
-    let body = response.body_mut().read_to_string().map_err(unreachable)?;
+    let response = request.call().map_err(|error| unreachable(url, &error))?;
     match response.status().as_u16() {
-        200 => Ok(body),
+        200 => Ok(response.into_body()),
         401 => Err(Failure::failed(format!("{url} asks for a key")).with_advice("--api-key KEY")),
         code => Err(Failure::failed(format!("{address} answered {code}: it is no qmesh coordinator"))),
     }
+}
+
+fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+    if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {
+        return Failure::usage(format!("`{url}` is no URL: {error}"));
+    }
+    Failure::unreachable(format!("cannot reach the coordinator at {url}: {error}"))
+        .with_advice("start one with `coordinator serve`, or name another with --url")
 }
 
 /// A status is at hand: a coordinator that takes longer than this does not answer.

@@ -3,8 +3,9 @@
 //!
 //! The bus is bounded and waits for nobody: a reader that stays behind loses the oldest events and is told how many.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
+use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 use tokio::sync::broadcast::{self, error::RecvError};
 
@@ -133,6 +134,16 @@ pub enum PlanReason {
     Lost,
 }
 
+impl PlanReason {
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::First => "it is the first",
+            Self::Better => "it is better than the one that serves",
+            Self::Lost => "a worker was lost",
+        }
+    }
+}
+
 /// One stage of a plan.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PlannedStage {
@@ -142,6 +153,12 @@ pub struct PlannedStage {
     pub first_layer: usize,
     /// One past the last layer.
     pub end_layer: usize,
+}
+
+impl fmt::Display for PlannedStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}–{}", self.worker, self.first_layer, self.end_layer.saturating_sub(1))
+    }
 }
 
 /// How a request ended.
@@ -180,6 +197,50 @@ impl MeshEvent {
             Self::TokenRates { .. } => "token_rates",
             Self::FaultSeen { .. } => "fault_seen",
         }
+    }
+
+    /// What happened, for people; `None` where numbers tell more than words.
+    pub fn sentence(&self) -> Option<String> {
+        let sentence = match self {
+            Self::WorkerJoined { worker, address, memory_bytes, threads } => {
+                let memory = ByteCount(*memory_bytes);
+                format!("{worker} has joined from {address}: {memory}, {threads} threads.")
+            }
+            Self::WorkerLeft { worker, reason } => format!("{worker} has gone: {reason}."),
+            Self::WorkerSlow { worker, times, .. } => {
+                format!("{worker} takes {times:.1} times as long as it measured: does something else compute there?")
+            }
+            Self::PhaseChanged { state, text, .. } => format!("The mesh is {}: {text}.", state.name()),
+            Self::PlanMade { epoch, why, stages } => {
+                let stages: Vec<String> = stages.iter().map(PlannedStage::to_string).collect();
+                format!("Plan {epoch} was made, as {}: {}.", why.sentence(), stages.join(", "))
+            }
+            Self::ChangeAnnounced { epoch, text } => format!("Plan {epoch} will take over: {text}."),
+            Self::FaultSeen { worker, text } => format!("{worker}: {text}."),
+            Self::RequestEnded { request, end: RequestEnd::Failed { text } } => {
+                format!("Request {request} failed: {text}.")
+            }
+            Self::LoadProgress { .. }
+            | Self::RequestStarted { .. }
+            | Self::RequestEnded { end: RequestEnd::Finished { .. } | RequestEnd::Cancelled, .. }
+            | Self::TokenRates { .. } => return None,
+        };
+        Some(sentence)
+    }
+}
+
+/// An event as readers of the API get it: its fields, and the sentence that people read, where there is one.
+#[derive(Debug, Serialize)]
+pub(crate) struct ToldEvent<'a> {
+    #[serde(flatten)]
+    event: &'a MeshEvent,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sentence: Option<String>,
+}
+
+impl<'a> From<&'a MeshEvent> for ToldEvent<'a> {
+    fn from(event: &'a MeshEvent) -> Self {
+        Self { event, sentence: event.sentence() }
     }
 }
 
@@ -287,7 +348,10 @@ mod tests {
             (ended.name(), json.as_str()),
             ("request_ended", r#"{"request":7,"end":{"failed":{"text":"lost"}}}"#)
         );
+        let told = serde_json::to_string(&ToldEvent::from(&ended)).unwrap();
+        let sentence = r#","sentence":"Request 7 failed: lost."}"#;
+        assert_eq!(told, format!("{}{sentence}", json.strip_suffix('}').unwrap()));
         let cancelled = MeshEvent::RequestEnded { request: 8, end: RequestEnd::Cancelled };
-        assert_eq!(serde_json::to_string(&cancelled).unwrap(), r#"{"request":8,"end":"cancelled"}"#);
+        assert_eq!(serde_json::to_string(&ToldEvent::from(&cancelled)).unwrap(), r#"{"request":8,"end":"cancelled"}"#);
     }
 }

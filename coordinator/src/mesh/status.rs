@@ -120,6 +120,19 @@ pub enum MeshState {
     Stopping,
 }
 
+impl MeshState {
+    /// As people and programs read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 /// One stage of the pipeline.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct StageStatus {

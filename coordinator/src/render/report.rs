@@ -10,7 +10,7 @@ use super::{
     table::{Align, pairs, table},
 };
 use crate::{
-    mesh::status::{LinkPassage, LinkStatus, MeshState, MeshStatus, StageStatus},
+    mesh::status::{LinkPassage, LinkStatus, MeshStatus, StageStatus},
     plan::prediction::Prediction,
     text::TextEnd,
 };
@@ -82,7 +82,7 @@ pub fn compared(end: &TextEnd, first_token: Duration, prediction: &Prediction) -
 pub fn status(status: &MeshStatus) -> String {
     let summary = pairs([
         ("model", status.model.clone()),
-        ("state", format!("{}: {}", state(status.state), status.text)),
+        ("state", format!("{}: {}", status.state.name(), status.text)),
         ("plan", if status.epoch == 0 { "none yet".to_owned() } else { format!("epoch {}", status.epoch) }),
         (
             "room",
@@ -130,7 +130,7 @@ pub fn status(status: &MeshStatus) -> String {
 }
 
 /// `direct, 12.3 ms there and back`.
-fn link(link: LinkStatus) -> String {
+pub(super) fn link(link: LinkStatus) -> String {
     let passage = match link.passage {
         LinkPassage::Direct => "direct",
         LinkPassage::Relayed => "relayed",
@@ -148,22 +148,13 @@ fn stage_cells(stage: &StageStatus) -> Vec<String> {
     ]
 }
 
-fn state(state: MeshState) -> &'static str {
-    match state {
-        MeshState::Waiting => "waiting",
-        MeshState::Loading => "loading",
-        MeshState::Ready => "ready",
-        MeshState::Failed => "failed",
-        MeshState::Stopping => "stopping",
-    }
-}
-
 fn rate(tokens: usize, time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if tokens == 0 || seconds <= 0.0 { "-".to_owned() } else { format!("{:.1} tok/s", tokens as f64 / seconds) }
 }
 
-fn uptime(seconds: u64) -> String {
+/// `45 s`, `12 min`, `3 h 5 min`.
+pub(super) fn uptime(seconds: u64) -> String {
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     match (hours, minutes) {
         (0, 0) => format!("{seconds} s"),

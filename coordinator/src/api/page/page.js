@@ -292,24 +292,8 @@ const happened = (name, event) => {
   draw();
 };
 
-const inWords = (name, event) => {
-  switch (name) {
-    case "worker_joined": return `${event.worker} has joined from ${event.address}: ${bytes(event.memory_bytes)}, ${event.threads} threads.`;
-    case "worker_left": return `${event.worker} has gone: ${event.reason}.`;
-    case "worker_slow": return `${event.worker} takes ${event.times.toFixed(1)} times as long as it measured: does something else compute there?`;
-    case "phase_changed": return `The mesh is ${event.state}: ${event.text}.`;
-    case "plan_made": {
-      const why = { first: "it is the first", better: "it is better than the one that serves", lost: "a worker was lost" }[event.why] ?? event.why;
-      const stages = event.stages.map((stage) => `${stage.worker} ${stage.first_layer}–${stage.end_layer - 1}`).join(", ");
-      return `Plan ${event.epoch} was made, as ${why}: ${stages}.`;
-    }
-    case "change_announced": return `Plan ${event.epoch} will take over: ${event.text}.`;
-    case "fault_seen": return `${event.worker}: ${event.text}.`;
-    case "request_ended": return event.end.failed ? `Request ${event.request} failed: ${event.end.failed.text}.` : "";
-    case "lost": return `${event.events} events were lost, as this page was too slow.`;
-    default: return "";
-  }
-};
+const inWords = (name, event) =>
+  name === "lost" ? `${event.events} events were lost, as this page was too slow.` : event.sentence ?? "";
 
 const followRequest = (name, event) => {
   if (name === "request_started") {

@@ -260,7 +260,11 @@ async fn what_happens_is_told_beside_the_status() {
     let mut events = served.open("GET /api/events", "").await;
     read_until(&mut events, "\"state\":\"ready\"").await;
     served.mesh.bus.publish(MeshEvent::FaultSeen { worker: "w1".to_owned(), text: "a NaN".to_owned() });
-    read_until(&mut events, "event: fault_seen\ndata: {\"worker\":\"w1\",\"text\":\"a NaN\"}\n\n").await;
+    read_until(
+        &mut events,
+        "event: fault_seen\ndata: {\"worker\":\"w1\",\"text\":\"a NaN\",\"sentence\":\"w1: a NaN.\"}\n\n",
+    )
+    .await;
     drop(events);
     served.stop().await;
 }
