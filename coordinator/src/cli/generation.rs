@@ -55,7 +55,8 @@ Examples:
   coordinator chat smollm2-135m
   coordinator chat qwen2.5-coder-0.5b --workers 2 --system \"Answer in one sentence.\"
 
-Inside: /reset forgets the conversation, /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")]
+Inside: /retry answers the last question anew, /help lists the commands, a line that ends with \\ goes on in the next,
+Ctrl-C stops an answer, Ctrl-D leaves.")]
 pub struct ChatArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
     #[arg(value_parser = model_ref())]

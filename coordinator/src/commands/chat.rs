@@ -1,11 +1,15 @@
 //! `chat`: a conversation in the terminal, or over a pipe.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+mod dialogue;
+mod lines;
 
-use qmesh_models::{chat::Message, files::BYTE_ORDER_MARK, tokenizer::LeadingSpace};
+use qmesh_models::{chat::Message, tokenizer::LeadingSpace};
 use qmesh_net::Sampling;
-use rustyline::{DefaultEditor, error::ReadlineError};
 
+use self::{
+    dialogue::{Dialogue, Request},
+    lines::{Input, Lines},
+};
 use super::{
     answer::{self, AnswerError},
     block_on_to_the_end,
@@ -34,10 +38,9 @@ pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
             started = LocalMesh::start(&opened, &args.split) => started?,
             () = stop_asked() => return Err(Failure::interrupted()),
         };
-        let system = args.system.iter().map(|system| Message::new("system", system)).collect();
         let conversation =
-            Conversation { text: &text, mesh: local.handle(), sampling, max_tokens: args.length.max_tokens, system };
-        let ended = conversation.hold().await;
+            Conversation { text: &text, mesh: local.handle(), sampling, max_tokens: args.length.max_tokens };
+        let ended = conversation.hold(Dialogue::new(args.system.clone())).await;
         local.stop().await;
         ended
     })
@@ -48,33 +51,6 @@ struct Conversation<'a> {
     mesh: MeshHandle,
     sampling: Sampling,
     max_tokens: usize,
-    /// The message before all others, if any.
-    system: Vec<Message>,
-}
-
-/// What the user's line asks for.
-#[derive(Debug, Eq, PartialEq)]
-enum Request<'a> {
-    Exit,
-    Reset,
-    Help,
-    Nothing,
-    Unknown(&'a str),
-    Say(&'a str),
-}
-
-impl<'a> Request<'a> {
-    fn parse(line: &'a str) -> Self {
-        // A file that is piped in may begin with a byte order mark.
-        match line.trim_start_matches(BYTE_ORDER_MARK).trim() {
-            "" => Self::Nothing,
-            "/exit" | "/quit" => Self::Exit,
-            "/reset" => Self::Reset,
-            "/help" | "/?" => Self::Help,
-            line if line.starts_with('/') => Self::Unknown(line.split(' ').next().unwrap_or(line)),
-            line => Self::Say(line),
-        }
-    }
 }
 
 /// How an answer went.
@@ -86,12 +62,13 @@ enum Turn {
 }
 
 impl Conversation<'_> {
-    async fn hold(&self) -> Result<(), Failure> {
+    async fn hold(&self, mut dialogue: Dialogue) -> Result<(), Failure> {
         let mut lines = Lines::open()?;
         if lines.interactive() {
-            note(HELP);
+            HELP.lines().for_each(note);
         }
-        let mut messages = self.system.clone();
+        // How often the last question was asked: each answer to it is drawn with a seed of its own.
+        let mut tries = 0;
         loop {
             let (returned, input) = next_line(lines).await?;
             lines = returned;
@@ -103,36 +80,53 @@ impl Conversation<'_> {
                 }
                 Input::End => return Ok(()),
             };
-            match Request::parse(&line) {
+            let question = match Request::parse(&line) {
                 Request::Exit => return Ok(()),
-                Request::Nothing => {}
-                Request::Help => note(HELP),
-                Request::Unknown(word) => note(format_args!("{word} is no command; /help lists them")),
-                Request::Reset => {
-                    messages.clone_from(&self.system);
-                    note("forgotten");
-                }
                 Request::Say(question) => {
-                    messages.push(Message::new("user", question));
-                    match self.turn(&messages).await {
-                        Ok(Turn::Said(answer)) => messages.push(Message::new("assistant", answer)),
-                        Ok(Turn::Cancelled) => drop(messages.pop()),
-                        Ok(Turn::Stop) => return Ok(()),
-                        // Over a pipe nobody could react.
-                        Err(failure) if lines.interactive() && !failure.text.is_empty() => {
-                            messages.pop();
-                            failure.lines().into_iter().for_each(note);
-                        }
-                        Err(failure) => return Err(failure),
-                    }
+                    tries = 0;
+                    Some(question.to_owned())
                 }
+                Request::Retry => {
+                    tries += 1;
+                    dialogue.take_back()
+                }
+                Request::Help => {
+                    HELP.lines().for_each(note);
+                    continue;
+                }
+                Request::Unknown(word) => {
+                    note(format_args!("{word} is no command, or lacks something; /help lists them"));
+                    continue;
+                }
+                Request::Change(change) => {
+                    note(dialogue.change(&change));
+                    continue;
+                }
+                Request::Nothing => continue,
+            };
+            let Some(question) = question else {
+                note("there is no question yet");
+                continue;
+            };
+            dialogue.ask(&question);
+            match self.turn(&dialogue.messages(), tries).await {
+                Ok(Turn::Said(answer)) => dialogue.answered(answer),
+                Ok(Turn::Cancelled) => drop(dialogue.take_back()),
+                Ok(Turn::Stop) => return Ok(()),
+                // Over a pipe nobody could react.
+                Err(failure) if lines.interactive() && !failure.text.is_empty() => {
+                    dialogue.take_back();
+                    failure.lines().into_iter().for_each(note);
+                }
+                Err(failure) => return Err(failure),
             }
         }
     }
 
-    async fn turn(&self, messages: &[Message]) -> Result<Turn, Failure> {
+    async fn turn(&self, messages: &[Message], tries: u64) -> Result<Turn, Failure> {
         let ids = answer::chat_prompt(self.text, messages)?;
-        let request = answer::request(self.text, ids, self.max_tokens, self.sampling.clone());
+        let sampling = Sampling { seed: self.sampling.seed.wrapping_add(tries), ..self.sampling.clone() };
+        let request = answer::request(self.text, ids, self.max_tokens, sampling);
         tokio::select! {
             answer = answer::stream(self.text, &self.mesh, request, LeadingSpace::Strip) => match answer {
                 Ok(answer) => {
@@ -155,56 +149,6 @@ impl Conversation<'_> {
     }
 }
 
-/// Where lines come from.
-enum Lines {
-    Terminal(Box<DefaultEditor>),
-    Pipe,
-}
-
-enum Input {
-    Line(String),
-    Interrupt,
-    End,
-}
-
-impl Lines {
-    fn open() -> Result<Self, Failure> {
-        if !io::stdin().is_terminal() {
-            return Ok(Self::Pipe);
-        }
-        let editor = DefaultEditor::new().map_err(|e| Failure::failed(format!("cannot read the terminal: {e}")))?;
-        Ok(Self::Terminal(Box::new(editor)))
-    }
-
-    fn interactive(&self) -> bool {
-        matches!(self, Self::Terminal(_))
-    }
-
-    /// The next line. Blocks.
-    fn read(&mut self) -> Result<Input, Failure> {
-        match self {
-            Self::Terminal(editor) => match editor.readline("> ") {
-                Ok(line) => {
-                    // A history that does not take a line is no reason to stop.
-                    let _kept = editor.add_history_entry(&line);
-                    Ok(Input::Line(line))
-                }
-                Err(ReadlineError::Interrupted) => Ok(Input::Interrupt),
-                Err(ReadlineError::Eof) => Ok(Input::End),
-                Err(error) => Err(Failure::failed(format!("cannot read the terminal: {error}"))),
-            },
-            Self::Pipe => {
-                let mut line = String::new();
-                let read = io::stdin().lock().take(LINE_BYTES_MAX).read_line(&mut line);
-                match read.map_err(|e| Failure::failed(format!("cannot read standard input: {e}")))? {
-                    0 => Ok(Input::End),
-                    _ => Ok(Input::Line(line)),
-                }
-            }
-        }
-    }
-}
-
 /// Reads a line where it may block, and gives the source back. Over a pipe, signals end the conversation.
 async fn next_line(mut lines: Lines) -> Result<(Lines, Input), Failure> {
     let reading = tokio::task::spawn_blocking(move || {
@@ -220,20 +164,6 @@ async fn next_line(mut lines: Lines) -> Result<(Lines, Input), Failure> {
     }
 }
 
-const HELP: &str = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this";
-/// Longer than any context.
-const LINE_BYTES_MAX: u64 = 4 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_that_begin_with_a_slash_are_commands() {
-        assert_eq!(Request::parse("  /reset "), Request::Reset);
-        assert_eq!(Request::parse("/sing a song"), Request::Unknown("/sing"));
-        assert_eq!(Request::parse(" \n"), Request::Nothing);
-        assert_eq!(Request::parse("\u{feff}/reset\n"), Request::Reset);
-        assert_eq!(Request::parse("what is /exit?\n"), Request::Say("what is /exit?"));
-    }
-}
+const HELP: &str = "\
+/reset forgets the conversation, /undo its last question, /retry answers that anew, /system TEXT replaces the system message,
+/save FILE keeps the conversation; a line that ends with \\ goes on in the next; Ctrl-C stops an answer, /exit or Ctrl-D leaves";
