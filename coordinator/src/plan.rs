@@ -14,6 +14,7 @@ mod link;
 pub mod machine;
 pub mod offer;
 pub mod prediction;
+pub mod quantisations;
 mod solver;
 mod speed;
 

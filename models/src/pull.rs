@@ -87,6 +87,24 @@ pub fn local(reference: &ModelRef, directories: &Directories) -> Option<PathBuf>
     }
 }
 
+/// A model of a repository of a hub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OfferedModel {
+    /// What stands after the colon of a reference to it: a quantisation, or the name of a file.
+    pub name: String,
+    /// Of all its files.
+    pub bytes: u64,
+}
+
+/// Every model that the repository of `reference` has whole.
+///
+/// # Errors
+/// See [`PullError`].
+pub fn offered(reference: &HubRef) -> Result<Vec<OfferedModel>, PullError> {
+    let puller = Puller::from_env();
+    puller.hub.offered(&puller.http, reference)
+}
+
 /// The headers of a model that is on a server, and nothing more of it: all that is needed to say what it is made of and how
 /// large it is. Nothing is written to the cache.
 ///

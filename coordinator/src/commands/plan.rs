@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use qmesh_models::{bytes::ByteCount, spec::ModelSpec};
+use qmesh_models::{
+    bytes::ByteCount,
+    pull::{self, ModelRef, OfferedModel, Remote},
+    spec::ModelSpec,
+};
 
 use super::{header, room::Room, status};
 use crate::{
@@ -10,12 +14,13 @@ use crate::{
     local,
     mesh::status::WorkerStatus,
     plan::{
-        self, Capacity, Link, Links, PlanInput,
+        self, Capacity, Link, Links, PlanError, PlanInput,
         alternatives::alternatives,
         cluster::{self, Cluster},
         machine::Machine,
         offer::Offer,
         prediction::predict,
+        quantisations::{Fitting, Quantisation, fitting},
     },
     render::{note, output, plan::PlanReport},
 };
@@ -37,11 +42,13 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         ..PlanInput::new(&spec, workers, kv_positions, context, chunk_rows)
     };
     place(args, &mut input)?;
-    let plan = plan::solve(&input)?;
+    let solved = plan::solve(&input);
+    let fitting = fitting_of(&args.model, &input);
+    let plan = solved.map_err(|error| with_fitting(error, fitting.as_ref()))?;
     let streams = if args.parallel > 1 { args.parallel } else { STREAMS };
     let prediction = predict(&input, &plan, streams);
     let expected = prediction.map(|prediction| (prediction, alternatives(&input, &plan, streams)));
-    let report = PlanReport::new(&input, &plan, expected.as_ref());
+    let report = PlanReport::new(&input, &plan, expected.as_ref(), fitting.as_ref());
     if let Some(path) = &args.svg {
         fs::write(path, report.svg())
             .map_err(|error| Failure::failed(format!("cannot write --svg {}: {error}", path.display())))?;
@@ -52,6 +59,33 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         output::text(report.text())?;
     }
     Ok(())
+}
+
+/// Which quantisations of the model the workers could hold, where it is one of a repository's.
+fn fitting_of(model: &ModelRef, input: &PlanInput<'_>) -> Option<Fitting> {
+    let Some(Remote::Hub(repository)) = model.remote() else { return None };
+    match pull::offered(repository) {
+        Ok(offered) if offered.len() < 2 => None,
+        Ok(offered) => {
+            let quantisation = |OfferedModel { name, bytes }| Quantisation { name, bytes };
+            Some(fitting(input, offered.into_iter().map(quantisation).collect()))
+        }
+        Err(error) => {
+            note(format_args!("note: which quantisations would fit is not known: {error}"));
+            None
+        }
+    }
+}
+
+/// The error, with another quantisation among the advice.
+fn with_fitting(error: PlanError, fitting: Option<&Fitting>) -> Failure {
+    let is_size = matches!(error, PlanError::DoesNotFit(_));
+    let mut failure = Failure::from(error);
+    if let Some(fitting) = fitting.filter(|_| is_size) {
+        failure.advice =
+            Some([Some(fitting.to_string()), failure.advice].into_iter().flatten().collect::<Vec<_>>().join("; "));
+    }
+    failure
 }
 
 /// Takes out whom `--exclude` names, and gives the others what `--pin` says.

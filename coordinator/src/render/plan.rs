@@ -14,6 +14,7 @@ use crate::plan::{
     Capacity, Goal, Plan, PlanInput, SpeedSource, StagePlan,
     alternatives::Alternatives,
     prediction::{Bottleneck, Prediction},
+    quantisations::Fitting,
 };
 
 /// A plan and what it was made from, for `plan --json`.
@@ -29,6 +30,7 @@ pub struct PlanReport<'a> {
     gap_percent: f64,
     prediction: Option<&'a Prediction>,
     alternatives: Option<&'a Alternatives>,
+    quantisations: Option<&'a Fitting>,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,7 +60,12 @@ type SizeColumn = (&'static str, fn(&StageReport<'_>) -> u64);
 
 impl<'a> PlanReport<'a> {
     /// The plan that `input` led to, with what it is expected to do and what else could be done, where that is known.
-    pub fn new(input: &'a PlanInput<'_>, plan: &'a Plan, expected: Option<&'a (Prediction, Alternatives)>) -> Self {
+    pub fn new(
+        input: &'a PlanInput<'_>,
+        plan: &'a Plan,
+        expected: Option<&'a (Prediction, Alternatives)>,
+        quantisations: Option<&'a Fitting>,
+    ) -> Self {
         let prediction = expected.map(|(prediction, _)| prediction);
         let stages = plan.stages.iter().enumerate().map(|(index, s)| {
             let token_ms = prediction.and_then(|prediction| prediction.stage_ms.get(index).copied());
@@ -76,6 +83,7 @@ impl<'a> PlanReport<'a> {
             gap_percent: plan.gap_percent,
             prediction,
             alternatives: expected.map(|(_, alternatives)| alternatives),
+            quantisations,
         }
     }
 
@@ -98,6 +106,7 @@ impl<'a> PlanReport<'a> {
         if self.gap_percent > 0.0 {
             parts.push(format!("a better plan may exist, by {:.1} % at most", self.gap_percent));
         }
+        parts.extend(self.quantisations.map(Fitting::to_string));
         parts.extend(self.notes.iter().map(|note| format!("note: {note}")));
         parts.join("\n")
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use ureq::http::HeaderMap;
 
 use super::{
-    Choice, HubRef, PullError,
+    Choice, HubRef, OfferedModel, PullError,
     http::{Http, Source},
     names::{self, SplitName},
     part::Expected,
@@ -123,6 +123,11 @@ impl Hub {
         choose(&repository, reference.choice(), &self.files(http, reference)?)
     }
 
+    /// Every model of the repository that is whole, and what asks for it.
+    pub(super) fn offered(&self, http: &Http, reference: &HubRef) -> Result<Vec<OfferedModel>, PullError> {
+        Ok(offered(&self.files(http, reference)?))
+    }
+
     /// Where `file` of the repository is.
     pub(super) fn source(&self, reference: &HubRef, file: &HubFile, what: String) -> Source {
         let path = names::percent_encoded(&file.path);
@@ -174,10 +179,46 @@ impl Entry {
     }
 }
 
-fn choose(repository: &str, choice: &Choice, files: &[HubFile]) -> Result<Chosen, PullError> {
+/// The files of a repository by their paths, and the paths at which its models begin.
+fn models(files: &[HubFile]) -> (BTreeMap<&str, &HubFile>, Vec<String>) {
     let by_path: BTreeMap<&str, &HubFile> = files.iter().map(|file| (file.path.as_str(), file)).collect();
     let mut models: Vec<String> = by_path.keys().filter(|path| is_model(path)).map(|path| lead(path)).collect();
     models.dedup();
+    (by_path, models)
+}
+
+fn offered(files: &[HubFile]) -> Vec<OfferedModel> {
+    let (by_path, models) = models(files);
+    let stems: Vec<&str> = models.iter().map(|model| names::stem(file_name(model))).collect();
+    let common = common_words(&stems);
+    let one = |(model, stem): (&String, &str)| {
+        let quant = &stem[common..];
+        let alone = models.iter().filter(|other| fits(other, quant)).count() == 1;
+        let name = if alone && !quant.is_empty() { quant } else { file_name(model) };
+        let bytes = parts(model).iter().map(|part| Some(by_path.get(part.as_str())?.bytes)).sum::<Option<u64>>()?;
+        Some(OfferedModel { name: name.to_owned(), bytes })
+    };
+    models.iter().zip(stems).filter_map(one).collect()
+}
+
+/// How many bytes at the beginning of all names are the same, up to the end of a word.
+fn common_words(names: &[&str]) -> usize {
+    let Some((first, others)) = names.split_first() else { return 0 };
+    let same = |other: &&str| first.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+    let common = others.iter().map(same).min().unwrap_or(0);
+    first.as_bytes()[..common].iter().rposition(|byte| matches!(byte, b'-' | b'.')).map_or(0, |at| at + 1)
+}
+
+/// The paths of the files of the model that begins with the one at `lead`.
+fn parts(lead: &str) -> Vec<String> {
+    match SplitName::parse(lead) {
+        Some(split) => (1..=split.count).map(|part| split.name(part)).collect(),
+        None => vec![lead.to_owned()],
+    }
+}
+
+fn choose(repository: &str, choice: &Choice, files: &[HubFile]) -> Result<Chosen, PullError> {
+    let (by_path, models) = models(files);
     let fitting = |name: &str| -> Vec<&String> { models.iter().filter(|model| fits(model, name)).collect() };
     let (wanted, fit) = match choice {
         Choice::Named(name) => (Some(name.clone()), fitting(name)),
@@ -195,15 +236,11 @@ fn choose(repository: &str, choice: &Choice, files: &[HubFile]) -> Result<Chosen
             false => PullError::Ambiguous { repository: repository(), wanted, available: listed(fit.into_iter()) },
         });
     };
-    let parts = match SplitName::parse(model) {
-        Some(split) => (1..=split.count).map(|part| split.name(part)).collect(),
-        None => vec![model.clone()],
-    };
     let file = |path: String| match by_path.get(path.as_str()) {
         Some(&file) => Ok(file.clone()),
         None => Err(PullError::PartMissing { repository: repository(), missing: path }),
     };
-    Ok(Chosen { exact: wanted, files: parts.into_iter().map(file).collect::<Result<_, _>>()? })
+    Ok(Chosen { exact: wanted, files: parts(model).into_iter().map(file).collect::<Result<_, _>>()? })
 }
 
 /// Whether the GGUF file at `path` is a model, and not what goes with one.
@@ -275,6 +312,29 @@ mod tests {
         assert_eq!(pick("Q8_0", &parts).unwrap().1, [parts[1], parts[0]]);
         let error = pick("Q8_0", &parts[..1]).unwrap_err();
         assert_eq!(error.to_string(), "hf:o/r lacks q/m-Q8_0-00001-of-00002.gguf");
+    }
+
+    #[test]
+    fn whole_models_are_offered_by_the_shortest_name_that_means_them() {
+        let offers = |files: &[(&str, u64)]| {
+            let file = |&(path, bytes): &(&str, u64)| HubFile { path: path.to_owned(), bytes, sha256: None };
+            let offered = offered(&files.iter().map(file).collect::<Vec<_>>());
+            offered.into_iter().map(|model| (model.name, model.bytes)).collect::<Vec<_>>()
+        };
+        let files = [
+            ("Big-2.5-Q4_K_M.gguf", 4),
+            ("Big-2.5-UD-Q2_K_XL.gguf", 2),
+            ("Q8_0/Big-2.5-Q8_0-00001-of-00002.gguf", 5),
+            ("Q8_0/Big-2.5-Q8_0-00002-of-00002.gguf", 3),
+            ("F16/Big-2.5-F16-00001-of-00002.gguf", 16),
+            ("mmproj-F16.gguf", 1),
+        ];
+        let named = |name: &str, bytes| (name.to_owned(), bytes);
+        assert_eq!(offers(&files), [named("Q4_K_M", 4), named("UD-Q2_K_XL", 2), named("Q8_0", 8)]);
+        assert_eq!(offers(&[("one.gguf", 1)]), [named("one.gguf", 1)]);
+        let twins = [("a-Q4_0.gguf", 1), ("b-Q4_0.gguf", 2), ("b-UD-Q4_0.gguf", 3)];
+        let names: Vec<String> = offers(&twins).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a-Q4_0", "b-Q4_0", "b-UD-Q4_0"]);
     }
 
     #[test]
