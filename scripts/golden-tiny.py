@@ -55,6 +55,9 @@ ROW_NORMS = {"attn_q_norm.weight": "Q", "attn_k_norm.weight": "K"}
 # v a head's values, o all heads' values, r the queries' own latent.
 LATENT = {"attn_kv_a_mqa.weight": "Ek", "attn_kv_a_norm.weight": "l", "attn_output.weight": "oE"}
 LATENT |= {"attn_k_b.weight": "plH", "attn_v_b.weight": "lvH"}
+# Small heads that choose the positions which are attended to: h heads of i elements.
+INDEXER = {"indexer.attn_q_b.weight": "rj", "indexer.attn_k.weight": "Ei", "indexer.proj.weight": "Eh"}
+INDEXER |= {"indexer.k_norm.weight": "i", "indexer.k_norm.bias": "i"}
 LATENT_QUERIES = {"attn_q_a.weight": "Er", "attn_q_a_norm.weight": "r", "attn_q_b.weight": "rq"}
 
 # Standard deviations: of a bias and of a norm's gain about 1, and, times sqrt(inputs), of the matrices that are not 1.
@@ -106,6 +109,8 @@ class Model:
         sizes |= {"e": self.keys.get("moe_latent_size"), "s": sizes["S"] and 2 * sizes["S"]}
         wide = self.keys.get("attention.key_length", HEAD)
         sizes |= {"w": wide, "x": HEADS * wide}
+        indexer = [self.keys.get(f"attention.indexer.{key}", 0) for key in ("key_length", "head_count")]
+        sizes |= {"i": indexer[0], "h": indexer[1], "j": indexer[0] * indexer[1]}
         shared = self.keys.get("expert_shared_count")
         return sizes | ({"T": sizes["S"] * shared} if shared and not sizes["T"] else {}) | self.latent_sizes()
 
@@ -287,6 +292,13 @@ DEEPSEEK2_LITE = NORMS | {"attn_q.weight": "Eq"} | LATENT
 DEEPSEEK2 = NORMS | LATENT_QUERIES | LATENT
 SIGMOID_GROUPS = {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5}
 SIGMOID_GROUPS |= {"expert_group_count": 4, "expert_group_used_count": 2}
+INDEXED = DEEPSEEK2 | INDEXER
+INDEXER_KEYS = {"attention.indexer.head_count": 8, "attention.indexer.key_length": 64, "attention.indexer.top_k": 32}
+# The delta rule with a decay of each element of a key, and latent attention without positions in every fourth block.
+KDA = NORMS | {f"ssm_conv1d_{of}.weight": "A1D" for of in "qkv"} | {f"attn_{of}.weight": "ED" for of in "qkv"}
+KDA |= {"ssm_f_a.weight": "EY", "ssm_f_b.weight": "YD", "ssm_g_a.weight": "EY", "ssm_g_b.weight": "YD"}
+KDA |= {"ssm_beta.weight": "EN", "ssm_a": "1N", "ssm_dt.bias": "D", "ssm_norm.weight": "Y", "attn_output.weight": "DE"}
+KDA_KEYS = {"ssm.conv_kernel": TAPS, "kda.head_dim": HEAD, "expert_gating_func": 2, "expert_weights_scale": 1.8}
 LITE = {
     "arch": "deepseek2",
     "seed": 327,
@@ -608,6 +620,44 @@ MODELS = {
         | {"rope.freq_base": 100.0}
         | yarn(4.0, 32, yarn_log_multiplier=0.1),
     ),
+    "deepseek32": Model(
+        "deepseek32",
+        1648,
+        INDEXED | ROUTER | CHOICE | EXPERTS | SHARED,
+        blocks=3,
+        other=dict.fromkeys(range(2), INDEXED | GATED),
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(8, 3, 16), **SIGMOID_GROUPS)
+        | INDEXER_KEYS
+        | {"rope.freq_base": 100.0, "leading_dense_block_count": 2}
+        | yarn(4.0, 32, yarn_log_multiplier=0.1),
+        scales=CHOICE_SCALES,
+    ),
+    "glm-dsa": Model(
+        "glm-dsa",
+        872,
+        INDEXED | ROUTER | CHOICE | EXPERTS | SHARED,
+        blocks=4,
+        other=dict.fromkeys((0, 2), INDEXED | GATED) | {1: DEEPSEEK2 | GATED},
+        rotary=8,
+        keys=latent(24, 32, expert_shared_count=1, **experts(6, 2, 16), **INDEXER_KEYS)
+        | {"expert_weights_norm": True, "expert_weights_scale": 2.5, "leading_dense_block_count": 3}
+        | {"attention.indexer.types": [True, False, True, True]},
+        # Less sharp than elsewhere: what an f16 costs grows from block to block.
+        scales=CHOICE_SCALES | {"attn_q_b.weight": 0.5},
+    ),
+    "kimi-linear": Model(
+        "kimi-linear",
+        3888,
+        KDA | ROUTER | CHOICE | EXPERTS | SHARED,
+        DEEPSEEK2_LITE | ROUTER | CHOICE | EXPERTS | SHARED,
+        blocks=4,
+        other=dict.fromkeys(range(2), KDA | GATED),
+        rotary=8,
+        keys=latent(None, 32, expert_shared_count=1, **experts(6, 2, 16), **KDA_KEYS)
+        | {"attention.head_count_kv": [0, 0, 0, 1], "leading_dense_block_count": 2},
+        scales=CHOICE_SCALES,
+    ),
     "phi3-longrope": Model(
         "phi3",
         129,
@@ -729,13 +779,16 @@ class Choices:
 
     # In the order of computing: the last one that a graph has is what it chooses by.
     NAMES = ["ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_probs_biased", "ffn_moe_probs_masked"]
+    # Of positions, where only some are attended to; those behind a row are masked.
+    SCORES = "indexer_score"
 
     def __init__(self, path):
         fields = gguf.GGUFReader(path).fields
         keys = {name.split(".", 1)[1]: entry.contents() for name, entry in fields.items() if "." in name}
         self.experts, self.used = keys.get("expert_count"), keys.get("expert_used_count")
         self.groups, self.groups_used = keys.get("expert_group_count"), keys.get("expert_group_used_count")
-        self.least, self.seen = np.inf, {}
+        self.positions = keys.get("attention.indexer.top_k")
+        self.least, self.least_position, self.seen = np.inf, np.inf, {}
         libraries = os.environ.get("LLAMA_CPP_LIB_PATH", Path(engine().__file__).parent / "lib")
         self.base = ctypes.CDLL(str(Path(libraries) / "libggml-base.so"))
         self.base.ggml_get_name.restype, self.base.ggml_nbytes.restype = ctypes.c_char_p, ctypes.c_size_t
@@ -744,13 +797,17 @@ class Choices:
     def see(self, tensor, before, _):
         """Told of each tensor before and after it is computed; says before whether it wants to see it."""
         name, _, layer = self.base.ggml_get_name(ctypes.c_void_p(tensor)).decode().rpartition("-")
-        wanted = name in self.NAMES and layer.isdigit()
+        wanted = name in [*self.NAMES, self.SCORES] and layer.isdigit()
         if before or not wanted:
             return wanted
         values = np.empty(self.base.ggml_nbytes(ctypes.c_void_p(tensor)) // 4, np.float32)
         self.base.ggml_backend_tensor_get(
             ctypes.c_void_p(tensor), values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(0), ctypes.c_size_t(values.nbytes)
         )
+        if name == self.SCORES:
+            # A row's length is the first of the sizes, which stand behind the type and a pointer.
+            self.score(values.reshape(-1, ctypes.c_int64.from_address(tensor + 16).value))
+            return True
         if name == self.NAMES[0]:
             self.count(self.seen.pop(layer, []))
         self.seen.setdefault(layer, []).append(values)
@@ -771,11 +828,20 @@ class Choices:
         ordered = np.sort(rows)[:, ::-1]
         self.least = min(self.least, float((ordered[:, used - 1] - ordered[:, used]).min()))
 
+    def score(self, rows):
+        """Takes in rows of scores of positions, as a share of the range of each row's."""
+        for row in rows:
+            seen = np.sort(row[np.isfinite(row)])[::-1]
+            if self.positions < len(seen) < len(row):
+                apart = (seen[self.positions - 1] - seen[self.positions]) / (seen[0] - seen[-1])
+                self.least_position = min(self.least_position, float(apart))
+
     def finish(self):
-        """The least distance of all, or nothing where nothing was chosen."""
+        """The least distances of all, or nothing where nothing was chosen."""
         for layer in list(self.seen):
             self.count(self.seen.pop(layer))
-        return f"  choice {self.least:.4f}" if np.isfinite(self.least) else ""
+        experts = f"  choice {self.least:.4f}" if np.isfinite(self.least) else ""
+        return experts + (f"  position {self.least_position:.5f}" if np.isfinite(self.least_position) else "")
 
 
 class Run:

@@ -24,10 +24,10 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
         assert!(distance.largest < logprob_bound, "{name}: {distance:?}");
         assert!(distance.logit_share < 2e-3, "{name}: {distance:?}");
         assert!(distance.overturned < 1e-3, "{name}: greedy differs, {distance:?}");
-        for cut in 1..spec.layers.len() {
+        for cut in spec.cuts() {
             assert_eq!(run(&["--cut", &cut.to_string()]), alone, "{name}, cut at {cut}");
         }
-        let every = (1..spec.layers.len()).map(|l| l.to_string()).collect::<Vec<_>>().join(",");
+        let every = spec.cuts().map(|l| l.to_string()).collect::<Vec<_>>().join(",");
         if !every.is_empty() {
             assert_eq!(run(&["--cut", &every]), alone, "{name}, one layer a stage");
         }
@@ -48,14 +48,20 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
 
 #[test]
 fn latents_give_the_same_bits_in_every_chunk_batch_and_number_of_threads() {
-    for name in ["deepseek2", "deepseek2-lite-joined"] {
+    for (name, cuts) in [
+        ("deepseek2", ["1", "1,2"]),
+        ("deepseek2-lite-joined", ["1", "1,2"]),
+        ("deepseek32", ["1", "1,2"]),
+        ("glm-dsa", ["2", "2,3"]),
+    ] {
         let file = golden_file(&format!("tiny/{name}.gguf"));
         let alone = tiny(&file, &["--threads", "1"]);
-        let ways: [&[&str]; 4] = [
+        let ways: [&[&str]; 5] = [
             &["--chunk-rows", "1", "--threads", "3"],
             &["--chunk-rows", "7", "--threads", "2", "--parallel", "3"],
-            &["--chunk-rows", "64", "--cut", "1"],
-            &["--chunk-rows", "7", "--cut", "1,2", "--parallel", "2"],
+            &["--chunk-rows", "64", "--cut", cuts[0]],
+            &["--chunk-rows", "7", "--cut", cuts[1], "--parallel", "2"],
+            &["--workers", "2"],
         ];
         for way in ways {
             assert_eq!(tiny(&file, way), alone, "{name}: {way:?}");
@@ -137,7 +143,7 @@ fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
 
 #[test]
 fn a_model_with_states_gives_the_same_bits_at_every_chunk_and_batch_and_with_drafts() {
-    for name in ["qwen3next", "granitehybrid", "nemotron_h_moe"] {
+    for name in ["qwen3next", "granitehybrid", "nemotron_h_moe", "kimi-linear"] {
         same_at_every_chunk_and_batch_and_with_drafts(name);
     }
 }
@@ -183,7 +189,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 45] = [
+const PUBLISHED: [(&str, &str, &str, &str); 48] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "none"),
@@ -201,10 +207,12 @@ const PUBLISHED: [(&str, &str, &str, &str); 45] = [
         "deepseek-llm, deepseek-v3, kimi-k2, glm4, tekken",
         "deepseek-v3.1",
     ),
+    ("deepseek32", "DeepSeek V3.2", "deepseek-v3", "none"),
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
     ("gemma4", "Gemma 4 31B, 26B-A4B (text)", "gemma4", "none"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
+    ("glm-dsa", "GLM-5, 5.1, 5.2", "glm4, glm5", "none"),
     ("glm4moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", "glm4, glm5", "glm4.6"),
     ("gpt-oss", "gpt-oss 20B, 120B", "gpt-4o", "gpt-oss"),
     ("granite", "Granite 3", "refact, granite-docling", "granite3.0, 3.3, 4.0"),
@@ -212,6 +220,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 45] = [
     ("granitemoe", "Granite 3 MoE", "refact", "granite3.0, 3.3"),
     ("hunyuan-dense", "Hunyuan 0.5B to 7B", "hunyuan-dense", "none"),
     ("hunyuan-moe", "Hunyuan A13B", "hunyuan", "none"),
+    ("kimi-linear", "Kimi Linear 48B-A3B", "kimi-k2", "none"),
     (
         "llama",
         "Llama 1 to 3.3, Mistral, Mixtral, SmolLM 1 and 2, TinyLlama",
@@ -243,7 +252,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 45] = [
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 58] = [
+const FAMILIES: [(&str, &[&str], f64); 61] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -258,11 +267,13 @@ const FAMILIES: [(&str, &[&str], f64); 58] = [
     ("deepseek2", &[], 5e-3),
     ("deepseek2-lite", &[], 5e-3),
     ("deepseek2-lite-joined", &[], 5e-3),
+    ("deepseek32", &[], 5e-3),
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
     ("gemma4", &[], 5e-3),
     ("gemma4-moe", &[], 5e-3),
     ("glm4", &[], 5e-3),
+    ("glm-dsa", &[], 5e-3),
     ("glm4moe", &[], 5e-3),
     ("gpt-oss", &[], 5e-3),
     ("granite", &[], 5e-3),
@@ -271,6 +282,7 @@ const FAMILIES: [(&str, &[&str], f64); 58] = [
     ("granitemoe", &[], 5e-3),
     ("hunyuan-dense", &[], 5e-3),
     ("hunyuan-moe", &[], 5e-3),
+    ("kimi-linear", &[], 5e-3),
     ("llama", &[], 5e-3),
     ("llama4", &[], 5e-3),
     ("llama-linear", &[], 5e-3),

@@ -336,11 +336,13 @@ fn problem(input: &PlanInput<'_>, costs: &Costs<'_>, kinds: &[Vec<usize>]) -> Pr
     }
 }
 
-/// Whether the pins let a worker have these layers.
+/// Whether the model and the pins let a worker have these layers.
 fn allowed(input: &PlanInput<'_>, worker: usize, layers: &Range<usize>) -> bool {
-    input.pins.iter().all(|(&pinned, range)| {
-        if pinned == worker { range == layers } else { range.end <= layers.start || layers.end <= range.start }
-    })
+    let can_begin = input.spec.can_begin(layers.start);
+    can_begin
+        && input.pins.iter().all(|(&pinned, range)| {
+            if pinned == worker { range == layers } else { range.end <= layers.start || layers.end <= range.start }
+        })
 }
 
 fn stage(input: &PlanInput<'_>, costs: &Costs<'_>, assignment: Assignment) -> StagePlan {
@@ -371,6 +373,9 @@ fn explicit(input: &PlanInput<'_>, costs: &Costs<'_>, cut: &[usize]) -> Result<V
     let bounds: Vec<usize> = [0].into_iter().chain(cut.iter().copied()).chain([layers]).collect();
     if !bounds.is_sorted_by(|a, b| a < b) {
         return Err(PlanError::BadCut { cut: cut.to_vec(), layers });
+    }
+    if let Some(layer) = cut.iter().copied().find(|layer| !input.spec.can_begin(*layer)) {
+        return Err(PlanError::CutsOff { layer });
     }
     let stages = bounds.len() - 1;
     if stages > input.workers.len() {

@@ -19,6 +19,7 @@ use qmesh_models::{
 use self::tasks::Heads;
 use crate::{
     cache::{Cache, Pages},
+    indexer::Chosen,
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
     states::States,
@@ -56,6 +57,8 @@ pub(crate) struct Batch<'a> {
     /// One per kind of RoPE in the shard, with a row per row of the step.
     pub(crate) ropes: Vec<RopeTable>,
     pub(crate) slices: Vec<Slice>,
+    /// What each row attends to by the last layer that has chosen it; nothing before one has.
+    pub(crate) chosen: Vec<Chosen>,
 }
 
 /// Consecutive rows of one session.
@@ -90,7 +93,7 @@ impl Batch<'_> {
 
     /// Gives `append` each row of the step in its pages, in the cache's part of `layer`.
     pub(crate) fn append(&mut self, layer: usize, append: impl Fn(&[RopeTable], Append<'_>) + Sync) {
-        let Batch { cpu, cache, ropes, slices } = self;
+        let Batch { cpu, cache, ropes, slices, chosen: _ } = self;
         let rows: usize = slices.iter().map(|s| s.rows).sum();
         let mut tasks = Vec::new();
         for Slice { pages, first, rows, position, .. } in slices {
@@ -358,7 +361,7 @@ mod tests {
             let ropes =
                 vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
             let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position: 0 }];
-            let mut batch = Batch { cpu, cache: &cache, ropes, slices };
+            let mut batch = Batch { cpu, cache: &cache, ropes, slices, chosen: Vec::new() };
             let half = Attention {
                 spec,
                 layer: 0,
@@ -406,7 +409,7 @@ mod tests {
             let positions: Vec<usize> = (position..position + rows).collect();
             let ropes = vec![Frequencies::new(half.spec.rope.as_ref().unwrap(), &[]).table(&team, &positions)];
             let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position }];
-            let mut batch = Batch { cpu, cache: &cache, ropes, slices };
+            let mut batch = Batch { cpu, cache: &cache, ropes, slices, chosen: Vec::new() };
             out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
             pages = batch.slices.remove(0).pages;
             position += rows;

@@ -38,6 +38,8 @@ struct LayerPart {
     start: usize,
     heads: usize,
     layout: HeadLayout,
+    /// Elements of an indexer's keys, which stand behind the heads' parts.
+    index_len: usize,
 }
 
 /// The pages of one session: position p lies in page p / 64.
@@ -65,8 +67,8 @@ impl Cache {
                     (1, HeadLayout::Shared { key_dim: latent.key_dim(), value_dim: latent.latent_dim })
                 }
             };
-            let part = LayerPart { start: page_len, heads, layout };
-            page_len += part.heads * part.layout.page_len();
+            let part = LayerPart { start: page_len, heads, layout, index_len: index_len(mixer) };
+            page_len += part.heads_len() + part.index_len;
             part
         });
         let layers = layers.collect();
@@ -125,15 +127,16 @@ impl Cache {
         Ok(())
     }
 
-    /// The layer's part, head after head, of each page that holds some of `positions`, and which of them.
+    /// The layer's part, head after head and then an indexer's keys, of each page that holds some of `positions`, and which of
+    /// them.
     pub(crate) fn parts_mut<'a>(
         &self,
         layer: usize,
         pages: &'a mut Pages,
         positions: Range<usize>,
     ) -> impl Iterator<Item = (Range<usize>, &'a mut [u16])> {
-        let LayerPart { start, heads, layout } = self.layers[layer];
-        let place = start..start + heads * layout.page_len();
+        let part = self.layers[layer];
+        let place = part.start..part.start + part.heads_len() + part.index_len;
         let numbers = positions.start / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS);
         pages.held[numbers.clone()].iter_mut().zip(numbers).map(move |(page, number)| {
             let (first, end) = (number * PAGE_POSITIONS, (number + 1) * PAGE_POSITIONS);
@@ -153,6 +156,13 @@ impl Cache {
         let LayerPart { start, layout, .. } = self.layers[layer];
         let start = start + head * layout.page_len();
         pages.held[numbers].iter().map(|page| &page.elements()[start..start + layout.page_len()]).collect()
+    }
+
+    /// An indexer's keys of the pages `numbers`.
+    pub(crate) fn index_keys<'a>(&self, layer: usize, pages: &'a Pages, numbers: Range<usize>) -> Vec<&'a [u16]> {
+        let part = self.layers[layer];
+        let start = part.start + part.heads_len();
+        pages.held[numbers].iter().map(|page| &page.elements()[start..start + part.index_len]).collect()
     }
 
     /// KV heads of a layer.
@@ -175,6 +185,21 @@ impl Cache {
         memory.resize(len, 0);
         let start = memory.as_ptr().align_offset(2 * LINE).min(LINE);
         Ok(Page { memory, start })
+    }
+}
+
+impl LayerPart {
+    /// Elements of all heads of a page.
+    fn heads_len(self) -> usize {
+        self.heads * self.layout.page_len()
+    }
+}
+
+/// Elements of an indexer's keys in a page.
+fn index_len(mixer: &Mixer) -> usize {
+    match mixer {
+        Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => 0,
+        Mixer::Latent(latent) => latent.indexer().map_or(0, |indexer| PAGE_POSITIONS * indexer.head_dim),
     }
 }
 

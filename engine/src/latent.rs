@@ -7,11 +7,12 @@ use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
     attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
+    index::WriteKey,
     rope::RopeTable,
 };
 use qmesh_models::{
     footprint::head_groups,
-    spec::{LatentSpec, Window},
+    spec::{LatentSpec, Positions, Window},
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
         Append, Batch,
         tasks::{self, Heads},
     },
+    indexer::{self, Indexer},
     linear::{
         Linear, Norm, Residual,
         heads::{HeadWidths, head_products},
@@ -46,6 +48,8 @@ pub(crate) struct LatentAttention {
     pub(crate) values: Vec<Linear>,
     pub(crate) output: Linear,
     pub(crate) residual: Residual,
+    /// What chooses the positions that rows attend to, where they do not attend to all.
+    pub(crate) indexer: Option<Box<Indexer>>,
 }
 
 /// What makes queries.
@@ -68,12 +72,20 @@ impl LatentAttention {
             QueryWeights::Direct(linear) => linear,
             QueryWeights::Latent { down, .. } => down,
         };
-        let projected = project(cpu, x, self.norm.as_ref(), &[first, &self.latent])?;
-        ops::read(&projected, |projected| self.append(batch, projected))?;
+        let of_indexer = self.indexer.iter().flat_map(|indexer| [&indexer.key, &indexer.weights]);
+        let linears: Vec<_> = [first, &self.latent].into_iter().chain(of_indexer).collect();
+        let width: usize = linears.iter().map(|linear| linear.matrix.rows).sum();
+        let projected = project(cpu, x, self.norm.as_ref(), &linears)?;
+        ops::read(&projected, |projected| self.append(batch, projected, width))?;
         let queries = ops::map("queries", &projected, |projected| {
-            let width = first.matrix.rows + self.latent.matrix.rows;
             projected.chunks_exact(width).flat_map(|row| &row[..first.matrix.rows]).copied().collect()
         })?;
+        if let (Some(indexer), QueryWeights::Latent { norm, .. }) = (&self.indexer, &self.queries) {
+            batch.chosen = ops::read(&projected, |projected| {
+                let weights = |row: usize| &projected[(row + 1) * width - indexer.spec.heads..(row + 1) * width];
+                indexer.chosen(self.layer, batch, &queries, norm, weights)
+            })??;
+        }
         drop(projected);
         let queries = match &self.queries {
             QueryWeights::Direct(_) => queries,
@@ -83,7 +95,11 @@ impl LatentAttention {
             let absorbed = self.absorbed(batch, queries);
             let rows = absorbed.len() / (self.spec.heads * self.spec.key_dim());
             let mut out = vec![0.0; rows * self.spec.heads * self.spec.latent_dim];
-            tasks::attend(&self.heads(batch, &absorbed, rows), batch, &mut out);
+            let heads = self.heads(batch, &absorbed, rows);
+            match &self.spec.positions {
+                Positions::All => tasks::attend(&heads, batch, &mut out),
+                Positions::AsBefore | Positions::Chosen(_) => indexer::attend(&heads, batch, &mut out),
+            }
             out
         })
     }
@@ -95,18 +111,23 @@ impl LatentAttention {
         project_add(cpu, &values, &self.output, &self.residual, x)
     }
 
-    /// Writes the rows' latents, normalised, and their rotated keys to the cache.
-    fn append(&self, batch: &mut Batch<'_>, projected: &[f32]) {
+    /// Writes the rows' latents, normalised, and their rotated keys to the cache, and the indexer's keys.
+    fn append(&self, batch: &mut Batch<'_>, projected: &[f32], stride: usize) {
         let (cpu, latent_dim) = (batch.cpu, self.spec.latent_dim);
         let layout = HeadLayout::Shared { key_dim: self.spec.key_dim(), value_dim: latent_dim };
-        let stride = projected.len() / batch.slices.iter().map(|slice| slice.rows).sum::<usize>();
+        let index_len = self.indexer.as_ref().map_or(0, |indexer| indexer.spec.row_len());
         batch.append(self.layer, |ropes, Append { row, positions, part }| {
             for (row, position) in (row..).zip(positions) {
-                let (_, key) = projected[row * stride..][..stride].split_at(stride - self.spec.key_dim());
-                let mut key = key.to_vec();
+                let (rest, of_indexer) = projected[row * stride..][..stride].split_at(stride - index_len);
+                let mut key = rest[rest.len() - self.spec.key_dim()..].to_vec();
                 self.latent_norm.apply(cpu, &mut key[..latent_dim]);
                 self.rotate(cpu, ropes, row, &mut key[latent_dim..]);
-                Write { layout, page: part, slot: position % PAGE_POSITIONS, key: &key, value: &[] }.run(cpu.simd);
+                let ((page, index_page), slot) = (part.split_at_mut(layout.page_len()), position % PAGE_POSITIONS);
+                Write { layout, page, slot, key: &key, value: &[] }.run(cpu.simd);
+                if let Some(indexer) = &self.indexer {
+                    let key = indexer.key(cpu, ropes, row, &of_indexer[..indexer.spec.head_dim]);
+                    WriteKey { page: index_page, slot, key: &key }.run(cpu.simd);
+                }
             }
         });
     }

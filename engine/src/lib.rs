@@ -34,6 +34,7 @@ mod cache;
 pub mod error;
 mod ffn;
 mod gated_delta;
+mod indexer;
 mod latent;
 mod linear;
 mod load;

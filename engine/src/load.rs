@@ -16,7 +16,7 @@ use qmesh_models::spec::{
 
 pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
 use self::{
-    layer::LayerWeights,
+    layer::{LayerRopes, LayerWeights},
     tensors::{Filed, Packed},
 };
 use crate::{
@@ -93,11 +93,11 @@ impl<'a> Weights<'a> {
         let head = last.then(|| self.head(spec, table.clone().filter(|_| tied))).transpose()?;
         let (ropes, uses) = self.ropes(&spec.layers[layers.clone()], spec.context)?;
         let blocks = layers.clone().zip(uses).enumerate();
-        let blocks = blocks.map(|(place, (layer, rope))| {
+        let blocks = blocks.map(|(place, (layer, ropes))| {
             LayerWeights { weights: self, layer: LayerIndex(layer), hidden: spec.hidden }.block(
                 &spec.layers[layer],
                 place,
-                rope,
+                ropes,
             )
         });
         Ok(Parts { blocks: blocks.collect::<Result<_, _>>()?, embedding: table.filter(|_| first), ropes, head })
@@ -118,7 +118,7 @@ impl<'a> Weights<'a> {
         &mut self,
         layers: &[LayerSpec],
         context: usize,
-    ) -> Result<(Vec<Frequencies>, Vec<Option<usize>>), EngineError> {
+    ) -> Result<(Vec<Frequencies>, Vec<LayerRopes>), EngineError> {
         let mut kinds: Vec<&Rope> = Vec::new();
         let mut place = |rope| {
             kinds.iter().position(|kind| *kind == rope).unwrap_or_else(|| {
@@ -126,7 +126,11 @@ impl<'a> Weights<'a> {
                 kinds.len() - 1
             })
         };
-        let uses = layers.iter().map(|layer| layer.rope().map(&mut place)).collect();
+        let uses = layers.iter().map(|layer| LayerRopes {
+            own: layer.rope().map(&mut place),
+            of_indexer: layer.index_rope().map(&mut place),
+        });
+        let uses = uses.collect();
         // Every shard is given the factors, whether or not its own layers use them.
         let all = [TensorRole::RopeFactors, TensorRole::RopeFactorsLong, TensorRole::RopeFactorsShort];
         let all = all.map(|role| (role, self.unused.remove(&role)));

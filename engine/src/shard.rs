@@ -270,7 +270,7 @@ impl Shard {
     fn compute(&self, step: &Step, slices: Vec<Slice>) -> (Result<StepOutput, EngineError>, Vec<Slice>) {
         let positions: Vec<usize> = slices.iter().flat_map(|s| s.position..s.position + s.rows).collect();
         let ropes = self.parts.ropes.iter().map(|frequencies| frequencies.table(&self.team, &positions)).collect();
-        let mut batch = Batch { cpu: self.cpu(), cache: &self.cache, ropes, slices };
+        let mut batch = Batch { cpu: self.cpu(), cache: &self.cache, ropes, slices, chosen: Vec::new() };
         let outcome = match &self.parts.head {
             Some(head) => self.compute_last(step, head, &mut batch).map(StepOutput::Sampled),
             None => {

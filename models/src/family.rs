@@ -5,6 +5,7 @@ mod bailingmoe2;
 mod command_r;
 mod deepseek;
 mod deepseek2;
+mod deepseek32;
 mod dense;
 mod dots1;
 mod ernie4_5;
@@ -20,11 +21,13 @@ mod gemma3;
 mod gemma4;
 mod glm4;
 mod glm4moe;
+mod glm_dsa;
 mod gpt_oss;
 mod granite;
 mod granite_hybrid;
 mod hunyuan_dense;
 mod hunyuan_moe;
+mod kimi_linear;
 mod latent;
 mod llama;
 mod llama4;
@@ -123,10 +126,12 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("exaone4", exaone4::decoder),
     ("gemma", gemma::decoder),
     ("deepseek2", deepseek2::decoder),
+    ("deepseek32", deepseek32::decoder),
     ("gemma2", gemma2::decoder),
     ("gemma3", gemma3::decoder),
     ("gemma4", gemma4::decoder),
     ("glm4", glm4::decoder),
+    ("glm-dsa", glm_dsa::decoder),
     ("glm4moe", glm4moe::decoder),
     ("gpt-oss", gpt_oss::decoder),
     ("granite", granite::decoder),
@@ -134,6 +139,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("granitemoe", granite::decoder),
     ("hunyuan-dense", hunyuan_dense::decoder),
     ("hunyuan-moe", hunyuan_moe::decoder),
+    ("kimi-linear", kimi_linear::decoder),
     ("llama", llama::decoder),
     ("llama4", llama4::decoder),
     ("minimax-m2", minimax_m2::decoder),

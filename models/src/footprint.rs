@@ -13,7 +13,7 @@ use qmesh_arithmetic::layout::{QUANT_BLOCK, QUANT_BLOCK_BYTES};
 
 use self::layer::LayerFootprint;
 pub use self::mixer::{head_groups, turned_type};
-use crate::spec::{LayerSpec, LayerTensor, ModelSpec, Rope, TensorRole, TensorSpec};
+use crate::spec::{LayerSpec, ModelSpec, Rope, TensorRole, TensorSpec};
 
 /// Rows whose logits are in memory at once: a row of a large vocabulary is a megabyte.
 pub const LOGIT_ROWS: usize = 32;
@@ -120,7 +120,7 @@ impl<'a> Footprints<'a> {
             }
         }
         let mut ropes: Vec<&Rope> = Vec::new();
-        for rope in spec.layers.iter().filter_map(LayerSpec::rope) {
+        for rope in spec.layers.iter().flat_map(LayerSpec::ropes) {
             if !ropes.contains(&rope) {
                 ropes.push(rope);
             }
@@ -236,7 +236,7 @@ impl TensorFootprint {
             // Each begins at a cache line.
             let resident = packed.div_ceil(LINE_BYTES).saturating_mul(LINE_BYTES);
             // The factors of a convolution are there once more, as it takes them.
-            let is_taps = matches!(tensor.role, TensorRole::Layer(_, LayerTensor::ConvolutionTaps));
+            let is_taps = matches!(tensor.role, TensorRole::Layer(_, part) if part.is_taps());
             let copied = if is_taps { product([FLOAT, rows, cols]) } else { 0 };
             Self { bytes, padding: sum([resident.saturating_sub(bytes), copied]), packing: 0 }
         } else {

@@ -6,6 +6,7 @@
 mod excerpt;
 mod experts;
 mod ffn;
+mod indexer;
 mod latent;
 mod recurrence;
 mod temperature;
@@ -21,8 +22,9 @@ pub use self::experts::{
     Weighed, Weighting,
 };
 pub use self::ffn::Ffn;
+pub use self::indexer::{IndexerSpec, Positions};
 pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec};
-pub use self::recurrence::{DeltaGates, GatedDeltaSpec, KeySharing, StateSpaceSpec};
+pub use self::recurrence::{DeltaGates, DeltaInputs, DeltaOutputGate, GatedDeltaSpec, KeySharing, StateSpaceSpec};
 pub use self::temperature::Temperature;
 pub use self::tensor::{LayerIndex, LayerTensor, TensorRole, TensorSpec};
 
@@ -261,6 +263,19 @@ impl LayerSpec {
             Mixer::Latent(latent) => latent.rope.as_ref(),
         }
     }
+
+    /// The rotation in its indexer, where it has one.
+    pub fn index_rope(&self) -> Option<&Rope> {
+        match &self.mixer {
+            Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
+            Mixer::Latent(latent) => latent.indexer().map(|indexer| &indexer.rope),
+        }
+    }
+
+    /// All rotations of the layer.
+    pub fn ropes(&self) -> impl Iterator<Item = &Rope> {
+        self.rope().into_iter().chain(self.index_rope())
+    }
 }
 
 impl AttentionSpec {
@@ -288,12 +303,31 @@ impl Mixer {
         match self {
             Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
             Self::GatedDelta(_) | Self::StateSpace(_) | Self::None => 0,
-            Self::Latent(latent) => 2 * latent.key_dim() as u64,
+            Self::Latent(latent) => {
+                2 * (latent.key_dim() + latent.indexer().map_or(0, |indexer| indexer.head_dim)) as u64
+            }
         }
     }
 }
 
 impl ModelSpec {
+    /// Whether a shard can begin with the layer: not where that, or one behind it, goes by what an earlier one has chosen.
+    pub fn can_begin(&self, layer: usize) -> bool {
+        let behind = self.layers.get(layer..).unwrap_or_default().iter();
+        let needs_earlier = behind.map(|layer| match &layer.mixer {
+            Mixer::Latent(LatentSpec { positions: Positions::AsBefore, .. }) => Some(true),
+            Mixer::Latent(LatentSpec { positions: Positions::Chosen(_), .. }) => Some(false),
+            Mixer::Latent(LatentSpec { positions: Positions::All, .. }) => None,
+            Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
+        });
+        needs_earlier.flatten().next() != Some(true)
+    }
+
+    /// The layers before which the model can be cut.
+    pub fn cuts(&self) -> impl Iterator<Item = usize> {
+        (1..self.layers.len()).filter(|layer| self.can_begin(*layer))
+    }
+
     /// The spec that a worker of `layers` gets: the same model, with only the tensors that this shard holds.
     pub fn shard(&self, layers: Range<usize>) -> Self {
         let tensors = self.tensors.iter().filter(|t| self.holds(&layers, t.role)).cloned().collect();

@@ -151,6 +151,7 @@ impl From<PlanError> for Failure {
             PlanError::DoesNotFit(_) | PlanError::CutDoesNotFit { .. } => Exit::Failed,
             PlanError::NoWorkers
             | PlanError::BadCut { .. }
+            | PlanError::CutsOff { .. }
             | PlanError::BadPin { .. }
             | PlanError::CutNeedsWorkers { .. } => Exit::Usage,
         };

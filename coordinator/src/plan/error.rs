@@ -40,6 +40,12 @@ pub enum PlanError {
         /// Of the model.
         layers: usize,
     },
+    /// The explicit cut parts a layer from an earlier one that it goes by.
+    #[error("no cut before layer {layer}: layers from there on go by what an earlier one has chosen")]
+    CutsOff {
+        /// The layer.
+        layer: usize,
+    },
     /// The explicit cut has more stages than there are workers.
     #[error("the cut makes {stages} stages, there are {workers} workers")]
     CutNeedsWorkers {
@@ -112,7 +118,11 @@ impl PlanError {
             Self::CutDoesNotFit { .. } => {
                 Some("another --cut, or none: the planner looks for one that fits".to_owned())
             }
-            Self::NoWorkers | Self::BadCut { .. } | Self::CutNeedsWorkers { .. } | Self::BadPin { .. } => None,
+            Self::NoWorkers
+            | Self::BadCut { .. }
+            | Self::CutsOff { .. }
+            | Self::CutNeedsWorkers { .. }
+            | Self::BadPin { .. } => None,
         }
     }
 }
@@ -127,6 +137,9 @@ pub(super) fn check_pins(input: &PlanInput<'_>, costs: &Costs<'_>) -> Result<(),
         let bad = |reason| Err(PlanError::BadPin { worker: capacity.name.clone(), layers: layers.clone(), reason });
         if layers.is_empty() || layers.end > costs.layers() {
             return bad(format!("the model has layers 0..{}", costs.layers()));
+        }
+        if let Some(layer) = [layers.start, layers.end].into_iter().find(|layer| !input.spec.can_begin(*layer)) {
+            return bad(format!("layers from {layer} on go by what an earlier one has chosen"));
         }
         if let Some(before) = before.filter(|before| before.end > layers.start) {
             return bad(format!("another worker is pinned to {}..{}", before.start, before.end));

@@ -1,5 +1,6 @@
 //! The planner against brute force, and the words of its errors.
 
+mod cuts;
 mod experts;
 mod quantisations;
 

@@ -8,8 +8,9 @@ use qmesh_models::{
     footprint::Footprints,
     gguf::{Gguf, TensorEntry},
     spec::{
-        Activation, AttentionSpec, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, LatentQueries, LatentSpec, LayerSpec,
-        Mixer, ModelSpec, OutputGate, RopePairing, RopeScaling, Scoring, StateSpaceSpec, Window,
+        Activation, AttentionSpec, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, IndexerSpec,
+        LatentQueries, LatentSpec, LayerSpec, Mixer, ModelSpec, OutputGate, Positions, RopePairing, RopeScaling,
+        Scoring, StateSpaceSpec, Window,
     },
 };
 use serde::Serialize;
@@ -262,18 +263,29 @@ fn mixer(mixer: &Mixer) -> String {
             format!("{heads} heads, {kv_heads} KV heads of {head_dim}{gated}")
         }
         Mixer::GatedDelta(delta) => {
-            let GatedDeltaSpec { key_heads, value_heads, head_dim, .. } = delta;
-            format!("gated delta rule of {value_heads} heads, {key_heads} key heads of {head_dim}")
+            let GatedDeltaSpec { key_heads, value_heads, head_dim, gates, .. } = delta;
+            let decays = match gates {
+                DeltaGates::Apart | DeltaGates::Together => "",
+                DeltaGates::EachElement(_) => ", a decay for each element of a key",
+            };
+            format!("gated delta rule of {value_heads} heads, {key_heads} key heads of {head_dim}{decays}")
         }
         Mixer::Latent(latent) => {
-            let LatentSpec { heads, queries, latent_dim, plain_dim, rope_dim, value_dim, .. } = latent;
+            let LatentSpec { heads, queries, latent_dim, plain_dim, rope_dim, value_dim, positions, .. } = latent;
+            let chosen = match positions {
+                Positions::All => String::new(),
+                Positions::AsBefore => ", to positions chosen before".to_owned(),
+                Positions::Chosen(IndexerSpec { heads, head_dim, used, .. }) => {
+                    format!(", to {used} positions chosen by {heads} heads of {head_dim}")
+                }
+            };
             let queries = match queries {
                 LatentQueries::Direct => String::new(),
                 LatentQueries::Latent(rank) => format!(" from {rank}"),
             };
             format!(
                 "latent, {heads} heads of {plain_dim} + {rope_dim} rotated{queries}, values of {value_dim}, over a latent of \
-                 {latent_dim} + {rope_dim}"
+                 {latent_dim} + {rope_dim}{chosen}"
             )
         }
         Mixer::StateSpace(space) => {

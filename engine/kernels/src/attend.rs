@@ -109,15 +109,21 @@ impl Kernel for Write<'_> {
             }
         };
         let (keys, values) = self.page.split_at_mut(PAGE_POSITIONS * head_dim);
-        let block = &mut keys[self.slot / LANES * LANES * head_dim..][..LANES * head_dim];
-        for (columns, x) in block.chunks_mut(LANES * LANES).zip(self.key.chunks(LANES)) {
-            let mut halves = [0; LANES];
-            l.store_half(l.load(&padded(x, 0.0)), &mut halves);
-            for (column, half) in columns.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
-                column[self.slot % LANES] = half;
-            }
-        }
+        write_column(l, keys, self.slot, self.key);
         write_row(l, values, self.slot, self.layout.vectors(), self.value);
+    }
+}
+
+/// Writes a key among those of a page that lie as blocks of sixteen positions, element after element.
+#[inline(always)]
+pub(super) fn write_column<L: Lanes>(l: L, keys: &mut [u16], slot: usize, key: &[f32]) {
+    let block = &mut keys[slot / LANES * LANES * key.len()..][..LANES * key.len()];
+    for (columns, x) in block.chunks_mut(LANES * LANES).zip(key.chunks(LANES)) {
+        let mut halves = [0; LANES];
+        l.store_half(l.load(&padded(x, 0.0)), &mut halves);
+        for (column, half) in columns.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
+            column[slot % LANES] = half;
+        }
     }
 }
 

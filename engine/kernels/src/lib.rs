@@ -16,6 +16,7 @@ pub mod delta;
 mod error;
 mod float;
 mod format;
+pub mod index;
 pub mod lanes;
 pub mod math;
 pub mod matrix;

@@ -8,6 +8,7 @@ mod columns;
 mod convolution;
 mod delta;
 mod format;
+mod index;
 mod lanes;
 mod math;
 mod matrix;

@@ -2,7 +2,9 @@
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{sigmoid, silu};
-use qmesh_models::spec::{DeltaGates, GatedDeltaSpec, KeySharing, LayerIndex, LayerTensor};
+use qmesh_models::spec::{
+    DeltaGates, DeltaInputs, DeltaOutputGate, GatedDeltaSpec, KeySharing, LayerIndex, LayerTensor,
+};
 
 use crate::{
     cache::PastRows,
@@ -17,18 +19,28 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct GatedDelta {
     spec: GatedDeltaSpec,
-    qkv: Linear,
-    /// α and β, apart or together.
-    gates: Vec<Linear>,
-    output_gate: Linear,
+    /// Together or apart.
+    qkv: Vec<Linear>,
+    gates: Gates,
+    /// One product, or two after each other.
+    output_gate: Vec<Linear>,
     /// (channels, taps)
     taps: Tensor,
-    /// (value_heads), as the next.
+    /// One for each α.
     step_bias: Tensor,
+    /// (value_heads)
     decay: Tensor,
     head_norm: Norm,
     output: Linear,
     eps: f64,
+}
+
+/// What makes α and β.
+#[derive(Clone, Debug)]
+enum Gates {
+    /// α by one product, or by two after each other; β by one.
+    Apart(Vec<Linear>, Linear),
+    Together(Linear),
 }
 
 impl GatedDelta {
@@ -40,24 +52,53 @@ impl GatedDelta {
         eps: f32,
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{
-            Alpha, Beta, BetaAlpha, ConvolutionTaps, Decay, DeltaQkv, StateGate, StateNorm, StateOutput, TimeStepBias,
+            Alpha, AlphaDown, AlphaUp, Beta, BetaAlpha, ConvolutionTaps, Decay, DeltaQkv, HeadDecay, K, KeyTaps, Q,
+            QueryTaps, StateGate, StateGateDown, StateGateUp, StateNorm, StateOutput, TimeStepBias, V, ValueTaps,
         };
         let GatedDeltaSpec { key_heads, value_heads, head_dim, taps, .. } = *spec;
         if key_heads == 0 || !value_heads.is_multiple_of(key_heads) {
             return Err(OracleError::Heads { heads: value_heads, kv_heads: key_heads });
         }
         let hidden = weights.spec.hidden;
-        let linear = |tensor, outputs| Linear::open(weights, of_layer(layer, tensor), None, [outputs, hidden]);
+        let product = |tensor, outputs, inputs| Linear::open(weights, of_layer(layer, tensor), None, [outputs, inputs]);
+        let linear = |tensor, outputs| product(tensor, outputs, hidden);
+        let (keys, values) = (key_heads * head_dim, spec.values());
+        let (qkv, channels) = match spec.inputs {
+            DeltaInputs::Apart => (
+                vec![linear(Q, keys)?, linear(K, keys)?, linear(V, values)?],
+                vec![(QueryTaps, keys), (KeyTaps, keys), (ValueTaps, values)],
+            ),
+            DeltaInputs::Together => {
+                (vec![linear(DeltaQkv, spec.channels())?], vec![(ConvolutionTaps, spec.channels())])
+            }
+        };
+        let of_channels = |(tensor, channels)| weights.matrix(of_layer(layer, tensor), channels, taps);
+        let of_channels =
+            channels.into_iter().map(of_channels).collect::<std::result::Result<Vec<_>, OracleError>>()?;
         Ok(Self {
-            qkv: linear(DeltaQkv, spec.channels())?,
+            qkv,
             gates: match spec.gates {
-                DeltaGates::Apart => vec![linear(Alpha, value_heads)?, linear(Beta, value_heads)?],
-                DeltaGates::Together => vec![linear(BetaAlpha, 2 * value_heads)?],
+                DeltaGates::Apart => Gates::Apart(vec![linear(Alpha, value_heads)?], linear(Beta, value_heads)?),
+                DeltaGates::EachElement(rank) => {
+                    let alpha = vec![linear(AlphaDown, rank)?, product(AlphaUp, values, rank)?];
+                    Gates::Apart(alpha, linear(Beta, value_heads)?)
+                }
+                DeltaGates::Together => Gates::Together(linear(BetaAlpha, 2 * value_heads)?),
             },
-            output_gate: linear(StateGate, spec.values())?,
-            taps: weights.matrix(of_layer(layer, ConvolutionTaps), spec.channels(), taps)?,
-            step_bias: weights.vector(of_layer(layer, TimeStepBias), value_heads)?,
-            decay: weights.vector(of_layer(layer, Decay), value_heads)?,
+            output_gate: match spec.output_gate {
+                DeltaOutputGate::SigmoidNarrow(rank) => {
+                    vec![linear(StateGateDown, rank)?, product(StateGateUp, values, rank)?]
+                }
+                DeltaOutputGate::Silu => vec![linear(StateGate, values)?],
+            },
+            taps: Tensor::cat(&of_channels, 0)?,
+            step_bias: weights.vector(of_layer(layer, TimeStepBias), spec.alphas())?,
+            decay: match spec.gates {
+                DeltaGates::Apart | DeltaGates::Together => weights.vector(of_layer(layer, Decay), value_heads)?,
+                DeltaGates::EachElement(_) => {
+                    weights.matrix(of_layer(layer, HeadDecay), value_heads, 1)?.flatten_all()?
+                }
+            },
             head_norm: Norm::rms(weights, of_layer(layer, StateNorm), head_dim, eps)?,
             output: Linear::open(weights, of_layer(layer, StateOutput), None, [hidden, spec.values()])?,
             eps: f64::from(eps),
@@ -73,21 +114,29 @@ impl GatedDelta {
         let (alpha, beta) = self.gates(&all)?;
         // ln(1 + eˣ) · decay is the logarithm of what remains.
         let softplus = (alpha.broadcast_add(&self.step_bias)?.exp()? + 1.0)?.log()?;
-        let (remains, beta) = (softplus.broadcast_mul(&self.decay)?.exp()?, sigmoid(&beta)?);
         let GatedDeltaSpec { value_heads, head_dim, .. } = self.spec;
+        // (rows, value_heads, 1, or as many as a key has elements)
+        let softplus = softplus.reshape((rows, value_heads, self.spec.alphas() / value_heads))?;
+        let remains = softplus.broadcast_mul(&self.decay.reshape((1, value_heads, 1))?)?.exp()?;
+        let beta = sigmoid(&beta)?;
         let mut state = Tensor::zeros((value_heads, head_dim, head_dim), x.dtype(), x.device())?;
         let mut answers = Vec::new();
         for row in 0..rows {
             let of_row = |x: &Tensor| x.get(row)?.unsqueeze(1); // (value_heads, 1, head_dim)
             let of_head = |x: &Tensor| x.get(row)?.reshape((value_heads, 1, 1));
             let (q, k, v) = (of_row(&q)?, of_row(&k)?, of_row(&v)?);
-            state = state.broadcast_mul(&of_head(&remains)?)?;
+            state = state.broadcast_mul(&remains.get(row)?.unsqueeze(2)?)?;
             let correction = (v - k.matmul(&state)?)?.broadcast_mul(&of_head(&beta)?)?;
             state = (state + k.transpose(1, 2)?.contiguous()?.matmul(&correction)?)?;
             answers.push((q.matmul(&state)? / (head_dim as f64).sqrt())?.squeeze(1)?);
         }
         let answers = self.head_norm.forward(&Tensor::stack(&answers, 0)?)?.flatten_from(1)?;
-        let gated = (answers * silu(&self.output_gate.forward(&all)?)?)?;
+        let gate = through(&self.output_gate, &all)?;
+        let gate = match self.spec.output_gate {
+            DeltaOutputGate::SigmoidNarrow(_) => sigmoid(&gate)?,
+            DeltaOutputGate::Silu => silu(&gate)?,
+        };
+        let gated = (answers * gate)?;
         let new = x.dim(0)?;
         self.output.forward(&gated.narrow(0, rows - new, new)?.contiguous()?)
     }
@@ -96,7 +145,8 @@ impl GatedDelta {
     fn qkv(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         let GatedDeltaSpec { key_heads, value_heads, head_dim, .. } = self.spec;
         let (rows, keys) = (x.dim(0)?, key_heads * head_dim);
-        let convolved = convolved(&self.qkv.forward(x)?, &self.taps, None)?;
+        let qkv = self.qkv.iter().map(|linear| linear.forward(x)).collect::<Result<Vec<_>>>()?;
+        let convolved = convolved(&Tensor::cat(&qkv, 1)?, &self.taps, None)?;
         let unit = |first: usize| -> Result<Tensor> {
             let heads = convolved.narrow(1, first, keys)?.reshape((rows, key_heads, head_dim))?;
             let length = (heads.sqr()?.sum_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
@@ -117,14 +167,14 @@ impl GatedDelta {
         repeated.contiguous()?.reshape((rows, value_heads, head_dim))
     }
 
-    /// α and β: (rows, value_heads) each.
+    /// α, (rows, alphas), and β, (rows, value_heads).
     fn gates(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let GatedDeltaSpec { key_heads, value_heads, .. } = self.spec;
         let (rows, together) = (x.dim(0)?, value_heads / key_heads);
-        match &self.gates[..] {
-            [alpha, beta] => Ok((alpha.forward(x)?, beta.forward(x)?)),
-            both => {
-                let both = both[0].forward(x)?.reshape((rows, key_heads, 2, together))?;
+        match &self.gates {
+            Gates::Apart(alpha, beta) => Ok((through(alpha, x)?, beta.forward(x)?)),
+            Gates::Together(both) => {
+                let both = both.forward(x)?.reshape((rows, key_heads, 2, together))?;
                 let of = |which| -> Result<Tensor> {
                     let heads = both.narrow(2, which, 1)?.squeeze(2)?; // (rows, key_heads, together)
                     let heads = match self.spec.sharing {
@@ -137,6 +187,11 @@ impl GatedDelta {
             }
         }
     }
+}
+
+/// x through some products, one after another.
+fn through(linears: &[Linear], x: &Tensor) -> Result<Tensor> {
+    linears.iter().try_fold(x.clone(), |x, linear| linear.forward(&x))
 }
 
 #[cfg(test)]
@@ -163,10 +218,12 @@ mod tests {
                 taps: 2,
                 sharing: KeySharing::Adjacent,
                 gates: DeltaGates::Apart,
+                inputs: DeltaInputs::Together,
+                output_gate: DeltaOutputGate::Silu,
             },
-            qkv: linear(&[1.0, 1.0, 1.0], 3),
-            gates: vec![linear(&[0.0], 1), linear(&[0.0], 1)],
-            output_gate: linear(&[1.0], 1),
+            qkv: vec![linear(&[1.0, 1.0, 1.0], 3)],
+            gates: Gates::Apart(vec![linear(&[0.0], 1)], linear(&[0.0], 1)),
+            output_gate: vec![linear(&[1.0], 1)],
             taps: tensor(&[0.0, 1.0, 0.0, 1.0, 0.0, 1.0]).reshape((3, 2)).unwrap(),
             step_bias: tensor(&[0.0]),
             decay: tensor(&[-1.0]),

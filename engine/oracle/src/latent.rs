@@ -5,11 +5,12 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use qmesh_models::spec::{HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerTensor, Window};
+use qmesh_models::spec::{HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerTensor, Positions, Window};
 
 use crate::{
     cache::KeysValues,
     error::OracleError,
+    indexer::Indexer,
     linear::Linear,
     mask::mask,
     norm::Norm,
@@ -33,6 +34,7 @@ pub(crate) struct LatentAttention {
     rotation: Option<Rotation>,
     output: Linear,
     cached_as: CacheType,
+    indexer: Option<Box<Indexer>>,
 }
 
 /// What makes queries.
@@ -78,7 +80,14 @@ impl LatentAttention {
         };
         let rotation =
             spec.rope.as_ref().map(|rope| Rotation::open(weights, rope, weights.spec.context)).transpose()?;
+        let indexer = match (spec.indexer(), spec.queries) {
+            (Some(indexer), LatentQueries::Latent(rank)) => {
+                Some(Box::new(Indexer::open(weights, layer, indexer, rank)?))
+            }
+            (None, _) | (_, LatentQueries::Direct) => None,
+        };
         Ok(Self {
+            indexer,
             queries,
             latent: linear(KvA, [spec.key_dim(), hidden])?,
             latent_norm: norm(KvANorm, latent_dim)?,
@@ -92,13 +101,22 @@ impl LatentAttention {
     }
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden). The rows' latents and rotated keys are in
-    /// the cache afterwards.
-    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
+    /// the cache afterwards, and in `chosen` the mask of the positions that the layer chooses, if it does.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        first_position: usize,
+        cache: &mut KeysValues,
+        chosen: &mut Option<Tensor>,
+    ) -> Result<Tensor> {
         let LatentSpec { heads, latent_dim, plain_dim, rope_dim, scale, .. } = self.spec;
         let rows = x.dim(0)?;
-        let queries = match &self.queries {
-            Queries::Direct(linear) => linear.forward(x)?,
-            Queries::Latent { down, norm, up } => up.forward(&norm.forward(&down.forward(x)?)?)?,
+        let (queries, query_latents) = match &self.queries {
+            Queries::Direct(linear) => (linear.forward(x)?, None),
+            Queries::Latent { down, norm, up } => {
+                let latents = norm.forward(&down.forward(x)?)?;
+                (up.forward(&latents)?, Some(latents))
+            }
         };
         let queries = queries.reshape((rows, heads, plain_dim + rope_dim))?.transpose(0, 1)?;
         let plain = queries.narrow(2, 0, plain_dim)?.contiguous()?;
@@ -107,7 +125,21 @@ impl LatentAttention {
         let latent = self.latent.forward(x)?.unsqueeze(0)?;
         let key = self.placed(latent.narrow(2, latent_dim, rope_dim)?.contiguous()?, first_position)?;
         let latent = self.latent_norm.forward(&latent.narrow(2, 0, latent_dim)?)?;
+        // An indexer's keys stand behind the rotated ones.
+        let key = match &self.indexer {
+            Some(indexer) => Tensor::cat(&[key, indexer.keys(x, first_position)?], 2)?,
+            None => key,
+        };
         let (latents, rotated_keys) = cache.append(&latent, &key, self.cached_as)?; // (1, positions, …)
+        if let (Some(indexer), Some(query_latents)) = (&self.indexer, query_latents) {
+            let keys = rotated_keys.narrow(2, rope_dim, indexer.key_dim())?;
+            *chosen = Some(indexer.mask(x, &query_latents, &keys, first_position)?);
+        }
+        let mask = match (&self.spec.positions, &*chosen) {
+            (Positions::AsBefore | Positions::Chosen(_), Some(chosen)) => chosen.clone(),
+            (Positions::All, _) | (_, None) => mask(rows, first_position, Window::Full, x.device())?,
+        };
+        let rotated_keys = rotated_keys.narrow(2, 0, rope_dim)?;
         let positions = latents.dim(1)?;
         let each = |x: &Tensor, dim: usize| x.broadcast_as((heads, positions, dim))?.contiguous();
         let (latents, rotated_keys) = (each(&latents, latent_dim)?, each(&rotated_keys, rope_dim)?);
@@ -115,7 +147,6 @@ impl LatentAttention {
 
         let scores = (plain.matmul(&keys.t()?.contiguous()?)? + rotated.matmul(&rotated_keys.t()?.contiguous()?)?)?;
         let scores = tempered(&scores, self.spec.temperature, first_position)?;
-        let mask = mask(rows, first_position, Window::Full, x.device())?;
         let shares = softmax_last_dim(&(scores * f64::from(scale))?.broadcast_add(&mask)?)?;
         let attended = shares.matmul(&values)?; // (heads, rows, value_dim)
         self.output.forward(&attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
@@ -156,6 +187,7 @@ mod tests {
             scale: 0.5,
             temperature: None,
             rope: None,
+            positions: Positions::All,
         };
         let of_heads = |values: [f32; 4]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((2, 2, 1)).unwrap();
         let attention = LatentAttention {
@@ -168,9 +200,10 @@ mod tests {
             rotation: None,
             output: linear(&[[1.0, 0.0], [0.0, 1.0]]),
             cached_as: CacheType::F32,
+            indexer: None,
         };
         let x = linear(&[[3.0, 1.0], [-2.0, 0.5]]).weight;
-        let y = attention.forward(&x, 0, &mut KeysValues::default()).unwrap().to_vec2::<f32>().unwrap();
+        let y = attention.forward(&x, 0, &mut KeysValues::default(), &mut None).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y[0], [10.0, 20.0], "the first position sees itself alone");
         // Scores of the second: 0.5 · (−2 · (1 + h) · ±1 + 0.5 · the rotated key).
         for (head, y) in y[1].iter().enumerate() {

@@ -93,19 +93,32 @@ impl Layer {
         })
     }
 
-    /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
-    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
-        let out = self.halves(x, first_position, cache)?;
+    /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden). `chosen` is the mask of an earlier layer that
+    /// chooses positions, for those that go by it.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        first_position: usize,
+        cache: &mut LayerCache,
+        chosen: &mut Option<Tensor>,
+    ) -> Result<Tensor> {
+        let out = self.halves(x, first_position, cache, chosen)?;
         match &self.output_scale {
             Some(scale) => out.broadcast_mul(scale),
             None => Ok(out),
         }
     }
 
-    fn halves(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+    fn halves(
+        &self,
+        x: &Tensor,
+        first_position: usize,
+        cache: &mut LayerCache,
+        chosen: &mut Option<Tensor>,
+    ) -> Result<Tensor> {
         let mixed = match &self.mixer {
             Some(mixer) => {
-                let mix = |x: &Tensor| mixer.forward(x, first_position, cache);
+                let mix = |x: &Tensor| mixer.forward(x, first_position, cache, chosen);
                 self.attention_norms.around(x, self.residual_scale, mix)?
             }
             None => x.clone(),
@@ -138,10 +151,16 @@ impl LayerMixer {
     }
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden)
-    fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        first_position: usize,
+        cache: &mut LayerCache,
+        chosen: &mut Option<Tensor>,
+    ) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
-            Self::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values),
+            Self::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values, chosen),
             Self::GatedDelta(delta) => delta.forward(x, &mut cache.past),
             Self::StateSpace(space) => space.forward(x, &mut cache.past),
         }

@@ -42,6 +42,7 @@ mod ffn;
 mod gated;
 mod gated_delta;
 mod head;
+mod indexer;
 mod latent;
 mod layer;
 mod linear;

@@ -101,9 +101,11 @@ impl OracleShard {
         let empty = || Session { positions: 0, layers: vec![LayerCache::default(); self.layers.len()] };
         let held = self.sessions.entry(session).or_insert_with(empty);
         held.positions = first_position;
+        // What the last layer that chooses positions has chosen.
+        let mut chosen = None;
         for (layer, cache) in self.layers.iter().zip(&mut held.layers) {
             cache.keep(first_position)?;
-            x = layer.forward(&x, first_position, cache)?;
+            x = layer.forward(&x, first_position, cache, &mut chosen)?;
         }
         held.positions = first_position + x.dim(0)?;
         let elements = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
-    AttentionSpec, Bias, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec, LatentQueries, LatentSpec,
-    LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope, RopeScaling, StateSpaceSpec, Temperature,
-    Values, Window,
+    AttentionSpec, Bias, DeltaGates, DeltaOutputGate, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec,
+    IndexerSpec, LatentQueries, LatentSpec, LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope,
+    RopeScaling, StateSpaceSpec, Temperature, Values, Window,
 };
 
 use crate::error::EngineError;
@@ -17,6 +17,9 @@ const DIMENSION_MAX: usize = 1 << 24;
 pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), EngineError> {
     if layers.is_empty() || layers.end > spec.layers.len() {
         return Err(EngineError::Layers { range: layers.clone(), count: spec.layers.len() });
+    }
+    if !spec.can_begin(layers.start) {
+        return Err(wrong(format!("a shard that begins with layer {}, which goes by an earlier one", layers.start)));
     }
     dimension("hidden", spec.hidden)?;
     dimension("vocab", spec.vocab)?;
@@ -141,6 +144,19 @@ fn check_gated_delta(delta: &GatedDeltaSpec) -> Result<(), EngineError> {
     dimension("delta.head_dim * delta.values", delta.state_len())?;
     dimension("delta.taps", taps)?;
     dimension("delta.channels * delta.taps", delta.channels().saturating_mul(taps))?;
+    match delta.gates {
+        DeltaGates::Apart | DeltaGates::Together => {}
+        DeltaGates::EachElement(rank) => {
+            dimension("delta.gates", rank)?;
+            if key_heads != value_heads {
+                return Err(wrong(format!("{value_heads} decays of each element of {key_heads} keys")));
+            }
+        }
+    }
+    match delta.output_gate {
+        DeltaOutputGate::Silu => {}
+        DeltaOutputGate::SigmoidNarrow(rank) => dimension("delta.output_gate", rank)?,
+    }
     if !value_heads.is_multiple_of(key_heads) {
         return Err(wrong(format!("{value_heads} value heads cannot share {key_heads} key heads evenly")));
     }
@@ -165,7 +181,24 @@ fn check_latent(latent: &LatentSpec) -> Result<(), EngineError> {
     }
     positive("latent.scale", latent.scale)?;
     check_temperature("latent", latent.temperature)?;
+    if let Some(indexer) = latent.indexer() {
+        check_indexer(indexer, latent.queries)?;
+    }
     latent.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rope_dim))
+}
+
+fn check_indexer(indexer: &IndexerSpec, queries: LatentQueries) -> Result<(), EngineError> {
+    let IndexerSpec { heads, head_dim, used, ref rope, eps } = *indexer;
+    dimension("indexer.heads", heads)?;
+    dimension("indexer.head_dim", head_dim)?;
+    dimension("indexer.heads * indexer.head_dim", indexer.queries())?;
+    dimension("indexer.used", used)?;
+    positive("indexer.eps", eps)?;
+    check_rope(rope, head_dim)?;
+    match queries {
+        LatentQueries::Latent(_) => Ok(()),
+        LatentQueries::Direct => Err(wrong("an indexer whose queries have no latent to be made of".into())),
+    }
 }
 
 fn check_state_space(space: &StateSpaceSpec) -> Result<(), EngineError> {

@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, Ffn, HeadMatrices, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor,
-    Mixer, NormPlacement, OutputScale, QkNorm, Sinks, TensorRole, Values,
+    Activation, AttentionSpec, Bias, Ffn, HeadMatrices, IndexerSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec,
+    LayerTensor, Mixer, NormPlacement, OutputScale, QkNorm, Sinks, TensorRole, Values,
 };
 
 use super::{Weights, shape, turned::turned};
@@ -14,6 +14,7 @@ use crate::{
     block::{Block, BlockMixer},
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
+    indexer::Indexer,
     latent::{LatentAttention, QueryWeights},
     linear::{Gated, Linear, Norm, Residual},
 };
@@ -25,13 +26,22 @@ pub(super) struct LayerWeights<'a, 'b> {
     pub(super) hidden: usize,
 }
 
+/// Which of the shard's RoPE tables a layer uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LayerRopes {
+    pub(super) own: Option<usize>,
+    pub(super) of_indexer: Option<usize>,
+}
+
 impl LayerWeights<'_, '_> {
-    /// The block that is the shard's `place`-th, and uses its `rope`-th table.
-    pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, rope: Option<usize>) -> Result<Block, EngineError> {
+    /// The block that is the shard's `place`-th, and uses these of its tables.
+    pub(super) fn block(&mut self, spec: &LayerSpec, place: usize, ropes: LayerRopes) -> Result<Block, EngineError> {
         let mixer = match &spec.mixer {
-            Mixer::Attention(attention) => Some(BlockMixer::Attention(self.attention(spec, attention, place, rope)?)),
+            Mixer::Attention(attention) => {
+                Some(BlockMixer::Attention(self.attention(spec, attention, place, ropes.own)?))
+            }
             Mixer::GatedDelta(delta) => Some(BlockMixer::GatedDelta(self.gated_delta(spec, delta, place)?)),
-            Mixer::Latent(latent) => Some(BlockMixer::Latent(self.latent(spec, latent, place, rope)?)),
+            Mixer::Latent(latent) => Some(BlockMixer::Latent(self.latent(spec, latent, place, ropes)?)),
             Mixer::StateSpace(space) => Some(BlockMixer::StateSpace(self.state_space(spec, space, place)?)),
             Mixer::None => None,
         };
@@ -102,7 +112,7 @@ impl LayerWeights<'_, '_> {
         layer: &LayerSpec,
         spec: &LatentSpec,
         place: usize,
-        rope: Option<usize>,
+        ropes: LayerRopes,
     ) -> Result<LatentAttention, EngineError> {
         use LayerTensor::{AttnNorm, AttnNormBias, AttnOutput, KB, KvA, KvANorm, PostAttnNorm, Q, QA, QANorm, QB, VB};
         let LatentSpec { heads, latent_dim, plain_dim, value_dim, .. } = *spec;
@@ -117,7 +127,7 @@ impl LayerWeights<'_, '_> {
         };
         Ok(LatentAttention {
             layer: place,
-            rope,
+            rope: ropes.own,
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
             queries: match spec.queries {
                 LatentQueries::Direct => QueryWeights::Direct(self.linear(Q, None, width, hidden)?),
@@ -133,6 +143,30 @@ impl LayerWeights<'_, '_> {
             values,
             output: self.linear(AttnOutput, None, hidden, heads * value_dim)?,
             residual: self.residual(layer, PostAttnNorm)?,
+            indexer: match (spec.indexer(), spec.queries, ropes.of_indexer) {
+                (Some(indexer), LatentQueries::Latent(rank), Some(rope)) => {
+                    Some(Box::new(self.indexer(indexer, rank, rope)?))
+                }
+                (_, LatentQueries::Latent(_), _) | (_, LatentQueries::Direct, _) => None,
+            },
+            spec: spec.clone(),
+        })
+    }
+
+    /// What chooses positions, of queries' latents of so many elements.
+    fn indexer(&mut self, spec: &IndexerSpec, rank: usize, rope: usize) -> Result<Indexer, EngineError> {
+        use LayerTensor::{IndexKey, IndexKeyNorm, IndexKeyNormBias, IndexQueries, IndexWeights};
+        let IndexerSpec { heads, head_dim, eps, .. } = *spec;
+        Ok(Indexer {
+            rope,
+            queries: self.linear(IndexQueries, None, spec.queries(), rank)?,
+            key: self.linear(IndexKey, None, head_dim, self.hidden)?,
+            key_norm: Norm {
+                gain: self.vector(IndexKeyNorm, head_dim)?,
+                bias: Some(self.vector(IndexKeyNormBias, head_dim)?),
+                eps,
+            },
+            weights: self.linear(IndexWeights, None, heads, self.hidden)?,
             spec: spec.clone(),
         })
     }

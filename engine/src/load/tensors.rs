@@ -197,24 +197,27 @@ impl Part {
 
 fn is_matrix(tensor: LayerTensor) -> bool {
     use LayerTensor::{
-        Alpha, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias, ConvolutionBias,
-        ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns, ExpertGateBiases,
-        ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertScales, ExpertUpBiases, ExpertUps,
-        ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, K, KB, KBias, KNorm, KvA,
-        KvANorm, KvB, OutputScale, PostAttnNorm, PostExpertsNorm, PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias,
-        QNorm, Router, RouterBias, RouterNorm, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate,
-        StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB, VBias,
+        Alpha, AlphaDown, AlphaUp, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias,
+        ConvolutionBias, ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns,
+        ExpertGateBiases, ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertScales, ExpertUpBiases,
+        ExpertUps, ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, IndexKey,
+        IndexKeyNorm, IndexKeyNormBias, IndexQueries, IndexWeights, K, KB, KBias, KNorm, KeyTaps, KvA, KvANorm, KvB,
+        OutputScale, PostAttnNorm, PostExpertsNorm, PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias, QNorm,
+        QueryTaps, Router, RouterBias, RouterNorm, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate,
+        StateGateDown, StateGateUp, StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB,
+        VBias, ValueTaps,
     };
     match tensor {
         Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
         | ExpertUps | ExpertGateUps | ExpertLatentDown | ExpertLatentUp | ExpertDowns | ExpertGateBiases
-        | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown | DeltaQkv
-        | StateGate | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput | TimeStep | HeadDecay
-        | HeadSkip | GroupNorm => true,
+        | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown | IndexQueries
+        | IndexKey | IndexWeights | DeltaQkv | StateGate | StateGateDown | StateGateUp | AlphaDown | AlphaUp
+        | QueryTaps | KeyTaps | ValueTaps | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput
+        | TimeStep | HeadDecay | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
         | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
         | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm | OutputScale | PostExpertsNorm
-        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales => false,
+        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales | IndexKeyNorm | IndexKeyNormBias => false,
     }
 }
 

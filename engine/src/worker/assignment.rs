@@ -153,13 +153,18 @@ fn sizes(mixer: &Mixer) -> Vec<(&'static str, usize)> {
             ("head width", delta.head_dim),
             ("taps", delta.taps),
         ],
-        Mixer::Latent(latent) => vec![
-            ("heads", latent.heads),
-            ("latent width", latent.latent_dim),
-            ("plain width", latent.plain_dim),
-            ("rotated width", latent.rope_dim),
-            ("value width", latent.value_dim),
-        ],
+        Mixer::Latent(latent) => {
+            let indexer = latent.indexer().into_iter();
+            let indexer = indexer.flat_map(|of| [("indexer heads", of.heads), ("indexer head width", of.head_dim)]);
+            let own = [
+                ("heads", latent.heads),
+                ("latent width", latent.latent_dim),
+                ("plain width", latent.plain_dim),
+                ("rotated width", latent.rope_dim),
+                ("value width", latent.value_dim),
+            ];
+            own.into_iter().chain(indexer).collect()
+        }
         Mixer::StateSpace(space) => vec![
             ("heads", space.heads),
             ("head width", space.head_dim),

@@ -12,7 +12,8 @@ use crate::spec::{
     QkNorm, Rope, RopePairing, Sinks, Values, Window,
 };
 
-const EPS: RangeInclusive<f32> = 1e-12..=0.1;
+/// Of norms.
+pub(super) const EPS: RangeInclusive<f32> = 1e-12..=0.1;
 
 /// Where plain decoders differ without a key of their own.
 pub(super) struct Plain {

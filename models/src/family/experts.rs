@@ -104,15 +104,24 @@ pub(super) fn shared_with_gate(m: &Metadata<'_>) -> Result<Option<SharedExpert>,
 
 /// The layers: the leading ones dense, the others with `experts`, as their tensors have them.
 pub(super) fn layers(m: &Metadata<'_>, plain: &Plain, experts: &ExpertsSpec) -> Result<Vec<LayerSpec>, ModelError> {
+    let ffns = behind_dense(m, plain.activation, || Ok(experts.clone()))?;
+    dense::layers_with(m, plain, dense::rms_norm(m)?, |layer| ffns[layer].clone())
+}
+
+/// The feed-forward half of each layer: of the leading ones dense, of the others, if there are any, `experts`, as their tensors have
+/// them.
+pub(super) fn behind_dense(
+    m: &Metadata<'_>,
+    activation: Activation,
+    experts: impl FnOnce() -> Result<ExpertsSpec, ModelError>,
+) -> Result<Vec<Ffn>, ModelError> {
     let count = m.layer_count()?;
     let leading = m.count_or("leading_dense_block_count", 0, 0..=count)?;
-    let inner = if leading > 0 { dense::inner(m)? } else { vec![experts.inner; count] };
-    dense::layers_with(m, plain, dense::rms_norm(m)?, |layer| {
-        if layer < leading {
-            return Ffn::Gated { inner: inner[layer], activation: plain.activation, bias: Bias::None };
-        }
-        Ffn::Experts(in_layer(m, experts, layer))
-    })
+    let inner = if leading > 0 { dense::inner(m)? } else { Vec::new() };
+    let dense = inner.into_iter().take(leading).map(|inner| Ffn::Gated { inner, activation, bias: Bias::None });
+    let experts = if leading < count { Some(experts()?) } else { None };
+    let others = (leading..count).zip(experts.iter().cycle());
+    Ok(dense.chain(others.map(|(layer, experts)| Ffn::Experts(in_layer(m, experts, layer)))).collect())
 }
 
 /// `experts` as the tensors of `layer` have them: with a bias for the choice or without one, gates and ups apart or together.

@@ -4,7 +4,9 @@ use super::{
     ModelError,
     metadata::{HEADS_MAX, LAYERS_MAX, Metadata, WIDTH_MAX},
 };
-use crate::spec::{DeltaGates, GatedDeltaSpec, KeySharing, LayerSpec, Mixer, OutputGate, QkNorm};
+use crate::spec::{
+    DeltaGates, DeltaInputs, DeltaOutputGate, GatedDeltaSpec, KeySharing, LayerSpec, Mixer, OutputGate, QkNorm,
+};
 
 /// Every fourth layer attends, where the file does not say otherwise.
 const PERIOD: usize = 4;
@@ -30,6 +32,22 @@ pub(super) fn put(
     Ok(())
 }
 
+/// The rule with a decay of each element of a key, as many heads of keys as of values, and what is narrow as wide as a head.
+pub(super) fn each_element(m: &Metadata<'_>) -> Result<GatedDeltaSpec, ModelError> {
+    let heads = m.count("attention.head_count", 1..=HEADS_MAX)?;
+    let head_dim = whole_groups(m, "kda.head_dim")?;
+    Ok(GatedDeltaSpec {
+        key_heads: heads,
+        value_heads: heads,
+        head_dim,
+        taps: taps(m)?,
+        sharing: KeySharing::Adjacent,
+        gates: DeltaGates::EachElement(head_dim),
+        inputs: DeltaInputs::Apart,
+        output_gate: DeltaOutputGate::SigmoidNarrow(head_dim),
+    })
+}
+
 /// Refuses sections of a head's rotation under which text would not be rotated as by plain RoPE. Sections of M-RoPE have a
 /// position of their own each; those of a text are equal in the first three sections, and 0 in the fourth, which must
 /// therefore have no pair. Interleaved, pair i belongs to section i mod 3, as far as that one goes, and else to the fourth.
@@ -49,13 +67,9 @@ pub(super) fn check_sections(m: &Metadata<'_>, layers: &[LayerSpec]) -> Result<(
 const SECTIONS: usize = 4;
 
 fn delta(m: &Metadata<'_>, sharing: KeySharing, gates: DeltaGates) -> Result<GatedDeltaSpec, ModelError> {
-    const HEAD_DIM: &str = "ssm.state_size";
     const VALUE_HEADS: &str = "ssm.time_step_rank";
     const VALUES: &str = "ssm.inner_size";
-    let head_dim = m.count(HEAD_DIM, 1..=HEADS_MAX)?;
-    if !head_dim.is_multiple_of(16) {
-        return Err(m.unsupported(HEAD_DIM, head_dim.to_string(), "a multiple of 16"));
-    }
+    let head_dim = whole_groups(m, "ssm.state_size")?;
     let key_heads = m.count("ssm.group_count", 1..=HEADS_MAX)?;
     let value_heads = m.count(VALUE_HEADS, 1..=HEADS_MAX)?;
     if !value_heads.is_multiple_of(key_heads) {
@@ -65,8 +79,21 @@ fn delta(m: &Metadata<'_>, sharing: KeySharing, gates: DeltaGates) -> Result<Gat
     if values != value_heads * head_dim {
         return Err(m.unsupported(VALUES, values.to_string(), &format!("{value_heads} heads of {head_dim}")));
     }
-    let taps = m.count("ssm.conv_kernel", 2..=TAPS_MAX)?;
-    Ok(GatedDeltaSpec { key_heads, value_heads, head_dim, taps, sharing, gates })
+    let (inputs, output_gate) = (DeltaInputs::Together, DeltaOutputGate::Silu);
+    Ok(GatedDeltaSpec { key_heads, value_heads, head_dim, taps: taps(m)?, sharing, gates, inputs, output_gate })
+}
+
+/// Elements of a head.
+fn whole_groups(m: &Metadata<'_>, key: &'static str) -> Result<usize, ModelError> {
+    let head_dim = m.count(key, 1..=HEADS_MAX)?;
+    if !head_dim.is_multiple_of(16) {
+        return Err(m.unsupported(key, head_dim.to_string(), "a multiple of 16"));
+    }
+    Ok(head_dim)
+}
+
+fn taps(m: &Metadata<'_>) -> Result<usize, ModelError> {
+    m.count("ssm.conv_kernel", 2..=TAPS_MAX)
 }
 
 /// Which layers have a state.

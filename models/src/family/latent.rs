@@ -1,12 +1,12 @@
 //! Latent attention, from the keys that its families share.
 
 use super::{
-    ModelError,
+    ModelError, dense,
     metadata::{CONTEXT_MAX, HEADS_MAX, Metadata, ROPE_BASE, WIDTH_MAX},
     rope::{self, LatentScaling},
     tensors,
 };
-use crate::spec::{HeadMatrices, LatentQueries, LatentSpec, Rope, RopePairing, Temperature};
+use crate::spec::{HeadMatrices, IndexerSpec, LatentQueries, LatentSpec, Positions, Rope, RopePairing, Temperature};
 
 /// The attention of every layer.
 pub(super) fn spec(m: &Metadata<'_>) -> Result<LatentSpec, ModelError> {
@@ -42,6 +42,29 @@ pub(super) fn spec(m: &Metadata<'_>) -> Result<LatentSpec, ModelError> {
         scale: score_factor / (query_dim as f32).sqrt(),
         temperature: temperature(m)?,
         rope: Some(Rope { pairing: RopePairing::Interleaved, dims: rope_dim, base, scaling, magnitude }),
+        positions: Positions::All,
+    })
+}
+
+/// What chooses the positions that rows attend to, rotated as `attention` is, but in pairs of its own.
+pub(super) fn indexer(
+    m: &Metadata<'_>,
+    attention: &LatentSpec,
+    pairing: RopePairing,
+) -> Result<IndexerSpec, ModelError> {
+    const HEAD_DIM: &str = "attention.indexer.key_length";
+    const RANK: &str = "attention.q_lora_rank";
+    let LatentQueries::Latent(_) = attention.queries else {
+        return Err(m.unsupported(RANK, "0".to_owned(), "a latent of queries, which the indexer's are made of"));
+    };
+    let rope = attention.rope.clone().map(|rope| Rope { pairing, ..rope });
+    let rope = rope.ok_or_else(|| m.unsupported(HEAD_DIM, "an indexer".to_owned(), "layers that know positions"))?;
+    Ok(IndexerSpec {
+        heads: m.count("attention.indexer.head_count", 1..=HEADS_MAX)?,
+        head_dim: m.count(HEAD_DIM, rope.dims..=HEADS_MAX)?,
+        used: m.count("attention.indexer.top_k", 1..=CONTEXT_MAX)?,
+        rope,
+        eps: m.float_or("attention.layer_norm_epsilon", 1e-6, dense::EPS)?,
     })
 }
 

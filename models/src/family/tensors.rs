@@ -6,10 +6,10 @@ use super::{ModelError, metadata::Metadata};
 use crate::{
     gguf::{Gguf, OptionalKey, TensorEntry},
     spec::{
-        AttentionSpec, Bias, DeltaGates, ExpertForm, ExpertScales, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices,
-        HeadMatrix, HeadSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec, LayerTensor, Mixer, NormKind,
-        NormPlacement, OutputScale, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole,
-        TensorSpec, Values,
+        AttentionSpec, Bias, DeltaGates, DeltaInputs, DeltaOutputGate, ExpertForm, ExpertScales, ExpertsSpec, Ffn,
+        GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec, IndexerSpec, LatentQueries, LatentSpec, LayerIndex,
+        LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, OutputScale, QkNorm, RopeScaling, SharedExpert,
+        SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec, Values,
     },
     tensor::TensorType,
 };
@@ -56,7 +56,7 @@ pub(super) fn list(
     if head.matrix == HeadMatrix::Own {
         expected.push(Expected::one(OUTPUT, TensorRole::Output, vocab, hidden));
     }
-    let mut ropes = layers.iter().filter_map(LayerSpec::rope);
+    let mut ropes = layers.iter().flat_map(LayerSpec::ropes);
     if let Some((rope, tensors)) = ropes.find_map(|rope| Some((rope, factors(&rope.scaling)?))) {
         expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, rope.dims / 2)));
     }
@@ -230,21 +230,50 @@ impl LayerTensors<'_> {
 
     fn gated_delta(&mut self, d: &GatedDeltaSpec) {
         use LayerTensor as Part;
-        let (hidden, heads) = (self.hidden, d.value_heads);
-        self.tensor("attn_qkv.weight", Part::DeltaQkv, d.channels(), hidden);
-        self.tensor("attn_gate.weight", Part::StateGate, d.values(), hidden);
+        let (hidden, heads, keys) = (self.hidden, d.value_heads, d.key_heads * d.head_dim);
+        let output = match d.inputs {
+            DeltaInputs::Apart => {
+                let weights = [(Part::Q, keys), (Part::K, keys), (Part::V, d.values())];
+                self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
+                // Each channel's factors are a matrix of one row.
+                self.stacked("ssm_conv1d_q.weight", Part::QueryTaps, [keys, 1, d.taps]);
+                self.stacked("ssm_conv1d_k.weight", Part::KeyTaps, [keys, 1, d.taps]);
+                self.stacked("ssm_conv1d_v.weight", Part::ValueTaps, [d.values(), 1, d.taps]);
+                "attn_output.weight"
+            }
+            DeltaInputs::Together => {
+                self.tensor("attn_qkv.weight", Part::DeltaQkv, d.channels(), hidden);
+                self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, d.channels(), d.taps);
+                "ssm_out.weight"
+            }
+        };
+        match d.output_gate {
+            DeltaOutputGate::SigmoidNarrow(rank) => {
+                self.tensor("ssm_g_a.weight", Part::StateGateDown, rank, hidden);
+                self.tensor("ssm_g_b.weight", Part::StateGateUp, d.values(), rank);
+            }
+            DeltaOutputGate::Silu => self.tensor("attn_gate.weight", Part::StateGate, d.values(), hidden),
+        }
         match d.gates {
             DeltaGates::Apart => {
                 self.tensor("ssm_alpha.weight", Part::Alpha, heads, hidden);
                 self.tensor("ssm_beta.weight", Part::Beta, heads, hidden);
+                self.vector("ssm_a", Part::Decay, heads);
             }
-            DeltaGates::Together => self.tensor("ssm_ba.weight", Part::BetaAlpha, 2 * heads, hidden),
+            DeltaGates::EachElement(rank) => {
+                self.tensor("ssm_f_a.weight", Part::AlphaDown, rank, hidden);
+                self.tensor("ssm_f_b.weight", Part::AlphaUp, d.values(), rank);
+                self.tensor("ssm_beta.weight", Part::Beta, heads, hidden);
+                self.tensor("ssm_a", Part::HeadDecay, heads, 1);
+            }
+            DeltaGates::Together => {
+                self.tensor("ssm_ba.weight", Part::BetaAlpha, 2 * heads, hidden);
+                self.vector("ssm_a", Part::Decay, heads);
+            }
         }
-        self.tensor("ssm_conv1d.weight", Part::ConvolutionTaps, d.channels(), d.taps);
-        self.vector("ssm_dt.bias", Part::TimeStepBias, heads);
-        self.vector("ssm_a", Part::Decay, heads);
+        self.vector("ssm_dt.bias", Part::TimeStepBias, d.alphas());
         self.vector("ssm_norm.weight", Part::StateNorm, d.head_dim);
-        self.tensor("ssm_out.weight", Part::StateOutput, hidden, d.values());
+        self.tensor(output, Part::StateOutput, hidden, d.values());
     }
 
     fn latent(&mut self, l: &LatentSpec) {
@@ -255,6 +284,9 @@ impl LayerTensors<'_> {
                 self.tensor("attn_q_a.weight", LayerTensor::QA, rank, hidden);
                 self.vector("attn_q_a_norm.weight", LayerTensor::QANorm, rank);
                 self.tensor("attn_q_b.weight", LayerTensor::QB, queries, rank);
+                if let Some(indexer) = l.indexer() {
+                    self.indexer(indexer, rank);
+                }
             }
         }
         self.tensor("attn_kv_a_mqa.weight", LayerTensor::KvA, l.key_dim(), hidden);
@@ -269,6 +301,15 @@ impl LayerTensors<'_> {
             }
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, hidden, heads * l.value_dim);
+    }
+
+    fn indexer(&mut self, i: &IndexerSpec, rank: usize) {
+        use LayerTensor as Part;
+        self.tensor("indexer.attn_q_b.weight", Part::IndexQueries, i.queries(), rank);
+        self.tensor("indexer.attn_k.weight", Part::IndexKey, i.head_dim, self.hidden);
+        self.vector("indexer.k_norm.weight", Part::IndexKeyNorm, i.head_dim);
+        self.vector("indexer.k_norm.bias", Part::IndexKeyNormBias, i.head_dim);
+        self.tensor("indexer.proj.weight", Part::IndexWeights, i.heads, self.hidden);
     }
 
     fn state_space(&mut self, s: &StateSpaceSpec) {

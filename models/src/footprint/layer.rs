@@ -79,13 +79,16 @@ impl LayerFootprint {
         if all { held.and(self.experts.all) } else { held }
     }
 
-    /// What threads gather from each page on its own, where there are so few rows that they share a session's pages.
+    /// What threads have of each position of sessions: while positions are chosen; and what they gather from each page on its own,
+    /// where there are so few rows that they share a session's pages.
     pub(super) fn parts_bytes(&self, rows: usize, context: usize, threads: usize) -> u64 {
+        let chosen = product([threads, context.div_ceil(PAGE_POSITIONS), PAGE_POSITIONS]);
+        let chosen = chosen.saturating_mul(self.mixer.position_bytes);
         if threads == 1 {
-            return 0;
+            return chosen;
         }
         let sessions = self.mixer.sessions_apart(threads).min(rows);
-        product([sessions, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.mixer.part_bytes)
+        sum([chosen, product([sessions, context.div_ceil(PAGE_POSITIONS)]).saturating_mul(self.mixer.part_bytes)])
     }
 }
 
@@ -139,6 +142,8 @@ pub(super) struct Inputs {
     pub(super) queries: Input,
     pub(super) keys: Input,
     pub(super) values: Input,
+    /// What takes what is narrower than a row.
+    pub(super) narrow: Input,
     /// How heads' matrices are stored where they are joined.
     pub(super) joined: Option<TensorType>,
     /// What takes what was mixed.
@@ -153,9 +158,10 @@ pub(super) struct Inputs {
 impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
-            Alpha, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGateUps, ExpertGates,
-            ExpertLatentDown, ExpertLatentUp, ExpertUps, Gate, K, KB, KvA, KvB, Q, QA, QB, Router, SharedDown,
-            SharedGate, SharedRouter, SharedUp, StateGate, StateInput, StateOutput, TimeStep, Up, V, VB,
+            Alpha, AlphaDown, AlphaUp, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGateUps,
+            ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertUps, Gate, IndexKey, IndexQueries, IndexWeights, K,
+            KB, KvA, KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateGate, StateGateDown,
+            StateGateUp, StateInput, StateOutput, TimeStep, Up, V, VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
@@ -166,11 +172,27 @@ impl Inputs {
             }
             let input = if matches!(
                 part,
-                Q | K | V | QA | KvA | DeltaQkv | StateGate | Alpha | Beta | BetaAlpha | StateInput | TimeStep
+                Q | K
+                    | V
+                    | QA
+                    | KvA
+                    | IndexKey
+                    | IndexWeights
+                    | DeltaQkv
+                    | StateGate
+                    | StateGateDown
+                    | Alpha
+                    | AlphaDown
+                    | Beta
+                    | BetaAlpha
+                    | StateInput
+                    | TimeStep
             ) {
                 &mut inputs.attention
-            } else if part == QB {
+            } else if matches!(part, QB | IndexQueries) {
                 &mut inputs.queries
+            } else if matches!(part, AlphaUp | StateGateUp) {
+                &mut inputs.narrow
             } else if part == KB {
                 &mut inputs.keys
             } else if matches!(part, VB | KvB) {

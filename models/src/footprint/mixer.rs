@@ -7,7 +7,10 @@ use super::{
     product, sum,
 };
 use crate::{
-    spec::{AttentionSpec, GatedDeltaSpec, LatentQueries, LatentSpec, Mixer, QkNorm, StateSpaceSpec},
+    spec::{
+        AttentionSpec, DeltaGates, DeltaOutputGate, GatedDeltaSpec, IndexerSpec, LatentQueries, LatentSpec, Mixer,
+        QkNorm, StateSpaceSpec,
+    },
     tensor::TensorType,
 };
 
@@ -26,6 +29,8 @@ pub(super) struct MixerFootprint {
     pub(super) thread_bytes: u64,
     /// What the queries of a session gather from one of its pages, where pages are cut into runs.
     pub(super) part_bytes: u64,
+    /// What a thread has of each position of a session while positions are chosen.
+    pub(super) position_bytes: u64,
     cut: PagesCut,
 }
 
@@ -49,6 +54,7 @@ impl MixerFootprint {
         mixed_bytes: 0,
         thread_bytes: 0,
         part_bytes: 0,
+        position_bytes: 0,
         cut: PagesCut::Never,
     };
 
@@ -94,6 +100,7 @@ impl MixerFootprint {
             mixed_bytes: q,
             thread_bytes: sum([queries.bytes(), widened]),
             part_bytes: product([kv_heads]).saturating_mul(queries.gathered(group.max(QUERIES_LEAST))),
+            position_bytes: 0,
             cut: PagesCut::BelowTasks { kv_heads },
         }
     }
@@ -107,7 +114,14 @@ impl MixerFootprint {
             LatentQueries::Direct => (query, 0),
             LatentQueries::Latent(rank) => (product([FLOAT, rank]), sum([inputs.queries.bytes(rank), query])),
         };
-        let projected = sum([first, product([FLOAT, spec.key_dim()])]);
+        let index = spec.indexer();
+        let projected = spec.key_dim().saturating_add(index.map_or(0, IndexerSpec::row_len));
+        let projected = sum([first, product([FLOAT, projected])]);
+        // What an indexer has of a row: its queries and weights, what these are made of, and the positions that it chooses.
+        let chosen = index.map_or(0, |indexer| {
+            let of_heads = product([2, FLOAT, indexer.queries().saturating_add(indexer.heads)]);
+            sum([first, inputs.queries.bytes(rank(queries)), of_heads, product([CHOSEN_BYTES, indexer.used])])
+        });
         // In the order of time: what enters the products and what comes out of them; the queries, taken out of it, and made
         // of their latent; each head's product; attention's tasks and result; the values; and these with the layer's
         // output so far.
@@ -123,13 +137,20 @@ impl MixerFootprint {
         let most = QUERIES_TOGETHER.max(heads);
         let queries = Queries { most, key_dim: spec.key_dim(), value_dim: latent_dim };
         let stripe = product([FLOAT, PAGE_POSITIONS, 4, LANES]);
+        let page = filled(spec.key_dim()).saturating_add(index.map_or(0, |indexer| indexer.head_dim));
+        // The pages that the chosen positions of a row are gathered in.
+        let gathered = index.map_or(0, |indexer| {
+            product([2, indexer.used.div_ceil(PAGE_POSITIONS), PAGE_POSITIONS, filled(spec.key_dim())])
+        });
+        let row_bytes = [projecting, querying, absorbing, attending, valuing, output].into_iter().max().unwrap_or(0);
         Self {
-            page_bytes: product([2, PAGE_POSITIONS, filled(spec.key_dim())]),
+            page_bytes: product([2, PAGE_POSITIONS, page]),
             session_bytes: 0,
-            row_bytes: [projecting, querying, absorbing, attending, valuing, output].into_iter().max().unwrap_or(0),
+            row_bytes: sum([row_bytes, chosen]),
             mixed_bytes: attended,
-            thread_bytes: sum([queries.bytes(), stripe]),
-            part_bytes: queries.gathered(heads),
+            thread_bytes: sum([queries.bytes(), stripe, gathered]),
+            part_bytes: if index.is_some() { 0 } else { queries.gathered(heads) },
+            position_bytes: if index.is_some() { product([SCORED_BYTES]) } else { 0 },
             cut: PagesCut::BelowThreads { groups: head_groups(heads, usize::MAX) },
         }
     }
@@ -142,7 +163,17 @@ impl MixerFootprint {
             row_len: spec.row_len(),
             taps: spec.taps,
         };
-        Self::with_states(shape, hidden, inputs)
+        let of = Self::with_states(shape, hidden, inputs);
+        // What passes through narrow products is there beside what is made of it, and all is put together once more.
+        let narrow = match (spec.gates, spec.output_gate) {
+            (DeltaGates::EachElement(first), DeltaOutputGate::SigmoidNarrow(second)) => first.saturating_add(second),
+            (DeltaGates::EachElement(rank), DeltaOutputGate::Silu) => rank,
+            (DeltaGates::Apart | DeltaGates::Together, DeltaOutputGate::SigmoidNarrow(rank)) => rank,
+            (DeltaGates::Apart | DeltaGates::Together, DeltaOutputGate::Silu) => return of,
+        };
+        let projected = product([FLOAT, spec.row_len().saturating_add(spec.values())]);
+        let narrow = sum([product([2, FLOAT, narrow]), inputs.narrow.bytes(narrow), projected]);
+        Self { row_bytes: sum([of.row_bytes, narrow]), ..of }
     }
 
     fn of_state_space(spec: &StateSpaceSpec, hidden: usize, inputs: &Inputs) -> Self {
@@ -176,10 +207,23 @@ impl MixerFootprint {
             // A head's state with rows that may yet be taken back, and a row's vectors.
             thread_bytes: sum([head, vectors]),
             part_bytes: 0,
+            position_bytes: 0,
             cut: PagesCut::Never,
         }
     }
 }
+
+/// Elements of the latent that queries are made of, where they are.
+fn rank(queries: LatentQueries) -> usize {
+    match queries {
+        LatentQueries::Direct => 0,
+        LatentQueries::Latent(rank) => rank,
+    }
+}
+
+/// Bytes of a position that was chosen, and of one that is scored: the score, and what it is ordered by.
+const CHOSEN_BYTES: usize = 4;
+const SCORED_BYTES: usize = 4 + 8;
 
 /// Vectors that a thread has of a row in one head: as long as a key, and as long as a value.
 const HEAD_VECTORS: usize = 3;

@@ -109,7 +109,9 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
         "starcoder2.gguf",
         "qwen35moe.gguf",
         "deepseek2.gguf",
+        "deepseek32.gguf",
         "granitehybrid.gguf",
+        "kimi-linear.gguf",
     ] {
         let spec = tiny(name);
         let whole = Footprints::new(&spec);
@@ -134,6 +136,8 @@ fn more_of_anything_takes_no_less() {
         "qwen3next.gguf",
         "deepseek2-lite.gguf",
         "mistral4.gguf",
+        "glm-dsa.gguf",
+        "kimi-linear.gguf",
         "nemotron_h_moe-latent.gguf",
     ] {
         let spec = tiny(name);

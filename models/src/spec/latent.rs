@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rope, Temperature};
+use super::{IndexerSpec, Positions, Rope, Temperature};
 
 /// Latent attention (DeepSeek-V2, 2024, §2.1), in the absorbed form: a query goes to the latent, not the latent to each head.
 ///
@@ -32,6 +32,8 @@ pub struct LatentSpec {
     pub temperature: Option<Temperature>,
     /// Rotary position embedding; `None` for a layer that knows no positions.
     pub rope: Option<Rope>,
+    /// Which positions a row attends to.
+    pub positions: Positions,
 }
 
 /// What queries are made of.
@@ -57,6 +59,14 @@ impl LatentSpec {
     /// Elements of a head's query as it is projected.
     pub fn query_dim(&self) -> usize {
         self.plain_dim.saturating_add(self.rope_dim)
+    }
+
+    /// What chooses positions in the layer, where something does.
+    pub fn indexer(&self) -> Option<&IndexerSpec> {
+        match &self.positions {
+            Positions::All | Positions::AsBefore => None,
+            Positions::Chosen(indexer) => Some(indexer),
+        }
     }
 
     /// Elements of a position's row, which all heads share as key.

@@ -7,9 +7,9 @@ use super::Bias;
 /// The gated delta rule (Yang, Kautz and Hatamizadeh, 2024): each value head has a matrix S that answers keys with values. A
 /// row forgets by a decay g, corrects what S answers to its key k by β, and puts out what its query q is answered:
 /// S ← g·S + k·β(v − g·Sᵀk)ᵀ, and Sᵀq. Before that, q, k and v go through a causal convolution of each channel and SiLU, and
-/// each head's q and k are made as long as 1. After it, each value head is normalised (`StateNorm`) and multiplied by SiLU of
-/// a gate (`StateGate`). g = exp(`Decay` · softplus(α + `TimeStepBias`)) is one number for each value head, and so is β, which
-/// is σ of what its product gives.
+/// each head's q and k are made as long as 1. After it, each value head is normalised (`StateNorm`) and multiplied by a gate.
+/// g = exp(rate · softplus(α + `TimeStepBias`)) is one number for each value head, or for each element of its key; β, which is σ of
+/// what its product gives, is one number for each value head.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct GatedDeltaSpec {
     /// Heads of q and k.
@@ -24,6 +24,28 @@ pub struct GatedDeltaSpec {
     pub sharing: KeySharing,
     /// Where α and β come from.
     pub gates: DeltaGates,
+    /// How q, k and v are made.
+    pub inputs: DeltaInputs,
+    /// What multiplies the output.
+    pub output_gate: DeltaOutputGate,
+}
+
+/// How the gated delta rule's q, k and v are made.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum DeltaInputs {
+    /// By a product and a convolution each (`Q`, `K`, `V`; `QueryTaps`, `KeyTaps`, `ValueTaps`).
+    Apart,
+    /// By one product and one convolution (`DeltaQkv`, `ConvolutionTaps`).
+    Together,
+}
+
+/// What multiplies the gated delta rule's output, element by element.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum DeltaOutputGate {
+    /// σ of a product (`StateGateUp`) with so many outputs of another (`StateGateDown`).
+    SigmoidNarrow(usize),
+    /// SiLU of a product (`StateGate`).
+    Silu,
 }
 
 /// Which key head value heads go by, where there are fewer.
@@ -38,9 +60,12 @@ pub enum KeySharing {
 /// Where the gated delta rule's α and β come from.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum DeltaGates {
-    /// A product each (`Beta`, `Alpha`).
+    /// A product each (`Beta`, `Alpha`); `Decay` has a rate for each value head.
     Apart,
-    /// One product (`BetaAlpha`): for each key head, β of its value heads, then α of these.
+    /// α of each element of each key by a product (`AlphaUp`) with so many outputs of another (`AlphaDown`); β by a product
+    /// (`Beta`). `HeadDecay` has a rate for each value head (Kimi Linear).
+    EachElement(usize),
+    /// One product (`BetaAlpha`): for each key head, β of its value heads, then α of these. `Decay` has a rate for each value head.
     Together,
 }
 
@@ -103,8 +128,16 @@ impl GatedDeltaSpec {
         self.values().saturating_mul(self.head_dim)
     }
 
+    /// Elements of α in a row.
+    pub fn alphas(&self) -> usize {
+        match self.gates {
+            DeltaGates::Apart | DeltaGates::Together => self.value_heads,
+            DeltaGates::EachElement(_) => self.values(),
+        }
+    }
+
     /// Elements of a row that states are made of: q, k and v before the convolution, α and β.
     pub fn row_len(&self) -> usize {
-        self.channels().saturating_add(self.value_heads.saturating_mul(2))
+        self.channels().saturating_add(self.alphas()).saturating_add(self.value_heads)
     }
 }

@@ -72,6 +72,11 @@ pub enum LayerTensor {
     KB,
     VB,
     KvB,
+    IndexQueries,
+    IndexKey,
+    IndexKeyNorm,
+    IndexKeyNormBias,
+    IndexWeights,
     AttnOutput,
     AttnOutputBias,
     PostAttnNorm,
@@ -108,12 +113,19 @@ pub enum LayerTensor {
     OutputScale,
     DeltaQkv,
     StateGate,
+    StateGateDown,
+    StateGateUp,
     Alpha,
+    AlphaDown,
+    AlphaUp,
     Beta,
     BetaAlpha,
     StateInput,
     TimeStep,
     ConvolutionTaps,
+    QueryTaps,
+    KeyTaps,
+    ValueTaps,
     ConvolutionBias,
     TimeStepBias,
     Decay,
@@ -125,6 +137,11 @@ pub enum LayerTensor {
 }
 
 impl LayerTensor {
+    /// Whether it holds the factors of a convolution.
+    pub fn is_taps(self) -> bool {
+        matches!(self, Self::ConvolutionTaps | Self::QueryTaps | Self::KeyTaps | Self::ValueTaps)
+    }
+
     /// Whether it holds all experts' matrices, of which a token needs only some.
     pub fn is_routed(self) -> bool {
         matches!(self, Self::ExpertGates | Self::ExpertUps | Self::ExpertDowns | Self::ExpertGateUps)

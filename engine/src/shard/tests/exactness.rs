@@ -83,9 +83,8 @@ fn sums_of_rows_are_the_same_however_they_are_computed() {
         assert!(expected[3][0] == expected[3][1] && expected[0][0] != expected[0][1], "{name}");
         let mut runs: Vec<_> = [1, 7, 40].map(|chunk| Run { chunk, threads: 2, ..plain }).into();
         runs.extend(Simd::available().into_iter().map(|simd| Run { simd, ..plain }));
-        if model.0.layers.len() > 1 {
-            runs.push(Run { cuts: &[1], chunk: 33, ..plain });
-        }
+        let cuts: Vec<usize> = model.0.cuts().take(1).collect();
+        runs.push(Run { cuts: &cuts, chunk: 33, ..plain });
         for run in runs {
             assert_eq!(sums(&model, run), expected, "{name}, {run:?}");
         }
@@ -115,8 +114,9 @@ fn cuts_chunks_batches_threads_and_tiers_change_no_bit() {
         let mut runs = vec![Run { threads: 2, ..plain }];
         runs.extend([1, 3, 7, 40].map(|chunk| Run { chunk, threads: 2, ..plain }));
         runs.extend(Simd::available().into_iter().map(|simd| Run { simd, ..plain }));
-        if model.0.layers.len() > 2 {
-            runs.extend([Run { cuts: &[1], chunk: 7, ..plain }, Run { cuts: &[1, 2], threads: 2, ..plain }]);
+        let cuts: Vec<usize> = model.0.cuts().take(2).collect();
+        if cuts.len() > 1 {
+            runs.extend([Run { cuts: &cuts[..1], chunk: 7, ..plain }, Run { cuts: &cuts, threads: 2, ..plain }]);
         }
         for run in runs {
             assert_eq!(alone(&model, run), expected, "{name} alone, {run:?}");
@@ -191,6 +191,11 @@ fn masks_change_no_bit_at_any_cut_in_any_batch_and_with_drafts() {
     }
 }
 
+/// Whether a layer attends to the positions that it chooses.
+fn has_indexer(spec: &ModelSpec) -> bool {
+    spec.layers.iter().any(|layer| layer.index_rope().is_some())
+}
+
 /// Whether a layer attends only to the last positions.
 fn has_windows(spec: &ModelSpec) -> bool {
     spec.layers.iter().filter_map(|layer| layer.attention()).any(|attention| attention.window != Window::Full)
@@ -198,8 +203,13 @@ fn has_windows(spec: &ModelSpec) -> bool {
 
 #[test]
 fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
-    let model = kind(|spec| spec.layers.len() > 3 && has_windows(spec));
-    let mut pipeline = Pipeline::new(&model, &[3], 1, Simd::available()[0]);
+    goes_back(&kind(|spec| spec.layers.len() > 3 && has_windows(spec)));
+    goes_back(&kind(has_indexer));
+}
+
+fn goes_back(model: &(ModelSpec, File)) {
+    let cut = model.0.cuts().last().unwrap();
+    let mut pipeline = Pipeline::new(model, &[cut], 1, Simd::available()[0]);
     let ids = &prompts(model.0.vocab)[0];
     let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
     pipeline.open(1, &with_digest());
@@ -219,6 +229,9 @@ fn rolling_back_and_going_on_is_as_if_nothing_had_happened() {
 fn states_take_back_rows_that_turn_out_wrong() {
     takes_back_rows(&kind(|spec| matches!(spec.layers[0].mixer, Mixer::GatedDelta(_))));
     takes_back_rows(&kind(|spec| matches!(spec.layers[0].mixer, Mixer::StateSpace(_))));
+    takes_back_rows(&kind(
+        |spec| matches!(&spec.layers[0].mixer, Mixer::GatedDelta(delta) if delta.alphas() > delta.value_heads),
+    ));
 }
 
 fn takes_back_rows(model: &(ModelSpec, File)) {
@@ -268,8 +281,13 @@ fn a_state_that_cannot_go_back_is_refused_and_goes_on() {
 
 #[test]
 fn a_shared_beginning_changes_no_bit() {
-    let model = kind(|spec| spec.layers.len() > 3 && has_windows(spec));
-    let mut pipeline = Pipeline::new(&model, &[3], 2, Simd::available()[0]);
+    begins_alike(&kind(|spec| spec.layers.len() > 3 && has_windows(spec)));
+    begins_alike(&kind(has_indexer));
+}
+
+fn begins_alike(model: &(ModelSpec, File)) {
+    let cut = model.0.cuts().last().unwrap();
+    let mut pipeline = Pipeline::new(model, &[cut], 2, Simd::available()[0]);
     let ids = &prompts(model.0.vocab)[0];
     let digests = |rows: Vec<SampledRow>| rows.iter().map(|row| row.digest).collect::<Vec<_>>();
     pipeline.open(1, &with_digest());

@@ -1,7 +1,8 @@
 //! What a shard refuses, and that a refused step changes nothing.
 
 use qmesh_models::spec::{
-    AttentionSpec, Ffn, HeadMatrix, LatentSpec, Mixer, NormPlacement, Temperature, TensorRole, Window,
+    AttentionSpec, Ffn, HeadMatrix, IndexerSpec, LatentQueries, LatentSpec, Mixer, NormPlacement, Positions,
+    Temperature, TensorRole, Window,
 };
 
 use super::*;
@@ -157,6 +158,30 @@ fn latents_that_do_not_add_up_are_refused_by_name() {
             changed(&|latent| latent.temperature = Some(Temperature { scale: 0.1, offset: 0, length: 0 })),
             "temperature.length",
         ),
+    ] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
+    }
+}
+
+#[test]
+fn indexers_that_do_not_add_up_are_refused_by_name() {
+    let (spec, file) = kind(|spec| !spec.can_begin(1));
+    assert!(load_error(&spec, &file, 1..2).to_string().contains("begins with layer 1, which goes by an earlier one"));
+    let changed = |change: &dyn Fn(&mut LatentSpec, &mut IndexerSpec)| {
+        let mut spec = spec.clone();
+        let Mixer::Latent(latent) = &mut spec.layers[0].mixer else { panic!("it has latents") };
+        let mut indexer = latent.indexer().unwrap().clone();
+        change(latent, &mut indexer);
+        latent.positions = Positions::Chosen(indexer);
+        load_error(&spec, &file, 0..1).to_string()
+    };
+    for (message, expected) in [
+        (changed(&|_, indexer| indexer.heads = 0), "indexer.heads = 0"),
+        (changed(&|_, indexer| indexer.used = 0), "indexer.used = 0"),
+        (changed(&|_, indexer| indexer.eps = 0.0), "indexer.eps"),
+        (changed(&|_, indexer| indexer.rope.dims = 66), "rope.dims 66"),
+        (changed(&|_, indexer| indexer.head_dim = 80), "instead of"),
+        (changed(&|latent, _| latent.queries = LatentQueries::Direct), "have no latent to be made of"),
     ] {
         assert!(message.contains(expected), "{message} does not say {expected}");
     }

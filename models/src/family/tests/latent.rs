@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::spec::{
-    ExpertGroups, ExpertsSpec, HeadMatrices, LatentQueries, LatentSpec, Mixer, Routing, Scoring, SharedExpert,
-    SharedGate, Temperature, Weighting,
+    ExpertGroups, ExpertsSpec, HeadMatrices, LatentQueries, LatentSpec, Mixer, Positions, Routing, Scoring,
+    SharedExpert, SharedGate, Temperature, Weighting,
 };
 
 fn latent(layer: &LayerSpec) -> &LatentSpec {
@@ -57,6 +57,39 @@ fn deepseek2_has_a_latent_for_queries_and_chooses_experts_in_groups() {
     assert_eq!(routing.groups, Some(ExpertGroups { count: 4, used: 2 }));
     let keys = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::KB)).unwrap();
     assert_eq!((keys.rows, keys.cols), (4 * 32, 16), "a matrix a head");
+}
+
+#[test]
+fn indexers_choose_positions_and_are_rotated_in_their_own_pairs() {
+    for (name, pairing, scoring, groups) in [
+        ("deepseek32", RopePairing::Halves, Scoring::Sigmoid, true),
+        ("glm-dsa", RopePairing::Interleaved, Scoring::Sigmoid, false),
+    ] {
+        let model = golden(name);
+        for layer in model.layers.iter().filter(|layer| layer.index_rope().is_some()) {
+            let latent = latent(layer);
+            let indexer = latent.indexer().unwrap();
+            assert_eq!((indexer.heads, indexer.head_dim, indexer.used, indexer.eps), (8, 64, 32, 1e-6), "{name}");
+            let rope = latent.rope.as_ref().unwrap();
+            assert_eq!((rope.pairing, indexer.rope.pairing), (RopePairing::Interleaved, pairing), "{name}");
+            assert_eq!((indexer.rope.dims, &indexer.rope.scaling), (rope.dims, &rope.scaling), "{name}");
+            assert_eq!(layer.ropes().count(), 2);
+        }
+        let routing = &experts(model.layers.last().unwrap()).routing;
+        assert_eq!((routing.scoring, routing.groups.is_some()), (scoring, groups), "{name}");
+        assert_eq!(model.kv_bytes_per_position(&(0..1)), 2 * (40 + 64), "{name}: an indexer's keys count");
+    }
+}
+
+#[test]
+fn layers_that_go_by_an_earlier_one_are_not_cut_off_from_it() {
+    let model = golden("glm-dsa");
+    let positions = |layer: usize| &latent(&model.layers[layer]).positions;
+    assert_eq!(positions(1), &Positions::AsBefore);
+    assert_eq!((positions(0), positions(0)), (positions(2), positions(3)));
+    assert_eq!(model.cuts().collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(model.kv_bytes_per_position(&(1..2)), 2 * 40, "it has no keys of an indexer");
+    assert_eq!(golden("deepseek32").cuts().collect::<Vec<_>>(), [1, 2]);
 }
 
 /// A small model of one dense layer and one with experts.

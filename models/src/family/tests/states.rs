@@ -1,7 +1,10 @@
 //! Families whose layers have a state.
 
 use super::*;
-use crate::spec::{DeltaGates, ExpertForm, GatedDeltaSpec, KeySharing, Mixer, OutputGate, StateSpaceSpec, TensorSpec};
+use crate::spec::{
+    DeltaGates, DeltaInputs, DeltaOutputGate, ExpertForm, GatedDeltaSpec, KeySharing, LatentQueries, Mixer, OutputGate,
+    StateSpaceSpec, TensorSpec, Weighting,
+};
 
 #[test]
 fn three_layers_of_four_have_a_state_and_the_fourth_is_gated() {
@@ -12,7 +15,9 @@ fn three_layers_of_four_have_a_state_and_the_fourth_is_gated() {
     ] {
         let model = golden(name);
         let [delta @ .., last] = &model.layers[..] else { panic!("{name} has layers") };
-        let expected = GatedDeltaSpec { key_heads: 2, value_heads: 4, head_dim: 16, taps: 4, sharing, gates };
+        let (inputs, output_gate) = (DeltaInputs::Together, DeltaOutputGate::Silu);
+        let expected =
+            GatedDeltaSpec { key_heads: 2, value_heads: 4, head_dim: 16, taps: 4, sharing, gates, inputs, output_gate };
         assert!(delta.iter().all(|layer| layer.mixer == Mixer::GatedDelta(expected.clone())), "{name}");
         assert_eq!((delta.len(), model.has_states()), (3, true));
         let attention = attention(last);
@@ -27,6 +32,37 @@ fn three_layers_of_four_have_a_state_and_the_fourth_is_gated() {
     listed = listed.set("qwen35.attention.recurrent_layers", [false, true].as_slice());
     let states: Vec<_> = parse(&listed).unwrap().layers.iter().map(|layer| layer.mixer.has_state()).collect();
     assert_eq!(states, [false, true], "the list counts, where there is one");
+}
+
+#[test]
+fn kimi_linear_has_states_that_forget_each_element_and_latents_without_positions() {
+    let model = golden("kimi-linear");
+    let [delta @ .., last] = &model.layers[..] else { panic!("it has layers") };
+    let expected = GatedDeltaSpec {
+        key_heads: 4,
+        value_heads: 4,
+        head_dim: 16,
+        taps: 4,
+        sharing: KeySharing::Adjacent,
+        gates: DeltaGates::EachElement(16),
+        inputs: DeltaInputs::Apart,
+        output_gate: DeltaOutputGate::SigmoidNarrow(16),
+    };
+    assert!(delta.iter().all(|layer| layer.mixer == Mixer::GatedDelta(expected.clone())));
+    assert_eq!((delta.len(), expected.row_len()), (3, 3 * 64 + 64 + 4));
+    let Mixer::Latent(latent) = &last.mixer else { panic!("{:?}", last.mixer) };
+    assert_eq!(
+        (latent.queries, &latent.rope, latent.rope_dim, latent.plain_dim),
+        (LatentQueries::Direct, &None, 8, 16)
+    );
+    assert!(matches!(model.layers[0].ffn, Ffn::Gated { .. }), "the first is dense");
+    let routing = &last.experts().unwrap().routing;
+    assert_eq!(
+        (routing.weighting, routing.choice_bias, routing.weight_scale),
+        (Weighting::Normalised, Bias::Present, 1.8)
+    );
+    let taps = model.tensors.iter().find(|t| t.role == TensorRole::Layer(LayerIndex(1), LayerTensor::KeyTaps)).unwrap();
+    assert_eq!((taps.rows, taps.cols), (64, 4), "a row of factors for each channel");
 }
 
 #[test]
