@@ -187,7 +187,7 @@ fn attention(family: RandomFamily, d: &Dimensions) -> Vec<(&'static str, Vec<u64
     ];
     let biases = [("attn_q.bias", vec![q]), ("attn_k.bias", vec![kv]), ("attn_v.bias", vec![kv])];
     match family {
-        RandomFamily::Llama | RandomFamily::Deepseek2 => {}
+        RandomFamily::Llama | RandomFamily::Deepseek2 | RandomFamily::Deepseek32 => {}
         RandomFamily::Qwen2 => places.extend(biases),
         RandomFamily::Qwen3 | RandomFamily::Qwen3moe => {
             places.extend([("attn_q_norm.weight", vec![head_dim]), ("attn_k_norm.weight", vec![head_dim])]);
@@ -256,6 +256,7 @@ mod tests {
             (RandomFamily::Deepseek2, "16B", 15_706_484_224),
             (RandomFamily::Deepseek2, "236B", 235_741_434_880),
             (RandomFamily::Deepseek2, "671B", 671_026_419_200),
+            (RandomFamily::Deepseek32, "671B", 671_877_944_064),
         ];
         for (family, size, parameters) in published {
             let dimensions = family.size(size).unwrap();

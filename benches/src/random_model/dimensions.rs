@@ -19,6 +19,8 @@ pub enum RandomFamily {
     GptOss,
     /// DeepSeek V2 and V3, with latent attention and experts.
     Deepseek2,
+    /// DeepSeek V3.2: the same to the positions that an indexer chooses.
+    Deepseek32,
 }
 
 /// The numbers that a model's tensors and metadata follow from.
@@ -73,6 +75,19 @@ pub struct LatentDimensions {
     pub shared: usize,
     /// How experts are chosen.
     pub choice: ExpertChoice,
+    /// What chooses positions; `None` where all are attended to.
+    pub indexer: Option<IndexerDimensions>,
+}
+
+/// The numbers of an indexer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct IndexerDimensions {
+    /// Heads that score.
+    pub heads: usize,
+    /// Elements of each.
+    pub head_dim: usize,
+    /// Positions that are chosen.
+    pub used: usize,
 }
 
 /// How DeepSeek's experts are chosen.
@@ -103,6 +118,7 @@ impl RandomFamily {
             Self::Qwen3moe => "qwen3moe",
             Self::GptOss => "gpt-oss",
             Self::Deepseek2 => "deepseek2",
+            Self::Deepseek32 => "deepseek32",
         }
     }
 
@@ -121,6 +137,7 @@ impl RandomFamily {
                 ("120B", experts(GPT_OSS, [36, 2880, 2880, 64, 8, 64], 128, 4)),
             ],
             Self::Deepseek2 => deepseek2(),
+            Self::Deepseek32 => vec![("671B", latents([61, 7168, 2048, 128], [256, 8], 129_280, V32))],
         }
     }
 
@@ -155,7 +172,9 @@ impl RandomFamily {
         ensure!(head_dim.is_multiple_of(2), "a head of {head_dim} elements cannot be rotated in pairs");
         match (self, experts) {
             (Self::Qwen2 | Self::Qwen3, Some(_)) => anyhow::bail!("{} has no experts", self.name()),
-            (Self::Qwen3moe | Self::GptOss | Self::Deepseek2, None) => anyhow::bail!("{} has experts", self.name()),
+            (Self::Qwen3moe | Self::GptOss | Self::Deepseek2 | Self::Deepseek32, None) => {
+                anyhow::bail!("{} has experts", self.name())
+            }
             (_, Some(ExpertCounts { count, used })) => {
                 ensure!(used <= count, "a token cannot go through {used} of {count} experts");
                 Ok(())
@@ -220,32 +239,42 @@ fn qwen2() -> Vec<(&'static str, Dimensions)> {
     ]
 }
 
+const V2_LITE: LatentDimensions = LatentDimensions {
+    query_rank: 0,
+    rank: 512,
+    plain_dim: 128,
+    rope_dim: 64,
+    value_dim: 128,
+    dense_layers: 1,
+    dense_inner: 10_944,
+    shared: 2,
+    choice: ExpertChoice::Softmax,
+    indexer: None,
+};
+const V2: LatentDimensions = LatentDimensions { query_rank: 1536, dense_inner: 12_288, ..V2_LITE };
+const V3: LatentDimensions =
+    LatentDimensions { dense_layers: 3, dense_inner: 18_432, shared: 1, choice: ExpertChoice::Grouped, ..V2 };
+const V32: LatentDimensions =
+    LatentDimensions { indexer: Some(IndexerDimensions { heads: 64, head_dim: 128, used: 2048 }), ..V3 };
+
 fn deepseek2() -> Vec<(&'static str, Dimensions)> {
-    let lite = LatentDimensions {
-        query_rank: 0,
-        rank: 512,
-        plain_dim: 128,
-        rope_dim: 64,
-        value_dim: 128,
-        dense_layers: 1,
-        dense_inner: 10_944,
-        shared: 2,
-        choice: ExpertChoice::Softmax,
-    };
-    let large = LatentDimensions { query_rank: 1536, dense_inner: 12_288, ..lite };
-    let v3 =
-        LatentDimensions { dense_layers: 3, dense_inner: 18_432, shared: 1, choice: ExpertChoice::Grouped, ..large };
-    // All heads share one key as wide as the latent and the rotated part.
-    let size = |widths: [usize; 4], counts: [usize; 2], vocab, latent: LatentDimensions| {
-        let ([layers, hidden, inner, heads], [count, used]) = (widths, counts);
-        let all = [layers, hidden, inner, heads, 1, latent.rank + latent.rope_dim];
-        Dimensions { vocab, latent: Some(latent), ..experts(DEEPSEEK, all, count, used) }
-    };
     vec![
-        ("16B", size([27, 2048, 1408, 16], [64, 6], 102_400, lite)),
-        ("236B", size([60, 5120, 1536, 128], [160, 6], 102_400, large)),
-        ("671B", size([61, 7168, 2048, 128], [256, 8], 129_280, v3)),
+        ("16B", latents([27, 2048, 1408, 16], [64, 6], 102_400, V2_LITE)),
+        ("236B", latents([60, 5120, 1536, 128], [160, 6], 102_400, V2)),
+        ("671B", latents([61, 7168, 2048, 128], [256, 8], 129_280, V3)),
     ]
+}
+
+/// Layers, hidden width, inner width and query heads, which all share one key as wide as the latent and the rotated part; experts
+/// and those that a token goes through.
+fn latents(
+    [layers, hidden, inner, heads]: [usize; 4],
+    [count, used]: [usize; 2],
+    vocab: usize,
+    latent: LatentDimensions,
+) -> Dimensions {
+    let all = [layers, hidden, inner, heads, 1, latent.rank + latent.rope_dim];
+    Dimensions { vocab, latent: Some(latent), ..experts(DEEPSEEK, all, count, used) }
 }
 
 fn qwen3() -> Vec<(&'static str, Dimensions)> {

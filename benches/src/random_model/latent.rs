@@ -3,7 +3,7 @@
 use anyhow::Result;
 use qmesh_models::gguf::GgufWriter;
 
-use super::dimensions::{Dimensions, ExpertChoice, ExpertCounts, LatentDimensions};
+use super::dimensions::{Dimensions, ExpertChoice, ExpertCounts, IndexerDimensions, LatentDimensions};
 
 /// The keys of `latent`, below `architecture`.
 pub(super) fn metadata(mut writer: GgufWriter, architecture: &str, latent: &LatentDimensions) -> Result<GgufWriter> {
@@ -19,6 +19,11 @@ pub(super) fn metadata(mut writer: GgufWriter, architecture: &str, latent: &Late
         ("expert_shared_count", shared),
     ] {
         writer = writer.set(&key(name), u32::try_from(count)?);
+    }
+    if let Some(IndexerDimensions { heads, head_dim, used }) = latent.indexer {
+        for (name, count) in [("head_count", heads), ("key_length", head_dim), ("top_k", used)] {
+            writer = writer.set(&key(&format!("attention.indexer.{name}")), u32::try_from(count)?);
+        }
     }
     // As published: YaRN from 4096 positions to forty times as many.
     let multiplier: f32 = match choice {
@@ -63,6 +68,16 @@ pub(super) fn attention(d: &Dimensions, latent: &LatentDimensions) -> Vec<(&'sta
         ("attn_v_b.weight", vec![rank, value, heads]),
         ("attn_output.weight", vec![heads * value, hidden]),
     ]);
+    if let Some(indexer) = latent.indexer {
+        let [heads, head_dim] = [indexer.heads, indexer.head_dim].map(|count| count as u64);
+        places.extend([
+            ("indexer.attn_q_b.weight", vec![query_rank, heads * head_dim]),
+            ("indexer.attn_k.weight", vec![hidden, head_dim]),
+            ("indexer.k_norm.weight", vec![head_dim]),
+            ("indexer.k_norm.bias", vec![head_dim]),
+            ("indexer.proj.weight", vec![hidden, heads]),
+        ]);
+    }
     places
 }
 

@@ -121,7 +121,11 @@ fn shares_values_widely(family: RandomFamily, dimensions: &Dimensions) -> bool {
         && match family {
             RandomFamily::Llama => dense && grouped,
             RandomFamily::Qwen2 => true,
-            RandomFamily::Qwen3 | RandomFamily::Qwen3moe | RandomFamily::GptOss | RandomFamily::Deepseek2 => false,
+            RandomFamily::Qwen3
+            | RandomFamily::Qwen3moe
+            | RandomFamily::GptOss
+            | RandomFamily::Deepseek2
+            | RandomFamily::Deepseek32 => false,
         }
 }
 

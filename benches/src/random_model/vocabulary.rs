@@ -19,7 +19,7 @@ pub(super) fn set(writer: GgufWriter, family: RandomFamily, count: usize) -> Res
         RandomFamily::Llama => ("llama-bpe", true),
         RandomFamily::Qwen2 | RandomFamily::Qwen3 | RandomFamily::Qwen3moe => ("qwen2", false),
         RandomFamily::GptOss => ("gpt-4o", false),
-        RandomFamily::Deepseek2 => ("deepseek-v3", true),
+        RandomFamily::Deepseek2 | RandomFamily::Deepseek32 => ("deepseek-v3", true),
     };
     Ok(writer
         .set("tokenizer.ggml.model", "gpt2")
