@@ -53,9 +53,13 @@ pub(super) fn indexer(
     pairing: RopePairing,
 ) -> Result<IndexerSpec, ModelError> {
     const HEAD_DIM: &str = "attention.indexer.key_length";
-    const RANK: &str = "attention.q_lora_rank";
+    const QUERY_LATENT: &str = "attention.q_lora_rank";
     let LatentQueries::Latent(_) = attention.queries else {
-        return Err(m.unsupported(RANK, "0".to_owned(), "a latent of queries, which the indexer's are made of"));
+        return Err(m.unsupported(
+            QUERY_LATENT,
+            "0".to_owned(),
+            "a latent of queries, which the indexer's are made of",
+        ));
     };
     let rope = attention.rope.clone().map(|rope| Rope { pairing, ..rope });
     let rope = rope.ok_or_else(|| m.unsupported(HEAD_DIM, "an indexer".to_owned(), "layers that know positions"))?;

@@ -120,7 +120,12 @@ impl MixerFootprint {
         // What an indexer has of a row: its queries and weights, what these are made of, and the positions that it chooses.
         let chosen = index.map_or(0, |indexer| {
             let of_heads = product([2, FLOAT, indexer.queries().saturating_add(indexer.heads)]);
-            sum([first, inputs.queries.bytes(rank(queries)), of_heads, product([CHOSEN_BYTES, indexer.used])])
+            sum([
+                first,
+                inputs.queries.bytes(query_latent_dim(queries)),
+                of_heads,
+                product([CHOSEN_BYTES, indexer.used]),
+            ])
         });
         // In the order of time: what enters the products and what comes out of them; the queries, taken out of it, and made
         // of their latent; each head's product; attention's tasks and result; the values; and these with the layer's
@@ -214,7 +219,7 @@ impl MixerFootprint {
 }
 
 /// Elements of the latent that queries are made of, where they are.
-fn rank(queries: LatentQueries) -> usize {
+fn query_latent_dim(queries: LatentQueries) -> usize {
     match queries {
         LatentQueries::Direct => 0,
         LatentQueries::Latent(rank) => rank,
