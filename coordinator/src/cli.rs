@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what a failure looks like.
 
 mod doctor;
+mod dry;
 mod failure;
 mod generation;
 mod mesh;
@@ -23,6 +24,7 @@ use qmesh_logging::LogFormat;
 use self::models::model_ref;
 pub use self::{
     doctor::DoctorArgs,
+    dry::DryArgs,
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{

@@ -25,7 +25,7 @@ use qmesh_models::{
 use thiserror::Error;
 
 pub use self::{
-    breakers::Breakers,
+    breakers::{BreakerError, DryRules},
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     infill::{Gap, GapFile},

@@ -7,7 +7,7 @@ use qmesh_models::pull::ModelRef;
 use qmesh_net::Sampling;
 
 use super::{
-    ModelArg, TokenizerArgs,
+    DryArgs, ModelArg, TokenizerArgs,
     mesh::{PipelineArgs, RoomArgs, WorkloadArgs, parse_count},
     model_ref,
 };
@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Which tokens.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What keeps them from repeating themselves.
+    #[command(flatten)]
+    pub dry: DryArgs,
 }
 
 /// Arguments of `chat`.
@@ -76,6 +79,9 @@ pub struct ChatArgs {
     /// Which tokens.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What keeps them from repeating themselves.
+    #[command(flatten)]
+    pub dry: DryArgs,
 }
 
 /// Arguments of `demo`.
@@ -285,7 +291,7 @@ fn logit(text: &str) -> Result<f32, String> {
     within(text, -100.0, 100.0)
 }
 
-fn within(text: &str, least: f32, most: f32) -> Result<f32, String> {
+pub(super) fn within(text: &str, least: f32, most: f32) -> Result<f32, String> {
     let number = text.parse().ok().filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| format!("a number from {least} to {most} is needed"))
 }

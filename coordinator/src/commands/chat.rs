@@ -32,7 +32,8 @@ pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
         return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))
             .with_advice(format!("coordinator run {} --raw -p \"…\"", args.model)));
     }
-    let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
+    let dry = args.dry.read(&text)?.map(Box::new);
+    let sampling = Sampling { dry, ..args.sampling.sampling(TEMPERATURE, random_seed()) };
     block_on_to_the_end(async {
         let local = tokio::select! {
             started = LocalMesh::start(&opened, &args.split) => started?,

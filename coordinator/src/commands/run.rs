@@ -4,6 +4,7 @@ use qmesh_models::{
     chat::Message,
     tokenizer::{LeadingSpace, Specials},
 };
+use qmesh_net::Sampling;
 
 use super::{answer, block_on, local_mesh::LocalMesh, opened::Opened};
 use crate::{
@@ -19,7 +20,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
     let text = opened.text()?;
     let (ids, leading_space) = prompt(&text, args)?;
-    let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
+    let dry = args.dry.read(&text)?.map(Box::new);
+    let sampling = Sampling { dry, ..args.sampling.sampling(TEMPERATURE, random_seed()) };
     block_on(async {
         let local = LocalMesh::start(&opened, &args.split).await?;
         let seed = sampling.seed;

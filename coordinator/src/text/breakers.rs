@@ -1,23 +1,103 @@
 //! What breaks repetitions (DRY), as tokens: workers see no text.
 
 use qmesh_models::tokenizer::{Affixes, Specials};
-use qmesh_net::TokenMask;
+use qmesh_net::{Dry, TokenMask};
+use thiserror::Error;
 
 use super::TextModel;
 
+/// What keeps a text from repeating itself word for word, in texts; [`Dry`] has it in tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DryRules {
+    /// What is subtracted from the logit of a token that lengthens a repetition; 0 is off.
+    pub multiplier: f32,
+    /// By what factor that grows with each token of the repetition.
+    pub base: f32,
+    /// How many tokens may be repeated without it.
+    pub allowed_length: u32,
+    /// How many last tokens are looked at; all of the context without a number, and 0 is off.
+    pub window: Option<u32>,
+    /// Texts that no repetition goes across.
+    pub breakers: Vec<String>,
+}
+
+impl DryRules {
+    /// llama-server's default of `base`.
+    pub const BASE: f32 = 1.75;
+    /// llama-server's default of `allowed_length`.
+    pub const ALLOWED_LENGTH: u32 = 2;
+    /// llama-server's default of `window`.
+    pub const WINDOW: u32 = 64;
+    /// The largest multiplier and the largest base.
+    pub const MOST: f32 = 100.0;
+}
+
+impl Default for DryRules {
+    /// llama-server's, where it is off.
+    fn default() -> Self {
+        Self {
+            multiplier: 0.0,
+            base: Self::BASE,
+            allowed_length: Self::ALLOWED_LENGTH,
+            window: Some(Self::WINDOW),
+            breakers: ["\n", ":", "\"", "*"].map(str::to_owned).into(),
+        }
+    }
+}
+
+/// What is wrong with texts that shall break repetitions.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum BreakerError {
+    /// None, or too many.
+    #[error("1 to {BREAKERS} strings are needed")]
+    Count,
+    /// An empty one, or one that is too long.
+    #[error("every string must have 1 to {BREAKER_BYTES} bytes")]
+    Length,
+    /// The vocabulary has too many tokens for them.
+    #[error("there are too many ways to write them in tokens: take shorter strings")]
+    Ways,
+}
+
 /// Tokens that no repetition goes across.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Breakers {
+struct Breakers {
     /// Those that have a breaking text in them.
-    pub tokens: TokenMask,
+    tokens: TokenMask,
     /// Those that have its beginning at their end, each with the tokens of the rest.
-    pub sequences: Vec<Vec<u32>>,
+    sequences: Vec<Vec<u32>>,
 }
 
 impl TextModel {
+    /// The same in tokens; nothing where it is off. Blocks: it looks at all of the vocabulary.
+    ///
+    /// # Errors
+    /// What is wrong with the breakers, also where it is off.
+    pub fn dry(&self, rules: &DryRules) -> Result<Option<Dry>, BreakerError> {
+        if !(1..=BREAKERS).contains(&rules.breakers.len()) {
+            return Err(BreakerError::Count);
+        }
+        if rules.breakers.iter().any(|text| !(1..=BREAKER_BYTES).contains(&text.len())) {
+            return Err(BreakerError::Length);
+        }
+        if rules.multiplier == 0.0 || rules.window == Some(0) {
+            return Ok(None);
+        }
+        let Breakers { tokens, sequences } = self.breakers(&rules.breakers).ok_or(BreakerError::Ways)?;
+        let context = u32::try_from(self.context).unwrap_or(u32::MAX);
+        Ok(Some(Dry {
+            multiplier: rules.multiplier,
+            base: rules.base,
+            allowed_length: rules.allowed_length,
+            window: rules.window.unwrap_or(context).min(context),
+            breakers: tokens,
+            breaking_sequences: sequences,
+        }))
+    }
+
     /// The tokens that write one of these texts, alone or with others; none where there are too many ways to. Blocks: it
     /// looks at all of the vocabulary.
-    pub fn breakers(&self, texts: &[String]) -> Option<Breakers> {
+    fn breakers(&self, texts: &[String]) -> Option<Breakers> {
         let mut bits = vec![0_u8; self.tokenizer.vocab_len().div_ceil(8)];
         let mut sequences = Vec::new();
         let ids = 0..u32::try_from(self.tokenizer.vocab_len()).unwrap_or(u32::MAX);
@@ -48,6 +128,10 @@ impl TextModel {
     }
 }
 
+/// Most texts that break repetitions.
+const BREAKERS: usize = 16;
+/// Most bytes of one.
+const BREAKER_BYTES: usize = 40;
 /// Most ways to write a breaking text with several tokens.
 const SEQUENCES: usize = 4096;
 /// Most tokens behind the first one.
