@@ -2,6 +2,7 @@
 
 mod answer;
 mod anthropic;
+mod bias;
 mod body;
 mod caller;
 mod chat;

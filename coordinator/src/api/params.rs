@@ -4,12 +4,11 @@
 //! `xtc_probability`, `xtc_threshold`, `repeat_penalty` and `repeat_last_n`, which are off (64 for the last) until asked for, and
 //! DRY (`dry.rs`).
 
-use std::collections::HashMap;
-
 use qmesh_net::{Dry, Sampling};
 use serde::Deserialize;
 
 use super::{
+    bias::{AskedBiases, NEVER},
     dry::DryParams,
     error::ApiError,
     grammar::AskedGrammar,
@@ -25,8 +24,6 @@ pub(crate) const TOP_LOGPROBS: i64 = 20;
 const STOPS: usize = 16;
 /// Most bytes of one stop string.
 const STOP_BYTES: usize = 1024;
-/// Most entries of `logit_bias`.
-const BIASES: usize = 1024;
 /// Most choices per prompt.
 const CHOICES: i64 = 8;
 
@@ -41,6 +38,7 @@ pub(crate) struct Params {
     stream_options: Option<Object<StreamOptions>>,
     max_tokens: Option<i64>,
     max_completion_tokens: Option<i64>,
+    n_predict: Option<i64>,
     temperature: Option<f64>,
     top_p: Option<f64>,
     top_k: Option<i64>,
@@ -54,8 +52,13 @@ pub(crate) struct Params {
     presence_penalty: Option<f64>,
     seed: Option<i64>,
     stop: Option<OneOrMany<String>>,
-    logit_bias: Option<HashMap<String, f64>>,
+    logit_bias: Option<AskedBiases>,
+    /// Whether the text goes on where it would end.
+    ignore_eos: Option<bool>,
     n: Option<i64>,
+    /// What is added to logits, which follows from `logit_bias` and `ignore_eos`.
+    #[serde(skip)]
+    biases: Vec<(u32, f32)>,
     /// What keeps the text from repeating itself, which is read by itself.
     #[serde(skip)]
     pub(crate) dry: Option<Dry>,
@@ -89,6 +92,7 @@ impl Params {
     /// # Errors
     /// `Invalid` with the path of the value that is wrong.
     pub(crate) fn read_rest(&mut self, body: &[u8], text: &TextModel) -> Result<(), ApiError> {
+        self.biases = self.read_biases(text)?;
         self.dry = parse::<DryParams>(body)?.read(text)?;
         self.grammar = AskedGrammar::parse(body)?;
         Ok(())
@@ -114,11 +118,18 @@ impl Params {
         Ok(integer("n", self.n, 1..=CHOICES)?.unwrap_or(1).unsigned_abs())
     }
 
-    /// The most tokens to generate, at least `least`, if the client says; the newer of the two names wins.
+    /// The most tokens to generate, at least `least` or -1 for no limit, if the client says; the newer of OpenAI's two
+    /// names wins, and llama-server's comes last.
     pub(crate) fn max_tokens(&self, least: i64) -> Result<Option<usize>, ApiError> {
-        let older = integer("max_tokens", self.max_tokens, least..=i64::MAX)?;
-        let newer = integer("max_completion_tokens", self.max_completion_tokens, least..=i64::MAX)?;
-        Ok(newer.or(older).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
+        let read = |name, sent| match sent {
+            // llama-server's word for as many as there is room for.
+            Some(-1) => Ok(Some(i64::MAX)),
+            sent => integer(name, sent, least..=i64::MAX),
+        };
+        let older = read("max_tokens", self.max_tokens)?;
+        let newer = read("max_completion_tokens", self.max_completion_tokens)?;
+        let other = read("n_predict", self.n_predict)?;
+        Ok(newer.or(older).or(other).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
     }
 
     /// The stop strings.
@@ -154,31 +165,18 @@ impl Params {
                 .min(context),
             // Clients that cannot leave the seed out send -1 for none.
             seed: self.seed.filter(|&seed| seed != -1).map_or_else(random, i64::cast_unsigned),
-            logit_bias: self.biases(text.tokenizer.vocab_len())?,
+            logit_bias: self.biases.clone(),
             top,
             ..off
         })
     }
 
-    fn biases(&self, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
-        let sent = self.logit_bias.iter().flatten();
-        let wrong = |text| Err(ApiError::invalid("logit_bias", text));
-        if sent.clone().count() > BIASES {
-            return wrong(format!("'logit_bias' takes at most {BIASES} tokens"));
+    /// What is added to logits. An end that is ignored comes all the same where a grammar lets nothing else follow.
+    fn read_biases(&self, text: &TextModel) -> Result<Vec<(u32, f32)>, ApiError> {
+        let mut biases = self.logit_bias.as_ref().map_or_else(|| Ok(Vec::new()), |asked| asked.read(text))?;
+        if self.ignore_eos == Some(true) {
+            biases.extend(text.ends.iter().map(|&id| (id, NEVER)));
         }
-        let mut biases = Vec::new();
-        for (token, &bias) in sent {
-            match token.parse::<u32>() {
-                Ok(id) if usize::try_from(id).is_ok_and(|id| id < vocabulary) => {
-                    biases.push((id, real("logit_bias", Some(bias), -100.0..=100.0, 0.0)?));
-                }
-                Ok(_) | Err(_) => {
-                    return wrong(format!("every key of 'logit_bias' must be a token id below {vocabulary}"));
-                }
-            }
-        }
-        // The order of a hash map differs from run to run; what goes over the wire should not.
-        biases.sort_by_key(|&(id, _)| id);
         Ok(biases)
     }
 }

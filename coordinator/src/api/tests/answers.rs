@@ -5,6 +5,7 @@ use qmesh_net::Sampled;
 
 use super::*;
 use crate::{
+    api::bias::NEVER,
     generate::{GenerateError, PromptRows},
     text::fake::{CONTROL, byte, row},
 };
@@ -31,6 +32,23 @@ async fn a_whole_chat() {
     let GenerateRequest { sampling, max_tokens, .. } = &seen[0];
     assert_eq!((sampling.seed, sampling.temperature, *max_tokens), (u64::MAX - 1, 0.0, 64 - 5));
     assert_eq!(sampling.logit_bias, [(5, -100.0)]);
+}
+
+#[tokio::test]
+async fn an_ignored_end_is_out_of_reach() {
+    let bench = Bench::new(hello);
+    for (more, biases) in [
+        (json!({"ignore_eos": true}), vec![(END, NEVER)]),
+        (
+            json!({"ignore_eos": true, "logit_bias": [[5, -1], ["a", false]]}),
+            vec![(5, -1.0), (word("a"), NEVER), (END, NEVER)],
+        ),
+        (json!({"ignore_eos": false}), vec![]),
+    ] {
+        bench.chat(more.clone()).await;
+        let seen = bench.mesh.seen.lock().expect("no panic holds it");
+        assert_eq!(seen.last().expect("a request").sampling.logit_bias, biases, "{more}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 151] = [
+pub(super) static KNOWN: [Known; 148] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -21,7 +21,7 @@ pub(super) static KNOWN: [Known; 151] = [
     known("allowed_token_ids", Empty, "use 'logit_bias'"),
     known("audio", Absent, "only text is generated"),
     known("bad_words", Empty, "use 'logit_bias'"),
-    known("ban_eos_token", Is(false), "use 'logit_bias' on the end token"),
+    known("ban_eos_token", Is(false), "use 'ignore_eos'"),
     known("banned_strings", Empty, "use 'logit_bias'"),
     known("banned_tokens", Empty, "use 'logit_bias'"),
     known("best_of", Number(1.0), "use 'n' and choose among the choices"),
@@ -51,8 +51,6 @@ pub(super) static KNOWN: [Known; 151] = [
     known("grammar_string", Empty, LEAVE_OUT),
     known("guidance_scale", Number(1.0), LEAVE_OUT),
     known("guideline", Empty, "send a message with the role 'system'"),
-    known("id_slot", AtMost(-1.0), "requests find what earlier ones left by themselves"),
-    known("ignore_eos", Is(false), "use 'logit_bias' on the end token"),
     known("image_data", Empty, "only text is read"),
     known("images", Empty, "only text is read"),
     known("include_reasoning", Is(true), THOUGHTS),
@@ -80,7 +78,6 @@ pub(super) static KNOWN: [Known; 151] = [
     known("n_cmpl", Number(1.0), "use 'n'"),
     known("n_indent", AtMost(0.0), LEAVE_OUT),
     known("n_keep", AtMost(0.0), "a prompt is never shortened"),
-    known("n_predict", AtMost(-1.0), "use 'max_tokens'"),
     known("n_probs", AtMost(0.0), "use 'logprobs'"),
     known("negative_prompt", Empty, LEAVE_OUT),
     known("no_repeat_ngram_size", AtMost(0.0), "use 'repeat_penalty'"),
