@@ -14,11 +14,11 @@ mod embeddings;
 mod error;
 mod grammar;
 mod guard;
-mod infill;
 mod json;
 mod key;
 mod limits;
 mod listen;
+mod llama;
 mod mesh;
 mod metrics;
 mod ollama;
@@ -163,7 +163,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .route("/props", get(tokens::props))
         .route("/slots", get(slots::slots))
-        .route("/infill", post(infill::infill))
+        .route("/infill", post(llama::infill::infill))
+        .route("/completion", post(llama::completion::completion))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/models", get(mesh::models))
@@ -183,6 +184,8 @@ fn dialects() -> Router<Arc<Api>> {
     Router::new()
         .route("/models", get(mesh::models))
         .route("/chat/completions", post(chat::chat))
+        .route("/chat/completions/input_tokens", post(chat::input_tokens))
+        .route("/v1/chat/completions/input_tokens", post(chat::input_tokens))
         .route("/completions", post(completions::completions))
         .route("/embeddings", post(embeddings::embeddings))
         .route("/apply-template", post(chat::apply_template))

@@ -104,8 +104,8 @@ pub enum FinishReason {
 pub enum GenerateError {
     /// The prompt (and one token) does not fit.
     #[error(
-        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}: shorten it, or serve with a \
-         larger --ctx-size"
+        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}, which exceeds the \
+         available context size: shorten it, or serve with a larger --ctx-size"
     )]
     ContextExceeded {
         /// Of the prompt.

@@ -99,6 +99,14 @@ pub(crate) async fn apply_template(State(api): State<Arc<Api>>, request: Request
     Ok(Json(json!({"prompt": turn.text(&api, share).await?})))
 }
 
+/// Says how long the prompt is that a chat would become, as OpenAI does for responses and llama-server for chats.
+pub(crate) async fn input_tokens(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (_, chat, share) = api.read::<ChatRequest>(request).await?;
+    let (turn, _) = chat.turn()?;
+    let ids = turn.prompt(&api, share).await?.ids;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": ids.len()})))
+}
+
 impl ChatRequest {
     /// The conversation, and by which names calls go in its answer.
     fn turn(self) -> Result<(Turn, Dialect), ApiError> {

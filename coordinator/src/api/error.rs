@@ -27,10 +27,10 @@ pub(crate) enum ApiError {
     #[error("'{param}' is not supported yet: {hint}")]
     Unsupported { param: &'static str, hint: &'static str },
     /// The prompt does not fit the context.
-    // Clients look for the first words.
+    // Clients look for the first words, and those of llama-server for what it exceeds.
     #[error(
-        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}: shorten it, or serve with a \
-         larger --ctx-size"
+        "This model's maximum context length is {context} tokens, the prompt has {prompt_tokens}, which exceeds the \
+         available context size: shorten it, or serve with a larger --ctx-size"
     )]
     ContextExceeded { param: &'static str, prompt_tokens: PromptTokens, context: usize },
     #[error("missing or wrong API key: send 'Authorization: Bearer KEY'")]

@@ -33,7 +33,7 @@ enum Answer {
 use Answer::{Events, Json as AsJson, JsonOrEvents, JsonOrLines, Page, Text};
 
 /// All of them, those that people look for first.
-pub(crate) static OPERATIONS: [Operation; 35] = [
+pub(crate) static OPERATIONS: [Operation; 38] = [
     get("/", "the pipeline as a page, for browsers; for others this list", Page),
     post("/v1/chat/completions", "OpenAI chat completions, streamed or whole", "ChatRequest", JsonOrEvents),
     post("/chat/completions", "the same", "ChatRequest", JsonOrEvents),
@@ -61,6 +61,9 @@ pub(crate) static OPERATIONS: [Operation; 35] = [
     get("/api/status", "the mesh as JSON: state, stages, workers", AsJson),
     get("/api/events", "the same as server-sent events, on every change; what happens as named ones", Events),
     post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it"),
+    post("/completion", "texts that go on, as llama-server continues them", "CompletionRequest", JsonOrEvents),
+    post("/v1/chat/completions/input_tokens", "how long the prompt is that a chat becomes", "ChatRequest", AsJson),
+    post("/chat/completions/input_tokens", "the same", "ChatRequest", AsJson),
     post("/infill", "the middle of a text, as editors ask llama-server for it", "InfillRequest", JsonOrEvents),
     post("/apply-template", "the prompt that a chat becomes, as llama-server shows it", "ChatRequest", AsJson),
     post("/tokenize", "a text's token ids", "TokenizeRequest", AsJson),

@@ -3,6 +3,7 @@
 mod answers;
 mod anthropic;
 mod calls;
+mod continuations;
 mod embeddings;
 mod endpoints;
 mod grammars;

@@ -23,6 +23,8 @@ pub struct TokenText {
 /// A token as people and programs see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spelled {
+    /// Its id.
+    pub id: u32,
     /// Its text, with U+FFFD where it is part of a character.
     pub text: String,
     /// Its bytes.
@@ -79,7 +81,7 @@ impl TextModel {
 
 fn spell(tokenizer: &Tokenizer, id: u32) -> Spelled {
     let bytes = tokenizer.bytes(id);
-    Spelled { text: String::from_utf8_lossy(bytes).into_owned(), bytes: bytes.to_vec() }
+    Spelled { id, text: String::from_utf8_lossy(bytes).into_owned(), bytes: bytes.to_vec() }
 }
 
 fn alternatives(tokenizer: &Tokenizer, row: &Sampled) -> Vec<(Spelled, f32)> {

@@ -53,7 +53,8 @@ impl Shape for ChatShape {
     const OBJECTS: (&'static str, &'static str) = ("chat.completion", "chat.completion.chunk");
 
     fn opening(&self, index: usize) -> Option<Value> {
-        Some(Self::chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, None))
+        // No text has come yet, and an empty one would look like one that has.
+        Some(Self::chunk(index, json!({"role": "assistant", "content": null}), Value::Null, None))
     }
 
     fn prompt(&self, index: usize, _: &[Sampled]) -> Value {
@@ -121,7 +122,8 @@ fn function(call: &Call) -> Value {
 }
 
 fn token_logprob(token: &TokenText) -> Value {
-    let one = |Spelled { text, bytes }: &Spelled, logprob| json!({"token": text, "logprob": logprob, "bytes": bytes});
+    let one =
+        |Spelled { text, bytes, .. }: &Spelled, logprob| json!({"token": text, "logprob": logprob, "bytes": bytes});
     let mut entry = one(&token.spelled, token.logprob);
     entry["top_logprobs"] = token.top.iter().map(|(spelled, logprob)| one(spelled, Some(*logprob))).collect();
     entry

@@ -35,6 +35,17 @@ async fn a_whole_chat() {
 }
 
 #[tokio::test]
+async fn the_length_of_a_chat_is_told_without_an_answer() {
+    let bench = Bench::new(hello);
+    for path in ["/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"] {
+        let answer = bench.post(path, chat_body(json!({})).to_string()).await.json();
+        // BOS and "u:x\n".
+        assert_eq!(answer, json!({"object": "response.input_tokens", "input_tokens": 5}));
+    }
+    assert!(bench.mesh.seen.lock().expect("no panic holds it").is_empty());
+}
+
+#[tokio::test]
 async fn an_ignored_end_is_out_of_reach() {
     let bench = Bench::new(hello);
     for (more, biases) in [
@@ -71,7 +82,7 @@ async fn a_streamed_chat() {
         chunks.iter().map(|chunk| (&chunk["choices"][0]["delta"], &chunk["choices"][0]["finish_reason"])).collect();
     let none = Value::Null;
     let expected = [
-        (&json!({"role": "assistant", "content": ""}), &none),
+        (&json!({"role": "assistant", "content": null}), &none),
         (&json!({"content": "Hello"}), &none),
         (&json!({"content": " world"}), &none),
         (&json!({}), &json!("stop")),
