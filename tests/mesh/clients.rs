@@ -41,7 +41,7 @@ fn play(interpreter: &Path, script: &str, url: &str) {
     command.env("LANGCHAIN_TRACING_V2", "false").env("NO_PROXY", "*");
     let output = command.output().expect("the interpreter runs");
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    println!("{script}\n{said}");
+    eprintln!("{script}\n{said}");
     assert!(output.status.success(), "{script}:\n{said}");
 }
 
@@ -88,8 +88,9 @@ impl Interpreters {
 const LANES: usize = 2;
 
 /// The last ones come first.
-const SCRIPTS: [(Kind, &str); 13] = [
+const SCRIPTS: [(Kind, &str); 14] = [
     (Kind::Python, "anthropic_chat.py"),
+    (Kind::Python, "schema_check.py"),
     (Kind::Python, "ollama_chat.py"),
     (Kind::Python, "openai_chat.py"),
     (Kind::Python, "langchain_chat.py"),

@@ -5,25 +5,27 @@ use std::sync::LazyLock;
 use axum::Json;
 use serde_json::{Map, Value, json};
 
+use super::vendor::Vendor;
+
 /// What is done at a path, and what is sent there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
     pub(crate) method: &'static str,
     pub(crate) path: &'static str,
     pub(crate) what: &'static str,
-    /// The schema of the body, by its name in `schemas.json`; none where nothing is sent.
+    /// The schema of the body, by its name in `requests.json`; none where nothing is sent.
     body: Option<&'static str>,
     answer: Answer,
 }
 
-/// In what form an answer comes.
+/// In what form an answer comes, and its schema, by its name in `answers.json`.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    Json,
+    Json(&'static str),
     /// JSON, or events where a stream is asked for.
-    JsonOrEvents,
+    JsonOrEvents(&'static str),
     /// JSON, or a line of JSON for each part where a stream is asked for.
-    JsonOrLines,
+    JsonOrLines(&'static str),
     Events,
     Text,
     /// A page, or text, as the client accepts.
@@ -35,43 +37,73 @@ use Answer::{Events, Json as AsJson, JsonOrEvents, JsonOrLines, Page, Text};
 /// All of them, those that people look for first.
 pub(crate) static OPERATIONS: [Operation; 38] = [
     get("/", "the pipeline as a page, for browsers; for others this list", Page),
-    post("/v1/chat/completions", "OpenAI chat completions, streamed or whole", "ChatRequest", JsonOrEvents),
-    post("/chat/completions", "the same", "ChatRequest", JsonOrEvents),
-    post("/v1/completions", "OpenAI completions, streamed or whole", "CompletionRequest", JsonOrEvents),
-    post("/completions", "the same", "CompletionRequest", JsonOrEvents),
-    post("/v1/embeddings", "texts as vectors, as OpenAI has them", "EmbeddingRequest", AsJson),
-    post("/embeddings", "the same", "EmbeddingRequest", AsJson),
-    post("/v1/responses", "OpenAI responses, which remember nothing", "ResponseRequest", JsonOrEvents),
-    post("/responses", "the same", "ResponseRequest", JsonOrEvents),
-    post("/v1/messages", "Anthropic messages, streamed or whole", "MessageRequest", JsonOrEvents),
-    post("/v1/messages/count_tokens", "how long such a conversation is", "MessageRequest", AsJson),
-    post("/api/chat", "Ollama chats, streamed or whole", "OllamaChatRequest", JsonOrLines),
-    post("/api/generate", "Ollama generations, streamed or whole", "OllamaGenerateRequest", JsonOrLines),
-    post("/api/embed", "texts as vectors, as Ollama has them", "OllamaEmbedRequest", AsJson),
-    post("/api/embeddings", "the older way to ask for one", "OllamaEmbeddingRequest", AsJson),
-    get("/api/tags", "the model, as Ollama lists it", AsJson),
-    get("/api/ps", "the same, once it can answer", AsJson),
-    post("/api/show", "more about it", "OllamaShowRequest", AsJson),
-    get("/api/version", "the version of Ollama that is spoken", AsJson),
-    get("/v1/models", "the model served", AsJson),
-    get("/models", "the same", AsJson),
-    get("/v1/models/{id}", "the same, by name", AsJson),
-    get("/health", "200 while this process answers", AsJson),
-    get("/ready", "200 while tokens can flow", AsJson),
-    get("/api/status", "the mesh as JSON: state, stages, workers", AsJson),
+    post(
+        "/v1/chat/completions",
+        "OpenAI chat completions, streamed or whole",
+        "ChatRequest",
+        JsonOrEvents("ChatCompletion"),
+    ),
+    post("/chat/completions", "the same", "ChatRequest", JsonOrEvents("ChatCompletion")),
+    post(
+        "/v1/chat/completions/input_tokens",
+        "how long the prompt is that a chat becomes",
+        "ChatRequest",
+        AsJson("ChatTokens"),
+    ),
+    post("/chat/completions/input_tokens", "the same", "ChatRequest", AsJson("ChatTokens")),
+    post("/v1/completions", "OpenAI completions, streamed or whole", "CompletionRequest", JsonOrEvents("Completion")),
+    post("/completions", "the same", "CompletionRequest", JsonOrEvents("Completion")),
+    post("/v1/embeddings", "texts as vectors, as OpenAI has them", "EmbeddingRequest", AsJson("Embeddings")),
+    post("/embeddings", "the same", "EmbeddingRequest", AsJson("Embeddings")),
+    post("/v1/responses", "OpenAI responses, which remember nothing", "ResponseRequest", JsonOrEvents("Response")),
+    post("/responses", "the same", "ResponseRequest", JsonOrEvents("Response")),
+    post("/v1/messages", "Anthropic messages, streamed or whole", "MessageRequest", JsonOrEvents("Message")),
+    post("/v1/messages/count_tokens", "how long such a conversation is", "MessageRequest", AsJson("MessageTokens")),
+    post("/api/chat", "Ollama chats, streamed or whole", "OllamaChatRequest", JsonOrLines("OllamaChatAnswer")),
+    post(
+        "/api/generate",
+        "Ollama generations, streamed or whole",
+        "OllamaGenerateRequest",
+        JsonOrLines("OllamaGenerateAnswer"),
+    ),
+    post("/api/embed", "texts as vectors, as Ollama has them", "OllamaEmbedRequest", AsJson("OllamaVectors")),
+    post("/api/embeddings", "the older way to ask for one", "OllamaEmbeddingRequest", AsJson("OllamaVector")),
+    get("/api/tags", "the model, as Ollama lists it", AsJson("OllamaModels")),
+    get("/api/ps", "the same, once it can answer", AsJson("OllamaModels")),
+    post("/api/show", "more about it", "OllamaShowRequest", AsJson("OllamaModel")),
+    get("/api/version", "the version of Ollama that is spoken", AsJson("OllamaVersion")),
+    get("/v1/models", "the model served", AsJson("Models")),
+    get("/models", "the same", AsJson("Models")),
+    get("/v1/models/{id}", "the same, by name", AsJson("Model")),
+    get("/health", "200 while this process answers", AsJson("Health")),
+    get("/ready", "200 while tokens can flow", AsJson("Ready")),
+    get("/api/status", "the mesh as JSON: state, stages, workers", AsJson("Status")),
     get("/api/events", "the same as server-sent events, on every change; what happens as named ones", Events),
     post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it"),
-    post("/completion", "texts that go on, as llama-server continues them", "CompletionRequest", JsonOrEvents),
-    post("/v1/chat/completions/input_tokens", "how long the prompt is that a chat becomes", "ChatRequest", AsJson),
-    post("/chat/completions/input_tokens", "the same", "ChatRequest", AsJson),
-    post("/infill", "the middle of a text, as editors ask llama-server for it", "InfillRequest", JsonOrEvents),
-    post("/apply-template", "the prompt that a chat becomes, as llama-server shows it", "ChatRequest", AsJson),
-    post("/tokenize", "a text's token ids", "TokenizeRequest", AsJson),
-    post("/detokenize", "the text of token ids", "DetokenizeRequest", AsJson),
-    get("/props", "the model's context and special tokens, as llama-server says them", AsJson),
-    get("/slots", "what runs, as llama-server lists it", AsJson),
+    post(
+        "/completion",
+        "texts that go on, as llama-server continues them",
+        "ContinuationRequest",
+        JsonOrEvents("Continuations"),
+    ),
+    post(
+        "/infill",
+        "the middle of a text, as editors ask llama-server for it",
+        "InfillRequest",
+        JsonOrEvents("Continuations"),
+    ),
+    post(
+        "/apply-template",
+        "the prompt that a chat becomes, as llama-server shows it",
+        "ChatRequest",
+        AsJson("Prompt"),
+    ),
+    post("/tokenize", "a text's token ids", "TokenizeRequest", AsJson("Tokens")),
+    post("/detokenize", "the text of token ids", "DetokenizeRequest", AsJson("Text")),
+    get("/props", "the model's context and special tokens, as llama-server says them", AsJson("Props")),
+    get("/slots", "what runs, as llama-server lists it", AsJson("Slots")),
     get("/metrics", "for Prometheus, under names of our own and vLLM's", Text),
-    get("/openapi.json", "this list as an OpenAPI document", AsJson),
+    get("/openapi.json", "this list as an OpenAPI document", AsJson("OpenApi")),
 ];
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
@@ -90,7 +122,7 @@ const fn post(path: &'static str, what: &'static str, body: &'static str, answer
 }
 
 const fn post_nothing(path: &'static str, what: &'static str) -> Operation {
-    Operation { method: "post", path, what, body: None, answer: AsJson }
+    Operation { method: "post", path, what, body: None, answer: AsJson("Cancelled") }
 }
 
 fn document() -> Value {
@@ -99,7 +131,11 @@ fn document() -> Value {
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method] = operation.described();
     }
-    let schemas: Value = serde_json::from_str(include_str!("openapi/schemas.json")).unwrap_or_default();
+    let mut schemas = Map::new();
+    for file in [include_str!("openapi/requests.json"), include_str!("openapi/answers.json")] {
+        // They are part of the program, and tests look whether what is referred to is there.
+        schemas.extend(serde_json::from_str::<Map<_, _>>(file).unwrap_or_default());
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -124,13 +160,17 @@ impl Operation {
     fn described(&self) -> Value {
         let words = self.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         let id = [self.method].into_iter().chain(words).collect::<Vec<_>>().join("_");
-        let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+        let error = match Vendor::of(self.path) {
+            Vendor::Anthropic => "AnthropicError",
+            Vendor::Ollama => "OllamaError",
+            Vendor::OpenAi => "OpenAiError",
+        };
         let mut operation = json!({
             "operationId": id,
             "summary": self.what,
             "responses": {
                 "200": {"description": "the answer", "content": self.answer.content()},
-                "default": {"description": "an error, in the words of whose API the path is", "content": error},
+                "default": {"description": "an error, in the words of whose API the path is", "content": {"application/json": schema(error)}},
             },
         });
         let names = self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
@@ -141,8 +181,7 @@ impl Operation {
             operation["parameters"] = parameters.into();
         }
         if let Some(body) = self.body {
-            let schema = json!({"$ref": format!("#/components/schemas/{body}")});
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+            operation["requestBody"] = json!({"required": true, "content": {"application/json": schema(body)}});
         }
         operation
     }
@@ -150,15 +189,18 @@ impl Operation {
 
 impl Answer {
     fn content(self) -> Value {
-        let object = || json!({"schema": {"type": ["object", "array"]}});
         let text = || json!({"schema": {"type": "string"}});
         match self {
-            Self::Json => json!({"application/json": object()}),
-            Self::JsonOrEvents => json!({"application/json": object(), "text/event-stream": text()}),
-            Self::JsonOrLines => json!({"application/json": object(), "application/x-ndjson": text()}),
+            Self::Json(name) => json!({"application/json": schema(name)}),
+            Self::JsonOrEvents(name) => json!({"application/json": schema(name), "text/event-stream": text()}),
+            Self::JsonOrLines(name) => json!({"application/json": schema(name), "application/x-ndjson": text()}),
             Self::Events => json!({"text/event-stream": text()}),
             Self::Text => json!({"application/openmetrics-text": text()}),
             Self::Page => json!({"text/html": text(), "text/plain": text()}),
         }
     }
+}
+
+fn schema(name: &str) -> Value {
+    json!({"schema": {"$ref": format!("#/components/schemas/{name}")}})
 }

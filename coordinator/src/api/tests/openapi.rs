@@ -48,6 +48,6 @@ async fn what_the_description_refers_to_is_there() {
     }
     for reference in text.split("\"$ref\":\"").skip(1) {
         let place = reference.split('"').next().and_then(|place| place.strip_prefix('#')).expect("a place in it");
-        assert!(document.pointer(place).is_some_and(|schema| schema["type"] == "object"), "{place}");
+        assert!(document.pointer(place).is_some_and(|schema| schema.is_object()), "{place}");
     }
 }
