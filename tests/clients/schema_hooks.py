@@ -16,12 +16,13 @@ def map_body(context, body):
     for name in LENGTHS:
         if isinstance(body.get(name), int) and body[name] > 2:
             body[name] = 2
-    if path in ("/infill", "/completion"):
-        body.setdefault("n_predict", 2)
-    elif path in ("/api/chat", "/api/generate") and isinstance(body.get("options", {}), dict):
-        body["options"] = {"num_predict": 2, **(body.get("options") or {})}
-    elif path in ("/v1/responses", "/responses"):
-        body.setdefault("max_output_tokens", 2)
-    elif "completions" in path or path == "/v1/messages":
-        body.setdefault("max_tokens", 2)
+    if path in ("/api/chat", "/api/generate"):
+        if isinstance(body.get("options") or {}, dict):
+            body["options"] = {**(body.get("options") or {}), "num_predict": 2}
+        return body
+    name = {"/infill": "n_predict", "/completion": "n_predict"}.get(path, "max_tokens")
+    name = "max_output_tokens" if path.endswith("/responses") else name
+    # Without a length, answers are as long as the context.
+    if body.get(name) in (None, -1):
+        body[name] = 2
     return body
