@@ -99,8 +99,8 @@ fn listen(coordinator: &CoordinatorArgs, news: &Sender<News>) -> String {
     let mut events = ServerEvents(BufReader::new(body.into_reader()));
     loop {
         match events.next_event() {
-            Ok(Some((name, data))) => {
-                if understood(&name, &data).is_some_and(|one| news.send(one).is_err()) {
+            Ok(Some((name, text))) => {
+                if understood(&name, &text).is_some_and(|one| news.send(one).is_err()) {
                     return String::new();
                 }
             }
@@ -111,18 +111,18 @@ fn listen(coordinator: &CoordinatorArgs, news: &Sender<News>) -> String {
 }
 
 /// What an event of the coordinator's means; `None` where it is nothing to show.
-fn understood(name: &str, data: &str) -> Option<News> {
+fn understood(name: &str, text: &str) -> Option<News> {
     if name.is_empty() {
-        return Some(News::Status(serde_json::from_str(data).ok()?));
+        return Some(News::Status(serde_json::from_str(text).ok()?));
     }
-    let data: Value = serde_json::from_str(data).ok()?;
+    let event: Value = serde_json::from_str(text).ok()?;
     match name {
         "token_rates" => {
-            let Rates { generated_per_s, prompt_per_s } = Rates::deserialize(data).ok()?;
+            let Rates { generated_per_s, prompt_per_s } = Rates::deserialize(event).ok()?;
             Some(News::Rates { generated_per_s, prompt_per_s })
         }
-        "lost" => Some(News::Sentence(format!("{} events were lost: they came too quickly.", data["events"]))),
-        _ => Some(News::Sentence(data["sentence"].as_str()?.to_owned())),
+        "lost" => Some(News::Sentence(format!("{} events were lost: they came too quickly.", event["events"]))),
+        _ => Some(News::Sentence(event["sentence"].as_str()?.to_owned())),
     }
 }
 
@@ -138,7 +138,7 @@ struct ServerEvents<R>(R);
 impl<R: BufRead> ServerEvents<R> {
     /// The next event's name, empty for one without, and its data; `None` at the end.
     fn next_event(&mut self) -> io::Result<Option<(String, String)>> {
-        let (mut name, mut data) = (String::new(), String::new());
+        let (mut name, mut text) = (String::new(), String::new());
         loop {
             let mut line = String::new();
             if self.0.by_ref().take(LONGEST_LINE).read_line(&mut line)? == 0 {
@@ -148,9 +148,9 @@ impl<R: BufRead> ServerEvents<R> {
             let line = line.strip_suffix('\r').unwrap_or(line);
             match line.split_once(':').unwrap_or((line, "")) {
                 // A blank line ends an event; one without data is only a sign of life.
-                ("", "") if !data.is_empty() => return Ok(Some((name, data))),
+                ("", "") if !text.is_empty() => return Ok(Some((name, text))),
                 ("event", value) => value.trim_start().clone_into(&mut name),
-                ("data", value) => data += value.trim_start(),
+                ("data", value) => text += value.trim_start(),
                 _ => {}
             }
         }
@@ -172,11 +172,11 @@ mod tests {
         let stream =
             ":\n\nevent: fault_seen\ndata: {\"sentence\":\"w1: a NaN.\"}\n\ndata: {}\r\n\r\n: alive\n\nevent: x\n";
         let mut events = ServerEvents(stream.as_bytes());
-        let (name, data) = events.next_event().unwrap().unwrap();
-        assert_eq!(understood(&name, &data), Some(News::Sentence("w1: a NaN.".to_owned())));
-        let (name, data) = events.next_event().unwrap().unwrap();
-        assert_eq!((name.as_str(), data.as_str()), ("", "{}"));
-        assert_eq!(understood(&name, &data), None, "no status");
+        let (name, text) = events.next_event().unwrap().unwrap();
+        assert_eq!(understood(&name, &text), Some(News::Sentence("w1: a NaN.".to_owned())));
+        let (name, text) = events.next_event().unwrap().unwrap();
+        assert_eq!((name.as_str(), text.as_str()), ("", "{}"));
+        assert_eq!(understood(&name, &text), None, "no status");
         assert!(events.next_event().unwrap().is_none());
         assert!(ServerEvents(&b"data: {"[..]).next_event().is_err());
     }

@@ -137,13 +137,13 @@ impl Dashboard {
         let rows = stages.map(|(number, (stage, &ms))| self.stage(stage, ms, slowest, number));
         let widths = [
             Constraint::Length(5),
-            Constraint::Min(10),
+            Constraint::Length(16),
             Constraint::Length(9),
             Constraint::Length(9),
             Constraint::Length(11),
             Constraint::Length(9),
             Constraint::Length(24),
-            Constraint::Length(22),
+            Constraint::Fill(1),
         ];
         let head = ["stage", "worker", "layers", "step ms", "", "hop ms", "memory", "to the next"];
         let plan =
@@ -211,8 +211,8 @@ impl Dashboard {
         // The newest second is at the right edge.
         let shown = self.seconds.len().min(usize::from(curve.width));
         let blank = std::iter::repeat_n(0, usize::from(curve.width) - shown);
-        let data: Vec<u64> = blank.chain(self.seconds.iter().skip(self.seconds.len() - shown).copied()).collect();
-        frame.render_widget(Sparkline::default().data(data).style(Style::new().fg(Color::Cyan)), curve);
+        let seconds: Vec<u64> = blank.chain(self.seconds.iter().skip(self.seconds.len() - shown).copied()).collect();
+        frame.render_widget(Sparkline::default().data(seconds).style(Style::new().fg(Color::Cyan)), curve);
     }
 }
 

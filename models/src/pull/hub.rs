@@ -190,9 +190,9 @@ fn models(files: &[HubFile]) -> (BTreeMap<&str, &HubFile>, Vec<String>) {
 fn offered(files: &[HubFile]) -> Vec<OfferedModel> {
     let (by_path, models) = models(files);
     let stems: Vec<&str> = models.iter().map(|model| names::stem(file_name(model))).collect();
-    let common = common_words(&stems);
+    let shared = shared_words(&stems);
     let one = |(model, stem): (&String, &str)| {
-        let quant = &stem[common..];
+        let quant = &stem[shared..];
         let alone = models.iter().filter(|other| fits(other, quant)).count() == 1;
         let name = if alone && !quant.is_empty() { quant } else { file_name(model) };
         let bytes = parts(model).iter().map(|part| Some(by_path.get(part.as_str())?.bytes)).sum::<Option<u64>>()?;
@@ -202,11 +202,11 @@ fn offered(files: &[HubFile]) -> Vec<OfferedModel> {
 }
 
 /// How many bytes at the beginning of all names are the same, up to the end of a word.
-fn common_words(names: &[&str]) -> usize {
+fn shared_words(names: &[&str]) -> usize {
     let Some((first, others)) = names.split_first() else { return 0 };
     let same = |other: &&str| first.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    let common = others.iter().map(same).min().unwrap_or(0);
-    first.as_bytes()[..common].iter().rposition(|byte| matches!(byte, b'-' | b'.')).map_or(0, |at| at + 1)
+    let shared = others.iter().map(same).min().unwrap_or(0);
+    first.as_bytes()[..shared].iter().rposition(|byte| matches!(byte, b'-' | b'.')).map_or(0, |at| at + 1)
 }
 
 /// The paths of the files of the model that begins with the one at `lead`.
@@ -331,7 +331,7 @@ mod tests {
         ];
         let named = |name: &str, bytes| (name.to_owned(), bytes);
         assert_eq!(offers(&files), [named("Q4_K_M", 4), named("UD-Q2_K_XL", 2), named("Q8_0", 8)]);
-        assert_eq!(offers(&[("one.gguf", 1)]), [named("one.gguf", 1)]);
+        assert_eq!(offers(&[("one.gguf", 1)]), [named("one", 1)]);
         let twins = [("a-Q4_0.gguf", 1), ("b-Q4_0.gguf", 2), ("b-UD-Q4_0.gguf", 3)];
         let names: Vec<String> = offers(&twins).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a-Q4_0", "b-Q4_0", "b-UD-Q4_0"]);
