@@ -5,7 +5,7 @@ use std::fmt;
 use qmesh_models::bytes::ByteCount;
 use serde::Serialize;
 
-use super::{PlanError, PlanInput, solve};
+use super::{PlanError, PlanInput, fits, solve};
 
 /// The largest of some quantisations that fits, and what the next one lacks. Sizes of files are all that is known of them:
 /// their matrices are taken to be larger or smaller than those of the model at hand by the same factor.
@@ -67,12 +67,12 @@ fn missing(input: &PlanInput<'_>, bytes: u64) -> Option<u64> {
     for matrix in spec.tensors.iter_mut().filter(|tensor| tensor.rows > 1) {
         matrix.bytes = (matrix.bytes as f64 * factor).round() as u64;
     }
-    // Whether it fits does not depend on speeds, and is found the quicker without them.
-    let mut workers = input.workers.clone();
-    workers.iter_mut().for_each(|worker| worker.speed = None);
-    match solve(&PlanInput { spec: &spec, workers, cut: None, pins: Default::default(), ..input.clone() }) {
-        Ok(_) => None,
+    let input = PlanInput { spec: &spec, cut: None, pins: Default::default(), ..input.clone() };
+    if fits(&input) {
+        return None;
+    }
+    match solve(&input) {
         Err(PlanError::DoesNotFit(shortfall)) => Some(shortfall.needed_bytes.saturating_sub(shortfall.available_bytes)),
-        Err(_) => Some(0),
+        Ok(_) | Err(_) => Some(0),
     }
 }
