@@ -10,7 +10,8 @@ use super::{STARTING, Serving};
 #[test]
 fn the_page_shows_the_pipeline_and_chats() {
     let Some(browser) = Browser::find() else { return };
-    let serving = Serving::start(&["--min-workers", "2"]);
+    // Room for an answer that goes on for as long as a busy machine's browser takes to click.
+    let serving = Serving::start_for(super::MODEL, 4096, &["--min-workers", "2"]);
     let _first = serving.join("left", &[]);
     let second = serving.join("right", &[]);
     serving.wait_ready(2);
