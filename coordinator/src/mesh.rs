@@ -22,6 +22,7 @@ mod thread;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use qmesh_discovery::told_addresses;
 use qmesh_models::{numerics, spec::ModelSpec, weights::WeightsError};
 use qmesh_net::{Admission, Endpoint, Gate, Identity, JoinRight, KeyFileError, KnownPeers, Ticket};
 use tokio::{
@@ -85,7 +86,7 @@ impl Mesh {
         let hashed: Result<_, WeightsError> = hashing.await.map_err(MeshError::Hashing)?;
         let (hashes, id) = hashed?;
         let ticket = Ticket {
-            addresses: addresses(&config, address),
+            addresses: if config.advertise.is_empty() { told_addresses(address) } else { config.advertise.clone() },
             coordinator: identity.peer_id(),
             secret: secret.clone(),
             expires_unix,
@@ -155,30 +156,6 @@ fn credentials(source: &TicketSource) -> Result<(Identity, JoinRight), KeyFileEr
             Ok((identity, right))
         }
     }
-}
-
-/// What to write into the ticket: an unspecified address is replaced by the one that leads out of this machine.
-fn addresses(config: &MeshConfig, bound: SocketAddr) -> Vec<String> {
-    if !config.advertise.is_empty() {
-        return config.advertise.clone();
-    }
-    if !bound.ip().is_unspecified() {
-        return vec![bound.to_string()];
-    }
-    let outward = outward_address(bound).map(|ip| SocketAddr::new(ip, bound.port()).to_string());
-    let local = SocketAddr::new(
-        if bound.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() },
-        bound.port(),
-    );
-    outward.into_iter().chain([local.to_string()]).collect()
-}
-
-/// The address that packets to the world leave from; connecting a UDP socket sends nothing.
-fn outward_address(bound: SocketAddr) -> Option<std::net::IpAddr> {
-    let (from, to) = if bound.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
-    let socket = std::net::UdpSocket::bind(from).ok()?;
-    socket.connect(to).ok()?;
-    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
 }
 
 /// How long `stop` waits for running generations and for goodbyes.

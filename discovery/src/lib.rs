@@ -5,6 +5,8 @@
 //! holds it) and finds it at no address that it knows asks the network. Whoever answers still has to prove the key: a false
 //! answer costs a connection that fails.
 //!
+//! Who holds a shared model says so in the same way, by a mark that only those can make who have its link.
+//!
 //! ```no_run
 //! # async fn example(coordinator: qmesh_net::PeerId) -> Result<(), qmesh_discovery::LanError> {
 //! use std::time::Duration;
@@ -16,10 +18,12 @@
 //! # }
 //! ```
 
+mod addresses;
+
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{SocketAddr, SocketAddrV6},
     time::Duration,
 };
 
@@ -27,6 +31,9 @@ use mdns_sd::{ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInf
 use qmesh_net::PeerId;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
+
+use addresses::{ADDRESSES, preference};
+pub use addresses::{is_of_a_private_network, listen_for, own_addresses, told_addresses};
 
 /// Why the network cannot be asked, or told.
 #[derive(Debug, Error)]
@@ -61,13 +68,25 @@ impl Announcement {
     /// The sockets of multicast DNS cannot be opened.
     pub fn begin(coordinator: PeerId, listen: SocketAddr, model: &str) -> Result<Self, LanError> {
         let mark = mark_of(coordinator);
-        let said = [(MARK, mark.as_str()), (MODEL, short(model))];
-        let host = format!("{mark}.local.");
+        Self::of(COORDINATORS, &mark, listen, &[(MARK, mark.as_str()), (MODEL, short(model))])
+    }
+
+    /// Says that `holder` listens at `listen` for readers of the shared model with this mark.
+    ///
+    /// # Errors
+    /// As [`Announcement::begin`].
+    pub fn of_holder(mark: &str, holder: PeerId, listen: SocketAddr) -> Result<Self, LanError> {
+        let id = holder.to_string();
+        Self::of(HOLDERS, &holder.short(), listen, &[(MARK, mark), (HOLDER, id.as_str())])
+    }
+
+    fn of(kind: &str, instance: &str, listen: SocketAddr, said: &[(&str, &str)]) -> Result<Self, LanError> {
+        let host = format!("{instance}.local.");
         let daemon = ServiceDaemon::new()?;
         let service = if listen.ip().is_unspecified() {
-            ServiceInfo::new(SERVICE, &mark, &host, "", listen.port(), &said[..])?.enable_addr_auto()
+            ServiceInfo::new(kind, instance, &host, "", listen.port(), said)?.enable_addr_auto()
         } else {
-            ServiceInfo::new(SERVICE, &mark, &host, listen.ip(), listen.port(), &said[..])?
+            ServiceInfo::new(kind, instance, &host, listen.ip(), listen.port(), said)?
         };
         daemon.register(service)?;
         Ok(Self { daemon })
@@ -93,8 +112,8 @@ impl Drop for Announcement {
 /// The sockets of multicast DNS cannot be opened.
 pub async fn find(coordinator: PeerId, patience: Duration) -> Result<Vec<String>, LanError> {
     let mark = mark_of(coordinator);
-    let found = browse(patience, |found| found.mark == mark).await?;
-    Ok(found.into_values().find(|found| found.mark == mark).map(|found| found.addresses).unwrap_or_default())
+    let found = browse(COORDINATORS, patience, understood, |found| found.mark == mark).await?;
+    Ok(found.into_iter().find(|found| found.mark == mark).map(|found| found.addresses).unwrap_or_default())
 }
 
 /// All coordinators that answer on the local network in this time, by their marks.
@@ -102,30 +121,22 @@ pub async fn find(coordinator: PeerId, patience: Duration) -> Result<Vec<String>
 /// # Errors
 /// The sockets of multicast DNS cannot be opened.
 pub async fn discover(patience: Duration) -> Result<Vec<Found>, LanError> {
-    Ok(browse(patience, |_| false).await?.into_values().collect())
+    let found = browse(COORDINATORS, patience, understood, |_| false).await?;
+    let by_mark: BTreeMap<_, _> = found.into_iter().map(|found| (found.mark.clone(), found)).collect();
+    Ok(by_mark.into_values().collect())
 }
 
-/// Where a socket that is bound to `listen` is for other machines, as `IP:port`: an unspecified address stands for those that this
-/// machine's networks know it by. Of addresses that the internet knows there are none: others see these anyway.
-pub fn own_addresses(listen: SocketAddr) -> Vec<String> {
-    if !listen.ip().is_unspecified() {
-        return if listen.ip().is_loopback() { Vec::new() } else { vec![listen.to_string()] };
-    }
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let of_family = |ip: &IpAddr| listen.is_ipv6() || ip.is_ipv4();
-    let mut own: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).filter(of_family).collect();
-    own.retain(|ip| is_of_a_private_network(*ip));
-    own.sort_by_key(|ip| (preference(*ip), *ip));
-    own.truncate(ADDRESSES);
-    own.into_iter().map(|ip| SocketAddr::new(ip, listen.port()).to_string()).collect()
-}
-
-/// Whether an address means something only inside a network: a private one, a provider's behind its NAT, or an overlay's.
-pub fn is_of_a_private_network(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || matches!(ip.octets(), [100, 64..=127, ..]),
-        IpAddr::V6(ip) => ip.is_unique_local(),
-    }
+/// Who says on the local network that it holds the shared model with this mark, and where, as `host:port`. What they have is
+/// checked when it comes.
+///
+/// # Errors
+/// The sockets of multicast DNS cannot be opened.
+pub async fn find_holders(mark: &str, patience: Duration) -> Result<Vec<(PeerId, Vec<String>)>, LanError> {
+    let holder = |service: &ResolvedService| {
+        let text = |name| service.txt_properties.get_property_val_str(name).unwrap_or_default();
+        (text(MARK) == mark).then(|| Some((text(HOLDER).parse().ok()?, addresses_of(service)))).flatten()
+    };
+    browse(HOLDERS, patience, holder, |_| false).await
 }
 
 /// What tells a coordinator's key from others: 16 hexadecimal digits of its BLAKE3. The network does not hear the key itself.
@@ -135,18 +146,23 @@ pub fn mark_of(coordinator: PeerId) -> String {
     data_encoding::HEXLOWER.encode(&hasher.finalize().as_bytes()[..8])
 }
 
-/// Who answers, until the time is over or somebody is `enough`.
-async fn browse(patience: Duration, enough: impl Fn(&Found) -> bool) -> Result<BTreeMap<String, Found>, LanError> {
+/// What is `understood` of the answers, until the time is over or one is `enough`.
+async fn browse<T>(
+    kind: &str,
+    patience: Duration,
+    understood: impl Fn(&ResolvedService) -> Option<T>,
+    enough: impl Fn(&T) -> bool,
+) -> Result<Vec<T>, LanError> {
     let until = Instant::now() + patience;
     let daemon = ServiceDaemon::new()?;
-    let answers = daemon.browse(SERVICE)?;
-    let mut all = BTreeMap::new();
+    let answers = daemon.browse(kind)?;
+    let mut all = Vec::new();
     while let Ok(Ok(event)) = timeout_at(until, answers.recv_async()).await {
         if let ServiceEvent::ServiceResolved(service) = event
             && let Some(found) = understood(&service)
         {
             let done = enough(&found);
-            all.insert(found.mark.clone(), found);
+            all.push(found);
             if done {
                 break;
             }
@@ -161,15 +177,20 @@ fn understood(service: &ResolvedService) -> Option<Found> {
     let text = |name| service.txt_properties.get_property_val_str(name).unwrap_or_default();
     let mark = text(MARK);
     let is_mark = mark.len() == MARK_DIGITS && mark.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let mut addresses: Vec<SocketAddr> = service.addresses.iter().map(|ip| dialled(ip, service.port)).collect();
-    addresses.sort_by_key(|address| (preference(address.ip()), *address));
-    addresses.truncate(ADDRESSES);
     is_mark.then(|| Found {
         mark: mark.to_owned(),
         // Names of others are shown in terminals.
         model: text(MODEL).chars().filter(|c| !c.is_control()).take(MODEL_CHARS).collect(),
-        addresses: addresses.iter().map(SocketAddr::to_string).collect(),
+        addresses: addresses_of(service),
     })
+}
+
+/// Where it can be dialled, best first.
+fn addresses_of(service: &ResolvedService) -> Vec<String> {
+    let mut addresses: Vec<SocketAddr> = service.addresses.iter().map(|ip| dialled(ip, service.port)).collect();
+    addresses.sort_by_key(|address| (preference(address.ip()), *address));
+    addresses.truncate(ADDRESSES);
+    addresses.iter().map(SocketAddr::to_string).collect()
 }
 
 /// An address that can be dialled: one of a link needs the interface that it was heard on.
@@ -182,30 +203,20 @@ fn dialled(ip: &ScopedIp, port: u16) -> SocketAddr {
     SocketAddr::new(ip.to_ip_addr(), port)
 }
 
-/// The less the better: IPv4, then IPv6, then addresses of one link alone.
-fn preference(ip: IpAddr) -> u8 {
-    match ip {
-        IpAddr::V4(ip) if ip.is_link_local() => 2,
-        IpAddr::V4(_) => 0,
-        IpAddr::V6(ip) if ip.is_unicast_link_local() => 3,
-        IpAddr::V6(_) => 1,
-    }
-}
-
 /// As much of a name as a record has room for.
 fn short(name: &str) -> &str {
     let end = (0..=name.len().min(MODEL_CHARS)).rev().find(|&end| name.is_char_boundary(end));
     &name[..end.unwrap_or(0)]
 }
 
-const SERVICE: &str = "_qmesh._udp.local.";
+const COORDINATORS: &str = "_qmesh._udp.local.";
+const HOLDERS: &str = "_qmesh-share._udp.local.";
 /// Names of what a service says.
 const MARK: &str = "key";
 const MODEL: &str = "model";
+const HOLDER: &str = "holder";
 const MARK_DIGITS: usize = 16;
 const MODEL_CHARS: usize = 64;
-/// Of one coordinator that are tried.
-const ADDRESSES: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -224,24 +235,5 @@ mod tests {
         assert_eq!(short("smollm2"), "smollm2");
         let long = "ü".repeat(40);
         assert_eq!(short(&long).len(), 64);
-    }
-
-    #[test]
-    fn a_socket_is_where_it_listens() {
-        assert_eq!(own_addresses("192.168.7.1:5".parse().unwrap()), ["192.168.7.1:5"]);
-        assert!(own_addresses("127.0.0.1:5".parse().unwrap()).is_empty());
-        let anywhere = own_addresses("0.0.0.0:5".parse().unwrap());
-        assert!(anywhere.iter().all(|address| address.ends_with(":5") && !address.starts_with("127.")), "{anywhere:?}");
-        let private = ["10.1.2.3", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1"];
-        assert!(private.iter().all(|ip| is_of_a_private_network(ip.parse().unwrap())));
-        let others = ["127.0.0.1", "169.254.1.1", "1.1.1.1", "100.128.0.1", "2001:db8::1", "fe80::1"];
-        assert!(others.iter().all(|ip| !is_of_a_private_network(ip.parse().unwrap())));
-    }
-
-    #[test]
-    fn addresses_of_the_network_come_before_those_of_a_link() {
-        let place = |ip: &str| preference(ip.parse().unwrap());
-        assert!(place("192.168.0.2") < place("fd00::2") && place("fd00::2") < place("169.254.1.1"));
-        assert!(place("169.254.1.1") < place("fe80::1"));
     }
 }

@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Args, builder::FalseyValueParser};
+use qmesh_discovery::listen_for;
 use qmesh_doctor::{Finding, Report, Verdict, clock, disk, memory, network, port};
 use qmesh_kernels::{KernelError, lanes::Simd};
 use qmesh_models::{bytes::ByteCount, directories::Directories};
 use qmesh_net::Ticket;
 
 use super::{
-    join::{default_listen, parse_ticket},
+    join::parse_ticket,
     report::{USAGE, print_json, print_text, say},
 };
 
@@ -81,7 +82,7 @@ fn examine(args: &DoctorArgs, ticket: Option<&Ticket>) -> Result<Report> {
         None => Directories::from_env()?.cache().to_owned(),
     };
     let anywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-    let listen = args.listen.unwrap_or_else(|| ticket.map_or(anywhere, default_listen));
+    let listen = args.listen.unwrap_or_else(|| ticket.map_or(anywhere, |ticket| listen_for(&ticket.addresses)));
     let mut findings = vec![
         port::udp(listen),
         network::buffers(listen),

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     num::NonZeroUsize,
     path::PathBuf,
     process::{self, ExitCode},
@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::builder::FalseyValueParser;
+use qmesh_discovery::listen_for;
 use qmesh_engine::{
     backend::cpu::CpuBackend,
     worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig},
@@ -161,7 +162,7 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
         }
         None => anonymous(),
     };
-    let listen = args.listen.unwrap_or_else(|| default_listen(&ticket));
+    let listen = args.listen.unwrap_or_else(|| listen_for(&ticket.addresses));
     let config = WorkerConfig {
         search: if args.no_mdns { Search::Addresses } else { Search::Lan },
         ticket,
@@ -233,22 +234,6 @@ fn anonymous() -> (String, Identity) {
     (format!("{host}-{}", &identity.peer_id().short()[..4]), identity)
 }
 
-/// Loopback stays on loopback: nothing of a mesh on one machine is reachable from outside.
-pub(super) fn default_listen(ticket: &Ticket) -> SocketAddr {
-    let localhost = |address: &str| address.rsplit_once(':').is_some_and(|(host, _)| host == "localhost");
-    let every = |test: fn(&SocketAddr) -> bool, named: bool| {
-        let passes = |address: &String| address.parse().map_or(named && localhost(address), |parsed| test(&parsed));
-        !ticket.addresses.is_empty() && ticket.addresses.iter().all(passes)
-    };
-    let ip: IpAddr = match (every(SocketAddr::is_ipv6, false), every(|address| address.ip().is_loopback(), true)) {
-        (false, false) => Ipv4Addr::UNSPECIFIED.into(),
-        (false, true) => Ipv4Addr::LOCALHOST.into(),
-        (true, false) => Ipv6Addr::UNSPECIFIED.into(),
-        (true, true) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, 0)
-}
-
 pub(super) fn physical_cores() -> NonZeroUsize {
     // A container may be allowed fewer threads than the machine has cores.
     let allowed = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -303,22 +288,5 @@ mod tests {
         let error = in_one_line(&ticket(&args).unwrap_err());
         assert!(error.contains("ticket holds no ticket: not a ticket"), "{error}");
         assert!(<Line as clap::Parser>::try_parse_from(["join"]).is_err());
-    }
-
-    #[test]
-    fn it_listens_where_its_coordinator_is() {
-        let (coordinator, secret) = (Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
-        let mut ticket = Ticket { addresses: Vec::new(), coordinator, secret, expires_unix: None };
-        for (addresses, expected) in [
-            (vec![], "0.0.0.0:0"),
-            (vec!["127.0.0.1:1", "localhost:1"], "127.0.0.1:0"),
-            (vec!["127.0.0.1:1", "192.168.1.2:1"], "0.0.0.0:0"),
-            (vec!["mesh.example:1", "[fd00::1]:1"], "0.0.0.0:0"),
-            (vec!["[fd00::1]:1", "[::1]:1"], "[::]:0"),
-            (vec!["[::1]:1"], "[::1]:0"),
-        ] {
-            ticket.addresses = addresses.iter().map(ToString::to_string).collect();
-            assert_eq!(default_listen(&ticket).to_string(), expected, "{addresses:?}");
-        }
     }
 }
