@@ -24,7 +24,9 @@ use crate::{
     link::FrameSender,
     message::RangeRequest,
     range::RangeReader,
+    reading::{self, Holder, ReadGrant},
     relay::is_far,
+    secret::ReadSecret,
     sorter::{Incoming, Sorter},
     stream::{Reader, open},
     tls::EXPORTER_LABEL,
@@ -160,6 +162,16 @@ impl Connection {
     pub async fn fetch_range(&self, request: RangeRequest) -> Result<RangeReader, NetError> {
         let (send, recv) = open(self.peer(), self.0.quic.open_bi()).await?;
         RangeReader::ask(self.peer(), send, self.reader(recv), request).await
+    }
+
+    /// Asks for the right to read a shared model, which the secret proves; `me` says whether others can get it here as well.
+    /// What may be read then is asked for by [`Connection::fetch_range`].
+    ///
+    /// # Errors
+    /// The link's; a refusal is [`NetError::ReadingRefused`].
+    pub async fn ask_to_read(&self, secret: &ReadSecret, me: &Holder) -> Result<ReadGrant, NetError> {
+        let (send, recv) = open(self.peer(), self.0.quic.open_bi()).await?;
+        reading::ask(self, send, self.reader(recv), secret, me).await
     }
 
     fn reader(&self, recv: quinn::RecvStream) -> Reader {

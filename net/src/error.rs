@@ -165,6 +165,12 @@ pub enum NetError {
         /// Its reason.
         text: String,
     },
+    /// The peer does not let us read what it shares.
+    #[error("reading refused: {text}")]
+    ReadingRefused {
+        /// Its reason.
+        text: String,
+    },
     /// Ours: what was to be sent breaks the protocol.
     #[error("cannot send: {text}")]
     Unsendable {
@@ -212,7 +218,7 @@ impl NetError {
         match self {
             Self::Unreachable { text, .. } if text.starts_with(NO_ADDRESS) => FailureKind::NotFound,
             Self::Unreachable { .. } => FailureKind::NotReachable,
-            Self::NotAdmitted { .. } | Self::Rejected { .. } => FailureKind::Refused,
+            Self::NotAdmitted { .. } | Self::Rejected { .. } | Self::ReadingRefused { .. } => FailureKind::Refused,
             Self::Deadline { .. } | Self::Lost { .. } => FailureKind::TimedOut,
             Self::AddressInUse { .. }
             | Self::Bind { .. }

@@ -2,8 +2,12 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use ring::{rand::SystemRandom, signature::Ed25519KeyPair};
+use ring::{
+    rand::SystemRandom,
+    signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey},
+};
 use rustls::{
+    SignatureScheme,
     crypto::ring::sign::any_eddsa_type,
     pki_types::{CertificateDer, PrivatePkcs8KeyDer},
     sign::CertifiedKey,
@@ -38,6 +42,13 @@ impl Identity {
         self.peer_id
     }
 
+    /// Signs `message` for `purpose`: a signature for one purpose holds for no other, and for no TLS handshake.
+    pub fn sign(&self, purpose: &str, message: &[u8]) -> [u8; 64] {
+        let signer = self.certified.key.choose_scheme(&[SignatureScheme::ED25519]);
+        let signature = signer.and_then(|signer| signer.sign(&signed_bytes(purpose, message)).ok());
+        signature.and_then(|bytes| bytes.try_into().ok()).expect("an Ed25519 key signs in 64 bytes")
+    }
+
     /// The key as rustls wants it; the "certificate" is the bare public key.
     pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
@@ -65,6 +76,20 @@ impl fmt::Debug for Identity {
     }
 }
 
+impl PeerId {
+    /// Whether this key made the signature, with [`Identity::sign`].
+    pub fn has_signed(&self, purpose: &str, message: &[u8], signature: &[u8; 64]) -> bool {
+        let key = UnparsedPublicKey::new(&ED25519, self.0);
+        key.verify(&signed_bytes(purpose, message), signature).is_ok()
+    }
+}
+
+/// What is signed: a hash under a key of the purpose, so that no message can be made to look like one of another protocol.
+fn signed_bytes(purpose: &str, message: &[u8]) -> [u8; 32] {
+    let key = blake3::derive_key("qmesh signature v1", purpose.as_bytes());
+    *blake3::keyed_hash(&key, message).as_bytes()
+}
+
 fn new_pkcs8() -> Vec<u8> {
     let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
     key.expect("the system's random source, without which no TLS works either").as_ref().to_vec()
@@ -85,6 +110,16 @@ mod tests {
         assert_ne!(Identity::ephemeral().peer_id(), first.peer_id());
         fs::write(&path, "not a key").unwrap();
         assert!(matches!(Identity::load_or_create(&path), Err(KeyFileError::Content { .. })));
+    }
+
+    #[test]
+    fn a_signature_holds_for_its_key_purpose_and_message() {
+        let identity = Identity::ephemeral();
+        let signature = identity.sign("a test", b"hello");
+        let peer = identity.peer_id();
+        assert!(peer.has_signed("a test", b"hello", &signature));
+        assert!(!peer.has_signed("a test", b"hellp", &signature) && !peer.has_signed("another", b"hello", &signature));
+        assert!(!Identity::ephemeral().peer_id().has_signed("a test", b"hello", &signature));
     }
 
     #[cfg(unix)]

@@ -16,6 +16,8 @@
 //! they lie in memory. A link is a stream of frames in one direction, for one plan; it ends with a frame that says so, so that
 //! a link that stops otherwise is known to be lost. Weights are asked for by the hash of their content.
 //!
+//! A [`ShareLink`] gives another right: to read one model that somebody shares, with the same ranges, and no mesh.
+//!
 //! Every length is checked before anything is allocated for it ([`limits`] has all of them), every queue is bounded and
 //! every wait has a deadline. `docs/wire.md` describes the bytes; `examples/exchange.rs` joins two ends.
 //!
@@ -49,14 +51,17 @@ pub mod memory;
 mod message;
 mod nat;
 mod pacer;
+mod pasted;
 mod plain;
 mod question;
 mod range;
+mod reading;
 mod relay;
 mod sampled;
 mod sampling;
 mod secret;
 mod section;
+mod share_link;
 mod socket;
 mod sorter;
 mod sources;
@@ -93,13 +98,15 @@ pub use message::{
     RangeReply, RangeRequest, RejectCode, Route, ShardPhase, ShardStatus, StageReport, Upstream, Welcome,
 };
 pub use nat::Nat;
-pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer};
+pub use pacer::{BUSY_BYTES_PER_SECOND, Pacer, RateLimit};
 pub use range::{RangeReader, RangeServer};
+pub use reading::{Holder, ReadGrant, Reading};
 pub use relay::{RelayEnd, RelayGrant, RelaySecret};
 pub use sampled::{Candidate, Sampled};
 pub use sampling::{Digest, Dry, Sampling};
-pub use secret::{JoinRight, JoinSecret};
+pub use secret::{JoinRight, JoinSecret, ReadSecret};
 pub use section::{SectionError, Sections};
+pub use share_link::{ShareLink, ShareLinkError};
 pub use sorter::Incoming;
 pub use sources::{
     SectionContentError, Stock, TensorSources, WeightAskers, WeightOrigin, WeightPeer, WeightSource, WeightSources,

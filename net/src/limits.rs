@@ -49,6 +49,9 @@ pub const TICKET_ADDRESSES: usize = 16;
 /// Most addresses of its own that a worker names.
 pub const OWN_ADDRESSES: usize = 8;
 
+/// Most machines that have a shared model, and that a reader is told of.
+pub const HOLDERS: usize = 32;
+
 /// Most workers that a `Load` names as sources of weights, or as who may ask for them.
 pub const SOURCE_PEERS: usize = 16;
 /// Words of 64 CPUs that a worker may name: 4,096 CPUs.

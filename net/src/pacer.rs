@@ -15,12 +15,45 @@ const BURST_BYTES: u64 = 1 << 20;
 /// How long after a step others are expected to follow.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A token bucket that is closed only while steps run. It has no clock: whoever asks says what time it is.
-#[derive(Debug, Default)]
+/// A rate limit that holds only while steps run. It has no clock: whoever asks says what time it is.
+#[derive(Debug)]
 pub struct Pacer {
     last_step: Option<Instant>,
+    limit: RateLimit,
+}
+
+/// A token bucket: so many bytes a second, with a burst of 1 MiB after a pause. It has no clock either.
+#[derive(Debug)]
+pub struct RateLimit {
+    bytes_per_second: u64,
     /// When all that was let through would have left at the rate.
     paid_until: Option<Instant>,
+}
+
+impl RateLimit {
+    /// A limit that nothing has been let through yet.
+    pub fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second.max(1), paid_until: None }
+    }
+
+    /// How long so many bytes are to wait before they leave. They count as sent: whoever asks sends them then.
+    pub fn delay(&mut self, now: Instant, bytes: u64) -> Duration {
+        let earliest = now.checked_sub(self.time_of(BURST_BYTES)).unwrap_or(now);
+        let paid_until = self.paid_until.map_or(earliest, |paid| paid.max(earliest)) + self.time_of(bytes);
+        self.paid_until = Some(paid_until);
+        paid_until.saturating_duration_since(now)
+    }
+
+    /// The time that so many bytes take at the rate.
+    fn time_of(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64)
+    }
+}
+
+impl Default for Pacer {
+    fn default() -> Self {
+        Self { last_step: None, limit: RateLimit::new(BUSY_BYTES_PER_SECOND) }
+    }
 }
 
 impl Pacer {
@@ -37,19 +70,11 @@ impl Pacer {
         }
         let busy = self.last_step.is_some_and(|last| now.saturating_duration_since(last) < QUIET);
         if !busy {
-            self.paid_until = None;
+            self.limit.paid_until = None;
             return Duration::ZERO;
         }
-        let earliest = now.checked_sub(time_of(BURST_BYTES)).unwrap_or(now);
-        let paid_until = self.paid_until.map_or(earliest, |paid| paid.max(earliest)) + time_of(bytes);
-        self.paid_until = Some(paid_until);
-        paid_until.saturating_duration_since(now)
+        self.limit.delay(now, bytes)
     }
-}
-
-/// The time that so many bytes take at the rate.
-fn time_of(bytes: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / BUSY_BYTES_PER_SECOND as f64)
 }
 
 #[cfg(test)]

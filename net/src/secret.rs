@@ -1,4 +1,4 @@
-//! The mesh's join secret, and the proof of holding it.
+//! What gives a right: to join a mesh, or to read a shared model. And the proof of holding it.
 
 use std::{fmt, path::Path};
 
@@ -10,6 +10,10 @@ use crate::{
 /// 128 random bits that let a worker in. Never printed, never sent: only proofs are.
 #[derive(Clone, Eq, PartialEq)]
 pub struct JoinSecret(pub(crate) [u8; 16]);
+
+/// 128 random bits that let a machine read one shared model, and nothing else. Printed in links alone, never sent.
+#[derive(Clone, Eq, PartialEq)]
+pub struct ReadSecret(pub(crate) [u8; 16]);
 
 /// The right to join a mesh, as it outlives the coordinator's process.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,23 +32,48 @@ impl JoinSecret {
 
     /// Tells secrets apart without giving one away.
     pub fn id(&self) -> [u8; 8] {
-        let hash = blake3::hash(&self.0);
-        *hash.as_bytes().first_chunk().expect("32 bytes hold 8")
+        id_of(&self.0)
     }
 
     /// Proof that `worker` holds the secret, good for one TLS connection (its `exporter`) to one coordinator.
     pub fn proof(&self, exporter: &[u8; 32], worker: PeerId, coordinator: PeerId) -> [u8; 32] {
-        self.keyed_hash(exporter, worker, coordinator).into()
+        keyed_hash(TO_JOIN, &self.0, exporter, [worker, coordinator]).into()
     }
 
     /// Whether `proof` is the one above; takes the same time whatever it holds.
     pub fn verify(&self, proof: &[u8; 32], exporter: &[u8; 32], worker: PeerId, coordinator: PeerId) -> bool {
-        self.keyed_hash(exporter, worker, coordinator) == blake3::Hash::from_bytes(*proof)
+        keyed_hash(TO_JOIN, &self.0, exporter, [worker, coordinator]) == blake3::Hash::from_bytes(*proof)
+    }
+}
+
+impl ReadSecret {
+    /// Reads the secret that is kept at `path`, or makes one there, for its owner alone to read: links stay good over
+    /// restarts.
+    pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        let parse = |bytes: &[u8]| bytes.try_into().ok().map(Self);
+        keyfile::load_or_create(path.as_ref(), "a read secret", || keyfile::random::<16>().to_vec(), parse)
     }
 
-    fn keyed_hash(&self, exporter: &[u8; 32], worker: PeerId, coordinator: PeerId) -> blake3::Hash {
-        let key = blake3::derive_key("qmesh join v1", &self.0);
-        blake3::keyed_hash(&key, &[*exporter, worker.0, coordinator.0].concat())
+    /// Puts a new secret at `path`; links with the old one no longer let anybody read.
+    pub fn rotate(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        let fresh = Self(keyfile::random());
+        keyfile::replace(path.as_ref(), &fresh.0)?;
+        Ok(fresh)
+    }
+
+    /// As [`JoinSecret::proof`], of a `reader` to who `has` the model.
+    pub(crate) fn proof(&self, exporter: &[u8; 32], reader: PeerId, has: PeerId) -> [u8; 32] {
+        keyed_hash(TO_READ, &self.0, exporter, [reader, has]).into()
+    }
+
+    /// Whether `proof` is the one above; takes the same time whatever it holds.
+    pub(crate) fn verify(&self, proof: &[u8; 32], exporter: &[u8; 32], reader: PeerId, has: PeerId) -> bool {
+        keyed_hash(TO_READ, &self.0, exporter, [reader, has]) == blake3::Hash::from_bytes(*proof)
+    }
+
+    /// Tells secrets apart without giving one away.
+    pub(crate) fn id(&self) -> [u8; 8] {
+        id_of(&self.0)
     }
 }
 
@@ -86,6 +115,26 @@ impl JoinRight {
     }
 }
 
+/// What a proof is for: one for joining is none for reading.
+const TO_JOIN: &str = "qmesh join v1";
+const TO_READ: &str = "qmesh read v1";
+
+fn id_of(secret: &[u8; 16]) -> [u8; 8] {
+    *blake3::hash(secret).as_bytes().first_chunk().expect("32 bytes hold 8")
+}
+
+/// `between` are the keys of who proves and of who asks for the proof.
+fn keyed_hash(purpose: &str, secret: &[u8; 16], exporter: &[u8; 32], between: [PeerId; 2]) -> blake3::Hash {
+    let key = blake3::derive_key(purpose, secret);
+    blake3::keyed_hash(&key, &[*exporter, between[0].0, between[1].0].concat())
+}
+
+impl fmt::Debug for ReadSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadSecret(…)")
+    }
+}
+
 impl fmt::Debug for JoinSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JoinSecret(…)")
@@ -105,6 +154,19 @@ mod tests {
         assert!(!secret.verify(&proof, &[4; 32], coordinator, worker));
         assert!(!JoinSecret([0; 16]).verify(&proof, &[4; 32], worker, coordinator));
         assert_eq!(format!("{secret:?}"), "JoinSecret(…)");
+        // The same bits give another right for reading.
+        assert!(!ReadSecret([1; 16]).verify(&proof, &[4; 32], worker, coordinator));
+    }
+
+    #[test]
+    fn a_read_secret_is_kept_until_it_is_rotated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reading.secret");
+        let first = ReadSecret::load_or_create(&path).unwrap();
+        assert_eq!(ReadSecret::load_or_create(&path).unwrap(), first);
+        let second = ReadSecret::rotate(&path).unwrap();
+        assert!(second != first && ReadSecret::load_or_create(&path).unwrap() == second);
+        assert_eq!(format!("{second:?}"), "ReadSecret(…)");
     }
 
     #[test]

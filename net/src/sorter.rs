@@ -14,6 +14,7 @@ use crate::{
     limits::STALL_DEADLINE,
     link::{self, FrameReceiver},
     range::{self, RangeServer},
+    reading::{self, Reading},
     stream::{Filled, Reader, within},
 };
 
@@ -22,8 +23,10 @@ use crate::{
 pub enum Incoming {
     /// A link.
     Frames(FrameReceiver),
-    /// A request for a piece of a tensor.
+    /// A request for a piece of a tensor, or of a shared model.
     Range(RangeServer),
+    /// A request for the right to read a shared model.
+    Reading(Reading),
 }
 
 pub(crate) struct Sorter {
@@ -71,11 +74,17 @@ impl Sorter {
                 self.broken(&reader, "opened a second control stream")
             });
         }
-        if &preface[..] != range::PREFACE {
-            return Err(self.broken(&reader, "opened a stream of an unknown kind"));
-        }
-        match within(self.peer, "asking for a range", STALL_DEADLINE, RangeServer::accepted(send, reader)).await {
-            Ok(server) => self.pass(Incoming::Range(server)).await,
+        let accepted = async {
+            if &preface[..] == range::PREFACE {
+                RangeServer::accepted(send, reader).await.map(Incoming::Range)
+            } else if &preface[..] == reading::PREFACE {
+                Reading::accepted(send, reader).await.map(Incoming::Reading)
+            } else {
+                Err(self.broken(&reader, "opened a stream of an unknown kind"))
+            }
+        };
+        match within(self.peer, "asking for a range", STALL_DEADLINE, accepted).await {
+            Ok(stream) => self.pass(stream).await,
             Err(NetError::StreamEnded { .. }) => {}
             Err(error) => {
                 self.quic.close(CloseCode::Malformed.to_varint(), error.to_string().as_bytes());

@@ -95,7 +95,7 @@ fn frame(step: u32, rows: u32) -> Frame {
 async fn next_link(connection: &Connection) -> FrameReceiver {
     match connection.accept_stream().await.unwrap() {
         Incoming::Frames(frames) => frames,
-        Incoming::Range(range) => panic!("{range:?}"),
+        other @ (Incoming::Range(_) | Incoming::Reading(_)) => panic!("{other:?}"),
     }
 }
 

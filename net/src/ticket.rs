@@ -7,20 +7,21 @@
 use std::{fmt, str::FromStr};
 
 use bytes::{Buf, BufMut};
-use data_encoding::BASE32_NOPAD;
 use thiserror::Error;
 
-use crate::{ids::PeerId, limits::TICKET_ADDRESSES, secret::JoinSecret};
+use crate::{
+    ids::PeerId,
+    pasted::{self, PastedError, strip_prefix},
+    secret::JoinSecret,
+    share_link,
+};
 
 const PREFIX: &str = "qmesh1";
 /// What tickets of every version start with.
 const NAME: &str = "qmesh";
-/// Quotes that a ticket may have been pasted with.
-const QUOTES: [char; 8] = ['"', '\'', '`', '“', '”', '„', '‘', '’'];
 const VERSION: u8 = 1;
 /// The ticket has an expiry. Readers refuse flags that they do not know.
 const FLAG_EXPIRES: u8 = 1;
-const CHECKSUM_BYTES: usize = 4;
 
 /// What a worker needs to join a mesh.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -60,31 +61,14 @@ impl Ticket {
     /// Reads a ticket, even one that has expired, since the coordinator's clock decides about that. White space (as in a
     /// wrapped line), quotes around it and capital letters do not matter.
     pub fn parse(text: &str) -> Result<Self, TicketError> {
-        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-        let text = text.trim_matches(QUOTES);
-        let body = strip_prefix(text, PREFIX).ok_or_else(|| match strip_prefix(text, NAME) {
+        let text = pasted::unwrapped(text);
+        let body = strip_prefix(&text, PREFIX).ok_or_else(|| match strip_prefix(&text, NAME) {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => TicketError::Version,
             Some(_) | None => TicketError::NotATicket,
         })?;
-        Self::from_bytes(&decode_base32(body)?)
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Result<Self, TicketError> {
-        let (head, _) = bytes.split_first_chunk::<4>().ok_or(TicketError::Truncated)?;
-        let [version, flags, length @ ..] = *head;
-        if version != VERSION || flags & !FLAG_EXPIRES != 0 {
-            return Err(TicketError::Version);
-        }
-        let length = usize::from(u16::from_le_bytes(length));
-        if bytes.len() < length {
-            return Err(TicketError::Truncated);
-        }
-        let (body, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TicketError::Truncated)?;
-        if bytes.len() != length || checksum(body) != *sum {
-            return Err(TicketError::Checksum);
-        }
+        let (flags, body) = pasted::read(body, VERSION, FLAG_EXPIRES, &[])?;
         // The checksum holds, so a body that does not fit was written so.
-        Self::from_body(&body[4..], flags).ok_or(TicketError::Checksum)
+        Self::from_body(&body, flags).ok_or(TicketError::Checksum)
     }
 
     fn from_body(mut body: &[u8], flags: u8) -> Option<Self> {
@@ -92,44 +76,35 @@ impl Ticket {
         body.try_copy_to_slice(&mut coordinator).ok()?;
         body.try_copy_to_slice(&mut secret).ok()?;
         let expires_unix = if flags & FLAG_EXPIRES == 0 { None } else { Some(body.try_get_u64_le().ok()?) };
-        let count = usize::from(body.try_get_u8().ok()?);
-        let mut addresses = Vec::new();
-        for _ in 0..count.min(TICKET_ADDRESSES) {
-            let bytes = usize::from(body.try_get_u8().ok()?);
-            let (address, rest) = body.split_at_checked(bytes)?;
-            addresses.push(String::from_utf8(address.to_vec()).ok()?);
-            body = rest;
-        }
-        let ticket = Self { addresses, coordinator: PeerId(coordinator), secret: JoinSecret(secret), expires_unix };
-        (body.is_empty() && ticket.addresses.len() == count).then_some(ticket)
+        let addresses = pasted::take_addresses(body)?;
+        Some(Self { addresses, coordinator: PeerId(coordinator), secret: JoinSecret(secret), expires_unix })
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![VERSION, if self.expires_unix.is_some() { FLAG_EXPIRES } else { 0 }, 0, 0];
-        out.put_slice(&self.coordinator.0);
-        out.put_slice(&self.secret.0);
+    fn body(&self) -> Vec<u8> {
+        let mut out = [&self.coordinator.0[..], &self.secret.0].concat();
         if let Some(expires_unix) = self.expires_unix {
             out.put_u64_le(expires_unix);
         }
-        // Addresses are hints: those that no ticket can hold are left out.
-        let fitting = self.addresses.iter().filter_map(|address| Some((u8::try_from(address.len()).ok()?, address)));
-        let fitting: Vec<_> = fitting.take(TICKET_ADDRESSES).collect();
-        out.put_u8(fitting.len() as u8);
-        for (bytes, address) in fitting {
-            out.put_u8(bytes);
-            out.put_slice(address.as_bytes());
-        }
-        let length = (out.len() + CHECKSUM_BYTES) as u16;
-        out[2..4].copy_from_slice(&length.to_le_bytes());
-        let sum = checksum(&out);
-        out.put_slice(&sum);
+        pasted::put_addresses(&self.addresses, &mut out);
         out
+    }
+}
+
+impl From<PastedError> for TicketError {
+    fn from(error: PastedError) -> Self {
+        match error {
+            PastedError::Version => Self::Version,
+            PastedError::Character => Self::Character,
+            PastedError::Truncated => Self::Truncated,
+            PastedError::Checksum => Self::Checksum,
+        }
     }
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&self.to_bytes()).to_ascii_lowercase())
+        let flags = if self.expires_unix.is_some() { FLAG_EXPIRES } else { 0 };
+        write!(f, "{PREFIX}{}", pasted::write(VERSION, flags, &self.body(), &[]))
     }
 }
 
@@ -141,55 +116,37 @@ impl FromStr for Ticket {
     }
 }
 
-/// The text with all tickets in it cut short, so that messages about what was typed give none away.
+/// The text with all tickets and links in it cut short, so that messages about what was typed give no right away.
 pub fn without_tickets(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = find_ticket(rest) {
-        out.push_str(&rest[..at + PREFIX.len()]);
+    while let Some((at, shown)) = find_right(rest) {
+        out.push_str(&rest[..at + shown]);
         out.push('…');
-        rest = rest[at + PREFIX.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+        rest = rest[at + shown..].trim_start_matches(|c: char| c.is_ascii_alphanumeric());
     }
     out + rest
 }
 
-/// Where something begins that looks like a ticket of any version.
-fn find_ticket(text: &str) -> Option<usize> {
-    let begins = |at: &usize| {
-        let rest = text.get(*at..).and_then(|text| strip_prefix(text, NAME));
-        rest.is_some_and(|rest| {
-            let mut rest = rest.chars();
-            rest.next().is_some_and(|c| c.is_ascii_digit()) && rest.next().is_some_and(|c| c.is_ascii_alphanumeric())
-        })
-    };
-    (0..text.len()).find(begins)
-}
-
-fn strip_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
-    let (start, rest) = text.split_at_checked(prefix.len())?;
-    start.eq_ignore_ascii_case(prefix).then_some(rest)
-}
-
-/// Decodes as far as whole groups go, so that a cut text fails for being short, not for how it ends.
-fn decode_base32(text: &str) -> Result<Vec<u8>, TicketError> {
-    let text = text.to_ascii_uppercase();
-    match BASE32_NOPAD.decode(text.as_bytes()) {
-        Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind == data_encoding::DecodeKind::Symbol => Err(TicketError::Character),
-        Err(_) => {
-            let whole = text.len() / 8 * 8;
-            BASE32_NOPAD.decode(&text.as_bytes()[..whole]).map_err(|_| TicketError::Character)
+/// Where something begins that looks like a ticket of any version, or a link to a shared model, and how many bytes of it say
+/// nothing that must not be seen.
+fn find_right(text: &str) -> Option<(usize, usize)> {
+    let shown_at = |at: usize| {
+        let rest = text.get(at..).and_then(|text| strip_prefix(text, NAME))?;
+        let alphanumerics = |text: &str| text.bytes().take_while(u8::is_ascii_alphanumeric).count();
+        match rest.as_bytes().first()? {
+            b'0'..=b'9' if alphanumerics(rest) > 1 => Some(PREFIX.len()),
+            b':' if alphanumerics(&rest[1..]) > share_link::HASH_CHARS => Some(share_link::SHOWN_CHARS),
+            _ => None,
         }
-    }
-}
-
-fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    *blake3::hash(body).as_bytes().first_chunk().expect("32 bytes hold 4")
+    };
+    (0..text.len()).find_map(|at| Some((at, shown_at(at)?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TICKET_ADDRESSES;
 
     fn ticket() -> Ticket {
         Ticket {
@@ -227,6 +184,8 @@ mod tests {
             assert_eq!(message.to_lowercase(), "error: 'qmesh1…' and qmesh, qmesh1…");
         }
         assert_eq!(without_tickets("qmesh 0.1 at qmesh1, é"), "qmesh 0.1 at qmesh1, é");
+        let shown = format!("qmesh:{}", "a".repeat(52));
+        assert_eq!(without_tickets(&format!("{shown}bcd, {shown}: é")), format!("{shown}…, {shown}: é"));
     }
 
     #[test]
@@ -250,9 +209,8 @@ mod tests {
         let past = Ticket { expires_unix: Some(1), ..ticket() };
         assert_eq!(Ticket::parse(&past.to_string()), Ok(past));
         assert_eq!(Ticket::parse(&text.replace("qmesh1", "qmesh2")), Err(TicketError::Version));
-        let mut bytes = ticket().to_bytes();
-        bytes[1] |= 0x80;
-        assert_eq!(Ticket::from_bytes(&bytes), Err(TicketError::Version));
+        let flagged = format!("{PREFIX}{}", pasted::write(VERSION, 0x80, &ticket().body(), &[]));
+        assert_eq!(Ticket::parse(&flagged), Err(TicketError::Version));
         assert!(!format!("{:?}", ticket()).contains("165"), "Debug must not print the secret");
     }
 }

@@ -165,7 +165,7 @@ impl Played {
                             self.served += serve(server, self.lies > 0).await.unwrap_or(0);
                             self.lies = self.lies.saturating_sub(1);
                         }
-                        Incoming::Frames(_) => panic!("a link before its time"),
+                        other @ (Incoming::Frames(_) | Incoming::Reading(_)) => panic!("before its time: {other:?}"),
                     },
                 }
             }
@@ -198,7 +198,7 @@ impl Played {
     async fn link_from_last_stage(&self) -> FrameReceiver {
         match timeout(Duration::from_secs(20), self.connection.accept_stream()).await.unwrap().unwrap() {
             Incoming::Frames(receiver) => receiver,
-            Incoming::Range(_) => panic!("a range request after the load"),
+            other @ (Incoming::Range(_) | Incoming::Reading(_)) => panic!("after the load: {other:?}"),
         }
     }
 

@@ -155,6 +155,12 @@ impl Guest {
                     let (tensors, from) = (self.tensors.clone(), self.connection.remote_address());
                     streams.spawn(async move { tensors.serve(server, from).await });
                 }
+                Incoming::Reading(reading) => {
+                    streams.spawn(async move {
+                        reading.refuse(NO_SHARE).await;
+                        Ok(())
+                    });
+                }
             }
             while streams.try_join_next().is_some() {}
         }
@@ -204,6 +210,8 @@ async fn send_frames(connection: Connection, epoch: PlanEpoch, mut queue: mpsc::
     }
 }
 
+/// What who asks for a shared model hears.
+const NO_SHARE: &str = "a mesh shares no models: ask for a link of `coordinator share`";
 /// Control messages that may wait for one worker: a burst of sessions opening.
 const MESSAGES_WAITING: usize = 1024;
 /// Frames that may wait for one pipeline. There are fewer of them, because the scheduler bounds the steps under way.

@@ -46,6 +46,7 @@ pub(crate) async fn accept_links(connection: Connection, arrivals: mpsc::Sender<
                     }
                 });
             }
+            Ok(Incoming::Reading(reading)) => reading.refuse("a worker shares no models").await,
             Err(error) => return tracing::debug!(%error, "no more links"),
         }
     }
