@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{self, File, FileType},
     io::{self, Read},
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::Path,
 };
 
@@ -66,6 +66,15 @@ pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     let disk = nix::sys::statvfs::statvfs(folder).map_err(io::Error::from)?;
     Ok(u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size())))
 }
+
+/// Bytes of a file that take room on the disk; none where there is no file. One that comes in chunks is as long as the whole,
+/// with holes where chunks are missing.
+pub(crate) fn bytes_on_disk(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len().min(file.blocks() * BLOCK_BYTES))
+}
+
+/// As the system counts blocks.
+const BLOCK_BYTES: u64 = 512;
 
 /// Opens the file at `path` for reading. Never blocks: what is no regular file is refused unopened.
 ///

@@ -1,6 +1,7 @@
 //! `pull`: brings the model that a reference names into the cache, whole and verified.
 //!
-//! The cache is `models/catalog/NAME/`, `models/hub/ORG/REPO/` and `models/web/HASH/`. In each folder a model's file
+//! The cache is `models/catalog/NAME/`, `models/hub/ORG/REPO/`, `models/web/HASH/` and `models/shared/MANIFEST/`. In each folder a
+//! model's file
 //! has its final name only when it is complete; until then it is `NAME.gguf.part`, with a sidecar that says how much of
 //! it is safe.
 
@@ -12,6 +13,7 @@ mod list;
 mod names;
 mod part;
 mod reference;
+mod shared;
 mod slot;
 mod wheels;
 
@@ -25,6 +27,7 @@ pub use self::{
     header::RemoteHeader,
     list::{CacheState, CachedModel, list},
     reference::{Choice, HubRef, ModelRef, ReferenceError, Remote, WebUrl},
+    shared::{SharedRef, SharedSlot, file_name, is_file_name},
 };
 use self::{
     http::{Http, ServerPatience, Source},
@@ -83,7 +86,9 @@ pub fn local(reference: &ModelRef, directories: &Directories) -> Option<PathBuf>
             let path = folder.join(model.file);
             path.metadata().is_ok_and(|file| file.is_file() && file.len() == model.bytes).then_some(path)
         }
-        ModelRef::Hub(_) | ModelRef::Web(_) => SlotRecord::read(&record_path(reference, &folder))?.whole(&folder),
+        ModelRef::Hub(_) | ModelRef::Web(_) | ModelRef::Shared(_) => {
+            SlotRecord::read(&record_path(reference, &folder))?.whole(&folder)
+        }
     }
 }
 
@@ -141,7 +146,7 @@ impl Puller {
                 // pip retries by itself, with waits of its own.
                 silence: 5 * patience.silence,
             },
-            lock_wait: Duration::from_secs(1800),
+            lock_wait: LOCK_WAIT,
         }
     }
 
@@ -168,6 +173,7 @@ impl Puller {
             ModelRef::Named(model) => self.named(model, &folder, progress),
             ModelRef::Hub(hub) => self.download(&self.on_hub(hub)?, reference, &folder, progress),
             ModelRef::Web(url) => self.download(&self.on_web(url)?, reference, &folder, progress),
+            ModelRef::Shared(shared) => Err(PullError::Elsewhere { reference: shared.to_string() }),
         }
     }
 
@@ -243,6 +249,9 @@ impl Puller {
     }
 }
 
+/// How long it is waited for another process that pulls the same.
+const LOCK_WAIT: Duration = Duration::from_secs(1800);
+
 /// The file itself, if it can be read.
 fn readable(path: &Path) -> Result<PathBuf, PullError> {
     match files::open(path) {
@@ -260,6 +269,7 @@ fn folder(reference: &ModelRef, directories: &Directories) -> PathBuf {
         ModelRef::Named(model) => models.join("catalog").join(model.name),
         ModelRef::Hub(hub) => models.join("hub").join(hub.org()).join(hub.repo()),
         ModelRef::Web(url) => models.join("web").join(&blake3::hash(url.as_str().as_bytes()).to_hex()[..16]),
+        ModelRef::Shared(shared) => models.join("shared").join(shared.manifest()),
     }
 }
 
@@ -270,7 +280,7 @@ fn record_path(reference: &ModelRef, folder: &Path) -> PathBuf {
             Choice::Named(name) => name.to_ascii_lowercase(),
             Choice::Preferred => "preferred".into(),
         },
-        ModelRef::File(_) | ModelRef::Named(_) | ModelRef::Web(_) => "preferred".into(),
+        ModelRef::File(_) | ModelRef::Named(_) | ModelRef::Web(_) | ModelRef::Shared(_) => "preferred".into(),
     };
     folder.join(format!("{choice}.ref"))
 }

@@ -22,6 +22,12 @@ pub enum PullError {
         /// As the user wrote it.
         path: PathBuf,
     },
+    /// A model that another machine shares, where it is not here and nobody can be asked.
+    #[error("{reference} is not in the cache: give the whole link, as `coordinator share` prints it")]
+    Elsewhere {
+        /// Without the right to read.
+        reference: String,
+    },
     /// The cache refuses an operation.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -203,6 +209,7 @@ impl PullError {
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             Self::Unreadable { .. }
             | Self::Folder { .. }
+            | Self::Elsewhere { .. }
             | Self::Io { .. }
             | Self::Busy { .. }
             | Self::NoSpace { .. }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{part, slot::SlotRecord};
-use crate::{catalog, directories::Directories};
+use crate::{catalog, directories::Directories, files::bytes_on_disk};
 
 /// A model in the cache, or one of the catalog that could be.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -42,7 +42,8 @@ pub fn list(directories: &Directories) -> Vec<CachedModel> {
         .collect();
     let hub = subfolders(&models.join("hub")).into_iter().flat_map(|org| subfolders(&org));
     let mut seen = BTreeSet::new();
-    for folder in hub.chain(subfolders(&models.join("web"))) {
+    let others = ["web", "shared"].into_iter().flat_map(|kind| subfolders(&models.join(kind)));
+    for folder in hub.chain(others) {
         for record in records(&folder) {
             let model = self::cached(&record.name, &folder, &record.files);
             if model.state != CacheState::Absent && seen.insert(model.path.clone()) {
@@ -54,9 +55,8 @@ pub fn list(directories: &Directories) -> Vec<CachedModel> {
 }
 
 fn cached(name: &str, folder: &Path, files: &[String]) -> CachedModel {
-    let bytes = |path: PathBuf| fs::metadata(path).map(|file| file.len()).unwrap_or(0);
     let paths: Vec<_> = files.iter().map(|file| folder.join(file)).collect();
-    let there: u64 = paths.iter().map(|path| bytes(path.clone()) + bytes(part::part_path(path))).sum();
+    let there: u64 = paths.iter().map(|path| bytes_on_disk(path) + bytes_on_disk(&part::part_path(path))).sum();
     let state = match paths.iter().all(|path| path.is_file()) {
         true => CacheState::Complete,
         false if there > 0 => CacheState::Partial,

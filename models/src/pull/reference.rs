@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
 
-use super::names;
+use super::{names, shared::SharedRef};
 use crate::catalog::{self, NamedModel};
 
 /// A model as the user names it.
@@ -16,6 +16,8 @@ pub enum ModelRef {
     Hub(HubRef),
     /// `http(s)://…`.
     Web(WebUrl),
+    /// `qmesh:…`: a model that another machine shares.
+    Shared(SharedRef),
 }
 
 /// A model on a server that hands out its files piece by piece.
@@ -53,7 +55,7 @@ pub struct WebUrl(String);
 pub enum ReferenceError {
     /// Neither in the catalog nor of any other form.
     #[error(
-        "no model is called `{reference}`{hint}; the catalog has {known}; or give a path, hf:org/repo[:QUANT], a URL",
+        "no model is called `{reference}`{hint}; the catalog has {known}; or give a path, hf:org/repo[:QUANT], a URL, a qmesh: link",
         hint = near.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default(),
         known = catalog_names()
     )]
@@ -69,6 +71,9 @@ pub enum ReferenceError {
         /// What the user wrote.
         reference: String,
     },
+    /// Begins with `qmesh:`, and is no link. It may be a damaged one, so it is not repeated.
+    #[error("what begins with qmesh: here is no link to a shared model: copy all of what `coordinator share` prints")]
+    Shared,
     /// Begins with `http:` or `https:`, and is no URL.
     #[error("`{reference}` is not a URL that can be fetched")]
     Url {
@@ -108,7 +113,7 @@ impl ModelRef {
         match self {
             Self::Hub(hub) => Some(Remote::Hub(hub)),
             Self::Web(url) => Some(Remote::Web(url)),
-            Self::Named(_) | Self::File(_) => None,
+            Self::Named(_) | Self::File(_) | Self::Shared(_) => None,
         }
     }
 
@@ -133,6 +138,9 @@ impl FromStr for ModelRef {
             let url = parse_url(reference).map(Self::Web);
             return url.ok_or_else(|| ReferenceError::Url { reference: names::redacted(reference) });
         }
+        if SharedRef::is_meant(reference) {
+            return SharedRef::parse(reference).map(Self::Shared).ok_or(ReferenceError::Shared);
+        }
         if let Some(model) = catalog::find(reference) {
             return Ok(Self::Named(model));
         }
@@ -151,6 +159,7 @@ impl fmt::Display for ModelRef {
             Self::File(path) => path.display().fmt(f),
             Self::Hub(hub) => hub.fmt(f),
             Self::Web(url) => url.fmt(f),
+            Self::Shared(shared) => shared.fmt(f),
         }
     }
 }
