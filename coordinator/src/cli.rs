@@ -6,6 +6,7 @@ mod failure;
 mod generation;
 mod mesh;
 mod models;
+mod share;
 mod shell;
 
 use std::{
@@ -31,15 +32,16 @@ pub use self::{
         AddressArgs, ClientArgs, CoordinatorArgs, DiscoverArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs,
         ServeArgs, StatusArgs, TicketArgs, TopArgs, WorkloadArgs,
     },
-    models::{InspectArgs, ListArgs, ModelArg, PullArgs, TokenizeArgs, TokenizerArgs},
+    models::{InspectArgs, ListArgs, ModelArg, TokenizeArgs, TokenizerArgs},
+    share::{PullArgs, ShareArgs},
     shell::{CompletionsArgs, ManArgs},
 };
 
 /// Run a language model split over several machines.
 ///
 /// The coordinator holds one copy of the model and deals its layers to shard-workers, which send activations to each
-/// other over encrypted QUIC links. A model is a catalog name (see `list`), a GGUF file, `hf:org/repo[:QUANT]` or a
-/// URL.
+/// other over encrypted QUIC links. A model is a catalog name (see `list`), a GGUF file, `hf:org/repo[:QUANT]`, a
+/// URL or a `qmesh:` link.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, max_term_width = 100, disable_help_subcommand = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -56,6 +58,8 @@ pub struct Cli {
 pub enum Command {
     /// Fetch models into the cache
     Pull(PullArgs),
+    /// Give a model to other machines, by a link
+    Share(ShareArgs),
     /// List the models of the catalog and of the cache
     List(ListArgs),
     /// Show what a model is made of

@@ -19,6 +19,8 @@ mod room;
 mod rows;
 mod run;
 mod serve;
+mod share;
+mod shared;
 mod shell;
 mod signals;
 mod status;
@@ -52,6 +54,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     qmesh_logging::begin(cli.log_format);
     match cli.command {
         Command::Pull(args) => pull::pull(&args),
+        Command::Share(args) => share::share(&args),
         Command::List(args) => list::list(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Tokenize(args) => tokenize::tokenize(&args),
@@ -75,6 +78,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
 /// The model's file, fetched with a progress bar where it is not there yet.
 fn fetch(model: &ModelRef) -> Result<PathBuf, Failure> {
     let directories = directories()?;
+    if let ModelRef::Shared(shared) = model {
+        return shared::fetch(shared, &directories);
+    }
     qmesh_models::pull::fetch(model, &directories, &mut Progress::new()).map_err(|e| Failure::failed(e.to_string()))
 }
 

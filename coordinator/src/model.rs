@@ -147,7 +147,7 @@ fn no_template(error: TemplateError) -> String {
     error.to_string()
 }
 
-fn served_name(path: &Path) -> String {
+pub(crate) fn served_name(path: &Path) -> String {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let named = catalog::ALL.iter().find(|model| model.file == file);
     named.map_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), |m| m.name.to_owned())

@@ -22,7 +22,7 @@ Examples:
 
 The answer goes to standard output, everything else to standard error.")]
 pub struct RunArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// What to answer, or with --raw to continue
@@ -61,7 +61,7 @@ Examples:
 Inside: /retry answers the last question anew, /help lists the commands, a line that ends with \\ goes on in the next,
 Ctrl-C stops an answer, Ctrl-D leaves.")]
 pub struct ChatArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// System message at the start
@@ -103,7 +103,7 @@ Examples:
 Each line of the file is {\"id\": …, \"text\": …} or {\"id\": …, \"ids\": […]}; with \"special\": true, control tokens
 in the text are parsed as such.")]
 pub struct EvalArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// The prompts, one JSON object a line
@@ -142,7 +142,7 @@ Examples:
 Prompts are computed on one worker and on several; the bits of every row's logits are compared. Exit code 1 if any \
 differ, with the first row, and the first boundary that makes it differ.")]
 pub struct VerifyArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// The prompts, one JSON object a line, as for eval [default: ids of several lengths]

@@ -49,7 +49,7 @@ A cluster file lists the workers, how fast their memory is, and their links:
   between = [\"laptop\", \"attic\"]
   rtt_ms = 0.3")]
 pub struct PlanArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// Plan for N equal workers that share this machine, or for others, as 8GB,16GB@200GB/s: their memory, and its
@@ -399,7 +399,7 @@ pub struct AddressArgs {
 }
 
 /// An address that workers can try: a name or an IP address of this machine, and a port.
-fn advertised(text: &str) -> Result<String, String> {
+pub(super) fn advertised(text: &str) -> Result<String, String> {
     let reachable = match text.parse::<SocketAddr>() {
         Ok(address) => !address.ip().is_unspecified() && address.port() != 0,
         Err(_) => text.rsplit_once(':').is_some_and(|(host, port)| is_host_name(host) && is_port(port)),

@@ -1,4 +1,4 @@
-//! Arguments of the commands about models: `pull`, `list`, `inspect`, `tokenize`.
+//! Arguments of the commands about models: `list`, `inspect`, `tokenize`.
 
 use clap::{
     Args,
@@ -13,7 +13,7 @@ use qmesh_models::{
 /// The model, where it may be left out.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArg {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_name = "MODEL", env = "QMESH_MODEL", default_value = catalog::DEFAULT, value_parser = model_ref())]
     pub model: ModelRef,
 }
@@ -31,20 +31,6 @@ impl TokenizerArgs {
     pub fn choice(&self) -> PretokenizerChoice<'_> {
         self.pre.as_deref().map_or(PretokenizerChoice::FromModel, PretokenizerChoice::Named)
     }
-}
-
-/// Arguments of `pull`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  coordinator pull smollm2-135m
-  coordinator pull hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M
-
-A pull that was interrupted goes on from where it stopped. HF_ENDPOINT and HF_TOKEN are honoured.")]
-pub struct PullArgs {
-    /// Catalog names, `hf:org/repo[:QUANT]` or URLs
-    #[arg(required = true, value_name = "MODEL", value_parser = model_ref())]
-    pub models: Vec<ModelRef>,
 }
 
 /// Arguments of `list`.
@@ -65,7 +51,7 @@ Examples:
 
 A model that cannot be run is described as far as its header goes.")]
 pub struct InspectArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// Print JSON
@@ -85,7 +71,7 @@ Examples:
 
 A file that holds only a vocabulary will do.")]
 pub struct TokenizeArgs {
-    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]` or a URL
+    /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
     #[arg(value_parser = model_ref())]
     pub model: ModelRef,
     /// The text; standard input where it is left out or `-`

@@ -164,6 +164,14 @@ impl Drop for Lab {
 }
 
 impl Host {
+    /// Lets no more than so many megabits a second out of it.
+    pub(super) fn limit(&self, megabits: u32) {
+        self.run(
+            "tc qdisc add dev eth root tbf",
+            &["rate", &format!("{megabits}mbit"), "burst", "128kb", "latency", "50ms"],
+        );
+    }
+
     /// A program of ours that runs there.
     pub(super) fn command(&self, name: &str) -> Command {
         let mut command = Command::new("ip");
