@@ -108,6 +108,7 @@ impl Message {
         | Self::ShardStatus(ShardStatus { sections, .. })
         | Self::Route(Route { sections, .. })
         | Self::Measured(Measured { sections, .. })
+        | Self::StageReport(StageReport { sections, .. })
         | Self::Linked { sections, .. } = self
         {
             Some(sections)
@@ -124,6 +125,7 @@ impl Message {
         | Self::ShardStatus(ShardStatus { sections, .. })
         | Self::Route(Route { sections, .. })
         | Self::Measured(Measured { sections, .. })
+        | Self::StageReport(StageReport { sections, .. })
         | Self::Linked { sections, .. } = self
         {
             Some(sections)
@@ -380,7 +382,7 @@ pub enum FaultCode {
 }
 
 /// Counters of a stage since its epoch began; they only grow.
-#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+#[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct StageReport {
     /// The plan's epoch.
     pub epoch: PlanEpoch,
@@ -402,6 +404,8 @@ pub struct StageReport {
     pub kv_positions_used: u32,
     /// The process's peak memory, in bytes.
     pub peak_memory_bytes: u64,
+    /// What only some versions say.
+    pub sections: Sections,
 }
 
 /// A piece of a tensor, asked for on a stream of its own.

@@ -132,6 +132,7 @@ mod tests {
             peer_bytes: 0,
             steps: 0,
             compute_ms: 0.0,
+            recent: None,
             hop_ms: 0.0,
             link: None,
         }

@@ -166,11 +166,25 @@ pub struct StageStatus {
     pub steps: u64,
     /// Mean time per step in the blocks.
     pub compute_ms: f64,
+    /// The times of its last steps, once it has computed some and where its worker says so.
+    #[serde(default)]
+    pub recent: Option<RecentStepsStatus>,
     /// Mean time per step to hand its output on.
     pub hop_ms: f64,
     /// Its link to the next stage, where that is on another worker and stands.
     #[serde(default)]
     pub link: Option<LinkStatus>,
+}
+
+/// How long a stage's last steps computed, whatever their rows.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RecentStepsStatus {
+    /// How many steps these are.
+    pub count: u32,
+    /// Half of them took at most so long.
+    pub p50_ms: f64,
+    /// 95 of 100 took at most so long.
+    pub p95_ms: f64,
 }
 
 /// A link between two workers.

@@ -13,7 +13,7 @@ use ratatui::{
 
 use super::{
     count,
-    report::{link, uptime},
+    report::{link, percentiles, uptime},
 };
 use crate::mesh::status::{MeshState, MeshStatus, StagePhase, StageStatus};
 
@@ -138,14 +138,15 @@ impl Dashboard {
         let widths = [
             Constraint::Length(5),
             Constraint::Length(16),
-            Constraint::Length(9),
-            Constraint::Length(9),
+            Constraint::Length(7),
+            Constraint::Length(7),
+            Constraint::Length(13),
             Constraint::Length(11),
-            Constraint::Length(9),
-            Constraint::Length(24),
+            Constraint::Length(6),
+            Constraint::Length(22),
             Constraint::Fill(1),
         ];
-        let head = ["stage", "worker", "layers", "step ms", "", "hop ms", "memory", "to the next"];
+        let head = ["stage", "worker", "layers", "step ms", "p50 / p95", "", "hop ms", "memory", "to the next"];
         let plan =
             if self.status.epoch == 0 { " no plan yet ".to_owned() } else { format!(" plan {} ", self.status.epoch) };
         Table::new(rows, widths)
@@ -166,6 +167,7 @@ impl Dashboard {
             stage.worker.clone(),
             format!("{}–{}", stage.first_layer, stage.end_layer.saturating_sub(1)),
             format!("{ms:.1}"),
+            stage.recent.map(percentiles).unwrap_or_default(),
             role,
             format!("{:.2}", stage.hop_ms),
             format!("{} of {}", ByteCount(stage.peak_bytes), ByteCount(stage.planned_bytes)),
@@ -253,6 +255,7 @@ mod tests {
             r#"{{"stage": {number}, "worker": "w{number}", "first_layer": {}, "end_layer": {}, "weight_bytes": 1,
                 "planned_bytes": 2000000000, "peak_bytes": 1500000000, "phase": "ready", "bytes_done": 0, "bytes_total": 0,
                 "steps": {steps}, "compute_ms": {compute_ms}, "hop_ms": 0.25,
+                "recent": {{"count": 256, "p50_ms": 6.5, "p95_ms": 31.25}},
                 "link": {{"passage": "relayed", "rtt_ms": 12.3}}}}"#,
             number * 4,
             number * 4 + 4
@@ -284,7 +287,7 @@ mod tests {
         dashboard.update(status(200, [7.5, 22.5]));
         let lines = drawn(&dashboard, Instant::now());
         let first = line(&lines, "w0");
-        for part in ["0–3", "10.0", "waits 75 %", "0.25", "1.50 GB of 2.00 GB", "relayed, 12.3 ms"] {
+        for part in ["0–3", "10.0", "6.5 / 31.2", "waits 75 %", "0.25", "1.50 GB of 2.00 GB", "relayed, 12.3 ms"] {
             assert!(first.contains(part), "{part}: {first}");
         }
         let second = line(&lines, "w1");

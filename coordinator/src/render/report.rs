@@ -10,7 +10,7 @@ use super::{
     table::{Align, pairs, table},
 };
 use crate::{
-    mesh::status::{LinkPassage, LinkStatus, MeshStatus, StageStatus},
+    mesh::status::{LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus},
     plan::prediction::Prediction,
     text::TextEnd,
 };
@@ -35,6 +35,7 @@ pub fn stages_measured(status: &MeshStatus) -> String {
         ("peak", Align::Right),
         ("steps", Align::Right),
         ("compute ms", Align::Right),
+        ("p50 / p95", Align::Right),
         ("hop ms", Align::Right),
         ("to the next", Align::Left),
     ];
@@ -44,6 +45,7 @@ pub fn stages_measured(status: &MeshStatus) -> String {
         cells.push(ByteCount(stage.peak_bytes).to_string());
         cells.push(stage.steps.to_string());
         cells.push(format!("{:.2}", stage.compute_ms));
+        cells.push(stage.recent.map(percentiles).unwrap_or_default());
         cells.push(format!("{:.2}", stage.hop_ms));
         cells.push(stage.link.map(link).unwrap_or_default());
         cells
@@ -136,6 +138,11 @@ pub(super) fn link(link: LinkStatus) -> String {
         LinkPassage::Relayed => "relayed",
     };
     format!("{passage}, {:.1} ms there and back", link.rtt_ms)
+}
+
+/// `10.0 / 40.2`: milliseconds of half of the last steps, and of 95 of 100.
+pub(super) fn percentiles(recent: RecentStepsStatus) -> String {
+    format!("{:.1} / {:.1}", recent.p50_ms, recent.p95_ms)
 }
 
 fn stage_cells(stage: &StageStatus) -> Vec<String> {

@@ -11,6 +11,7 @@
 mod event;
 mod flow;
 mod masks;
+mod recent;
 mod stage;
 
 use std::{

@@ -214,6 +214,7 @@ const stageBox = (stage, worker, isSlowest, slowest) => {
   const rows = [["layers", `${stage.first_layer}–${stage.end_layer - 1}`]];
   if (stage.steps) {
     rows.push(["compute", `${milliseconds(timeOf(stage))} a step`]);
+    if (stage.recent) rows.push(["p50 / p95", `${milliseconds(stage.recent.p50_ms)} / ${milliseconds(stage.recent.p95_ms)}`]);
     if (slowest && !isSlowest) rows.push(["waits", percent(1 - timeOf(stage) / timeOf(slowest))]);
   } else if (stage.phase !== "ready") {
     rows.push(["is", loading(stage)]);

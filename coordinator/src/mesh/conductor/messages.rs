@@ -69,7 +69,10 @@ impl Conductor {
                 }
             }
             Message::Fault(fault) => self.fault(now, worker, fault)?,
-            Message::StageReport(report) => self.report(worker, report),
+            Message::StageReport(report) => {
+                report.sections.understood(&[]).map_err(Misconduct::Section)?;
+                self.report(worker, report);
+            }
             Message::Measured(measured) => {
                 measured.sections.understood(&[DiskRate::TAG]).map_err(Misconduct::Section)?;
                 self.roster.measured(now, worker, measured)?;
@@ -98,10 +101,11 @@ impl Conductor {
     }
 
     fn report(&mut self, worker: WorkerId, report: StageReport) {
+        let stage = report.stage.0.into();
         if let Some(times) = self.roster.report(worker, report) {
             let name = self.roster.name_of(worker).to_owned();
             tracing::warn!("{name} takes {times:.1} times as long as it measured");
-            self.publish(MeshEvent::WorkerSlow { worker: name, stage: report.stage.0.into(), times });
+            self.publish(MeshEvent::WorkerSlow { worker: name, stage, times });
         }
     }
 

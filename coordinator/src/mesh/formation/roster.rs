@@ -232,7 +232,7 @@ impl Roster {
         let number = pipeline.stage_of(worker).filter(|&stage| stage == usize::from(report.stage.0))?;
         let stage = &mut pipeline.stages[number];
         stage.report = report;
-        stage.slowness.judge(&report)
+        stage.slowness.judge(&stage.report)
     }
 
     /// The pipeline of this epoch does not work: plan again under the next one, without who is to blame.

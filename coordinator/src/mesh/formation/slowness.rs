@@ -32,7 +32,7 @@ impl Slowness {
             return None;
         }
         let most = bound.seconds(steps, report.rows.saturating_sub(self.since.rows));
-        self.since = *report;
+        self.since = report.clone();
         let times = compute.as_secs_f64() / most;
         if times < WELL {
             self.late = 0;

@@ -210,6 +210,7 @@ impl WorkerState {
             stage.report.steps += 1;
             stage.report.rows += rows;
             stage.report.compute_us += micros(compute);
+            stage.recent.push(compute);
             stage.report.wait_us += micros(waited);
             stage.report.kv_positions_used = kv_positions_used;
             let frame = frame.filter(|_| stage.downlink == Downlink::Standing);

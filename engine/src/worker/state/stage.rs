@@ -11,7 +11,7 @@ use qmesh_net::{
     Fault, FaultCode, LinkWay, Message, PlanEpoch, Route, Sections, ShardPhase, ShardStatus, StageReport, StepId,
 };
 
-use super::{event::Action, masks::EarlyMasks};
+use super::{event::Action, masks::EarlyMasks, recent::RecentTimes};
 use crate::{
     backend::HeldTensors,
     worker::{
@@ -84,6 +84,8 @@ pub(super) struct Stage {
     /// When the last frame came.
     pub(super) last_frame: Option<Instant>,
     pub(super) report: StageReport,
+    /// How long its last steps took.
+    pub(super) recent: RecentTimes,
     reported_steps: u64,
     progress_told: Option<Instant>,
 }
@@ -114,6 +116,7 @@ impl Stage {
             last_step: None,
             last_frame: None,
             report,
+            recent: RecentTimes::default(),
             reported_steps: 0,
             progress_told: None,
         }
@@ -210,7 +213,12 @@ impl Stage {
     pub(super) fn news(&mut self) -> Option<Message> {
         (self.report.steps > self.reported_steps).then(|| {
             self.reported_steps = self.report.steps;
-            Message::StageReport(self.report)
+            let mut report = self.report.clone();
+            if let Some(recent) = self.recent.summary() {
+                // Three numbers are never too long for a section.
+                let _ = recent.put(&mut report.sections);
+            }
+            Message::StageReport(report)
         })
     }
 

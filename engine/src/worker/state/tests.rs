@@ -191,7 +191,7 @@ fn a_stage_comes_up_serves_and_reports() {
     assert!(rig.on(Event::Tick).is_empty(), "nothing new to report");
     let sent = Event::Link(LinkNews::Sent { turn: Turn(1), bytes: 100, took: Duration::from_micros(30) });
     assert!(rig.on(sent).is_empty());
-    let report = rig.state.stages[0].report;
+    let report = &rig.state.stages[0].report;
     assert_eq!((report.rows, report.compute_us, report.hop_us, report.bytes_sent), (3, 2000, 30, 100));
     let (epoch, session) = (PlanEpoch(4), SessionId(5));
     assert_eq!(rig.message(Message::Keep { epoch, session, positions: 64 }), ["keep 64 of 5"]);

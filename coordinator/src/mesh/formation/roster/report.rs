@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qmesh_net::{LinkWay, Passage, PlanEpoch, ShardPhase, WeightOrigin};
+use qmesh_net::{LinkWay, Passage, PlanEpoch, RecentSteps, Sections, ShardPhase, WeightOrigin};
 
 use super::Roster;
 use crate::{
@@ -12,7 +12,9 @@ use crate::{
             pipeline::{Pipeline, Stage, Standing},
             worker::{Worker, WorkerId},
         },
-        status::{ChangeStatus, LinkPassage, LinkStatus, MeshState, StagePhase, StageStatus, WorkerStatus},
+        status::{
+            ChangeStatus, LinkPassage, LinkStatus, MeshState, RecentStepsStatus, StagePhase, StageStatus, WorkerStatus,
+        },
     },
     plan::{StagePlan, prediction::Prediction},
 };
@@ -157,6 +159,7 @@ impl Roster {
             peer_bytes: origin.peer_bytes,
             steps: report.steps,
             compute_ms: mean_ms(report.compute_us),
+            recent: recent_status(&report.sections),
             hop_ms: mean_ms(report.hop_us),
             link: stage.way.map(link_status),
         }
@@ -171,11 +174,32 @@ fn link_status(way: LinkWay) -> LinkStatus {
     LinkStatus { passage, rtt_ms: way.rtt_us as f64 / 1e3 }
 }
 
+/// What a stage says of its last steps; nonsense hurts nobody else.
+fn recent_status(sections: &Sections) -> Option<RecentStepsStatus> {
+    let RecentSteps { steps, p50_us, p95_us } = RecentSteps::find(sections).ok().flatten()?;
+    Some(RecentStepsStatus { count: steps, p50_ms: f64::from(p50_us) / 1e3, p95_ms: f64::from(p95_us) / 1e3 })
+}
+
 fn phase(said: ShardPhase) -> StagePhase {
     match said {
         ShardPhase::Fetching => StagePhase::Fetching,
         ShardPhase::Loading => StagePhase::Loading,
         ShardPhase::Ready => StagePhase::Ready,
         ShardPhase::Failed => StagePhase::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stage_says_of_its_last_steps_is_shown() {
+        let mut sections = Sections::default();
+        assert_eq!(recent_status(&sections), None);
+        RecentSteps { steps: 20, p50_us: 1500, p95_us: 2000 }.put(&mut sections).expect("three numbers");
+        assert_eq!(recent_status(&sections), Some(RecentStepsStatus { count: 20, p50_ms: 1.5, p95_ms: 2.0 }));
+        sections.set(RecentSteps::TAG, vec![0; 3]);
+        assert_eq!(recent_status(&sections), None);
     }
 }
