@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod api;
 pub mod decode;
 pub mod emulate;
 pub mod kernels;
@@ -42,6 +43,8 @@ pub enum Measurement {
     Predict(predict::PredictOptions),
     /// Answers with drafted tokens and without, over links with delay.
     Speculate(speculate::SpeculateOptions),
+    /// What the API adds to a token, and whether silent connections keep anybody waiting.
+    Api(api::ApiOptions),
 }
 
 impl Measurement {
@@ -60,6 +63,7 @@ impl Measurement {
             Self::Emulate(options) => emulate::run(options),
             Self::Predict(options) => predict::run(options),
             Self::Speculate(options) => speculate::run(options),
+            Self::Api(options) => api::run(options),
         }
     }
 
@@ -75,6 +79,7 @@ impl Measurement {
             Self::Emulate(_) => "emulate",
             Self::Predict(_) => "predict",
             Self::Speculate(_) => "speculate",
+            Self::Api(_) => "api",
         }
     }
 
@@ -90,6 +95,7 @@ impl Measurement {
             Self::Emulate(options) => &options.pipeline.run,
             Self::Predict(options) => &options.pipeline.run,
             Self::Speculate(options) => &options.pipeline.run,
+            Self::Api(options) => &options.pipeline.run,
         }
     }
 
@@ -105,6 +111,7 @@ impl Measurement {
             Self::Emulate(options) => &options.pipeline.models.models,
             Self::Predict(options) => &options.pipeline.models.models,
             Self::Speculate(options) => &options.pipeline.models.models,
+            Self::Api(options) => &options.pipeline.models.models,
         }
     }
 
@@ -120,7 +127,7 @@ impl Measurement {
     /// Workers of its pipelines that compute; none where there is no pipeline.
     fn stages(&self) -> &[usize] {
         match self {
-            Self::Kernels(_) | Self::Decode(_) | Self::Emulate(_) => &[],
+            Self::Kernels(_) | Self::Decode(_) | Self::Emulate(_) | Self::Api(_) => &[],
             Self::Predict(_) => &predict::STAGES,
             Self::Prefill(options) => &options.stages,
             Self::Streams(options) => &options.stages,

@@ -7,6 +7,7 @@ pub mod commands;
 pub mod compare;
 pub mod datagram;
 pub mod emulation;
+pub mod http;
 pub mod ideal;
 pub mod machine;
 pub mod model;
