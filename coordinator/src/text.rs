@@ -25,7 +25,7 @@ use qmesh_models::{
 use thiserror::Error;
 
 pub use self::{
-    breakers::{BreakerError, DryRules},
+    breakers::{BreakerError, BreakerShelf, DryRules},
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     infill::{Gap, GapFile},
@@ -62,6 +62,8 @@ pub struct TextModel {
     pub pooling: Pooling,
     /// What compiles grammars for it, from the first one on.
     pub grammars: GrammarDesk,
+    /// What breaks repetitions, in its tokens.
+    pub breakers: BreakerShelf,
 }
 
 /// Where a model's grammars are compiled. Clones share what it takes.
@@ -125,11 +127,11 @@ impl TextModel {
     /// The model has no tokenizer.
     pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
         let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
-        let grammars = GrammarDesk::default();
+        let (grammars, breakers) = (GrammarDesk::default(), BreakerShelf::default());
         match model.tokenizer.clone() {
             Some(tokenizer) => {
                 let (family, hidden, pooling) = (model.spec.family.clone(), model.spec.hidden, model.pooling());
-                Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars })
+                Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars, breakers })
             }
             None => Err(ModelError::NoTokenizer { name }),
         }

@@ -1,5 +1,10 @@
 //! What breaks repetitions (DRY), as tokens: workers see no text.
 
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use qmesh_models::tokenizer::{Affixes, Specials};
 use qmesh_net::{Dry, TokenMask};
 use thiserror::Error;
@@ -59,8 +64,15 @@ pub enum BreakerError {
     Ways,
 }
 
+/// What the breakers that were asked for last are in a model's tokens: requests mostly ask for the same ones. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct BreakerShelf(Arc<Mutex<VecDeque<Kept>>>);
+
+/// Texts, and what they are in tokens; nothing where there are too many ways to write them.
+type Kept = (Vec<String>, Option<Arc<Breakers>>);
+
 /// Tokens that no repetition goes across.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug, Eq, PartialEq)]
 struct Breakers {
     /// Those that have a breaking text in them.
     tokens: TokenMask,
@@ -83,16 +95,29 @@ impl TextModel {
         if rules.multiplier == 0.0 || rules.window == Some(0) {
             return Ok(None);
         }
-        let Breakers { tokens, sequences } = self.breakers(&rules.breakers).ok_or(BreakerError::Ways)?;
+        let breakers = self.kept_breakers(&rules.breakers).ok_or(BreakerError::Ways)?;
         let context = u32::try_from(self.context).unwrap_or(u32::MAX);
         Ok(Some(Dry {
             multiplier: rules.multiplier,
             base: rules.base,
             allowed_length: rules.allowed_length,
             window: rules.window.unwrap_or(context).min(context),
-            breakers: tokens,
-            breaking_sequences: sequences,
+            breakers: breakers.tokens.clone(),
+            breaking_sequences: breakers.sequences.clone(),
         }))
+    }
+
+    /// The same as `breakers`, from the shelf where they are on it.
+    fn kept_breakers(&self, texts: &[String]) -> Option<Arc<Breakers>> {
+        let shelf = || self.breakers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = shelf().iter().find(|(kept, _)| kept == texts) {
+            return found.clone();
+        }
+        let found = self.breakers(texts).map(Arc::new);
+        let mut shelf = shelf();
+        shelf.truncate(KEPT - 1);
+        shelf.push_front((texts.to_vec(), found.clone()));
+        found
     }
 
     /// The tokens that write one of these texts, alone or with others; none where there are too many ways to. Blocks: it
@@ -128,6 +153,8 @@ impl TextModel {
     }
 }
 
+/// Lists of breakers that are kept: some hundred kilobytes each with a large vocabulary.
+const KEPT: usize = 16;
 /// Most texts that break repetitions.
 const BREAKERS: usize = 16;
 /// Most bytes of one.
@@ -139,6 +166,7 @@ const TAIL: usize = 20;
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::text::fake::{CONTROL, byte, model, word};
 
     #[test]
@@ -151,5 +179,20 @@ mod tests {
         let begin: Vec<u32> = breakers.sequences.iter().map(|sequence| sequence[0]).collect();
         assert_eq!(begin, [byte(b'S'), word("▁ST")]);
         assert!(model().breakers(&[]).expect("no ways").sequences.is_empty());
+    }
+
+    #[test]
+    fn breakers_are_looked_for_once() {
+        let model = model();
+        let kept = |text: &str| model.kept_breakers(&[text.to_owned()]).expect("few ways");
+        let first = kept("o");
+        assert_eq!(*first, model.breakers(&["o".to_owned()]).expect("few ways"));
+        assert!(Arc::ptr_eq(&first, &kept("o")) && !Arc::ptr_eq(&first, &kept("a")));
+        // Those that were asked for longest ago are forgotten.
+        for n in 0..KEPT {
+            kept(&n.to_string());
+        }
+        assert!(!Arc::ptr_eq(&first, &kept("o")));
+        assert_eq!(model.breakers.0.lock().expect("no panic holds it").len(), KEPT);
     }
 }

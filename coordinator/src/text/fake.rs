@@ -12,7 +12,7 @@ use qmesh_models::{
 use qmesh_net::{Candidate, Sampled};
 use tokio::sync::{mpsc, watch};
 
-use super::{GrammarDesk, TextModel};
+use super::{BreakerShelf, GrammarDesk, TextModel};
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, Pooling},
     mesh::{
@@ -84,6 +84,7 @@ fn model_with(more: &[&str]) -> TextModel {
         hidden: HIDDEN,
         pooling: Pooling::Mean,
         grammars: GrammarDesk::default(),
+        breakers: BreakerShelf::default(),
     }
 }
 
