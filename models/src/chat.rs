@@ -60,7 +60,7 @@ pub struct Message {
 /// What a render needs besides the messages.
 #[derive(Clone, Debug)]
 pub struct RenderOptions<'a> {
-    /// Whether the text ends with the head of the assistant's answer.
+    /// Where the text ends.
     pub generation_prompt: GenerationPrompt,
     /// Tools as the client described them; to templates none are null.
     pub tools: &'a [Json],
@@ -70,13 +70,15 @@ pub struct RenderOptions<'a> {
     pub now: SystemTime,
 }
 
-/// Whether a rendered text ends with the head of the assistant's answer.
+/// Where a rendered text ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum GenerationPrompt {
-    /// Yes: for an answer.
+    /// With the head of the assistant's answer: for an answer.
     Add,
-    /// No: for a conversation as it was.
+    /// With the last message: for a conversation as it was.
     Omit,
+    /// Within the last message, where its content ends: for more of it.
+    Continue,
 }
 
 /// What can be wrong with a chat template or with messages for it.
@@ -97,6 +99,8 @@ pub enum TemplateError {
     Raised { message: String },
     #[error("chat template failed: {message}")]
     Failed { message: String },
+    #[error("the chat template does not write the last message as it is, so that nothing can be added to it")]
+    NotRepeated,
     #[error("chat template ran over its limit of {what}")]
     Limit { what: &'static str },
     #[error("cannot start a thread for the chat template: {0}")]
@@ -138,6 +142,7 @@ impl ChatTemplate {
     /// `TemplateError::Raised` has the template's own complaint about the messages; the others are its faults.
     pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
         let mut variables = options.extra.clone();
+        let last = messages.last().and_then(|message| message.content.clone());
         let messages: Vec<_> = messages.iter().map(Message::templated).collect();
         variables.insert("messages".to_owned(), Json::Array(messages));
         variables.insert("bos_token".to_owned(), json!(self.bos));
@@ -148,7 +153,11 @@ impl ChatTemplate {
         variables.insert("tools".to_owned(), tools);
         variables.entry("documents").or_insert(Json::Null);
         let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
-        sandbox::render(&self.source, &variables, options.now)
+        let text = sandbox::render(&self.source, &variables, options.now)?;
+        match options.generation_prompt {
+            GenerationPrompt::Add | GenerationPrompt::Omit => Ok(text),
+            GenerationPrompt::Continue => unfinished(text, last.as_ref()),
+        }
     }
 }
 
@@ -177,6 +186,26 @@ impl RenderOptions<'_> {
     pub fn new(now: SystemTime) -> Self {
         Self { generation_prompt: GenerationPrompt::Add, tools: &[], extra: Map::new(), now }
     }
+
+    /// The same with the date by the names that templates look for which do not ask `strftime_now`: Llama's and
+    /// Firefunction's would tell of another day otherwise.
+    pub fn dated(now: SystemTime) -> Self {
+        let dates = [("date_string", "%d %b %Y"), ("datetime", "%b %d %Y")];
+        let date = |(name, format): (&str, &str)| Some((name.to_owned(), date::strftime(format, now).ok()?.into()));
+        Self { extra: dates.into_iter().filter_map(date).collect(), ..Self::new(now) }
+    }
+}
+
+/// A conversation's text up to where the content of its last message ends. As in transformers, templates may cut off the space
+/// around it.
+fn unfinished(mut text: String, content: Option<&Json>) -> Result<String, TemplateError> {
+    let content = content.and_then(Json::as_str).filter(|content| !content.trim().is_empty());
+    let content = content.ok_or(TemplateError::NotRepeated)?;
+    let place = text.rfind(content.trim()).ok_or(TemplateError::NotRepeated)?;
+    let whole = content.trim_start();
+    let kept = if text[place..].starts_with(whole) { whole } else { content.trim() };
+    text.truncate(place + kept.len());
+    Ok(text)
 }
 
 /// A key that is there, even if its value is null.

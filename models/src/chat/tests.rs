@@ -36,6 +36,34 @@ fn templates_of_models() {
 }
 
 #[test]
+fn the_last_message_can_go_on() {
+    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[x]{% endif %}";
+    let trimming = source.replace("m.content }}", "m.content | trim }}");
+    let goes_on = RenderOptions { generation_prompt: GenerationPrompt::Continue, ..RenderOptions::new(UNIX_EPOCH) };
+    let render = |source: &str, last: &str| {
+        let messages = [Message::new("user", "No, yes"), Message::new("assistant", last)];
+        ChatTemplate::new(source, "", "").unwrap().render(&messages, &goes_on)
+    };
+    assert_eq!(render(source, "No, ").unwrap(), "[user] No, yes</s>[assistant] No, ");
+    assert_eq!(render(&trimming, " No, ").unwrap(), "[user] No, yes</s>[assistant] No,");
+    for (source, last) in [(source, " "), ("{{ messages | length }}", "No")] {
+        assert!(matches!(render(source, last), Err(TemplateError::NotRepeated)), "{last}");
+    }
+    let calls = Message { content: Some(Json::Null), ..Message::new("assistant", "") };
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    assert!(matches!(template.render(&[calls], &goes_on), Err(TemplateError::NotRepeated)));
+}
+
+#[test]
+fn templates_that_ask_nobody_are_told_the_date() {
+    let template = ChatTemplate::new("{{ date_string }}|{{ datetime }}|{{ strftime_now('%d') }}", "", "").unwrap();
+    let mut options = RenderOptions::dated(UNIX_EPOCH + Duration::from_secs(1_709_213_696));
+    assert_eq!(template.render(&[], &options).unwrap(), "29 Feb 2024|Feb 29 2024|29");
+    options.extra.insert("date_string".to_owned(), "today".into());
+    assert_eq!(template.render(&[], &options).unwrap(), "today|Feb 29 2024|29");
+}
+
+#[test]
 fn tools_and_variables_reach_the_template() {
     let template = ChatTemplate::new("{{ tools[0].name }} {{ thinking }} {{ messages[0].calls | tojson }}", "", "");
     let mut message = Message::new("assistant", "");
