@@ -36,6 +36,8 @@ enum Form {
     Lark(String),
     /// JSON by a schema with a text before and one after, in which control tokens may be spelled.
     Tagged { prefix: String, schema: Value, suffix: String },
+    /// One of several, each JSON or tagged JSON.
+    Either(Vec<Form>),
 }
 
 /// Why there is no grammar, or a text cannot go on along one.
@@ -143,6 +145,22 @@ impl Grammar {
         within(prefix.len() + suffix.len())?;
         let schema = compact(schema)?;
         Ok(Self(Form::Tagged { prefix: prefix.to_owned(), schema, suffix: suffix.to_owned() }))
+    }
+
+    /// What this grammar allows, or what one of the others does: JSON, with texts around it or without.
+    ///
+    /// # Errors
+    /// One of them is no JSON; they are too long together.
+    pub fn or(self, others: Vec<Self>) -> Result<Self, GrammarError> {
+        let forms: Vec<Form> = [self].into_iter().chain(others).map(|grammar| grammar.0).collect();
+        let bytes = |form: &Form| match form {
+            Form::Json(schema) | Form::Tagged { schema, .. } => Some(schema.to_string().len()),
+            Form::Regex(_) | Form::Lark(_) | Form::Either(_) => None,
+        };
+        let sizes: Option<Vec<usize>> = forms.iter().map(bytes).collect();
+        let only_json = || GrammarError::Refused { text: "only JSON can be one of several forms".to_owned() };
+        within(sizes.ok_or_else(only_json)?.iter().sum())?;
+        Ok(Self(Form::Either(forms)))
     }
 }
 

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 pub use self::{
     breakers::{BreakerError, BreakerShelf, DryRules},
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     infill::{Gap, GapFile},
     part::{CallEvent, Part},

@@ -1,7 +1,7 @@
 //! From what a text must look like to what may follow in one vocabulary's tokens.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
@@ -107,11 +107,26 @@ impl GrammarCompiler {
             Form::Json(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
             Form::Regex(expression) => TopLevelGrammar::from_regex(expression),
             Form::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
-            Form::Tagged { prefix, schema, suffix } => {
-                let (prefix, suffix) = (self.spelled(prefix), self.spelled(suffix));
-                TopLevelGrammar::from_lark(format!("start: {prefix} json {suffix}\njson: %json {schema}\n"))
-            }
+            Form::Tagged { .. } => self.one_of(std::slice::from_ref(form)),
+            Form::Either(forms) => self.one_of(forms),
         }
+    }
+
+    /// A grammar of several forms of JSON.
+    fn one_of(&self, forms: &[Form]) -> TopLevelGrammar {
+        let (mut start, mut rules) = (Vec::new(), String::new());
+        for (place, form) in forms.iter().enumerate() {
+            let (prefix, schema, suffix) = match form {
+                Form::Json(schema) => (String::new(), schema, String::new()),
+                Form::Tagged { prefix, schema, suffix } => (self.spelled(prefix), schema, self.spelled(suffix)),
+                // There are none of these among them.
+                Form::Regex(_) | Form::Lark(_) | Form::Either(_) => continue,
+            };
+            start.push(format!("{prefix} json{place} {suffix}"));
+            // Writing to a string cannot fail.
+            let _ = writeln!(rules, "json{place}: %json {schema}");
+        }
+        TopLevelGrammar::from_lark(format!("start: {}\n{rules}", start.join(" | ")))
     }
 
     /// A text in Lark, where each control token that it spells may be that token.

@@ -185,6 +185,27 @@ fn a_call_of_a_tool_has_its_tags_around_it() {
 }
 
 #[test]
+fn an_answer_in_a_form_may_be_a_call_instead() {
+    let object = |name: &str| json!({"type": "object", "properties": {name: {"type": "boolean"}}, "required": [name]});
+    let call = |name| Grammar::tagged("<call>", &object(name), "</call>").unwrap();
+    let either = Grammar::json_schema(&object("a")).unwrap().or(vec![call("b"), call("c")]).unwrap();
+    let grammar = QWEN2.compiler.compile(&either).unwrap();
+    let fits = |text: &str| {
+        let ids = QWEN2.tokenizer.encode(text, Specials::Plain, Affixes::None).unwrap();
+        let mut walk = grammar.start();
+        ids.iter().all(|id| walk.advance(*id).is_ok()) && QWEN2.ends.iter().any(|end| walk.mask().unwrap().allows(*end))
+    };
+    for text in ["{\"a\": true}", "<call>{\"b\": true}</call>", "<call>{\"c\":false}</call>"] {
+        assert!(fits(text), "{text}");
+    }
+    for text in ["{\"b\": true}", "<call>{\"a\": true}</call>", "<call>{\"b\": true}"] {
+        assert!(!fits(text), "{text}");
+    }
+    let regex = Grammar::regex("a").unwrap().or(vec![call("b")]);
+    assert!(matches!(regex, Err(GrammarError::Refused { .. })), "{regex:?}");
+}
+
+#[test]
 fn expressions_choices_and_rules_are_followed() {
     let json = "root ::= object\nvalue ::= object | array | string | number | (\"true\" | \"false\" | \"null\") ws\n\
         object ::= \"{\" ws ( string \":\" ws value (\",\" ws string \":\" ws value)* )? \"}\" ws\n\

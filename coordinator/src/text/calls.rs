@@ -20,7 +20,7 @@ mod tools;
 use std::{mem, sync::Arc};
 
 pub use self::{
-    forced::{ForcedCall, ToolChoice, forced_call},
+    forced::{ForcedCall, ToolChoice, forced_call, possible_calls},
     format::Format,
     tools::Tools,
 };

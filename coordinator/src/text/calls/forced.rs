@@ -56,6 +56,17 @@ pub fn forced_call(tools: &Tools, choice: &ToolChoice, format: Format) -> Option
     }
 }
 
+/// The calls that an answer in this format may be: one for each tool, or one for all. Nothing where the format's calls are no JSON
+/// between two texts.
+pub fn possible_calls(tools: &Tools, format: Format) -> Vec<ForcedCall> {
+    let call = |choice: &ToolChoice| forced_call(tools, choice, format);
+    match format.force() {
+        Force::Object { .. } => call(&ToolChoice::Required).into_iter().collect(),
+        Force::Named { .. } => tools.iter().filter_map(|(name, _)| call(&ToolChoice::Named(name.to_owned()))).collect(),
+        Force::Generic => Vec::new(),
+    }
+}
+
 /// One of the tools, by its name, with its arguments.
 fn object_schema(tools: &[(&str, &Value)], key: &str) -> Value {
     let call = |name: &str, parameters: &Value, base: &str| {
