@@ -160,7 +160,7 @@ async fn vector(mut generation: Generation) -> Option<Vec<f32>> {
     while let Some(event) = generation.next().await {
         match event {
             GenerateEvent::Pooled(pooled) => vector = Some(pooled),
-            GenerateEvent::Finished(_) | GenerateEvent::Prefilled { .. } => {}
+            GenerateEvent::Finished(_) | GenerateEvent::Progress { .. } | GenerateEvent::Prefilled { .. } => {}
             GenerateEvent::Failed(error) => panic!("{error}"),
             GenerateEvent::Prompt(_) | GenerateEvent::Token(_) => panic!("not asked for"),
         }
@@ -232,6 +232,7 @@ impl Simulation {
                 GenerateEvent::Failed(error) => panic!("{error}"),
                 GenerateEvent::Prompt(_)
                 | GenerateEvent::Pooled(_)
+                | GenerateEvent::Progress { .. }
                 | GenerateEvent::Prefilled { .. }
                 | GenerateEvent::Finished(_) => {}
             }
@@ -247,7 +248,10 @@ impl Simulation {
             match event {
                 GenerateEvent::Token(row) => rows.push((row.token, row.digest)),
                 GenerateEvent::Finished(_) => break,
-                GenerateEvent::Prompt(_) | GenerateEvent::Pooled(_) | GenerateEvent::Prefilled { .. } => {}
+                GenerateEvent::Prompt(_)
+                | GenerateEvent::Pooled(_)
+                | GenerateEvent::Progress { .. }
+                | GenerateEvent::Prefilled { .. } => {}
                 GenerateEvent::Failed(error) => panic!("stage {victim}: {error}"),
             }
             if rows.len() == 5 {

@@ -77,7 +77,12 @@ impl RunningRequest {
                     self.stream.ids.push(sampled.token);
                     return Ok(Some(now));
                 }
-                Some(GenerateEvent::Prompt(_) | GenerateEvent::Pooled(_) | GenerateEvent::Prefilled { .. }) => {}
+                Some(
+                    GenerateEvent::Prompt(_)
+                    | GenerateEvent::Pooled(_)
+                    | GenerateEvent::Progress { .. }
+                    | GenerateEvent::Prefilled { .. },
+                ) => {}
                 Some(GenerateEvent::Finished(_)) => return Ok(None),
                 Some(GenerateEvent::Failed(error)) => return Err(error.into()),
                 None => bail!("a generation ended without an end"),

@@ -54,7 +54,8 @@ impl Client {
     pub async fn post(&mut self, path: &str, body: &Value) -> Result<Answer> {
         let (body, address) = (body.to_string(), self.address);
         let kind = "content-type: application/json";
-        let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\n{kind}\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: {address}\r\n{kind}\r\ncontent-length: {}\r\n\r\n", body.len());
         self.ask(&(head + &body)).await
     }
 
@@ -142,7 +143,9 @@ mod tests {
         let streamed = client.post("/y", &serde_json::json!({"a": 1})).await.unwrap();
         assert_eq!((streamed.status, streamed.body.contains("one")), (200, true));
         let asked = server.await.unwrap();
-        assert!(asked[0].starts_with("GET /x HTTP/1.1\r\n") && asked[1].ends_with("content-length: 7\r\n\r\n{\"a\":1}"));
+        assert!(
+            asked[0].starts_with("GET /x HTTP/1.1\r\n") && asked[1].ends_with("content-length: 7\r\n\r\n{\"a\":1}")
+        );
         assert!(client.get("/z").await.is_err() && !client.stands(), "the other side is gone");
     }
 }

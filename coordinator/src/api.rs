@@ -36,6 +36,7 @@ mod server;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod timings;
 mod tokens;
 mod unsupported;
 mod vectors;
@@ -68,7 +69,6 @@ use self::{
     body::{Budget, Received, Share},
     error::ApiError,
     guard::{Hosts, guard},
-    json::parse,
     metrics::Metrics,
     params::{Params, random},
     parting::Receipt,
@@ -215,9 +215,10 @@ impl Api {
         let (body, share) = self.body(request).await?;
         let text = Arc::clone(&self.state.text);
         let parsing = move || {
-            let (mut params, own): (Params, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
-            refuse_unsupported::<T>(&body.bytes)?;
-            params.read_rest(&body.bytes, &text)?;
+            let body = body.parsed()?;
+            let (mut params, own): (Params, T) = (body.read()?, body.read()?);
+            refuse_unsupported::<T>(&body)?;
+            params.read_rest(&body, &text)?;
             Ok::<_, ApiError>((params, own, share))
         };
         let (params, own, share) = blocking(parsing).await??;
@@ -229,8 +230,9 @@ impl Api {
     async fn read_own<T: Kind>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
         let parsing = move || {
-            let own = parse(&body.bytes)?;
-            refuse_unsupported::<T>(&body.bytes)?;
+            let body = body.parsed()?;
+            let own = body.read()?;
+            refuse_unsupported::<T>(&body)?;
             Ok::<_, ApiError>((own, share))
         };
         blocking(parsing).await?
@@ -239,7 +241,7 @@ impl Api {
     /// Reads a request that generates nothing.
     async fn read_plain<T: DeserializeOwned + Send + 'static>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
-        Ok((blocking(move || parse(&body.bytes)).await??, share))
+        Ok((blocking(move || body.parsed()?.read()).await??, share))
     }
 
     /// Reads a body, and takes the share of memory that making prompts of it takes.
@@ -275,7 +277,7 @@ impl Api {
 
     fn envelope(&self, kind: &str) -> Envelope {
         let id = format!("{kind}-{:016x}", random());
-        Envelope { id, created_s: now_s(), model: self.state.text.name.clone() }
+        Envelope { id, created_s: now_s(), model: self.state.text.name.clone(), shown_prompt: None }
     }
 }
 

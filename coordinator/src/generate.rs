@@ -62,6 +62,13 @@ pub enum GenerateEvent {
     Prompt(Vec<Sampled>),
     /// What a prompt has become with `PromptRows::Pooled`: a vector of length 1, as wide as the model's rows.
     Pooled(Vec<f32>),
+    /// More of the prompt is computed, but not all of it.
+    Progress {
+        /// Its tokens that an earlier request had left behind.
+        cached_tokens: usize,
+        /// Its tokens so far, with those.
+        computed_tokens: usize,
+    },
     /// The prompt is computed.
     Prefilled {
         /// Its tokens that an earlier request had left behind.

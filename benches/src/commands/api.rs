@@ -66,7 +66,17 @@ pub(super) fn run(options: &ApiOptions) -> Result<Report> {
     );
     let mut crowd = ReportTable::new(
         format!("{} silent connections, {} active for {} s", options.idle, options.active, options.seconds),
-        ["model", "answers", "failed", "/health asked", "failed", "p50 ms", "p99 ms", "longest ms", "silent that stand"],
+        [
+            "model",
+            "answers",
+            "failed",
+            "/health asked",
+            "failed",
+            "p50 ms",
+            "p99 ms",
+            "longest ms",
+            "silent that stand",
+        ],
     );
     let mut samples = Vec::new();
     for model in &options.pipeline.models.open()? {

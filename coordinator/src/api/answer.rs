@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use super::{
     choices::{ChoiceEvent, Choices, Whole},
     error::ApiError,
-    params::Delivery,
+    params::{Delivery, ShownTimings},
+    timings::{Progress, Timings},
 };
-use crate::text::{CallEvent, TextDelta, TextEndReason};
+use crate::text::{CallEvent, TextDelta, TextEndReason, TokenDetail};
 
 /// Silence after which a stream carries a comment, so that nothing between here and the client gives up on it.
 const PING: Duration = Duration::from_secs(10);
@@ -29,10 +30,14 @@ pub(crate) trait Shape: Send + 'static {
     /// The `object` of a whole answer, and that of a chunk.
     const OBJECTS: (&'static str, &'static str);
 
+    /// Whether chunks show the tokens of their text.
+    fn detail(&self) -> TokenDetail;
     /// The choice of a stream's first chunk, if it has one.
     fn opening(&self, index: usize) -> Option<Value>;
     /// The choice of a chunk with the prompt's rows.
     fn prompt(&self, index: usize, rows: &[Sampled]) -> Value;
+    /// The choice of a chunk without any text.
+    fn silence(&self, index: usize) -> Value;
     /// The choice of a chunk with text.
     fn delta(&self, index: usize, delta: &TextDelta) -> Value;
     /// The choice of a chunk with thoughts, where they are told apart.
@@ -55,6 +60,8 @@ pub(crate) struct Envelope {
     pub(crate) id: String,
     pub(crate) created_s: u64,
     pub(crate) model: String,
+    /// The prompt, where the client wants to see it in a whole answer, as llama-server shows it.
+    pub(crate) shown_prompt: Option<String>,
 }
 
 /// Sends the answer in the way asked for.
@@ -66,18 +73,31 @@ pub(crate) async fn answer<S: Shape>(
     shape: S,
     envelope: Envelope,
     delivery: Delivery,
+    timings: ShownTimings,
 ) -> Result<Response, ApiError> {
     if delivery == Delivery::Whole {
         let wholes = choices.wholes().await?;
         let listed = wholes.iter().enumerate().map(|(index, whole)| shape.whole(index, whole)).collect();
         let mut object = envelope.object(S::OBJECTS.0, listed);
         object["usage"] = choices.usage();
+        object["timings"] = choices.timings().json();
+        if let Some(prompt) = &envelope.shown_prompt {
+            object["__verbose"] = json!({"prompt": prompt});
+        }
         return Ok(Json(object).into_response());
     }
     let choices = choices.begun().await?;
-    let outgoing = Outgoing::new(choices, shape, envelope, delivery);
+    let outgoing = Outgoing::new(choices, shape, envelope, delivery, timings);
     let next = async |mut outgoing: Outgoing<S>| outgoing.next().await.map(|event| (event, outgoing));
     Ok(events(stream::unfold(outgoing, next)))
+}
+
+/// Whether texts come with their tokens: also where these must be counted as they come.
+pub(crate) fn counted(detail: TokenDetail, timings: ShownTimings) -> TokenDetail {
+    match timings {
+        ShownTimings::Last => detail,
+        ShownTimings::Each => TokenDetail::On,
+    }
 }
 
 /// Server-sent events, with the comments and headers that keep them coming.
@@ -109,16 +129,18 @@ struct Outgoing<S> {
     shape: S,
     envelope: Envelope,
     delivery: Delivery,
+    timings: ShownTimings,
     ready: VecDeque<Event>,
 }
 
 impl<S: Shape> Outgoing<S> {
-    fn new(choices: Choices, shape: S, envelope: Envelope, delivery: Delivery) -> Self {
+    fn new(choices: Choices, shape: S, envelope: Envelope, delivery: Delivery, timings: ShownTimings) -> Self {
         let count = choices.count();
-        let mut outgoing = Self { choices: Some(choices), shape, envelope, delivery, ready: VecDeque::new() };
+        let ready = VecDeque::new();
+        let mut outgoing = Self { choices: Some(choices), shape, envelope, delivery, timings, ready };
         let openings: Vec<_> = (0..count).filter_map(|index| outgoing.shape.opening(index)).collect();
         for opening in openings {
-            outgoing.send(vec![opening], Value::Null);
+            outgoing.send(vec![opening], Value::Null, None, None);
         }
         outgoing
     }
@@ -133,22 +155,34 @@ impl<S: Shape> Outgoing<S> {
     /// Makes events of what happens next, which may be none; `None` after the end.
     async fn prepare(&mut self) -> Option<()> {
         match self.choices.as_mut()?.next().await {
+            Ok(Some((index, ChoiceEvent::Progress(progress)))) => {
+                let timings = (self.timings == ShownTimings::Each).then(|| progress.timings());
+                let choice = self.shape.silence(index);
+                self.send(vec![choice], Value::Null, timings, Some(progress));
+            }
             Ok(Some((index, event))) => {
                 let choice = match event {
+                    ChoiceEvent::Progress(_) => None,
                     ChoiceEvent::Prompt(rows) => Some(self.shape.prompt(index, &rows)),
+                    // Tokens that are only counted are no news without text.
+                    ChoiceEvent::Delta(delta) if delta.text.is_empty() && self.shape.detail() == TokenDetail::Off => {
+                        None
+                    }
                     ChoiceEvent::Delta(delta) => Some(self.shape.delta(index, &delta)),
                     ChoiceEvent::Thought(thought) => self.shape.thought(index, &thought),
                     ChoiceEvent::Call(event) => self.shape.call(index, &event),
                     ChoiceEvent::End(end) => Some(self.shape.end(index, end.reason)),
                 };
                 if let Some(choice) = choice {
-                    self.send(vec![choice], Value::Null);
+                    let timings = self.timings(index);
+                    self.send(vec![choice], Value::Null, timings, None);
                 }
             }
             Ok(None) => {
-                let usage = self.choices.take().map(|choices| choices.usage());
+                let choices = self.choices.take();
                 if self.delivery == Delivery::StreamWithUsage {
-                    self.send(vec![], usage.unwrap_or_default());
+                    let usage = choices.as_ref().map(Choices::usage).unwrap_or_default();
+                    self.send(vec![], usage, choices.map(|choices| choices.timings()), None);
                 }
                 self.ready.push_back(Event::default().data("[DONE]"));
             }
@@ -161,10 +195,26 @@ impl<S: Shape> Outgoing<S> {
         Some(())
     }
 
-    fn send(&mut self, choices: Vec<Value>, usage: Value) {
+    /// What the chunk of a choice says of times, if anything: as llama-server has it, the last one of the stream, and on request
+    /// each.
+    fn timings(&self, index: usize) -> Option<Timings> {
+        let choices = self.choices.as_ref()?;
+        if choices.have_ended() && self.delivery == Delivery::Stream {
+            return Some(choices.timings());
+        }
+        (self.timings == ShownTimings::Each).then(|| choices.timings_of(index))
+    }
+
+    fn send(&mut self, choices: Vec<Value>, usage: Value, timings: Option<Timings>, progress: Option<Progress>) {
         let mut chunk = self.envelope.object(S::OBJECTS.1, choices);
         if self.delivery == Delivery::StreamWithUsage {
             chunk["usage"] = usage;
+        }
+        if let Some(timings) = timings {
+            chunk["timings"] = timings.json();
+        }
+        if let Some(progress) = progress {
+            chunk["prompt_progress"] = progress.json();
         }
         self.ready.push_back(Event::default().data(chunk.to_string()));
     }

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     error::ApiError,
+    json::Document,
     limits::{BODY_BYTES, BODY_DEADLINE, MOST_BYTES},
 };
 
@@ -37,6 +38,16 @@ pub(crate) struct Budget {
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     _share: OwnedSemaphorePermit,
+}
+
+impl Received {
+    /// What it says; its bytes are needed no more.
+    ///
+    /// # Errors
+    /// `Invalid`: it is no JSON object.
+    pub(crate) fn parsed(self) -> Result<Document, ApiError> {
+        Document::parse(&self.bytes)
+    }
 }
 
 /// A request's share of what may be taken to make prompts; to be held as long as that lasts, whoever has gone

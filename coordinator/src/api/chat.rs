@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+mod ending;
 mod messages;
 mod shape;
 mod thinking;
@@ -14,21 +15,30 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
+use qmesh_models::tokenizer::ControlTokens;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::{
+    ending::begun_or_asked,
+    transcript::Transcript,
+    turn::{Drawing, Said, Turn, told},
+};
 use self::{
+    ending::ending,
     messages::{ChatMessage, templated},
     shape::{ChatShape, Dialect},
     thinking::Thinking,
     tools::{ToolParams, Toolbox},
 };
-pub(crate) use self::{
-    transcript::Transcript,
-    turn::{Drawing, Said, Turn, told},
-};
 use super::{
-    Api, answer::answer, caller::Caller, error::ApiError, json::Object, params::TOP_LOGPROBS, ranges::integer,
+    Api,
+    answer::{answer, counted},
+    caller::Caller,
+    error::ApiError,
+    json::Object,
+    params::{Delivery, TOP_LOGPROBS},
+    ranges::integer,
     unsupported::Kind,
 };
 use crate::text::{ChatWanted, TokenDetail};
@@ -40,6 +50,9 @@ struct ChatRequest {
     top_logprobs: Option<i64>,
     /// Further variables of the template, as vLLM and llama.cpp name them.
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// Whether the prompt ends with the head of an answer, and whether it ends within the last message, as vLLM has both.
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
@@ -52,19 +65,25 @@ struct ChatRequest {
     reasoning_format: Option<String>,
     include_reasoning: Option<bool>,
     separate_reasoning: Option<bool>,
+    /// Whether the answer shows the prompt.
+    verbose: Option<bool>,
 }
 
 impl Kind for ChatRequest {
     const HONOURED: &'static [&'static str] = &[
+        "add_generation_prompt",
         // A template says where a text begins, and it begins so once.
         "add_special_tokens",
+        "continue_final_message",
         "enable_thinking",
         "function_call",
         "functions",
         "include_reasoning",
         "reasoning_effort",
         "reasoning_format",
+        "return_progress",
         "separate_reasoning",
+        "timings_per_token",
         "tool_choice",
         "tools",
     ];
@@ -77,18 +96,26 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
     let delivery = params.delivery()?;
     let top = chat.alternatives()?;
     let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
+    let (timings, verbose) = (params.timings(), chat.verbose == Some(true));
     let drawing = Drawing {
         choices: params.choices()?,
         max_tokens: params.max_tokens(1)?,
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
-        detail,
+        detail: counted(detail, timings),
         client: caller.client(params.user.as_deref()),
+        progress: params.progress(),
         grammar: params.grammar,
     };
     let (turn, dialect) = chat.turn()?;
     let (choices, tools) = turn.begin(&api, drawing, share).await?.parted();
-    let response = answer(choices, ChatShape { detail, dialect }, api.envelope("chatcmpl"), delivery).await?;
+    let shape = ChatShape { detail, dialect };
+    let mut envelope = api.envelope("chatcmpl");
+    // What spells out a prompt costs as much as the prompt: nobody has it in each chunk.
+    if let (true, Delivery::Whole, [ids, ..]) = (verbose, delivery, choices.prompts()) {
+        envelope.shown_prompt = Some(api.state.text.tokenizer.decode(ids, ControlTokens::Show));
+    }
+    let response = answer(choices, shape, envelope, delivery, timings).await?;
     Ok(told(response, tools))
 }
 
@@ -114,11 +141,13 @@ impl ChatRequest {
         let thoughts = thinking.wanted()?;
         let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
         thinking.set(&mut variables)?;
+        let wishes = (self.continue_final_message, self.add_generation_prompt);
         let (messages, tools) = self.parted();
         let messages = templated(messages)?;
+        let ending = ending(&messages, wishes.0, wishes.1)?;
         let Toolbox { tools, choice, calls, dialect } = tools.read()?;
         let wanted = ChatWanted { choice, calls, thoughts };
-        Ok((Turn { param: "messages", messages, tools, wanted, variables }, dialect))
+        Ok((Turn { param: "messages", messages, tools, wanted, variables, ending }, dialect))
     }
 
     fn thinking(&self) -> Thinking {

@@ -17,6 +17,7 @@ use super::{
     error::{ApiError, PromptTokens},
     metrics::{ChoiceTimes, Metrics},
     server::Phase,
+    timings::{Progress, Timings},
 };
 use crate::{
     generate::{GenerateError, GenerateRequest, PromptRows},
@@ -50,13 +51,23 @@ pub(crate) struct Job {
     pub(crate) reading: Option<Reading>,
     pub(crate) grammar: Option<Arc<CompiledGrammar>>,
     pub(crate) prompt_rows: PromptRows,
+    pub(crate) progress: ShownProgress,
     pub(crate) client: Client,
+}
+
+/// Whether clients hear how far their prompts are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ShownProgress {
+    No,
+    Yes,
 }
 
 /// What happens to a choice, in order.
 #[derive(Debug)]
 pub(crate) enum ChoiceEvent {
     Prompt(Vec<Sampled>),
+    /// With `ShownProgress::Yes` only; the first says what was there already.
+    Progress(Progress),
     Delta(TextDelta),
     Thought(String),
     Call(CallEvent),
@@ -66,14 +77,22 @@ pub(crate) enum ChoiceEvent {
 /// All choices of an answer. Dropping them cancels what still runs.
 pub(crate) struct Choices {
     running: SelectAll<BoxStream<'static, (usize, TextEvent)>>,
+    /// What is told next.
     peeked: VecDeque<(usize, ChoiceEvent)>,
+    progress: ShownProgress,
     phase: watch::Receiver<Phase>,
     count: usize,
-    prompt_tokens: usize,
+    prompts: Vec<Vec<u32>>,
     generated_tokens: usize,
     metrics: Arc<Metrics>,
     /// Of each choice.
     times: Vec<ChoiceTimes>,
+    /// What each choice took so far.
+    timings: Vec<Timings>,
+    /// Choices that have not ended.
+    unended: usize,
+    /// Of which choices it was told how far their prompts are.
+    heard: Vec<bool>,
     /// Of each prompt, what was there before this request: the least that one of its choices found.
     cached_tokens: Vec<Option<usize>>,
 }
@@ -116,6 +135,7 @@ impl Choices {
             reading: job.reading,
         };
         let mut running = SelectAll::new();
+        let mut timings = Vec::with_capacity(count);
         for (ids, max_tokens) in job.prompts.iter().zip(rooms) {
             for sequence in 0..job.choices {
                 let request = GenerateRequest {
@@ -130,18 +150,23 @@ impl Choices {
                 };
                 let stream = text.generate(&api.state.mesh, request, options.clone())?;
                 running.push(indexed(running.len(), stream));
+                timings.push(Timings { computed: ids.len(), ..Timings::default() });
             }
         }
         Ok(Self {
             running,
             peeked: VecDeque::new(),
+            progress: job.progress,
             phase: api.phase.clone(),
             count,
-            prompt_tokens: job.prompts.iter().map(Vec::len).sum(),
             generated_tokens: 0,
             metrics: Arc::clone(&api.metrics),
             times: vec![ChoiceTimes::start(); count],
+            timings,
+            unended: count,
+            heard: vec![false; count],
             cached_tokens: vec![None; job.prompts.len()],
+            prompts: job.prompts,
         })
     }
 
@@ -151,7 +176,8 @@ impl Choices {
     /// The choice failed before anything came of it.
     pub(crate) async fn begun(mut self) -> Result<Self, ApiError> {
         if let Ok(first) = timeout(FIRST_EVENT, self.next()).await {
-            self.peeked.extend(first?);
+            // Others may have become known with it.
+            first?.into_iter().for_each(|first| self.peeked.push_front(first));
         }
         Ok(self)
     }
@@ -163,7 +189,12 @@ impl Choices {
 
     /// Tokens of all prompts.
     pub(crate) fn prompt_tokens(&self) -> usize {
-        self.prompt_tokens
+        self.prompts.iter().map(Vec::len).sum()
+    }
+
+    /// What they continue.
+    pub(crate) fn prompts(&self) -> &[Vec<u32>] {
+        &self.prompts
     }
 
     /// The next event of any choice; `None` when all have ended.
@@ -171,39 +202,115 @@ impl Choices {
     /// # Errors
     /// One of them failed, or the server is closing: the answer as a whole fails.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, ChoiceEvent)>, ApiError> {
-        if let Some(event) = self.peeked.pop_front() {
-            return Ok(Some(event));
-        }
-        let next = tokio::select! {
-            next = self.running.next() => next,
-            () = Phase::Closing.reached(&mut self.phase) => return Err(GenerateError::ShuttingDown.into()),
-        };
-        let Some((index, event)) = next else { return Ok(None) };
-        self.measure(index, &event);
-        let event = match event {
-            TextEvent::Prompt(rows) => ChoiceEvent::Prompt(rows),
-            TextEvent::Delta(delta) => ChoiceEvent::Delta(delta),
-            TextEvent::Thought(thought) => ChoiceEvent::Thought(thought),
-            TextEvent::Call(event) => ChoiceEvent::Call(event),
-            TextEvent::Finished(end) => {
-                self.generated_tokens += end.generated_tokens;
-                let of_prompt = self.count / self.cached_tokens.len().max(1);
-                if let Some(cached) = self.cached_tokens.get_mut(index / of_prompt.max(1)) {
-                    *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
-                }
-                ChoiceEvent::End(end)
+        loop {
+            if let Some(event) = self.peeked.pop_front() {
+                return Ok(Some(event));
             }
-            TextEvent::Failed(error) => return Err(error.into()),
+            let next = tokio::select! {
+                next = self.running.next() => next,
+                () = Phase::Closing.reached(&mut self.phase) => return Err(GenerateError::ShuttingDown.into()),
+            };
+            let Some((index, event)) = next else { return Ok(None) };
+            self.measure(index, &event);
+            let event = match event {
+                TextEvent::Progress { computed_tokens, took, .. } => {
+                    self.advance(index, computed_tokens, took);
+                    continue;
+                }
+                TextEvent::Prefilled { took, .. } => {
+                    let all = self.prompts[index / self.of_prompt()].len();
+                    self.advance(index, all, took);
+                    continue;
+                }
+                TextEvent::Prompt(rows) => ChoiceEvent::Prompt(rows),
+                TextEvent::Delta(delta) => ChoiceEvent::Delta(delta),
+                TextEvent::Thought(thought) => ChoiceEvent::Thought(thought),
+                TextEvent::Call(event) => ChoiceEvent::Call(event),
+                TextEvent::Finished(end) => {
+                    self.ended(index, &end);
+                    ChoiceEvent::End(end)
+                }
+                TextEvent::Failed(error) => return Err(error.into()),
+            };
+            return Ok(Some((index, event)));
+        }
+    }
+
+    /// The prompt of a choice is computed so far: tells those who want to hear it. `measure` has counted it.
+    fn advance(&mut self, index: usize, processed: usize, took: Duration) {
+        if self.progress == ShownProgress::No {
+            return;
+        }
+        let progress = Progress {
+            total: self.prompts[index / self.of_prompt()].len(),
+            cached: self.timings[index].cached,
+            processed,
+            took,
         };
-        Ok(Some((index, event)))
+        let begins = !std::mem::replace(&mut self.heard[index], true);
+        let begun = Progress { processed: progress.cached, took: Duration::ZERO, ..progress };
+        let told = Some(begun).filter(|_| begins).into_iter().chain([progress]);
+        self.peeked.extend(told.map(|progress| (index, ChoiceEvent::Progress(progress))));
+    }
+
+    /// Whether all of them have ended.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.unended == 0
+    }
+
+    /// What they took so far; tokens are counted as they come where texts come with their tokens, else at the end.
+    pub(crate) fn timings(&self) -> Timings {
+        self.timings.iter().fold(Timings::default(), |all, one| all.beside(*one))
+    }
+
+    /// The same of one of them.
+    pub(crate) fn timings_of(&self, index: usize) -> Timings {
+        self.timings[index]
+    }
+
+    /// Choices of each prompt.
+    fn of_prompt(&self) -> usize {
+        (self.count / self.prompts.len().max(1)).max(1)
+    }
+
+    fn ended(&mut self, index: usize, end: &TextEnd) {
+        self.unended -= 1;
+        self.timings[index] = Timings::of(end);
+        self.generated_tokens += end.generated_tokens;
+        let prompt = index / self.of_prompt();
+        if let Some(cached) = self.cached_tokens.get_mut(prompt) {
+            *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
+        }
     }
 
     /// Counts what came of a choice.
     fn measure(&mut self, index: usize, event: &TextEvent) {
+        let prompt_tokens = self.prompts[index / self.of_prompt()].len();
         match event {
             TextEvent::Prompt(_) => {}
-            TextEvent::Delta(_) | TextEvent::Thought(_) | TextEvent::Call(_) => self.times[index].text_came(),
-            TextEvent::Finished(end) => self.metrics.ended(self.times[index], end.generated_tokens, end.reason),
+            TextEvent::Progress { cached_tokens, computed_tokens, took } => {
+                let timings = &mut self.timings[index];
+                timings.cached = *cached_tokens;
+                timings.computed = computed_tokens.saturating_sub(*cached_tokens);
+                timings.prefill = *took;
+            }
+            TextEvent::Prefilled { cached_tokens, took } => {
+                let timings = &mut self.timings[index];
+                timings.cached = *cached_tokens;
+                timings.computed = prompt_tokens.saturating_sub(*cached_tokens);
+                timings.prefill = *took;
+            }
+            TextEvent::Delta(delta) => {
+                let first = self.times[index].text_came();
+                let timings = &mut self.timings[index];
+                timings.generated += delta.tokens.len();
+                timings.decode = first.elapsed();
+            }
+            TextEvent::Thought(_) | TextEvent::Call(_) => {
+                let first = self.times[index].text_came();
+                self.timings[index].decode = first.elapsed();
+            }
+            TextEvent::Finished(end) => self.metrics.ended(self.times[index], end),
             TextEvent::Failed(_) => self.metrics.failed(),
         }
     }
@@ -218,6 +325,7 @@ impl Choices {
             let whole = &mut wholes[index];
             match event {
                 ChoiceEvent::Prompt(rows) => whole.prompt = rows,
+                ChoiceEvent::Progress(_) => {}
                 ChoiceEvent::Delta(delta) => {
                     whole.text.push_str(&delta.text);
                     whole.tokens.extend(delta.tokens);
@@ -232,10 +340,11 @@ impl Choices {
 
     /// What it took, complete once all have ended.
     pub(crate) fn usage(&self) -> Value {
+        let prompt_tokens = self.prompt_tokens();
         json!({
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": self.generated_tokens,
-            "total_tokens": self.prompt_tokens + self.generated_tokens,
+            "total_tokens": prompt_tokens + self.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens.iter().flatten().sum::<usize>()},
         })
     }

@@ -13,14 +13,13 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Api,
-    answer::{Shape, answer, finish_reason},
+    answer::{Shape, answer, counted, finish_reason},
     blocking,
     caller::Caller,
     choices::{Choices, Job, Whole},
     error::ApiError,
-    json::OneOrMany,
     params::TOP_LOGPROBS,
-    prompts::{Prompt, PromptEntry, prompts},
+    prompts::{Prompt, SentPrompts, prompts},
     ranges::integer,
     unsupported::Kind,
 };
@@ -36,7 +35,7 @@ const MAX_TOKENS: usize = 16;
 
 #[derive(Debug, Deserialize)]
 struct CompletionRequest {
-    prompt: Option<OneOrMany<PromptEntry>>,
+    prompt: Option<SentPrompts>,
     /// What comes after the text that is generated.
     suffix: Option<String>,
     echo: Option<bool>,
@@ -44,7 +43,7 @@ struct CompletionRequest {
 }
 
 impl Kind for CompletionRequest {
-    const HONOURED: &'static [&'static str] = &["echo", "suffix"];
+    const HONOURED: &'static [&'static str] = &["echo", "return_progress", "suffix", "timings_per_token"];
 }
 
 /// A prompt as ids, and as the text that `echo` repeats.
@@ -68,6 +67,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
     let delivery = params.delivery()?;
     let top = integer("logprobs", completion.logprobs, 0..=TOP_LOGPROBS)?.and_then(|top| u16::try_from(top).ok());
     let detail = if top.is_some() { TokenDetail::On } else { TokenDetail::Off };
+    let timings = params.timings();
     let echo = if completion.echo.unwrap_or(false) { Echo::On } else { Echo::Off };
     // To score its prompt is the one reason for a request to generate nothing.
     let max_tokens = params.max_tokens(if echo == Echo::On { 0 } else { 1 })?.unwrap_or(MAX_TOKENS);
@@ -78,11 +78,12 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         max_tokens: Some(max_tokens),
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
-        detail,
+        detail: counted(detail, timings),
         leading_space: LeadingSpace::Keep,
         reading: None,
         grammar: None,
         prompt_rows: if (echo, detail) == (Echo::On, TokenDetail::On) { PromptRows::All } else { PromptRows::Last },
+        progress: params.progress(),
         client: caller.client(params.user.as_deref()),
     };
     let suffix = completion.suffix.filter(|suffix| !suffix.is_empty());
@@ -105,13 +106,13 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
     let text = Arc::clone(&api.state.text);
     let choices = Choices::start(&api, job)?;
     let shape = CompletionShape { text, per_prompt: choices.count() / prompts.len(), prompts, echo, detail };
-    answer(choices, shape, api.envelope("cmpl"), delivery).await
+    answer(choices, shape, api.envelope("cmpl"), delivery, timings).await
 }
 
 impl Encoded {
     fn of(prompt: Prompt, suffix: Option<&str>, text: &TextModel, echo: Echo) -> Result<Self, ApiError> {
         if let Some(suffix) = suffix {
-            let Prompt::Text(before) = prompt else {
+            let Some(before) = prompt.into_text() else {
                 return Err(ApiError::invalid("suffix", "'suffix' goes with a prompt that is text"));
             };
             let gap = Gap { before, after: suffix.to_owned(), ..Gap::default() };
@@ -121,13 +122,11 @@ impl Encoded {
             return Ok(Self { ids, text: String::new() });
         }
         let ids = prompt.ids("prompt", text)?;
-        let text = match prompt {
-            Prompt::Text(prompt) => prompt,
+        let text = match prompt.into_text() {
+            Some(prompt) => prompt,
             // Too many of them are refused later; their text could be long.
-            Prompt::Ids(ids) if echo == Echo::On && ids.len() <= text.context => {
-                text.tokenizer.decode(&ids, ControlTokens::Hide)
-            }
-            Prompt::Ids(_) => String::new(),
+            None if echo == Echo::On && ids.len() <= text.context => text.tokenizer.decode(&ids, ControlTokens::Hide),
+            None => String::new(),
         };
         Ok(Self { ids, text })
     }
@@ -175,6 +174,10 @@ impl CompletionShape {
 impl Shape for CompletionShape {
     const OBJECTS: (&'static str, &'static str) = ("text_completion", "text_completion");
 
+    fn detail(&self) -> TokenDetail {
+        self.detail
+    }
+
     fn opening(&self, index: usize) -> Option<Value> {
         let plain = (self.echo, self.detail) == (Echo::On, TokenDetail::Off);
         plain.then(|| Self::choice(index, &self.prompt_of(index).text, Value::Null, None))
@@ -184,6 +187,10 @@ impl Shape for CompletionShape {
         let Encoded { ids, text } = self.prompt_of(index);
         let tokens = self.text.prompt_tokens(ids, rows);
         Self::choice(index, text, self.logprobs(&tokens, &[], index), None)
+    }
+
+    fn silence(&self, index: usize) -> Value {
+        Self::choice(index, "", Value::Null, None)
     }
 
     fn delta(&self, index: usize, delta: &TextDelta) -> Value {

@@ -22,9 +22,9 @@ pub(crate) fn is_preflight(request: &Request) -> bool {
     request.method() == Method::OPTIONS && has(header::ORIGIN) && has(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// What a page of an admitted origin may send.
+/// What a page of an admitted origin may send. Old browsers and some proxies take 204 for a failure.
 pub(crate) fn preflight() -> Response {
-    (StatusCode::NO_CONTENT, PREFLIGHT).into_response()
+    (StatusCode::OK, PREFLIGHT).into_response()
 }
 
 /// Lets a page of `origin`, if it is admitted, read the answer.

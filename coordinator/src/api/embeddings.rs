@@ -14,8 +14,7 @@ use super::{
     Api,
     caller::Caller,
     error::ApiError,
-    json::OneOrMany,
-    prompts::{PromptEntry, prompts},
+    prompts::{SentPrompts, prompts},
     unsupported::Kind,
     vectors::{VectorJob, Vectors},
 };
@@ -26,7 +25,7 @@ const TEXTS: usize = 2048;
 #[derive(Debug, Deserialize)]
 struct EmbeddingRequest {
     model: Option<String>,
-    input: Option<OneOrMany<PromptEntry>>,
+    input: Option<SentPrompts>,
     encoding_format: Option<String>,
     dimensions: Option<i64>,
     user: Option<String>,

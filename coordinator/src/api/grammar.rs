@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     Api, blocking,
     error::ApiError,
-    json::{Object, parse},
+    json::{Document, Object},
 };
 use crate::{
     grammar::{CompiledGrammar, Grammar, GrammarError},
@@ -93,8 +93,8 @@ impl AskedGrammar {
     ///
     /// # Errors
     /// What is wrong with it, by the parameter's name; more than one grammar.
-    pub(crate) fn parse(body: &[u8]) -> Result<Option<Self>, ApiError> {
-        let params: GrammarParams = parse(body)?;
+    pub(crate) fn read(body: &Document) -> Result<Option<Self>, ApiError> {
+        let params: GrammarParams = body.read()?;
         let format = params.response_format.map(|Object(format)| format.asked()).transpose()?.flatten();
         let structured = params.structured_outputs.map_or_else(|| Ok(Vec::new()), |Object(outputs)| outputs.asked())?;
         let others = [
@@ -139,10 +139,27 @@ impl AskedGrammar {
             let text = "'tool_choice' demands a call where the answer's form is asked for as well: ask for one of them";
             return Err(ApiError::invalid(CHOICE, text));
         }
-        let ForcedCall { prefix, schema, suffix, .. } = forced;
-        let prefix = thoughts_end.map_or_else(|| prefix.clone(), |end| format!("{end}\n\n{prefix}"));
-        let grammar = Grammar::tagged(&prefix, schema, suffix).map_err(|error| wrong("tools", &error))?;
-        Ok(Self { param: "tools", grammar })
+        let begun = thoughts_end.map_or_else(String::new, |end| format!("{end}\n\n"));
+        Ok(Self { param: "tools", grammar: tagged(&begun, forced)? })
+    }
+
+    /// The same form, or one of the calls that the answer may be.
+    ///
+    /// # Errors
+    /// A tool's parameters are no schema that can be followed; the answer's form is no JSON.
+    pub(crate) fn or_calls(self, possible: &[ForcedCall]) -> Result<Self, ApiError> {
+        if possible.is_empty() {
+            return Ok(self);
+        }
+        let Self { param, grammar } = self;
+        let calls = possible.iter().map(|call| tagged("", call)).collect::<Result<_, _>>()?;
+        let grammar = grammar.or(calls).map_err(|error| {
+            ApiError::invalid(
+                param,
+                format!("'{param}' beside tools that may be called: {error}; or send 'tool_choice': \"none\""),
+            )
+        })?;
+        Ok(Self { param, grammar })
     }
 }
 
@@ -237,6 +254,12 @@ fn choice(param: &'static str, texts: Option<&[String]>) -> Asked {
 fn rules(param: &'static str, text: Option<&str>) -> Asked {
     let grammar = |text: &str| if text.contains("::=") { Grammar::gbnf(text) } else { Grammar::lark(text) };
     text.filter(|text| !text.trim().is_empty()).map(|text| named(param, grammar(text)))
+}
+
+/// A call behind what comes before it.
+fn tagged(before: &str, call: &ForcedCall) -> Result<Grammar, ApiError> {
+    let ForcedCall { prefix, schema, suffix, .. } = call;
+    Grammar::tagged(&format!("{before}{prefix}"), schema, suffix).map_err(|error| wrong("tools", &error))
 }
 
 fn named(param: &'static str, grammar: Result<Grammar, GrammarError>) -> Result<AskedGrammar, ApiError> {

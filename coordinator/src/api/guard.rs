@@ -7,7 +7,7 @@ use super::{
 };
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Authority},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -78,6 +78,12 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
             }
             Err(error) => error.into_response(),
         },
+        // Without a permission in it: the browser tells the page's author what lacks.
+        Err(ApiError::Forbidden { header: ref name, .. })
+            if *name == header::ORIGIN && cors::is_preflight(&request) =>
+        {
+            StatusCode::OK.into_response()
+        }
         Err(error) => error.into_response(),
     };
     response = Vendor::of(&path).worded(response);

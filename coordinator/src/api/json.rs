@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::error::Category;
+use serde_json::{Map, Value, error::Category};
 
 use super::error::ApiError;
 
@@ -15,18 +15,74 @@ const LIST_ENTRIES: usize = 1 << 20;
 /// Most characters of a message or a path; it may quote what a client sent.
 const QUOTED_CHARS: usize = 200;
 
-/// Parses a JSON object; fields that `T` does not name are left alone.
-///
-/// # Errors
-/// `Invalid` with the path of the value that is wrong.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let Object(parsed) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        wrong(&path, &error.into_inner())
-    })?;
-    json.end().map_err(|error| malformed(&error))?;
-    Ok(parsed)
+/// A body, parsed once: whoever wants something of it reads the fields that are theirs.
+#[derive(Debug)]
+pub(crate) struct Document(Value);
+
+impl Document {
+    /// Parses a JSON object.
+    ///
+    /// # Errors
+    /// `Invalid`: it is none, or has a field twice.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let Fields(fields) = Fields::deserialize(&mut json).map_err(|error| wrong("", &error))?;
+        json.end().map_err(|error| malformed(&error))?;
+        Ok(Self(fields.into()))
+    }
+
+    /// Reads the fields that `T` names; others are left alone.
+    ///
+    /// # Errors
+    /// `Invalid` with the path of the value that is wrong.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let Object(read) = serde_path_to_error::deserialize(&self.0).map_err(|error| {
+            let path = error.path().to_string();
+            wrong(&path, &error.into_inner())
+        })?;
+        Ok(read)
+    }
+
+    /// All fields.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+impl From<Map<String, Value>> for Document {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(fields.into())
+    }
+}
+
+/// The fields of an object, each of which comes once.
+struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Fields, A::Error> {
+        let mut read = Map::new();
+        while let Some((name, value)) = fields.next_entry::<String, Value>()? {
+            if read.contains_key(&name) {
+                return Err(serde::de::Error::custom(format!("duplicate field `{name}`")));
+            }
+            read.insert(name, value);
+        }
+        Ok(Fields(read))
+    }
 }
 
 /// What is no JSON at all.
@@ -179,7 +235,7 @@ mod tests {
         stream: Option<bool>,
         inner: Option<Object<Inner>>,
         bias: Option<HashMap<String, f64>>,
-        extra: Option<serde_json::Value>,
+        extra: Option<Value>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -189,7 +245,7 @@ mod tests {
     }
 
     fn refusal(json: &str) -> (Option<String>, String) {
-        match parse::<Sample>(json.as_bytes()) {
+        match Document::parse(json.as_bytes()).and_then(|document| document.read::<Sample>()) {
             Err(ApiError::Invalid { param, text }) => (param, text),
             other => panic!("{json}: {other:?}"),
         }

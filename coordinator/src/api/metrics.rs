@@ -1,5 +1,8 @@
-//! `GET /metrics`: what Prometheus reads, under names of our own and, where vLLM has the same thing, under vLLM's as well, so that
-//! its dashboards work.
+//! `GET /metrics`: what Prometheus reads, under names of our own and, where vLLM or llama-server have the same thing, under theirs as
+//! well, so that their dashboards work.
+
+mod format;
+mod llama;
 
 use std::{
     fmt,
@@ -9,7 +12,7 @@ use std::{
 
 use axum::{
     extract::State,
-    http::header,
+    http::{HeaderMap, HeaderName, header},
     response::{IntoResponse, Response},
 };
 use prometheus_client::{
@@ -19,16 +22,18 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Api, error::ApiError};
+use self::{format::TextFormat, llama::LlamaTotals};
+use super::{Api, error::ApiError, timings::Timings};
 use crate::{
     mesh::{
         MeshHandle,
         status::{MeshState, MeshStatus, StageStatus},
     },
-    text::TextEndReason,
+    text::{TextEnd, TextEndReason},
 };
 
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// When the server started, as llama-server says it: counters that are smaller than before began anew then.
+const STARTED: HeaderName = HeaderName::from_static("process-start-time-unix");
 /// Upper bounds in seconds, as vLLM has them.
 const FIRST_TOKEN_S: [f64; 20] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
@@ -45,6 +50,7 @@ pub(crate) struct Metrics {
     ended: Family<Outcome, Counter>,
     pooled: Counter,
     failed: Counter,
+    llama: LlamaTotals,
 }
 
 /// The times of one choice.
@@ -71,10 +77,11 @@ struct OfWorker {
 }
 
 /// Answers with everything.
-pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
-    let mut text = String::new();
+pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let (mut text, format) = (String::new(), TextFormat::wanted(&headers));
     encode(&mut text, &api.metrics.registry).map_err(|error| ApiError::Internal { text: error.to_string() })?;
-    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+    let head = [(header::CONTENT_TYPE, format.content_type().to_owned()), (STARTED, api.created_s.to_string())];
+    Ok((head, format.write(text)).into_response())
 }
 
 impl Metrics {
@@ -89,8 +96,9 @@ impl Metrics {
             ended: Family::default(),
             pooled: Counter::default(),
             failed: Counter::default(),
+            llama: LlamaTotals::default(),
         };
-        let Self { mut registry, first_token, per_token, request, ended, pooled, failed } = metrics;
+        let Self { mut registry, first_token, per_token, request, ended, pooled, failed, llama } = metrics;
         for (name, vllm, help, histogram) in [
             (
                 "qmesh_time_to_first_token_seconds",
@@ -117,12 +125,15 @@ impl Metrics {
             "Choices and vectors that failed after they had begun",
             failed.clone(),
         );
-        registry.register_collector(Box::new(OfMesh(mesh)));
-        Self { registry, first_token, per_token, request, ended, pooled, failed }
+        llama.register(&mut registry);
+        registry.register_collector(Box::new(OfMesh { mesh, llama: llama.clone() }));
+        Self { registry, first_token, per_token, request, ended, pooled, failed, llama }
     }
 
     /// A choice is over.
-    pub(crate) fn ended(&self, times: ChoiceTimes, tokens: usize, reason: TextEndReason) {
+    pub(crate) fn ended(&self, times: ChoiceTimes, end: &TextEnd) {
+        self.llama.add(Timings::of(end));
+        let tokens = end.generated_tokens;
         let seconds = |time: Duration| time.as_secs_f64();
         self.request.observe(seconds(times.started.elapsed()));
         if let Some(first) = times.first {
@@ -131,7 +142,7 @@ impl Metrics {
                 self.per_token.observe(seconds(first.elapsed()) / (tokens - 1) as f64);
             }
         }
-        let finished_reason = match reason {
+        let finished_reason = match end.reason {
             TextEndReason::EndToken | TextEndReason::StopString => "stop",
             TextEndReason::Length => "length",
             TextEndReason::Calls => "tool_calls",
@@ -139,9 +150,11 @@ impl Metrics {
         self.ended.get_or_create(&Outcome { finished_reason }).inc();
     }
 
-    /// A text has become a vector.
-    pub(crate) fn pooled(&self, times: ChoiceTimes) {
-        self.request.observe(times.started.elapsed().as_secs_f64());
+    /// A text of so many tokens has become a vector.
+    pub(crate) fn pooled(&self, times: ChoiceTimes, tokens: usize) {
+        let took = times.started.elapsed();
+        self.llama.add(Timings { computed: tokens, prefill: took, ..Timings::default() });
+        self.request.observe(took.as_secs_f64());
         self.pooled.inc();
     }
 
@@ -163,19 +176,23 @@ impl ChoiceTimes {
         Self { started: Instant::now(), first: None }
     }
 
-    /// Text has come.
-    pub(crate) fn text_came(&mut self) {
-        self.first.get_or_insert_with(Instant::now);
+    /// Text has come. When the first did.
+    pub(crate) fn text_came(&mut self) -> Instant {
+        *self.first.get_or_insert_with(Instant::now)
     }
 }
 
 /// What the mesh says of itself, when it is asked.
 #[derive(Debug)]
-struct OfMesh(MeshHandle);
+struct OfMesh {
+    mesh: MeshHandle,
+    llama: LlamaTotals,
+}
 
 impl Collector for OfMesh {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let status = self.0.status();
+        let status = self.mesh.status();
+        self.llama.encode(&status, &mut encoder)?;
         totals(&status, &mut encoder)?;
         gauges(&status, &mut encoder)?;
         stages(&status, &mut encoder)?;
@@ -234,18 +251,27 @@ fn gauges(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
 }
 
 fn stages(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    type Value = fn(&StageStatus) -> f64;
-    let values: [(&str, &str, Value); 6] = [
-        ("qmesh_stage_steps", "Steps that a stage has computed under this plan", |stage| stage.steps as f64),
-        ("qmesh_stage_compute_mean_seconds", "Mean time of a step in a stage's layers", |stage| stage.compute_ms / 1e3),
-        ("qmesh_stage_hop_mean_seconds", "Mean time to hand a step on", |stage| stage.hop_ms / 1e3),
-        ("qmesh_stage_weight_bytes", "Bytes of a stage's tensors", |stage| stage.weight_bytes as f64),
-        ("qmesh_stage_planned_bytes", "Memory that the plan gives a stage", |stage| stage.planned_bytes as f64),
-        ("qmesh_stage_peak_bytes", "Peak memory that the worker measured", |stage| stage.peak_bytes as f64),
+    type Value = fn(&StageStatus) -> Option<f64>;
+    let values: [(&str, &str, Value); 8] = [
+        ("qmesh_stage_steps", "Steps that a stage has computed under this plan", |stage| Some(stage.steps as f64)),
+        ("qmesh_stage_compute_mean_seconds", "Mean time of a step in a stage's layers", |stage| {
+            Some(stage.compute_ms / 1e3)
+        }),
+        ("qmesh_stage_compute_p50_seconds", "Half of a stage's last steps took at most so long", |stage| {
+            stage.recent.map(|recent| recent.p50_ms / 1e3)
+        }),
+        ("qmesh_stage_compute_p95_seconds", "95 of 100 of a stage's last steps took at most so long", |stage| {
+            stage.recent.map(|recent| recent.p95_ms / 1e3)
+        }),
+        ("qmesh_stage_hop_mean_seconds", "Mean time to hand a step on", |stage| Some(stage.hop_ms / 1e3)),
+        ("qmesh_stage_weight_bytes", "Bytes of a stage's tensors", |stage| Some(stage.weight_bytes as f64)),
+        ("qmesh_stage_planned_bytes", "Memory that the plan gives a stage", |stage| Some(stage.planned_bytes as f64)),
+        ("qmesh_stage_peak_bytes", "Peak memory that the worker measured", |stage| Some(stage.peak_bytes as f64)),
     ];
     for (name, help, value) in values {
-        let one = |stage: &StageStatus| (OfStage { stage: stage.stage, worker: stage.worker.clone() }, value(stage));
-        labelled(encoder, name, help, status.stages.iter().map(one))?;
+        let one =
+            |stage: &StageStatus| Some((OfStage { stage: stage.stage, worker: stage.worker.clone() }, value(stage)?));
+        labelled(encoder, name, help, status.stages.iter().filter_map(one))?;
     }
     Ok(())
 }

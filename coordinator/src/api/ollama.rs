@@ -28,7 +28,6 @@ use super::{
     chat::{Turn, told},
     error::ApiError,
     grammar::AskedGrammar,
-    json::parse,
     relay::relay,
     unsupported::{Kind, refuse_unsupported},
 };
@@ -81,9 +80,10 @@ pub(crate) async fn generate(State(api): State<Arc<Api>>, request: Request) -> R
 async fn read<T: Kind>(api: &Api, request: Request) -> Result<(Shared, T, Share), ApiError> {
     let (body, share) = api.body(request).await?;
     let parsing = move || {
-        let (mut shared, own): (Shared, T) = (parse(&body.bytes)?, parse(&body.bytes)?);
-        refuse_unsupported::<T>(&body.bytes)?;
-        shared.grammar = AskedGrammar::parse(&body.bytes)?;
+        let body = body.parsed()?;
+        let (mut shared, own): (Shared, T) = (body.read()?, body.read()?);
+        refuse_unsupported::<T>(&body)?;
+        shared.grammar = AskedGrammar::read(&body)?;
         Ok::<_, ApiError>((shared, own))
     };
     let (shared, own) = blocking(parsing).await??;

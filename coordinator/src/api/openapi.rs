@@ -102,7 +102,7 @@ pub(crate) static OPERATIONS: [Operation; 38] = [
     post("/detokenize", "the text of token ids", "DetokenizeRequest", AsJson("Text")),
     get("/props", "the model's context and special tokens, as llama-server says them", AsJson("Props")),
     get("/slots", "what runs, as llama-server lists it", AsJson("Slots")),
-    get("/metrics", "for Prometheus, under names of our own and vLLM's", Text),
+    get("/metrics", "for Prometheus, under names of our own, vLLM's and llama-server's", Text),
     get("/openapi.json", "this list as an OpenAPI document", AsJson("OpenApi")),
 ];
 
@@ -195,7 +195,7 @@ impl Answer {
             Self::JsonOrEvents(name) => json!({"application/json": schema(name), "text/event-stream": text()}),
             Self::JsonOrLines(name) => json!({"application/json": schema(name), "application/x-ndjson": text()}),
             Self::Events => json!({"text/event-stream": text()}),
-            Self::Text => json!({"application/openmetrics-text": text()}),
+            Self::Text => json!({"application/openmetrics-text": text(), "text/plain": text()}),
             Self::Page => json!({"text/html": text(), "text/plain": text()}),
         }
     }

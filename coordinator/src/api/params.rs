@@ -9,10 +9,11 @@ use serde::Deserialize;
 
 use super::{
     bias::{AskedBiases, NEVER},
+    choices::ShownProgress,
     dry::DryParams,
     error::ApiError,
     grammar::AskedGrammar,
-    json::{Object, OneOrMany, parse},
+    json::{Document, Object, OneOrMany},
     ranges::{integer, real},
 };
 use crate::text::TextModel;
@@ -56,6 +57,10 @@ pub(crate) struct Params {
     /// Whether the text goes on where it would end.
     ignore_eos: Option<bool>,
     n: Option<i64>,
+    /// Whether every part of a stream says how fast it goes, as llama-server has it.
+    timings_per_token: Option<bool>,
+    /// Whether a stream says how far its prompt is, as llama-server has it.
+    return_progress: Option<bool>,
     /// What is added to logits, which follows from `logit_bias` and `ignore_eos`.
     #[serde(skip)]
     biases: Vec<(u32, f32)>,
@@ -86,15 +91,24 @@ pub(crate) enum Delivery {
     StreamWithUsage,
 }
 
+/// Which parts of a stream say what it took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ShownTimings {
+    /// The last one.
+    Last,
+    /// Each, with what it took so far.
+    Each,
+}
+
 impl Params {
     /// Reads of a body what is read by itself. Blocks, as parsing grammars and looking at all of a vocabulary does.
     ///
     /// # Errors
     /// `Invalid` with the path of the value that is wrong.
-    pub(crate) fn read_rest(&mut self, body: &[u8], text: &TextModel) -> Result<(), ApiError> {
+    pub(crate) fn read_rest(&mut self, body: &Document, text: &TextModel) -> Result<(), ApiError> {
         self.biases = self.read_biases(text)?;
-        self.dry = parse::<DryParams>(body)?.read(text)?;
-        self.grammar = AskedGrammar::parse(body)?;
+        self.dry = body.read::<DryParams>()?.read(text)?;
+        self.grammar = AskedGrammar::read(body)?;
         Ok(())
     }
 
@@ -111,6 +125,16 @@ impl Params {
             (true, Some(StreamOptions { include_usage: Some(true), .. })) => Ok(Delivery::StreamWithUsage),
             (true, _) => Ok(Delivery::Stream),
         }
+    }
+
+    /// Which parts of a stream say what it took.
+    pub(crate) fn timings(&self) -> ShownTimings {
+        if self.timings_per_token == Some(true) { ShownTimings::Each } else { ShownTimings::Last }
+    }
+
+    /// Whether a stream says how far its prompt is.
+    pub(crate) fn progress(&self) -> ShownProgress {
+        if self.return_progress == Some(true) { ShownProgress::Yes } else { ShownProgress::No }
     }
 
     /// Choices per prompt.

@@ -185,7 +185,7 @@ fn part(event: ChoiceEvent) -> Option<Part> {
         ChoiceEvent::Delta(delta) if !delta.text.is_empty() => Some(Part::Content(delta.text)),
         ChoiceEvent::Thought(thought) => Some(Part::Thought(thought)),
         ChoiceEvent::Call(call) => Some(Part::Call(call)),
-        ChoiceEvent::Delta(_) | ChoiceEvent::Prompt(_) | ChoiceEvent::End(_) => None,
+        ChoiceEvent::Delta(_) | ChoiceEvent::Prompt(_) | ChoiceEvent::Progress(_) | ChoiceEvent::End(_) => None,
     }
 }
 

@@ -5,6 +5,7 @@ mod anthropic;
 mod calls;
 mod continuations;
 mod embeddings;
+mod endings;
 mod endpoints;
 mod grammars;
 mod guards;

@@ -4,16 +4,11 @@
 //! text-generation-webui. What only says how another server shall work, and not what the answer shall be, is left alone
 //! as every unknown field is.
 
-use std::fmt;
-
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
-};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use self::table::KNOWN;
-use super::{error::ApiError, json::parse};
+use super::{error::ApiError, json::Document};
 
 mod table;
 
@@ -51,54 +46,18 @@ const VOID: [(&str, &str); 2] = [("tools", "tool_choice"), ("functions", "functi
 /// Refuses a body that asks for something we would have to ignore.
 ///
 /// # Errors
-/// `Unsupported` with the parameter's name, `Invalid` when the body is not a JSON object.
-pub(crate) fn refuse_unsupported<T: Kind>(body: &[u8]) -> Result<(), ApiError> {
-    let Asked { refused, declined } = parse(body)?;
-    let void = |name: &str| VOID.iter().any(|(what, choice)| *what == name && declined.contains(choice));
-    let ignored = |known: &&Known| !T::HONOURED.contains(&known.name) && !void(known.name);
-    match refused.into_iter().find(ignored) {
-        Some(Known { name, hint, .. }) => Err(ApiError::Unsupported { param: name, hint }),
+/// `Unsupported` with the parameter's name.
+pub(crate) fn refuse_unsupported<T: Kind>(body: &Document) -> Result<(), ApiError> {
+    let known = |name: &str| KNOWN.binary_search_by(|known| known.name.cmp(name)).ok().map(|place| &KNOWN[place]);
+    let asked = || body.fields().filter_map(|(name, value)| Some((known(name)?, value)));
+    let declined = |choice: &str| asked().any(|(known, value)| known.name == choice && value == "none");
+    let void = |name: &str| VOID.iter().any(|(what, choice)| *what == name && declined(choice));
+    let ignored = |(known, value): &(&Known, &Value)| {
+        !known.neutral.covers(value) && !T::HONOURED.contains(&known.name) && !void(known.name)
+    };
+    match asked().find(ignored) {
+        Some((Known { name, hint, .. }, _)) => Err(ApiError::Unsupported { param: name, hint }),
         None => Ok(()),
-    }
-}
-
-/// The parameters in a body that would be ignored, and those with the word "none".
-struct Asked {
-    refused: Vec<&'static Known>,
-    declined: Vec<&'static str>,
-}
-
-impl<'de> Deserialize<'de> for Asked {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(AskedVisitor)
-    }
-}
-
-struct AskedVisitor;
-
-impl<'de> Visitor<'de> for AskedVisitor {
-    type Value = Asked;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Asked, A::Error> {
-        let mut asked = Asked { refused: Vec::new(), declined: Vec::new() };
-        while let Some(name) = fields.next_key::<String>()? {
-            let Ok(place) = KNOWN.binary_search_by(|known| known.name.cmp(&name)) else {
-                fields.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            let (known, value) = (&KNOWN[place], fields.next_value::<Value>()?);
-            if value == "none" {
-                asked.declined.push(known.name);
-            }
-            if !known.neutral.covers(&value) {
-                asked.refused.push(known);
-            }
-        }
-        Ok(asked)
     }
 }
 
@@ -128,6 +87,8 @@ fn is_empty(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
     #[derive(Deserialize)]
@@ -138,7 +99,7 @@ mod tests {
     }
 
     fn refused(json: &str) -> Option<&'static str> {
-        match refuse_unsupported::<Anything>(json.as_bytes()) {
+        match refuse_unsupported::<Anything>(&Document::parse(json.as_bytes()).expect("an object")) {
             Err(ApiError::Unsupported { param, .. }) => Some(param),
             Err(error) => panic!("{error}"),
             Ok(()) => None,

@@ -70,7 +70,7 @@ impl VectorJob {
 
 /// One text's vector; whoever goes away cancels it.
 async fn vector(api: &Api, ids: Vec<u32>, client: &Client) -> Result<Vec<f32>, ApiError> {
-    let (times, mut phase) = (ChoiceTimes::start(), api.phase.clone());
+    let (times, tokens, mut phase) = (ChoiceTimes::start(), ids.len(), api.phase.clone());
     let mut generation = api.state.mesh.submit(GenerateRequest {
         ids,
         max_tokens: 0,
@@ -89,7 +89,12 @@ async fn vector(api: &Api, ids: Vec<u32>, client: &Client) -> Result<Vec<f32>, A
         };
         match event {
             Some(GenerateEvent::Pooled(pooled)) => vector = Some(pooled),
-            Some(GenerateEvent::Prompt(_) | GenerateEvent::Prefilled { .. } | GenerateEvent::Token(_)) => {}
+            Some(
+                GenerateEvent::Prompt(_)
+                | GenerateEvent::Progress { .. }
+                | GenerateEvent::Prefilled { .. }
+                | GenerateEvent::Token(_),
+            ) => {}
             Some(GenerateEvent::Finished(_)) => break,
             Some(GenerateEvent::Failed(error)) => {
                 api.metrics.failed();
@@ -100,7 +105,7 @@ async fn vector(api: &Api, ids: Vec<u32>, client: &Client) -> Result<Vec<f32>, A
     }
     let cut_off = || GenerateError::Fault { text: "the text did not become a vector: the mesh went down".to_owned() };
     let vector = vector.ok_or_else(cut_off)?;
-    api.metrics.pooled(times);
+    api.metrics.pooled(times, tokens);
     Ok(vector)
 }
 

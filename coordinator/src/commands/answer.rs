@@ -40,7 +40,7 @@ impl Answer {
 
 /// The ids of a conversation up to where the model speaks.
 pub(super) fn chat_prompt(text: &TextModel, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-    let options = RenderOptions::new(SystemTime::now());
+    let options = RenderOptions::dated(SystemTime::now());
     text.chat_prompt(messages, &options).map_err(|e| Failure::failed(e.to_string()))
 }
 
@@ -66,7 +66,13 @@ pub(super) async fn stream(
     let (mut answer, mut first_token) = (String::new(), None);
     let ended = loop {
         match stream.next().await {
-            Some(TextEvent::Prompt(_) | TextEvent::Thought(_) | TextEvent::Call(_)) => {}
+            Some(
+                TextEvent::Prompt(_)
+                | TextEvent::Progress { .. }
+                | TextEvent::Prefilled { .. }
+                | TextEvent::Thought(_)
+                | TextEvent::Call(_),
+            ) => {}
             Some(TextEvent::Delta(delta)) => {
                 first_token.get_or_insert_with(|| started.elapsed());
                 output::raw(delta.text.as_bytes())?;

@@ -30,7 +30,7 @@ pub(super) async fn rows(handle: &MeshHandle, request: &GenerateRequest, id: &st
     loop {
         match generation.next().await {
             Some(GenerateEvent::Prompt(prompt)) => rows.prompt = prompt,
-            Some(GenerateEvent::Prefilled { .. } | GenerateEvent::Pooled(_)) => {}
+            Some(GenerateEvent::Progress { .. } | GenerateEvent::Prefilled { .. } | GenerateEvent::Pooled(_)) => {}
             Some(GenerateEvent::Token(row)) => rows.generated.push(row),
             Some(GenerateEvent::Finished(finish)) => {
                 rows.ended = finish.reason == FinishReason::End;

@@ -382,6 +382,7 @@ fn ended(session: SessionId, event: &GenerateEvent) -> Option<MeshEvent> {
         GenerateEvent::Failed(error) => RequestEnd::Failed { text: error.to_string() },
         GenerateEvent::Prompt(_)
         | GenerateEvent::Pooled(_)
+        | GenerateEvent::Progress { .. }
         | GenerateEvent::Prefilled { .. }
         | GenerateEvent::Token(_) => return None,
     };

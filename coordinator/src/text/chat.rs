@@ -6,14 +6,14 @@ mod tests;
 use std::sync::Arc;
 
 use qmesh_models::{
-    chat::{ChatTemplate, Message, RenderOptions, TemplateError},
-    tokenizer::Specials,
+    chat::{ChatTemplate, GenerationPrompt, Message, RenderOptions, TemplateError},
+    tokenizer::{LeadingSpace, Specials},
 };
 use serde_json::Value;
 
 use super::{
     TextError, TextModel,
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
     history,
     outside::Outside,
     reading::{CallsWanted, Manner, Opening, Reading, ThoughtsWanted},
@@ -41,8 +41,12 @@ pub struct ChatPrompt {
     pub tools: ToolsShown,
     /// What the answer must be, where a call is demanded.
     pub forced: Option<ForcedCall>,
+    /// What calls the answer may be, where it need not be one.
+    pub possible: Vec<ForcedCall>,
     /// Where the prompt has begun thoughts: what ends them. A demanded call comes behind it.
     pub thoughts_end: Option<&'static str>,
+    /// Whether the space that some tokenizers put before a text is text of the answer, as it is where a text goes on.
+    pub leading_space: LeadingSpace,
 }
 
 /// How a model was told of its tools.
@@ -104,6 +108,10 @@ impl TextModel {
         if let Some(forced) = &forced {
             manner.format = forced.format;
         }
+        let possible = match manner.calls {
+            CallsWanted::All | CallsWanted::One if forced.is_none() => possible_calls(&manner.tools, manner.format),
+            CallsWanted::All | CallsWanted::One | CallsWanted::None => Vec::new(),
+        };
         let begun = manner.tags.filter(|tags| rendered.text.trim_end().ends_with(tags.open));
         if begun.is_some() {
             manner.opening = Opening::Thoughts;
@@ -111,7 +119,12 @@ impl TextModel {
         let control = |text: &str| self.tokenizer.find(text).filter(|&id| self.tokenizer.is_control(id));
         let reading = Reading::new(&manner, control);
         let ids = self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))?;
-        Ok(ChatPrompt { ids, reading, tools, forced, thoughts_end: begun.map(|tags| tags.close) })
+        let leading_space = match options.generation_prompt {
+            GenerationPrompt::Continue => LeadingSpace::Keep,
+            GenerationPrompt::Add | GenerationPrompt::Omit => LeadingSpace::Strip,
+        };
+        let thoughts_end = begun.map(|tags| tags.close);
+        Ok(ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space })
     }
 
     /// The text of a conversation as `chat` makes ids of it.

@@ -45,6 +45,22 @@ pub enum TokenDetail {
 pub enum TextEvent {
     /// The prompt's rows, with `PromptRows::All` only.
     Prompt(Vec<Sampled>),
+    /// More of the prompt is computed, but not all of it.
+    Progress {
+        /// Its tokens that an earlier request had left behind.
+        cached_tokens: usize,
+        /// Its tokens so far, with those.
+        computed_tokens: usize,
+        /// How long that took, from handing it in.
+        took: Duration,
+    },
+    /// The prompt is computed.
+    Prefilled {
+        /// Its tokens that an earlier request had left behind.
+        cached_tokens: usize,
+        /// How long that took, from handing it in.
+        took: Duration,
+    },
     /// More text.
     Delta(TextDelta),
     /// More of what the model thinks, with a `reading` only.
@@ -181,7 +197,15 @@ impl TextStream {
                 // Of texts nobody wants a vector.
                 Some(GenerateEvent::Pooled(_)) => {}
                 Some(GenerateEvent::Prompt(rows)) => self.ready.push_back(TextEvent::Prompt(rows)),
-                Some(GenerateEvent::Prefilled { cached_tokens }) => self.cached_tokens = cached_tokens,
+                Some(GenerateEvent::Progress { cached_tokens, computed_tokens }) => {
+                    let took = self.submitted.elapsed();
+                    self.ready.push_back(TextEvent::Progress { cached_tokens, computed_tokens, took });
+                }
+                Some(GenerateEvent::Prefilled { cached_tokens }) => {
+                    self.cached_tokens = cached_tokens;
+                    let took = self.submitted.elapsed();
+                    self.ready.push_back(TextEvent::Prefilled { cached_tokens, took });
+                }
                 Some(GenerateEvent::Token(row)) => self.take_token(&row),
                 Some(GenerateEvent::Finished(finish)) => self.take_finish(&finish),
                 Some(GenerateEvent::Failed(error)) => self.end(TextEvent::Failed(error)),

@@ -30,7 +30,12 @@ async fn read(tokens: &[u32], stops: &[&str]) -> (Vec<(String, Vec<String>)>, Te
                 assert!(stream.next().await.is_none());
                 return (deltas, end.reason, end.generated_tokens);
             }
-            event @ (TextEvent::Prompt(_) | TextEvent::Thought(_) | TextEvent::Call(_) | TextEvent::Failed(_)) => {
+            event @ (TextEvent::Prompt(_)
+            | TextEvent::Progress { .. }
+            | TextEvent::Prefilled { .. }
+            | TextEvent::Thought(_)
+            | TextEvent::Call(_)
+            | TextEvent::Failed(_)) => {
                 panic!("{event:?}")
             }
         }

@@ -121,7 +121,7 @@ impl World {
         let wrong = match &event {
             GenerateEvent::Prompt(rows) => asked.prompt(rows),
             GenerateEvent::Pooled(vector) => asked.vector(vector),
-            GenerateEvent::Prefilled { .. } => None,
+            GenerateEvent::Progress { .. } | GenerateEvent::Prefilled { .. } => None,
             GenerateEvent::Token(row) => {
                 self.story.totals.tokens += 1;
                 asked.token(row)

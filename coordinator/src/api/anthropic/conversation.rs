@@ -55,10 +55,6 @@ pub(super) fn transcript(
     for (index, Object(message)) in messages.into_iter().enumerate() {
         message.tell(&mut transcript, &format!("messages[{index}]"))?;
     }
-    if transcript.last_role() == Some("assistant") {
-        let text = "the last message must be the user's: an answer that you begin cannot be continued";
-        return Err(ApiError::invalid("messages", text));
-    }
     Ok(transcript.into_messages())
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::conversation::{SentMessage, Texts, transcript};
 use crate::{
     api::{
-        chat::{Said, Turn},
+        chat::{Said, Turn, begun_or_asked},
         error::ApiError,
         grammar::Form,
         json::Object,
@@ -144,9 +144,11 @@ impl MessagesRequest {
         let tools = tools.map(|(place, Object(tool))| tool.described(place)).collect::<Result<_, _>>()?;
         let choice = self.tool_choice.map(|Object(choice)| choice);
         let single = choice.as_ref().is_some_and(|choice| choice.disable_parallel_tool_use == Some(true));
+        let messages = transcript(self.system, self.messages)?;
         let said = Said {
             param: "messages",
-            messages: transcript(self.system, self.messages)?,
+            ending: begun_or_asked(&messages)?,
+            messages,
             tools,
             tool_choice: choice.map(Choice::named).transpose()?,
             parallel_calls: Some(!single),

@@ -52,12 +52,20 @@ impl ChatShape {
 impl Shape for ChatShape {
     const OBJECTS: (&'static str, &'static str) = ("chat.completion", "chat.completion.chunk");
 
+    fn detail(&self) -> TokenDetail {
+        self.detail
+    }
+
     fn opening(&self, index: usize) -> Option<Value> {
         // No text has come yet, and an empty one would look like one that has.
         Some(Self::chunk(index, json!({"role": "assistant", "content": null}), Value::Null, None))
     }
 
     fn prompt(&self, index: usize, _: &[Sampled]) -> Value {
+        self.silence(index)
+    }
+
+    fn silence(&self, index: usize) -> Value {
         Self::chunk(index, json!({}), Value::Null, None)
     }
 

@@ -7,7 +7,7 @@ use axum::{
     response::Response,
 };
 use qmesh_models::{
-    chat::{Message, RenderOptions},
+    chat::{GenerationPrompt, Message, RenderOptions},
     tokenizer::LeadingSpace,
 };
 use qmesh_net::Sampling;
@@ -22,7 +22,7 @@ use crate::{
         Api, blocking,
         body::Share,
         caller::{Caller, Client},
-        choices::{Choices, Job},
+        choices::{Choices, Job, ShownProgress},
         error::ApiError,
         grammar::{AskedGrammar, Form},
         params::Params,
@@ -46,6 +46,8 @@ pub(crate) struct Turn {
     pub(super) wanted: ChatWanted,
     /// Further variables of the template.
     pub(super) variables: Map<String, Value>,
+    /// Whether the last message is one to be answered, or the beginning of the answer.
+    pub(super) ending: GenerationPrompt,
 }
 
 /// A conversation as another dialect than OpenAI's says it.
@@ -65,6 +67,8 @@ pub(crate) struct Said {
     pub(crate) effort: Option<String>,
     /// Where thoughts go.
     pub(crate) thoughts: ThoughtsWanted,
+    /// As in [`Turn`].
+    pub(crate) ending: GenerationPrompt,
 }
 
 /// How answers are drawn, and where they end.
@@ -76,6 +80,8 @@ pub(crate) struct Drawing {
     pub(crate) stops: Vec<String>,
     pub(crate) detail: TokenDetail,
     pub(crate) client: Client,
+    /// Whether the client hears how far the prompt is.
+    pub(crate) progress: ShownProgress,
     /// What the text must look like.
     pub(crate) grammar: Option<AskedGrammar>,
 }
@@ -93,13 +99,13 @@ impl Turn {
     /// # Errors
     /// `Invalid` and `Unsupported` with the place of what is wrong, as OpenAI's chats name it.
     pub(crate) fn read(said: Said) -> Result<Self, ApiError> {
-        let Said { param, messages, tools, tool_choice, parallel_calls, thinks, effort, thoughts } = said;
+        let Said { param, messages, tools, tool_choice, parallel_calls, thinks, effort, thoughts, ending } = said;
         let mut variables = Map::new();
         Thinking { effort, enable: thinks, ..Thinking::default() }.set(&mut variables)?;
         let tools = Some(tools);
         let params = ToolParams { tools, tool_choice, parallel_tool_calls: parallel_calls, ..ToolParams::default() };
         let Toolbox { tools, choice, calls, .. } = params.read()?;
-        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, thoughts }, variables })
+        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, thoughts }, variables, ending })
     }
 
     /// Hands it to the mesh.
@@ -109,13 +115,16 @@ impl Turn {
     pub(crate) async fn begin(self, api: &Api, mut drawing: Drawing, share: Share) -> Result<Begun, ApiError> {
         api.check_ready()?;
         let param = self.param;
-        let mut grammar = api.compile(drawing.grammar.take()).await?;
-        let ChatPrompt { ids, reading, tools, forced, thoughts_end } = self.prompt(api, share).await?;
-        if let Some(forced) = &forced {
-            let call = AskedGrammar::call(forced, thoughts_end, grammar.is_some())?;
-            grammar = api.compile(Some(call)).await?;
-        }
-        Ok(Begun { choices: Choices::start(api, drawing.job(param, ids, Some(reading), grammar))?, tools })
+        let asked = drawing.grammar.take();
+        let prompt = self.prompt(api, share).await?;
+        let ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space } = prompt;
+        let asked = match (&forced, asked) {
+            (Some(forced), asked) => Some(AskedGrammar::call(forced, thoughts_end, asked.is_some())?),
+            (None, asked) => asked.map(|asked| asked.or_calls(&possible)).transpose()?,
+        };
+        let grammar = api.compile(asked).await?;
+        let job = Job { leading_space, ..drawing.job(param, ids, Some(reading), grammar) };
+        Ok(Begun { choices: Choices::start(api, job)?, tools })
     }
 
     /// Its prompt, and how the answer is to be read.
@@ -124,10 +133,10 @@ impl Turn {
     /// Whatever keeps it from being one.
     pub(crate) async fn prompt(self, api: &Api, share: Share) -> Result<ChatPrompt, ApiError> {
         let text = Arc::clone(&api.state.text);
-        let Self { param, messages, tools, wanted, variables } = self;
+        let Self { param, messages, tools, wanted, variables, ending } = self;
         let encode = move || {
             let _held = share;
-            text.chat(&messages, &options(variables, &tools), &wanted)
+            text.chat(&messages, &options(variables, &tools, ending), &wanted)
         };
         blocking(encode).await?.map_err(|error| ApiError::text(param, &error))
     }
@@ -138,10 +147,10 @@ impl Turn {
     /// Whatever keeps it from being one.
     pub(crate) async fn text(self, api: &Api, share: Share) -> Result<String, ApiError> {
         let text = Arc::clone(&api.state.text);
-        let Self { param, messages, tools, variables, .. } = self;
+        let Self { param, messages, tools, variables, ending, .. } = self;
         let render = move || {
             let _held = share;
-            text.chat_text(&messages, &options(variables, &tools))
+            text.chat_text(&messages, &options(variables, &tools, ending))
         };
         blocking(render).await?.map_err(|error| ApiError::text(param, &error))
     }
@@ -167,6 +176,7 @@ impl Drawing {
             sampling: params.sampling(&api.state.text, 0)?,
             stops: params.stops()?,
             detail: TokenDetail::Off,
+            progress: ShownProgress::No,
             client: caller.client(params.user.as_deref()),
             grammar: params.grammar,
         })
@@ -215,7 +225,7 @@ impl Drawing {
         reading: Option<Reading>,
         grammar: Option<Arc<CompiledGrammar>>,
     ) -> Job {
-        let Self { choices, max_tokens, sampling, stops, detail, client, .. } = self;
+        let Self { choices, max_tokens, sampling, stops, detail, client, progress, .. } = self;
         Job {
             prompts: vec![ids],
             param,
@@ -224,10 +234,11 @@ impl Drawing {
             sampling,
             stops,
             detail,
-            leading_space: if reading.is_some() { LeadingSpace::Strip } else { LeadingSpace::Keep },
+            leading_space: LeadingSpace::Keep,
             reading,
             grammar,
             prompt_rows: PromptRows::Last,
+            progress,
             client,
         }
     }
@@ -248,6 +259,8 @@ pub(crate) fn told(mut response: Response, tools: ToolsShown) -> Response {
     response
 }
 
-fn options(extra: Map<String, Value>, tools: &[Value]) -> RenderOptions<'_> {
-    RenderOptions { extra, tools, ..RenderOptions::new(SystemTime::now()) }
+fn options(variables: Map<String, Value>, tools: &[Value], ending: GenerationPrompt) -> RenderOptions<'_> {
+    let mut options = RenderOptions { tools, generation_prompt: ending, ..RenderOptions::dated(SystemTime::now()) };
+    options.extra.extend(variables);
+    options
 }

@@ -14,7 +14,8 @@ use crate::{
         answer::events,
         choices::{ChoiceEvent, Choices},
         error::ApiError,
-        params::Delivery,
+        params::{Delivery, ShownTimings},
+        timings::{Progress, Timings},
     },
     text::{Spelled, TextDelta, TextEnd, TextEndReason, TokenText, Visibility},
 };
@@ -29,6 +30,7 @@ pub(super) struct Asked {
     /// What the client wants of the last object; all of it where it does not say.
     pub(super) fields: Vec<String>,
     pub(super) tokens: ShownTokens,
+    pub(super) timings: ShownTimings,
     /// Whether each token comes with the likeliest in its place.
     pub(super) probabilities: ShownProbabilities,
 }
@@ -77,7 +79,7 @@ pub(super) async fn answer(
             match event {
                 ChoiceEvent::Delta(delta) => continuations[index].add(&delta),
                 ChoiceEvent::End(end) => objects[index] = continuations[index].whole(&end),
-                ChoiceEvent::Prompt(_) | ChoiceEvent::Thought(_) | ChoiceEvent::Call(_) => {}
+                ChoiceEvent::Prompt(_) | ChoiceEvent::Progress(_) | ChoiceEvent::Thought(_) | ChoiceEvent::Call(_) => {}
             }
         }
         let object = if objects.len() == 1 { objects.remove(0) } else { objects.into() };
@@ -112,16 +114,31 @@ impl Continuation {
     }
 
     /// What has come since the last part; none where it has no text yet.
-    fn part(&mut self) -> Option<Value> {
+    fn part(&mut self, timings: Timings) -> Option<Value> {
         if self.text.is_empty() {
             return None;
         }
         let (text, tokens) = (std::mem::take(&mut self.text), std::mem::take(&mut self.tokens));
         let mut part = json!({"index": self.index, "content": text, "tokens": tokens, "stop": false});
+        if self.asked.timings == ShownTimings::Each {
+            part["timings"] = timings.json();
+        }
         if self.asked.probabilities == ShownProbabilities::Yes {
             part["completion_probabilities"] = std::mem::take(&mut self.probabilities).into();
         }
         Some(part)
+    }
+
+    /// A part that says how far the prompt is.
+    fn progress(&self, progress: Progress) -> Value {
+        let progress_json = progress.json();
+        let mut part = json!({
+            "index": self.index, "content": "", "tokens": [], "stop": false, "prompt_progress": progress_json,
+        });
+        if self.asked.timings == ShownTimings::Each {
+            part["timings"] = progress.timings().json();
+        }
+        part
     }
 
     /// The last event of a stream.
@@ -164,7 +181,7 @@ impl Continuation {
             "tokens_predicted": end.generated_tokens,
             "tokens_evaluated": end.prompt_tokens,
             "tokens_cached": end.cached_tokens,
-            "timings": timings(end),
+            "timings": Timings::of(end).json(),
         })
     }
 
@@ -176,31 +193,6 @@ impl Continuation {
         let wanted = |field: &String| Some((field.clone(), object.pointer(&format!("/{field}"))?.clone()));
         self.asked.fields.iter().filter_map(wanted).collect::<Map<_, _>>().into()
     }
-}
-
-/// What the prompt took, but for what was there already, and what the text took.
-fn timings(end: &TextEnd) -> Value {
-    let (prompt_ms, predicted_ms) = (end.prefill.as_secs_f64() * 1e3, end.decode.as_secs_f64() * 1e3);
-    let computed = end.prompt_tokens.saturating_sub(end.cached_tokens);
-    json!({
-        "cache_n": end.cached_tokens,
-        "prompt_n": computed,
-        "prompt_ms": prompt_ms,
-        "prompt_per_token_ms": per_token(computed, prompt_ms),
-        "prompt_per_second": per_second(computed, prompt_ms),
-        "predicted_n": end.generated_tokens,
-        "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": per_token(end.generated_tokens, predicted_ms),
-        "predicted_per_second": per_second(end.generated_tokens, predicted_ms),
-    })
-}
-
-fn per_token(tokens: usize, ms: f64) -> f64 {
-    if tokens > 0 { ms / tokens as f64 } else { 0.0 }
-}
-
-fn per_second(tokens: usize, ms: f64) -> f64 {
-    if ms > 0.0 { tokens as f64 * 1e3 / ms } else { 0.0 }
 }
 
 fn probability(token: &TokenText) -> Value {
@@ -225,7 +217,11 @@ impl Outgoing {
                 Ok(Some((index, ChoiceEvent::Delta(delta)))) => {
                     let continuation = &mut self.continuations[index];
                     continuation.add(&delta);
-                    self.ready.extend(continuation.part());
+                    let timings = self.choices.as_ref().map(|choices| choices.timings_of(index)).unwrap_or_default();
+                    self.ready.extend(continuation.part(timings));
+                }
+                Ok(Some((index, ChoiceEvent::Progress(progress)))) => {
+                    self.ready.push_back(self.continuations[index].progress(progress));
                 }
                 Ok(Some((index, ChoiceEvent::End(end)))) => {
                     self.ready.push_back(self.continuations[index].last(&end));

@@ -48,9 +48,11 @@ impl Kind for InfillRequest {
         "n_keep",
         "n_probs",
         "response_fields",
+        "return_progress",
         "return_tokens",
         "samplers",
         "t_max_predict_ms",
+        "timings_per_token",
     ];
 }
 

@@ -53,6 +53,7 @@ impl Wishes {
             Delivery::Stream | Delivery::StreamWithUsage => Delivery::Stream,
         };
         let top = integer("n_probs", self.n_probs, 0..=TOP_LOGPROBS)?.and_then(|top| u16::try_from(top).ok());
+        let timings = params.timings();
         let job = Job {
             prompts: Vec::new(),
             param,
@@ -65,6 +66,7 @@ impl Wishes {
             reading: None,
             grammar: None,
             prompt_rows: PromptRows::Last,
+            progress: params.progress(),
             client: caller.client(params.user.as_deref()),
         };
         api.check_ready()?;
@@ -88,6 +90,7 @@ impl Wishes {
             settings: settings(&job, self.n_probs, delivery),
             fields: self.response_fields.unwrap_or_default(),
             tokens: if self.return_tokens == Some(true) { ShownTokens::Yes } else { ShownTokens::No },
+            timings,
             probabilities: if top.unwrap_or(0) > 0 { ShownProbabilities::Yes } else { ShownProbabilities::No },
         };
         let each = usize::try_from(job.choices).unwrap_or(1);

@@ -79,7 +79,7 @@ pub(crate) async fn embed(State(api): State<Arc<Api>>, request: Request) -> Resu
     if texts.len() > TEXTS {
         return Err(ApiError::invalid("input", format!("{} texts in one request, want at most {TEXTS}", texts.len())));
     }
-    let (prompts, client) = (texts.into_iter().map(Prompt::Text).collect(), caller.client(None));
+    let (prompts, client) = (texts.into_iter().map(Prompt::from).collect(), caller.client(None));
     let job = VectorJob { param: "input", prompts, dimensions: asked.dimensions, client };
     let Vectors { vectors, prompt_tokens, started } = job.run(&api, share).await?;
     Ok(Json(Embedded {
@@ -96,7 +96,7 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
     let caller = Caller::of(&request);
     let (asked, share): (EmbeddingsRequest, Share) = api.read_own(request).await?;
     api.check_model(asked.model.as_deref())?;
-    let prompts = asked.prompt.filter(|prompt| !prompt.is_empty()).map(Prompt::Text).into_iter().collect();
+    let prompts = asked.prompt.filter(|prompt| !prompt.is_empty()).map(Prompt::from).into_iter().collect();
     let job = VectorJob { param: "prompt", prompts, dimensions: None, client: caller.client(None) };
     let vectors = job.run(&api, share).await?.vectors;
     Ok(Json(EmbeddedOne { embedding: vectors.into_iter().next().unwrap_or_default() }))

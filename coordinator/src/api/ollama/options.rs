@@ -11,7 +11,7 @@ use crate::api::{
     chat::Drawing,
     error::ApiError,
     grammar::AskedGrammar,
-    json::parse,
+    json::Document,
     params::Params,
     ranges::integer,
     unsupported::{Kind, refuse_unsupported},
@@ -46,12 +46,12 @@ pub(super) async fn drawing(
     for (name, default) in DEFAULTS {
         options.entry(name).or_insert_with(|| if name == "top_k" { json!(40) } else { json!(default) });
     }
-    let bytes = Value::from(options).to_string().into_bytes();
+    let options = Document::from(options);
     let text = Arc::clone(&api.state.text);
     let parsing = move || {
-        let (mut params, own): (Params, Options) = (parse(&bytes)?, parse(&bytes)?);
-        refuse_unsupported::<Options>(&bytes)?;
-        params.read_rest(&bytes, &text)?;
+        let (mut params, own): (Params, Options) = (options.read()?, options.read()?);
+        refuse_unsupported::<Options>(&options)?;
+        params.read_rest(&options, &text)?;
         Ok::<_, ApiError>((params, own))
     };
     let (mut params, own) = blocking(parsing).await??;

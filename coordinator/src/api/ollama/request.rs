@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use qmesh_models::chat::Message;
+use qmesh_models::chat::{GenerationPrompt, Message};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
     api::{
         Api,
-        chat::{Said, Transcript},
+        chat::{Said, Transcript, begun_or_asked},
         error::ApiError,
         grammar::{AskedGrammar, Form},
         json::Object,
@@ -205,12 +205,9 @@ impl ChatRequest {
         for (index, Object(message)) in self.messages.unwrap_or_default().into_iter().enumerate() {
             message.tell(&mut told, &format!("messages[{index}]"))?;
         }
-        if told.transcript.last_role() == Some("assistant") {
-            let text = "the last message must be the user's: an answer that you begin cannot be continued";
-            return Err(ApiError::invalid("messages", text));
-        }
         let (messages, tools) = (told.transcript.into_messages(), self.tools.unwrap_or_default());
-        Ok(Said { tool_choice: self.tool_choice, ..said("messages", messages, tools, thinking) })
+        let ending = begun_or_asked(&messages)?;
+        Ok(Said { tool_choice: self.tool_choice, ending, ..said("messages", messages, tools, thinking) })
     }
 }
 
@@ -325,5 +322,6 @@ impl Told {
 
 fn said(param: &'static str, messages: Vec<Message>, tools: Vec<Value>, thinking: Thinking) -> Said {
     let Thinking { thinks, effort, thoughts } = thinking;
-    Said { param, messages, tools, tool_choice: None, parallel_calls: None, thinks, effort, thoughts }
+    let ending = GenerationPrompt::Add;
+    Said { param, messages, tools, tool_choice: None, parallel_calls: None, thinks, effort, thoughts, ending }
 }

@@ -1,5 +1,6 @@
 //! What is asked of OpenAI's responses beside the conversation.
 
+use qmesh_models::chat::GenerationPrompt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -160,6 +161,7 @@ impl ResponsesRequest {
             thinks: None,
             effort: effort(self.reasoning)?,
             thoughts: ThoughtsWanted::Apart,
+            ending: GenerationPrompt::Add,
         };
         Turn::read(said).map_err(|error| error.renamed(&NAMES))
     }

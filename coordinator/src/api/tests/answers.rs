@@ -35,6 +35,60 @@ async fn a_whole_chat() {
 }
 
 #[tokio::test]
+async fn an_answer_says_what_it_took_and_on_request_each_part_does() {
+    let cached = |_: &GenerateRequest| {
+        let tokens = generation(&[word("Hello"), word("▁world"), END]);
+        [GenerateEvent::Prefilled { cached_tokens: 2 }].into_iter().chain(tokens).collect()
+    };
+    let bench = Bench::new(cached);
+    let whole = bench.chat(json!({"verbose": true})).await.json();
+    assert_eq!(whole["__verbose"], json!({"prompt": "<s>u:x\n"}));
+    let numbers = |timings: &Value| ["cache_n", "prompt_n", "predicted_n"].map(|name| timings[name].as_u64());
+    assert_eq!(numbers(&whole["timings"]), [Some(2), Some(3), Some(3)]);
+    let streamed = async |more: Value| {
+        let mut body = json!({"stream": true});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let chunks = bench.chat(body).await.events().0;
+        chunks.iter().map(|chunk| chunk.get("timings").map(&numbers)).collect::<Vec<_>>()
+    };
+    let all = Some([Some(2), Some(3), Some(3)]);
+    assert_eq!(streamed(json!({})).await, [None, None, None, all]);
+    let with_usage = json!({"stream_options": {"include_usage": true}});
+    assert_eq!(streamed(with_usage).await, [None, None, None, None, all]);
+    let so_far = |tokens| Some([Some(2), Some(3), Some(tokens)]);
+    assert_eq!(streamed(json!({"timings_per_token": true})).await, [None, so_far(1), so_far(2), all]);
+    assert!(bench.chat(json!({})).await.json().get("__verbose").is_none());
+    let completion = bench.complete(json!({"prompt": "a"})).await.json();
+    assert_eq!(completion["timings"]["predicted_n"], 3);
+}
+
+#[tokio::test]
+async fn a_stream_says_on_request_how_far_its_prompt_is() {
+    let slow = |_: &GenerateRequest| {
+        let prompt = [
+            GenerateEvent::Progress { cached_tokens: 1, computed_tokens: 3 },
+            GenerateEvent::Prefilled { cached_tokens: 1 },
+        ];
+        prompt.into_iter().chain(generation(&[word("Hello"), END])).collect()
+    };
+    let bench = Bench::new(slow);
+    let told = |events: Vec<Value>| {
+        let progress = events.iter().filter_map(|event| event.get("prompt_progress"));
+        let numbers = progress.map(|told| ["total", "cache", "processed"].map(|name| told[name].as_u64()));
+        numbers.collect::<Vec<_>>()
+    };
+    let of = |total| [1, 3, total].map(|processed| [Some(total), Some(1), Some(processed)]);
+    let (chunks, done) = bench.chat(json!({"stream": true, "return_progress": true})).await.events();
+    assert!(done && chunks.iter().all(|chunk| chunk["choices"][0]["delta"].is_object()), "{chunks:?}");
+    assert_eq!(told(chunks), of(5));
+    let body = json!({"prompt": "abc", "stream": true, "return_progress": true, "timings_per_token": true});
+    let (parts, _) = bench.post("/completion", body.to_string()).await.events();
+    assert_eq!((&parts[0]["timings"]["prompt_n"], &parts[1]["timings"]["prompt_n"]), (&json!(0), &json!(2)));
+    assert_eq!(told(parts), of(4));
+    assert_eq!(told(bench.chat(json!({"stream": true})).await.events().0), Vec::<[Option<u64>; 3]>::new());
+}
+
+#[tokio::test]
 async fn the_length_of_a_chat_is_told_without_an_answer() {
     let bench = Bench::new(hello);
     for path in ["/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"] {

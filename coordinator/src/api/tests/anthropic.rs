@@ -234,7 +234,7 @@ async fn what_is_wrong_is_told_in_anthropics_way() {
         (json!({"temperature": 1.5}), "'temperature'"),
         (json!({"messages": []}), "'messages'"),
         (json!({"messages": [{"role": "king", "content": "x"}]}), "'role'"),
-        (json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I"}]}), "user's"),
+        (json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}), "assistant's"),
         (content(json!([{"type": "image", "source": {}}])), "no images"),
         (content(json!([{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image"}]}])), "no images"),
         (content(json!([{"type": "tool_result"}])), "'tool_use_id'"),

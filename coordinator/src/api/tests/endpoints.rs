@@ -4,7 +4,11 @@ use axum::http::{StatusCode, header};
 use serde_json::json;
 
 use super::*;
-use crate::api::NamedKeys;
+use crate::{
+    api::NamedKeys,
+    mesh::status::{MeshState, MeshStatus},
+    text::fake::mesh_status,
+};
 
 fn request(path: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {
     let builder = headers.iter().fold(Request::get(path), |builder, (name, value)| builder.header(name, *value));
@@ -99,8 +103,9 @@ async fn metrics_count_what_was_answered_under_both_names() {
     let bench = Bench::new(hello);
     bench.chat(json!({})).await;
     bench.chat(json!({"stream": true})).await;
-    let metrics = bench.get("/metrics").await;
+    let metrics = bench.ask(request("/metrics", &[(header::ACCEPT, "application/openmetrics-text")])).await;
     assert!(metrics.headers[header::CONTENT_TYPE].to_str().expect("text").contains("openmetrics"));
+    assert!(metrics.headers.contains_key("process-start-time-unix"));
     for line in [
         "qmesh_ready 1.0",
         "qmesh_time_to_first_token_seconds_count 2",
@@ -109,10 +114,45 @@ async fn metrics_count_what_was_answered_under_both_names() {
         "vllm:request_success_total{finished_reason=\"stop\"} 2",
         "vllm:num_requests_running 0.0",
         "qmesh_prompt_tokens_total 0",
+        "# TYPE llamacpp:tokens_predicted counter",
+        "llamacpp:tokens_predicted_total 6",
+        "llamacpp:prompt_tokens_total 10",
         "# EOF",
     ] {
         assert!(metrics.text.lines().any(|said| said == line), "{line} is not in\n{}", metrics.text);
     }
+    // Two answers of three tokens, of which each took 2 ms after the first.
+    let line =
+        metrics.text.lines().find(|line| line.starts_with("llamacpp:predicted_tokens_seconds ")).expect("a line");
+    let rate: f64 = line.rsplit(' ').next().and_then(|rate| rate.parse().ok()).expect("a number");
+    assert!((rate - 1000.0).abs() < 1.0, "{line}");
+    let older = bench.get("/metrics").await;
+    assert!(older.headers[header::CONTENT_TYPE].to_str().expect("text").starts_with("text/plain"));
+    assert!(older.text.contains("# TYPE llamacpp:tokens_predicted_total counter\n") && !older.text.contains("# EOF"));
+}
+
+#[tokio::test]
+async fn metrics_have_the_times_of_a_stage_once_it_has_any() {
+    let bench = Bench::new(hello);
+    let stage = |number: usize, recent: Value| {
+        let stage = json!({
+            "stage": number, "worker": format!("w{number}"), "first_layer": number, "end_layer": number + 1,
+            "weight_bytes": 1, "planned_bytes": 2, "peak_bytes": 3, "phase": "ready", "bytes_done": 1, "bytes_total": 1,
+            "steps": 4, "compute_ms": 2.0, "recent": recent, "hop_ms": 0.5
+        });
+        serde_json::from_value(stage).expect("a stage")
+    };
+    let measured = stage(0, json!({"count": 4, "p50_ms": 1.5, "p95_ms": 6.0}));
+    let stages = vec![measured, stage(1, Value::Null)];
+    bench.mesh.status.send_replace(Arc::new(MeshStatus { stages, ..mesh_status(MeshState::Ready) }));
+    let metrics = bench.get("/metrics").await;
+    let lines: Vec<_> = metrics.text.lines().filter(|line| line.starts_with("qmesh_stage_compute_")).collect();
+    let labels = |number: usize| format!("{{stage=\"{number}\",worker=\"w{number}\"}}");
+    let expected = [("mean", 0, "0.002"), ("mean", 1, "0.002"), ("p50", 0, "0.0015"), ("p95", 0, "0.006")];
+    let expected = expected.map(|(name, stage, s)| format!("qmesh_stage_compute_{name}_seconds{} {s}", labels(stage)));
+    assert_eq!(lines, expected);
+    let status = bench.get("/api/status").await.json();
+    assert_eq!(status["stages"][0]["recent"], json!({"count": 4, "p50_ms": 1.5, "p95_ms": 6.0}));
 }
 
 #[tokio::test]

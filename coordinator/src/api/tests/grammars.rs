@@ -153,6 +153,29 @@ async fn a_demanded_call_is_one_by_the_tools_schema() {
             assert!(done && is_person(&deltas.collect::<String>()), "{chunks:?}");
         }
     }
+    // Where the model may choose, its answer is in the form that was asked for, or a call.
+    let (mut answers, mut calls) = (0, 0);
+    for seed in 1..20 {
+        let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]});
+        let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
+        let body = json!({"seed": seed, "tools": [named("greet")], "response_format": format, "max_tokens": 400});
+        let message = bench.chat(body).await.json()["choices"][0]["message"].clone();
+        match message["content"].as_str() {
+            Some(text) => {
+                let answer: Value = serde_json::from_str(text).expect("JSON");
+                assert!(answer["ok"].is_boolean(), "{message}");
+                answers += 1;
+            }
+            None => {
+                let arguments = &message["tool_calls"][0]["function"]["arguments"];
+                assert!(is_person(arguments.as_str().unwrap_or_default()), "{message}");
+                calls += 1;
+            }
+        }
+    }
+    assert!(answers > 0 && calls > 0, "{answers} answers, {calls} calls");
+    let no_json = json!({"tools": [named("greet")], "guided_regex": "a+"});
+    assert_eq!(bench.chat(no_json).await.error().3.as_deref(), Some("guided_regex"));
     let two_forms = json!({
         "tools": [named("greet")], "tool_choice": "required", "response_format": {"type": "json_object"},
     });

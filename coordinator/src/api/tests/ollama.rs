@@ -201,7 +201,7 @@ async fn what_is_wrong_is_told_in_ollamas_way() {
         (json!({"options": []}), "'options'"),
         (message(json!({"role": "user", "content": "x", "images": ["aGk="]})), "'images'"),
         (message(json!({"role": "king", "content": "x"})), "'role'"),
-        (message(json!({"role": "assistant", "content": "x"})), "user's"),
+        (message(json!({"role": "assistant", "content": ""})), "assistant's"),
         (json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "'name'"),
     ] {
         let answer = chat(&bench, more.clone()).await;

@@ -172,6 +172,34 @@ async fn silent_connections_keep_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn silent_connections_take_no_place_of_who_is_being_answered() {
+    let mut served = Served::with(endless, |state| state.limits = LIMITS).await;
+    let mut busy = Vec::new();
+    for _ in 1..LIMITS.per_address {
+        let mut socket = served.chat(json!({"stream": true})).await;
+        read_until(&mut socket, "Hello").await;
+        busy.push(socket);
+    }
+    // These have one place to take from each other.
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(served.address).await.expect("connected"));
+        let mut probe = served.open("GET /health", "").await;
+        read_until(&mut probe, "\"status\":\"ok\"").await;
+    }
+    let mut rest = [0; 64];
+    for socket in &mut busy {
+        let more = timeout(Duration::from_millis(20), socket.read(&mut rest)).await;
+        assert!(more.is_err(), "nothing has come, not even an end: {more:?}");
+    }
+    // The server has noticed none of them leave either.
+    assert!(served.mesh.cancelled.try_recv().is_err());
+    drop((busy, silent));
+    served.mesh.cancelled().await;
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_crowd_leaves_room_for_probes_and_the_key() {
     let served = Served::with(endless, |state| state.limits = LIMITS).await;
     let mut busy = Vec::new();

@@ -383,6 +383,12 @@ impl Sequence {
         }
         self.computed = self.computed.max(end.min(self.sent));
         if end < self.ids.len() {
+            if !self.prompt_done {
+                let cached_tokens = self.cached.unwrap_or(0);
+                // A prompt that starts over has less than was there at first.
+                let computed_tokens = self.computed.max(cached_tokens);
+                taken.events.push(GenerateEvent::Progress { cached_tokens, computed_tokens });
+            }
             return taken;
         }
         if !self.prompt_done {

@@ -280,6 +280,11 @@ impl World {
                     match event {
                         GenerateEvent::Prompt(rows) => story.prompt = rows,
                         GenerateEvent::Pooled(vector) => story.pooled = Some(vector),
+                        GenerateEvent::Progress { cached_tokens, computed_tokens } => {
+                            let unfinished = cached_tokens..story.ids.len();
+                            let sound = unfinished.contains(&computed_tokens) && story.tokens.is_empty();
+                            assert!(sound, "seed {}: {computed_tokens} of {unfinished:?}", self.seed);
+                        }
                         GenerateEvent::Prefilled { cached_tokens } => story.cached = cached_tokens,
                         GenerateEvent::Token(row) => story.tokens.push(row.token),
                         GenerateEvent::Finished(finish) => story.finish = Some(finish),
