@@ -222,6 +222,14 @@ impl TextModel {
 /// do in transformers: those get an empty text.
 fn render(template: &ChatTemplate, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
     let null = |message: &Message| message.content == Some(Value::Null);
+    let mut options = options.clone();
+    // Firefunction's template has the tools as a text, by a name of its own, and fails without it.
+    if template.source().contains("functools[") {
+        let listed = Value::from(options.tools);
+        let text = if options.tools.is_empty() { String::new() } else { format!("{listed:#}") };
+        options.extra.entry("functions").or_insert(text.into());
+    }
+    let options = &options;
     match template.render(messages, options) {
         Err(TemplateError::Failed { .. }) if messages.iter().any(null) => {
             let mut messages = messages.to_vec();

@@ -128,6 +128,20 @@ fn an_answer_is_read_as_its_template_has_it() {
 }
 
 #[test]
+fn tools_are_a_text_where_a_template_wants_one() {
+    let text = templated("{% for m in messages %}{{ m.content }}{% endfor %} functools[{{ functions + '|' }}");
+    let written = |tools| {
+        let options = RenderOptions { tools, ..RenderOptions::new(SystemTime::UNIX_EPOCH) };
+        text.chat_text(&conversation()[..1], &options).expect("a text")
+    };
+    assert!(written(&[]).ends_with(" functools[|"));
+    let tools = tools();
+    let told = written(&tools);
+    let listed = told.split_once(" functools[").and_then(|(_, rest)| rest.strip_suffix('|')).expect("the tools");
+    assert_eq!(serde_json::from_str::<Vec<Value>>(listed).expect("JSON"), tools);
+}
+
+#[test]
 fn what_a_template_says_against_a_conversation_is_told() {
     let picky = "{{ raise_exception('no ' + messages[0].role) }}";
     let options = RenderOptions::new(SystemTime::UNIX_EPOCH);
