@@ -1,4 +1,4 @@
-//! `logit_bias`: an object of token ids, as OpenAI has it, or a list of pairs, as llama-server has it.
+//! `logit_bias`: an object of token ids, as OpenAI has it, or of texts, or a list of pairs, as llama-server has them.
 
 use std::{collections::HashMap, fmt};
 
@@ -24,8 +24,8 @@ const TOKENS: usize = 1024;
 /// The biases as they were sent.
 #[derive(Debug)]
 pub(crate) enum AskedBiases {
-    /// Of token ids, which are texts in an object.
-    ById(HashMap<String, f64>),
+    /// Of token ids, which are strings in an object, or of texts.
+    ByKey(HashMap<String, f64>),
     /// Pairs of a token id or a text, and a number or `false`.
     Pairs(Vec<Value>),
 }
@@ -46,7 +46,7 @@ impl<'de> Visitor<'de> for BiasesVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<AskedBiases, A::Error> {
-        HashMap::deserialize(MapAccessDeserializer::new(fields)).map(AskedBiases::ById)
+        HashMap::deserialize(MapAccessDeserializer::new(fields)).map(AskedBiases::ByKey)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<AskedBiases, A::Error> {
@@ -61,9 +61,10 @@ impl AskedBiases {
     /// `Invalid` with the parameter's name.
     pub(crate) fn read(&self, text: &TextModel) -> Result<Vec<(u32, f32)>, ApiError> {
         let mut biases = match self {
-            Self::ById(sent) => {
+            Self::ByKey(sent) => {
                 few(sent.len())?;
-                sent.iter().map(|(id, bias)| by_id(id, *bias, text)).collect::<Result<Vec<_>, _>>()?
+                let read = sent.iter().map(|(key, bias)| by_key(key, *bias, text));
+                read.collect::<Result<Vec<_>, _>>()?.concat()
             }
             Self::Pairs(sent) => {
                 few(sent.len())?;
@@ -85,9 +86,28 @@ fn few(tokens: usize) -> Result<(), ApiError> {
     }
 }
 
-fn by_id(id: &str, bias: f64, text: &TextModel) -> Result<(u32, f32), ApiError> {
-    let known = id.parse().ok().filter(|id| is_token(*id, text));
-    Ok((known.ok_or_else(|| no_token("logit_bias", text))?, within("logit_bias", bias)?))
+/// The tokens of a key, each with its bias. What is a number is an id.
+fn by_key(key: &str, bias: f64, text: &TextModel) -> Result<Vec<(u32, f32)>, ApiError> {
+    const PLACE: &str = "logit_bias";
+    let bias = within(PLACE, bias)?;
+    let ids = match (key.parse::<i64>(), key.parse().ok().filter(|&id| is_token(id, text))) {
+        (_, Some(id)) => vec![id],
+        (Ok(_), None) => return Err(no_token(PLACE, text)),
+        (Err(_), None) => spelled_with(PLACE, key, text)?,
+    };
+    Ok(ids.into_iter().map(|id| (id, bias)).collect())
+}
+
+/// The tokens of a text, each once: one that it has twice is no reason for twice the bias.
+fn spelled_with(place: &str, spelled: &str, text: &TextModel) -> Result<Vec<u32>, ApiError> {
+    if text.tokenizer.fewest_tokens(spelled, Specials::Plain) > TOKENS {
+        return Err(ApiError::invalid(place, format!("'{place}' has a text of more than {TOKENS} tokens")));
+    }
+    let split = text.tokenizer.encode(spelled, Specials::Plain, Affixes::None);
+    let mut ids = split.map_err(|error| ApiError::invalid(place, error.to_string()))?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
 }
 
 /// The tokens of a pair, each with its bias.
@@ -102,18 +122,11 @@ fn pair_of(at: usize, pair: &Value, text: &TextModel) -> Result<Vec<(u32, f32)>,
         (_, Some(bias)) => within(&place, bias)?,
         (_, None) => return Err(wrong("a token id or a text, and a number from -100 to 100 or false")),
     };
-    let mut ids = match (whose.as_str(), whose.as_u64().and_then(|id| u32::try_from(id).ok())) {
-        (Some(spelled), _) if text.tokenizer.fewest_tokens(spelled, Specials::Plain) <= TOKENS => {
-            let split = text.tokenizer.encode(spelled, Specials::Plain, Affixes::None);
-            split.map_err(|error| ApiError::invalid(place.clone(), error.to_string()))?
-        }
-        (Some(_), _) => return Err(wrong("a token id or a shorter text, and a number")),
+    let ids = match (whose.as_str(), whose.as_u64().and_then(|id| u32::try_from(id).ok())) {
+        (Some(spelled), _) => spelled_with(&place, spelled, text)?,
         (None, Some(id)) if is_token(id, text) => vec![id],
         (None, _) => return Err(no_token(&place, text)),
     };
-    // A text may have a token twice, which is no reason for twice the bias.
-    ids.sort_unstable();
-    ids.dedup();
     Ok(ids.into_iter().map(|id| (id, bias)).collect())
 }
 
@@ -145,6 +158,7 @@ mod tests {
         assert_eq!(read(r#"{"7": -1.5, "5": 100}"#), Ok(vec![(5, 100.0), (7, -1.5)]));
         assert_eq!(read(r#"[[7, -1.5], [5, false]]"#), Ok(vec![(5, NEVER), (7, -1.5)]));
         assert_eq!(read(r#"[["a", 2]]"#), Ok(vec![(word("a"), 2.0)]));
+        assert_eq!(read(r#"{"a": 2, "5": 1}"#), Ok(vec![(5, 1.0), (word("a"), 2.0)]));
         assert_eq!(read(r#"[["xyx", -3]]"#), Ok(written("xy").into_iter().map(|id| (id, -3.0)).collect()));
         assert_eq!(read("[]"), Ok(vec![]));
     }
@@ -153,7 +167,9 @@ mod tests {
     fn other_biases_are_refused_by_their_place() {
         let long = format!(r#"[["{}", 1]]"#, "q".repeat(20_000));
         for (json, place) in [
-            (r#"{"Hello": 1}"#, "'logit_bias'"),
+            (r#"{"-1": 1}"#, "'logit_bias'"),
+            (r#"{"99999": 1}"#, "'logit_bias'"),
+            (r#"{"Hello": 101}"#, "'logit_bias'"),
             (r#"[[5]]"#, "'logit_bias[0]'"),
             (r#"[[5, 1], [5, true]]"#, "'logit_bias[1]'"),
             (r#"[[5, 101]]"#, "'logit_bias[0]'"),
