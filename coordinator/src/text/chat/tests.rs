@@ -73,6 +73,7 @@ fn every_template_tells_of_tools_calls_and_results() {
         "llama3.1",
         "llama3.2",
         "minimax-m2",
+        "minimax-m3",
         "ministral3",
         "mistral-nemo",
         "mistral-small3.2",
@@ -84,6 +85,7 @@ fn every_template_tells_of_tools_calls_and_results() {
         "qwen3-coder",
         "qwen3.5",
         "seed-oss",
+        "step3.5",
     ];
     let mut wrong = Vec::new();
     for name in names.keys() {
