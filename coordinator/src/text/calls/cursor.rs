@@ -71,6 +71,21 @@ impl<'t> Cursor<'t> {
         }
     }
 
+    /// What stands before the first of these characters, which must come.
+    pub(super) fn until(&mut self, ends: &[char]) -> Result<&'t str, Stop> {
+        let rest = self.rest();
+        let end = rest.find(ends).ok_or(Stop::Wait)?;
+        self.at += end;
+        Ok(&rest[..end])
+    }
+
+    /// What stands before a text that must come, and goes past both.
+    pub(super) fn past(&mut self, end: &str) -> Result<&'t str, Stop> {
+        let (before, _) = self.rest().split_once(end).ok_or(Stop::Wait)?;
+        self.at += before.len() + end.len();
+        Ok(before)
+    }
+
     /// A JSON value as it is written, past white space.
     pub(super) fn value(&mut self) -> Result<&'t str, Stop> {
         let rest = self.space().rest();

@@ -1,12 +1,15 @@
 //! The formats that models write calls in, and which of them a model writes: its chat template tells.
 
+mod cohere;
 mod deepseek;
+mod gemma;
 mod generic;
 mod glm;
 mod granite;
 mod hermes;
 mod kimi;
 mod llama;
+mod minimax;
 mod mistral;
 mod phi;
 mod qwen_coder;
@@ -28,8 +31,12 @@ enum Kind {
 }
 
 /// The formats, of which a model writes the first one that its template teaches.
-static FAMILIES: [&Family; 12] = [
+static FAMILIES: [&Family; 16] = [
     &kimi::KIMI,
+    &minimax::MINIMAX,
+    &minimax::DEEPSEEK_32,
+    &gemma::GEMMA,
+    &cohere::COHERE,
     &deepseek::DEEPSEEK,
     &deepseek::DEEPSEEK_31,
     &mistral::MISTRAL_ARGS,
@@ -133,9 +140,12 @@ mod tests {
         for (template, format) in [
             ("deepseek-r1-distill-llama", "deepseek"),
             ("deepseek-r1-distill-qwen", "deepseek"),
+            ("command-r7b", "cohere"),
             ("deepseek-v3.1", "deepseek-3.1"),
+            ("deepseek-v3.2", "deepseek-3.2"),
             ("gemma2", "generic"),
             ("gemma3", "generic"),
+            ("gemma4", "gemma"),
             ("glm4", "generic"),
             ("glm4.6", "glm"),
             ("gpt-oss", "channels"),
@@ -145,6 +155,7 @@ mod tests {
             ("llama3", "generic"),
             ("llama3.1", "llama"),
             ("llama3.2", "llama"),
+            ("minimax-m2", "minimax"),
             ("mistral-nemo", "mistral"),
             ("mistral-small3.2", "mistral-args"),
             ("mistral-v3", "mistral"),
@@ -156,6 +167,7 @@ mod tests {
             ("qwen3.5", "qwen3-coder"),
             ("smollm2", "generic"),
             ("smollm3", "generic"),
+            ("step3.5", "qwen3-coder"),
         ] {
             let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/chat/{}.jinja"), template);
             let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));

@@ -34,7 +34,7 @@ pub(super) enum Arguments {
 }
 
 /// A call as a JSON object, `{"name": …, "arguments": {…}}`, perhaps the first of a list. Llama calls the arguments
-/// `parameters`; and some models write the whole of OpenAI's object, with the call in its `function`.
+/// `parameters`, Command R7B the name `tool_name` as well; and some models write the whole of OpenAI's object, with the call in its `function`.
 pub(super) fn object(text: &str) -> Result<Head, Stop> {
     let mut cursor = Cursor::new(text);
     if cursor.peek()? == '[' {
@@ -82,7 +82,7 @@ impl Found {
                         return Ok(Some(open));
                     }
                 }
-                ("name" | "function", _) => self.name = Some(cursor.string()?),
+                ("name" | "function" | "tool_name", _) => self.name = Some(cursor.string()?),
                 ("arguments" | "parameters", '{') => {
                     if let Some(name) = self.name.take() {
                         let arguments = Arguments::Json { inside: depth };
@@ -92,7 +92,7 @@ impl Found {
                 }
                 ("arguments" | "parameters", _) => self.arguments = Some(wrapped(cursor)?),
                 // Anything else than a call has other keys before it has a name.
-                ("type" | "id", '"') => drop(cursor.value()?),
+                ("type" | "id" | "tool_call_id", '"') => drop(cursor.value()?),
                 _ if self.name.is_some() => drop(cursor.value()?),
                 _ => return Err(Stop::Wrong),
             }

@@ -15,6 +15,22 @@ pub(super) struct Pairs {
     pub(super) end: &'static str,
     /// Whether values stand on lines of their own.
     pub(super) lines: Lines,
+    /// What tells a text from other values.
+    pub(super) types: Types,
+}
+
+/// What tells a value that is a text from one that is JSON.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Types {
+    /// The tool's schema.
+    BySchema,
+    /// What stands behind the key.
+    BehindKey {
+        /// Of a text.
+        text: &'static str,
+        /// Of JSON.
+        json: &'static str,
+    },
 }
 
 /// Whether values stand on lines of their own.
@@ -118,11 +134,23 @@ impl PairReader {
             }
             Lines::Shared => value,
         };
-        let key = key.trim();
+        let is_text = match self.pairs.types {
+            Types::BySchema => None,
+            Types::BehindKey { text, json } => {
+                let (of_text, of_json) = (key.strip_suffix(text), key.strip_suffix(json));
+                of_text.map(|key| (key, true)).or(of_json.map(|key| (key, false)))
+            }
+        };
+        let key = is_text.map_or(key, |(key, _)| key).trim();
         json.push_str(if self.count == 0 { "{" } else { ", " });
         json.push_str(&Value::from(key).to_string());
         json.push_str(": ");
-        json.push_str(&typed(value, tools.argument(&self.tool, key)).to_string());
+        let value = match is_text {
+            Some((_, true)) => Value::from(value),
+            Some((_, false)) => typed(value, None),
+            None => typed(value, tools.argument(&self.tool, key)),
+        };
+        json.push_str(&value.to_string());
         self.count += 1;
     }
 }

@@ -59,6 +59,10 @@ const HERMES: &str = "<tool_call>";
 const LLAMA: &str = "<|start_header_id|> \"parameters\"";
 const CODER: &str = "<tool_call><function=f><parameter=p>";
 const DEEPSEEK: &str = "<｜tool▁calls▁begin｜>";
+const MINIMAX: &str = "<minimax:tool_call>";
+const DSML: &str = "｜DSML｜ function_calls";
+const GEMMA: &str = "<|tool_call>call:";
+const COHERE: &str = "<|START_ACTION|>";
 
 #[test]
 fn one_call_in_each_format() {
@@ -86,6 +90,11 @@ fn one_call_in_each_format() {
         ("<arg_key>", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zürich 🙂</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>".to_owned()),
         (CODER, "<tool_call>\n<function=weather>\n<parameter=city>\nZürich 🙂\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>".to_owned()),
         (CODER, "<function=weather><parameter=city>Zürich 🙂</parameter><parameter=days>2</parameter></function>".to_owned()),
+        (MINIMAX, "<minimax:tool_call>\n<invoke name=\"weather\">\n<parameter name=\"city\">Zürich 🙂</parameter>\n<parameter name=\"days\">2</parameter>\n</invoke>\n</minimax:tool_call>".to_owned()),
+        (DSML, "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Zürich 🙂</｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>".to_owned()),
+        (GEMMA, "<|tool_call>call:weather{city:<|\"|>Zürich 🙂<|\"|>,days:2}<tool_call|>".to_owned()),
+        (GEMMA, "<|tool_call>call:weather{ <|\"|>city<|\"|> : <|\"|>Zürich 🙂<|\"|>, days: 2 }<tool_call|>".to_owned()),
+        (COHERE, format!("<|START_ACTION|>[\n    {{\"tool_call_id\": \"0\", \"tool_name\": \"weather\", \"parameters\": {paris}}}\n]<|END_ACTION|>")),
     ] {
         assert_eq!(parts(&reader(template, &[]), &written), call(0, "weather", paris), "{written}");
     }
@@ -123,6 +132,25 @@ fn several_calls_and_text_around_them() {
             "",
         ),
         ("<|tool_call|>", "<|tool_call|>[{\"name\": \"now\"},{\"name\": \"now\"}]", "", ""),
+        (
+            MINIMAX,
+            "So:\n<minimax:tool_call>\n<invoke name=\"now\">\n</invoke>\n<invoke name=\"now\"></invoke>\n</minimax:tool_call>",
+            "So:",
+            "",
+        ),
+        (
+            DSML,
+            "<｜DSML｜function_calls><｜DSML｜invoke name=\"now\"></｜DSML｜invoke>\n<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke></｜DSML｜function_calls>",
+            "",
+            "",
+        ),
+        (GEMMA, "Yes.<|tool_call>call:now{}<tool_call|><|tool_call>call:now{ }<tool_call|>", "Yes.", ""),
+        (
+            COHERE,
+            "<|START_ACTION|>[{\"tool_name\": \"now\", \"parameters\": {}},\n{\"tool_call_id\": \"1\", \"tool_name\": \"now\"}]<|END_ACTION|>",
+            "",
+            "",
+        ),
         ("<arg_key>", "So:\n<tool_call>now\n</tool_call>\n<tool_call>now</tool_call>\nEnd", "So:", "End"),
         (
             CODER,
@@ -163,6 +191,13 @@ fn what_is_no_call_is_text() {
         (DEEPSEEK, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>none<｜tool▁call▁end｜>"),
         (DEEPSEEK, "{\"name\": \"now\", \"arguments\": {}}"),
         ("<arg_key>", "<tool_call>now it is</tool_call>"),
+        (MINIMAX, "<minimax:tool_call> is the mark"),
+        (MINIMAX, "<minimax:tool_call><invoke name=now>"),
+        (DSML, "<｜DSML｜function_calls><invoke name=\"now\"></invoke>"),
+        (GEMMA, "<|tool_call>now{}<tool_call|>"),
+        (GEMMA, "<|tool_call>call:now{a:1"),
+        (GEMMA, "<|tool_call>call:now{a}"),
+        (COHERE, "<|START_ACTION|>[{\"parameters\": {}}]"),
         (CODER, "<function=now"),
         (CODER, "<function=two words></function>"),
     ] {
@@ -197,6 +232,32 @@ fn arguments_that_others_would_not_read_are_mended() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn values_are_as_their_format_says() {
+    for (template, written, wanted) in [
+        // A text, whatever it looks like, and what its schema would take for one.
+        (
+            DSML,
+            "<｜DSML｜function_calls><｜DSML｜invoke name=\"weather\"><｜DSML｜parameter name=\"days\" string=\"true\">2</｜DSML｜parameter><｜DSML｜parameter name=\"code\" string=\"false\">[1]</｜DSML｜parameter></｜DSML｜invoke>",
+            "{\"days\": \"2\", \"code\": [1]}",
+        ),
+        (
+            MINIMAX,
+            "<minimax:tool_call><invoke name=\"weather\"><parameter name=\"code\">a < \"b\"\n12</parameter><parameter name=\"units\">[\"C\"]</parameter></invoke>",
+            "{\"code\": \"a < \\\"b\\\"\\n12\", \"units\": [\"C\"]}",
+        ),
+        (
+            GEMMA,
+            "<|tool_call>call:weather{code:<|\"|>{a:[1],\"b\"}<|\"|>,units:[<|\"|>C<|\"|>,true,null,-1.5,{x:{}}],days:two}<tool_call|>",
+            "{\"code\": \"{a:[1],\\\"b\\\"}\", \"units\": [\"C\", true, null, -1.5, {\"x\": {}}], \"days\": \"two\"}",
+        ),
+    ] {
+        assert_eq!(parts(&reader(template, &[]), written), call(0, "weather", wanted), "{written}");
+    }
+    let deep = format!("<|tool_call>call:now{{a:{}", "[".repeat(100));
+    assert_eq!(parts(&reader(GEMMA, &[]), &deep), content(&deep));
 }
 
 #[test]
@@ -255,13 +316,22 @@ fn nothing_is_lost_and_nothing_comes_twice() {
         "[TOOL_CALLS]",
         "<arg_key>",
         "now",
+        "<minimax:tool_call>",
+        "<invoke name=\"now\">",
+        "</invoke>",
+        "<|tool_call>call:now{",
+        "<|\"|>",
+        ":",
+        "<|START_ACTION|>",
     ];
     let mut seed = 1_u64;
     let mut draw = |count: usize| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(seed >> 33).unwrap() % count
     };
-    for template in [HERMES, LLAMA, CODER, DEEPSEEK, "[TOOL_CALLS]", "<arg_key>", "<|tool_call|>"] {
+    for template in
+        [HERMES, LLAMA, CODER, DEEPSEEK, MINIMAX, GEMMA, COHERE, "[TOOL_CALLS]", "<arg_key>", "<|tool_call|>"]
+    {
         for _ in 0..300 {
             let text: String = (0..1 + draw(12)).map(|_| pieces[draw(pieces.len())]).collect();
             let found = parts(&reader(template, &[]), &text);

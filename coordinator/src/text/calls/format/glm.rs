@@ -4,7 +4,7 @@ use super::super::{
     cursor::{Cursor, Stop},
     family::{Bare, Family, Force},
     head::{Arguments, Head, object},
-    pairs::{Lines, Pairs},
+    pairs::{Lines, Pairs, Types},
 };
 
 pub(super) static GLM: Family = Family {
@@ -24,6 +24,7 @@ static PAIRS: Pairs = Pairs {
     value: ("<arg_value>", "</arg_value>"),
     end: "</tool_call>",
     lines: Lines::Shared,
+    types: Types::BySchema,
 };
 
 fn head(text: &str) -> Result<Head, Stop> {

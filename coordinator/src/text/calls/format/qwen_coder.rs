@@ -5,7 +5,7 @@ use super::super::{
     cursor::{Cursor, Stop},
     family::{Bare, Family, Force},
     head::{Arguments, Head, object},
-    pairs::{Lines, Pairs},
+    pairs::{Lines, Pairs, Types},
 };
 
 pub(super) static QWEN_CODER: Family = Family {
@@ -21,8 +21,13 @@ pub(super) static QWEN_CODER: Family = Family {
     force: Force::Generic,
 };
 
-static PAIRS: Pairs =
-    Pairs { key: ("<parameter=", ">"), value: ("", "</parameter>"), end: "</function>", lines: Lines::Own };
+static PAIRS: Pairs = Pairs {
+    key: ("<parameter=", ">"),
+    value: ("", "</parameter>"),
+    end: "</function>",
+    lines: Lines::Own,
+    types: Types::BySchema,
+};
 
 fn head(text: &str) -> Result<Head, Stop> {
     let mut cursor = Cursor::new(text);
