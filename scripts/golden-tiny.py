@@ -108,7 +108,9 @@ class Model:
         sizes |= {"R": self.rotary // 2} | {letter: self.keys.get(key) for letter, key in keys.items()}
         sizes |= {"e": self.keys.get("moe_latent_size"), "s": sizes["S"] and 2 * sizes["S"]}
         wide = self.keys.get("attention.key_length", HEAD)
-        sizes |= {"w": wide, "x": HEADS * wide}
+        per_layer = self.keys.get("embedding_length_per_layer_input", 0)
+        sizes |= {"y": per_layer, "z": per_layer * self.blocks}
+        sizes |= {"w": wide, "x": HEADS * wide, "u": HEADS + KV_HEADS, "U": q + KV_HEADS * HEAD}
         indexer = [self.keys.get(f"attention.indexer.{key}", 0) for key in ("key_length", "head_count")]
         sizes |= {"i": indexer[0], "h": indexer[1], "j": indexer[0] * indexer[1]}
         shared = self.keys.get("expert_shared_count")
@@ -344,6 +346,30 @@ GEMMA4_KEYS |= {"rope.freq_base_swa": 1e4, "final_logit_softcapping": 30.0}
 GEMMA4_KEYS |= {"embedding_length_per_layer_input": 0, "attention.shared_kv_layers": 0}
 
 
+# MiniMax M3: each KV head chooses the 3 of up to 6 blocks of 8 positions that it attends to. No dense block: with flash attention,
+# without which llama.cpp attends to all, it rounds keys and values to F16 in those.
+M3_SPARSE = NORMS | ATTENTION | HEAD_NORMS | {"indexer.q_proj.weight": "Ej", "indexer.k_proj.weight": "Ei", "indexer.q_norm.weight": "i"}
+M3_SPARSE |= {"indexer.k_norm.weight": "i"} | ROUTER | CHOICE | EXPERTS | SHARED
+M3_KEYS = {"head_count": KV_HEADS, "key_length": 32, "top_k": 3, "block_size": 8, "local_blocks": 1}
+M3_KEYS = {f"attention.indexer.{key}": value for key, value in M3_KEYS.items()}
+M3_KEYS |= {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.8, "expert_shared_count": 1}
+# Gate and up so wide that a part of them meets the clamp at 7, down so narrow that the residual keeps its size.
+WIDE = {"gate": 3.0, "up": 3.0, "down": 0.2}
+M3_SCALES = {f"ffn_{name}{of}.weight": scale for name, scale in WIDE.items() for of in ("_exps", "_shexp")}
+
+# Step 3.5: a gate for each head of what it attends; blocks with a window have more heads.
+STEP = NORMS | ATTENTION | HEAD_NORMS | {"attn_gate.weight": "EH"}
+STEP_WINDOW = STEP | {"attn_q.weight": "EU", "attn_output.weight": "UE", "attn_gate.weight": "Eu"}
+STEP_EXPERTS = ROUTER | CHOICE | EXPERTS | SHARED
+STEP_KEYS = {"attention.head_count": [HEADS] + [HEADS + KV_HEADS] * 2 + [HEADS] + [HEADS + KV_HEADS]}
+STEP_KEYS |= {"attention.head_count_kv": [KV_HEADS] * 5, "attention.sliding_window": 8, "nextn_predict_layers": 1}
+STEP_KEYS |= {"attention.sliding_window_pattern": [False, True, True, False, True], "rope.freq_base_swa": 100.0}
+# Met by many: as wide as the products are, σ(x)·x is about 0.2, and what it is multiplied by about 1.
+STEP_KEYS |= {"swiglu_clamp_exp": [0.0, 0.0, 0.0, 0.5, 0.0], "swiglu_clamp_shexp": [0.7, 0.0, 0.6, 0.8, 0.0]}
+STEP_KEYS |= {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.8}
+STEP_KEYS |= {"leading_dense_block_count": 2, "rope.freq_base": 500.0}
+
+
 def gemma4(seed, ffn, **keys):
     """Three blocks with a window, then one that attends to all, a quarter of whose pairs are rotated."""
     return Model(
@@ -359,6 +385,18 @@ def gemma4(seed, ffn, **keys):
         # Scores are not scaled: with gains of one, a head would see one position alone. Those of experts are divided.
         scales={"attn_q_norm.weight": 0.5, "attn_k_norm.weight": 0.5, "ffn_gate_inp.weight": 17.0},
     )
+
+
+# Gemma 4 E2B: each block takes in an embedding of its own, and the last three meet the keys and values of blocks 2 and 3.
+PER_LAYER = {"inp_gate.weight": "Ey", "proj.weight": "yE", "post_norm.weight": "E"}
+E2B_WINDOW = GEMMA4_WINDOW | PER_LAYER
+E2B_FULL = GEMMA4_FULL | {"attn_v.weight": "Ew"} | PER_LAYER
+WIDER = {"ffn_gate.weight": "EG", "ffn_up.weight": "EG", "ffn_down.weight": "GE"}
+KEYS_VALUES = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
+E2B_SHARING = {name: shape for name, shape in E2B_WINDOW.items() if name not in KEYS_VALUES} | WIDER
+E2B_KEYS = {"feed_forward_length": [48] * 4 + [96] * 3, "attention.head_count_kv": [KV_HEADS] * 3 + [1, KV_HEADS, 1, KV_HEADS]}
+E2B_KEYS |= {"attention.sliding_window_pattern": [True, True, True, False, True, False, True]}
+E2B_KEYS |= {"embedding_length_per_layer_input": 16, "attention.shared_kv_layers": 3}
 
 
 def nemotron(seed, ffn, arch="nemotron_h_moe", **keys):
@@ -438,6 +476,40 @@ MODELS = {
     ),
     "gemma4": gemma4(3, GATED),
     "gemma4-moe": gemma4(66, GEMMA4_BOTH, **experts(4, 2, 16)),
+    "gemma4-e2b": Model(
+        "gemma4",
+        8,
+        E2B_WINDOW | GATED,
+        blocks=7,
+        tied=True,
+        keys=GEMMA4_KEYS | E2B_KEYS,
+        # A file may have what would make keys and values where nothing does.
+        other={3: E2B_FULL | GATED, 4: E2B_SHARING, 5: E2B_FULL | WIDER, 6: E2B_SHARING},
+        whole={"rope_freqs.weight": "H", "per_layer_token_embd.weight": "zV", "per_layer_model_proj.weight": "Ez"}
+        | {"per_layer_proj_norm.weight": "y"},
+        fixed={"rope_freqs.weight": [1.0] * 4 + [1e30] * 12},
+        scales={"attn_q_norm.weight": 0.5, "attn_k_norm.weight": 0.5, "per_layer_token_embd.weight": 2.0},
+    ),
+    "minimax-m3": Model(
+        "minimax-m3",
+        640,
+        M3_SPARSE,
+        rotary=8,
+        keys=M3_KEYS | experts(4, 2, 16),
+        scales=CHOICE_SCALES | M3_SCALES,
+    ),
+    "step35": Model(
+        "step35",
+        1421,
+        STEP | STEP_EXPERTS,
+        blocks=5,
+        keys=STEP_KEYS | SHARED_EXPERT | experts(6, 2, 16),
+        other={0: STEP | GATED, 1: STEP_WINDOW | GATED, 2: STEP_WINDOW | STEP_EXPERTS}
+        | {4: STEP_WINDOW | GATED | NEXTN},
+        whole={"rope_freqs.weight": "R"},
+        fixed={"rope_freqs.weight": [1.0, 1.5, 3.0, 8.0, 1.0, 1.0, 1.0, 1.0]},
+        scales=CHOICE_SCALES | {"attn_gate.weight": 2.0},
+    ),
     "qwen3next": Model(
         "qwen3next",
         10,
@@ -779,15 +851,17 @@ class Choices:
 
     # In the order of computing: the last one that a graph has is what it chooses by.
     NAMES = ["ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_probs_biased", "ffn_moe_probs_masked"]
-    # Of positions, where only some are attended to; those behind a row are masked.
-    SCORES = "indexer_score"
+    # Of positions, or of blocks of them, where only some are attended to; those behind a row are masked.
+    SCORES = ["indexer_score", "msa_bs"]
 
     def __init__(self, path):
         fields = gguf.GGUFReader(path).fields
         keys = {name.split(".", 1)[1]: entry.contents() for name, entry in fields.items() if "." in name}
         self.experts, self.used = keys.get("expert_count"), keys.get("expert_used_count")
         self.groups, self.groups_used = keys.get("expert_group_count"), keys.get("expert_group_used_count")
-        self.positions = keys.get("attention.indexer.top_k")
+        # A row's last blocks are always among the chosen.
+        self.always = keys.get("attention.indexer.local_blocks", 0)
+        self.positions = keys.get("attention.indexer.top_k", 0) - self.always
         self.least, self.least_position, self.seen = np.inf, np.inf, {}
         libraries = os.environ.get("LLAMA_CPP_LIB_PATH", Path(engine().__file__).parent / "lib")
         self.base = ctypes.CDLL(str(Path(libraries) / "libggml-base.so"))
@@ -797,14 +871,14 @@ class Choices:
     def see(self, tensor, before, _):
         """Told of each tensor before and after it is computed; says before whether it wants to see it."""
         name, _, layer = self.base.ggml_get_name(ctypes.c_void_p(tensor)).decode().rpartition("-")
-        wanted = name in [*self.NAMES, self.SCORES] and layer.isdigit()
+        wanted = name in [*self.NAMES, *self.SCORES] and layer.isdigit()
         if before or not wanted:
             return wanted
         values = np.empty(self.base.ggml_nbytes(ctypes.c_void_p(tensor)) // 4, np.float32)
         self.base.ggml_backend_tensor_get(
             ctypes.c_void_p(tensor), values.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(0), ctypes.c_size_t(values.nbytes)
         )
-        if name == self.SCORES:
+        if name in self.SCORES:
             # A row's length is the first of the sizes, which stand behind the type and a pointer.
             self.score(values.reshape(-1, ctypes.c_int64.from_address(tensor + 16).value))
             return True
@@ -829,9 +903,11 @@ class Choices:
         self.least = min(self.least, float((ordered[:, used - 1] - ordered[:, used]).min()))
 
     def score(self, rows):
-        """Takes in rows of scores of positions, as a share of the range of each row's."""
+        """Takes in rows of scores of positions or blocks, as a share of the range of each row's."""
         for row in rows:
-            seen = np.sort(row[np.isfinite(row)])[::-1]
+            # What is masked is infinite, or the least number that there is.
+            seen = row[row > np.finfo(np.float32).min]
+            seen = np.sort(seen[: len(seen) - self.always])[::-1]
             if self.positions < len(seen) < len(row):
                 apart = (seen[self.positions - 1] - seen[self.positions]) / (seen[0] - seen[-1])
                 self.least_position = min(self.least_position, float(apart))
@@ -854,7 +930,8 @@ class Run:
         settings = cpp.llama_context_default_params()
         settings.n_ctx = context
         settings.n_threads = settings.n_threads_batch = 1
-        settings.flash_attn_type = 0 if exact else 1
+        # Without it, llama.cpp attends to all blocks; exact is what it computes of keys and values in F32.
+        settings.flash_attn_type = 0 if exact and not self.choices.always else 1
         settings.cb_eval = self.choices.callback
         if pooling is not None:
             settings.embeddings, settings.pooling_type = True, pooling

@@ -47,12 +47,15 @@ fn tiny_families_match_their_f32_reference_at_every_cut() {
 }
 
 #[test]
-fn latents_give_the_same_bits_in_every_chunk_batch_and_number_of_threads() {
+fn latents_blocks_and_shared_keys_give_the_same_bits_in_every_chunk_batch_and_number_of_threads() {
     for (name, cuts) in [
         ("deepseek2", ["1", "1,2"]),
         ("deepseek2-lite-joined", ["1", "1,2"]),
         ("deepseek32", ["1", "1,2"]),
         ("glm-dsa", ["2", "2,3"]),
+        ("minimax-m3", ["1", "1"]),
+        ("step35", ["2", "1,2,3"]),
+        ("gemma4-e2b", ["2", "1,2"]),
     ] {
         let file = golden_file(&format!("tiny/{name}.gguf"));
         let alone = tiny(&file, &["--threads", "1"]);
@@ -189,7 +192,7 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
 const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
-const PUBLISHED: [(&str, &str, &str, &str); 48] = [
+const PUBLISHED: [(&str, &str, &str, &str); 50] = [
     ("bailingmoe", "Ling 1.0, 1.5", "bailingmoe", "none"),
     ("bailingmoe2", "Ling 2.0", "bailingmoe2", "none"),
     ("cohere2", "Command R7B, Command A", "command-r", "command-r7b"),
@@ -210,7 +213,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 48] = [
     ("deepseek32", "DeepSeek V3.2", "deepseek-v3", "deepseek-v3.2"),
     ("gemma2", "Gemma 2", "SentencePiece", "gemma2"),
     ("gemma3", "Gemma 3 (text)", "SentencePiece", "gemma3"),
-    ("gemma4", "Gemma 4 31B, 26B-A4B (text)", "gemma4", "gemma4"),
+    ("gemma4", "Gemma 4 31B, 26B-A4B, E2B, E4B (text)", "gemma4", "gemma4"),
     ("glm4", "GLM-4-0414", "glm4, chatglm-bpe", "glm4, glm4.6"),
     ("glm-dsa", "GLM-5, 5.1, 5.2", "glm4, glm5", "none"),
     ("glm4moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", "glm4, glm5", "glm4.6"),
@@ -229,6 +232,7 @@ const PUBLISHED: [(&str, &str, &str, &str); 48] = [
     ),
     ("llama4", "Llama 4 Scout, Maverick", "llama4", "none"),
     ("minimax-m2", "MiniMax M2, M2.1", "minimax-m2", "minimax-m2"),
+    ("minimax-m3", "MiniMax M3 (text)", "minimax-m2", "minimax-m3"),
     ("mistral3", "Mistral Small 3.1 and 3.2, Ministral 3, Devstral 2", "tekken", "mistral-small3.2, ministral3"),
     ("mistral4", "Mistral Small 4, Large 4", "tekken", "none"),
     ("nemotron_h", "Nemotron-H 4B to 56B, Nemotron Nano v2", "llama-bpe, tekken", "nemotron-nano-v2"),
@@ -248,11 +252,12 @@ const PUBLISHED: [(&str, &str, &str, &str); 48] = [
     ("seed_oss", "Seed-OSS 36B", "seed-coder", "seed-oss"),
     ("smollm3", "SmolLM 3", "smaug-bpe, llama-bpe", "smollm3"),
     ("starcoder2", "StarCoder 2", "starcoder", "none: base models"),
+    ("step35", "Step 3.5 Flash, 3.7 Flash (text)", "deepseek-v3", "step3.5"),
 ];
 
 /// Tiny models, how they are run, and how far a log-probability may be from its reference: those of mistral-tied, gemma3
 /// and others with an f16 cache are themselves that far from an f64 computation (docs/decisions.md).
-const FAMILIES: [(&str, &[&str], f64); 61] = [
+const FAMILIES: [(&str, &[&str], f64); 64] = [
     ("bailingmoe", &[], 5e-3),
     ("bailingmoe2", &[], 5e-3),
     ("cohere2", &[], 5e-3),
@@ -271,6 +276,7 @@ const FAMILIES: [(&str, &[&str], f64); 61] = [
     ("gemma2", &[], 5e-3),
     ("gemma3", &[], 7.5e-3),
     ("gemma4", &[], 5e-3),
+    ("gemma4-e2b", &[], 5e-3),
     ("gemma4-moe", &[], 5e-3),
     ("glm4", &[], 5e-3),
     ("glm-dsa", &[], 5e-3),
@@ -289,6 +295,7 @@ const FAMILIES: [(&str, &[&str], f64); 61] = [
     ("llama-yarn", &[], 5e-3),
     ("llama3-rope", &[], 5e-3),
     ("minimax-m2", &[], 5e-3),
+    ("minimax-m3", &[], 5e-3),
     ("mistral-tied", &[], 1.5e-2),
     ("mistral3", &[], 5e-3),
     ("mistral4", &[], 5e-3),
@@ -314,6 +321,7 @@ const FAMILIES: [(&str, &[&str], f64); 61] = [
     ("seed_oss", &[], 5e-3),
     ("smollm3", &[], 5e-3),
     ("starcoder2", &[], 5e-3),
+    ("step35", &[], 5e-3),
 ];
 
 /// The smaller of llama.cpp's two distances from the F32 reference: mean |Δ log-probability|.

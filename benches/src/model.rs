@@ -123,6 +123,9 @@ impl Cost {
                 | TensorRole::Output
                 | TensorRole::OutputNorm
                 | TensorRole::OutputNormBias
+                | TensorRole::LayerEmbeddings
+                | TensorRole::LayerProjection
+                | TensorRole::LayerProjectionNorm
                 | TensorRole::RopeFactors
                 | TensorRole::RopeFactorsLong
                 | TensorRole::RopeFactorsShort

@@ -5,9 +5,9 @@ use std::{fmt, str::FromStr};
 use qmesh_engine::{error::EngineError, shard::TensorSource};
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Rope, RopePairing, RopeScaling,
-        Sinks, TensorRole, TensorSpec, Values, Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, KvSource, LayerIndex, LayerSpec, LayerTensor,
+        Mixer, ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Rope, RopePairing,
+        RopeScaling, Sinks, TensorRole, TensorSpec, Values, Window,
     },
     tensor::TensorType,
 };
@@ -54,7 +54,9 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
         rope: Some(rope),
         qk_norm: QkNorm::None,
         temperature: None,
+        source: KvSource::Own,
         values: Values::Own,
+        blocks: None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,
@@ -76,6 +78,7 @@ pub fn spec(dtype: TensorType, shape: LayerShape, layers: usize) -> Option<Model
         vocab: 1,
         context: 4096,
         embedding_scale: 1.0,
+        layer_inputs: None,
         layers: vec![layer; layers + 2],
         head: HeadSpec { norm, matrix: HeadMatrix::Own, soft_cap: None, logit_scale: 1.0 },
         tensors,

@@ -204,7 +204,8 @@ impl<'a> PlanInput<'a> {
         let row_bytes = match (from, to) {
             // Ids, and tokens.
             (End::Coordinator, _) | (_, End::Coordinator) => 0.0,
-            (End::Worker(_), End::Worker(_)) => (size_of::<f32>() * self.spec.hidden) as f64,
+            // The widest that a row can be between workers: which cut it will be is not known yet.
+            (End::Worker(_), End::Worker(_)) => (size_of::<f32>() * self.spec.row_width(1)) as f64,
         };
         let link = self.links.between(from, to)?;
         Some(if self.is_timed() { prediction::hop_ps(link, row_bytes).round() as u64 } else { 0 })

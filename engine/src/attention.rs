@@ -18,9 +18,11 @@ use qmesh_models::{
 
 use self::tasks::Heads;
 use crate::{
+    blocks::BlockIndexer,
     cache::{Cache, Pages},
     indexer::Chosen,
-    linear::{Linear, Norm, Residual, project, project_add},
+    layer_input::LayerInputRows,
+    linear::{Linear, Norm, Residual, experts::sigmoids, project, project_add},
     ops,
     states::States,
     temperature,
@@ -30,19 +32,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) spec: AttentionSpec,
-    /// Which of the shard's layers this is: its place in the cache.
+    /// Which of the shard's layers has the keys and values in the cache: itself, or an earlier one.
     pub(crate) layer: usize,
     /// Which of the shard's RoPE tables it uses, if any.
     pub(crate) rope: Option<usize>,
     pub(crate) norm: Option<Norm>,
     pub(crate) q: Linear,
-    pub(crate) k: Linear,
-    /// Nothing where values are keys.
+    /// Nothing where keys and values are those of an earlier layer.
+    pub(crate) k: Option<Linear>,
+    /// Nothing where values are keys, either.
     pub(crate) v: Option<Linear>,
     /// On each head of the values.
     pub(crate) value_norm: Option<Norm>,
-    /// Of q and of k: on each head, or on all of a row together.
-    pub(crate) qk_norms: Option<[Norm; 2]>,
+    /// Of q and of k, where the layer makes it: on each head, or on all of a row together.
+    pub(crate) qk_norms: [Option<Norm>; 2],
+    /// What makes a gate for each head of what it attends, where something does.
+    pub(crate) head_gates: Option<Linear>,
+    /// What chooses blocks of positions, where something does.
+    pub(crate) indexer: Option<Box<BlockIndexer>>,
     /// A score per query head that belongs to no position, or nothing.
     pub(crate) sinks: Arc<[f32]>,
     pub(crate) output: Linear,
@@ -59,6 +66,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) slices: Vec<Slice>,
     /// What each row attends to by the last layer that has chosen it; nothing before one has.
     pub(crate) chosen: Vec<Chosen>,
+    /// What layers take in beside the hidden state.
+    pub(crate) layer_inputs: LayerInputRows,
 }
 
 /// Consecutive rows of one session.
@@ -93,7 +102,7 @@ impl Batch<'_> {
 
     /// Gives `append` each row of the step in its pages, in the cache's part of `layer`.
     pub(crate) fn append(&mut self, layer: usize, append: impl Fn(&[RopeTable], Append<'_>) + Sync) {
-        let Batch { cpu, cache, ropes, slices, chosen: _ } = self;
+        let Batch { cpu, cache, ropes, slices, chosen: _, layer_inputs: _ } = self;
         let rows: usize = slices.iter().map(|s| s.rows).sum();
         let mut tasks = Vec::new();
         for Slice { pages, first, rows, position, .. } in slices {
@@ -117,15 +126,24 @@ impl Attention {
     /// softmax(scale · q·k)·v of x (rows, hidden): (rows, heads · head_dim). The rows' keys and values are in the cache
     /// afterwards.
     pub(crate) fn attended(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor> {
-        let linears: Vec<&Linear> = [&self.q, &self.k].into_iter().chain(&self.v).collect();
-        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?; // (rows, q and gates, k, v if there is one)
-        if let (QkNorm::AllHeads, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv, norms))?;
+        let of_indexer = self.indexer.iter().flat_map(|indexer| [&indexer.queries, &indexer.key]);
+        let linears = [&self.q].into_iter().chain(&self.k).chain(&self.v).chain(&self.head_gates).chain(of_indexer);
+        let linears: Vec<&Linear> = linears.collect();
+        // (rows, q and its gates, k, v if there is one, heads' gates if there are some, an indexer's queries and key)
+        let mut qkv = project(batch.cpu, x, self.norm.as_ref(), &linears)?;
+        if self.spec.qk_norm == QkNorm::AllHeads {
+            qkv = ops::map("qk_norm", &qkv, |qkv| self.normed(batch.cpu, qkv))?;
         }
-        ops::read(&qkv, |qkv| self.append(batch, qkv))?;
+        if self.k.is_some() {
+            ops::read(&qkv, |qkv| self.append(batch, qkv))?;
+        }
         ops::map("attend", &qkv, |qkv| {
             let mut out = vec![0.0; qkv.len() / self.row_width() * self.spec.heads * self.spec.head_dim];
-            tasks::attend(&self.heads(batch, qkv), batch, &mut out);
+            let heads = self.heads(batch, qkv);
+            match self.indexer.as_ref().filter(|indexer| indexer.chooses(batch)) {
+                Some(indexer) => indexer.attend(&heads, batch, |row| self.of_indexer(qkv, row).0, &mut out),
+                None => tasks::attend(&heads, batch, &mut out),
+            }
             self.gate(batch.cpu, qkv, &mut out);
             out
         })
@@ -138,15 +156,23 @@ impl Attention {
 
     /// Multiplies what each row's heads have attended, (rows, heads, head_dim), by their gates, where there are some.
     fn gate(&self, cpu: Cpu<'_>, qkv: &[f32], out: &mut [f32]) {
-        match self.spec.output_gate {
-            OutputGate::None => return,
-            OutputGate::WithQuery => {}
+        let AttentionSpec { heads, head_dim, output_gate, .. } = self.spec;
+        if output_gate == OutputGate::None {
+            return;
         }
-        let ((q_width, _), head_dim) = (self.widths(), self.spec.head_dim);
-        let rows = qkv.chunks_exact(self.row_width()).zip(out.chunks_exact_mut(q_width / 2)).collect();
-        cpu.team.each(rows, |(qkv, out): (&[f32], &mut [f32])| {
-            for (with_gate, x) in qkv.chunks_exact(2 * head_dim).zip(out.chunks_exact_mut(head_dim)) {
-                Sigmoid { x, gate: &with_gate[head_dim..] }.run(cpu.simd);
+        let rows = qkv.chunks_exact(self.row_width()).zip(out.chunks_exact_mut(heads * head_dim)).collect();
+        cpu.team.each(rows, |(qkv, out): (&[f32], &mut [f32])| match output_gate {
+            OutputGate::None => {}
+            OutputGate::WithQuery => {
+                for (with_gate, x) in qkv.chunks_exact(2 * head_dim).zip(out.chunks_exact_mut(head_dim)) {
+                    Sigmoid { x, gate: &with_gate[head_dim..] }.run(cpu.simd);
+                }
+            }
+            OutputGate::PerHead => {
+                let mut gates = qkv[self.gates_start()..][..heads].to_vec();
+                sigmoids(cpu.simd, &mut gates);
+                let heads = out.chunks_exact_mut(head_dim).zip(gates);
+                heads.for_each(|(x, gate)| x.iter_mut().for_each(|x| *x *= gate));
             }
         });
     }
@@ -155,27 +181,29 @@ impl Attention {
     fn query<'a>(&self, row: &'a [f32], head: usize) -> &'a [f32] {
         let head_dim = self.spec.head_dim;
         let stride = match self.spec.output_gate {
-            OutputGate::None => head_dim,
+            OutputGate::None | OutputGate::PerHead => head_dim,
             OutputGate::WithQuery => 2 * head_dim,
         };
         &row[head * stride..][..head_dim]
     }
 
     /// Normalises each row's q and its k, all heads together.
-    fn normed(&self, cpu: Cpu<'_>, qkv: &[f32], [q_norm, k_norm]: &[Norm; 2]) -> Vec<f32> {
+    fn normed(&self, cpu: Cpu<'_>, qkv: &[f32]) -> Vec<f32> {
         let (q_width, k_width) = self.widths();
         let mut normed = qkv.to_vec();
         for row in normed.chunks_exact_mut(self.row_width()) {
-            q_norm.apply(cpu, &mut row[..q_width]);
-            k_norm.apply(cpu, &mut row[q_width..q_width + k_width]);
+            let parts = [0..q_width, q_width..q_width + k_width];
+            for (norm, part) in self.qk_norms.iter().flatten().zip(parts) {
+                norm.apply(cpu, &mut row[part]);
+            }
         }
         normed
     }
 
     /// Normalises heads of q (0) or k (1), where each is normalised on its own before it is rotated.
     fn normalize_heads(&self, cpu: Cpu<'_>, which: usize, heads: &mut [f32]) {
-        if let (QkNorm::PerHead, Some(norms)) = (self.spec.qk_norm, &self.qk_norms) {
-            norms[which].apply(cpu, heads);
+        if let (QkNorm::PerHead, Some(norm)) = (self.spec.qk_norm, &self.qk_norms[which]) {
+            norm.apply(cpu, heads);
         }
     }
 
@@ -184,21 +212,34 @@ impl Attention {
         if let Some(rope) = self.rope {
             ropes[rope].rotate(cpu.simd, row, heads, self.spec.head_dim);
         }
-        match (self.spec.qk_norm, &self.qk_norms) {
-            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norms)) => norms[which].apply(cpu, heads),
+        match (self.spec.qk_norm, &self.qk_norms[which]) {
+            (QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare, Some(norm)) => norm.apply(cpu, heads),
             (QkNorm::None | QkNorm::PerHead | QkNorm::AllHeads, _) | (_, None) => {}
         }
     }
 
-    /// Elements of q, with the gates beside it, and of k or v in a row.
+    /// Elements of q, with the gates beside it, and of k or v in a row, as far as they are made.
     fn widths(&self) -> (usize, usize) {
-        (self.spec.query_outputs(), self.spec.kv_heads * self.spec.head_dim)
+        (self.spec.query_outputs(), self.spec.own_kv_heads() * self.spec.head_dim)
+    }
+
+    /// Where heads' gates begin in a row, if there are some: behind q, k and v.
+    fn gates_start(&self) -> usize {
+        let (q_width, k_width) = self.widths();
+        q_width + if self.v.is_some() { 2 * k_width } else { k_width }
     }
 
     /// Elements of all that is projected of a row.
     fn row_width(&self) -> usize {
-        let (q_width, k_width) = self.widths();
-        q_width + if self.v.is_some() { 2 * k_width } else { k_width }
+        let of_indexer = self.indexer.as_ref().map_or(0, |indexer| indexer.spec.row_len(self.spec.kv_heads));
+        self.gates_start() + self.spec.head_gates() + of_indexer
+    }
+
+    /// What was projected of row `row` of the step for an indexer's queries, and for its key.
+    fn of_indexer<'a>(&self, qkv: &'a [f32], row: usize) -> (&'a [f32], &'a [f32]) {
+        let start = self.gates_start() + self.spec.head_gates();
+        let key_dim = self.indexer.as_ref().map_or(0, |indexer| indexer.spec.head_dim);
+        qkv[row * self.row_width()..][start..self.row_width()].split_at(self.spec.kv_heads * key_dim)
     }
 
     /// Query heads that share a KV head.
@@ -221,17 +262,22 @@ impl Attention {
         let layout = HeadLayout::Apart { head_dim };
         let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; k_width]);
         for (row, position) in (append.row..).zip(append.positions) {
-            let (k, v) = qkv[row * self.row_width()..][q_width..self.row_width()].split_at(k_width);
+            let (k, v) = qkv[row * self.row_width() + q_width..].split_at(k_width);
             keys.copy_from_slice(k);
             self.normalize_heads(cpu, 1, &mut keys);
             self.rotate(cpu, ropes, row, 1, &mut keys);
-            values.copy_from_slice(if self.v.is_some() { v } else { k });
+            values.copy_from_slice(if self.v.is_some() { &v[..k_width] } else { k });
             if let Some(norm) = &self.value_norm {
                 norm.apply(cpu, &mut values);
             }
             let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-            for (page, (key, value)) in append.part.chunks_exact_mut(layout.page_len()).zip(rows) {
-                Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(cpu.simd);
+            let (pages, index_page) = append.part.split_at_mut(self.spec.kv_heads * layout.page_len());
+            let slot = position % PAGE_POSITIONS;
+            for (page, (key, value)) in pages.chunks_exact_mut(layout.page_len()).zip(rows) {
+                Write { layout, page, slot, key, value }.run(cpu.simd);
+            }
+            if let Some(indexer) = &self.indexer {
+                indexer.append(cpu, ropes, row, self.of_indexer(qkv, row).1, (index_page, slot));
             }
         }
     }
@@ -282,174 +328,4 @@ impl Attention {
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::{D, Device};
-    use qmesh_models::{
-        spec::{Bias, Mixer, OutputGate, Rope, RopePairing, RopeScaling, Sinks, Values, Window},
-        tensor::TensorType,
-    };
-
-    use qmesh_kernels::{lanes::Simd, rope::Frequencies, team::Team};
-
-    use super::*;
-    use crate::random::{noise, random_matrix};
-
-    const HEADS: usize = 4;
-    const KV_HEADS: usize = 2;
-    const HEAD_DIM: usize = 16;
-    const HIDDEN: usize = 64;
-
-    fn spec(window: Window) -> AttentionSpec {
-        let scaling = RopeScaling::None;
-        let rope = Rope { pairing: RopePairing::Halves, dims: HEAD_DIM, base: 1e4, scaling, magnitude: 1.0 };
-        AttentionSpec {
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            scale: 0.25,
-            soft_cap: None,
-            sinks: Sinks::None,
-            window,
-            rope: Some(rope),
-            qk_norm: QkNorm::None,
-            temperature: None,
-            values: Values::Own,
-            qkv_bias: Bias::None,
-            output_bias: Bias::None,
-            output_gate: OutputGate::None,
-        }
-    }
-
-    fn norm(width: usize) -> Norm {
-        Norm { gain: vec![1.0; width].into(), bias: None, eps: 1e-5 }
-    }
-
-    /// (rows, heads · head_dim) → (1, heads, rows, head_dim), each KV head repeated, and rotated where asked.
-    fn heads(x: &Tensor, repeat: usize, angles: Option<&(Tensor, Tensor)>) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let x = x.reshape((1, rows, width / HEAD_DIM, HEAD_DIM))?.transpose(1, 2)?.contiguous()?;
-        let x = match angles {
-            Some((cos, sin)) => candle_nn::rotary_emb::rope(&x, cos, sin)?,
-            None => x,
-        };
-        Tensor::cat(&vec![x.unsqueeze(2)?; repeat], 2)?.reshape((1, width / HEAD_DIM * repeat, rows, HEAD_DIM))
-    }
-
-    #[test]
-    fn the_half_is_what_plain_framework_operations_make_of_it() -> Result<()> {
-        let (rows, team) = (70, Team::new(2).unwrap());
-        let cpu = Cpu { simd: Simd::available()[0], team: &team };
-        let linear = |outputs, inputs| {
-            let (matrix, weight) = random_matrix(TensorType::F32, outputs, inputs);
-            (Linear { matrix, bias: None }, weight.t().unwrap())
-        };
-        let (width, kv_width) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
-        let x = Tensor::from_vec(noise(rows * HIDDEN, 1), (rows, HIDDEN), &Device::Cpu)?;
-        let normed = candle_nn::ops::rms_norm(&x, &Tensor::ones(HIDDEN, candle_core::DType::F32, &Device::Cpu)?, 1e-5)?;
-        let positions = Tensor::arange(0_f32, rows as f32, &Device::Cpu)?.reshape((rows, 1))?;
-        let frequencies: Vec<f32> =
-            (0..HEAD_DIM / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect();
-        let angles = positions.matmul(&Tensor::from_vec(frequencies, (1, HEAD_DIM / 2), &Device::Cpu)?)?;
-        let angles = (angles.cos()?, angles.sin()?);
-        for (window, reach) in [(Window::Full, rows), (Window::Sliding(9), 9)] {
-            let spec = spec(window);
-            let ((q, q_t), (k, k_t), (v, v_t), (output, output_t)) =
-                (linear(width, HIDDEN), linear(kv_width, HIDDEN), linear(kv_width, HIDDEN), linear(HIDDEN, width));
-            let mut cache = Cache::new([&Mixer::Attention(spec.clone())].into_iter(), rows);
-            let mut pages = Pages::default();
-            cache.extend(&mut pages, rows).unwrap();
-            let ropes =
-                vec![Frequencies::new(spec.rope.as_ref().unwrap(), &[]).table(&team, &(0..rows).collect::<Vec<_>>())];
-            let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position: 0 }];
-            let mut batch = Batch { cpu, cache: &cache, ropes, slices, chosen: Vec::new() };
-            let half = Attention {
-                spec,
-                layer: 0,
-                rope: Some(0),
-                norm: Some(norm(HIDDEN)),
-                q,
-                k,
-                v: Some(v),
-                value_norm: None,
-                qk_norms: None,
-                sinks: Arc::default(),
-                output,
-                residual: Residual { norm: None, scale: 1.0 },
-            };
-            let attended = half.attended(&x, &mut batch)?;
-            let ours = half.output(cpu, &attended, &x)?;
-
-            let q = heads(&normed.matmul(&q_t)?, 1, Some(&angles))?;
-            let k = heads(&normed.matmul(&k_t)?, HEADS / KV_HEADS, Some(&angles))?;
-            let v = heads(&normed.matmul(&v_t)?, HEADS / KV_HEADS, None)?;
-            let hidden = |i: usize, j: usize| if j <= i && i < j + reach { 0.0 } else { f32::NEG_INFINITY };
-            let mask: Vec<f32> = (0..rows * rows).map(|at| hidden(at / rows, at % rows)).collect();
-            let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?;
-            let scores = (q.matmul(&k.transpose(D::Minus1, D::Minus2)?)? * 0.25)?.broadcast_add(&mask)?;
-            let attended = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
-            let attended = attended.transpose(1, 2)?.contiguous()?.reshape((rows, width))?;
-            let oracle = (attended.matmul(&output_t)? + &x)?;
-            let error: f32 = (ours - &oracle)?.abs()?.max_all()?.to_scalar()?;
-            let largest: f32 = oracle.abs()?.max_all()?.to_scalar()?;
-            // The cache is f16.
-            assert!(error < 1e-3 * largest, "{window:?}: {error} of {largest}");
-        }
-        Ok(())
-    }
-
-    /// What comes out for `rows`, cut into steps of so many rows, on a team of `threads`.
-    fn attended(half: &Attention, x: &Tensor, steps: &[usize], threads: usize) -> Result<Vec<f32>> {
-        let (rows, team) = (steps.iter().sum(), Team::new(threads).unwrap());
-        let cpu = Cpu { simd: Simd::available()[0], team: &team };
-        let mut cache = Cache::new([&Mixer::Attention(half.spec.clone())].into_iter(), rows);
-        let mut pages = Pages::default();
-        cache.extend(&mut pages, rows).unwrap();
-        let (mut out, mut position) = (Vec::new(), 0);
-        for rows in steps.iter().copied() {
-            let positions: Vec<usize> = (position..position + rows).collect();
-            let ropes = vec![Frequencies::new(half.spec.rope.as_ref().unwrap(), &[]).table(&team, &positions)];
-            let slices = vec![Slice { pages, states: States::default(), first: 0, rows, position }];
-            let mut batch = Batch { cpu, cache: &cache, ropes, slices, chosen: Vec::new() };
-            out.extend(half.attended(&x.narrow(0, position, rows)?, &mut batch)?.flatten_all()?.to_vec1::<f32>()?);
-            pages = batch.slices.remove(0).pages;
-            position += rows;
-        }
-        Ok(out)
-    }
-
-    #[test]
-    fn steps_and_threads_change_no_bit() -> Result<()> {
-        let linear = |outputs| Linear { matrix: random_matrix(TensorType::F32, outputs, HIDDEN).0, bias: None };
-        let (q, k, v) = (linear(HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM), linear(KV_HEADS * HEAD_DIM));
-        let qk_norms = Some([norm(HEAD_DIM), norm(HEAD_DIM)]);
-        let spec = AttentionSpec { qk_norm: QkNorm::PerHead, ..spec(Window::Full) };
-        let (norm, output, residual) = (Some(norm(HIDDEN)), linear(HIDDEN), Residual { norm: None, scale: 1.0 });
-        let mut half = Attention {
-            spec,
-            layer: 0,
-            rope: Some(0),
-            norm,
-            q,
-            k,
-            v: Some(v),
-            value_norm: None,
-            qk_norms,
-            sinks: Arc::default(),
-            output,
-            residual,
-        };
-        // Long enough for runs of pages to be tasks of their own.
-        let x = Tensor::from_vec(noise(3000 * HIDDEN, 1), (3000, HIDDEN), &Device::Cpu)?;
-        for window in [Window::Full, Window::Sliding(1100)] {
-            half.spec.window = window;
-            let whole = attended(&half, &x, &[3000], 1)?;
-            for (steps, threads) in [([3000].as_slice(), 3), (&[2300, 300, 7, 1, 391, 1], 3), (&[2995, 1, 2, 1, 1], 2)]
-            {
-                let cut = attended(&half, &x, steps, threads)?;
-                let same = whole.iter().map(|x| x.to_bits()).eq(cut.iter().map(|x| x.to_bits()));
-                assert!(same, "{window:?}: {steps:?} on {threads} threads");
-            }
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use crate::{
     ffn::FeedForward,
     gated_delta::GatedDelta,
     latent::LatentAttention,
+    layer_input::LayerInput,
     linear::Norm,
     ops,
     state_space::StateSpace,
@@ -19,6 +20,8 @@ use crate::{
 pub(crate) struct Block {
     pub(crate) mixer: Option<BlockMixer>,
     pub(crate) ffn: Option<FeedForward>,
+    /// Where it takes in a row of the token's, if it does.
+    pub(crate) input: Option<LayerInput>,
     /// Factor on all that comes out, where there is one.
     pub(crate) scale: Option<f32>,
 }
@@ -36,7 +39,7 @@ impl Block {
     /// x (rows, hidden) → (rows, hidden)
     pub(crate) fn forward(&self, x: &Tensor, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
         let mixed = self.mixer.as_ref().map(|mixer| mixer.mixed(x, batch)).transpose()?;
-        self.finish(batch, mixed.as_ref(), x)
+        self.finish(batch, mixed.as_ref(), x, None)
     }
 
     /// As [`Block::forward`], but only `rows` come out, in their order: of the others only what later rows take in matters.
@@ -50,13 +53,19 @@ impl Block {
         if rows.is_empty() {
             return Ok(x.narrow(0, 0, 0)?);
         }
-        let rows = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
-        let mixed = mixed.map(|mixed| mixed.index_select(&rows, 0)).transpose()?;
-        self.finish(batch, mixed.as_ref(), &x.index_select(&rows, 0)?)
+        let places = Tensor::from_iter(rows.iter().map(|row| *row as i64), x.device())?;
+        let mixed = mixed.map(|mixed| mixed.index_select(&places, 0)).transpose()?;
+        self.finish(batch, mixed.as_ref(), &x.index_select(&places, 0)?, Some(rows))
     }
 
-    /// What follows once rows are mixed: nothing of it knows other rows.
-    fn finish(&self, batch: &Batch<'_>, mixed: Option<&Tensor>, x: &Tensor) -> Result<Tensor, EngineError> {
+    /// What follows once rows are mixed, of all rows of the step or of those of `rows`: nothing of it knows other rows.
+    fn finish(
+        &self,
+        batch: &Batch<'_>,
+        mixed: Option<&Tensor>,
+        x: &Tensor,
+        rows: Option<&[usize]>,
+    ) -> Result<Tensor, EngineError> {
         let sum = match (&self.mixer, mixed) {
             (Some(mixer), Some(mixed)) => mixer.output(batch.cpu, mixed, x)?,
             (None, _) | (_, None) => x.clone(),
@@ -64,6 +73,10 @@ impl Block {
         let out = match &self.ffn {
             Some(ffn) => ffn.forward(batch.cpu, x, &sum)?,
             None => sum,
+        };
+        let out = match &self.input {
+            Some(input) => input.take_in(batch.cpu, &out, &batch.layer_inputs, rows)?,
+            None => out,
         };
         match self.scale {
             Some(scale) => Ok(ops::map("scale", &out, |out| out.iter().map(|x| x * scale).collect())?),

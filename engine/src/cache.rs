@@ -7,7 +7,7 @@
 use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::attend::{HeadLayout, PAGE_POSITIONS};
-use qmesh_models::spec::{AttentionSpec, Mixer};
+use qmesh_models::spec::Mixer;
 
 use crate::error::EngineError;
 
@@ -58,8 +58,8 @@ impl Cache {
         let mut page_len = 0;
         let layers = mixers.map(|mixer| {
             let (heads, layout) = match mixer {
-                Mixer::Attention(AttentionSpec { kv_heads, head_dim, .. }) => {
-                    (*kv_heads, HeadLayout::Apart { head_dim: *head_dim })
+                Mixer::Attention(attention) => {
+                    (attention.own_kv_heads(), HeadLayout::Apart { head_dim: attention.head_dim })
                 }
                 // It has no part of the pages.
                 Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => (0, HeadLayout::Apart { head_dim: 0 }),
@@ -198,7 +198,8 @@ impl LayerPart {
 /// Elements of an indexer's keys in a page.
 fn index_len(mixer: &Mixer) -> usize {
     match mixer {
-        Mixer::Attention(_) | Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => 0,
+        Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => 0,
+        Mixer::Attention(attention) => attention.blocks.as_ref().map_or(0, |indexer| PAGE_POSITIONS * indexer.head_dim),
         Mixer::Latent(latent) => latent.indexer().map_or(0, |indexer| PAGE_POSITIONS * indexer.head_dim),
     }
 }
@@ -228,7 +229,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_models::spec::{Bias, OutputGate, QkNorm, Sinks, Values, Window};
+    use qmesh_models::spec::{AttentionSpec, Bias, KvSource, OutputGate, QkNorm, Sinks, Values, Window};
 
     use super::*;
 
@@ -244,7 +245,9 @@ mod tests {
             rope: None,
             qk_norm: QkNorm::None,
             temperature: None,
+            source: KvSource::Own,
             values: Values::Own,
+            blocks: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,

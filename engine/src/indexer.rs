@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
-    attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Target},
+    attend::{Attend, Finish, Gathered, PAGE_POSITIONS, Queries, Target},
     index::{Score, choose},
     rope::RopeTable,
 };
@@ -128,7 +128,7 @@ impl Indexer {
 }
 
 /// Attention of every row to the positions that were last chosen for it; `out` is (rows, heads, value_dim). Of `heads` what is said
-/// of runs and sinks does not count.
+/// of runs does not count.
 pub(crate) fn attend(heads: &Heads<'_>, batch: &Batch<'_>, out: &mut [f32]) {
     let part = heads.group * batch.cache.layout(heads.layer).value_dim();
     let rows =
@@ -153,7 +153,7 @@ pub(crate) fn attend(heads: &Heads<'_>, batch: &Batch<'_>, out: &mut [f32]) {
 }
 
 /// Attention of the heads of one group of a row to all `count` positions of `pages`.
-fn attend_one(
+pub(crate) fn attend_one(
     heads: &Heads<'_>,
     batch: &Batch<'_>,
     (row, group): (usize, usize),
@@ -162,7 +162,7 @@ fn attend_one(
 ) {
     let (layout, simd) = (batch.cache.layout(heads.layer), batch.cpu.simd);
     let x = (heads.queries)(row..row + 1, group);
-    let mut gathered = Gathered::start(layout, heads.group, &[]);
+    let mut gathered = Gathered::start(layout, heads.group, heads.sinks(group));
     let (queries, into) = (Queries { x: &x, heads: heads.group, position: count - 1 }, Target::Merged(&mut gathered));
     Attend { layout, scoring: heads.scoring, queries, pages, first_page: 0, into }.gather(simd);
     Finish { gathered: &gathered, out: &mut [out], value_dim: layout.value_dim() }.run(simd);
@@ -171,21 +171,15 @@ fn attend_one(
 /// The rows of these positions, in pages of their own.
 fn gather(layer: usize, batch: &Batch<'_>, slice: &Slice, positions: &[u32]) -> Vec<Vec<u16>> {
     let layout = batch.cache.layout(layer);
-    let (page_len, row_len) = (layout.page_len(), row_len(layout));
     let last = positions.last().map_or(0, |last| *last as usize);
     let pages = batch.cache.head(layer, &slice.pages, 0, 0..last / PAGE_POSITIONS + 1);
     let gathered = positions.chunks(PAGE_POSITIONS).map(|positions| {
-        let mut page = vec![0; page_len];
-        for (row, position) in page.chunks_exact_mut(row_len).zip(positions) {
-            let (number, slot) = (*position as usize / PAGE_POSITIONS, *position as usize % PAGE_POSITIONS);
-            row.copy_from_slice(&pages[number][slot * row_len..][..row_len]);
+        let mut page = vec![0; layout.page_len()];
+        for (slot, position) in positions.iter().enumerate() {
+            let position = *position as usize;
+            layout.copy((pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS), (&mut page, slot));
         }
         page
     });
     gathered.collect()
-}
-
-/// Elements from one position to the next in a page whose keys lie as rows.
-fn row_len(layout: HeadLayout) -> usize {
-    layout.page_len() / PAGE_POSITIONS
 }

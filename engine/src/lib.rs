@@ -30,12 +30,14 @@
 mod attention;
 pub mod backend;
 mod block;
+mod blocks;
 mod cache;
 pub mod error;
 mod ffn;
 mod gated_delta;
 mod indexer;
 mod latent;
+mod layer_input;
 mod linear;
 mod load;
 pub mod measure;

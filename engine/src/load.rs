@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, ops::Range, sync::Arc};
 
 use qmesh_kernels::{Cpu, matrix::Matrix, rope::Frequencies};
 use qmesh_models::spec::{
-    HeadMatrix, LayerIndex, LayerSpec, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
+    HeadMatrix, LayerIndex, LayerInputs, ModelSpec, NormKind, NormSpec, Rope, RopeScaling, TensorRole,
 };
 
 pub use self::tensors::{PackedTensor, PackedTensors, TensorSource};
@@ -22,6 +22,7 @@ use self::{
 use crate::{
     block::Block,
     error::EngineError,
+    layer_input::LayerInputMaker,
     linear::{Linear, Norm},
 };
 
@@ -30,6 +31,8 @@ use crate::{
 pub(crate) struct Parts {
     /// The table that stage 0 embeds with.
     pub(crate) embedding: Option<Arc<Linear>>,
+    /// What makes rows for the layers there, where they take some in.
+    pub(crate) layer_inputs: Option<LayerInputMaker>,
     pub(crate) blocks: Vec<Block>,
     /// The kinds of RoPE that the blocks refer to.
     pub(crate) ropes: Vec<Frequencies>,
@@ -90,17 +93,29 @@ impl<'a> Weights<'a> {
         let table = (first || (last && tied))
             .then(|| self.linear(TensorRole::Embedding, None, spec.vocab, spec.hidden).map(Arc::new))
             .transpose()?;
+        let layer_inputs =
+            spec.layer_inputs.filter(|_| first).map(|inputs| self.layer_inputs(spec, inputs)).transpose()?;
         let head = last.then(|| self.head(spec, table.clone().filter(|_| tied))).transpose()?;
-        let (ropes, uses) = self.ropes(&spec.layers[layers.clone()], spec.context)?;
+        let (ropes, uses) = self.ropes(spec, layers)?;
         let blocks = layers.clone().zip(uses).enumerate();
         let blocks = blocks.map(|(place, (layer, ropes))| {
-            LayerWeights { weights: self, layer: LayerIndex(layer), hidden: spec.hidden }.block(
-                &spec.layers[layer],
-                place,
-                ropes,
-            )
+            let mut weights = LayerWeights { weights: self, layer: LayerIndex(layer), hidden: spec.hidden };
+            let input = spec.layer_inputs.map(|inputs| weights.input(inputs, place)).transpose()?;
+            Ok(Block { input, ..weights.block(&spec.layers[layer], place, ropes)? })
         });
-        Ok(Parts { blocks: blocks.collect::<Result<_, _>>()?, embedding: table.filter(|_| first), ropes, head })
+        let blocks = blocks.collect::<Result<_, EngineError>>()?;
+        Ok(Parts { blocks, embedding: table.filter(|_| first), layer_inputs, ropes, head })
+    }
+
+    /// What makes rows for all layers.
+    fn layer_inputs(&mut self, spec: &ModelSpec, inputs: LayerInputs) -> Result<LayerInputMaker, EngineError> {
+        let all = spec.layers.len() * inputs.width;
+        let gain = self.vector(TensorRole::LayerProjectionNorm, inputs.width)?;
+        Ok(LayerInputMaker {
+            table: self.linear(TensorRole::LayerEmbeddings, None, spec.vocab, all)?,
+            projection: self.linear(TensorRole::LayerProjection, None, all, spec.hidden)?,
+            norm: Norm { gain, bias: None, eps: inputs.eps },
+        })
     }
 
     fn head(&mut self, spec: &ModelSpec, table: Option<Arc<Linear>>) -> Result<Head, EngineError> {
@@ -116,9 +131,10 @@ impl<'a> Weights<'a> {
     /// The different kinds of RoPE, and which of them each layer uses.
     fn ropes(
         &mut self,
-        layers: &[LayerSpec],
-        context: usize,
+        spec: &ModelSpec,
+        layers: &Range<usize>,
     ) -> Result<(Vec<Frequencies>, Vec<LayerRopes>), EngineError> {
+        let context = spec.context;
         let mut kinds: Vec<&Rope> = Vec::new();
         let mut place = |rope| {
             kinds.iter().position(|kind| *kind == rope).unwrap_or_else(|| {
@@ -126,7 +142,7 @@ impl<'a> Weights<'a> {
                 kinds.len() - 1
             })
         };
-        let uses = layers.iter().map(|layer| LayerRopes {
+        let uses = spec.layers[layers.clone()].iter().map(|layer| LayerRopes {
             own: layer.rope().map(&mut place),
             of_indexer: layer.index_rope().map(&mut place),
         });
@@ -137,7 +153,7 @@ impl<'a> Weights<'a> {
         let factors = |rope: &Rope, role: TensorRole| -> Result<_, EngineError> {
             let name = all.iter().find_map(|(known, name)| name.filter(|_| *known == role));
             let name = name.ok_or_else(|| missing(role))?;
-            Ok(Frequencies::new(rope, &vector(self.packed, role, name, rope.dims / 2)?))
+            Ok(Frequencies::new(rope, beginning(self.packed, role, name, rope.dims / 2)?))
         };
         let frequencies = kinds.into_iter().map(|rope| match rope.scaling {
             RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Yarn { .. } => Ok(Frequencies::new(rope, &[])),
@@ -225,10 +241,31 @@ fn vector(packed: &PackedTensors, role: TensorRole, name: &str, len: usize) -> R
     }
 }
 
+/// The first elements of a vector, of which it may have more.
+fn beginning<'a>(
+    packed: &'a PackedTensors,
+    role: TensorRole,
+    name: &str,
+    len: usize,
+) -> Result<&'a [f32], EngineError> {
+    match packed.get(&role).map(PackedTensor::packed) {
+        Some(Packed::Vector(elements)) => {
+            elements.get(..len).ok_or_else(|| shape(name, format!("{} elements, fewer than {len}", elements.len())))
+        }
+        Some(Packed::Matrix(Matrix { rows, cols, .. }) | Packed::Filed(Filed { rows, cols, .. })) => {
+            Err(shape(name, format!("{rows}x{cols} instead of {len} elements")))
+        }
+        None => Err(missing(role)),
+    }
+}
+
 fn missing(role: TensorRole) -> EngineError {
     let tensor = match role {
         TensorRole::Layer(layer, tensor) => format!("{tensor:?} of layer {layer}"),
         TensorRole::Embedding
+        | TensorRole::LayerEmbeddings
+        | TensorRole::LayerProjection
+        | TensorRole::LayerProjectionNorm
         | TensorRole::OutputNorm
         | TensorRole::OutputNormBias
         | TensorRole::Output

@@ -51,8 +51,10 @@ pub struct Found {
 /// As [`Backend::load`] and [`LoadedShard::step`].
 pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTime>, EngineError> {
     let layers = excerpt.layers.len();
-    // The last layer goes with the head, where there are several.
-    let body = 0..layers.saturating_sub(1).max(1);
+    // The last layer, or as many as cannot be parted from it, goes with the head, where there are several.
+    let last = excerpt.cuts().last().unwrap_or(0)..layers;
+    let alone = last.start == 0;
+    let body = 0..if alone { layers } else { last.start };
     let mut few = Trial::load(backend, excerpt, body.clone())?;
     let few_s = FEW.map(|rows| few.seconds(rows));
     drop(few);
@@ -60,7 +62,6 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     let mut many = Trial::load(backend, excerpt, some.clone())?;
     let many_s = MANY.map(|rows| many.seconds(rows));
     drop(many);
-    let last = layers - 1..layers;
     let mut head = Trial::load(backend, excerpt, last.clone())?;
     let head_s = FEW.map(|rows| head.seconds(rows));
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
@@ -68,7 +69,6 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), excerpt.head_bytes().max(1) as f64);
     let mut points = Vec::new();
     for ((rows, few_s), head_s) in FEW.into_iter().zip(few_s).zip(head_s) {
-        let alone = layers == 1;
         let layer_ps = PS_PER_S * few_s? / if alone { body_bytes + head_bytes } else { body_bytes };
         let head_ps = (PS_PER_S * head_s? - layer_ps * last_bytes).max(0.0) / head_bytes;
         points.push(StepTime { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
@@ -114,7 +114,7 @@ impl<'a> Trial<'a> {
     fn seconds(&mut self, rows: usize) -> Result<f64, EngineError> {
         let is_last = self.layers.end == self.excerpt.layers.len();
         let wants = if is_last && rows <= FEW[1] { Wants::All } else { Wants::None };
-        let hidden = (self.layers.start > 0).then(|| noise(rows * self.excerpt.hidden));
+        let hidden = (self.layers.start > 0).then(|| noise(rows * self.excerpt.row_width(self.layers.start)));
         let step = Step {
             sequences: vec![SequenceRows { session: SESSION, position: 0, rows, wants }],
             ids: (0..rows).map(|row| (row % self.excerpt.vocab.max(1)) as u32).collect(),

@@ -15,7 +15,8 @@ use crate::{
     attention::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
-    linear::{LogitScaling, logits},
+    layer_input::LayerInputRows,
+    linear::{Linear, LogitScaling, logits},
     load::{Head, Parts, load},
     ops,
     sample::{SamplingParameters, Unsampled},
@@ -29,6 +30,8 @@ pub struct Shard {
     simd: Simd,
     team: Team,
     hidden: usize,
+    /// Elements that come behind each hidden state for the shard's layers and those behind it, and how many each takes.
+    beside: Beside,
     vocab: usize,
     embedding_scale: f32,
     parts: Parts,
@@ -38,6 +41,15 @@ pub struct Shard {
     /// What each layer holds of a session beside its part of the cache.
     state_shapes: Vec<StateShape>,
     sessions: HashMap<u64, Session>,
+}
+
+/// What layers take in of each row beside the hidden state.
+#[derive(Clone, Copy, Debug)]
+struct Beside {
+    /// The shard's layers and all behind it.
+    layers: usize,
+    /// Elements that each takes; 0 where they take none.
+    width: usize,
 }
 
 #[derive(Debug)]
@@ -183,10 +195,12 @@ impl Shard {
         let (parts, tensors) = load(Cpu { simd, team: &team }, spec, &layers, source, progress)?;
         release_freed();
         let state_shapes = spec.layers[layers.clone()].iter().map(StateShape::of).collect();
-        let cache = Cache::new(spec.layers[layers].iter().map(|layer| &layer.mixer), kv_positions);
         let ModelSpec { hidden, vocab, embedding_scale, .. } = *spec;
+        let width = spec.layer_inputs.map_or(0, |inputs| inputs.width);
+        let beside = Beside { layers: spec.layers.len() - layers.start, width };
+        let cache = Cache::new(spec.layers[layers].iter().map(|layer| &layer.mixer), kv_positions);
         let sessions = HashMap::new();
-        Ok(Self { simd, team, hidden, vocab, embedding_scale, parts, tensors, cache, state_shapes, sessions })
+        Ok(Self { simd, team, hidden, beside, vocab, embedding_scale, parts, tensors, cache, state_shapes, sessions })
     }
 
     /// Whether a session of so many positions could ever be held.
@@ -239,11 +253,16 @@ impl Shard {
             (Some(_), None) => Ok(()),
             (Some(_), Some(_)) => wrong("an activation for the stage that embeds".into()),
             (None, None) => wrong("no activation for a stage that does not embed".into()),
-            (None, Some(hidden)) if hidden.len() == rows * self.hidden => Ok(()),
+            (None, Some(hidden)) if hidden.len() == rows * self.incoming() => Ok(()),
             (None, Some(hidden)) => {
-                wrong(format!("{} elements of activation for {rows} rows of {}", hidden.len(), self.hidden))
+                wrong(format!("{} elements of activation for {rows} rows of {}", hidden.len(), self.incoming()))
             }
         }
+    }
+
+    /// Elements of a row that comes from an earlier stage.
+    fn incoming(&self) -> usize {
+        self.hidden + self.beside.layers * self.beside.width
     }
 
     /// Takes the pages out of the sessions of a checked step, and notes its ids.
@@ -270,12 +289,11 @@ impl Shard {
     fn compute(&self, step: &Step, slices: Vec<Slice>) -> (Result<StepOutput, EngineError>, Vec<Slice>) {
         let positions: Vec<usize> = slices.iter().flat_map(|s| s.position..s.position + s.rows).collect();
         let ropes = self.parts.ropes.iter().map(|frequencies| frequencies.table(&self.team, &positions)).collect();
-        let mut batch = Batch { cpu: self.cpu(), cache: &self.cache, ropes, slices, chosen: Vec::new() };
+        let layer_inputs = LayerInputRows::default();
+        let mut batch = Batch { cpu: self.cpu(), cache: &self.cache, ropes, slices, chosen: Vec::new(), layer_inputs };
         let outcome = match &self.parts.head {
             Some(head) => self.compute_last(step, head, &mut batch).map(StepOutput::Sampled),
-            None => {
-                self.forward(step, &mut batch).and_then(|x| Ok(StepOutput::Hidden(ops::read(&x, <[f32]>::to_vec)?)))
-            }
+            None => self.forward(step, &mut batch).map(StepOutput::Hidden),
         };
         (outcome, batch.slices)
     }
@@ -284,10 +302,12 @@ impl Shard {
         Cpu { simd: self.simd, team: &self.team }
     }
 
-    /// The last hidden state of every row: (rows, hidden).
-    fn forward(&self, step: &Step, batch: &mut Batch<'_>) -> Result<Tensor, EngineError> {
-        let x = self.embed(step)?;
-        self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))
+    /// The last hidden state of every row, and behind it what later layers take in: row after row.
+    fn forward(&self, step: &Step, batch: &mut Batch<'_>) -> Result<Vec<f32>, EngineError> {
+        let x = self.begin_rows(step, batch)?;
+        let x = self.parts.blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?;
+        let hidden = ops::read(&x, <[f32]>::to_vec)?;
+        Ok(batch.layer_inputs.joined(hidden, self.parts.blocks.len()))
     }
 
     /// What the last stage samples: its last block and the head compute only the rows that are wanted.
@@ -295,7 +315,7 @@ impl Shard {
         let (wanted, summed) = (step.wanted_rows(), step.summed_rows());
         // First those that are sampled after, then those that are summed.
         let rows = wanted.iter().map(|w| w.row).chain(summed.iter().flat_map(|s| s.rows.clone())).collect::<Vec<_>>();
-        let mut x = self.embed(step)?;
+        let mut x = self.begin_rows(step, batch)?;
         if let Some((last, blocks)) = self.parts.blocks.split_last() {
             x = blocks.iter().try_fold(x, |x, block| block.forward(&x, batch))?;
             x = last.forward_rows(&x, batch, &rows)?;
@@ -304,22 +324,38 @@ impl Shard {
         Ok(Samples { rows: self.sample(step, &wanted, head, &x)?, sums })
     }
 
-    /// What goes into the first block: (rows, hidden).
-    fn embed(&self, step: &Step) -> candle_core::Result<Tensor> {
-        const TOGETHER: usize = 16;
-        let hidden = match (&self.parts.embedding, &step.hidden) {
-            (Some(table), _) => {
-                let mut hidden = vec![0.0; step.ids.len() * self.hidden];
-                let tasks = step.ids.chunks(TOGETHER).zip(hidden.chunks_mut(TOGETHER * self.hidden)).collect();
-                self.team.each(tasks, |(ids, hidden): (&[u32], &mut [f32])| {
-                    table.matrix.look_up(self.simd, ids, hidden);
-                    hidden.iter_mut().for_each(|x| *x *= self.embedding_scale);
-                });
-                hidden
+    /// What goes into the first block, (rows, hidden), and into the batch what layers take in beside.
+    fn begin_rows(&self, step: &Step, batch: &mut Batch<'_>) -> candle_core::Result<Tensor> {
+        let shape = (step.ids.len(), self.hidden);
+        match &self.parts.embedding {
+            Some(table) => {
+                let x = Tensor::from_vec(self.embed(table, &step.ids), shape, &Device::Cpu)?;
+                if let Some(maker) = &self.parts.layer_inputs {
+                    batch.layer_inputs = maker.make(self.cpu(), &step.ids, &x)?;
+                }
+                Ok(x)
             }
-            (None, hidden) => hidden.clone().unwrap_or_default(),
-        };
-        Tensor::from_vec(hidden, (step.ids.len(), self.hidden), &Device::Cpu)
+            None => {
+                let mut hidden = step.hidden.clone().unwrap_or_default();
+                let Beside { layers, width } = self.beside;
+                if width > 0 {
+                    batch.layer_inputs = LayerInputRows::split(&mut hidden, self.hidden, layers, width);
+                }
+                Tensor::from_vec(hidden, shape, &Device::Cpu)
+            }
+        }
+    }
+
+    /// What tokens are embedded to: (rows, hidden).
+    fn embed(&self, table: &Linear, ids: &[u32]) -> Vec<f32> {
+        const TOGETHER: usize = 16;
+        let mut hidden = vec![0.0; ids.len() * self.hidden];
+        let tasks = ids.chunks(TOGETHER).zip(hidden.chunks_mut(TOGETHER * self.hidden)).collect();
+        self.team.each(tasks, |(ids, hidden): (&[u32], &mut [f32])| {
+            table.matrix.look_up(self.simd, ids, hidden);
+            hidden.iter_mut().for_each(|x| *x *= self.embedding_scale);
+        });
+        hidden
     }
 
     /// The sums of rows of `x` from `first` on, each of which is one of `summed` in its turn.

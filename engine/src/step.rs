@@ -12,7 +12,7 @@ pub struct Step {
     pub sequences: Vec<SequenceRows>,
     /// Token id of each row, of all sequences in order; always carried.
     pub ids: Vec<u32>,
-    /// Activation (rows, hidden), row-major; `None` exactly where the shard embeds.
+    /// Activation (rows, hidden and what later layers take in beside it: [`qmesh_models::spec::ModelSpec::row_width`]), row-major; `None` exactly where the shard embeds.
     pub hidden: Option<Vec<f32>>,
     /// What may follow some of the wanted rows, by session and position: any token may follow the others. Only the last
     /// stage looks at it.

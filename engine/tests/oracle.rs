@@ -252,7 +252,7 @@ fn compare(spec: &ModelSpec, file: &ModelFile, cuts: &[usize], rounding: Roundin
     let mut position = 0;
     for _ in 0..=DECODE_STEPS {
         let (mut from_engine, mut from_oracle) = (None::<Vec<f32>>, None::<Vec<f32>>);
-        for (engine, oracle) in engine.iter_mut().zip(&mut oracle) {
+        for ((engine, oracle), layers) in engine.iter_mut().zip(&mut oracle).zip(&stages) {
             let into_oracle = match fed {
                 Fed::Own => &from_oracle,
                 Fed::Engine => &from_engine,
@@ -260,7 +260,7 @@ fn compare(spec: &ModelSpec, file: &ModelFile, cuts: &[usize], rounding: Roundin
             let input = into_oracle.as_deref().map_or(Input::Ids(&ids), Input::Hidden);
             let ours = step(engine, &ids, from_engine.as_deref(), position, spec.vocab);
             let (theirs, width) = match oracle.forward(SESSION, input, position).unwrap() {
-                Output::Hidden(rows) => (rows, spec.hidden),
+                Output::Hidden(rows) => (rows, spec.row_width(layers.1)),
                 Output::Logits(rows) => (rows, spec.vocab),
             };
             assert_eq!(ours.len(), theirs.len());

@@ -33,6 +33,7 @@ mod llama;
 mod llama4;
 mod metadata;
 mod minimax_m2;
+mod minimax_m3;
 mod mistral3;
 mod mistral4;
 mod nemotron_h;
@@ -51,6 +52,7 @@ mod seed_oss;
 mod smollm3;
 mod starcoder2;
 mod state_space;
+mod step35;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -59,7 +61,7 @@ pub use self::error::ModelError;
 use self::metadata::Metadata;
 use crate::{
     gguf::{Gguf, OptionalKey},
-    spec::{HeadMatrix, HeadSpec, LayerSpec, ModelSpec, NormSpec},
+    spec::{HeadMatrix, HeadSpec, LayerInputs, LayerSpec, ModelSpec, NormSpec},
 };
 
 /// The names of the architectures that `spec` knows, sorted.
@@ -81,13 +83,13 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         known: known().collect::<Vec<_>>().join(", "),
     })?;
     let metadata = Metadata::new(gguf, family);
-    let Decoder { embedding_scale, logit_scale, logit_cap, norm, layers } = decoder(&metadata)?;
+    let Decoder { embedding_scale, logit_scale, logit_cap, norm, layer_inputs, layers } = decoder(&metadata)?;
     metadata.check_unread()?;
     let hidden = metadata.hidden()?;
     let vocab = tensors::vocab(&metadata)?;
     let matrix = if metadata.has_tensor(tensors::OUTPUT) { HeadMatrix::Own } else { HeadMatrix::Tied };
     let head = HeadSpec { norm, matrix, soft_cap: logit_cap, logit_scale };
-    let tensors = tensors::list(&metadata, hidden, vocab, &layers, &head)?;
+    let tensors = tensors::list(&metadata, [hidden, vocab], &layers, layer_inputs.as_ref(), &head)?;
     Ok(ModelSpec {
         name: name(gguf)?,
         family: family.to_owned(),
@@ -95,6 +97,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, ModelError> {
         vocab,
         context: metadata.context()?,
         embedding_scale,
+        layer_inputs,
         layers,
         head,
         tensors,
@@ -143,6 +146,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("llama", llama::decoder),
     ("llama4", llama4::decoder),
     ("minimax-m2", minimax_m2::decoder),
+    ("minimax-m3", minimax_m3::decoder),
     ("mistral3", mistral3::decoder),
     ("mistral4", mistral4::decoder),
     ("nemotron_h", nemotron_h::decoder),
@@ -162,6 +166,7 @@ const FAMILIES: &[(&str, MakeDecoder)] = &[
     ("seed_oss", seed_oss::decoder),
     ("smollm3", smollm3::decoder),
     ("starcoder2", starcoder2::decoder),
+    ("step35", step35::decoder),
 ];
 
 /// What a family decides; all else follows from it and from the file.
@@ -174,6 +179,8 @@ struct Decoder {
     logit_cap: Option<f32>,
     /// The norm before the head.
     norm: NormSpec,
+    /// What layers take in of a token beside the hidden state.
+    layer_inputs: Option<LayerInputs>,
     /// One entry per layer.
     layers: Vec<LayerSpec>,
 }
@@ -181,7 +188,7 @@ struct Decoder {
 impl Decoder {
     /// Without scales or caps.
     fn plain(norm: NormSpec, layers: Vec<LayerSpec>) -> Self {
-        Self { embedding_scale: 1.0, logit_scale: 1.0, logit_cap: None, norm, layers }
+        Self { embedding_scale: 1.0, logit_scale: 1.0, logit_cap: None, norm, layer_inputs: None, layers }
     }
 }
 

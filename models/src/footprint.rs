@@ -186,13 +186,21 @@ impl<'a> Footprints<'a> {
         let (rows, threads) = (step_rows(chunk_rows), threads.max(1));
         let most = |of: &dyn Fn(&LayerFootprint) -> u64| self.layers_of(demand).map(of).max().unwrap_or(0);
         let row = product([FLOAT, self.spec.hidden]);
-        // The frame's payload, its values and the first layer's input; a first stage gets ids, which are few.
-        let input = if layers.start == 0 { sum([row, ID_BYTES]) } else { row.saturating_mul(3) };
-        // What comes out of the last layer is copied once before it is a frame's payload.
-        let working = most(&|layer| layer.row_bytes).max(row.saturating_mul(2));
-        let step = product([rows]).saturating_mul(sum([input, self.rope_bytes, working]));
-        let frames = product([FRAMES_HELD - 1 + FRAMES_ON_LINKS, rows]).saturating_mul(row);
         let is_last = layers.end == self.spec.layers.len();
+        let travelling = |layer: usize| product([FLOAT, self.spec.row_width(layer)]);
+        let (incoming, outgoing) = (travelling(layers.start), if is_last { row } else { travelling(layers.end) });
+        // The frame's payload, its values and the first layer's input; a first stage gets ids, which are few, and makes what the layers
+        // take in beside.
+        let beside = incoming.saturating_sub(row);
+        let input = match layers.start {
+            0 => sum([row, ID_BYTES, beside.saturating_mul(3), row.min(beside)]),
+            _ => incoming.saturating_mul(3),
+        };
+        // What comes out of the last layer is copied once before it is a frame's payload.
+        let working = most(&|layer| layer.row_bytes).max(outgoing.saturating_mul(2));
+        let step = product([rows]).saturating_mul(sum([input, self.rope_bytes, working]));
+        let frame_row = if layers.start == 0 { outgoing } else { incoming.max(outgoing) };
+        let frames = product([FRAMES_HELD - 1 + FRAMES_ON_LINKS, rows]).saturating_mul(frame_row);
         let head = if is_last { self.head_bytes(rows, threads) } else { 0 };
         let tiles = product([TILE_BYTES.max(TILE_ROW_BYTES.saturating_mul(rows))]);
         let each = sum([STACK_BYTES, tiles, most(&|layer| layer.thread_bytes)]);

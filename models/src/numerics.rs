@@ -4,10 +4,10 @@
 //! holds both to every instruction set of the machine that it runs on.
 
 /// The version of the arithmetic: raised together with [`DIGEST`], whenever a kernel's bits change on purpose.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// What the kernels of that version make of fixed inputs.
-pub const DIGEST: u64 = 0x94fc_14dd_61f7_00f4;
+pub const DIGEST: u64 = 0x348a_f76c_cc14_7cb8;
 
 /// How a worker names its arithmetic, which has this digest.
 pub fn named(digest: u64) -> String {

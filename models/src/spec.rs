@@ -8,6 +8,7 @@ mod experts;
 mod ffn;
 mod indexer;
 mod latent;
+mod layer_inputs;
 mod recurrence;
 mod temperature;
 mod tensor;
@@ -22,8 +23,9 @@ pub use self::experts::{
     Weighed, Weighting,
 };
 pub use self::ffn::Ffn;
-pub use self::indexer::{IndexerSpec, Positions};
+pub use self::indexer::{BlockIndexerSpec, IndexerSpec, Positions};
 pub use self::latent::{HeadMatrices, LatentQueries, LatentSpec};
+pub use self::layer_inputs::LayerInputs;
 pub use self::recurrence::{DeltaGates, DeltaInputs, DeltaOutputGate, GatedDeltaSpec, KeySharing, StateSpaceSpec};
 pub use self::temperature::Temperature;
 pub use self::tensor::{LayerIndex, LayerTensor, TensorRole, TensorSpec};
@@ -43,6 +45,8 @@ pub struct ModelSpec {
     pub context: usize,
     /// Factor on the embedding row (Gemma: √hidden), 1.0 for none.
     pub embedding_scale: f32,
+    /// What each layer takes in of a token beside the hidden state, where they do.
+    pub layer_inputs: Option<LayerInputs>,
     /// One entry per layer, in order.
     pub layers: Vec<LayerSpec>,
     /// From the last hidden state to logits.
@@ -135,8 +139,12 @@ pub struct AttentionSpec {
     pub qk_norm: QkNorm,
     /// How queries grow with their position, where they do.
     pub temperature: Option<Temperature>,
+    /// Where keys and values come from.
+    pub source: KvSource,
     /// What values are.
     pub values: Values,
+    /// What chooses the blocks of positions that a row attends to, where it does not attend to all.
+    pub blocks: Option<BlockIndexerSpec>,
     /// Whether q, k and v have biases.
     pub qkv_bias: Bias,
     /// Whether the product that follows attention has a bias.
@@ -152,6 +160,8 @@ pub enum OutputGate {
     None,
     /// Multiplied, element by element, by σ of as many more outputs of `Q`: each head's gate stands behind its query.
     WithQuery,
+    /// Each head as a whole multiplied by σ of what a product of the layer's normed input gives for it (`HeadGates`; Step 3.5).
+    PerHead,
 }
 
 /// Scores that belong to no position: they take their share of a softmax and have no value.
@@ -161,6 +171,16 @@ pub enum Sinks {
     None,
     /// One per query head (`Sinks` tensor).
     PerHead,
+}
+
+/// Where the keys and values that a layer's queries meet come from.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum KvSource {
+    /// The layer makes its own.
+    Own,
+    /// An earlier layer has made them, in heads of the same shape; what is said of the layer's own values does not count. No shard
+    /// can begin between the two.
+    Layer(LayerIndex),
 }
 
 /// What values are.
@@ -272,6 +292,11 @@ impl LayerSpec {
         }
     }
 
+    /// Factors that tensors hold for `layers`: one for each pair of the widest rotation, of which others take the first.
+    pub fn rope_factors(layers: &[Self]) -> usize {
+        layers.iter().flat_map(Self::ropes).map(|rope| rope.dims / 2).max().unwrap_or(0)
+    }
+
     /// All rotations of the layer.
     pub fn ropes(&self) -> impl Iterator<Item = &Rope> {
         self.rope().into_iter().chain(self.index_rope())
@@ -283,8 +308,24 @@ impl AttentionSpec {
     pub fn query_outputs(&self) -> usize {
         let width = self.heads.saturating_mul(self.head_dim);
         match self.output_gate {
-            OutputGate::None => width,
+            OutputGate::None | OutputGate::PerHead => width,
             OutputGate::WithQuery => width.saturating_mul(2),
+        }
+    }
+
+    /// Key/value heads that the layer makes and keeps.
+    pub fn own_kv_heads(&self) -> usize {
+        match self.source {
+            KvSource::Own => self.kv_heads,
+            KvSource::Layer(_) => 0,
+        }
+    }
+
+    /// Outputs of `HeadGates`, where there is one.
+    pub fn head_gates(&self) -> usize {
+        match self.output_gate {
+            OutputGate::None | OutputGate::WithQuery => 0,
+            OutputGate::PerHead => self.heads,
         }
     }
 }
@@ -301,7 +342,10 @@ impl Mixer {
     /// Bytes of KV cache that one position costs, at f16.
     fn kv_bytes_per_position(&self) -> u64 {
         match self {
-            Self::Attention(attention) => 2 * 2 * (attention.kv_heads * attention.head_dim) as u64,
+            Self::Attention(attention) => {
+                let index_keys = attention.blocks.as_ref().map_or(0, |indexer| indexer.head_dim);
+                2 * (2 * attention.own_kv_heads() * attention.head_dim + index_keys) as u64
+            }
             Self::GatedDelta(_) | Self::StateSpace(_) | Self::None => 0,
             Self::Latent(latent) => {
                 2 * (latent.key_dim() + latent.indexer().map_or(0, |indexer| indexer.head_dim)) as u64
@@ -311,9 +355,17 @@ impl Mixer {
 }
 
 impl ModelSpec {
-    /// Whether a shard can begin with the layer: not where that, or one behind it, goes by what an earlier one has chosen.
+    /// Whether a shard can begin with the layer: not where that, or one behind it, goes by what an earlier one has chosen, or meets
+    /// the keys and values of an earlier one.
     pub fn can_begin(&self, layer: usize) -> bool {
         let behind = self.layers.get(layer..).unwrap_or_default().iter();
+        let sources = behind.clone().filter_map(LayerSpec::attention).filter_map(|attention| match attention.source {
+            KvSource::Own => None,
+            KvSource::Layer(source) => Some(source.0),
+        });
+        if sources.into_iter().any(|source| source < layer) {
+            return false;
+        }
         let needs_earlier = behind.map(|layer| match &layer.mixer {
             Mixer::Latent(LatentSpec { positions: Positions::AsBefore, .. }) => Some(true),
             Mixer::Latent(LatentSpec { positions: Positions::Chosen(_), .. }) => Some(false),
@@ -328,6 +380,13 @@ impl ModelSpec {
         (1..self.layers.len()).filter(|layer| self.can_begin(*layer))
     }
 
+    /// Elements of a row that comes into `layer` (or goes to the head, where that is their number), as it travels between workers: the
+    /// hidden state, and behind it what this layer and each later one takes in.
+    pub fn row_width(&self, layer: usize) -> usize {
+        let taken = self.layer_inputs.map_or(0, |inputs| inputs.width);
+        self.hidden.saturating_add(self.layers.len().saturating_sub(layer).saturating_mul(taken))
+    }
+
     /// The spec that a worker of `layers` gets: the same model, with only the tensors that this shard holds.
     pub fn shard(&self, layers: Range<usize>) -> Self {
         let tensors = self.tensors.iter().filter(|t| self.holds(&layers, t.role)).cloned().collect();
@@ -340,6 +399,7 @@ impl ModelSpec {
         let first = layers.start == 0;
         let last = layers.end == self.layers.len();
         match role {
+            TensorRole::LayerEmbeddings | TensorRole::LayerProjection | TensorRole::LayerProjectionNorm => first,
             TensorRole::Embedding => first || (last && self.head.matrix == HeadMatrix::Tied),
             TensorRole::OutputNorm | TensorRole::OutputNormBias | TensorRole::Output => last,
             TensorRole::RopeFactors | TensorRole::RopeFactorsLong | TensorRole::RopeFactorsShort => true,
@@ -373,7 +433,10 @@ impl ModelSpec {
     pub fn head_bytes(&self) -> u64 {
         let last = self.layers.len().saturating_sub(1)..self.layers.len();
         let is_read = |role: TensorRole| match role {
-            TensorRole::Layer(..) => false,
+            TensorRole::Layer(..)
+            | TensorRole::LayerEmbeddings
+            | TensorRole::LayerProjection
+            | TensorRole::LayerProjectionNorm => false,
             TensorRole::Embedding => self.head.matrix == HeadMatrix::Tied,
             TensorRole::OutputNorm
             | TensorRole::OutputNormBias

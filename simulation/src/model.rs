@@ -7,9 +7,9 @@
 use qmesh_coordinator::generate::Pooling;
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole, TensorSpec,
-        Values, Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, KvSource, LayerIndex, LayerSpec, LayerTensor,
+        Mixer, ModelSpec, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole,
+        TensorSpec, Values, Window,
     },
     tensor::TensorType,
 };
@@ -36,7 +36,9 @@ pub fn spec(layers: usize) -> ModelSpec {
         rope: None,
         qk_norm: QkNorm::None,
         temperature: None,
+        source: KvSource::Own,
         values: Values::Own,
+        blocks: None,
         qkv_bias: Bias::None,
         output_bias: Bias::None,
         output_gate: OutputGate::None,
@@ -63,6 +65,7 @@ pub fn spec(layers: usize) -> ModelSpec {
         vocab: VOCAB,
         context: 1 << 16,
         embedding_scale: 1.0,
+        layer_inputs: None,
         layers: vec![layer; layers],
         head: HeadSpec { norm, matrix: HeadMatrix::Own, soft_cap: None, logit_scale: 1.0 },
         tensors: tensors.collect(),

@@ -40,8 +40,8 @@ pub enum PlanError {
         /// Of the model.
         layers: usize,
     },
-    /// The explicit cut parts a layer from an earlier one that it goes by.
-    #[error("no cut before layer {layer}: layers from there on go by what an earlier one has chosen")]
+    /// The explicit cut parts a layer from an earlier one that it goes by, or whose keys and values it meets.
+    #[error("no cut before layer {layer}: layers from there on need what an earlier one has made")]
     CutsOff {
         /// The layer.
         layer: usize,
@@ -139,7 +139,7 @@ pub(super) fn check_pins(input: &PlanInput<'_>, costs: &Costs<'_>) -> Result<(),
             return bad(format!("the model has layers 0..{}", costs.layers()));
         }
         if let Some(layer) = [layers.start, layers.end].into_iter().find(|layer| !input.spec.can_begin(*layer)) {
-            return bad(format!("layers from {layer} on go by what an earlier one has chosen"));
+            return bad(format!("layers from {layer} on need what an earlier one has made"));
         }
         if let Some(before) = before.filter(|before| before.end > layers.start) {
             return bad(format!("another worker is pinned to {}..{}", before.start, before.end));

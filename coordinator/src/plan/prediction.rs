@@ -115,6 +115,11 @@ pub fn step_bounds(input: &PlanInput<'_>, plan: &Plan) -> Option<Vec<StepBound>>
     Some(ends.map(bound).collect())
 }
 
+/// Bytes of a row that leaves a stage for the next one.
+fn row_bytes(input: &PlanInput<'_>, stage: &StagePlan) -> f64 {
+    (size_of::<f32>() * input.spec.row_width(stage.layers.end)) as f64
+}
+
 /// Picoseconds for so many bytes to get from one process to the next and to be taken up there.
 pub(super) fn hop_ps(link: Link, bytes: f64) -> f64 {
     link.ps(bytes) + HOP_S * PS_PER_S
@@ -128,7 +133,8 @@ struct Pipeline<'a> {
     links: Vec<Link>,
     /// From the coordinator to the first stage.
     start: Link,
-    row_bytes: f64,
+    /// Bytes of a row on the link after each stage.
+    row_bytes: Vec<f64>,
     source: SpeedSource,
 }
 
@@ -145,7 +151,7 @@ impl<'a> Pipeline<'a> {
             stages,
             links: links?,
             start: input.links.between(End::Coordinator, ends[0])?,
-            row_bytes: (size_of::<f32>() * input.spec.hidden) as f64,
+            row_bytes: plan.stages.iter().map(|stage| row_bytes(input, stage)).collect(),
             source: if stated { SpeedSource::Stated } else { SpeedSource::Measured },
         })
     }
@@ -163,7 +169,7 @@ impl<'a> Pipeline<'a> {
     /// Seconds that a step of `rows` rows is on links, the coordinator's included.
     fn hops_s(&self, rows: f64) -> f64 {
         let last = self.links.len() - 1;
-        let bytes = |hop: usize| if hop == last { 0.0 } else { rows * self.row_bytes };
+        let bytes = |hop: usize| if hop == last { 0.0 } else { rows * self.row_bytes[hop] };
         let links = self.links.iter().enumerate().map(|(hop, link)| hop_ps(*link, bytes(hop)));
         (hop_ps(self.start, 0.0) + links.sum::<f64>()) / PS_PER_S
     }
@@ -171,7 +177,8 @@ impl<'a> Pipeline<'a> {
     /// Seconds that the link after each stage is busy with a step of `rows` rows.
     fn wires_s(&self, rows: f64) -> impl Iterator<Item = f64> {
         let inner = &self.links[..self.links.len() - 1];
-        inner.iter().map(move |link| link.bytes_per_s.map_or(0.0, |rate| rows * self.row_bytes / rate))
+        let wires = inner.iter().zip(&self.row_bytes);
+        wires.map(move |(link, row_bytes)| link.bytes_per_s.map_or(0.0, |rate| rows * row_bytes / rate))
     }
 
     /// Seconds until the first token of a prompt that comes in chunks, one behind the other. The last row wants a token.

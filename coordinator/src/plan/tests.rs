@@ -6,9 +6,9 @@ mod quantisations;
 
 use qmesh_models::{
     spec::{
-        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, LayerIndex, LayerSpec, LayerTensor, Mixer,
-        NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole, TensorSpec, Values,
-        Window,
+        Activation, AttentionSpec, Bias, Ffn, HeadMatrix, HeadSpec, KvSource, LayerIndex, LayerSpec, LayerTensor,
+        Mixer, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale, QkNorm, Sinks, TensorRole, TensorSpec,
+        Values, Window,
     },
     tensor::TensorType,
 };
@@ -56,7 +56,9 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
             rope: None,
             qk_norm: QkNorm::None,
             temperature: None,
+            source: KvSource::Own,
             values: Values::Own,
+            blocks: None,
             qkv_bias: Bias::None,
             output_bias: Bias::None,
             output_gate: OutputGate::None,
@@ -81,6 +83,7 @@ fn spec(layer_bytes: &[u64], embedding_bytes: u64, head: HeadMatrix) -> ModelSpe
         vocab: 100,
         context: 1000,
         embedding_scale: 1.0,
+        layer_inputs: None,
         layers: vec![layer; layer_bytes.len()],
         head: HeadSpec { norm, matrix: head, soft_cap: None, logit_scale: 1.0 },
         tensors,

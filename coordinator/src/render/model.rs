@@ -1,5 +1,7 @@
 //! A model described from its header: what `inspect` prints, also for models that cannot be run.
 
+mod layers;
+
 use std::{borrow::Cow, collections::BTreeMap};
 
 use qmesh_models::{
@@ -7,14 +9,11 @@ use qmesh_models::{
     family,
     footprint::Footprints,
     gguf::{Gguf, TensorEntry},
-    spec::{
-        Activation, AttentionSpec, DeltaGates, ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrix, IndexerSpec,
-        LatentQueries, LatentSpec, LayerSpec, Mixer, ModelSpec, OutputGate, Positions, RopePairing, RopeScaling,
-        Scoring, StateSpaceSpec, Window,
-    },
+    spec::{HeadMatrix, LayerInputs, ModelSpec},
 };
 use serde::Serialize;
 
+use self::layers::{ffn, mixer, rope, window};
 use super::{
     table::{Align, pairs, table},
     vocabulary::VocabularyDescription,
@@ -65,6 +64,9 @@ struct Shape {
     windows: String,
     rope: String,
     ffn: String,
+    /// Elements of a token that each layer takes in beside the hidden state.
+    #[serde(skip_serializing_if = "is_zero")]
+    layer_inputs: usize,
     head: &'static str,
     kv_bytes_per_position: u64,
     /// What layers with a state hold of a session, however long it is.
@@ -207,6 +209,7 @@ impl Shape {
             windows: kinds(layers().filter_map(|layer| window(&layer.mixer))),
             rope: kinds(layers().map(rope)),
             ffn: kinds(layers().map(|l| ffn(&l.ffn))),
+            layer_inputs: spec.layer_inputs.map_or(0, |LayerInputs { width, .. }| width),
             head: match spec.head.matrix {
                 HeadMatrix::Tied => "tied to the embedding",
                 HeadMatrix::Own => "its own matrix",
@@ -239,6 +242,9 @@ impl Shape {
             ("head", self.head.to_owned()),
             ("KV cache", format!("{} a position", ByteCount(self.kv_bytes_per_position))),
         ];
+        if self.layer_inputs > 0 {
+            lines.push(("layer inputs", format!("{} elements of a token for each layer", self.layer_inputs)));
+        }
         if self.state_bytes_per_session > 0 {
             lines.push(("states", format!("{} a session", ByteCount(self.state_bytes_per_session))));
         }
@@ -252,113 +258,8 @@ impl Tensor {
     }
 }
 
-fn mixer(mixer: &Mixer) -> String {
-    match mixer {
-        Mixer::Attention(attention) => {
-            let AttentionSpec { heads, kv_heads, head_dim, .. } = attention;
-            let gated = match attention.output_gate {
-                OutputGate::None => "",
-                OutputGate::WithQuery => ", gated",
-            };
-            format!("{heads} heads, {kv_heads} KV heads of {head_dim}{gated}")
-        }
-        Mixer::GatedDelta(delta) => {
-            let GatedDeltaSpec { key_heads, value_heads, head_dim, gates, .. } = delta;
-            let decays = match gates {
-                DeltaGates::Apart | DeltaGates::Together => "",
-                DeltaGates::EachElement(_) => ", a decay for each element of a key",
-            };
-            format!("gated delta rule of {value_heads} heads, {key_heads} key heads of {head_dim}{decays}")
-        }
-        Mixer::Latent(latent) => {
-            let LatentSpec { heads, queries, latent_dim, plain_dim, rope_dim, value_dim, positions, .. } = latent;
-            let chosen = match positions {
-                Positions::All => String::new(),
-                Positions::AsBefore => ", to positions chosen before".to_owned(),
-                Positions::Chosen(IndexerSpec { heads, head_dim, used, .. }) => {
-                    format!(", to {used} positions chosen by {heads} heads of {head_dim}")
-                }
-            };
-            let queries = match queries {
-                LatentQueries::Direct => String::new(),
-                LatentQueries::Latent(rank) => format!(" from {rank}"),
-            };
-            format!(
-                "latent, {heads} heads of {plain_dim} + {rope_dim} rotated{queries}, values of {value_dim}, over a latent of \
-                 {latent_dim} + {rope_dim}{chosen}"
-            )
-        }
-        Mixer::StateSpace(space) => {
-            let StateSpaceSpec { heads, head_dim, groups, state_size, .. } = space;
-            format!("state space of {heads} heads of {head_dim} by {state_size} in {groups} groups")
-        }
-        Mixer::None => "none".to_owned(),
-    }
-}
-
-/// How far back a layer attends, where it does.
-fn window(mixer: &Mixer) -> Option<String> {
-    match mixer {
-        Mixer::Attention(AttentionSpec { window: Window::Full, .. }) | Mixer::Latent(_) => Some("full".to_owned()),
-        Mixer::Attention(AttentionSpec { window: Window::Sliding(width), .. }) => Some(format!("sliding {width}")),
-        Mixer::Attention(AttentionSpec { window: Window::Chunked(width), .. }) => Some(format!("chunks of {width}")),
-        Mixer::GatedDelta(_) | Mixer::StateSpace(_) | Mixer::None => None,
-    }
-}
-
 fn is_zero(count: &usize) -> bool {
     *count == 0
-}
-
-fn rope(layer: &LayerSpec) -> String {
-    let Some(rope) = layer.rope() else { return "none".to_owned() };
-    let pairing = match rope.pairing {
-        RopePairing::Interleaved => "interleaved",
-        RopePairing::Halves => "halves",
-    };
-    let scaling = match rope.scaling {
-        RopeScaling::None => String::new(),
-        RopeScaling::Linear(factor) => format!(", positions / {factor}"),
-        RopeScaling::Factors => ", scaled by factors".to_owned(),
-        RopeScaling::LongRope { original } => {
-            format!(", scaled by other factors beyond {original} positions (LongRoPE)")
-        }
-        RopeScaling::Yarn { factor, original, .. } => format!(", {factor} times {original} positions (YaRN)"),
-    };
-    format!("base {}, {} dimensions in {pairing}{scaling}", rope.base, rope.dims)
-}
-
-fn ffn(ffn: &Ffn) -> String {
-    match *ffn {
-        Ffn::Gated { inner, activation, .. } => format!("gated {inner}, {}", name(activation)),
-        Ffn::Plain { inner, activation, .. } => format!("plain {inner}, {}", name(activation)),
-        Ffn::Experts(ref experts) => mixture(experts),
-        Ffn::Both { inner, ref experts } => format!("gated {inner} beside {}", mixture(experts)),
-        Ffn::None => "none".to_owned(),
-    }
-}
-
-fn mixture(experts: &ExpertsSpec) -> String {
-    let ExpertsSpec { count, used, inner, latent, activation, ref routing, shared, .. } = *experts;
-    let by = match routing.scoring {
-        Scoring::Softmax | Scoring::SoftmaxOfUsed => "",
-        Scoring::Sigmoid => " by sigmoid",
-        Scoring::SqrtSoftplus => " by root of softplus",
-    };
-    let groups = routing.groups.map(|groups| format!(" in {} of {} groups", groups.used, groups.count));
-    let shared = shared.map(|shared| format!(", and a shared one of {}", shared.inner)).unwrap_or_default();
-    let groups = groups.unwrap_or_default();
-    let latent = latent.map(|width| format!(" over a latent of {width}")).unwrap_or_default();
-    format!("{used} of {count} experts{groups}{by} of {inner}{latent}, {}{shared}", name(activation))
-}
-
-fn name(activation: Activation) -> &'static str {
-    match activation {
-        Activation::Silu => "SiLU",
-        Activation::GeluTanh => "GELU",
-        Activation::SiluClamped => "clamped SiLU",
-        Activation::ReluSquared => "squared ReLU",
-    }
 }
 
 /// What the layers have, in the order of first use; with counts where they differ.

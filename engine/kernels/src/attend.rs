@@ -67,6 +67,26 @@ impl HeadLayout {
         }
     }
 
+    /// Copies what is kept of a position, by its slot in one page, to a slot of another.
+    pub fn copy(self, (from, from_slot): (&[u16], usize), (to, to_slot): (&mut [u16], usize)) {
+        let copy_row = |from: &[u16], to: &mut [u16], vectors: usize| {
+            let len = vectors * LANES;
+            to[to_slot * len..][..len].copy_from_slice(&from[from_slot * len..][..len]);
+        };
+        match self {
+            Self::Apart { head_dim } => {
+                let ((keys, values), (to_keys, to_values)) =
+                    (from.split_at(PAGE_POSITIONS * head_dim), to.split_at_mut(PAGE_POSITIONS * head_dim));
+                let place = |slot: usize| slot / LANES * LANES * head_dim + slot % LANES;
+                let column = keys[place(from_slot)..].iter().step_by(LANES).take(head_dim);
+                let to_column = to_keys[place(to_slot)..].iter_mut().step_by(LANES);
+                to_column.zip(column).for_each(|(to, key)| *to = *key);
+                copy_row(values, to_values, self.vectors());
+            }
+            Self::Shared { key_dim, .. } => copy_row(from, to, key_dim.div_ceil(LANES)),
+        }
+    }
+
     /// Vectors of sixteen lanes in a value.
     pub fn vectors(self) -> usize {
         self.value_dim().div_ceil(LANES)

@@ -32,7 +32,17 @@ pub struct Score<'a> {
     pub scores: &'a mut [f32; PAGE_POSITIONS],
 }
 
-entries!(WriteKey<'_> => (), Score<'_> => ());
+/// The products of each head's query with the keys of a page's positions; their terms are added serially over the elements.
+pub struct Products<'a> {
+    /// (heads, key_dim), of which there is one row of products each.
+    pub queries: &'a [f32],
+    /// The page's keys, as f16 bits: (positions · key_dim).
+    pub page: &'a [u16],
+    /// Of all positions of the page, whether or not they are written; at least one head's.
+    pub products: &'a mut [[f32; PAGE_POSITIONS]],
+}
+
+entries!(WriteKey<'_> => (), Score<'_> => (), Products<'_> => ());
 
 impl Kernel for WriteKey<'_> {
     type Output = ();
@@ -53,6 +63,49 @@ impl Kernel for Score<'_> {
         } else {
             self.blocks::<L, 2>(l);
         }
+    }
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute<L: Lanes>(mut self, l: L) {
+        if L::LARGE_TILES {
+            self.blocks::<L, 4>(l);
+        } else {
+            self.blocks::<L, 2>(l);
+        }
+    }
+}
+
+impl Products<'_> {
+    /// `B` blocks of sixteen positions at a time.
+    #[inline(always)]
+    fn blocks<L: Lanes, const B: usize>(&mut self, l: L) {
+        let key_dim = self.queries.len() / self.products.len();
+        for (at, keys) in self.page.as_chunks::<LANES>().0.chunks_exact(B * key_dim).enumerate() {
+            let (whole, rest) = self.products.as_chunks_mut::<TOGETHER>();
+            let rest_first = whole.len() * TOGETHER;
+            for (index, products) in whole.iter_mut().enumerate() {
+                let sums = head_products::<L, B, TOGETHER>(l, self.queries, key_dim, index * TOGETHER, keys);
+                for (sums, products) in sums.iter().zip(products) {
+                    store_blocks(l, sums, products, at);
+                }
+            }
+            for (index, products) in rest.iter_mut().enumerate() {
+                let [sums] = head_products::<L, B, 1>(l, self.queries, key_dim, rest_first + index, keys);
+                store_blocks(l, &sums, products, at);
+            }
+        }
+    }
+}
+
+/// Stores what was computed of the `at`-th `B` blocks of positions.
+#[inline(always)]
+fn store_blocks<L: Lanes, const B: usize>(l: L, sums: &[L::F; B], products: &mut [f32; PAGE_POSITIONS], at: usize) {
+    for (sum, products) in sums.iter().zip(&mut products.as_chunks_mut::<LANES>().0[at * B..]) {
+        l.store(*sum, products);
     }
 }
 
@@ -91,7 +144,24 @@ fn add_heads<L: Lanes, const B: usize, const H: usize>(
     keys: &[[u16; LANES]],
     totals: &mut [L::F; B],
 ) {
-    let key_dim = queries.len() / weights.len();
+    let sums = head_products::<L, B, H>(l, queries, queries.len() / weights.len(), first, keys);
+    for h in 0..H {
+        let weight = l.splat(weights[first + h]);
+        for b in 0..B {
+            totals[b] = l.fma(weight, l.max(l.splat(0.0), sums[h][b]), totals[b]);
+        }
+    }
+}
+
+/// The products of the queries of the `H` heads from `first` on with the keys of `B` blocks of positions.
+#[inline(always)]
+fn head_products<L: Lanes, const B: usize, const H: usize>(
+    l: L,
+    queries: &[f32],
+    key_dim: usize,
+    first: usize,
+    keys: &[[u16; LANES]],
+) -> [[L::F; B]; H] {
     let mut sums = [[l.splat(0.0); B]; H];
     for i in 0..key_dim {
         let mut column = [l.splat(0.0); B];
@@ -105,12 +175,7 @@ fn add_heads<L: Lanes, const B: usize, const H: usize>(
             }
         }
     }
-    for h in 0..H {
-        let weight = l.splat(weights[first + h]);
-        for b in 0..B {
-            totals[b] = l.fma(weight, l.max(l.splat(0.0), sums[h][b]), totals[b]);
-        }
-    }
+    sums
 }
 
 /// The positions of the `used` highest of `scores`, in increasing order; of equal scores the earlier ones. All where there are

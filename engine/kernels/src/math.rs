@@ -86,7 +86,9 @@ impl Kernel for Gate<'_> {
         let Self { activation, gate, up } = self;
         // What changes nothing: a factor of 1, which `SiluClamped` makes of 0.
         let neutral = match activation {
-            Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => [1.0; LANES],
+            Activation::Silu | Activation::GeluTanh | Activation::SiluLimited(_) | Activation::ReluSquared => {
+                [1.0; LANES]
+            }
             Activation::SiluClamped => [0.0; LANES],
         };
         for (i, gate) in gate.chunks_mut(LANES).enumerate() {
@@ -103,6 +105,10 @@ impl Kernel for Gate<'_> {
                     let x = l.min(l.splat(7.0), x);
                     let up = l.min(l.splat(7.0), l.max(l.splat(-7.0), up));
                     (logistic(l, x, l.mul(l.splat(1.702), x)), l.add(up, l.splat(1.0)))
+                }
+                Activation::SiluLimited(limit) => {
+                    let (least, most) = (l.splat(-limit), l.splat(limit));
+                    (l.min(most, silu(l, x)), l.min(most, l.max(least, up)))
                 }
                 Activation::ReluSquared => {
                     let x = l.max(l.splat(0.0), x);

@@ -3,7 +3,7 @@
 use half::f16;
 use qmesh_kernels::{
     attend::PAGE_POSITIONS,
-    index::{Score, WriteKey, choose},
+    index::{Products, Score, WriteKey, choose},
     lanes::Simd,
 };
 
@@ -37,6 +37,35 @@ fn scores_are_those_of_f64_and_the_same_on_every_tier() {
             };
             let expected: f64 = queries.chunks(KEY_DIM).zip(&weights).map(of_head).sum();
             assert!((f64::from(score) - expected).abs() < 1e-5, "{score} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_f64_and_the_same_on_every_tier() {
+    let (heads, key_rows) = (3, noise(PAGE_POSITIONS * KEY_DIM, 1));
+    let queries = noise(heads * KEY_DIM, 2);
+    let products = |simd: Simd| {
+        let mut page = vec![f16::NAN.to_bits(); PAGE_POSITIONS * KEY_DIM];
+        for (slot, key) in key_rows.chunks(KEY_DIM).enumerate() {
+            WriteKey { page: &mut page, slot, key }.run(simd);
+        }
+        let mut products = vec![[f32::NAN; PAGE_POSITIONS]; heads];
+        Products { queries: &queries, page: &page, products: &mut products }.run(simd);
+        products
+    };
+    let plain = products(Simd::available()[0]);
+    for simd in Simd::available() {
+        let bits = |products: &[[f32; PAGE_POSITIONS]]| {
+            products.as_flattened().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&products(simd)), bits(&plain), "{simd:?}");
+    }
+    for (query, products) in queries.chunks(KEY_DIM).zip(&plain) {
+        for (key, product) in key_rows.chunks(KEY_DIM).zip(products) {
+            let terms = query.iter().zip(key).map(|(q, k)| f64::from(*q) * f16::from_f32(*k).to_f64());
+            let expected: f64 = terms.sum();
+            assert!((f64::from(*product) - expected).abs() < 1e-5, "{product} for {expected}");
         }
     }
 }

@@ -64,11 +64,13 @@ fn gates_are_those_of_the_framework() {
         (Activation::Silu, tensor.silu().unwrap()),
         (Activation::GeluTanh, tensor.gelu().unwrap()),
         (Activation::SiluClamped, (clamped * sigmoid).unwrap()),
+        (Activation::SiluLimited(4.0), tensor.silu().unwrap().clamp(f32::NEG_INFINITY, 4.0).unwrap()),
         (Activation::ReluSquared, tensor.relu().unwrap().sqr().unwrap()),
     ] {
         let factor = |up: f32| match activation {
             Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => up,
             Activation::SiluClamped => up.clamp(-7.0, 7.0) + 1.0,
+            Activation::SiluLimited(limit) => up.clamp(-limit, limit),
         };
         for up in [Some(&up), None] {
             let out = on_all_tiers(|simd| {

@@ -15,6 +15,10 @@ pub(crate) fn activate(activation: Activation, x: &Tensor, up: Option<&Tensor>) 
             let up = up.map(|up| up.clamp(-CLAMP, CLAMP)? + 1.0).transpose()?;
             times(activated, up.as_ref())
         }
+        Activation::SiluLimited(limit) => {
+            let up = up.map(|up| up.clamp(-limit, limit)).transpose()?;
+            times(candle_nn::ops::silu(x)?.minimum(f64::from(limit))?, up.as_ref())
+        }
         Activation::ReluSquared => times(x.relu()?.sqr()?, up),
     }
 }
@@ -59,6 +63,7 @@ mod tests {
         near(Activation::GeluTanh, None, gelu);
         near(Activation::ReluSquared, None, [0.0, 0.25, 81.0]);
         near(Activation::ReluSquared, Some([2.0, -3.0, 0.5]), [0.0, -0.75, 40.5]);
+        near(Activation::SiluLimited(2.5), Some([2.0, -3.0, 4.0]), [2.0 * silu[0], -2.5 * silu[1], 2.5 * 2.5]);
         let clamped = [-1.5, 0.5, 7.0].map(|x: f64| x * sigmoid(1.702 * x));
         near(Activation::SiluClamped, None, clamped);
         near(Activation::SiluClamped, Some([2.0, -9.0, 8.0]), [3.0 * clamped[0], -6.0 * clamped[1], 8.0 * clamped[2]]);

@@ -2,10 +2,11 @@
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{sigmoid, softmax_last_dim};
-use qmesh_models::spec::{AttentionSpec, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks, Values};
+use qmesh_models::spec::{AttentionSpec, Bias, KvSource, LayerIndex, LayerTensor, OutputGate, QkNorm, Sinks, Values};
 
 use crate::{
-    cache::KeysValues,
+    blocks::BlockIndexer,
+    cache::{KeysValues, LayerCache},
     error::OracleError,
     linear::Linear,
     mask::mask,
@@ -21,13 +22,17 @@ use crate::{
 pub(crate) struct Attention {
     spec: AttentionSpec,
     q: Linear,
-    k: Linear,
-    /// Nothing where values are keys.
+    /// Nothing where keys and values are those of an earlier layer.
+    k: Option<Linear>,
+    /// Nothing where values are keys, either.
     v: Option<Linear>,
     value_norm: Option<Norm>,
     /// Of q and of k.
-    qk_norms: Option<[Norm; 2]>,
+    qk_norms: [Option<Norm>; 2],
     rotation: Option<Rotation>,
+    indexer: Option<BlockIndexer>,
+    /// What makes a gate for each head of what it attends.
+    head_gates: Option<Linear>,
     /// (heads)
     sinks: Option<Tensor>,
     output: Linear,
@@ -43,12 +48,13 @@ impl Attention {
         eps: f32,
     ) -> std::result::Result<Self, OracleError> {
         use LayerTensor::{
-            AttnOutput, AttnOutputBias, K, KBias, KNorm, Q, QBias, QNorm, Sinks as SinkScores, V, VBias,
+            AttnOutput, AttnOutputBias, HeadGates, K, KBias, KNorm, Q, QBias, QNorm, Sinks as SinkScores, V, VBias,
         };
         let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(OracleError::Heads { heads, kv_heads });
         }
+        let own = spec.source == KvSource::Own;
         let (hidden, width, kv_width) = (weights.spec.hidden, heads * head_dim, kv_heads * head_dim);
         let linear = |tensor, bias, bias_tensor, shape| {
             Linear::open(weights, of_layer(layer, tensor), bias_of(layer, bias, bias_tensor), shape)
@@ -58,25 +64,35 @@ impl Attention {
             spec.rope.as_ref().map(|rope| Rotation::open(weights, rope, weights.spec.context)).transpose()?;
         Ok(Self {
             q: linear(Q, spec.qkv_bias, QBias, [spec.query_outputs(), hidden])?,
-            k: linear(K, spec.qkv_bias, KBias, [kv_width, hidden])?,
+            k: own.then(|| linear(K, spec.qkv_bias, KBias, [kv_width, hidden])).transpose()?,
             v: match spec.values {
-                Values::Own | Values::OwnNormed => Some(linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?),
-                Values::KeysNormed => None,
+                Values::Own | Values::OwnNormed if own => Some(linear(V, spec.qkv_bias, VBias, [kv_width, hidden])?),
+                Values::Own | Values::OwnNormed | Values::KeysNormed => None,
             },
             value_norm: match spec.values {
                 Values::Own => None,
                 Values::OwnNormed | Values::KeysNormed => Some(Norm::bare(weights, head_dim, eps)?),
             },
             qk_norms: match spec.qk_norm {
-                QkNorm::None => None,
-                QkNorm::PerHead | QkNorm::PerHeadRotated => Some([norm(QNorm, head_dim)?, norm(KNorm, head_dim)?]),
+                QkNorm::None => [None, None],
+                QkNorm::PerHead | QkNorm::PerHeadRotated => {
+                    [Some(norm(QNorm, head_dim)?), own.then(|| norm(KNorm, head_dim)).transpose()?]
+                }
                 QkNorm::PerHeadRotatedBare => {
                     let bare = Norm::bare(weights, head_dim, eps)?;
-                    Some([bare.clone(), bare])
+                    [Some(bare.clone()), Some(bare)]
                 }
-                QkNorm::AllHeads => Some([norm(QNorm, width)?, norm(KNorm, kv_width)?]),
+                QkNorm::AllHeads => [Some(norm(QNorm, width)?), own.then(|| norm(KNorm, kv_width)).transpose()?],
             },
             rotation,
+            indexer: match &spec.blocks {
+                Some(indexer) => Some(BlockIndexer::open(weights, layer, spec, indexer, eps)?),
+                None => None,
+            },
+            head_gates: match spec.output_gate {
+                OutputGate::None | OutputGate::WithQuery => None,
+                OutputGate::PerHead => Some(linear(HeadGates, Bias::None, AttnOutputBias, [heads, hidden])?),
+            },
             sinks: match spec.sinks {
                 Sinks::None => None,
                 Sinks::PerHead => Some(weights.vector(of_layer(layer, SinkScores), heads)?),
@@ -89,23 +105,20 @@ impl Attention {
 
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden). The rows' keys and values are in the
     /// cache afterwards.
-    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<Tensor> {
-        let [q_norm, k_norm] = [0, 1].map(|which| self.qk_norms.as_ref().map(|norms| &norms[which]));
+    pub(crate) fn forward(&self, x: &Tensor, first_position: usize, cache: &mut LayerCache) -> Result<Tensor> {
+        let q_norm = self.qk_norms[0].as_ref();
         let (q, gate) = self.query(x)?;
         let q = self.placed(self.heads(&q, q_norm)?, q_norm, first_position)?;
         let q = tempered(&q, self.spec.temperature, first_position)?;
-        let keys = self.k.forward(x)?;
-        let k = self.placed(self.heads(&keys, k_norm)?, k_norm, first_position)?;
-        let v = match &self.v {
-            Some(v) => self.heads(&v.forward(x)?, None)?,
-            None => self.heads(&keys, None)?,
+        if let Some(k) = &self.k {
+            self.append(&k.forward(x)?, x, first_position, &mut cache.keys_values)?;
+        }
+        let Some((k, v)) = cache.keys_values.held() else { candle_core::bail!("no keys to attend to") };
+        let mask = match &self.indexer {
+            Some(indexer) => indexer.mask(&cache.past.append(x)?, x.dim(0)?)?,
+            None => mask(x.dim(0)?, first_position, self.spec.window, x.device())?,
         };
-        let v = match &self.value_norm {
-            Some(norm) => norm.forward(&v)?,
-            None => v,
-        };
-        let (k, v) = cache.append(&k, &v, self.cached_as)?;
-        let attended = self.attend(&q, &k, &v, first_position)?; // (heads, rows, head_dim)
+        let attended = self.attend(&q, &k, &v, &mask)?; // (heads, rows, head_dim)
         let rows = attended.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
         match gate {
             Some(gate) => self.output.forward(&(rows * sigmoid(&gate)?)?),
@@ -113,11 +126,32 @@ impl Attention {
         }
     }
 
+    /// Appends the keys and values of x (rows, hidden), whose keys are projected to `keys`.
+    fn append(&self, keys: &Tensor, x: &Tensor, first_position: usize, cache: &mut KeysValues) -> Result<()> {
+        let k_norm = self.qk_norms[1].as_ref();
+        let k = self.placed(self.heads(keys, k_norm)?, k_norm, first_position)?;
+        let v = match &self.v {
+            Some(v) => self.heads(&v.forward(x)?, None)?,
+            None => self.heads(keys, None)?,
+        };
+        let v = match &self.value_norm {
+            Some(norm) => norm.forward(&v)?,
+            None => v,
+        };
+        cache.append(&k, &v, self.cached_as).map(drop)
+    }
+
     /// q of all heads and, where there are some, the gates of what they attend: (rows, heads · head_dim) each.
     fn query(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let (q, AttentionSpec { heads, head_dim, .. }) = (self.q.forward(x)?, &self.spec);
         match self.spec.output_gate {
             OutputGate::None => Ok((q, None)),
+            OutputGate::PerHead => {
+                let (rows, gates) = (x.dim(0)?, self.head_gates.as_ref().map(|gates| gates.forward(x)).transpose()?);
+                let spread =
+                    |gates: Tensor| gates.unsqueeze(2)?.broadcast_as((rows, *heads, *head_dim))?.flatten_from(1);
+                Ok((q, gates.map(spread).transpose()?))
+            }
             OutputGate::WithQuery => {
                 let both = q.reshape((x.dim(0)?, *heads, 2, *head_dim))?;
                 let half = |which| both.narrow(2, which, 1)?.contiguous()?.flatten_from(1);
@@ -156,10 +190,10 @@ impl Attention {
         }
     }
 
-    /// softmax(scale · q·k)·v of q (heads, rows, head_dim) and k and v (kv_heads, positions, head_dim):
-    /// (heads, rows, head_dim).
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, first_position: usize) -> Result<Tensor> {
-        let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, window, .. } = self.spec;
+    /// softmax(scale · q·k)·v of q (heads, rows, head_dim) and k and v (kv_heads, positions, head_dim), of which each sees what
+    /// `mask`, (rows, positions) or one for each head, leaves it: (heads, rows, head_dim).
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let AttentionSpec { heads, kv_heads, head_dim, scale, soft_cap, .. } = self.spec;
         let (rows, positions) = (q.dim(1)?, k.dim(1)?);
         // The query heads of one key/value head follow each other: they are rows of one product.
         let together = heads / kv_heads * rows;
@@ -168,7 +202,7 @@ impl Attention {
         if let Some(cap) = soft_cap.map(f64::from) {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }
-        scores = scores.broadcast_add(&mask(rows, first_position, window, q.device())?)?;
+        scores = scores.broadcast_add(mask)?;
         // A sink is one more score without a value.
         if let Some(sinks) = &self.sinks {
             scores =
@@ -183,7 +217,7 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use qmesh_models::spec::{Bias, Window};
+    use qmesh_models::spec::Window;
 
     use super::*;
 
@@ -208,17 +242,21 @@ mod tests {
                 rope: None,
                 qk_norm: QkNorm::None,
                 temperature: None,
+                source: KvSource::Own,
                 values: Values::Own,
+                blocks: None,
                 qkv_bias: Bias::None,
                 output_bias: Bias::None,
                 output_gate: OutputGate::None,
             },
             q: linear(&[[1.0, 0.0], [2.0, 0.0]]),
-            k: linear(&[[1.0, 0.0]]),
+            k: Some(linear(&[[1.0, 0.0]])),
             v: Some(linear(&[[0.0, 1.0]])),
             value_norm: None,
-            qk_norms: None,
+            qk_norms: [None, None],
             rotation: None,
+            indexer: None,
+            head_gates: None,
             sinks,
             output: linear(&[[1.0, 0.0], [0.0, 1.0]]),
             cached_as: CacheType::F32,
@@ -234,8 +272,8 @@ mod tests {
     }
 
     fn last_row(attention: &Attention) -> Vec<f32> {
-        let whole = attention.forward(&linear(&ROWS).weight, 0, &mut KeysValues::default()).unwrap();
-        let mut cache = KeysValues::default();
+        let whole = attention.forward(&linear(&ROWS).weight, 0, &mut LayerCache::default()).unwrap();
+        let mut cache = LayerCache::default();
         let steps = [&ROWS[..2], &ROWS[2..]].map(|rows| linear(rows).weight);
         attention.forward(&steps[0], 0, &mut cache).unwrap();
         let last = attention.forward(&steps[1], 2, &mut cache).unwrap().to_vec2::<f32>().unwrap().remove(0);

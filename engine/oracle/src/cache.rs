@@ -55,6 +55,11 @@ impl KeysValues {
         Ok(())
     }
 
+    /// All keys and all values, where there are some.
+    pub(crate) fn held(&self) -> Option<(Tensor, Tensor)> {
+        self.0.clone()
+    }
+
     /// Appends (kv_heads, rows, head_dim) each; all keys and all values then.
     pub(crate) fn append(&mut self, keys: &Tensor, values: &Tensor, held_as: CacheType) -> Result<(Tensor, Tensor)> {
         let (keys, values) = (rounded(keys, held_as)?, rounded(values, held_as)?);
@@ -69,7 +74,8 @@ impl KeysValues {
     }
 }
 
-fn rounded(x: &Tensor, held_as: CacheType) -> Result<Tensor> {
+/// x as it is kept.
+pub(crate) fn rounded(x: &Tensor, held_as: CacheType) -> Result<Tensor> {
     match held_as {
         CacheType::F32 => x.contiguous(),
         CacheType::F16 => x.contiguous()?.to_dtype(DType::F16)?.to_dtype(DType::F32),

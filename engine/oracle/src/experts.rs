@@ -198,7 +198,7 @@ fn open_shared(
     weights: &Weights<'_>,
     layer: LayerIndex,
     experts: &ExpertsSpec,
-    SharedExpert { inner, gate }: SharedExpert,
+    SharedExpert { inner, activation, gate }: SharedExpert,
 ) -> std::result::Result<(Option<Linear>, Gated), OracleError> {
     use LayerTensor::{SharedDown, SharedGate as GateOfShared, SharedRouter, SharedUp};
     let hidden = weights.spec.hidden;
@@ -212,7 +212,7 @@ fn open_shared(
         ExpertForm::Gated | ExpertForm::GatedTogether => (one(GateOfShared, [inner, hidden])?, Some(up)),
         ExpertForm::Plain => (up, None),
     };
-    Ok((outer, Gated { activation: experts.activation, gate, up, down: one(SharedDown, [hidden, inner])? }))
+    Ok((outer, Gated { activation, gate, up, down: one(SharedDown, [hidden, inner])? }))
 }
 
 /// What a scoring makes of all experts' scores.

@@ -2,7 +2,7 @@
 //! after the other or both side by side.
 
 use candle_core::{Result, Tensor};
-use qmesh_models::spec::{Ffn, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, OutputScale};
+use qmesh_models::spec::{Ffn, KvSource, LayerIndex, LayerSpec, LayerTensor, Mixer, NormPlacement, OutputScale};
 
 use crate::{
     attention::Attention,
@@ -11,6 +11,7 @@ use crate::{
     ffn::FeedForward,
     gated_delta::GatedDelta,
     latent::LatentAttention,
+    layer_input::LayerInput,
     norm::Norm,
     state_space::StateSpace,
     weights::{Weights, of_layer},
@@ -25,6 +26,10 @@ pub(crate) struct Layer {
     ffn: Option<FeedForward>,
     order: Order,
     residual_scale: f32,
+    /// Where it takes in a row of the token's.
+    input: Option<LayerInput>,
+    /// Which earlier layer's keys and values it meets, if not its own.
+    source: Option<usize>,
     /// Factor on all that comes out; one element.
     output_scale: Option<Tensor>,
 }
@@ -86,6 +91,11 @@ impl Layer {
                 NormPlacement::Pre | NormPlacement::PreAndPost | NormPlacement::Post => Order::InTurn,
             },
             residual_scale: spec.residual_scale,
+            input: weights.spec.layer_inputs.map(|inputs| LayerInput::open(weights, index, inputs)).transpose()?,
+            source: match spec.attention().map(|attention| attention.source) {
+                Some(KvSource::Layer(source)) => Some(source.0),
+                Some(KvSource::Own) | None => None,
+            },
             output_scale: match spec.output_scale {
                 OutputScale::None => None,
                 OutputScale::Learned => Some(weights.vector(of_layer(index, LayerTensor::OutputScale), 1)?),
@@ -93,16 +103,26 @@ impl Layer {
         })
     }
 
+    /// Which earlier layer's keys and values it meets, if not its own.
+    pub(crate) fn source(&self) -> Option<usize> {
+        self.source
+    }
+
     /// x (rows, hidden), whose first row is at `first_position`, → (rows, hidden). `chosen` is the mask of an earlier layer that
-    /// chooses positions, for those that go by it.
+    /// chooses positions, for those that go by it; `taken` (rows, width) what the layer takes in beside, if it does.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         first_position: usize,
         cache: &mut LayerCache,
         chosen: &mut Option<Tensor>,
+        taken: Option<&Tensor>,
     ) -> Result<Tensor> {
         let out = self.halves(x, first_position, cache, chosen)?;
+        let out = match (&self.input, taken) {
+            (Some(input), Some(taken)) => input.take_in(&out, taken)?,
+            (None, _) | (_, None) => out,
+        };
         match &self.output_scale {
             Some(scale) => out.broadcast_mul(scale),
             None => Ok(out),
@@ -159,7 +179,7 @@ impl LayerMixer {
         chosen: &mut Option<Tensor>,
     ) -> Result<Tensor> {
         match self {
-            Self::Attention(attention) => attention.forward(x, first_position, &mut cache.keys_values),
+            Self::Attention(attention) => attention.forward(x, first_position, cache),
             Self::Latent(latent) => latent.forward(x, first_position, &mut cache.keys_values, chosen),
             Self::GatedDelta(delta) => delta.forward(x, &mut cache.past),
             Self::StateSpace(space) => space.forward(x, &mut cache.past),

@@ -33,6 +33,7 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod cache;
 mod convolution;
 mod decode;
@@ -45,6 +46,7 @@ mod head;
 mod indexer;
 mod latent;
 mod layer;
+mod layer_input;
 mod linear;
 mod mask;
 mod norm;

@@ -28,7 +28,10 @@ impl Rotation {
             RopeScaling::LongRope { .. } => Some(TensorRole::RopeFactorsShort),
         };
         let factors = match role {
-            Some(role) => weights.vector(role, rope.dims / 2)?.to_vec1::<f32>()?,
+            Some(role) => {
+                // There may be more, for wider rotations.
+                weights.vector(role, weights.cols(role)?)?.narrow(0, 0, rope.dims / 2)?.to_vec1::<f32>()?
+            }
             None => Vec::new(),
         };
         Ok(Self::new(rope, &factors))

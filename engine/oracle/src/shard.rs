@@ -9,7 +9,10 @@ use qmesh_models::{
     weights::ModelFile,
 };
 
-use crate::{cache::LayerCache, error::OracleError, head::Head, layer::Layer, rounding::Rounding, weights::Weights};
+use crate::{
+    cache::LayerCache, error::OracleError, head::Head, layer::Layer, layer_input::LayerInputMaker, rounding::Rounding,
+    weights::Weights,
+};
 
 /// A contiguous range of a model's layers. It embeds where the range begins with the first layer, and has the head where
 /// it ends with the last one.
@@ -17,9 +20,15 @@ use crate::{cache::LayerCache, error::OracleError, head::Head, layer::Layer, rou
 pub struct OracleShard {
     device: Device,
     hidden: usize,
+    /// The first of the layers, and how many there are from there on.
+    first: usize,
+    to_end: usize,
+    /// Elements that each layer takes in beside the hidden state.
+    taken: usize,
     vocab: usize,
     embedding_scale: f32,
     embedding: Option<Embedding>,
+    layer_inputs: Option<LayerInputMaker>,
     layers: Vec<Layer>,
     head: Option<Head>,
     sessions: HashMap<u64, Session>,
@@ -30,14 +39,14 @@ pub struct OracleShard {
 pub enum Input<'a> {
     /// A token id for each row, where the shard embeds.
     Ids(&'a [u32]),
-    /// The hidden state of each row, (rows, hidden) row after row, where it does not.
+    /// The hidden state of each row and behind it what later layers take in, row after row, where it does not.
     Hidden(&'a [f32]),
 }
 
 /// What comes out, for every row that went in.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// The hidden state, (rows, hidden) row after row, from a shard without the head.
+    /// The hidden state and behind it what later layers take in, row after row, from a shard without the head.
     Hidden(Vec<f32>),
     /// The logits, (rows, vocab) row after row, from the one that has it.
     Logits(Vec<f32>),
@@ -73,13 +82,19 @@ impl OracleShard {
         let table = (first || (last && tied)).then(|| weights.matrix(TensorRole::Embedding, spec.vocab, spec.hidden));
         let table = table.transpose()?;
         let head = last.then(|| Head::open(&weights, table.as_ref())).transpose()?;
+        let layer_inputs = spec.layer_inputs.filter(|_| first).map(|inputs| LayerInputMaker::open(&weights, inputs));
+        let (start, to_end) = (layers.start, spec.layers.len() - layers.start);
         let layers = layers.map(|layer| Layer::open(&weights, LayerIndex(layer), &spec.layers[layer]));
         Ok(Self {
             device: device.clone(),
             hidden: spec.hidden,
+            first: start,
+            to_end,
+            taken: spec.layer_inputs.map_or(0, |inputs| inputs.width),
             vocab: spec.vocab,
             embedding_scale: spec.embedding_scale,
             embedding: table.filter(|_| first).map(|table| Embedding::new(table, spec.hidden)),
+            layer_inputs: layer_inputs.transpose()?,
             layers: layers.collect::<Result<_, _>>()?,
             head,
             sessions: HashMap::new(),
@@ -97,21 +112,34 @@ impl OracleShard {
         if first_position > held {
             return Err(OracleError::Gap { session, held, position: first_position });
         }
-        let mut x = self.rows(input)?;
+        let (mut x, taken) = self.rows(input)?;
         let empty = || Session { positions: 0, layers: vec![LayerCache::default(); self.layers.len()] };
         let held = self.sessions.entry(session).or_insert_with(empty);
         held.positions = first_position;
         // What the last layer that chooses positions has chosen.
         let mut chosen = None;
-        for (layer, cache) in self.layers.iter().zip(&mut held.layers) {
-            cache.keep(first_position)?;
-            x = layer.forward(&x, first_position, cache, &mut chosen)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            held.layers[index].keep(first_position)?;
+            if let Some(source) = layer.source() {
+                held.layers[index].keys_values = held.layers[source - self.first].keys_values.clone();
+            }
+            let row = taken.as_ref().map(|taken| taken.narrow(1, index, 1)?.squeeze(1)?.contiguous()).transpose()?;
+            x = layer.forward(&x, first_position, &mut held.layers[index], &mut chosen, row.as_ref())?;
         }
         held.positions = first_position + x.dim(0)?;
         let elements = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
         Ok(match &self.head {
             Some(head) => Output::Logits(elements(head.forward(&x)?)?),
-            None => Output::Hidden(elements(x)?),
+            None => {
+                let later = |taken: Tensor| {
+                    taken.narrow(1, self.layers.len(), self.to_end - self.layers.len())?.flatten_from(1)
+                };
+                let rows = match taken.map(later).transpose()? {
+                    Some(later) => Tensor::cat(&[x, later], 1)?,
+                    None => x,
+                };
+                Output::Hidden(elements(rows)?)
+            }
         })
     }
 
@@ -120,8 +148,8 @@ impl OracleShard {
         self.sessions.remove(&session);
     }
 
-    /// What goes into the first layer: (rows, hidden).
-    fn rows(&self, input: Input<'_>) -> Result<Tensor, OracleError> {
+    /// What goes into the first layer, (rows, hidden), and what layers take in beside, (rows, layers from the first on, width).
+    fn rows(&self, input: Input<'_>) -> Result<(Tensor, Option<Tensor>), OracleError> {
         match (input, &self.embedding) {
             (Input::Ids(ids), Some(embedding)) => {
                 if let Some(&id) = ids.iter().find(|id| **id as usize >= self.vocab) {
@@ -130,15 +158,25 @@ impl OracleShard {
                 if ids.is_empty() {
                     return Err(OracleError::Rows { elements: 0, width: 1 });
                 }
-                let rows = embedding.forward(&Tensor::new(ids, &self.device)?)?;
-                Ok((rows * f64::from(self.embedding_scale))?)
+                let ids = Tensor::new(ids, &self.device)?;
+                let rows = (embedding.forward(&ids)? * f64::from(self.embedding_scale))?;
+                let taken = self.layer_inputs.as_ref().map(|maker| maker.make(&ids, &rows)).transpose()?;
+                Ok((rows, taken))
             }
             (Input::Hidden(elements), None) => {
-                let (len, width) = (elements.len(), self.hidden);
+                let (len, width) = (elements.len(), self.hidden + self.to_end * self.taken);
                 if len == 0 || !len.is_multiple_of(width) {
                     return Err(OracleError::Rows { elements: len, width });
                 }
-                Ok(Tensor::from_slice(elements, (len / width, width), &self.device)?)
+                let rows = Tensor::from_slice(elements, (len / width, width), &self.device)?;
+                let taken = match self.taken {
+                    0 => None,
+                    each => {
+                        let taken = rows.narrow(1, self.hidden, self.to_end * each)?;
+                        Some(taken.reshape((len / width, self.to_end, each))?)
+                    }
+                };
+                Ok((rows.narrow(1, 0, self.hidden)?.contiguous()?, taken))
             }
             (Input::Ids(_), None) => Err(OracleError::Input { embeds: false }),
             (Input::Hidden(_), Some(_)) => Err(OracleError::Input { embeds: true }),

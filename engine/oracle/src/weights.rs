@@ -27,6 +27,11 @@ impl Weights<'_> {
         Ok(self.matrix(role, 1, len)?.flatten_all()?)
     }
 
+    /// Elements of each row.
+    pub(crate) fn cols(&self, role: TensorRole) -> Result<usize, OracleError> {
+        Ok(self.tensor(role)?.cols)
+    }
+
     /// (rows, cols) of f32.
     pub(crate) fn matrix(&self, role: TensorRole, rows: usize, cols: usize) -> Result<Tensor, OracleError> {
         let tensor = self.tensor(role)?;

@@ -146,7 +146,7 @@ impl Job<'_> {
 
 impl Heads<'_> {
     /// Sinks of a group's heads.
-    fn sinks(&self, group: usize) -> &[f32] {
+    pub(crate) fn sinks(&self, group: usize) -> &[f32] {
         self.sinks.chunks(self.group).nth(group).unwrap_or_default()
     }
 }

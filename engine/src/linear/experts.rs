@@ -9,9 +9,8 @@ use candle_core::Tensor;
 use qmesh_kernels::{Cpu, columns::Columns};
 use qmesh_models::spec::Weighed;
 
-use self::router::sigmoids;
 pub(crate) use self::{
-    router::Router,
+    router::{Router, sigmoids},
     slots::{ExpertFile, ExpertSlots, ExpertWeights, SlotsError, assembled},
 };
 use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use qmesh_kernels::lanes::LANES;
 use qmesh_models::spec::{
-    AttentionSpec, Bias, DeltaGates, DeltaOutputGate, ExpertForm, ExpertGroups, ExpertsSpec, Ffn, GatedDeltaSpec,
-    IndexerSpec, LatentQueries, LatentSpec, LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope,
-    RopeScaling, StateSpaceSpec, Temperature, Values, Window,
+    Activation, AttentionSpec, Bias, BlockIndexerSpec, DeltaGates, DeltaOutputGate, ExpertForm, ExpertGroups,
+    ExpertsSpec, Ffn, GatedDeltaSpec, IndexerSpec, KvSource, LatentQueries, LatentSpec, LayerIndex, LayerInputs,
+    LayerSpec, Mixer, ModelSpec, NormPlacement, OutputGate, QkNorm, Rope, RopeScaling, SharedExpert, StateSpaceSpec,
+    Temperature, Values, Window,
 };
 
 use crate::error::EngineError;
@@ -19,7 +20,10 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
         return Err(EngineError::Layers { range: layers.clone(), count: spec.layers.len() });
     }
     if !spec.can_begin(layers.start) {
-        return Err(wrong(format!("a shard that begins with layer {}, which goes by an earlier one", layers.start)));
+        return Err(wrong(format!(
+            "a shard that begins with layer {}, which, or one behind it, needs an earlier one",
+            layers.start
+        )));
     }
     dimension("hidden", spec.hidden)?;
     dimension("vocab", spec.vocab)?;
@@ -27,9 +31,18 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
     positive("head.norm.eps", spec.head.norm.eps)?;
     positive("head.soft_cap", spec.head.soft_cap.unwrap_or(1.0))?;
     positive("head.logit_scale", spec.head.logit_scale)?;
-    for layer in &spec.layers[layers.clone()] {
+    if let Some(LayerInputs { width, activation, eps }) = spec.layer_inputs {
+        dimension("layer_inputs.width", width)?;
+        dimension("layers * layer_inputs.width", spec.layers.len().saturating_mul(width))?;
+        check_activation(activation)?;
+        positive("layer_inputs.eps", eps)?;
+    }
+    for (index, layer) in layers.clone().zip(&spec.layers[layers.clone()]) {
         match &layer.mixer {
-            Mixer::Attention(attention) => check_attention(attention)?,
+            Mixer::Attention(attention) => {
+                check_attention(attention)?;
+                check_source(spec, index, attention)?;
+            }
             Mixer::GatedDelta(delta) => check_gated_delta(delta)?,
             Mixer::Latent(latent) => check_latent(latent)?,
             Mixer::StateSpace(space) => check_state_space(space)?,
@@ -38,7 +51,10 @@ pub(super) fn check(spec: &ModelSpec, layers: &Range<usize>) -> Result<(), Engin
         positive("norm.eps", layer.norm.eps)?;
         positive("residual_scale", layer.residual_scale)?;
         match layer.ffn {
-            Ffn::Gated { inner, .. } | Ffn::Plain { inner, .. } => dimension("inner", inner)?,
+            Ffn::Gated { inner, activation, .. } | Ffn::Plain { inner, activation, .. } => {
+                dimension("inner", inner)?;
+                check_activation(activation)?;
+            }
             Ffn::Experts(ref experts) => check_experts(experts, spec.hidden)?,
             Ffn::Both { inner, ref experts } => {
                 dimension("inner", inner)?;
@@ -62,7 +78,7 @@ fn check_alone(layer: &LayerSpec) -> Result<(), EngineError> {
 }
 
 fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError> {
-    let ExpertsSpec { count, used, inner, form, latent, bias, ref routing, shared, .. } = *experts;
+    let ExpertsSpec { count, used, inner, form, latent, activation, bias, ref routing, shared } = *experts;
     dimension("experts.count", count)?;
     dimension("experts.inner", inner)?;
     dimension("experts.latent", latent.unwrap_or(1))?;
@@ -72,7 +88,11 @@ fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError
         (ExpertForm::Gated, None, _) | (_, _, Bias::None) => {}
         (_, _, Bias::Present) => return Err(wrong("biases of experts in a form that has none".into())),
     }
-    dimension("experts.shared.inner", shared.map_or(1, |shared| shared.inner))?;
+    check_activation(activation)?;
+    if let Some(SharedExpert { inner, activation, .. }) = shared {
+        dimension("experts.shared.inner", inner)?;
+        check_activation(activation)?;
+    }
     if !(1..=count).contains(&used) {
         return Err(wrong(format!("experts.used = {used} is not in 1..={count}")));
     }
@@ -80,6 +100,13 @@ fn check_experts(experts: &ExpertsSpec, hidden: usize) -> Result<(), EngineError
         check_groups(groups, count, used)?;
     }
     positive("experts.weight_scale", routing.weight_scale)
+}
+
+fn check_activation(activation: Activation) -> Result<(), EngineError> {
+    match activation {
+        Activation::Silu | Activation::GeluTanh | Activation::SiluClamped | Activation::ReluSquared => Ok(()),
+        Activation::SiluLimited(limit) => positive("activation.limit", limit),
+    }
 }
 
 fn check_groups(groups: ExpertGroups, experts: usize, used_experts: usize) -> Result<(), EngineError> {
@@ -106,6 +133,7 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
         qk_norm,
         temperature,
         values,
+        blocks,
         qkv_bias,
         output_gate,
         ..
@@ -132,7 +160,38 @@ fn check_attention(attention: &AttentionSpec) -> Result<(), EngineError> {
         Window::Full | Window::Sliding(_) | Window::Chunked(_) => {}
     }
     check_temperature("attention", *temperature)?;
+    if let Some(indexer) = blocks {
+        check_block_indexer(indexer, attention)?;
+    }
     rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, *head_dim))
+}
+
+/// Whether the layer's keys and values are its own, or those of an earlier one whose heads have the same shape. That a shard has
+/// both was checked before.
+fn check_source(spec: &ModelSpec, index: usize, attention: &AttentionSpec) -> Result<(), EngineError> {
+    let KvSource::Layer(LayerIndex(source)) = attention.source else { return Ok(()) };
+    let shape = |of: &AttentionSpec| (of.kv_heads, of.head_dim);
+    let other = spec.layers.get(source).filter(|_| source < index).and_then(LayerSpec::attention);
+    let other = other.filter(|of| of.source == KvSource::Own && shape(of) == shape(attention));
+    if other.is_none() || attention.blocks.is_some() {
+        return Err(wrong(format!("keys and values of layer {source} in layer {index}, which do not fit it")));
+    }
+    Ok(())
+}
+
+fn check_block_indexer(indexer: &BlockIndexerSpec, attention: &AttentionSpec) -> Result<(), EngineError> {
+    let BlockIndexerSpec { head_dim, block, used, local } = *indexer;
+    dimension("blocks.head_dim", head_dim)?;
+    dimension("kv_heads * blocks.head_dim", indexer.row_len(attention.kv_heads))?;
+    dimension("blocks.block", block)?;
+    dimension("blocks.used", used)?;
+    if !(1..=used).contains(&local) {
+        return Err(wrong(format!("blocks.local = {local} is not in 1..={used}")));
+    }
+    if attention.window != Window::Full {
+        return Err(wrong("blocks of positions that are chosen within a window".into()));
+    }
+    attention.rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, head_dim))
 }
 
 fn check_gated_delta(delta: &GatedDeltaSpec) -> Result<(), EngineError> {

@@ -132,7 +132,7 @@ impl LayerWeights<'_, '_> {
             SharedGate::None => None,
             SharedGate::Sigmoid => Some(self.linear(SharedRouter, None, 1, hidden)?),
         };
-        Ok(Shared { gate: outer, expert: Gated { activation: experts.activation, gate, up, down } })
+        Ok(Shared { gate: outer, expert: Gated { activation: spec.activation, gate, up, down } })
     }
 }
 

@@ -4,18 +4,21 @@ use std::{ops::Range, sync::Arc};
 
 use qmesh_kernels::matrix::Matrix;
 use qmesh_models::spec::{
-    Activation, AttentionSpec, Bias, Ffn, HeadMatrices, IndexerSpec, LatentQueries, LatentSpec, LayerIndex, LayerSpec,
-    LayerTensor, Mixer, NormPlacement, OutputScale, QkNorm, Sinks, TensorRole, Values,
+    Activation, AttentionSpec, Bias, BlockIndexerSpec, Ffn, HeadMatrices, IndexerSpec, KvSource, LatentQueries,
+    LatentSpec, LayerIndex, LayerInputs, LayerSpec, LayerTensor, Mixer, NormPlacement, OutputGate, OutputScale, QkNorm,
+    Sinks, TensorRole, Values,
 };
 
 use super::{Weights, shape, turned::turned};
 use crate::{
     attention::Attention,
     block::{Block, BlockMixer},
+    blocks::BlockIndexer,
     error::EngineError,
     ffn::{FeedForward, FfnInput, FfnWeights},
     indexer::Indexer,
     latent::{LatentAttention, QueryWeights},
+    layer_input::LayerInput,
     linear::{Gated, Linear, Norm, Residual},
 };
 
@@ -50,7 +53,21 @@ impl LayerWeights<'_, '_> {
             OutputScale::None => None,
             OutputScale::Learned => Some(self.vector(LayerTensor::OutputScale, 1)?[0]),
         };
-        Ok(Block { mixer, ffn, scale })
+        Ok(Block { mixer, ffn, input: None, scale })
+    }
+
+    /// Where the block that is the shard's `place`-th takes in a row of the token's.
+    pub(super) fn input(&mut self, inputs: LayerInputs, place: usize) -> Result<LayerInput, EngineError> {
+        use LayerTensor::{InputGate, InputNorm, InputProjection};
+        let LayerInputs { width, activation, eps } = inputs;
+        let norm = Norm { gain: self.vector(InputNorm, self.hidden)?, bias: None, eps };
+        Ok(LayerInput {
+            layer: place,
+            activation,
+            gate: self.linear(InputGate, None, width, self.hidden)?,
+            projection: self.linear(InputProjection, None, self.hidden, width)?,
+            residual: Residual { norm: Some(norm), scale: 1.0 },
+        })
     }
 
     fn attention(
@@ -61,50 +78,73 @@ impl LayerWeights<'_, '_> {
         rope: Option<usize>,
     ) -> Result<Attention, EngineError> {
         use LayerTensor::{
-            AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, K, KBias, KNorm, PostAttnNorm, Q, QBias, QNorm,
+            AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, HeadGates, K, KBias, PostAttnNorm, Q, QBias,
             Sinks as SinkScores, V, VBias,
         };
         let hidden = self.hidden;
         let (q_width, k_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let normed = match spec.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::PerHeadRotatedBare => Some([spec.head_dim; 2]),
-            QkNorm::AllHeads => Some([q_width, k_width]),
-        };
-        let bare = |len| Norm { gain: vec![1.0; len].into(), bias: None, eps: layer.norm.eps };
-        let mut rms = |tensor, len| match spec.qk_norm {
-            QkNorm::PerHeadRotatedBare => Ok(bare(len)),
-            QkNorm::None | QkNorm::PerHead | QkNorm::PerHeadRotated | QkNorm::AllHeads => {
-                Ok::<_, EngineError>(Norm { gain: self.vector(tensor, len)?, bias: None, eps: layer.norm.eps })
-            }
-        };
-        let qk_norms = normed.map(|[q, k]| Ok::<_, EngineError>([rms(QNorm, q)?, rms(KNorm, k)?])).transpose()?;
+        let own = spec.source == KvSource::Own;
+        let qk_norms = self.qk_norms(spec, layer.norm.eps)?;
         let sinks = match spec.sinks {
             Sinks::None => Arc::default(),
             Sinks::PerHead => self.vector(SinkScores, spec.heads)?,
         };
         Ok(Attention {
-            layer: place,
+            layer: match spec.source {
+                KvSource::Own => place,
+                // It was checked to be in the shard, and before this one.
+                KvSource::Layer(source) => place - (self.layer.0 - source.0),
+            },
             rope,
             norm: self.norm_before(layer, [AttnNorm, AttnNormBias])?,
             q: self.linear(Q, present(spec.qkv_bias, QBias), spec.query_outputs(), hidden)?,
-            k: self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?,
+            k: match spec.source {
+                KvSource::Own => Some(self.linear(K, present(spec.qkv_bias, KBias), k_width, hidden)?),
+                KvSource::Layer(_) => None,
+            },
             v: match spec.values {
-                Values::Own | Values::OwnNormed => {
+                Values::Own | Values::OwnNormed if own => {
                     Some(self.linear(V, present(spec.qkv_bias, VBias), k_width, hidden)?)
                 }
-                Values::KeysNormed => None,
+                Values::Own | Values::OwnNormed | Values::KeysNormed => None,
             },
             value_norm: match spec.values {
                 Values::Own => None,
-                Values::OwnNormed | Values::KeysNormed => Some(bare(spec.head_dim)),
+                Values::OwnNormed | Values::KeysNormed => Some(bare_norm(spec.head_dim, layer.norm.eps)),
             },
             qk_norms,
+            head_gates: match spec.output_gate {
+                OutputGate::None | OutputGate::WithQuery => None,
+                OutputGate::PerHead => Some(self.linear(HeadGates, None, spec.heads, hidden)?),
+            },
+            indexer: match &spec.blocks {
+                Some(indexer) => Some(Box::new(self.block_indexer(layer, indexer, spec.kv_heads, rope)?)),
+                None => None,
+            },
             sinks,
             output: self.linear(AttnOutput, present(spec.output_bias, AttnOutputBias), hidden, q_width)?,
             residual: self.residual(layer, PostAttnNorm)?,
             spec: spec.clone(),
         })
+    }
+
+    /// The norms of q and of k, where there are some, and k is made.
+    fn qk_norms(&mut self, spec: &AttentionSpec, eps: f32) -> Result<[Option<Norm>; 2], EngineError> {
+        use LayerTensor::{KNorm, QNorm};
+        let [q_width, k_width] = match spec.qk_norm {
+            QkNorm::None => return Ok([None, None]),
+            QkNorm::PerHead | QkNorm::PerHeadRotated => [spec.head_dim; 2],
+            QkNorm::PerHeadRotatedBare => return Ok([(); 2].map(|()| Some(bare_norm(spec.head_dim, eps)))),
+            QkNorm::AllHeads => [spec.heads, spec.kv_heads].map(|heads| heads * spec.head_dim),
+        };
+        let mut norm = |tensor, len| Ok::<_, EngineError>(Norm { gain: self.vector(tensor, len)?, bias: None, eps });
+        Ok([
+            Some(norm(QNorm, q_width)?),
+            match spec.source {
+                KvSource::Own => Some(norm(KNorm, k_width)?),
+                KvSource::Layer(_) => None,
+            },
+        ])
     }
 
     fn latent(
@@ -150,6 +190,30 @@ impl LayerWeights<'_, '_> {
                 (_, LatentQueries::Latent(_), _) | (_, LatentQueries::Direct, _) => None,
             },
             spec: spec.clone(),
+        })
+    }
+
+    /// What chooses blocks of positions for so many KV heads.
+    fn block_indexer(
+        &mut self,
+        layer: &LayerSpec,
+        spec: &BlockIndexerSpec,
+        kv_heads: usize,
+        rope: Option<usize>,
+    ) -> Result<BlockIndexer, EngineError> {
+        use LayerTensor::{IndexKey, IndexKeyNorm, IndexQueries, IndexQueryNorm};
+        let (hidden, head_dim) = (self.hidden, spec.head_dim);
+        let mut norm = |tensor| {
+            Ok::<_, EngineError>(Norm { gain: self.vector(tensor, head_dim)?, bias: None, eps: layer.norm.eps })
+        };
+        let (query_norm, key_norm) = (norm(IndexQueryNorm)?, norm(IndexKeyNorm)?);
+        Ok(BlockIndexer {
+            spec: spec.clone(),
+            rope,
+            queries: self.linear(IndexQueries, None, kv_heads * head_dim, hidden)?,
+            query_norm,
+            key: self.linear(IndexKey, None, head_dim, hidden)?,
+            key_norm,
         })
     }
 
@@ -295,6 +359,11 @@ impl LayerWeights<'_, '_> {
         let name = format!("{tensor:?} of layer {}", self.layer);
         shape(&name, format!("{rows} rows a matrix: not whole groups of 16"))
     }
+}
+
+/// An RMS norm without gains.
+fn bare_norm(len: usize, eps: f32) -> Norm {
+    Norm { gain: vec![1.0; len].into(), bias: None, eps }
 }
 
 pub(super) fn present(bias: Bias, tensor: LayerTensor) -> Option<LayerTensor> {

@@ -175,6 +175,7 @@ pub(super) fn pack(
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Part {
     Embedding,
+    LayerInputs,
     Layer(usize),
     Output,
 }
@@ -184,8 +185,10 @@ impl Part {
     fn of(role: TensorRole) -> Option<Self> {
         match role {
             TensorRole::Embedding => Some(Self::Embedding),
+            TensorRole::LayerEmbeddings | TensorRole::LayerProjection => Some(Self::LayerInputs),
             TensorRole::Output => Some(Self::Output),
-            TensorRole::OutputNorm
+            TensorRole::LayerProjectionNorm
+            | TensorRole::OutputNorm
             | TensorRole::OutputNormBias
             | TensorRole::RopeFactors
             | TensorRole::RopeFactorsLong
@@ -200,24 +203,25 @@ fn is_matrix(tensor: LayerTensor) -> bool {
         Alpha, AlphaDown, AlphaUp, AttnNorm, AttnNormBias, AttnOutput, AttnOutputBias, Beta, BetaAlpha, ChoiceBias,
         ConvolutionBias, ConvolutionTaps, Decay, DeltaQkv, Down, DownBias, ExpertDownBiases, ExpertDowns,
         ExpertGateBiases, ExpertGateUps, ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertScales, ExpertUpBiases,
-        ExpertUps, ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadSkip, IndexKey,
-        IndexKeyNorm, IndexKeyNormBias, IndexQueries, IndexWeights, K, KB, KBias, KNorm, KeyTaps, KvA, KvANorm, KvB,
-        OutputScale, PostAttnNorm, PostExpertsNorm, PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias, QNorm,
-        QueryTaps, Router, RouterBias, RouterNorm, SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate,
-        StateGateDown, StateGateUp, StateInput, StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB,
-        VBias, ValueTaps,
+        ExpertUps, ExpertsNorm, FfnNorm, FfnNormBias, Gate, GateBias, GroupNorm, HeadDecay, HeadGates, HeadSkip,
+        IndexKey, IndexKeyNorm, IndexKeyNormBias, IndexQueries, IndexQueryNorm, IndexWeights, InputGate, InputNorm,
+        InputProjection, K, KB, KBias, KNorm, KeyTaps, KvA, KvANorm, KvB, OutputScale, PostAttnNorm, PostExpertsNorm,
+        PostFfnNorm, PostGatedNorm, Q, QA, QANorm, QB, QBias, QNorm, QueryTaps, Router, RouterBias, RouterNorm,
+        SharedDown, SharedGate, SharedRouter, SharedUp, Sinks, StateGate, StateGateDown, StateGateUp, StateInput,
+        StateNorm, StateOutput, TimeStep, TimeStepBias, Up, UpBias, V, VB, VBias, ValueTaps,
     };
     match tensor {
-        Q | K | V | QA | QB | KvA | KB | VB | KvB | AttnOutput | Gate | Up | Down | Router | ExpertGates
-        | ExpertUps | ExpertGateUps | ExpertLatentDown | ExpertLatentUp | ExpertDowns | ExpertGateBiases
-        | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp | SharedDown | IndexQueries
-        | IndexKey | IndexWeights | DeltaQkv | StateGate | StateGateDown | StateGateUp | AlphaDown | AlphaUp
-        | QueryTaps | KeyTaps | ValueTaps | Alpha | Beta | BetaAlpha | ConvolutionTaps | StateOutput | StateInput
-        | TimeStep | HeadDecay | HeadSkip | GroupNorm => true,
+        Q | K | V | QA | QB | KvA | KB | VB | KvB | HeadGates | InputGate | InputProjection | AttnOutput | Gate
+        | Up | Down | Router | ExpertGates | ExpertUps | ExpertGateUps | ExpertLatentDown | ExpertLatentUp
+        | ExpertDowns | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases | SharedRouter | SharedGate | SharedUp
+        | SharedDown | IndexQueries | IndexKey | IndexWeights | DeltaQkv | StateGate | StateGateDown | StateGateUp
+        | AlphaDown | AlphaUp | QueryTaps | KeyTaps | ValueTaps | Alpha | Beta | BetaAlpha | ConvolutionTaps
+        | StateOutput | StateInput | TimeStep | HeadDecay | HeadSkip | GroupNorm => true,
         AttnNorm | AttnNormBias | QBias | KBias | VBias | QNorm | KNorm | QANorm | KvANorm | Sinks | AttnOutputBias
         | PostAttnNorm | FfnNorm | FfnNormBias | GateBias | UpBias | DownBias | RouterBias | ChoiceBias
         | PostFfnNorm | TimeStepBias | ConvolutionBias | Decay | StateNorm | OutputScale | PostExpertsNorm
-        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales | IndexKeyNorm | IndexKeyNormBias => false,
+        | ExpertsNorm | PostGatedNorm | RouterNorm | ExpertScales | IndexKeyNorm | IndexKeyNormBias
+        | IndexQueryNorm | InputNorm => false,
     }
 }
 

@@ -90,6 +90,16 @@ impl Assignment {
         self.layers.end == self.spec.layers.len()
     }
 
+    /// Elements of a row that comes from the stage before.
+    pub(crate) fn incoming_width(&self) -> usize {
+        self.spec.row_width(self.layers.start)
+    }
+
+    /// Elements of a row that goes to the next stage.
+    pub(crate) fn outgoing_width(&self) -> usize {
+        self.spec.row_width(self.layers.end)
+    }
+
     /// Bytes of its tensors.
     pub(crate) fn weight_bytes(&self) -> u64 {
         self.spec.tensors.iter().map(|tensor| tensor.bytes).sum()
@@ -130,6 +140,7 @@ impl Assignment {
             _ => Err(AssignmentError::Range { what, found, limit }),
         };
         within("hidden width", self.spec.hidden, FRAME_WIDTH)?;
+        within("width of a row", self.incoming_width().max(self.outgoing_width()), FRAME_WIDTH)?;
         within("vocabulary", self.spec.vocab, SIDE_MAX)?;
         within("kv positions", self.kv_positions, POSITIONS_MAX)?;
         within("context", self.context, POSITIONS_MAX)?;

@@ -29,7 +29,7 @@ fn what_no_family_combines_is_the_oracles() {
 type Change = fn(&mut ModelSpec);
 
 /// A golden model, what is changed, and how.
-const VARIATIONS: [(&str, &str, Change); 25] = [
+const VARIATIONS: [(&str, &str, Change); 28] = [
     ("llama", "scales", |spec| {
         (spec.embedding_scale, spec.head.logit_scale) = (3.0, 0.2);
         spec.layers.iter_mut().for_each(|layer| layer.residual_scale = 0.4);
@@ -72,6 +72,7 @@ const VARIATIONS: [(&str, &str, Change); 25] = [
         each_rope(spec, |rope| (rope.scaling, rope.dims) = (yarn.clone(), 12));
     }),
     ("llama", "a clamped gate", |spec| each_activation(spec, Activation::SiluClamped)),
+    ("llama", "a limited gate", |spec| each_activation(spec, Activation::SiluLimited(0.05))),
     ("qwen2", "a gate with GELU", |spec| each_activation(spec, Activation::GeluTanh)),
     ("starcoder2", "no gate, with squared ReLU", |spec| each_activation(spec, Activation::ReluSquared)),
     ("qwen3moe", "experts without gates", |spec| {
@@ -90,6 +91,9 @@ const VARIATIONS: [(&str, &str, Change); 25] = [
         spec.tensors.retain(|tensor| match tensor.role {
             TensorRole::Layer(layer, part) => !halves[layer.0 % 2].contains(&part),
             TensorRole::Embedding
+            | TensorRole::LayerEmbeddings
+            | TensorRole::LayerProjection
+            | TensorRole::LayerProjectionNorm
             | TensorRole::OutputNorm
             | TensorRole::OutputNormBias
             | TensorRole::Output
@@ -133,6 +137,16 @@ const VARIATIONS: [(&str, &str, Change); 25] = [
     ("qwen2moe", "a shared expert without a gate", |spec| {
         without(spec, &[LayerTensor::SharedRouter]);
         each_mixture(spec, |experts| experts.shared.iter_mut().for_each(|shared| shared.gate = SharedGate::None));
+    }),
+    ("minimax-m3", "blocks of a page", |spec| {
+        each_attention(spec, |a| {
+            a.blocks.iter_mut().for_each(|blocks| (blocks.block, blocks.used, blocks.local) = (64, 1, 1));
+        });
+    }),
+    ("minimax-m3", "odd blocks of which two are always chosen", |spec| {
+        each_attention(spec, |a| {
+            a.blocks.iter_mut().for_each(|blocks| (blocks.block, blocks.used, blocks.local) = (5, 4, 2));
+        });
     }),
     ("gpt-oss", "caps beside sinks", |spec| {
         each_attention(spec, |attention| attention.soft_cap = Some(0.7));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// An activation; on a gate, its result is multiplied by `up`.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Activation {
     /// x·σ(x).
     Silu,
@@ -11,13 +11,16 @@ pub enum Activation {
     GeluTanh,
     /// x·σ(1.702·x), where x is at most 7. It is multiplied by `up` + 1, where `up` is between -7 and 7 (gpt-oss).
     SiluClamped,
+    /// x·σ(x), where that is at most the limit. It is multiplied by `up`, where that is no farther from 0 than the limit (Step 3.5).
+    SiluLimited(f32),
     /// max(x, 0)² (Nemotron-H).
     ReluSquared,
 }
 
 impl Activation {
-    /// All of them, in their order.
-    pub const ALL: [Self; 4] = [Self::Silu, Self::GeluTanh, Self::SiluClamped, Self::ReluSquared];
+    /// All of them, in their order; the one with a limit with some limit.
+    pub const ALL: [Self; 5] =
+        [Self::Silu, Self::GeluTanh, Self::SiluClamped, Self::SiluLimited(0.5), Self::ReluSquared];
 }
 
 /// How far back a query attends.

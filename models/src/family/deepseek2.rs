@@ -16,7 +16,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
 pub(super) fn ffns(m: &Metadata<'_>, default: Scoring) -> Result<Vec<Ffn>, ModelError> {
     experts::behind_dense(m, Activation::Silu, || {
         let mut mixture = experts::as_said(m, Activation::Silu, default)?;
-        mixture.shared = experts::shared_by_count(m, mixture.inner)?;
+        mixture.shared = experts::shared_by_count(m, mixture.inner, mixture.activation)?;
         Ok(mixture)
     })
 }

@@ -8,8 +8,8 @@ use super::{
     rope,
 };
 use crate::spec::{
-    Activation, AttentionSpec, Bias, Ffn, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate, OutputScale,
-    QkNorm, Rope, RopePairing, Sinks, Values, Window,
+    Activation, AttentionSpec, Bias, Ffn, KvSource, LayerSpec, Mixer, NormKind, NormPlacement, NormSpec, OutputGate,
+    OutputScale, QkNorm, Rope, RopePairing, RopeScaling, Sinks, Values, Window,
 };
 
 /// Of norms.
@@ -127,6 +127,25 @@ pub(super) fn positions_in_windows(
     Ok(())
 }
 
+/// Gives the attention of a layer with a window the width of its own heads, and a rotation of its own.
+pub(super) fn narrow(m: &Metadata<'_>, attention: &mut AttentionSpec) -> Result<(), ModelError> {
+    const WIDTH: &str = "attention.key_length_swa";
+    const VALUES: &str = "attention.value_length_swa";
+    const ROTATED: &str = "rope.dimension_count_swa";
+    let width = m.count_or(WIDTH, attention.head_dim, 2..=HEADS_MAX)?;
+    m.count_or(VALUES, width, width..=width)?;
+    attention.head_dim = width;
+    if let Some(rope) = &mut attention.rope {
+        rope.dims = m.count_or(ROTATED, rope.dims.min(width), 2..=width)?;
+        if !rope.dims.is_multiple_of(2) {
+            return Err(m.out_of_range(ROTATED, rope.dims, "an even number".to_owned()));
+        }
+        rope.base = m.float_or("rope.freq_base_swa", 10_000.0, ROPE_BASE)?;
+        rope.scaling = RopeScaling::None;
+    }
+    Ok(())
+}
+
 fn attention(
     m: &Metadata<'_>,
     plain: &Plain,
@@ -152,7 +171,9 @@ fn attention(
         rope: Some(Rope { pairing: plain.pairing, dims, base, scaling, magnitude }),
         qk_norm: QkNorm::None,
         temperature: None,
+        source: KvSource::Own,
         values: Values::Own,
+        blocks: None,
         qkv_bias: bias(m, layer, "attn_q.bias"),
         output_bias: bias(m, layer, "attn_output.bias"),
         output_gate: OutputGate::None,

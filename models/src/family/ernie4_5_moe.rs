@@ -14,6 +14,6 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     m.count("interleave_moe_layer_step", 1..=1)?;
     let routing = Routing::plain(Scoring::Softmax, Weighting::Normalised);
     let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
-    mixture.shared = experts::shared_by_width(m)?;
+    mixture.shared = experts::shared_by_width(m, mixture.activation)?;
     Ok(Decoder::plain(dense::rms_norm(m)?, experts::layers(m, &plain, &mixture)?))
 }

@@ -11,8 +11,8 @@ use crate::spec::{Activation, QkNorm, RopePairing, Scoring, SharedExpert, Shared
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::Silu };
     let mut mixture = experts::as_said(m, plain.activation, Scoring::Sigmoid)?;
-    let as_wide = SharedExpert { inner: mixture.inner, gate: SharedGate::None };
-    mixture.shared = Some(experts::shared_by_width(m)?.unwrap_or(as_wide));
+    let as_wide = SharedExpert { inner: mixture.inner, activation: mixture.activation, gate: SharedGate::None };
+    mixture.shared = Some(experts::shared_by_width(m, mixture.activation)?.unwrap_or(as_wide));
     let mut layers = experts::layers(m, &plain, &mixture)?;
     dense::attentions(&mut layers).for_each(|attention| attention.qk_norm = QkNorm::PerHead);
     dense::positions_in_windows(m, &mut layers, None, 4)?;

@@ -83,23 +83,27 @@ pub(super) fn weighting(m: &Metadata<'_>) -> Result<Weighting, ModelError> {
 }
 
 /// The shared expert without a gate, as wide as the file says; `None` where it does not say, or 0.
-pub(super) fn shared_by_width(m: &Metadata<'_>) -> Result<Option<SharedExpert>, ModelError> {
+pub(super) fn shared_by_width(m: &Metadata<'_>, activation: Activation) -> Result<Option<SharedExpert>, ModelError> {
     let inner = m.count_or("expert_shared_feed_forward_length", 0, 0..=WIDTH_MAX)?;
-    Ok((inner > 0).then_some(SharedExpert { inner, gate: SharedGate::None }))
+    Ok((inner > 0).then_some(SharedExpert { inner, activation, gate: SharedGate::None }))
 }
 
 /// The shared expert without a gate, as wide as `expert_shared_count` experts of width `inner`; `None` where that is 0.
-pub(super) fn shared_by_count(m: &Metadata<'_>, inner: usize) -> Result<Option<SharedExpert>, ModelError> {
+pub(super) fn shared_by_count(
+    m: &Metadata<'_>,
+    inner: usize,
+    activation: Activation,
+) -> Result<Option<SharedExpert>, ModelError> {
     const KEY: &str = "expert_shared_count";
     let width = m.count(KEY, 0..=WIDTH_MAX / inner)? * inner;
-    Ok((width > 0).then_some(SharedExpert { inner: width, gate: SharedGate::None }))
+    Ok((width > 0).then_some(SharedExpert { inner: width, activation, gate: SharedGate::None }))
 }
 
 /// The shared expert behind its gate, as wide as the file says, or as a dense layer.
-pub(super) fn shared_with_gate(m: &Metadata<'_>) -> Result<Option<SharedExpert>, ModelError> {
+pub(super) fn shared_with_gate(m: &Metadata<'_>, activation: Activation) -> Result<Option<SharedExpert>, ModelError> {
     const WIDTH: &str = "expert_shared_feed_forward_length";
     let inner = if m.has(WIDTH) { m.count(WIDTH, 1..=WIDTH_MAX)? } else { dense::inner(m)?[0] };
-    Ok(Some(SharedExpert { inner, gate: SharedGate::Sigmoid }))
+    Ok(Some(SharedExpert { inner, activation, gate: SharedGate::Sigmoid }))
 }
 
 /// The layers: the leading ones dense, the others with `experts`, as their tensors have them.

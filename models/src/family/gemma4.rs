@@ -1,6 +1,6 @@
 //! Gemma 4, text only: layers with a sliding window and heads of their own width, then one that attends to all, whose values are
-//! its keys; norms around each half, a factor on each layer. Some have a mixture of experts beside the feed-forward half.
-//! Those whose layers have embeddings of their own (E2B, E4B) are not known.
+//! its keys; norms around each half, a factor on each layer. Some have a mixture of experts beside the feed-forward half. In others
+//! (E2B, E4B) each layer takes in an embedding of its own, and the later ones meet the keys and values of earlier ones.
 
 use std::ops::RangeInclusive;
 
@@ -8,19 +8,16 @@ use super::{
     Decoder, ModelError,
     dense::{self, Plain},
     experts,
-    metadata::{HEADS_MAX, Metadata, ROPE_BASE},
+    metadata::{Metadata, WIDTH_MAX},
 };
 use crate::spec::{
-    Activation, AttentionSpec, ExpertScales, Ffn, LayerSpec, NormPlacement, OutputScale, QkNorm, RopePairing,
-    RopeScaling, Routing, Scoring, Values, Weighting,
+    Activation, AttentionSpec, ExpertScales, Ffn, KvSource, LayerIndex, LayerInputs, LayerSpec, NormPlacement,
+    OutputScale, QkNorm, RopePairing, Routing, Scoring, Values, Weighting, Window,
 };
 
 const CAP: RangeInclusive<f32> = 1e-3..=1e6;
 
 pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
-    for key in ["embedding_length_per_layer_input", "attention.shared_kv_layers"] {
-        m.count_or(key, 0, 0..=0)?;
-    }
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation: Activation::GeluTanh };
     let mut layers = dense::layers(m, &plain)?;
     let windowed = dense::windows(m, &mut layers, None, 6)?;
@@ -35,29 +32,34 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
         let has_values = ["attn_v", "attn_qkv"].iter().any(|name| m.has_tensor(&format!("blk.{index}.{name}.weight")));
         attention.values = if has_values { Values::OwnNormed } else { Values::KeysNormed };
         if windowed {
-            narrow(m, attention)?;
+            dense::narrow(m, attention)?;
         }
     }
+    share(m, &mut layers)?;
+    let norm = dense::rms_norm(m)?;
+    let width = m.count_or("embedding_length_per_layer_input", 0, 0..=WIDTH_MAX)?;
+    let layer_inputs = LayerInputs { width, activation: plain.activation, eps: norm.eps };
+    let layer_inputs = (width > 0).then_some(layer_inputs);
     let logit_cap = m.has("final_logit_softcapping").then(|| m.float("final_logit_softcapping", CAP)).transpose()?;
     let embedding_scale = (m.hidden()? as f32).sqrt();
-    Ok(Decoder { embedding_scale, logit_cap, ..Decoder::plain(dense::rms_norm(m)?, layers) })
+    Ok(Decoder { embedding_scale, logit_cap, layer_inputs, ..Decoder::plain(norm, layers) })
 }
 
-/// Gives the attention of a layer with a window the width of its own heads, and a rotation of its own.
-fn narrow(m: &Metadata<'_>, attention: &mut AttentionSpec) -> Result<(), ModelError> {
-    const WIDTH: &str = "attention.key_length_swa";
-    const VALUES: &str = "attention.value_length_swa";
-    const ROTATED: &str = "rope.dimension_count_swa";
-    let width = m.count_or(WIDTH, attention.head_dim, 2..=HEADS_MAX)?;
-    m.count_or(VALUES, width, width..=width)?;
-    attention.head_dim = width;
-    if let Some(rope) = &mut attention.rope {
-        rope.dims = m.count_or(ROTATED, rope.dims.min(width), 2..=width)?;
-        if !rope.dims.is_multiple_of(2) {
-            return Err(m.out_of_range(ROTATED, rope.dims, "an even number".to_owned()));
+/// Lets the last layers, as many as the file says, meet the keys and values of the two before them: of the last of these, or, with a
+/// window, of the one before that.
+fn share(m: &Metadata<'_>, layers: &mut [LayerSpec]) -> Result<(), ModelError> {
+    const SHARED: &str = "attention.shared_kv_layers";
+    let count = m.count_or(SHARED, 0, 0..=layers.len().saturating_sub(2))?;
+    let (own, sharing) = layers.split_at_mut(layers.len() - count);
+    for attention in dense::attentions(sharing) {
+        let back = if attention.window == Window::Full { 1 } else { 2 };
+        let source = own.len() - back;
+        let shape = |of: &AttentionSpec| (of.window, of.kv_heads, of.head_dim);
+        if own[source].attention().map(shape) != Some(shape(attention)) {
+            let needed = format!("layers behind one of the same shape, which layer {source} is not");
+            return Err(m.out_of_range(SHARED, count, needed));
         }
-        rope.base = m.float_or("rope.freq_base_swa", 10_000.0, ROPE_BASE)?;
-        rope.scaling = RopeScaling::None;
+        attention.source = KvSource::Layer(LayerIndex(source));
     }
     Ok(())
 }

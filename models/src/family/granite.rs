@@ -25,7 +25,7 @@ pub(super) fn layers(m: &Metadata<'_>) -> Result<Vec<LayerSpec>, ModelError> {
     }
     let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
     let mut mixture = experts::spec(m, dense::inner(m)?[0], plain.activation, routing)?;
-    mixture.shared = experts::shared_by_width(m)?;
+    mixture.shared = experts::shared_by_width(m, mixture.activation)?;
     experts::layers(m, &plain, &mixture)
 }
 

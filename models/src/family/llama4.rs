@@ -23,7 +23,8 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Interleaved, rope_base: 10_000.0, activation: Activation::Silu };
     let routing = Routing { weighed: Weighed::Input, ..Routing::plain(Scoring::Sigmoid, Weighting::AsScored) };
     let mut mixture = experts::spec(m, experts::width(m)?, plain.activation, routing)?;
-    mixture.shared = Some(SharedExpert { inner: mixture.inner, gate: SharedGate::None });
+    mixture.shared =
+        Some(SharedExpert { inner: mixture.inner, activation: mixture.activation, gate: SharedGate::None });
     let step = m.count("interleave_moe_layer_step", 0..=LAYERS_MAX)?;
     let (norm, inner) = (dense::rms_norm(m)?, dense::inner(m)?);
     let mut layers = dense::layers_with(m, &plain, norm, |layer| match (layer + 1).checked_rem(step) {

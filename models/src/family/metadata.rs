@@ -127,6 +127,24 @@ impl<'a> Metadata<'a> {
         if self.has(key) { self.float(key, allowed) } else { Ok(default) }
     }
 
+    /// A float for each of `layers` layers: one for all, or an array, which may go on with the layers that draft ahead; `default`
+    /// where there is none.
+    pub(super) fn floats_or(
+        &self,
+        key: &'static str,
+        layers: usize,
+        default: f32,
+        allowed: RangeInclusive<f32>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let full = self.full(key);
+        if !matches!(self.gguf.value(&full), Some(Value::Array(_))) {
+            return Ok(vec![self.float_or(key, default, allowed)?; layers]);
+        }
+        let found = self.gguf.floats(&full)?;
+        self.one_each(key, found.len(), layers)?;
+        found.into_iter().take(layers).map(|x| self.in_range(key, x, allowed.clone())).collect()
+    }
+
     pub(super) fn text_or(&self, key: &'static str, default: &'a str) -> Result<&'a str, ModelError> {
         if self.has(key) { Ok(self.gguf.text(&self.full(key))?) } else { Ok(default) }
     }

@@ -68,7 +68,7 @@ fn mixtures(m: &Metadata<'_>, widths: &[usize]) -> Result<Vec<Ffn>, ModelError> 
             return Ok(Ffn::None);
         }
         let mixture = experts::of(m, [count, used[layer]], inner, Activation::ReluSquared, routing.clone())?;
-        let shared = experts::shared_by_width(m)?;
+        let shared = experts::shared_by_width(m, mixture.activation)?;
         let mixture = ExpertsSpec { form: ExpertForm::Plain, latent, shared, ..mixture };
         Ok(Ffn::Experts(experts::in_layer(m, &mixture, layer)))
     };

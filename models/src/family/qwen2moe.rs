@@ -13,7 +13,7 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
     let plain = Plain { pairing: RopePairing::Halves, rope_base: 10_000.0, activation };
     let routing = Routing::plain(Scoring::Softmax, Weighting::AsScored);
     let mut experts = experts::spec(m, experts::width(m)?, activation, routing)?;
-    experts.shared = experts::shared_with_gate(m)?;
+    experts.shared = experts::shared_with_gate(m, experts.activation)?;
     let norm = dense::rms_norm(m)?;
     let mut layers = dense::layers_with(m, &plain, norm, |_| Ffn::Experts(experts.clone()))?;
     dense::attentions(&mut layers).for_each(|attention| attention.qkv_bias = Bias::Present);

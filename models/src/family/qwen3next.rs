@@ -20,6 +20,6 @@ pub(super) fn decoder(m: &Metadata<'_>) -> Result<Decoder, ModelError> {
 pub(super) fn shared_and_routed(m: &Metadata<'_>) -> Result<ExpertsSpec, ModelError> {
     let routing = Routing::plain(Scoring::SoftmaxOfUsed, Weighting::AsScored);
     let mut experts = experts::spec(m, experts::width(m)?, Activation::Silu, routing)?;
-    experts.shared = experts::shared_with_gate(m)?;
+    experts.shared = experts::shared_with_gate(m, experts.activation)?;
     Ok(experts)
 }

@@ -1,17 +1,20 @@
 //! The one list of tensors: what the layers need against what the file holds. Both missing and left over are errors.
 
-use std::{collections::HashSet, ops::Range};
+mod expected;
 
+use std::collections::HashSet;
+
+use self::expected::{Expected, resolve};
 use super::{ModelError, metadata::Metadata};
 use crate::{
-    gguf::{Gguf, OptionalKey, TensorEntry},
+    gguf::{Gguf, OptionalKey},
     spec::{
-        AttentionSpec, Bias, DeltaGates, DeltaInputs, DeltaOutputGate, ExpertForm, ExpertScales, ExpertsSpec, Ffn,
-        GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec, IndexerSpec, LatentQueries, LatentSpec, LayerIndex,
-        LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, OutputScale, QkNorm, RopeScaling, SharedExpert,
-        SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec, Values,
+        AttentionSpec, Bias, BlockIndexerSpec, DeltaGates, DeltaInputs, DeltaOutputGate, ExpertForm, ExpertScales,
+        ExpertsSpec, Ffn, GatedDeltaSpec, HeadMatrices, HeadMatrix, HeadSpec, IndexerSpec, KvSource, LatentQueries,
+        LatentSpec, LayerIndex, LayerInputs, LayerSpec, LayerTensor, Mixer, NormKind, NormPlacement, OutputGate,
+        OutputScale, QkNorm, RopeScaling, SharedExpert, SharedGate, Sinks, StateSpaceSpec, TensorRole, TensorSpec,
+        Values,
     },
-    tensor::TensorType,
 };
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
@@ -39,9 +42,9 @@ pub(super) fn vocab(m: &Metadata<'_>) -> Result<usize, ModelError> {
 /// Every tensor of the model in file order. Those of the file's layers behind `layers`, which draft ahead, are passed over.
 pub(super) fn list(
     m: &Metadata<'_>,
-    hidden: usize,
-    vocab: usize,
+    [hidden, vocab]: [usize; 2],
     layers: &[LayerSpec],
+    layer_inputs: Option<&LayerInputs>,
     head: &HeadSpec,
 ) -> Result<Vec<TensorSpec>, ModelError> {
     let gguf = m.gguf();
@@ -57,13 +60,27 @@ pub(super) fn list(
         expected.push(Expected::one(OUTPUT, TensorRole::Output, vocab, hidden));
     }
     let mut ropes = layers.iter().flat_map(LayerSpec::ropes);
-    if let Some((rope, tensors)) = ropes.find_map(|rope| Some((rope, factors(&rope.scaling)?))) {
-        expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, rope.dims / 2)));
+    if let Some(tensors) = ropes.find_map(|rope| factors(&rope.scaling)) {
+        let count = LayerSpec::rope_factors(layers);
+        expected.extend(tensors.iter().map(|(name, role)| Expected::one(*name, *role, 1, count)));
     }
+    if let Some(LayerInputs { width, .. }) = layer_inputs {
+        let all = layers.len() * width;
+        expected.push(Expected::one("per_layer_token_embd.weight", TensorRole::LayerEmbeddings, vocab, all));
+        expected.push(Expected::one("per_layer_model_proj.weight", TensorRole::LayerProjection, all, hidden));
+        expected.push(Expected::one("per_layer_proj_norm.weight", TensorRole::LayerProjectionNorm, 1, *width));
+    }
+    let mut unused = HashSet::new();
     for (index, layer) in layers.iter().enumerate() {
-        LayerTensors { gguf, hidden, index, expected: &mut expected }.layer(layer);
+        let mut tensors = LayerTensors { gguf, hidden, index, expected: &mut expected };
+        tensors.layer(layer, layer_inputs);
+        // Files may have what would make keys and values where a layer makes none.
+        if layer.attention().is_some_and(|attention| attention.source != KvSource::Own) {
+            let names = ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"];
+            unused.extend(names.map(|name| tensors.name(name)));
+        }
     }
-    resolve(gguf, &expected, layers.len()..m.block_count()?)
+    resolve(gguf, &expected, &unused, layers.len()..m.block_count()?)
 }
 
 /// The tensors that a scaling comes with.
@@ -78,59 +95,6 @@ fn factors(scaling: &RopeScaling) -> Option<&'static [(&'static str, TensorRole)
     }
 }
 
-/// A tensor that the model needs: its rows, all of `cols` elements, serve one role or, where it is fused, several.
-struct Expected {
-    name: String,
-    cols: usize,
-    pieces: Vec<(TensorRole, usize)>,
-    /// How many matrices the rows make up, one below the other.
-    stacked: usize,
-}
-
-impl Expected {
-    fn one(name: impl Into<String>, role: TensorRole, rows: usize, cols: usize) -> Self {
-        Self { name: name.into(), cols, pieces: vec![(role, rows)], stacked: 1 }
-    }
-
-    fn rows(&self) -> usize {
-        self.pieces.iter().map(|(_, rows)| rows).sum()
-    }
-
-    /// One spec per piece, where the file's tensor is as it should be.
-    fn specs(&self, entry: &TensorEntry) -> Result<Vec<TensorSpec>, ModelError> {
-        let axes = |ne: &[u64]| ne.iter().rposition(|&n| n != 1).map_or(1, |last| last + 1);
-        let mut expected = vec![self.cols as u64, (self.rows() / self.stacked) as u64, self.stacked as u64];
-        expected.truncate(axes(&expected));
-        if entry.ne[..axes(&entry.ne)] != expected {
-            return Err(ModelError::Shape { tensor: self.name.clone(), expected, found: entry.ne.clone() });
-        }
-        let unsupported = || ModelError::TensorType {
-            tensor: self.name.clone(),
-            found: entry.kind.to_string(),
-            supported: TensorType::ALL.map(|t| t.to_string()).join(", "),
-        };
-        let dtype = entry.kind.tensor_type().ok_or_else(unsupported)?;
-        let row_bytes = dtype.row_bytes(self.cols).ok_or_else(unsupported)? as u64;
-        let mut offset = entry.offset;
-        let spec = |&(role, rows): &(TensorRole, usize)| {
-            let bytes = rows as u64 * row_bytes;
-            let start = offset;
-            offset += bytes;
-            TensorSpec {
-                role,
-                name: self.name.clone(),
-                rows,
-                cols: self.cols,
-                dtype,
-                part: entry.part,
-                offset: start,
-                bytes,
-            }
-        };
-        Ok(self.pieces.iter().map(spec).collect())
-    }
-}
-
 /// Collects the tensors of one layer.
 struct LayerTensors<'a> {
     gguf: &'a Gguf,
@@ -140,7 +104,7 @@ struct LayerTensors<'a> {
 }
 
 impl LayerTensors<'_> {
-    fn layer(&mut self, layer: &LayerSpec) {
+    fn layer(&mut self, layer: &LayerSpec, inputs: Option<&LayerInputs>) {
         use LayerTensor::{AttnNorm, AttnNormBias, FfnNorm, FfnNormBias, PostAttnNorm, PostFfnNorm};
         let (mixes, has_ffn) = (layer.mixer != Mixer::None, layer.ffn != Ffn::None);
         let (first, second, after) = match layer.norms {
@@ -177,6 +141,11 @@ impl LayerTensors<'_> {
         if after && has_ffn {
             self.vector("post_ffw_norm.weight", PostFfnNorm, self.hidden);
         }
+        if let Some(LayerInputs { width, .. }) = inputs {
+            self.tensor("inp_gate.weight", LayerTensor::InputGate, *width, self.hidden);
+            self.tensor("proj.weight", LayerTensor::InputProjection, self.hidden, *width);
+            self.vector("post_norm.weight", LayerTensor::InputNorm, self.hidden);
+        }
         match layer.output_scale {
             OutputScale::None => {}
             OutputScale::Learned => self.vector("layer_output_scale.weight", LayerTensor::OutputScale, 1),
@@ -193,12 +162,13 @@ impl LayerTensors<'_> {
 
     fn attention(&mut self, a: &AttentionSpec) {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        match a.values {
-            Values::Own | Values::OwnNormed => {
+        match (a.source, a.values) {
+            (KvSource::Own, Values::Own | Values::OwnNormed) => {
                 let weights = [(LayerTensor::Q, a.query_outputs()), (LayerTensor::K, kv), (LayerTensor::V, kv)];
                 self.fusible("attn_qkv.weight", ["attn_q.weight", "attn_k.weight", "attn_v.weight"], weights);
             }
-            Values::KeysNormed => {
+            (KvSource::Layer(_), _) => self.tensor("attn_q.weight", LayerTensor::Q, a.query_outputs(), self.hidden),
+            (KvSource::Own, Values::KeysNormed) => {
                 self.tensor("attn_q.weight", LayerTensor::Q, a.query_outputs(), self.hidden);
                 self.tensor("attn_k.weight", LayerTensor::K, kv, self.hidden);
             }
@@ -218,11 +188,20 @@ impl LayerTensors<'_> {
         };
         if let Some((q, k)) = normed {
             self.vector("attn_q_norm.weight", LayerTensor::QNorm, q);
-            self.vector("attn_k_norm.weight", LayerTensor::KNorm, k);
+            if a.source == KvSource::Own {
+                self.vector("attn_k_norm.weight", LayerTensor::KNorm, k);
+            }
         }
         match a.sinks {
             Sinks::None => {}
             Sinks::PerHead => self.vector("attn_sinks.weight", LayerTensor::Sinks, a.heads),
+        }
+        if let Some(indexer) = &a.blocks {
+            self.block_indexer(indexer, a.kv_heads);
+        }
+        match a.output_gate {
+            OutputGate::None | OutputGate::WithQuery => {}
+            OutputGate::PerHead => self.tensor("attn_gate.weight", LayerTensor::HeadGates, a.heads, self.hidden),
         }
         self.tensor("attn_output.weight", LayerTensor::AttnOutput, self.hidden, q);
         self.bias("attn_output.bias", LayerTensor::AttnOutputBias, self.hidden, a.output_bias);
@@ -312,6 +291,13 @@ impl LayerTensors<'_> {
         self.tensor("indexer.proj.weight", Part::IndexWeights, i.heads, self.hidden);
     }
 
+    fn block_indexer(&mut self, i: &BlockIndexerSpec, kv_heads: usize) {
+        self.tensor("indexer.q_proj.weight", LayerTensor::IndexQueries, kv_heads * i.head_dim, self.hidden);
+        self.tensor("indexer.k_proj.weight", LayerTensor::IndexKey, i.head_dim, self.hidden);
+        self.vector("indexer.q_norm.weight", LayerTensor::IndexQueryNorm, i.head_dim);
+        self.vector("indexer.k_norm.weight", LayerTensor::IndexKeyNorm, i.head_dim);
+    }
+
     fn state_space(&mut self, s: &StateSpaceSpec) {
         use LayerTensor as Part;
         let (hidden, heads) = (self.hidden, s.heads);
@@ -390,7 +376,7 @@ impl LayerTensors<'_> {
             ExpertScales::None => {}
             ExpertScales::Learned => self.vector("ffn_down_exps.scale", Part::ExpertScales, count),
         }
-        if let Some(SharedExpert { inner, gate }) = e.shared {
+        if let Some(SharedExpert { inner, gate, .. }) = e.shared {
             match gate {
                 SharedGate::None => {}
                 SharedGate::Sigmoid => self.vector("ffn_gate_inp_shexp.weight", Part::SharedRouter, hidden),
@@ -446,31 +432,4 @@ impl LayerTensors<'_> {
     fn role(&self, tensor: LayerTensor) -> TensorRole {
         TensorRole::Layer(LayerIndex(self.index), tensor)
     }
-}
-
-fn resolve(gguf: &Gguf, expected: &[Expected], drafts: Range<usize>) -> Result<Vec<TensorSpec>, ModelError> {
-    let (mut tensors, mut missing) = (Vec::new(), Vec::new());
-    for wanted in expected {
-        match gguf.tensor(&wanted.name) {
-            Some(entry) => tensors.extend(wanted.specs(entry)?),
-            None => missing.push(wanted.name.clone()),
-        }
-    }
-    if !missing.is_empty() {
-        return Err(ModelError::TensorsMissing { missing });
-    }
-    let wanted: HashSet<_> = expected.iter().map(|e| e.name.as_str()).collect();
-    let names = gguf.tensors().iter().map(|t| &t.name);
-    let of_draft = |name: &str| layer_of(name).is_some_and(|layer| drafts.contains(&layer));
-    let left_over: Vec<_> = names.filter(|name| !wanted.contains(name.as_str()) && !of_draft(name)).cloned().collect();
-    if !left_over.is_empty() {
-        return Err(ModelError::TensorsLeftOver { left_over });
-    }
-    tensors.sort_by_key(|t| (t.part, t.offset));
-    Ok(tensors)
-}
-
-/// The layer that a tensor's name says.
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }

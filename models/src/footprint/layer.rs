@@ -8,7 +8,7 @@ use super::{
     product, quantized, sum,
 };
 use crate::{
-    spec::{ExpertsSpec, Ffn, LayerIndex, LayerTensor, ModelSpec, TensorRole},
+    spec::{ExpertsSpec, Ffn, LayerIndex, LayerInputs, LayerTensor, ModelSpec, TensorRole},
     tensor::TensorType,
 };
 
@@ -39,13 +39,14 @@ impl LayerFootprint {
         let mixer = MixerFootprint::new(&layer.mixer, hidden, &inputs);
         // What was mixed is there until the layer's end.
         let ffn = sum([mixer.mixed_bytes, product([FLOAT, hidden]), ffn_bytes(&layer.ffn, hidden, &inputs)]);
+        let beside = sum([mixer.mixed_bytes, layer_input_bytes(spec.layer_inputs, hidden, &inputs)]);
         let count = layer.experts().map_or(0, |experts| experts.count);
         Self {
             tensors: TensorFootprint::default(),
             experts: ExpertsFootprint { count, all: TensorFootprint::default(), lens: Vec::new() },
             page_bytes: mixer.page_bytes,
             session_bytes: mixer.session_bytes,
-            row_bytes: mixer.row_bytes.max(ffn),
+            row_bytes: mixer.row_bytes.max(ffn).max(beside),
             thread_bytes: mixer.thread_bytes,
             made_bytes: mixer::made_bytes(&layer.mixer, &inputs),
             mixer,
@@ -149,6 +150,9 @@ pub(super) struct Inputs {
     /// What takes what was mixed.
     pub(super) output: Input,
     ffn: Input,
+    /// Of what a layer takes in beside the hidden state: its gate, and what follows.
+    gate: Input,
+    gated: Input,
     /// Of experts, where their rows are not the layer's; and of what makes the layer's rows of these.
     experts: Input,
     widen: Input,
@@ -159,9 +163,10 @@ impl Inputs {
     fn of_layer(spec: &ModelSpec, layer: LayerIndex) -> Self {
         use LayerTensor::{
             Alpha, AlphaDown, AlphaUp, AttnOutput, Beta, BetaAlpha, DeltaQkv, Down, ExpertDowns, ExpertGateUps,
-            ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertUps, Gate, IndexKey, IndexQueries, IndexWeights, K,
-            KB, KvA, KvB, Q, QA, QB, Router, SharedDown, SharedGate, SharedRouter, SharedUp, StateGate, StateGateDown,
-            StateGateUp, StateInput, StateOutput, TimeStep, Up, V, VB,
+            ExpertGates, ExpertLatentDown, ExpertLatentUp, ExpertUps, Gate, HeadGates, IndexKey, IndexQueries,
+            IndexWeights, InputGate, InputProjection, K, KB, KvA, KvB, Q, QA, QB, Router, SharedDown, SharedGate,
+            SharedRouter, SharedUp, StateGate, StateGateDown, StateGateUp, StateInput, StateOutput, TimeStep, Up, V,
+            VB,
         };
         let mut inputs = Self::default();
         for tensor in &spec.tensors {
@@ -174,6 +179,7 @@ impl Inputs {
                 part,
                 Q | K
                     | V
+                    | HeadGates
                     | QA
                     | KvA
                     | IndexKey
@@ -201,6 +207,10 @@ impl Inputs {
                 &mut inputs.output
             } else if matches!(part, Gate | Up | Router | ExpertLatentDown | SharedRouter | SharedGate | SharedUp) {
                 &mut inputs.ffn
+            } else if part == InputGate {
+                &mut inputs.gate
+            } else if part == InputProjection {
+                &mut inputs.gated
             } else if matches!(part, ExpertGates | ExpertUps | ExpertGateUps) {
                 &mut inputs.experts
             } else if part == ExpertLatentUp {
@@ -216,6 +226,13 @@ impl Inputs {
         }
         inputs
     }
+}
+
+/// What a row takes while the layer takes in its row of the token's: what comes in and out, and what is between the products.
+fn layer_input_bytes(layer_inputs: Option<LayerInputs>, hidden: usize, inputs: &Inputs) -> u64 {
+    let Some(LayerInputs { width, .. }) = layer_inputs else { return 0 };
+    let rows = product([2, FLOAT, hidden]);
+    sum([rows, inputs.gate.bytes(hidden), product([2, FLOAT, width]), inputs.gated.bytes(width)])
 }
 
 /// What a row takes in the feed-forward half: its input, what is between the products, and what comes out.

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     spec::{
-        AttentionSpec, DeltaGates, DeltaOutputGate, GatedDeltaSpec, IndexerSpec, LatentQueries, LatentSpec, Mixer,
-        QkNorm, StateSpaceSpec,
+        AttentionSpec, BlockIndexerSpec, DeltaGates, DeltaOutputGate, GatedDeltaSpec, IndexerSpec, LatentQueries,
+        LatentSpec, Mixer, QkNorm, StateSpaceSpec,
     },
     tensor::TensorType,
 };
@@ -80,8 +80,11 @@ impl MixerFootprint {
 
     fn of_attention(spec: &AttentionSpec, hidden: usize, inputs: &Inputs) -> Self {
         let AttentionSpec { heads, kv_heads, head_dim, qk_norm, .. } = *spec;
-        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, kv_heads, head_dim]));
-        let qkv = sum([product([FLOAT, spec.query_outputs()]), kv, kv]);
+        let own = spec.own_kv_heads();
+        let blocks = spec.blocks.as_ref();
+        let of_indexer = product([FLOAT, blocks.map_or(0, |indexer| indexer.row_len(kv_heads))]);
+        let (q, kv) = (product([FLOAT, heads, head_dim]), product([FLOAT, own, head_dim]));
+        let qkv = sum([product([FLOAT, spec.query_outputs().saturating_add(spec.head_gates())]), kv, kv, of_indexer]);
         let copies = if qk_norm == QkNorm::AllHeads { 2 } else { 1 };
         // In the order of time: what enters the products and what comes out of them; attention's tasks and result; its
         // result with the layer's output so far.
@@ -93,14 +96,20 @@ impl MixerFootprint {
         let queries = Queries { most: QUERIES_TOGETHER.max(group), key_dim: head_dim, value_dim: head_dim };
         let page_row = head_dim.saturating_add(filled(head_dim));
         let widened = product([FLOAT, PAGE_POSITIONS, page_row]);
+        // The pages that the chosen blocks of a row are gathered in where they are not whole pages themselves.
+        let copied = blocks.filter(|indexer| !indexer.block.is_multiple_of(PAGE_POSITIONS));
+        let gathered =
+            copied.map_or(0, |indexer| product([2, indexer.seen_whole().saturating_add(PAGE_POSITIONS), page_row]));
+        let index_keys = product([2, PAGE_POSITIONS, blocks.map_or(0, |indexer| indexer.head_dim)]);
         Self {
-            page_bytes: product([2, kv_heads, PAGE_POSITIONS, page_row]),
+            page_bytes: sum([product([2, own, PAGE_POSITIONS, page_row]), index_keys]),
             session_bytes: 0,
-            row_bytes: projecting.max(attending).max(output),
+            // The indexer's queries are copied to be rotated.
+            row_bytes: sum([projecting.max(attending).max(output), of_indexer]),
             mixed_bytes: q,
-            thread_bytes: sum([queries.bytes(), widened]),
+            thread_bytes: sum([queries.bytes(), widened, gathered]),
             part_bytes: product([kv_heads]).saturating_mul(queries.gathered(group.max(QUERIES_LEAST))),
-            position_bytes: 0,
+            position_bytes: blocks.map_or(0, |indexer| scored_bytes(indexer, kv_heads)),
             cut: PagesCut::BelowTasks { kv_heads },
         }
     }
@@ -216,6 +225,13 @@ impl MixerFootprint {
             cut: PagesCut::Never,
         }
     }
+}
+
+/// Bytes that a thread has of a position while blocks are chosen for so many KV heads: a part of its block's scores, of what one
+/// head's are ordered by, and of what is chosen.
+fn scored_bytes(indexer: &BlockIndexerSpec, kv_heads: usize) -> u64 {
+    let of_block = sum([product([FLOAT, kv_heads]), product([SCORED_BYTES + CHOSEN_BYTES])]);
+    of_block.div_ceil(indexer.block.max(1) as u64)
 }
 
 /// Elements of the latent that queries are made of, where they are.

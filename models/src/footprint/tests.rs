@@ -92,6 +92,23 @@ fn latents_are_kept_once_and_heads_share_them() {
 }
 
 #[test]
+fn shared_keys_count_once_and_rows_are_as_wide_as_they_travel() {
+    let spec = tiny("gemma4-e2b.gguf");
+    let footprints = Footprints::new(&spec);
+    let kv_bytes = |layers| footprints.shard(&demand(layers)).kv_bytes;
+    // Heads of 16 and 32 elements; the last three layers keep none of their own.
+    let page = |heads: u64, dim: u64| 2 * 64 * heads * 2 * dim;
+    assert_eq!(kv_bytes(2..7), 4 * (page(2, 16) + page(1, 32) + 64));
+    let without = ModelSpec { layer_inputs: None, ..spec.clone() };
+    let more = |layers: Range<usize>| {
+        let buffers = |spec: &ModelSpec| Footprints::new(spec).shard(&demand(layers.clone())).buffer_bytes;
+        buffers(&spec) - buffers(&without)
+    };
+    // Five layers' rows of 16 travel before the third: in frames, as their values, and once more behind the hidden states.
+    assert!(more(2..7) >= 17 * 4 * 5 * 16 * (3 + 5) as u64, "{}", more(2..7));
+}
+
+#[test]
 fn matrices_that_are_turned_count_beside_the_file_s() {
     let [joined, apart] = ["deepseek2-lite-joined.gguf", "deepseek2-lite.gguf"].map(tiny);
     let buffers = |spec: &ModelSpec| Footprints::new(spec).shard(&demand(1..3)).buffer_bytes;
@@ -112,6 +129,9 @@ fn a_shard_s_own_spec_gives_the_same_account_as_the_whole_model_s() {
         "deepseek32.gguf",
         "granitehybrid.gguf",
         "kimi-linear.gguf",
+        "minimax-m3.gguf",
+        "step35.gguf",
+        "gemma4-e2b.gguf",
     ] {
         let spec = tiny(name);
         let whole = Footprints::new(&spec);

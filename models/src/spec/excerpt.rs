@@ -1,8 +1,8 @@
 //! A small model of the same kind as a large one: what a worker computes with to find out how fast it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{LayerIndex, ModelSpec, TensorRole, TensorSpec};
+use super::{KvSource, LayerIndex, LayerSpec, ModelSpec, TensorRole, TensorSpec};
 
 /// Rows of the head that an excerpt keeps, where the vocabulary has more: enough for several tasks for every thread.
 const HEAD_ROWS: usize = 16 << 10;
@@ -15,7 +15,9 @@ impl ModelSpec {
         let layers = self.layers.len().max(1);
         let layer_bytes = self.shard_bytes(&(0..self.layers.len())) / layers as u64;
         let kept = usize::try_from(bytes_most / layer_bytes.max(1)).unwrap_or(layers).clamp(1, layers);
-        let old: Vec<usize> = (0..kept).map(|new| new * layers / kept).collect();
+        let spread = (0..kept).map(|new| new * layers / kept);
+        // Whose keys and values a layer meets, that comes along.
+        let old: BTreeSet<usize> = spread.flat_map(|layer| [Some(layer), self.source_of(layer)]).flatten().collect();
         let new: BTreeMap<usize, usize> = old.iter().enumerate().map(|(new, old)| (*old, new)).collect();
         let vocab = self.vocab.min(HEAD_ROWS);
         let tensor = |tensor: &TensorSpec| match tensor.role {
@@ -23,12 +25,11 @@ impl ModelSpec {
                 let role = TensorRole::Layer(LayerIndex(*new.get(&layer.0)?), part);
                 Some(TensorSpec { role, ..tensor.clone() })
             }
-            TensorRole::Embedding | TensorRole::Output => {
-                let rows = tensor.rows.min(vocab);
-                let bytes = tensor.bytes / tensor.rows.max(1) as u64 * rows as u64;
-                Some(TensorSpec { rows, bytes, ..tensor.clone() })
-            }
-            TensorRole::OutputNorm
+            TensorRole::Embedding | TensorRole::Output => Some(cut(tensor, tensor.rows.min(vocab), tensor.cols)),
+            TensorRole::LayerEmbeddings => Some(cut(tensor, tensor.rows.min(vocab), tensor.cols / layers * old.len())),
+            TensorRole::LayerProjection => Some(cut(tensor, tensor.rows / layers * old.len(), tensor.cols)),
+            TensorRole::LayerProjectionNorm
+            | TensorRole::OutputNorm
             | TensorRole::OutputNormBias
             | TensorRole::RopeFactors
             | TensorRole::RopeFactorsLong
@@ -36,7 +37,7 @@ impl ModelSpec {
         };
         Self {
             vocab,
-            layers: old.iter().map(|&layer| self.layers[layer].clone()).collect(),
+            layers: old.iter().map(|&layer| self.kept_layer(layer, &new)).collect(),
             tensors: self.tensors.iter().filter_map(tensor).collect(),
             name: self.name.clone(),
             family: self.family.clone(),
@@ -44,15 +45,66 @@ impl ModelSpec {
             ..*self
         }
     }
+
+    /// The layer that has made the keys and values which this one meets, where that is another.
+    fn source_of(&self, layer: usize) -> Option<usize> {
+        match self.layers.get(layer)?.attention()?.source {
+            KvSource::Own => None,
+            KvSource::Layer(source) => Some(source.0),
+        }
+    }
+
+    /// A layer of an excerpt whose layers have these places by their old ones.
+    fn kept_layer(&self, layer: usize, places: &BTreeMap<usize, usize>) -> LayerSpec {
+        let place = self.source_of(layer).and_then(|source| places.get(&source));
+        let mut kept = self.layers[layer].clone();
+        if let (Some(place), Some(attention)) = (place, kept.attention_mut()) {
+            attention.source = KvSource::Layer(LayerIndex(*place));
+        }
+        kept
+    }
+}
+
+/// The beginning of a tensor, as if it had no more rows and columns.
+fn cut(tensor: &TensorSpec, rows: usize, cols: usize) -> TensorSpec {
+    let (cols, row_bytes) = match tensor.dtype.row_bytes(cols) {
+        Some(bytes) => (cols, bytes as u64),
+        // No whole blocks.
+        None => (tensor.cols, tensor.bytes / tensor.rows.max(1) as u64),
+    };
+    TensorSpec { rows, cols, bytes: row_bytes * rows as u64, ..tensor.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use crate::{family, gguf::Gguf, spec::HeadMatrix};
+    use crate::{
+        family,
+        gguf::Gguf,
+        spec::{HeadMatrix, KvSource, LayerIndex, TensorRole},
+    };
 
     const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama.gguf");
+
+    #[test]
+    fn layers_bring_along_whose_keys_and_values_they_meet() {
+        let path = TINY.replace("llama", "gemma4-e2b");
+        let spec = family::spec(&Gguf::open(Path::new(&path)).unwrap()).unwrap();
+        assert_eq!(spec.excerpt(u64::MAX).layers, spec.layers);
+        let some = spec.excerpt(spec.shard_bytes(&(0..7)) / 7 * 2);
+        // The first and the fourth are of the two; none of them needs another.
+        assert_eq!(some.layers, [spec.layers[0].clone(), spec.layers[3].clone()]);
+        let some = spec.excerpt(spec.shard_bytes(&(0..7)) / 7 * 3);
+        let sources: Vec<_> = some.layers.iter().map(|layer| layer.attention().unwrap().source).collect();
+        assert_eq!(
+            sources,
+            [KvSource::Own, KvSource::Own, KvSource::Layer(LayerIndex(1))],
+            "the third comes with the fifth"
+        );
+        let inputs = some.tensors.iter().filter(|tensor| tensor.role == TensorRole::LayerEmbeddings);
+        assert_eq!(inputs.map(|tensor| (tensor.rows, tensor.cols)).collect::<Vec<_>>(), [(spec.vocab, 3 * 16)]);
+    }
 
     #[test]
     fn an_excerpt_is_a_whole_model() {

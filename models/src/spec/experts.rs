@@ -19,7 +19,7 @@ pub struct ExpertsSpec {
     /// Width of what experts take in and put out, where it is not the hidden state's: `ExpertLatentDown` makes their input of a
     /// row, and `ExpertLatentUp` a row of the sum of their outputs. The shared expert knows nothing of it.
     pub latent: Option<usize>,
-    /// The activation between an expert's products.
+    /// The activation between an expert's products; the shared one has its own.
     pub activation: Activation,
     /// Whether the router and the experts' products have biases.
     pub bias: Bias,
@@ -118,10 +118,12 @@ pub enum Weighed {
 }
 
 /// The expert that every token goes through.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SharedExpert {
     /// Width between its products.
     pub inner: usize,
+    /// The activation between them.
+    pub activation: Activation,
     /// What its output is multiplied by.
     pub gate: SharedGate,
 }

@@ -36,6 +36,37 @@ pub struct IndexerSpec {
     pub eps: f32,
 }
 
+/// Sparse attention by blocks of positions (MiniMax M3): the query heads of each KV head attend to at most `used` blocks, which are
+/// chosen for it, and in them to the positions up to the row's own.
+///
+/// `IndexKey` makes a position's key of the layer's normed input, `IndexQueries` a query for each KV head; all are RMS-normed
+/// (`IndexKeyNorm`, `IndexQueryNorm`) and rotated as the layer's heads are. A block's score is the largest product of query and key
+/// among its positions up to the row's own. The row's block and those before it that are `local` with it come first; then those
+/// with the highest scores, of equal ones the earlier. While a row sees no more than `used` blocks, it attends to all.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct BlockIndexerSpec {
+    /// Elements of a query, and of the one key of a position.
+    pub head_dim: usize,
+    /// Positions of a block.
+    pub block: usize,
+    /// Blocks that are attended to at most.
+    pub used: usize,
+    /// The last blocks of a row, its own among them, that are always chosen; at least one, and no more than `used`.
+    pub local: usize,
+}
+
+impl BlockIndexerSpec {
+    /// Elements that are made of a row's input for so many KV heads: their queries, and the position's key.
+    pub fn row_len(&self, kv_heads: usize) -> usize {
+        kv_heads.saturating_add(1).saturating_mul(self.head_dim)
+    }
+
+    /// Positions up to which a row attends to all.
+    pub fn seen_whole(&self) -> usize {
+        self.used.saturating_mul(self.block)
+    }
+}
+
 impl IndexerSpec {
     /// Elements of the queries of all heads.
     pub fn queries(&self) -> usize {

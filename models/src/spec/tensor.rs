@@ -33,6 +33,12 @@ pub struct TensorSpec {
 pub enum TensorRole {
     /// Rows looked up by token id.
     Embedding,
+    /// Rows of all layers, side by side, looked up by token id.
+    LayerEmbeddings,
+    /// What makes rows of all layers, side by side, of an embedding.
+    LayerProjection,
+    /// Gain of the norm of each layer's row that this makes.
+    LayerProjectionNorm,
     /// Gain of the norm before the head.
     OutputNorm,
     /// Bias of the norm before the head.
@@ -73,10 +79,12 @@ pub enum LayerTensor {
     VB,
     KvB,
     IndexQueries,
+    IndexQueryNorm,
     IndexKey,
     IndexKeyNorm,
     IndexKeyNormBias,
     IndexWeights,
+    HeadGates,
     AttnOutput,
     AttnOutputBias,
     PostAttnNorm,
@@ -110,6 +118,9 @@ pub enum LayerTensor {
     PostExpertsNorm,
     RouterNorm,
     ExpertScales,
+    InputGate,
+    InputProjection,
+    InputNorm,
     OutputScale,
     DeltaQkv,
     StateGate,

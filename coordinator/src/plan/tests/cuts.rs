@@ -1,7 +1,7 @@
 //! Models that cannot be cut before every layer.
 
 use qmesh_models::spec::{
-    HeadMatrices, IndexerSpec, LatentQueries, LatentSpec, Positions, Rope, RopePairing, RopeScaling,
+    HeadMatrices, IndexerSpec, KvSource, LatentQueries, LatentSpec, Positions, Rope, RopePairing, RopeScaling,
 };
 
 use super::*;
@@ -44,6 +44,19 @@ fn layers_are_not_cut_off_from_what_they_go_by() {
 }
 
 #[test]
+fn layers_are_not_cut_off_from_keys_and_values_that_they_meet() {
+    let mut spec = spec(&[1000; 6], 1000, HeadMatrix::Own);
+    for layer in [4, 5] {
+        spec.layers[layer].attention_mut().unwrap().source = KvSource::Layer(LayerIndex(2));
+    }
+    assert_eq!(spec.cuts().collect::<Vec<_>>(), [1, 2]);
+    let plan = solve(&input(&spec, (0..6).map(|w| worker(w, 1 << 30, 1)).collect())).unwrap();
+    assert_eq!(plan.stages.iter().map(|stage| stage.layers.start).collect::<Vec<_>>(), [0, 1, 2]);
+    let cut = PlanInput { cut: Some(vec![3]), ..input(&spec, (0..2).map(|w| worker(w, 1 << 30, 1)).collect()) };
+    assert_eq!(solve(&cut).unwrap_err(), PlanError::CutsOff { layer: 3 });
+}
+
+#[test]
 fn cuts_and_pins_that_would_are_refused_by_the_layer() {
     let spec = sharing();
     let workers = || (0..3).map(|w| worker(w, 1 << 30, 1)).collect::<Vec<_>>();
@@ -53,6 +66,6 @@ fn cuts_and_pins_that_would_are_refused_by_the_layer() {
     for pinned in [1..4, 0..2] {
         let pins = BTreeMap::from([(0, pinned)]);
         let error = solve(&PlanInput { pins, ..input(&spec, workers()) }).unwrap_err().to_string();
-        assert!(error.contains("go by what an earlier one has chosen"), "{error}");
+        assert!(error.contains("need what an earlier one has made"), "{error}");
     }
 }

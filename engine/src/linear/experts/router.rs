@@ -68,7 +68,7 @@ impl Router {
 }
 
 /// x ← σ(x), for each element.
-pub(super) fn sigmoids(simd: Simd, x: &mut [f32]) {
+pub(crate) fn sigmoids(simd: Simd, x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x = -*x);
     Exponentials { x, largest: 0.0 }.run(simd);
     x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + *x));

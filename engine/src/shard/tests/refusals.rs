@@ -1,8 +1,8 @@
 //! What a shard refuses, and that a refused step changes nothing.
 
 use qmesh_models::spec::{
-    AttentionSpec, Ffn, HeadMatrix, IndexerSpec, LatentQueries, LatentSpec, Mixer, NormPlacement, Positions,
-    Temperature, TensorRole, Window,
+    AttentionSpec, BlockIndexerSpec, Ffn, HeadMatrix, IndexerSpec, KvSource, LatentQueries, LatentSpec, LayerIndex,
+    LayerSpec, Mixer, NormPlacement, Positions, Temperature, TensorRole, Window,
 };
 
 use super::*;
@@ -166,7 +166,11 @@ fn latents_that_do_not_add_up_are_refused_by_name() {
 #[test]
 fn indexers_that_do_not_add_up_are_refused_by_name() {
     let (spec, file) = kind(|spec| !spec.can_begin(1));
-    assert!(load_error(&spec, &file, 1..2).to_string().contains("begins with layer 1, which goes by an earlier one"));
+    assert!(
+        load_error(&spec, &file, 1..2)
+            .to_string()
+            .contains("begins with layer 1, which, or one behind it, needs an earlier one")
+    );
     let changed = |change: &dyn Fn(&mut LatentSpec, &mut IndexerSpec)| {
         let mut spec = spec.clone();
         let Mixer::Latent(latent) = &mut spec.layers[0].mixer else { panic!("it has latents") };
@@ -185,6 +189,62 @@ fn indexers_that_do_not_add_up_are_refused_by_name() {
     ] {
         assert!(message.contains(expected), "{message} does not say {expected}");
     }
+}
+
+#[test]
+fn keys_of_other_layers_and_blocks_that_do_not_add_up_are_refused_by_name() {
+    let shares = |spec: &ModelSpec| spec.layers.iter().rposition(|layer| source(layer).is_some());
+    let (spec, file) = kind(|spec| shares(spec).is_some());
+    let (sharing, count) = (shares(&spec).unwrap(), spec.layers.len());
+    let own = source(&spec.layers[sharing]).unwrap();
+    let begins = load_error(&spec, &file, own + 1..count).to_string();
+    assert!(begins.contains(&format!("begins with layer {}, which, or one behind it", own + 1)), "{begins}");
+    let changed = |change: &dyn Fn(&mut AttentionSpec)| {
+        let mut spec = spec.clone();
+        change(attention(&mut spec, sharing));
+        load_error(&spec, &file, 0..count).to_string()
+    };
+    let fits_not = "which do not fit it";
+    for (message, expected) in [
+        (changed(&|a| a.source = KvSource::Layer(LayerIndex(sharing))), fits_not),
+        (changed(&|a| a.source = KvSource::Layer(LayerIndex(count + 1))), fits_not),
+        (changed(&|a| a.source = KvSource::Layer(LayerIndex(own + 1))), fits_not),
+        (changed(&|a| a.kv_heads = a.heads), fits_not),
+    ] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
+    }
+    let (spec, file) = kind(|spec| spec.layers.iter().any(|layer| blocks(layer).is_some()));
+    let choosing = spec.layers.iter().position(|layer| blocks(layer).is_some()).unwrap();
+    let changed = |change: &dyn Fn(&mut AttentionSpec, &mut BlockIndexerSpec)| {
+        let mut spec = spec.clone();
+        let attention = attention(&mut spec, choosing);
+        let mut blocks = attention.blocks.take().unwrap();
+        change(attention, &mut blocks);
+        attention.blocks = Some(blocks);
+        load_error(&spec, &file, 0..spec.layers.len()).to_string()
+    };
+    for (message, expected) in [
+        (changed(&|_, blocks| blocks.block = 0), "blocks.block = 0"),
+        (changed(&|_, blocks| blocks.used = 0), "blocks.used = 0"),
+        (changed(&|_, blocks| blocks.local = 0), "blocks.local = 0"),
+        (changed(&|_, blocks| blocks.local = blocks.used + 1), "blocks.local = "),
+        (changed(&|_, blocks| blocks.head_dim *= 2), "instead of"),
+        (changed(&|attention, _| attention.window = Window::Sliding(8)), "within a window"),
+    ] {
+        assert!(message.contains(expected), "{message} does not say {expected}");
+    }
+}
+
+/// Which earlier layer's keys and values a layer meets, if not its own.
+fn source(layer: &LayerSpec) -> Option<usize> {
+    match layer.attention()?.source {
+        KvSource::Own => None,
+        KvSource::Layer(source) => Some(source.0),
+    }
+}
+
+fn blocks(layer: &LayerSpec) -> Option<&BlockIndexerSpec> {
+    layer.attention()?.blocks.as_ref()
 }
 
 const NO_STEPS: Temperature = Temperature { scale: 0.1, offset: 0, length: 0 };

@@ -114,11 +114,11 @@ impl ActiveShard {
         };
         for stray in self.trails.follow(frame) {
             faults.push(fault((Some(stray.session), FaultCode::Ids), self.disagreement(stray)));
-            convert::remove(&mut step, stray.session, self.assignment.spec.hidden);
+            convert::remove(&mut step, stray.session, self.assignment.incoming_width());
         }
         for session in convert::allow(&mut step, masks) {
             faults.push(fault((Some(session), FaultCode::Mask), "a row has come without its mask".to_owned()));
-            convert::remove(&mut step, session, self.assignment.spec.hidden);
+            convert::remove(&mut step, session, self.assignment.incoming_width());
         }
         let output = loop {
             match self.compute(&step) {
@@ -126,7 +126,7 @@ impl ActiveShard {
                 Err(error) => {
                     let (session, code) = convert::blame(&error);
                     faults.push(fault((session, code), error.to_string()));
-                    let width = self.assignment.spec.hidden;
+                    let width = self.assignment.incoming_width();
                     if session.and_then(|session| convert::remove(&mut step, session, width)).is_none() {
                         return Computed { frame: None, rows: 0, faults };
                     }

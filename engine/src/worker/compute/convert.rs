@@ -39,7 +39,7 @@ pub(super) fn to_step(assignment: &Assignment, frame: &Frame) -> Result<Step, St
     }
     let hidden = match expected {
         FrameKind::Hidden => {
-            let width = assignment.spec.hidden;
+            let width = assignment.incoming_width();
             let bytes = VALUE_BYTES as u64 * u64::from(frame.width) * rows;
             if frame.width as usize != width || bytes != frame.payload.len() as u64 {
                 return Err(format!(
@@ -104,7 +104,7 @@ pub(super) fn to_frame(assignment: &Assignment, frame: &Frame, step: Step, outpu
             let computed = |segment: &&Segment| has(&step, segment.session);
             Frame {
                 kind: FrameKind::Hidden,
-                width: u32::try_from(assignment.spec.hidden).expect("at most FRAME_WIDTH, checked when assigned"),
+                width: u32::try_from(assignment.outgoing_width()).expect("at most FRAME_WIDTH, checked when assigned"),
                 segments: frame.segments.iter().filter(computed).copied().collect(),
                 payload: wire::encode(rows),
                 sections: passed_on(frame, &step),

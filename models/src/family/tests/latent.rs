@@ -27,7 +27,7 @@ fn deepseek2_lite_makes_queries_of_the_hidden_state() {
     let mixture = experts(&model.layers[1]);
     assert_eq!((mixture.count, mixture.used, mixture.inner), (4, 2, 16));
     assert_eq!(mixture.routing, Routing::plain(Scoring::Softmax, Weighting::AsScored));
-    assert_eq!(mixture.shared, Some(SharedExpert { inner: 32, gate: SharedGate::None }));
+    assert_eq!(mixture.shared, Some(SharedExpert { inner: 32, activation: Activation::Silu, gate: SharedGate::None }));
     // YaRN's factor is in the scores, squared, and not in the rotation.
     let rope = rope(&model.layers[0]);
     assert!(matches!(rope.scaling, RopeScaling::Yarn { factor: 4.0, original: 32, .. }));
