@@ -4,15 +4,8 @@ use candle_core::Tensor;
 use qmesh_kernels::Cpu;
 
 use crate::{
-    attention::{Attention, Batch},
-    error::EngineError,
-    ffn::FeedForward,
-    gated_delta::GatedDelta,
-    latent::LatentAttention,
-    layer_input::LayerInput,
-    linear::Norm,
-    ops,
-    state_space::StateSpace,
+    attention::Attention, batch::Batch, error::EngineError, ffn::FeedForward, gated_delta::GatedDelta,
+    latent::LatentAttention, layer_input::LayerInput, linear::Norm, ops, state_space::StateSpace,
 };
 
 /// The code and weights that compute one layer, one of whose halves may be missing.

@@ -14,7 +14,8 @@ use qmesh_kernels::{
 use qmesh_models::spec::BlockIndexerSpec;
 
 use crate::{
-    attention::{Batch, Slice, tasks::Heads},
+    attention::tasks::Heads,
+    batch::{Batch, Slice},
     indexer::attend_one,
     linear::{Linear, Norm},
 };

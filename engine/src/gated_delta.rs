@@ -12,7 +12,7 @@ use qmesh_kernels::{
 use qmesh_models::spec::{Activation, DeltaGates, DeltaOutputGate, GatedDeltaSpec, KeySharing};
 
 use crate::{
-    attention::Batch,
+    batch::Batch,
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
     recurrence::{self, HeadRow, Rows, Rule, RuleShape},

@@ -15,7 +15,8 @@ use qmesh_kernels::{
 use qmesh_models::spec::IndexerSpec;
 
 use crate::{
-    attention::{Batch, Slice, tasks::Heads},
+    attention::tasks::Heads,
+    batch::{Batch, Chosen, Slice},
     linear::{Linear, Norm, project},
     ops,
 };
@@ -31,14 +32,6 @@ pub(crate) struct Indexer {
     pub(crate) key: Linear,
     pub(crate) key_norm: Norm,
     pub(crate) weights: Linear,
-}
-
-/// The positions that a row attends to, in increasing order.
-#[derive(Debug)]
-pub(crate) enum Chosen {
-    /// So many, which are all.
-    All(usize),
-    Some(Vec<u32>),
 }
 
 /// A row of the step whose positions are scored.

@@ -16,10 +16,8 @@ use qmesh_models::{
 };
 
 use crate::{
-    attention::{
-        Append, Batch,
-        tasks::{self, Heads},
-    },
+    attention::tasks::{self, Heads},
+    batch::{Append, Batch},
     indexer::{self, Indexer},
     linear::{
         Linear, Norm, Residual,

@@ -29,6 +29,7 @@
 
 mod attention;
 pub mod backend;
+mod batch;
 mod block;
 mod blocks;
 mod cache;

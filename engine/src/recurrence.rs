@@ -9,7 +9,7 @@ use qmesh_kernels::{
 };
 
 use crate::{
-    attention::{Batch, Slice},
+    batch::{Batch, Slice},
     states::{LastRows, LayerState, settled_after},
 };
 

@@ -12,7 +12,7 @@ use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
 
 pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{
-    attention::{Batch, Slice},
+    batch::{Batch, Slice},
     cache::{Cache, Pages},
     error::EngineError,
     layer_input::LayerInputRows,

@@ -13,7 +13,7 @@ use qmesh_kernels::{
 use qmesh_models::spec::{Activation, StateSpaceSpec};
 
 use crate::{
-    attention::Batch,
+    batch::Batch,
     linear::{Linear, Norm, Residual, project, project_add},
     ops,
     recurrence::{self, HeadRow, Rows, Rule, RuleShape},

@@ -14,7 +14,7 @@ use qmesh_kernels::{
 };
 use qmesh_models::footprint::{QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD};
 
-use super::{Batch, Slice};
+use crate::batch::{Batch, Slice};
 
 /// Queries that share the widening of a page: as many as leave each thread some tasks, so that all end together.
 const JOB_QUERIES: [usize; 5] = [QUERIES_TOGETHER, 128, 64, 32, QUERIES_LEAST];

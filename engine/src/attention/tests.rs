@@ -9,7 +9,13 @@ use qmesh_models::{
 use qmesh_kernels::{lanes::Simd, rope::Frequencies, team::Team};
 
 use super::*;
-use crate::random::{noise, random_matrix};
+use crate::{
+    batch::Slice,
+    cache::{Cache, Pages},
+    layer_input::LayerInputRows,
+    random::{noise, random_matrix},
+    states::States,
+};
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
