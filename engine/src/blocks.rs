@@ -200,7 +200,7 @@ fn whole_pages(block: usize) -> usize {
 /// The pages of these positions, in increasing order: the session's own where they are whole pages but for the last, others where
 /// they are not.
 fn gathered<'a>(layout: HeadLayout, pages: &[&'a [u16]], chosen: &[Range<usize>]) -> Vec<Cow<'a, [u16]>> {
-    let (_, before_last) = chosen.split_last().map_or((None, chosen), |(last, before)| (Some(last), before));
+    let before_last = chosen.split_last().map_or(chosen, |(_, before)| before);
     let is_whole = |range: &Range<usize>| range.start.is_multiple_of(PAGE_POSITIONS);
     let ends_whole = |range: &Range<usize>| range.end.is_multiple_of(PAGE_POSITIONS);
     if chosen.iter().all(is_whole) && before_last.iter().all(ends_whole) {

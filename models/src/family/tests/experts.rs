@@ -127,7 +127,7 @@ fn step_35_gates_heads_and_limits_some_activations() {
     let activations = model.layers.iter().map(|layer| match &layer.ffn {
         Ffn::Gated { activation, .. } => (*activation, None),
         Ffn::Experts(experts) => (experts.activation, experts.shared.map(|shared| shared.activation)),
-        other => panic!("{other:?}"),
+        Ffn::Plain { .. } | Ffn::Both { .. } | Ffn::None => panic!("{:?}", layer.ffn),
     });
     let (silu, limited) = (Activation::Silu, Activation::SiluLimited);
     let expected = [(limited(0.7), None), (silu, None), (silu, Some(limited(0.6))), (limited(0.5), Some(limited(0.8)))];
