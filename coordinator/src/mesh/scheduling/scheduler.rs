@@ -368,7 +368,10 @@ impl Scheduler {
         };
         let taken = match sum {
             Some(sum) => sequence.take_sum(now, segment, &sum),
-            None if rows.is_empty() => return Vec::new(),
+            None if rows.is_empty() => {
+                let progress = sequence.progress(segment);
+                return progress.into_iter().map(|event| Action::Deliver(session, event)).collect();
+            }
             None => sequence.take_rows(now, segment, rows),
         };
         let Taken { events, prompt_tokens, cached, generated, drafted, right } = taken;

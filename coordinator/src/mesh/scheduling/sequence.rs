@@ -383,12 +383,7 @@ impl Sequence {
         }
         self.computed = self.computed.max(end.min(self.sent));
         if end < self.ids.len() {
-            if !self.prompt_done {
-                let cached_tokens = self.cached.unwrap_or(0);
-                // A prompt that starts over has less than was there at first.
-                let computed_tokens = self.computed.max(cached_tokens);
-                taken.events.push(GenerateEvent::Progress { cached_tokens, computed_tokens });
-            }
+            taken.events.extend(self.progress(segment));
             return taken;
         }
         if !self.prompt_done {
@@ -404,6 +399,17 @@ impl Sequence {
         }
         self.take_tokens(now, rows, &drafted, &mut taken);
         taken
+    }
+
+    /// How far the prompt is with a segment in its middle that came back. It is for people only: a stage that took the segment out
+    /// answers alike.
+    pub(crate) fn progress(&self, segment: &Segment) -> Option<GenerateEvent> {
+        let end = segment.position as usize + segment.rows as usize;
+        let cached_tokens = self.cached.unwrap_or(0);
+        // A prompt that starts over has less than was there at first.
+        let computed_tokens = end.max(cached_tokens);
+        let unfinished = !self.prompt_done && self.pool.is_none() && computed_tokens < self.ids.len();
+        unfinished.then_some(GenerateEvent::Progress { cached_tokens, computed_tokens })
     }
 
     fn prompt_is_done(&mut self, taken: &mut Taken) {

@@ -200,3 +200,14 @@ fn a_client_with_many_requests_starves_nobody() {
     world.drain();
     world.check_stories();
 }
+
+#[test]
+fn a_prompt_says_how_far_it_is_with_each_part() {
+    let mut world = World::new(1, Limits { chunk_rows: 16, ..limits() });
+    world.up();
+    let session = world.submit(request(vec![3; 60], 2));
+    world.drain();
+    let story = &world.stories[&session];
+    assert!(story.progress.is_sorted() && story.progress.len() >= 3, "{:?}", story.progress);
+    assert!(story.progress.iter().all(|computed| (1..60).contains(computed)), "{:?}", story.progress);
+}

@@ -20,6 +20,8 @@ pub(super) struct Story {
     pooling: Option<Pooling>,
     pooled: Option<Vec<f32>>,
     pub(super) prompt: Vec<Sampled>,
+    /// How far the prompt was, as it was told.
+    pub(super) progress: Vec<usize>,
     pub(super) cached: usize,
     pub(super) tokens: Vec<u32>,
     pub(super) finish: Option<Finish>,
@@ -284,6 +286,7 @@ impl World {
                             let unfinished = cached_tokens..story.ids.len();
                             let sound = unfinished.contains(&computed_tokens) && story.tokens.is_empty();
                             assert!(sound, "seed {}: {computed_tokens} of {unfinished:?}", self.seed);
+                            story.progress.push(computed_tokens);
                         }
                         GenerateEvent::Prefilled { cached_tokens } => story.cached = cached_tokens,
                         GenerateEvent::Token(row) => story.tokens.push(row.token),
