@@ -37,7 +37,7 @@ enum Form {
     /// JSON by a schema with a text before and one after, in which control tokens may be spelled.
     Tagged { prefix: String, schema: Value, suffix: String },
     /// One of several, each JSON or tagged JSON.
-    Either(Vec<Form>),
+    Either(Vec<Self>),
 }
 
 /// Why there is no grammar, or a text cannot go on along one.

@@ -43,6 +43,14 @@ struct Row<'a> {
     queries: Vec<f32>,
 }
 
+/// The query heads of one KV head of a row.
+struct HeadOfRow<'a, 'b> {
+    row: &'a Row<'b>,
+    head: usize,
+    /// Of the blocks that the row sees; none where it attends to all.
+    scores: &'a [f32],
+}
+
 impl BlockIndexer {
     /// Writes the key of row `row` of the step, which was projected, to its slot of the page's keys.
     pub(crate) fn append(
@@ -78,14 +86,13 @@ impl BlockIndexer {
         // So many at a time that each thread has the scores of one.
         for (rows, out) in rows.chunks(threads).zip(out.chunks_mut(threads * width)) {
             let scores = self.scores(heads, batch, rows);
-            let tasks = rows.iter().zip(&scores).flat_map(|row| (0..heads.groups).map(move |head| (row, head)));
-            let tasks = tasks.zip(out.chunks_exact_mut(width / heads.groups)).collect();
-            batch.cpu.team.each(
-                tasks,
-                |(((row, scores), head), out): (((&Row<'_>, &Vec<Vec<f32>>), usize), &mut [f32])| {
-                    self.attend_head(heads, batch, row, (head, scores.get(head)), out);
-                },
-            );
+            let of_heads = rows.iter().zip(&scores).flat_map(|(row, scores)| {
+                scores.iter().enumerate().map(move |(head, scores)| HeadOfRow { row, head, scores })
+            });
+            let tasks = of_heads.zip(out.chunks_exact_mut(width / heads.groups)).collect();
+            batch.cpu.team.each(tasks, |(head, out): (HeadOfRow<'_, '_>, &mut [f32])| {
+                self.attend_head(heads, batch, head, out);
+            });
         }
     }
 
@@ -171,19 +178,20 @@ impl BlockIndexer {
         &self,
         heads: &Heads<'_>,
         batch: &Batch<'_>,
-        row: &Row<'_>,
-        (head, scores): (usize, Option<&Vec<f32>>),
+        HeadOfRow { row, head, scores }: HeadOfRow<'_, '_>,
         out: &mut [f32],
     ) {
         let layout = batch.cache.layout(heads.layer);
         let seen = row.position + 1;
         let pages = batch.cache.head(heads.layer, &row.slice.pages, head, 0..seen.div_ceil(PAGE_POSITIONS));
-        let chosen: Vec<Range<usize>> = match scores {
-            Some(scores) if !row.queries.is_empty() => choose(scores, self.spec.used)
-                .into_iter()
-                .map(|block| block as usize * self.spec.block..seen.min((block as usize + 1) * self.spec.block))
-                .collect(),
-            Some(_) | None => vec![0..seen],
+        let of_block = |block: u32| {
+            let first = block as usize * self.spec.block;
+            first..seen.min(first + self.spec.block)
+        };
+        let chosen: Vec<Range<usize>> = if scores.is_empty() {
+            std::iter::once(0..seen).collect()
+        } else {
+            choose(scores, self.spec.used).into_iter().map(of_block).collect()
         };
         let count = chosen.iter().map(ExactSizeIterator::len).sum();
         let gathered = gathered(layout, &pages, &chosen);

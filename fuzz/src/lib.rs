@@ -14,7 +14,7 @@ use qmesh_coordinator::{
     generate::Pooling,
     mesh::{Formation, Mesh, MeshConfig, PrefixReuse, Speculation, TicketSource, Workers},
     model::Model,
-    text::{GrammarDesk, TextModel},
+    text::{BreakerShelf, GrammarDesk, TextModel},
 };
 use qmesh_models::{
     chat::{ChatTemplate, Message, RenderOptions},
@@ -186,5 +186,6 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
         hidden: 64,
         pooling: Pooling::Last,
         grammars: GrammarDesk::default(),
+        breakers: BreakerShelf::default(),
     })
 }

@@ -30,7 +30,7 @@ pub(crate) struct Attention {
     /// Of q and of k.
     qk_norms: [Option<Norm>; 2],
     rotation: Option<Rotation>,
-    indexer: Option<BlockIndexer>,
+    indexer: Option<Box<BlockIndexer>>,
     /// What makes a gate for each head of what it attends.
     head_gates: Option<Linear>,
     /// (heads)
@@ -86,7 +86,7 @@ impl Attention {
             },
             rotation,
             indexer: match &spec.blocks {
-                Some(indexer) => Some(BlockIndexer::open(weights, layer, spec, indexer, eps)?),
+                Some(indexer) => Some(Box::new(BlockIndexer::open(weights, layer, spec, indexer, eps)?)),
                 None => None,
             },
             head_gates: match spec.output_gate {
