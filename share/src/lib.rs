@@ -14,6 +14,7 @@
 //! brings a wrong one is named and asked no more; what a lost holder owed is asked of the others. What is there stays there: a
 //! later pull hashes it and goes on.
 
+mod codec;
 mod error;
 mod file;
 mod holding;

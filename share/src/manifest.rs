@@ -2,12 +2,14 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use bincode::{Decode, Encode, config};
 use qmesh_net::{Identity, PeerId};
 use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::error::{ShareError, in_file};
+use crate::{
+    codec::{self, Decode, Encode},
+    error::{ShareError, in_file},
+};
 
 /// Least bytes of a chunk.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -21,8 +23,6 @@ const FILES: usize = 1024;
 const TEXT_CHARS: usize = 200;
 /// What the sharer's signature is for.
 const SIGNED_FOR: &str = "a shared model's manifest";
-const LAYOUT: config::Configuration<config::LittleEndian, config::Fixint, config::Limit<MANIFEST_BYTES>> =
-    config::legacy().with_limit();
 
 /// What a model is.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
@@ -118,11 +118,9 @@ impl Manifest {
     /// # Errors
     /// It is too long: no manifest that [`Manifest::of`] makes is.
     pub fn sign(self, identity: &Identity) -> Result<Vec<u8>, ManifestError> {
-        let malformed = |error: bincode::error::EncodeError| ManifestError::Malformed { text: error.to_string() };
-        let manifest = bincode::encode_to_vec(&self, LAYOUT).map_err(malformed)?;
+        let manifest = codec::to_bytes(&self)?;
         let signature = identity.sign(SIGNED_FOR, &manifest);
-        let envelope = Envelope { manifest, signer: identity.peer_id().0, signature };
-        bincode::encode_to_vec(&envelope, LAYOUT).map_err(malformed)
+        codec::to_bytes(&Envelope { manifest, signer: identity.peer_id().0, signature })
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -171,17 +169,12 @@ impl SignedManifest {
     /// # Errors
     /// It is damaged, or makes no sense.
     pub fn read(bytes: Vec<u8>) -> Result<Self, ManifestError> {
-        let malformed = |error: bincode::error::DecodeError| ManifestError::Malformed { text: error.to_string() };
-        let (envelope, used): (Envelope, _) = bincode::decode_from_slice(&bytes, LAYOUT).map_err(malformed)?;
+        let envelope: Envelope = codec::from_bytes(&bytes)?;
         let signer = PeerId(envelope.signer);
         if !signer.has_signed(SIGNED_FOR, &envelope.manifest, &envelope.signature) {
             return Err(ManifestError::Signature);
         }
-        let (manifest, read): (Manifest, _) =
-            bincode::decode_from_slice(&envelope.manifest, LAYOUT).map_err(malformed)?;
-        if used != bytes.len() || read != envelope.manifest.len() {
-            return Err(ManifestError::Malformed { text: "bytes are left over".into() });
-        }
+        let manifest: Manifest = codec::from_bytes(&envelope.manifest)?;
         manifest.check()?;
         let hash = *blake3::hash(&envelope.manifest).as_bytes();
         Ok(Self { manifest, bytes, hash, signer })
