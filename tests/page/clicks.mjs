@@ -17,6 +17,11 @@ const open = async (options = {}) => {
   page.asked = [];
   page.on("request", (request) => page.asked.push(request.url()));
   page.on("pageerror", (error) => { throw error; });
+  // Answers are drawn by chance, and a small model may not find an end: they get one. Who wants another length sets `length`.
+  page.length = { max_tokens: 40 };
+  await page.route("**/v1/chat/completions", (route) => {
+    route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ...page.length }) });
+  });
   await page.goto(url);
   return page;
 };
@@ -62,9 +67,7 @@ const scenes = {
     await page.keyboard.press("ArrowRight");
     assert.match(await page.innerText("#snippet"), /from openai import OpenAI/);
     // What is to be stopped must not end by itself.
-    await page.route("**/v1/chat/completions", (route) => {
-      route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }) });
-    });
+    page.length = { ignore_eos: true };
     await ask(page, "Tell a very long story about a ship.");
     await page.locator("#stop").click(PATIENCE);
     await page.locator("#log footer", { hasText: "stopped" }).waitFor(PATIENCE);
