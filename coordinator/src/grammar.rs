@@ -38,6 +38,8 @@ enum Form {
     Tagged { prefix: String, schema: Value, suffix: String },
     /// One of several, each JSON or tagged JSON.
     Either(Vec<Self>),
+    /// Any text up to the first `end`, then a form of its own.
+    Behind { end: String, form: Box<Self> },
 }
 
 /// Why there is no grammar, or a text cannot go on along one.
@@ -155,12 +157,18 @@ impl Grammar {
         let forms: Vec<Form> = [self].into_iter().chain(others).map(|grammar| grammar.0).collect();
         let bytes = |form: &Form| match form {
             Form::Json(schema) | Form::Tagged { schema, .. } => Some(schema.to_string().len()),
-            Form::Regex(_) | Form::Lark(_) | Form::Either(_) => None,
+            Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } => None,
         };
         let sizes: Option<Vec<usize>> = forms.iter().map(bytes).collect();
         let only_json = || GrammarError::Refused { text: "only JSON can be one of several forms".to_owned() };
         within(sizes.ok_or_else(only_json)?.iter().sum())?;
         Ok(Self(Form::Either(forms)))
+    }
+
+    /// Any text up to the first `end`, some line breaks, and then what this grammar allows: thoughts that the prompt has begun,
+    /// and the answer. Where `end` is a control token, only that token ends the text.
+    pub fn behind(self, end: &str) -> Self {
+        Self(Form::Behind { end: end.to_owned(), form: Box::new(self.0) })
     }
 }
 

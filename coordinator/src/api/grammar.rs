@@ -143,6 +143,15 @@ impl AskedGrammar {
         Ok(Self { param: "tools", grammar: tagged(&begun, forced)? })
     }
 
+    /// The same form of the answer, behind thoughts that the prompt has begun, where it has.
+    pub(crate) fn behind(self, thoughts_end: Option<&str>) -> Self {
+        let Self { param, grammar } = self;
+        match thoughts_end {
+            Some(end) => Self { param, grammar: grammar.behind(end) },
+            None => Self { param, grammar },
+        }
+    }
+
     /// The same form, or one of the calls that the answer may be.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{
 
 use llguidance::{
     Matcher, ParserFactory,
-    api::{ParserLimits, TopLevelGrammar},
+    api::{GrammarWithLexer, ParserLimits, TopLevelGrammar},
     earley::SlicedBiasComputer,
     toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
@@ -109,7 +109,20 @@ impl GrammarCompiler {
             Form::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
             Form::Tagged { .. } => self.one_of(std::slice::from_ref(form)),
             Form::Either(forms) => self.one_of(forms),
+            Form::Behind { end, form } => self.behind(end, form),
         }
+    }
+
+    /// A grammar of its own behind what comes first.
+    fn behind(&self, end: &str, form: &Form) -> TopLevelGrammar {
+        let first = match self.controls.iter().find(|(spelling, _)| spelling == end) {
+            Some((_, id)) => format!("start: TEXT? <[{id}]> BREAKS? @form\nTEXT: /(.|\\n)+/\n"),
+            None => format!("start: text BREAKS? @form\ntext[suffix={}]: /(.|\\n)*/\n", quoted(end)),
+        };
+        let mut whole = TopLevelGrammar::from_lark(format!("{first}BREAKS: /\\n{{1,2}}/\n"));
+        let forms = self.source(form).grammars.into_iter();
+        whole.grammars.extend(forms.map(|form| GrammarWithLexer { name: Some("form".to_owned()), ..form }));
+        whole
     }
 
     /// A grammar of several forms of JSON.
@@ -120,7 +133,7 @@ impl GrammarCompiler {
                 Form::Json(schema) => (String::new(), schema, String::new()),
                 Form::Tagged { prefix, schema, suffix } => (self.spelled(prefix), schema, self.spelled(suffix)),
                 // There are none of these among them.
-                Form::Regex(_) | Form::Lark(_) | Form::Either(_) => continue,
+                Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } => continue,
             };
             start.push(format!("{prefix} json{place} {suffix}"));
             // Writing to a string cannot fail.

@@ -206,6 +206,49 @@ fn an_answer_in_a_form_may_be_a_call_instead() {
 }
 
 #[test]
+fn an_answer_has_its_form_behind_thoughts() {
+    let object = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]});
+    let (json, tagged) =
+        (Grammar::json_schema(&object).unwrap(), Grammar::tagged("<call>", &object, "</call>").unwrap());
+    let control = QWEN2.tokenizer.find("<|im_start|>").unwrap();
+    for (end, specials) in [("</think>", Specials::Plain), ("<|im_start|>", Specials::Parse)] {
+        for (form, answer, other) in [
+            (json.clone(), "{\"a\": true}", "{\"b\": true}"),
+            (json.clone().or(vec![tagged.clone()]).unwrap(), "<call>{\"a\":false}</call>", "<call>{\"a\":1}</call>"),
+            (Grammar::regex("[a-c]+/\"").unwrap(), "abc/\"", "abd/\""),
+            (Grammar::choice(&["yes", "no"]).unwrap(), "no", "maybe"),
+            (Grammar::gbnf("root ::= \"n\" [0-9]+ \".\"").unwrap(), "n12.", "n."),
+        ] {
+            let grammar = QWEN2.compiler.compile(&form.behind(end)).unwrap();
+            let fits = |text: &str| {
+                let ids = QWEN2.tokenizer.encode(text, specials, Affixes::None).unwrap();
+                assert_eq!(ids.contains(&control), specials == Specials::Parse && text.contains(end));
+                let mut walk = grammar.start();
+                for (at, id) in ids.iter().enumerate() {
+                    // Drafts are followed, or left out where they cannot be.
+                    let mut draft = ids[at..].to_vec();
+                    let masks = walk.masks(&mut draft).unwrap();
+                    assert_eq!((masks.len(), &masks[0]), (draft.len() + 1, &walk.mask().unwrap()));
+                    if walk.advance(*id).is_err() {
+                        return false;
+                    }
+                }
+                QWEN2.ends.iter().all(|end| walk.mask().unwrap().allows(*end))
+            };
+            for thoughts in ["", "Is {\"a\": 1} < 2?\n\nä</thin", "So:\n"] {
+                for breaks in ["", "\n", "\n\n"] {
+                    let text = format!("{thoughts}{end}{breaks}{answer}");
+                    assert!(fits(&text), "{text}");
+                }
+                for text in [answer.to_owned(), format!("{thoughts}{end}{other}"), format!("{thoughts}{end}")] {
+                    assert!(!fits(&text), "{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn expressions_choices_and_rules_are_followed() {
     let json = "root ::= object\nvalue ::= object | array | string | number | (\"true\" | \"false\" | \"null\") ws\n\
         object ::= \"{\" ws ( string \":\" ws value (\",\" ws string \":\" ws value)* )? \"}\" ws\n\

@@ -43,7 +43,7 @@ pub struct ChatPrompt {
     pub forced: Option<ForcedCall>,
     /// What calls the answer may be, where it need not be one.
     pub possible: Vec<ForcedCall>,
-    /// Where the prompt has begun thoughts: what ends them. A demanded call comes behind it.
+    /// Where the prompt has begun thoughts: what ends them. A demanded call, or the answer's form, comes behind it.
     pub thoughts_end: Option<&'static str>,
     /// Whether the space that some tokenizers put before a text is text of the answer, as it is where a text goes on.
     pub leading_space: LeadingSpace,

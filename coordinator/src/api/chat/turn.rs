@@ -120,7 +120,7 @@ impl Turn {
         let ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space } = prompt;
         let asked = match (&forced, asked) {
             (Some(forced), asked) => Some(AskedGrammar::call(forced, thoughts_end, asked.is_some())?),
-            (None, asked) => asked.map(|asked| asked.or_calls(&possible)).transpose()?,
+            (None, asked) => asked.map(|asked| asked.or_calls(&possible)).transpose()?.map(|a| a.behind(thoughts_end)),
         };
         let grammar = api.compile(asked).await?;
         let job = Job { leading_space, ..drawing.job(param, ids, Some(reading), grammar) };

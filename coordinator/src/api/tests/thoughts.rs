@@ -5,15 +5,20 @@ use qmesh_models::chat::ChatTemplate;
 use super::*;
 use crate::text::{TextModel, fake::written};
 
-/// A bench whose model thinks, or has been told not to, and then writes this text.
+/// A bench whose model thinks, or has been told not to, and then writes this text, which must be one by the request's grammar.
 pub(super) fn thinks(text: &str) -> Bench {
     let source = "{{ messages[0].content }}{{ reasoning_effort }}{% if enable_thinking %}<think>\n{% endif %}\
                   {% if false %}</think>{% endif %}";
     let template = ChatTemplate::new(source, "<s>", "</s>").expect("a sound template");
     let tokens = [written(text), vec![END]].concat();
     Bench::with(
-        move |_| generation(&tokens),
-        move |state| state.text = Arc::new(TextModel { template: Ok(Arc::new(template)), ..model() }),
+        move |request| {
+            let mut walk = request.grammar.as_ref().map(|grammar| grammar.start());
+            let mut follow = |token: &u32| walk.as_mut().map_or(Ok(()), |walk| walk.advance(*token));
+            tokens.iter().try_for_each(&mut follow).expect("a text by the grammar");
+            generation(&tokens)
+        },
+        move |state| state.text = Arc::new(TextModel { context: 4096, template: Ok(Arc::new(template)), ..model() }),
     )
 }
 
@@ -66,6 +71,27 @@ async fn thoughts_are_where_clients_want_them() {
         let message = thinks(TEXT).chat(body.clone()).await.json()["choices"][0]["message"].clone();
         let found = message.get("reasoning_content").and_then(Value::as_str);
         assert_eq!((found, message["content"].as_str()), (thoughts, Some(content)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_its_form_behind_thoughts_that_the_prompt_has_begun() {
+    let schema = json!({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]});
+    let tool = json!({"type": "function", "function": {"name": "greet", "parameters": {"type": "object"}}});
+    for asked in [
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}}),
+        json!({"response_format": {"type": "json_object"}, "tools": [tool]}),
+        json!({"guided_regex": "[{]\"sum\": [0-9]+[}]"}),
+    ] {
+        let mut body = asked.clone();
+        body["enable_thinking"] = json!(true);
+        let answer = thinks("One and one?\n</think>\n\n{\"sum\": 2}").chat(body).await.json();
+        let message = &answer["choices"][0]["message"];
+        let said = (&message["reasoning_content"], &message["content"]);
+        assert_eq!(said, (&json!("One and one?"), &json!("{\"sum\": 2}")), "{asked}: {answer}");
+        // Without thoughts the form holds from the first token on.
+        let answer = thinks("{\"sum\": 2}").chat(asked.clone()).await.json();
+        assert_eq!(answer["choices"][0]["message"]["content"], "{\"sum\": 2}", "{asked}: {answer}");
     }
 }
 
