@@ -62,6 +62,7 @@ pub(super) struct Form {
 impl Form {
     /// That of `F`.
     pub(crate) const fn of<F: Format<BYTES>, const BYTES: usize>() -> Self {
+        const { assert!(!F::MINIMA || F::OFFSET == 0, "what a format subtracts is a minimum or an offset") };
         Self { len: F::LEN, scales: F::SCALES, offset: F::OFFSET, minima: F::MINIMA, wide: F::WIDE }
     }
 

@@ -40,7 +40,7 @@ pub struct Product<'a> {
     pub groups: Range<usize>,
     /// The rows.
     pub x: Inputs<'a>,
-    /// (groups, rows, 16), zeros; the results are added to it.
+    /// (groups, rows, 16): the results take the place of whatever it holds.
     pub out: &'a mut [[f32; LANES]],
 }
 
@@ -80,10 +80,10 @@ impl Product<'_> {
             let words = self.matrix.words(group);
             let (out_fours, out_rest) = out.as_chunks_mut::<4>();
             for (x, out) in fours.iter().zip(out_fours) {
-                add_floats::<L, F, 4>(l, words, *x, out);
+                sum_floats::<L, F, 4>(l, words, *x, out);
             }
             for (x, out) in rest.iter().zip(out_rest) {
-                add_floats::<L, F, 1>(l, words, [x], std::array::from_mut(out));
+                sum_floats::<L, F, 1>(l, words, [x], std::array::from_mut(out));
             }
         }
     }
@@ -110,10 +110,8 @@ impl<F: Format<B>, const B: usize, const R: usize> Kernel for Few<'_, F, B, R> {
         let (rows, blocks) = (x.rows, x.cols / BLOCK);
         let x: [&[QuantBlock]; R] = from_fn(|r| &x.blocks[r.min(rows - 1) * blocks..][..blocks]);
         for (group, out) in groups.zip(out.chunks_exact_mut(rows)) {
-            let mut sums = [[0.0; LANES]; R];
-            sums[..rows].copy_from_slice(out);
-            add_packed::<L, F, B, R>(l, matrix.blocks(group), x, &mut sums);
-            out.copy_from_slice(&sums[..rows]);
+            let sums = sum_packed::<L, F, B, R>(l, matrix.blocks(group), x);
+            out.iter_mut().zip(sums).for_each(|(out, sum)| l.store(sum, out));
         }
     }
 }
@@ -175,18 +173,14 @@ const AHEAD: usize = 8192;
 /// Up to so many rows, the code of a block's eight times 32 elements is written out.
 const UNROLLED_ROWS: usize = 4;
 
-/// Adds the terms of one group for `R` rows to `out`.
+/// The sums of one group's terms for `R` rows.
 #[inline(always)]
-fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
+fn sum_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     l: L,
     groups: &[Group<B>],
     x: [&[QuantBlock]; R],
-    out: &mut [[f32; LANES]; R],
-) {
+) -> [L::F; R] {
     let mut sums = [l.splat(0.0); R];
-    for r in 0..R {
-        sums[r] = l.load(&out[r]);
-    }
     let (mut scales, mut minima) = ([[0.0; LANES]; 16], [[0.0; LANES]; 16]);
     let subs = F::LEN / BLOCK;
     for (at, group) in groups.iter().enumerate() {
@@ -220,9 +214,7 @@ fn add_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
             each!(0 1 2 3 4 5 6 7);
         }
     }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        l.store(sum, out);
-    }
+    sums
 }
 
 /// One row's terms of 32 elements.
@@ -278,18 +270,15 @@ fn pieces(groups: Range<usize>, blocks: usize, unit: usize, rows: usize) -> Vec<
     }
 }
 
-/// Adds the terms of one group of floats for `R` rows to `out`.
+/// The sums of one group of floats for `R` rows.
 #[inline(always)]
-fn add_floats<L: Lanes, F: Float, const R: usize>(
+fn sum_floats<L: Lanes, F: Float, const R: usize>(
     l: L,
     words: &[[u8; 64]],
     x: [&[f32]; R],
     out: &mut [[f32; LANES]; R],
 ) {
     let mut sums = [l.splat(0.0); R];
-    for r in 0..R {
-        sums[r] = l.load(&out[r]);
-    }
     for (i, word) in words.iter().enumerate() {
         l.prefetch(word.as_ptr().wrapping_add(AHEAD));
         let word = l.load_bits(word);

@@ -22,7 +22,8 @@ fn product(simd: Simd, matrix: &Matrix, x: &[f32], share: usize) -> Vec<f32> {
     let (rows, cols) = (x.len() / matrix.cols, matrix.cols);
     let blocks = if matrix.dtype.block_len() > 1 { quantized(simd, x) } else { Vec::new() };
     let x = Inputs { rows, cols, floats: x, blocks: &blocks };
-    let mut tiles = vec![[0.0; LANES]; matrix.groups() * rows];
+    // Whatever was there is gone afterwards.
+    let mut tiles = vec![[f32::NAN; LANES]; matrix.groups() * rows];
     for (i, out) in tiles.chunks_mut(share * rows).enumerate() {
         let groups = share * i..share * i + out.len() / rows;
         Product { matrix, groups, x, out }.run(simd);

@@ -13,7 +13,7 @@ pub(crate) use self::{
     router::{Router, sigmoids},
     slots::{ExpertFile, ExpertSlots, ExpertWeights, SlotsError, assembled},
 };
-use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, copy_row, inner_products, products};
+use super::{Activations, Gated, Linear, Norm, ROWS_TOGETHER, Residual, Share, inner_products, products};
 use crate::{error::EngineError, ops};
 
 /// The experts of a layer and what chooses between them.
@@ -209,8 +209,7 @@ fn outputs(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Vec<f32>> {
         tasks.extend(shares.into_iter().zip(columns).map(|(share, columns)| (x, share, columns)));
     }
     cpu.team.each(tasks, |(x, share, mut columns): (&Activations, Share<'_>, Columns<'_, f32>)| {
-        let tiles = share.compute(cpu, x);
-        (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
+        share.write(cpu, x, &mut columns);
     });
     outputs
 }

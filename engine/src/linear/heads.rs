@@ -2,7 +2,7 @@
 
 use qmesh_kernels::{Cpu, columns::Columns};
 
-use super::{Activations, Linear, Share, copy_row};
+use super::{Activations, Linear, Share};
 
 /// How heads lie in rows.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,7 @@ pub(crate) fn head_products(cpu: Cpu<'_>, x: &[f32], heads: &[Linear], widths: H
     let tasks = shares.into_iter().zip(Columns::split(&mut out, &columns));
     let tasks = tasks.filter_map(|(share, columns)| Some((share?, columns))).collect();
     cpu.team.each(tasks, |((share, x), mut columns): ((Share<'_>, &Activations), Columns<'_, f32>)| {
-        let tiles = share.compute(cpu, x);
-        (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
+        share.write(cpu, x, &mut columns);
     });
     out
 }

@@ -8,7 +8,7 @@ use crate::{
     quantize::QuantBlock,
 };
 
-/// Adds the panels' terms to all rows of two groups. What it does depends on a format's scales, minima and highest bit,
+/// Adds the panels' terms to all rows of two groups, or begins their sums with the first part of the rows. What it does depends on a format's scales, minima and highest bit,
 /// but no further on the format, so that several share it.
 pub(super) struct AddPanels<'a, const SCALES: usize, const MINIMA: bool, const WIDE: bool> {
     /// A group each.
@@ -47,22 +47,26 @@ impl<const SCALES: usize, const MINIMA: bool, const WIDE: bool> Kernel for AddPa
 }
 
 impl<const SCALES: usize, const MINIMA: bool, const WIDE: bool> AddPanels<'_, SCALES, MINIMA, WIDE> {
-    /// Adds the panels' terms for the `R` rows from `row` on.
+    /// Adds the panels' terms, or begins with them, for the `R` rows from `row` on.
     #[allow(clippy::needless_range_loop, reason = "a block is one of the rows' and one of the panels'")]
     #[inline(always)]
     fn tile<L: Lanes, const R: usize>(&mut self, l: L, x: &[&[QuantBlock]; R], row: usize) {
         let Self { panels, part, offset, out, .. } = self;
         let x: [&[QuantBlock]; R] = from_fn(|r| &x[r][part.clone()]);
         let mut sums = [[l.splat(0.0); 2]; R];
-        for r in 0..R {
-            sums[r] = [l.load(&out[0][row + r]), l.load(&out[1][row + r])];
+        if part.start > 0 {
+            for r in 0..R {
+                sums[r] = [l.load(&out[0][row + r]), l.load(&out[1][row + r])];
+            }
         }
+        // A format has minima or an offset: what is known to be 0 costs nothing.
+        let offset = if MINIMA { 0 } else { *offset };
         let count = 8 / SCALES;
         for block in 0..part.len() {
             for part in 0..SCALES {
                 let mut dots = [[l.splat_bits(0); 2]; R];
                 for r in 0..R {
-                    dots[r] = [l.splat_bits(x[r][block].offset(SCALES, *offset, part)); 2];
+                    dots[r] = [l.splat_bits(x[r][block].offset(SCALES, offset, part)); 2];
                 }
                 for i in count * part..count * (part + 1) {
                     let w = [l.load_bits(&panels[0].lines[block][i]), l.load_bits(&panels[1].lines[block][i])];
