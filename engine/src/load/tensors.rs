@@ -157,6 +157,7 @@ pub(super) fn pack(
         || EngineError::OutOfMemory { needed: lens.iter().map(|len| *len as u64).sum(), tensor: "the shard".into() };
     let buffers = Buffer::adjacent(&lens).ok_or_else(out_of_memory)?;
     for ((places, _), mut buffer) in parts.into_iter().zip(buffers) {
+        touch(cpu, buffer.bytes_mut());
         for Place { tensor, packed } in &places {
             read(cpu, tensor, source, &mut buffer.bytes_mut()[packed.clone()])?;
             told(tensor);
@@ -273,6 +274,18 @@ fn unpackable(tensor: &TensorSpec) -> EngineError {
     let TensorSpec { ref name, rows, cols, dtype, bytes, .. } = *tensor;
     shape(name, format!("{bytes} bytes cannot be {rows} rows of {cols} {dtype} elements, or not be packed"))
 }
+
+/// Has the system find and clear fresh memory, all threads together: left to the one that reads into it, that would take several
+/// times as long as reading.
+fn touch(cpu: Cpu<'_>, fresh: &mut [u8]) {
+    let chunks = fresh.chunks_mut(TOUCHED_TOGETHER).collect();
+    cpu.team.each(chunks, |chunk: &mut [u8]| chunk.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0));
+}
+
+/// Some huge pages.
+const TOUCHED_TOGETHER: usize = 8 << 20;
+/// The smallest page of any system.
+const PAGE: usize = 4 << 10;
 
 /// Reads a tensor of checked size into its place and packs it there.
 fn read(cpu: Cpu<'_>, tensor: &TensorSpec, source: &dyn TensorSource, place: &mut [u8]) -> Result<(), EngineError> {
