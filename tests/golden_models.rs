@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use qmesh_models::{family, gguf::Gguf};
 use qmesh_tests::{
-    all_models,
+    RealModels, default_model,
     golden::{self, Distance, Results},
-    golden_file, models_page, process,
+    golden_file, is_real, models_page, process, real_models, stand_in,
 };
 use tempfile::TempDir;
 
@@ -100,8 +100,11 @@ fn tiny_quantised_models_are_no_farther_than_llama_cpp() {
 fn real_models_are_no_farther_than_llama_cpp() {
     let mut table =
         String::from("| model | d | llama.cpp's d | largest | greedy steps equal |\n|---|--:|--:|--:|--:|\n");
+    if !is_real("golden results of real models") {
+        return;
+    }
     for (name, yardstick) in MODEL_YARDSTICKS {
-        if name != DEFAULT && !all_models() {
+        if name != stand_in::NAME && real_models() != RealModels::All {
             continue;
         }
         let reference = golden::read(&golden_file(&format!("{name}.json")));
@@ -118,14 +121,15 @@ fn real_models_are_no_farther_than_llama_cpp() {
         let Distance { mean, largest, greedy_equal, .. } = distance;
         table += &format!("| {name} | {mean:.4} | {yardstick:.4} | {largest:.3} | {greedy_equal} |\n");
     }
-    if all_models() {
+    if real_models() == RealModels::All {
         models_page::check("real", &table);
     }
 }
 
 #[test]
 fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
-    let alone = real(DEFAULT, &["--workers", "1"]);
+    let model = &default_model();
+    let alone = real(model, &["--workers", "1"]);
     let ways: [&[&str]; 6] = [
         &["--workers", "2"],
         &["--workers", "2", "--no-speculation", "--no-prefix-reuse"],
@@ -135,13 +139,13 @@ fn the_default_model_gives_the_same_bits_at_every_cut_chunk_and_batch() {
         &["--workers", "1", "--chunk-rows", "64", "--parallel", "7"],
     ];
     for way in ways {
-        assert_eq!(real(DEFAULT, way), alone, "{way:?}");
+        assert_eq!(real(model, way), alone, "{way:?}");
     }
     let sampled = ["--temp", "0.8", "--top-k", "40", "--seed", "7"];
-    let seeded = real(DEFAULT, &[&sampled[..], &["--workers", "1"]].concat());
+    let seeded = real(model, &[&sampled[..], &["--workers", "1"]].concat());
     assert_ne!(seeded, alone, "a temperature changes the text");
     let split = [&sampled[..], &["--workers", "3", "--parallel", "4", "--chunk-rows", "7"]].concat();
-    assert_eq!(real(DEFAULT, &split), seeded, "seeded, three workers, four at once");
+    assert_eq!(real(model, &split), seeded, "seeded, three workers, four at once");
 }
 
 #[test]
@@ -188,8 +192,6 @@ fn eval(model: &str, prompts: &Path, more: &[&str]) -> Results {
     assert!(ran.status.success(), "{arguments:?}: {}", ran.stderr);
     golden::read(&output)
 }
-
-const DEFAULT: &str = "smollm2-135m";
 
 /// Each architecture's published models, their pre-tokenizers, and the chat templates of `tests/golden/chat`.
 const PUBLISHED: [(&str, &str, &str, &str); 50] = [

@@ -20,7 +20,11 @@ use super::{MODEL, Serving, number, soak};
 fn a_joiner_takes_over_layers_without_a_gap() {
     let _alone = alone();
     let (streams, words) = if soak() { (8, 1300) } else { (3, 350) };
-    let serving = Serving::start_for(MODEL, 2048, &["--min-workers", "2", "--parallel", &streams.to_string()]);
+    let serving = Serving::start_for(
+        &qmesh_tests::default_model(),
+        2048,
+        &["--min-workers", "2", "--parallel", &streams.to_string()],
+    );
     let _first = [serving.join("one", &[]), serving.join("two", &[])];
     serving.wait_ready(2);
     let undisturbed: Vec<_> = (0..streams).map(|i| stream(&serving.url, &prompt(i, words), 40, |_| {})).collect();

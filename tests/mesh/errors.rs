@@ -3,12 +3,12 @@
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use qmesh_tests::{
-    golden_file,
+    default_model, golden_file,
     process::{self, Output, Running},
 };
 use tempfile::TempDir;
 
-use super::{MODEL, Serving, worker};
+use super::{Serving, worker};
 
 #[test]
 fn a_wrong_ticket_is_refused_in_one_line() {
@@ -105,7 +105,7 @@ fn bad_models_are_named() {
 
 #[test]
 fn what_is_mistyped_is_explained() {
-    one_line(&process::coordinator(&["plan", MODEL, "--wrokers", "2"], DEADLINE), 2, &["--wrokers"]);
+    one_line(&process::coordinator(&["plan", &default_model(), "--wrokers", "2"], DEADLINE), 2, &["--wrokers"]);
     one_line(&process::coordinator(&["frobnicate"], DEADLINE), 2, &["frobnicate"]);
     one_line(&process::coordinator(&["status", "--url", "http://127.0.0.1:1"], DEADLINE), 3, &["127.0.0.1:1"]);
     let help = process::coordinator(&["--help"], DEADLINE);
@@ -116,24 +116,25 @@ fn what_is_mistyped_is_explained() {
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let ran = process::coordinator(&["serve", MODEL, "--port", &port, "--listen", "127.0.0.1:0"], super::PULLING);
+    let ran =
+        process::coordinator(&["serve", &default_model(), "--port", &port, "--listen", "127.0.0.1:0"], super::PULLING);
     one_line(&ran, 1, &[&port, "in use"]);
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let ran = process::coordinator(&["serve", MODEL, "--port", "0", "--listen", &address], super::PULLING);
+    let ran = process::coordinator(&["serve", &default_model(), "--port", "0", "--listen", &address], super::PULLING);
     one_line(&ran, 1, &[&address, "in use"]);
 }
 
 #[test]
 fn no_room_for_the_model_is_said_before_anything_loads() {
-    let ran = process::coordinator(&["plan", MODEL, "--workers", "2", "--memory", "50MB"], super::PULLING);
+    let ran = process::coordinator(&["plan", &default_model(), "--workers", "2", "--memory", "50MB"], super::PULLING);
     one_line(&ran, 1, &["MB"]);
 }
 
 fn serve(folder: &TempDir, port: u16, more: &[&str]) -> (String, Running) {
     let mut command: Command = process::command("coordinator");
     let listen = format!("127.0.0.1:{port}");
-    command.args(["serve", MODEL, "--port", "0", "--listen", &listen, "--ctx-size", "512"]).args(more);
+    command.args(["serve", &default_model(), "--port", "0", "--listen", &listen, "--ctx-size", "512"]).args(more);
     command.env("XDG_DATA_HOME", folder.path());
     let mut running = Running::start(command);
     let ticket = running.wait_for(super::PULLING, "the join line", |line| {

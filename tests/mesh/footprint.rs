@@ -14,9 +14,10 @@ use qmesh_models::{
     tensor::TensorType,
 };
 use qmesh_tests::{
-    all_models, http,
+    RealModels, default_model, http,
     limit::MemoryLimit,
     process::{self, Running},
+    real_models,
 };
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -87,11 +88,12 @@ fn random_models_serve_in_exactly_the_memory_that_they_are_planned_for() {
 #[test]
 fn real_models_take_what_is_planned_and_little_less() {
     for (name, workers, memory, room) in REAL {
-        if name != MODEL && !all_models() {
+        if name != MODEL && real_models() != RealModels::All {
             continue;
         }
+        let model = if name == MODEL { default_model() } else { name.to_owned() };
         println!("{name}: {workers} workers of {memory} bytes, {room:?}");
-        let Some(mesh) = Mesh::start(serve(name, workers, room, &[]), workers, memory) else { return };
+        let Some(mesh) = Mesh::start(serve(&model, workers, room, &[]), workers, memory) else { return };
         mesh.fill(room, 10_000);
         mesh.check(0.9);
     }

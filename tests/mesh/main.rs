@@ -24,8 +24,9 @@ use std::{
 };
 
 use qmesh_tests::{
-    http,
+    default_model, http,
     process::{self, Running},
+    stand_in,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,7 +49,7 @@ struct Serving {
 impl Serving {
     /// `coordinator serve` of the default model on free ports, with more arguments.
     fn start(more: &[&str]) -> Self {
-        Self::start_with(MODEL, more)
+        Self::start_with(&default_model(), more)
     }
 
     /// The same with another model.
@@ -149,8 +150,9 @@ fn api_address(line: &str) -> Option<String> {
     Some(format!("http://{}", host.trim_end_matches([':', '.'])))
 }
 
-const MODEL: &str = "smollm2-135m";
-/// The default model knows the answer: Paris.
+/// The name under which the default model is served.
+const MODEL: &str = stand_in::NAME;
+/// The real default model knows the answer: Paris.
 const QUESTION: &str = "What is the capital of France, and what is it known for?";
 /// The first use downloads the model.
 const PULLING: Duration = Duration::from_secs(300);

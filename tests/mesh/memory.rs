@@ -2,7 +2,10 @@
 
 use std::{process::Command, time::Duration};
 
-use qmesh_tests::process::{self, Running};
+use qmesh_tests::{
+    is_real,
+    process::{self, Running},
+};
 
 use super::{PULLING, QUESTION, Serving, number, terminals::stream_chat, worker_by};
 
@@ -24,7 +27,7 @@ fn three_limited_workers_hold_what_one_cannot() {
     let _others = [limited(&serving, "small-2"), limited(&serving, "small-3")];
     serving.wait_ready(3);
     let (text, _) = stream_chat(&serving.url, QUESTION);
-    assert!(text.contains("Paris"), "{text}");
+    assert!(!is_real("an answer that is right") || text.contains("Paris"), "{text}");
     for stage in serving.stages() {
         let (peak, planned) = (number(&stage, "peak_bytes"), number(&stage, "planned_bytes"));
         println!("stage {}: peak {} MB, planned {} MB", stage["stage"], peak >> 20, planned >> 20);

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use qmesh_tests::{process, root};
+use qmesh_tests::{default_model, process, root};
 
 use super::{STARTING, Serving};
 
@@ -11,7 +11,7 @@ use super::{STARTING, Serving};
 fn the_page_shows_the_pipeline_and_chats() {
     let Some(browser) = Browser::find() else { return };
     // Room for an answer that goes on for as long as a busy machine's browser takes to click.
-    let serving = Serving::start_for(super::MODEL, 4096, &["--min-workers", "2"]);
+    let serving = Serving::start_for(&default_model(), 4096, &["--min-workers", "2"]);
     let _first = serving.join("left", &[]);
     let second = serving.join("right", &[]);
     serving.wait_ready(2);

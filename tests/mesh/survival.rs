@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use qmesh_tests::{http, process::Running};
+use qmesh_tests::{default_model, http, process::Running};
 use serde_json::{Value, json};
 
 use super::{MODEL, Serving};
@@ -36,7 +36,7 @@ fn a_killed_worker_changes_no_text_and_a_new_one_joins_in() {
 
 #[test]
 fn workers_say_how_fast_they_are_before_layers_are_dealt() {
-    let serving = Serving::start_measuring("0", MODEL, 1024, &["--min-workers", "2"]);
+    let serving = Serving::start_measuring("0", &default_model(), 1024, &["--min-workers", "2"]);
     let _workers = [serving.join("one", &[]), serving.join("two", &[])];
     serving.wait_ready(2);
     let status = http::get(&serving.path("/api/status")).body;
