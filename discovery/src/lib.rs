@@ -19,6 +19,7 @@
 //! ```
 
 mod addresses;
+mod interfaces;
 
 use std::{
     collections::BTreeMap,
@@ -34,6 +35,7 @@ use tokio::time::{Instant, timeout_at};
 
 use addresses::{ADDRESSES, preference};
 pub use addresses::{is_of_a_private_network, listen_for, own_addresses, told_addresses};
+pub use interfaces::Interfaces;
 
 /// Why the network cannot be asked, or told.
 #[derive(Debug, Error)]

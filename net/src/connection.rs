@@ -2,8 +2,8 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -38,6 +38,10 @@ use crate::{
 /// While only streams are left nothing new is accepted, so keep a clone for as long as the peer may open streams.
 #[derive(Clone)]
 pub struct Connection(Arc<Inner>);
+
+/// A connection that is not kept open.
+#[derive(Debug)]
+pub(crate) struct WeakConnection(Weak<Inner>);
 
 struct Inner {
     quic: quinn::Connection,
@@ -100,6 +104,16 @@ impl Connection {
     /// Where the peer's packets come from.
     pub fn remote_address(&self) -> SocketAddr {
         self.0.quic.remote_address()
+    }
+
+    /// The address of this machine that the peer dialled, where the system tells; `None` where this side has dialled.
+    pub(crate) fn local_ip(&self) -> Option<IpAddr> {
+        self.0.quic.local_ip().map(|ip| ip.to_canonical())
+    }
+
+    /// The same connection, which then closes although this is held.
+    pub(crate) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.0))
     }
 
     /// Whether its packets are passed on by a relay.
@@ -183,6 +197,17 @@ impl Connection {
             Some(reason) => NetError::connection(self.peer(), reason),
             None => NetError::ClosedHere { peer: self.peer() },
         }
+    }
+}
+
+impl WeakConnection {
+    pub(crate) fn upgrade(&self) -> Option<Connection> {
+        self.0.upgrade().map(Connection)
+    }
+
+    /// Whether somebody holds it.
+    pub(crate) fn is_here(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 

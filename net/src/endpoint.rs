@@ -1,8 +1,9 @@
 //! The endpoint: one UDP socket that dials peers and accepts them, each proven by its key.
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    accepted::AcceptedConnections,
     admission::Admission,
     close::CloseCode,
     connection::Connection,
@@ -52,6 +54,7 @@ struct Inner {
     identity: Identity,
     admission: Admission,
     accepted: Mutex<mpsc::Receiver<Connection>>,
+    connections: AcceptedConnections,
     acceptor: AbortHandle,
 }
 
@@ -97,6 +100,7 @@ impl Endpoint {
             quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), Arc::clone(&socket) as _, runtime);
         let quic = quic.map_err(|error| setup(error.to_string()))?;
         let (accepted_in, accepted) = mpsc::channel(DOOR_REMOTE);
+        let connections = AcceptedConnections::default();
         let acceptor = Acceptor {
             quic: quic.clone(),
             server,
@@ -104,10 +108,11 @@ impl Endpoint {
             admission: admission.clone(),
             door: Door::default(),
             accepted: accepted_in,
+            connections: connections.clone(),
         };
         let acceptor = tokio::spawn(acceptor.run()).abort_handle();
         let (accepted, identity) = (Mutex::new(accepted), identity.clone());
-        Ok(Self(Arc::new(Inner { quic, socket, local_addr, identity, admission, accepted, acceptor })))
+        Ok(Self(Arc::new(Inner { quic, socket, local_addr, identity, admission, accepted, connections, acceptor })))
     }
 
     /// The address it listens on, with the real port.
@@ -123,6 +128,12 @@ impl Endpoint {
     /// Whom it accepts.
     pub fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    /// Takes note of this machine's addresses now. Connections that were made to it at others are closed at once, as their
+    /// peers reach nobody there any more; those that it made go on from where it is.
+    pub fn is_at(&self, addresses: &BTreeSet<IpAddr>) {
+        self.0.connections.close_elsewhere(addresses);
     }
 
     /// Passes packets on between two peers, who reach each other in no other way.
@@ -242,6 +253,7 @@ struct Acceptor {
     admission: Admission,
     door: Door,
     accepted: mpsc::Sender<Connection>,
+    connections: AcceptedConnections,
 }
 
 /// What a peer still has to prove once its handshake is over.
@@ -278,7 +290,7 @@ impl Acceptor {
             Standing::Guest => transport::guest_transport(reach),
         });
         let place = self.door.enter(address.ip());
-        let (local_peer, accepted) = (self.local_peer, self.accepted.clone());
+        let (local_peer, accepted, connections) = (self.local_peer, self.accepted.clone(), self.connections.clone());
         async move {
             match shake_hands(incoming, server, &place).await {
                 Ok(quic) => {
@@ -287,7 +299,10 @@ impl Acceptor {
                         Standing::Guest => Connection::guest(quic, local_peer, place),
                     };
                     match connection {
-                        Ok(connection) => drop(accepted.send(connection).await),
+                        Ok(connection) => {
+                            connections.remember(&connection);
+                            drop(accepted.send(connection).await);
+                        }
                         Err(error) => tracing::debug!(%address, %error, "refused a peer"),
                     }
                 }
@@ -325,6 +340,26 @@ mod tests {
 
     use super::*;
     use crate::memory::Network;
+
+    #[tokio::test]
+    async fn connections_end_with_the_address_that_they_were_made_to() {
+        let [near, far] = [(); 2]
+            .map(|()| Endpoint::bind(([0, 0, 0, 0], 0).into(), &Identity::ephemeral(), Admission::anyone()).unwrap());
+        let at = |host: &str| vec![format!("{host}:{}", far.local_addr().port())];
+        let stays = near.dial(&at("127.0.0.1"), far.peer_id()).await.unwrap();
+        let goes = near.dial(&at("127.0.0.2"), far.peer_id()).await.unwrap();
+        let (one, other) = (far.accept().await.unwrap(), far.accept().await.unwrap());
+        if one.local_ip().is_none() {
+            return eprintln!("SKIPPED: this system does not say at which address a packet came");
+        }
+        far.is_at(&[one.local_ip().unwrap()].into());
+        assert!(matches!(other.closed().await, NetError::ClosedHere { .. }));
+        assert!(matches!(goes.closed().await, NetError::Closed { .. }));
+        // Who has dialled stays wherever it is.
+        near.is_at(&BTreeSet::new());
+        assert!(timeout(Duration::from_millis(50), stays.closed()).await.is_err());
+        assert!(timeout(Duration::from_millis(50), one.closed()).await.is_err());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn another_protocol_is_told_from_silence() {

@@ -1,7 +1,8 @@
 //! A message on the wire: its type, its body, its sections.
 //!
 //! On a stream a message is `u32 length | u16 type | body | sections`, little-endian, where the length counts all that
-//! follows it, and the type is the variant's index in [`Message`]. A receiver skips a message of an unknown type that
+//! follows it, and the type is the variant's index in [`Message`], or for the last ones, which a receiver may ignore, the high
+//! bit and how many of these come before. A receiver skips a message of an unknown type that
 //! has the high bit, and refuses any other. Range requests and replies are the same without a type.
 
 use thiserror::Error;
@@ -17,7 +18,9 @@ use crate::{
 /// Types with this bit may be ignored by a receiver that does not know them.
 const OPTIONAL_TYPE: u16 = 0x8000;
 /// One after the last variant of [`Message`].
-const TYPES: u16 = 20;
+const TYPES: u16 = 21;
+/// The first variant that may be ignored: its type, and those of the variants after it, are counted from [`OPTIONAL_TYPE`].
+const FIRST_OPTIONAL: u16 = 20;
 /// The type under which errors speak of range requests and replies, which have none.
 const RANGE: u16 = u16::MAX;
 
@@ -73,9 +76,10 @@ impl MessageError {
 /// The bytes of a message: its type (u16), its body, its sections.
 pub fn encode(message: &Message) -> Result<Vec<u8>, MessageError> {
     let mut bytes = encode_body(message, 0)?;
-    let kind = u16::from_le_bytes([bytes[0], bytes[1]]);
-    // The codec writes the variant as u32; the wire has u16, so the upper half, always zero, goes.
-    bytes.drain(2..4);
+    let variant = u16::from_le_bytes([bytes[0], bytes[1]]);
+    let kind = if variant < FIRST_OPTIONAL { variant } else { OPTIONAL_TYPE | (variant - FIRST_OPTIONAL) };
+    // The codec writes the variant as u32; the wire has u16.
+    bytes.splice(..4, kind.to_le_bytes());
     if let Some(sections) = message.sections() {
         sections.check(MESSAGE_SECTIONS_BYTES).map_err(|source| MessageError::Section { kind, source })?;
         sections.write(&mut bytes);
@@ -92,13 +96,14 @@ pub fn decode(bytes: &[u8]) -> Result<Message, MessageError> {
         return Err(MessageError::Malformed { kind: 0, text: "shorter than its type".into() });
     };
     let kind = u16::from_le_bytes(*kind);
-    if kind >= TYPES {
+    let variant = if kind & OPTIONAL_TYPE == 0 { kind } else { (kind & !OPTIONAL_TYPE) + FIRST_OPTIONAL };
+    if variant >= TYPES || (variant < FIRST_OPTIONAL) != (kind & OPTIONAL_TYPE == 0) {
         return Err(MessageError::UnknownType { kind });
     }
     if bytes.len() > MESSAGE_BYTES {
         return Err(MessageError::TooLong { bytes: bytes.len() });
     }
-    let bytes = [&u32::from(kind).to_le_bytes(), body].concat();
+    let bytes = [&u32::from(variant).to_le_bytes(), body].concat();
     let (mut message, sections) = decode_body::<Message>(&bytes, kind)?;
     if let Some(text) = tokens_of(&message).and_then(TokenMask::wrong) {
         return Err(MessageError::Malformed { kind, text });

@@ -24,6 +24,7 @@
 //! Sends are not cancel-safe, every receive is. With the feature `simulation`, which no program that is shipped has,
 //! `memory::Network` runs all of it without a socket, repeatably.
 
+mod accepted;
 mod admission;
 mod aside;
 mod close;

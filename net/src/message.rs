@@ -97,6 +97,11 @@ pub enum Message {
     Measured(Measured),
     /// Coordinator to the last stage: which tokens may follow a row.
     Mask(Mask),
+    /// Worker to coordinator: this machine has other addresses than it had.
+    Moved {
+        /// Where it is now: [`crate::OwnAddresses`].
+        sections: Sections,
+    },
 }
 
 impl Message {
@@ -109,7 +114,8 @@ impl Message {
         | Self::Route(Route { sections, .. })
         | Self::Measured(Measured { sections, .. })
         | Self::StageReport(StageReport { sections, .. })
-        | Self::Linked { sections, .. } = self
+        | Self::Linked { sections, .. }
+        | Self::Moved { sections } = self
         {
             Some(sections)
         } else {
@@ -126,7 +132,8 @@ impl Message {
         | Self::Route(Route { sections, .. })
         | Self::Measured(Measured { sections, .. })
         | Self::StageReport(StageReport { sections, .. })
-        | Self::Linked { sections, .. } = self
+        | Self::Linked { sections, .. }
+        | Self::Moved { sections } = self
         {
             Some(sections)
         } else {

@@ -48,7 +48,8 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Drain
         | Message::Keep { .. }
         | Message::Measure(_)
-        | Message::Mask(_) => {}
+        | Message::Mask(_)
+        | Message::Moved { .. } => {}
     }
     message
 }

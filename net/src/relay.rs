@@ -92,6 +92,13 @@ struct FarEnd {
     address: SocketAddr,
 }
 
+impl RelayEnd {
+    /// Whether its packets may come from this host.
+    fn is_of(&self, host: IpAddr) -> bool {
+        self.hosts.iter().any(|ip| ip.to_canonical() == host.to_canonical())
+    }
+}
+
 impl RelaySecret {
     /// A new one.
     pub fn random() -> Self {
@@ -123,7 +130,7 @@ pub(crate) fn is_far(address: SocketAddr) -> bool {
 }
 
 impl Relays {
-    /// From now on packets of these two ends are passed on.
+    /// From now on packets of these two ends are passed on. A grant with the same tags takes the place of the one before.
     pub(crate) fn grant(&mut self, now: Instant, grant: RelayGrant) {
         self.forget(|granted| now.saturating_duration_since(granted.last) > granted.grant.idle);
         if self.grants.len() >= GRANTS
@@ -131,13 +138,18 @@ impl Relays {
         {
             self.forget(|granted| granted.last == oldest);
         }
+        let before = self.passages.get(&grant.ends[0].tag).and_then(|(number, _)| self.grants.remove(number));
+        // An end stays where it was seen, unless it may not be there any more.
+        let seen = before.map_or([None; 2], |before| before.at);
+        let may_be_at = |side: usize, at: &SocketAddr| grant.ends[side].is_of(at.ip());
+        let at = [0, 1].map(|side| seen[side].filter(|at| may_be_at(side, at)));
         let number = self.next_grant;
         self.next_grant += 1;
         for (side, end) in grant.ends.iter().enumerate() {
             self.passages.insert(end.tag, (number, side));
         }
         let paid_until = now.checked_sub(BURST).unwrap_or(now);
-        self.grants.insert(number, Granted { grant, at: [None; 2], paid_until, last: now });
+        self.grants.insert(number, Granted { grant, at, paid_until, last: now });
     }
 
     /// Grants of this plan end.
@@ -206,9 +218,8 @@ impl Relays {
 impl Granted {
     /// Whether the end may be there; if so, that is where it is.
     fn admits(&mut self, now: Instant, side: usize, from: SocketAddr) -> bool {
-        let host = from.ip().to_canonical();
         let alive = now.saturating_duration_since(self.last) <= self.grant.idle;
-        let admitted = alive && self.grant.ends[side].hosts.iter().any(|ip| ip.to_canonical() == host);
+        let admitted = alive && self.grant.ends[side].is_of(from.ip());
         if admitted {
             self.at[side] = Some(from);
             self.last = now;
@@ -269,6 +280,24 @@ mod tests {
         assert_eq!((relays.arrived(now, moved, B, 5), relays.passed_bytes()), (Passing::On(a, A), 20));
         relays.revoke(PlanEpoch(3));
         assert_eq!(relays.arrived(now, a, A, 5), Passing::Nowhere);
+    }
+
+    #[test]
+    fn an_end_that_has_moved_is_granted_anew_and_the_other_stays() {
+        let (mut relays, now) = (Relays::default(), Instant::now());
+        let (a, b, elsewhere) = (at("198.51.100.1:7"), at("198.51.100.2:9"), at("198.51.100.4:9"));
+        relays.grant(now, grant(1 << 30));
+        relays.arrived(now, a, A, 0);
+        relays.arrived(now, b, B, 0);
+        let mut anew = grant(1 << 30);
+        anew.ends[1].hosts = vec![elsewhere.ip()];
+        relays.grant(now, anew);
+        assert_eq!(relays.arrived(now, a, A, 5), Passing::Nowhere, "it has not been seen there yet");
+        assert_eq!(relays.arrived(now, b, B, 5), Passing::Nowhere);
+        assert_eq!(relays.arrived(now, elsewhere, B, 5), Passing::On(a, A));
+        assert_eq!(relays.arrived(now, a, A, 5), Passing::On(elsewhere, B));
+        relays.revoke(PlanEpoch(3));
+        assert_eq!((relays.grants.len(), relays.passages.len()), (0, 0));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct RelayWay {
     pub addresses: Vec<String>,
 }
 
-/// Where a worker's socket is, by its own account: a section of `Hello`.
+/// Where a worker's socket is, by its own account: a section of `Hello`, and of `Moved`.
 #[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct OwnAddresses {
     /// Addresses of its machine with its port, as `IP:port`.
@@ -127,7 +127,7 @@ impl OwnAddresses {
         if addresses.is_empty() { Ok(()) } else { put(Self::TAG, &Self { addresses }, sections) }
     }
 
-    /// What the sections of a `Hello` say; nothing where they say nothing of it.
+    /// What the sections of such a message say; nothing where they say nothing of it.
     ///
     /// # Errors
     /// The section is none, or names too much.

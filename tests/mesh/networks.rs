@@ -1,6 +1,7 @@
 //! Workers in homes behind NATs, with a coordinator on the internet: who reaches whom how, and what packets really do.
 
 mod lab;
+mod moves;
 mod sharing;
 
 use qmesh_tests::{

@@ -203,7 +203,9 @@ async fn announce(mesh: MeshHandle) {
                 Some(Heard::Event(event)) => match &*event {
                     MeshEvent::PhaseChanged { .. } => break,
                     MeshEvent::ChangeAnnounced { epoch, text } => note(format_args!("plan {epoch} is next: {text}")),
-                    MeshEvent::WorkerSlow { .. } => event.sentence().into_iter().for_each(note),
+                    MeshEvent::WorkerMoved { .. } | MeshEvent::WorkerSlow { .. } => {
+                        event.sentence().into_iter().for_each(note);
+                    }
                     MeshEvent::WorkerJoined { .. }
                     | MeshEvent::WorkerLeft { .. }
                     | MeshEvent::PlanMade { .. }

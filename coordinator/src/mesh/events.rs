@@ -34,6 +34,13 @@ pub enum MeshEvent {
         /// Why, as far as the coordinator knows.
         reason: String,
     },
+    /// A worker is at another address.
+    WorkerMoved {
+        /// Its name in the mesh.
+        worker: String,
+        /// Where it is connected from now.
+        address: String,
+    },
     /// A worker has taken longer than it should for some seconds: something else computes there, or it has become too hot.
     WorkerSlow {
         /// Its name in the mesh.
@@ -187,6 +194,7 @@ impl MeshEvent {
         match self {
             Self::WorkerJoined { .. } => "worker_joined",
             Self::WorkerLeft { .. } => "worker_left",
+            Self::WorkerMoved { .. } => "worker_moved",
             Self::WorkerSlow { .. } => "worker_slow",
             Self::PhaseChanged { .. } => "phase_changed",
             Self::PlanMade { .. } => "plan_made",
@@ -207,6 +215,7 @@ impl MeshEvent {
                 format!("{worker} has joined from {address}: {memory}, {threads} threads.")
             }
             Self::WorkerLeft { worker, reason } => format!("{worker} has gone: {reason}."),
+            Self::WorkerMoved { worker, address } => format!("{worker} is at another address now: {address}."),
             Self::WorkerSlow { worker, times, .. } => {
                 format!("{worker} takes {times:.1} times as long as it measured: does something else compute there?")
             }

@@ -141,6 +141,7 @@ impl MeshTask {
                 }
             }
             LinkEvent::Control { worker, message } => self.conductor.said(now, worker, message),
+            LinkEvent::Moved { worker, address, sections } => self.conductor.moved(now, worker, address, &sections),
             LinkEvent::Frame { worker, frame } => self.conductor.sampled(now, worker, &frame),
             LinkEvent::Left { worker, why } => {
                 self.links.remove(&worker);

@@ -2,14 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    future::pending,
     io,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use qmesh_discovery::{Interfaces, own_addresses};
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Meeting,
-    Message, PeerId, PeerWay, PeerWays, Route, ShardStatus, StageReport, Upstream,
+    Message, OwnAddresses, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc,
@@ -150,6 +153,8 @@ impl<'a> Membership<'a> {
         let mut patience: Option<Instant> = None;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Who listens at one address alone is found nowhere else.
+        let mut interfaces = self.endpoint.local_addr().ip().is_unspecified().then(Interfaces::watch);
         self.handle(Event::Joined { coordinator: self.connection.peer() });
         loop {
             match self.ending.take() {
@@ -187,6 +192,10 @@ impl<'a> Membership<'a> {
                 }
                 () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
                     self.ending = Some(Ending::Departed(Departure::Asked));
+                    continue;
+                }
+                addresses = changed(&mut interfaces) => {
+                    self.moved(&addresses);
                     continue;
                 }
                 _ = ticks.tick() => {
@@ -269,6 +278,18 @@ impl<'a> Membership<'a> {
         if self.tell.try_send(message).is_err() && self.ending.is_none() {
             self.ending = Some(Ending::Lost("it does not read what it is told".into()));
         }
+    }
+
+    /// This machine has other addresses now: who dialled it at one that is gone waits for nothing, and dials it where it is.
+    fn moved(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.endpoint.is_at(addresses);
+        let own = OwnAddresses { addresses: own_addresses(self.endpoint.local_addr()) };
+        self.lasting.console.say(&format!("this machine's addresses have changed ({})", listed(addresses)));
+        let mut sections = Sections::default();
+        if let Err(error) = own.put(&mut sections) {
+            tracing::warn!(%error, "cannot say where this machine is");
+        }
+        self.tell(Message::Moved { sections });
     }
 
     /// Answers when it is done: the link and the stages go on meanwhile.
@@ -375,6 +396,24 @@ impl<'a> Membership<'a> {
         self.acceptors.shutdown().await;
         ending
     }
+}
+
+/// This machine's addresses once they are others than before. Cancel-safe.
+async fn changed(interfaces: &mut Option<Interfaces>) -> BTreeSet<IpAddr> {
+    match interfaces {
+        Some(interfaces) => interfaces.changed().await.clone(),
+        None => pending().await,
+    }
+}
+
+/// Those by which others may know this machine.
+fn listed(addresses: &BTreeSet<IpAddr>) -> String {
+    let is_seen = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let seen: Vec<String> = addresses.iter().filter(is_seen).map(IpAddr::to_string).collect();
+    if seen.is_empty() { "none but its own".to_owned() } else { format!("now {}", seen.join(", ")) }
 }
 
 /// Writes what the coordinator is told; what is still to be told at the end waits for at most 2 s.

@@ -113,6 +113,7 @@ impl WorkerState {
             | Message::Fault(_)
             | Message::StageReport(_)
             | Message::Measured(_)
+            | Message::Moved { .. }
             | Message::Drain) => tracing::warn!(?other, "ignored a message that no worker expects"),
         }
     }

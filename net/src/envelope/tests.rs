@@ -129,6 +129,7 @@ fn every_message() -> Vec<Message> {
             sections: Sections::default(),
         }),
         Message::Mask(Mask { epoch, step: StepId(4), session, position: 11, tokens: TokenMask::Bits(vec![8, 2]) }),
+        Message::Moved { sections: Sections::default() },
     ]
 }
 
@@ -150,7 +151,8 @@ fn the_handshake_never_changes() {
 fn every_message_survives_and_no_part_of_it_passes() {
     let messages = every_message();
     assert_eq!(messages.len(), usize::from(TYPES));
-    for (kind, message) in (0u16..).zip(messages) {
+    let kinds = (0..FIRST_OPTIONAL).chain(OPTIONAL_TYPE..);
+    for (kind, message) in kinds.zip(messages) {
         let bytes = encode(&message).unwrap();
         assert_eq!(bytes[..2], kind.to_le_bytes(), "{message:?}");
         assert_eq!(decode(&bytes), Ok(message.clone()));
@@ -165,7 +167,7 @@ fn every_message_survives_and_no_part_of_it_passes() {
 fn sections_follow_the_body() {
     let written = b"\x10\0\x04\0\0\0even\x11\0\x03\0\0\0odd";
     let messages = sectioned_messages();
-    assert_eq!(messages.len(), 8);
+    assert_eq!(messages.len(), 9);
     for message in messages {
         let bytes = encode(&message).unwrap();
         let (body, sections) = bytes.split_at(bytes.len() - written.len());
@@ -225,9 +227,16 @@ fn a_mask_comes_in_the_shorter_of_two_forms() {
 
 #[test]
 fn unknown_types_are_refused_unless_optional() {
-    let error = decode(&TYPES.to_le_bytes()).unwrap_err();
-    assert_eq!((error.is_optional(), error), (false, MessageError::UnknownType { kind: TYPES }));
-    assert!(decode(&0x8001u16.to_le_bytes()).unwrap_err().is_optional());
+    // The first one that is optional, under the number that it would have if it were not.
+    for kind in [FIRST_OPTIONAL, TYPES, 0x7fff] {
+        let error = decode(&kind.to_le_bytes()).unwrap_err();
+        assert_eq!((error.is_optional(), error), (false, MessageError::UnknownType { kind }));
+    }
+    for kind in [OPTIONAL_TYPE | (TYPES - FIRST_OPTIONAL), u16::MAX] {
+        let error = decode(&kind.to_le_bytes()).unwrap_err();
+        assert_eq!((error.is_optional(), error), (true, MessageError::UnknownType { kind }));
+    }
+    assert_eq!(encode(&Message::Moved { sections: Sections::default() }).unwrap(), [0, 0x80]);
 }
 
 #[test]

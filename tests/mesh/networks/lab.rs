@@ -164,12 +164,16 @@ impl Drop for Lab {
 }
 
 impl Host {
-    /// Lets no more than so many megabits a second out of it.
-    pub(super) fn limit(&self, megabits: u32) {
-        self.run(
-            "tc qdisc add dev eth root tbf",
-            &["rate", &format!("{megabits}mbit"), "burst", "128kb", "latency", "50ms"],
-        );
+    /// Lets no more than so many kilobits a second out of it, and so many kilobytes at once.
+    pub(super) fn limit(&self, kilobits: u32, burst_kb: u32) {
+        let (rate, burst) = (format!("{kilobits}kbit"), format!("{burst_kb}kb"));
+        self.run("tc qdisc add dev eth root tbf", &["rate", &rate, "burst", &burst, "latency", "50ms"]);
+    }
+
+    /// Its address 198.51.100.`from` becomes 198.51.100.`to`.
+    pub(super) fn moves(&self, from: u32, to: u32) {
+        self.ip(&format!("addr del 198.51.100.{from}/24 dev eth"));
+        self.ip(&format!("addr add 198.51.100.{to}/24 dev eth"));
     }
 
     /// A program of ours that runs there.

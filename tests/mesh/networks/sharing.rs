@@ -20,8 +20,8 @@ use super::{
 
 /// How long a model may take here.
 const PULLING: Duration = Duration::from_secs(240);
-/// What each machine may send, in megabits a second.
-const UPLINK: u32 = 100;
+/// What each machine may send, in kilobits a second.
+const UPLINK: u32 = 100_000;
 
 /// A sharer, one that gives the model on, and one that gets it, each with an uplink of its own.
 struct Sharing {
@@ -48,7 +48,7 @@ impl Sharing {
         let mut lab = Lab::new()?;
         let hosts = [10, 11, 12].map(|number| lab.host(number));
         let [shares, gives, reader] = hosts;
-        [&shares, &gives].iter().for_each(|host| host.limit(UPLINK));
+        [&shares, &gives].iter().for_each(|host| host.limit(UPLINK, 128));
         let folder = TempDir::new().unwrap();
         let model = folder.path().join("large.gguf");
         large_model(&model);

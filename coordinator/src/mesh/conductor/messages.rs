@@ -1,10 +1,10 @@
 //! What workers say, and whether they may say it: each only for the stage that it holds.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use qmesh_net::{
-    DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, PlanEpoch, SessionId, ShardStatus,
-    StageReport, WeightOrigin,
+    DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, OwnAddresses, PlanEpoch, Sections,
+    SessionId, ShardStatus, StageReport, WeightOrigin,
 };
 
 use super::{Action, Conductor};
@@ -33,6 +33,19 @@ impl Conductor {
         if let Err(misconduct) = self.control(now, worker, message) {
             self.hang_up(worker, &misconduct.into());
         }
+    }
+
+    /// A worker's packets come from elsewhere now.
+    pub(crate) fn moved(&mut self, now: Instant, worker: WorkerId, address: SocketAddr, sections: &Sections) {
+        if let Err(error) = sections.understood(&[OwnAddresses::TAG]) {
+            return self.hang_up(worker, &Misconduct::Section(error).into());
+        }
+        // Without addresses that can be read, it is where its packets come from.
+        let own = OwnAddresses::find(sections).map(|own| own.sockets()).unwrap_or_default();
+        let name = self.roster.name_of(worker).to_owned();
+        self.publish(MeshEvent::WorkerMoved { worker: name, address: address.to_string() });
+        let actions = self.roster.moved(now, worker, address, own);
+        self.order(now, actions);
     }
 
     /// A frame came out of a pipeline.
@@ -88,6 +101,8 @@ impl Conductor {
             | Message::Keep { .. }
             | Message::Measure(_)
             | Message::Mask(_)
+            // The link hands it on by `moved`.
+            | Message::Moved { .. }
             | Message::Unload { .. } => return Err(Misconduct::Unasked("a message that only a coordinator sends")),
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! The tasks around one worker's connection: they move messages, frames and tensor bytes, and decide nothing.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use qmesh_net::{
     Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
-    Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, StepId, Welcome,
+    Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, Sections, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -22,6 +22,8 @@ pub(crate) enum LinkEvent {
     Arrived { worker: WorkerId, joined: Joined, link: Link, name: oneshot::Sender<String> },
     /// A worker sent a message.
     Control { worker: WorkerId, message: Message },
+    /// A worker's packets come from elsewhere now, and this is where it is by its own account.
+    Moved { worker: WorkerId, address: SocketAddr, sections: Sections },
     /// A worker sent a frame: it came out of the pipeline.
     Frame { worker: WorkerId, frame: Frame },
     /// A worker is gone.
@@ -136,7 +138,13 @@ impl Guest {
         loop {
             let message = receiver.recv().await?;
             let left = matches!(message, Message::Bye { .. });
-            drop(self.events.send(LinkEvent::Control { worker: self.worker, message }).await);
+            let worker = self.worker;
+            let event = if let Message::Moved { sections } = message {
+                LinkEvent::Moved { worker, address: self.connection.remote_address(), sections }
+            } else {
+                LinkEvent::Control { worker, message }
+            };
+            drop(self.events.send(event).await);
             if left {
                 return Ok(());
             }

@@ -10,6 +10,7 @@ mod report;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
@@ -159,6 +160,26 @@ impl Roster {
             format!("lost {name} (layers {}-{}): {why}", layers.start, layers.end.saturating_sub(1))
         };
         held.into_iter().flat_map(|(epoch, layers)| self.drop_pipeline(now, epoch, lost(layers))).collect()
+    }
+
+    /// A worker is at another address. Links to it that broke just now broke for that.
+    pub(crate) fn moved(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        address: SocketAddr,
+        own: Vec<SocketAddr>,
+    ) -> Vec<Action> {
+        let Some(Worker { joined, .. }) = self.workers.get_mut(&worker) else { return Vec::new() };
+        (joined.address, joined.own, joined.nat) = (address, own, None);
+        let peer = joined.peer;
+        self.troubles.gone(now, peer);
+        if self.serving.is_none() && self.next.is_none() {
+            self.plan_at = Some(now);
+        }
+        // Packets are passed on from where it is now; what goes straight needs no grant, and is not harmed by one.
+        let pipelines = self.serving.iter().chain(&self.next).filter(|pipeline| pipeline.stage_of(worker).is_some());
+        pipelines.flat_map(|pipeline| self.grants(pipeline)).collect()
     }
 
     /// A stage says how its loading goes.

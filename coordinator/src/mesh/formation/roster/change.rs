@@ -150,14 +150,19 @@ impl Roster {
     /// shards any more.
     pub(super) fn link(&mut self, epoch: PlanEpoch) -> Vec<Action> {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
+        let mut actions = self.grants(pipeline);
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
-        let relaying = &self.formation.relaying;
-        let mut actions: Vec<_> = pipeline.grants(relaying, joined).into_iter().map(Action::Relay).collect();
-        let routes = pipeline.routes(relaying, joined).into_iter();
+        let routes = pipeline.routes(&self.formation.relaying, joined).into_iter();
         actions.extend(routes.map(|(worker, route)| Action::Send(worker, route)));
         actions.extend(pipeline.stages.first().map(|first| Action::OpenFrames(first.worker, epoch)));
         actions.extend(self.unload_the_dead());
         actions
+    }
+
+    /// Packets may pass here between neighbours of a pipeline, from where they are now.
+    pub(super) fn grants(&self, pipeline: &Pipeline) -> Vec<Action> {
+        let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
+        pipeline.grants(&self.formation.relaying, joined).into_iter().map(Action::Relay).collect()
     }
 
     /// There is no new plan. A pipeline that stands goes on; where there is none, the text says why.

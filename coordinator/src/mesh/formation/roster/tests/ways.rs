@@ -1,5 +1,7 @@
 //! What neighbours hear of each other, and links that the coordinator relays.
 
+use std::net::SocketAddr;
+
 use qmesh_net::{LinkWay, Passage, PeerWays, RelayGrant, RelaySecret};
 
 use super::*;
@@ -45,6 +47,26 @@ fn both_neighbours_hear_of_each_other_and_of_the_grant_that_was_made_for_them() 
     let (_, actions) = linking(Relaying::Off);
     assert!(actions.iter().filter_map(grant).next().is_none());
     assert!(actions.iter().filter_map(ways).all(|told| told.peers.iter().all(|way| way.relay.is_none())));
+}
+
+#[test]
+fn who_moves_is_told_to_others_from_its_new_address_and_relayed_from_there() {
+    let (mut world, _) = linking(Relaying::On(RelaySecret::random()));
+    world.linked(1);
+    world.linked(2);
+    let address: SocketAddr = "203.0.113.9:9".parse().unwrap();
+    let actions = world.roster.moved(world.now, WorkerId(2), address, vec![address]);
+    let grants: Vec<&RelayGrant> = actions.iter().filter_map(grant).collect();
+    assert_eq!((grants.len(), &grants[0].ends[1].hosts[..]), (1, &[address.ip()][..]));
+    assert_eq!((actions.len(), world.roster.state()), (1, MeshState::Ready), "what stands goes on");
+    // Its link from the first worker ends with its old address; the next plan has the new one.
+    let actions = world.roster.link_broken(world.now, WorkerId(2), PlanEpoch(1), "gone");
+    assert!(matches!(actions[..], [Action::Down(PlanEpoch(1), _)]), "{actions:?}");
+    assert_eq!(world.tick().iter().filter_map(sent_load).count(), 2, "both, at once");
+    world.ready(1);
+    let actions = world.ready(2);
+    let told: Vec<PeerWays> = actions.iter().filter_map(ways).collect();
+    assert_eq!(told[1].peers[0].addresses, ["203.0.113.9:9"]);
 }
 
 #[test]
