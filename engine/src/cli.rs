@@ -2,6 +2,7 @@
 
 mod cache;
 mod doctor;
+mod draft;
 mod join;
 mod measure;
 mod report;
@@ -45,6 +46,9 @@ enum Command {
     /// Find out how fast this machine computes: reads the spec of a small model, writes times, both as JSON
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
+    /// Say what may follow, by a model of this machine: a coordinator starts this, and orders over standard input
+    #[command(hide = true)]
+    Draft(draft::DraftArgs),
     /// Print what a shell needs to complete commands and flags
     Completions(shell::CompletionsArgs),
     /// Write manual pages
@@ -64,6 +68,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Draft(args) => draft::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     };

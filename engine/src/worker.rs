@@ -7,6 +7,8 @@
 //! - `links` moves frames to and from the neighbours in the pipeline;
 //! - `state` decides: a state machine without IO, which is told what happened in the other rooms and says what to do.
 //!
+//! Beside them is `drafting`, which needs no mesh: a small model that says what may follow.
+//!
 //! Above them `membership` is one stay in a mesh, which does what the state machine says, and `run` is all stays, one after
 //! the other.
 
@@ -14,6 +16,7 @@ mod assignment;
 mod compute;
 mod config;
 mod console;
+mod drafting;
 mod lasting;
 mod links;
 mod machine;
@@ -31,6 +34,7 @@ mod turn;
 pub use self::{
     config::{Exit, MeasuredBy, Search, Stay, WorkerConfig},
     console::Audience,
+    drafting::{DraftingModel, DraftingRoom, draft},
     run::{WorkerError, run},
     tensors::{Blob, BlobState, Damage, OnDamage, Removal, Selection, StoreError, TensorCache, Usage, Verification},
 };

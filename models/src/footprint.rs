@@ -35,6 +35,8 @@ pub const LATENT_GROUP_LEAST: usize = 4;
 pub const TASKS_PER_THREAD: usize = 4;
 /// Rows at the end of a session that layers with a state can take back: a token and the drafts behind it.
 pub const ROLLBACK_ROWS: usize = 16;
+/// Rows of a text that a model which drafts for another one computes at a time.
+pub const DRAFT_READ_ROWS: usize = 128;
 /// What a worker's process takes beside its shards and their threads: its program, the network's buffers, the allocator.
 /// Most of it is the program's own code, as far as it runs: 9 MB of a release build, 13 MB of one that is not optimised. The rest
 /// comes to 5 MB.

@@ -18,6 +18,7 @@ mod wire;
 pub(crate) use self::shards::Shards;
 pub(crate) use self::{
     command::{Command, Done, Loaded, ShardState, Stepped},
+    convert::sampling as sampling_parameters,
     failure::Failure,
     loading::LoadRequest,
     masks::{Place, StepMasks},

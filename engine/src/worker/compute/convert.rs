@@ -157,7 +157,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
 }
 
 /// Sampling as the engine knows it.
-pub(super) fn sampling(sampling: Sampling) -> SamplingParameters {
+pub(crate) fn sampling(sampling: Sampling) -> SamplingParameters {
     SamplingParameters {
         temperature: sampling.temperature,
         top_k: sampling.top_k as usize,
