@@ -288,6 +288,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,
         speculation: Speculation::On,
+        drafter: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     future::{Future, pending},
     net::Ipv4Addr,
     num::NonZeroUsize,
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -12,10 +13,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
+    drafter::Drafter,
     local::worker_command,
     mesh::{
-        Formation, Measuring, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource, Workers,
-        status::{MeshState, MeshStatus},
+        DRAFTS_MOST, Formation, Measuring, Mesh, MeshConfig, MeshHandle, PrefixReuse, Speculation, TicketSource,
+        Workers,
+        status::{DraftState, MeshState, MeshStatus},
     },
     model::Model as ServedModel,
     plan::Workload,
@@ -60,6 +63,8 @@ pub struct Layout<'a> {
     pub sessions: usize,
     /// Whether tokens are drafted.
     pub speculation: Speculation,
+    /// The file of a small model that drafts, too.
+    pub drafter: Option<&'a Path>,
     /// What its cut is good for.
     pub workload: Workload,
 }
@@ -275,6 +280,7 @@ impl ReadyMesh {
         loop {
             let status = self.handle().status();
             match status.state {
+                MeshState::Ready if !drafts(&status) => {}
                 MeshState::Ready => {
                     let (stages, wanted) = (status.stages.len(), layout.stages);
                     ensure!(stages == wanted, "{} has {stages} stages, not {wanted}", layout.model.name);
@@ -303,6 +309,10 @@ impl Layout<'_> {
     fn config(&self) -> Result<(Arc<ServedModel>, MeshConfig)> {
         let model = Arc::new(ServedModel::open(&self.model.path)?);
         let session = self.context.next_multiple_of(PAGE_POSITIONS);
+        let drafter = self
+            .drafter
+            .map(|path| anyhow::Ok(Drafter::new(ServedModel::open(path)?, &model, self.threads, DRAFTS_MOST)?));
+        let drafter = drafter.transpose()?;
         let config = MeshConfig {
             model: Arc::clone(&model),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
@@ -315,6 +325,7 @@ impl Layout<'_> {
             ticket: TicketSource::Fresh,
             prefix_reuse: PrefixReuse::Off,
             speculation: self.speculation,
+            drafter,
         };
         Ok((model, config))
     }
@@ -333,6 +344,11 @@ impl Steps {
             accepted: after.accepted_tokens.saturating_sub(before.accepted_tokens),
         }
     }
+}
+
+/// Whether the model that drafts is ready, where there is one.
+fn drafts(status: &MeshStatus) -> bool {
+    status.draft_model.as_ref().is_none_or(|draft| draft.state == DraftState::Ready)
 }
 
 /// The status once `tokens` tokens are counted in it, or the last one after a while.
@@ -368,7 +384,6 @@ const COUNTERS: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use super::*;
     use crate::clients::digest;
@@ -386,6 +401,7 @@ mod tests {
             context: 40,
             sessions: 3,
             speculation: Speculation::Off,
+            drafter: None,
             workload: Workload::Mixed,
         }
     }

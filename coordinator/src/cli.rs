@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what a failure looks like.
 
 mod doctor;
+mod draft;
 mod dry;
 mod failure;
 mod generation;
@@ -25,6 +26,7 @@ use qmesh_logging::LogFormat;
 use self::models::model_ref;
 pub use self::{
     doctor::DoctorArgs,
+    draft::DraftArgs,
     dry::DryArgs,
     failure::{Exit, Failure},
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},

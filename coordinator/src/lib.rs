@@ -15,6 +15,8 @@
 //! that decodes, dealt into groups so that all stages are busy; rows of prompts beside them, as many as those who decode can
 //! bear; and drafts, where guessing pays. It learns from the times that come back with every step, and has no clock.
 //!
+//! Drafts are looked up in the text so far, or come of a small model ([`drafter`]) that runs in a process beside this one.
+//!
 //! Roster, scheduler and planner are state machines or functions without IO. The task around them ([`mesh`]) moves
 //! messages and frames, and all of it runs in simulations too, under a seed.
 //!
@@ -28,6 +30,7 @@
 pub mod api;
 pub mod cli;
 pub mod commands;
+pub mod drafter;
 pub mod generate;
 pub mod grammar;
 pub mod invitation;

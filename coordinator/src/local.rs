@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    drafter::DraftRoom,
     mesh,
     plan::{Speed, SpeedPoint},
 };
@@ -99,6 +100,15 @@ pub fn worker_command(ticket: &Ticket, name: &str, threads: usize, model_folder:
     for variable in ["QMESH_LISTEN", "QMESH_MEMORY", "QMESH_MODEL_DIR"] {
         command.env_remove(variable);
     }
+    command
+}
+
+/// The command that starts a process which drafts with a model, and leaves when its standard input ends.
+pub(crate) fn draft_command(model: &Path, threads: usize, room: DraftRoom) -> std::process::Command {
+    let DraftRoom { context, kv_positions } = room;
+    let mut command = std::process::Command::new(worker_program());
+    command.arg("draft").arg("--model").arg(model).args(["--threads", &threads.to_string()]);
+    command.args(["--context", &context.to_string(), "--kv-positions", &kv_positions.to_string()]);
     command
 }
 

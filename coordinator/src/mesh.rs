@@ -7,6 +7,7 @@
 
 mod conductor;
 pub mod config;
+mod draft_process;
 mod error;
 pub mod events;
 mod formation;
@@ -35,8 +36,11 @@ pub use self::{
     config::{Formation, Measuring, MeshConfig, PrefixReuse, Relaying, Rotate, Speculation, TicketSource, Workers},
     error::MeshError,
     handle::MeshHandle,
+    scheduling::DRAFTS_MOST,
 };
-use self::{formation::PlannedModel, handle::CALLS_WAITING, run::MeshTask, thread::MeshThread};
+use self::{
+    draft_process::DraftProcess, formation::PlannedModel, handle::CALLS_WAITING, run::MeshTask, thread::MeshThread,
+};
 
 /// A running mesh.
 #[derive(Debug)]
@@ -104,7 +108,10 @@ impl Mesh {
         let (calls, called) = mpsc::channel(CALLS_WAITING);
         let (stop, stopped) = oneshot::channel();
         let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
-        let task = MeshTask::new(endpoint, gate, &config, planned);
+        let drafter = config.drafter.as_ref();
+        let drafting = drafter.map(|d| draft_process::command(d, config.context, config.kv_positions));
+        let drafting = drafting.map(DraftProcess::spawn).transpose()?;
+        let task = MeshTask::new(endpoint, gate, &config, planned, drafting);
         let handle = MeshHandle::new(calls, task.watch_status(), task.events());
         let task = tokio::spawn(task.run(called, stopped));
         Ok(Self { handle, ticket, address, stop: Some(stop), task, _thread: None })

@@ -143,6 +143,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         ticket: TicketSource::Fresh,
         prefix_reuse: PrefixReuse::On,
         speculation: Speculation::Off,
+        drafter: None,
     };
     let (mesh, listener) = runtime.block_on(async {
         let mesh = Mesh::start(config).await?;

@@ -213,6 +213,11 @@ impl Tokenizer {
         matches!(self.tokens.kind(id), Some(TokenKind::Control | TokenKind::Unknown))
     }
 
+    /// Whether no text has this token: it fills the vocabulary up.
+    pub fn is_unused(&self, id: u32) -> bool {
+        self.tokens.kind(id) == Some(TokenKind::Unused)
+    }
+
     /// Whether generation ends with this token.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.endings.binary_search(&id).is_ok()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use qmesh_net::{Frame, Message, SessionId};
+use qmesh_net::{DraftAnswer, Frame, Message, SessionId};
 
 /// Something that is going to happen.
 #[derive(Debug)]
@@ -55,6 +55,10 @@ pub enum Happening {
         /// What.
         what: AtWorker,
     },
+    /// The model that drafts says something.
+    Drafted(DraftAnswer),
+    /// The process of the model that drafts ends.
+    DrafterEnds,
     /// A machine starts a worker, or goes on with the one that was stopped.
     Starts {
         /// Which.

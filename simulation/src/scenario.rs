@@ -91,6 +91,7 @@ impl Scenario {
             formation: Formation { workload, ..Formation::new(workers) },
             prefix_reuse: if random.percent(75) { PrefixReuse::On } else { PrefixReuse::Off },
             speculation: if random.percent(75) { Speculation::On } else { Speculation::Off },
+            drafter: None,
         };
         let shortest = random.within(0..20);
         let sends = if shortest.is_multiple_of(2) { Nonsense::FramesTwice } else { Nonsense::OldFrames };
@@ -111,7 +112,24 @@ impl Scenario {
             fetches_fail: if random.percent(25) { 10 } else { 0 },
         }
     }
+
+    /// The same with a model that drafts, in the worlds of some seeds: whatever else is drawn stays what it is.
+    #[must_use]
+    pub fn with_drafter(mut self, seed: u64) -> Self {
+        if seed % DRAFTED_ONE_OF == DRAFTED {
+            self.mesh.speculation = Speculation::On;
+            self.mesh.drafter = Some(Random::new(!seed).within(DRAFTS) as usize);
+        }
+        self
+    }
 }
+
+/// Which seeds' worlds have a model that drafts: one of so many.
+const DRAFTED_ONE_OF: u64 = 4;
+/// The rest that those seeds leave.
+const DRAFTED: u64 = 2;
+/// Tokens that such a model drafts at a time at most, and the fewest.
+const DRAFTS: Range<u64> = 1..16;
 
 /// Machines on which the model fits: if need be they get more memory than was drawn for them.
 fn machines(random: &mut Random, mesh: &SimulatedMesh, count: usize) -> Vec<MachineKind> {

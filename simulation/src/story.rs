@@ -24,6 +24,8 @@ pub struct Totals {
     pub cancelled: usize,
     /// Tokens that were told.
     pub tokens: usize,
+    /// Tokens that a small model drafted and that were right.
+    pub drafted: u64,
     /// Plans that were made.
     pub plans: usize,
     /// Things that went wrong.

@@ -1,6 +1,7 @@
 //! The world: what happens, in the order of its virtual time, to one coordinator and its workers.
 
 mod coordinator;
+mod drafter;
 mod idle;
 mod link;
 mod machine;
@@ -17,6 +18,7 @@ use qmesh_coordinator::mesh::simulation::SimulatedCoordinator;
 use qmesh_net::{PeerId, PlanEpoch, SessionId};
 
 use self::{
+    drafter::Drafter,
     idle::Quiet,
     link::{Connection, Link},
     machine::Machine,
@@ -49,6 +51,7 @@ pub struct World {
     /// Machines that cannot reach each other.
     blocked: BTreeSet<(usize, usize)>,
     asked: BTreeMap<SessionId, Asked>,
+    drafter: Option<Drafter>,
     /// Requests still to come.
     to_ask: usize,
     /// Beginnings that many prompts have.
@@ -63,7 +66,7 @@ impl World {
     /// The world of a seed, before anything happens.
     pub fn new(seed: u64, plant: Option<Plant>) -> Self {
         let mut random = Random::new(seed);
-        let scenario = Scenario::new(&mut random);
+        let scenario = Scenario::new(&mut random).with_drafter(seed);
         let start = Instant::now();
         let kinds = scenario.machines.iter().enumerate();
         let machines: Vec<_> = kinds.map(|(number, kind)| Machine::new(number, kind.clone(), plant)).collect();
@@ -79,6 +82,7 @@ impl World {
             feeds: BTreeMap::new(),
             blocked: BTreeSet::new(),
             asked: BTreeMap::new(),
+            drafter: scenario.mesh.drafter.map(|_| Drafter::new(seed)),
             now: Duration::ZERO,
             numbered: 0,
             calm: false,
@@ -103,6 +107,8 @@ impl World {
             self.happen(happening);
             self.read_books();
         }
+        let draft_model = self.coordinator.status(self.instant()).draft_model;
+        self.story.totals.drafted = draft_model.map_or(0, |model| model.accepted_tokens);
         self.story.end(self.now);
         self.story
     }
@@ -137,6 +143,7 @@ impl World {
         self.agenda.enter(first, Happening::Request);
         self.agenda.enter(self.scenario.calm_at, Happening::Calm);
         self.mishap_later();
+        self.drafter_starts();
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -153,6 +160,8 @@ impl World {
             Happening::FeedBreaks { link } => self.feed_breaks(link),
             Happening::AtWorker { machine, process, what } => self.at_worker(machine, process, what),
             Happening::Starts { machine } => self.starts(machine),
+            Happening::Drafted(answer) => self.drafted(answer),
+            Happening::DrafterEnds => self.drafter_ends(),
         }
     }
 

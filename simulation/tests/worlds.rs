@@ -58,9 +58,10 @@ fn run(seeds: Range<u64>) {
         all.texts += story.totals.texts;
         all.plans += story.totals.plans;
         all.mishaps += story.totals.mishaps;
+        all.drafted += story.totals.drafted;
     }
     // Worlds in which nothing happens would find nothing.
-    assert!(all.texts > 1000 && all.plans > 500 && all.mishaps > 500, "{all:?}");
+    assert!(all.texts > 1000 && all.plans > 500 && all.mishaps > 500 && all.drafted > 100, "{all:?}");
 }
 
 /// Each with the first seed whose world shows it, and what is found there.

@@ -4,6 +4,7 @@ mod changes;
 mod clients;
 mod discovery;
 mod doors;
+mod drafts;
 mod errors;
 mod experts;
 mod footprint;

@@ -142,6 +142,7 @@ impl Served {
             context: PROMPT + options.tokens,
             sessions: options.active,
             speculation: Speculation::Off,
+            drafter: None,
             workload: options.pipeline.cut.workload(Workload::Prompts),
         };
         let base_us = options.step_ms.saturating_mul(1000);

@@ -87,7 +87,7 @@ fn measure(options: &EmulateOptions, model: &BenchModel, stages: usize) -> Resul
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
     // Emulated stages wait for their layers alone, as if for prompts.
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Prompts));
-    let layout = Layout { model, stages, threads: 1, context, sessions, speculation, workload };
+    let layout = Layout { model, stages, threads: 1, context, sessions, speculation, drafter: None, workload };
     let pipeline = ReadyMesh::emulated(&layout, emulation(options))?;
     let load = |clients, tokens| Load { clients, prompt: options.prompt, tokens };
     let lanes = options.rtt.iter().flat_map(|&rtt| options.clients.iter().map(move |&clients| (rtt, clients)));

@@ -103,7 +103,7 @@ fn measure(
 ) -> Result<(Vec<Measured>, StepBench)> {
     let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Replies));
-    let layout = Layout { model, stages, threads, context, sessions, speculation, workload };
+    let layout = Layout { model, stages, threads, context, sessions, speculation, drafter: None, workload };
     let pipeline = ReadyMesh::tasks(&layout)?;
     // Not pinned, as these workers are not.
     let mut steps = StepBench::load(model, threads, Vec::new(), sessions, options.prompt + options.tokens / 2)?;

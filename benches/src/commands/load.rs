@@ -86,7 +86,8 @@ fn measure(
     let most = stream_tokens(options);
     let context = options.prompt.max(STREAM_PROMPT + most) + 1;
     let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Mixed));
-    let layout = Layout { model, stages, threads, context, sessions: clients + 1, speculation, workload };
+    let layout =
+        Layout { model, stages, threads, context, sessions: clients + 1, speculation, drafter: None, workload };
     let pipeline = ReadyMesh::processes(&layout)?;
     let mut measured = Measured { model: model.name.clone(), threads, stages, clients, ..Measured::default() };
     let alone = Load { clients: 1, prompt: options.prompt, tokens: 1 };

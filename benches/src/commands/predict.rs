@@ -96,7 +96,8 @@ impl Trial<'_> {
         let (context, sessions) = (options.prompt + options.tokens, CLIENTS - 1);
         let (speculation, workload) = (Speculation::Off, options.pipeline.cut.workload(Workload::Replies));
         let Self { model, threads, .. } = *self;
-        let layout = Layout { model, stages: STAGES[0], threads, context, sessions, speculation, workload };
+        let layout =
+            Layout { model, stages: STAGES[0], threads, context, sessions, speculation, drafter: None, workload };
         let faults = Faults { delay: Duration::from_millis(u64::from(self.rtt_ms)) / 2, ..Faults::default() };
         let pipeline = ReadyMesh::measured(&layout, &self.shares, self.cut.clone(), faults)?;
         let status = pipeline.handle().status();

@@ -1,7 +1,7 @@
 //! `qmesh-bench speculate`: texts with drafted tokens and without, over links with delay.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -37,6 +37,10 @@ pub struct SpeculateOptions {
     /// Round-trip times of every link, in milliseconds.
     #[arg(long, value_name = "MS", value_delimiter = ',', default_value = "0,50")]
     rtt: Vec<u32>,
+    /// A small model with the same vocabulary that drafts as well, in a `shard-worker` beside this program with as many threads as
+    /// a worker
+    #[arg(long, value_name = "FILE")]
+    draft_model: Option<PathBuf>,
     /// The most tokens of an answer.
     #[arg(long, default_value_t = 128, value_parser = positive)]
     tokens: usize,
@@ -118,9 +122,10 @@ fn measure(
 ) -> Result<Vec<Measured>> {
     let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     let pipeline = |speculation| {
+        let drafter = options.draft_model.as_deref().filter(|_| speculation == Speculation::On);
         let (context, sessions) = (longest.max(WARM_PROMPT) + options.tokens.max(WARM_TOKENS), 1);
         let workload = options.pipeline.cut.workload(Workload::Replies);
-        ReadyMesh::tasks(&Layout { model, stages, threads, context, sessions, speculation, workload })
+        ReadyMesh::tasks(&Layout { model, stages, threads, context, sessions, speculation, drafter, workload })
     };
     let pipelines = [pipeline(Speculation::Off)?, pipeline(Speculation::On)?];
     let lanes: Vec<(u32, &Prompt)> =

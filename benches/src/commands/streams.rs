@@ -140,7 +140,16 @@ impl<'a> Bench<'a> {
         let (context, sessions) = (options.prompt + options.tokens, most(&options.clients));
         let pipelines = options.stages.iter().map(|&stages| {
             let (speculation, workload) = (Speculation::Off, options.cut.workload(Workload::Replies));
-            ReadyMesh::processes(&Layout { model, stages, threads, context, sessions, speculation, workload })
+            ReadyMesh::processes(&Layout {
+                model,
+                stages,
+                threads,
+                context,
+                sessions,
+                speculation,
+                drafter: None,
+                workload,
+            })
         });
         let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
         let servers = peers.iter().map(|peer| servers(peer, &options.stages, threads)).collect::<Result<_>>()?;

@@ -27,7 +27,7 @@ use super::{Api, error::ApiError, timings::Timings};
 use crate::{
     mesh::{
         MeshHandle,
-        status::{MeshState, MeshStatus, StageStatus},
+        status::{DraftState, MeshState, MeshStatus, StageStatus},
     },
     text::{TextEnd, TextEndReason},
 };
@@ -223,6 +223,31 @@ fn totals(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
     ] {
         let counter = ConstCounter::new(value);
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    drafts(status, encoder)
+}
+
+/// What a small model drafted: part of all drafts.
+fn drafts(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Some(draft) = &status.draft_model else { return Ok(()) };
+    for (name, help, value) in [
+        ("qmesh_model_drafted_tokens", "Of the drafted tokens, those of the draft model", draft.drafted_tokens),
+        ("qmesh_model_accepted_tokens", "Of those, the right ones", draft.accepted_tokens),
+    ] {
+        let counter = ConstCounter::new(value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    for (name, help, value) in [
+        (
+            "qmesh_draft_model_ready",
+            "1 while a small model drafts",
+            f64::from(u8::from(draft.state == DraftState::Ready)),
+        ),
+        ("qmesh_draft_model_bytes", "Memory that the draft model takes at most", draft.memory_bytes as f64),
+        ("qmesh_draft_token_seconds", "What a token of the draft model takes", draft.token_ms.unwrap_or(0.0) / 1e3),
+    ] {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use qmesh_net::Sampling;
 
 use super::{
     DryArgs, ModelArg, TokenizerArgs,
+    draft::DraftArgs,
     mesh::{PipelineArgs, RoomArgs, WorkloadArgs, parse_count},
     model_ref,
 };
@@ -91,6 +92,9 @@ pub struct DemoArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArg,
+    /// What drafts beside the text.
+    #[command(flatten)]
+    pub draft: DraftArgs,
 }
 
 /// Arguments of `eval`.

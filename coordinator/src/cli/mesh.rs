@@ -17,7 +17,7 @@ use qmesh_models::{
     span::{SpanError, TimeSpan},
 };
 
-use super::{ModelArg, TokenizerArgs, model_ref};
+use super::{ModelArg, TokenizerArgs, draft::DraftArgs, model_ref};
 use crate::{
     api::ApiKey,
     generate::Pooling,
@@ -208,24 +208,27 @@ impl ValueEnum for Workload {
 }
 
 /// What the pipeline does to be quicker. None of it changes a token.
-#[derive(Args, Clone, Copy, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct PipelineArgs {
     /// Compute every prompt whole, instead of beginning with what earlier ones have left in the KV cache
     #[arg(long, env = "QMESH_NO_PREFIX_REUSE")]
     pub no_prefix_reuse: bool,
     /// Compute one token a step, instead of verifying drafts from the text so far where that pays
-    #[arg(long, env = "QMESH_NO_SPECULATION")]
+    #[arg(long, env = "QMESH_NO_SPECULATION", conflicts_with = "draft_model")]
     pub no_speculation: bool,
+    /// What drafts beside the text.
+    #[command(flatten)]
+    pub draft: DraftArgs,
 }
 
 impl PipelineArgs {
     /// Whether prompts begin with what earlier ones have left.
-    pub fn prefix_reuse(self) -> PrefixReuse {
+    pub fn prefix_reuse(&self) -> PrefixReuse {
         if self.no_prefix_reuse { PrefixReuse::Off } else { PrefixReuse::On }
     }
 
     /// Whether tokens are drafted.
-    pub fn speculation(self) -> Speculation {
+    pub fn speculation(&self) -> Speculation {
         if self.no_speculation { Speculation::Off } else { Speculation::On }
     }
 }

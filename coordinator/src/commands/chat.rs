@@ -27,6 +27,7 @@ use crate::{
 
 pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
+    let opened = opened.with_drafter(&args.split.pipeline.draft)?;
     let text = opened.text()?;
     if let Err(reason) = &text.template {
         return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))

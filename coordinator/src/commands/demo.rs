@@ -13,9 +13,10 @@ use crate::{
 
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let room = RoomArgs { context: None, chunk_rows: CHUNK_ROWS };
-    let (workload, pipeline) = (WorkloadArgs::default(), PipelineArgs::default());
+    let (workload, draft) = (WorkloadArgs::default(), args.draft.clone());
+    let pipeline = PipelineArgs { draft, ..PipelineArgs::default() };
     let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, workload, pipeline };
-    let opened = Opened::open(&args.model.model, PretokenizerChoice::FromModel, room, 1)?;
+    let opened = Opened::open(&args.model.model, PretokenizerChoice::FromModel, room, 1)?.with_drafter(&args.draft)?;
     let text = opened.text()?;
     let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
     block_on(async {

@@ -59,6 +59,7 @@ struct TopToken {
 pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let prompts = prompts::read(&args.prompts)?;
     let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, args.parallel)?;
+    let opened = opened.with_drafter(&args.split.pipeline.draft)?;
     let model = &opened.model;
     let requests = requests(args, model, &prompts)?;
     block_on(async {

@@ -79,7 +79,7 @@ impl LocalMesh {
         let cut = split.cut.clone();
         let formation =
             Formation { cut, workload, goal, experts, measuring, ..Formation::new(Workers::Exactly(count)) };
-        let mesh = Mesh::start(opened.mesh(formation, split.pipeline)).await?;
+        let mesh = Mesh::start(opened.mesh(formation, &split.pipeline)).await?;
         let threads = split.threads.unwrap_or_else(|| machine.threads_each(count) as usize);
         let workers = LocalWorkers::spawn(mesh.ticket(), count, threads, opened.model.folder())?;
         Ok(Self { mesh, workers })
@@ -120,7 +120,7 @@ impl LocalMesh {
 /// Refuses what cannot come about before anything is started. The workers share this machine, so their plan must fit it
 /// as a whole.
 fn check_plan(opened: &Opened, split: &SplitArgs, machine: Machine) -> Result<(), Failure> {
-    let Opened { model, room } = opened;
+    let Opened { model, room, drafter } = opened;
     let workers = machine.shared_by(split.worker_count());
     let workers = match split.workload.experts() {
         Experts::InMemory => {
@@ -136,10 +136,13 @@ fn check_plan(opened: &Opened, split: &SplitArgs, machine: Machine) -> Result<()
         experts: split.workload.experts(),
         ..PlanInput::new(&model.spec, workers, kv_positions, context, chunk_rows)
     };
-    let needed_bytes = plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum();
+    let drafting = drafter.as_ref().map_or(0, |drafter| drafter.memory_bytes(drafter.room(context, kv_positions)));
+    let needed_bytes = drafting + plan::solve(&input)?.stages.iter().map(|stage| stage.memory_bytes).sum::<u64>();
     if needed_bytes > machine.memory_bytes {
         let (needed, free) = (ByteCount(needed_bytes), ByteCount(machine.memory_bytes));
-        let text = format!("{} needs {needed} on {} workers, this machine has {free}", model.name, input.workers.len());
+        let with = drafter.as_ref().map(|drafter| format!(" with {} to draft", drafter.model.name)).unwrap_or_default();
+        let workers = input.workers.len();
+        let text = format!("{} needs {needed} on {workers} workers{with}, this machine has {free}", model.name);
         return Err(Failure::failed(text).with_advice("fewer --workers or a smaller --ctx-size"));
     }
     Ok(())

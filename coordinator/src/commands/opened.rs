@@ -6,9 +6,11 @@ use qmesh_models::{pull::ModelRef, tokenizer::PretokenizerChoice};
 
 use super::{fetch, room::Room};
 use crate::{
-    cli::{Failure, PipelineArgs, RoomArgs},
-    mesh::{Formation, MeshConfig, TicketSource},
+    cli::{DraftArgs, Failure, PipelineArgs, RoomArgs},
+    drafter::Drafter,
+    mesh::{DRAFTS_MOST, Formation, MeshConfig, TicketSource},
     model::Model,
+    plan::machine::Machine,
     text::TextModel,
 };
 
@@ -17,6 +19,8 @@ use crate::{
 pub(super) struct Opened {
     pub(super) model: Arc<Model>,
     pub(super) room: Room,
+    /// What drafts for it, if there is something.
+    pub(super) drafter: Option<Drafter>,
 }
 
 impl Opened {
@@ -34,7 +38,22 @@ impl Opened {
         // The planner's messages use the name that people gave.
         model.spec.name.clone_from(&model.name);
         let room = Room::new(room, parallel, &model.spec)?;
-        Ok(Self { model: Arc::new(model), room })
+        Ok(Self { model: Arc::new(model), room, drafter: None })
+    }
+
+    /// The same with the small model that drafts for it, where one is asked for.
+    ///
+    /// # Errors
+    /// That cannot be had, or cannot draft for this model.
+    pub(super) fn with_drafter(self, args: &DraftArgs) -> Result<Self, Failure> {
+        let Some(reference) = &args.draft_model else { return Ok(self) };
+        let draft = Model::open(&fetch(reference)?)?;
+        let threads = args.draft_threads.unwrap_or_else(|| Machine::measure().cores as usize);
+        let most = args.draft_max.unwrap_or(DRAFTS_MOST);
+        let drafter = Drafter::new(draft, &self.model, threads, most).map_err(|error| {
+            Failure::usage(format!("--draft-model: {error}")).with_advice("a smaller model of the same family")
+        })?;
+        Ok(Self { drafter: Some(drafter), ..self })
     }
 
     /// The model's text side.
@@ -46,7 +65,7 @@ impl Opened {
     }
 
     /// A mesh for this process alone: workers dial in over loopback, with a ticket that ends with it.
-    pub(super) fn mesh(&self, formation: Formation, pipeline: PipelineArgs) -> MeshConfig {
+    pub(super) fn mesh(&self, formation: Formation, pipeline: &PipelineArgs) -> MeshConfig {
         let Room { context, kv_positions, chunk_rows } = self.room;
         MeshConfig {
             model: Arc::clone(&self.model),
@@ -59,6 +78,7 @@ impl Opened {
             ticket: TicketSource::Fresh,
             prefix_reuse: pipeline.prefix_reuse(),
             speculation: pipeline.speculation(),
+            drafter: self.drafter.clone(),
         }
     }
 }

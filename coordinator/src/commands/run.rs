@@ -18,6 +18,7 @@ pub(super) const TEMPERATURE: f32 = 0.7;
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
+    let opened = opened.with_drafter(&args.split.pipeline.draft)?;
     let text = opened.text()?;
     let (ids, leading_space) = prompt(&text, args)?;
     let dry = args.dry.read(&text)?.map(Box::new);

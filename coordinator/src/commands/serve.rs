@@ -30,6 +30,7 @@ use crate::{
 
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let opened = Opened::open(&args.model.model, args.tokenizer.choice(), args.room, args.parallel)?;
+    let opened = opened.with_drafter(&args.pipeline.draft)?;
     block_on_to_the_end(async {
         match serve_until_stopped(args, &opened).await? {
             Stop::Interrupt => Err(Failure::interrupted()),
@@ -129,7 +130,7 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         listen: args.addresses.listen,
         advertise: args.advertise.clone(),
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
-        ..opened.mesh(formation, args.pipeline)
+        ..opened.mesh(formation, &args.pipeline)
     })
 }
 
@@ -151,12 +152,18 @@ fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWo
 
 /// The join line stands alone on its line, to be copied.
 fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr]) -> Result<(), Failure> {
-    let Opened { model, room } = opened;
+    let Opened { model, room, drafter } = opened;
     let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
-    let summary = pairs([
+    let summary = [
         ("model", format!("{}: {}, {}", model.name, count(model.spec.layers.len(), "layer"), ByteCount(weights))),
         ("room", format!("{} of {} tokens", count(args.parallel, "session"), room.context)),
-    ]);
+    ];
+    let drafts = drafter.as_ref().map(|drafter| {
+        let memory = ByteCount(drafter.memory_bytes(drafter.room(room.context, room.kv_positions)));
+        let (name, threads) = (&drafter.model.name, count(drafter.threads, "thread"));
+        ("drafts", format!("{name}, up to {memory} and {threads} of this machine"))
+    });
+    let summary = pairs(summary.into_iter().chain(drafts));
     let reach = if args.addresses.listen.ip().is_loopback() {
         " (on this machine; --listen 0.0.0.0:4433 lets others in)"
     } else {

@@ -44,7 +44,8 @@ type Named = (String, GenerateRequest);
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let split = SplitArgs { workers: Some(workers(&args.split)?), ..args.split.clone() };
-    let opened = Opened::open(&args.model, args.tokenizer.choice(), split.room, 1)?;
+    let opened =
+        Opened::open(&args.model, args.tokenizer.choice(), split.room, 1)?.with_drafter(&split.pipeline.draft)?;
     let requests = requests(args, &opened)?;
     block_on(async {
         let one = SplitArgs { workers: Some(1), cut: None, ..split.clone() };

@@ -71,6 +71,11 @@ impl GrammarWalk {
         Ok(TokenMask::of_bits(bits))
     }
 
+    /// Whether drafts can be checked against it before they are sent.
+    pub fn follows_drafts(&self) -> bool {
+        self.drafts == Drafts::Followed
+    }
+
     /// What may follow after the text, and after each token of `draft` behind it. The draft is cut before the first token
     /// that may not follow, and before one that ends the text. The walk stays where it is.
     ///

@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use qmesh_net::{Frame, Message, OpenSession, PlanEpoch, RelayGrant, SessionId};
+use qmesh_net::{DraftAnswer, DraftOrder, Frame, Message, OpenSession, PlanEpoch, RelayGrant, SessionId};
 
 use super::{
     config::Formation,
@@ -23,8 +23,8 @@ use super::{
         roster::{self, Roster},
     },
     probe::{self, Prober},
-    scheduling::{self, Limits, Scheduler, StepTotals},
-    status::{ChangeStatus, MeshState, MeshStatus, SequenceStatus, StepsStatus},
+    scheduling::{self, DraftModel, DraftModelState, Limits, Scheduler, StepTotals},
+    status::{ChangeStatus, DraftState, DraftStatus, MeshState, MeshStatus, SequenceStatus, StepsStatus},
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest};
 
@@ -57,6 +57,8 @@ pub(crate) enum Action {
     OpenFrames(WorkerId, PlanEpoch),
     /// No more frames of this epoch come, and no packets pass for it.
     CloseFrames(PlanEpoch),
+    /// To the process of the model that drafts.
+    Draft(DraftOrder),
     /// To the first stage of the frame's epoch. Where it cannot go, [`Conductor::frames_lost`] wants to know.
     Frame(Frame),
     /// To whoever submitted the session.
@@ -151,6 +153,16 @@ impl Conductor {
         self.order(now, actions);
     }
 
+    /// The model that drafts says something.
+    pub(crate) fn draft_answered(&mut self, now: Instant, answer: DraftAnswer) {
+        self.scheduler.draft_answered(now, answer);
+    }
+
+    /// There is no model that drafts any more.
+    pub(crate) fn draft_model_gone(&mut self) {
+        self.scheduler.draft_model_gone();
+    }
+
     /// The way to the first stage of an epoch is gone.
     pub(crate) fn frames_lost(&mut self, now: Instant, epoch: PlanEpoch) {
         let first = self.roster.stage_workers(epoch).next();
@@ -224,6 +236,7 @@ impl Conductor {
             generated_tokens: totals.generated_tokens,
             drafted_tokens: totals.drafted_tokens,
             accepted_tokens: totals.accepted_tokens,
+            draft_model: self.scheduler.draft_model().map(draft_status),
             preemptions: totals.preemptions,
             steps: steps_status(self.scheduler.step_totals),
             uptime_s: now.saturating_duration_since(self.started).as_secs(),
@@ -330,6 +343,7 @@ impl Conductor {
                 self.actions.extend(last.map(|worker| Action::Send(worker, Message::Mask(mask))));
             }
             scheduling::Action::Frame(frame) => self.actions.push_back(Action::Frame(frame)),
+            scheduling::Action::Draft(order) => self.actions.push_back(Action::Draft(order)),
             scheduling::Action::Deliver(session, event) => {
                 self.actions.extend(ended(session, &event).map(Action::Publish));
                 self.actions.push_back(Action::Tell(session, event));
@@ -391,6 +405,21 @@ fn ended(session: SessionId, event: &GenerateEvent) -> Option<MeshEvent> {
 
 fn orders(wanted: impl IntoIterator<Item = impl Into<Order>>) -> Vec<Order> {
     wanted.into_iter().map(Into::into).collect()
+}
+
+/// What the scheduler knows of the model that drafts; whoever has its process knows the rest.
+fn draft_status(model: &DraftModel) -> DraftStatus {
+    DraftStatus {
+        state: match model.state {
+            DraftModelState::Loading => DraftState::Loading,
+            DraftModelState::Ready => DraftState::Ready,
+            DraftModelState::Gone => DraftState::Gone,
+        },
+        token_ms: model.token_s().map(|seconds| seconds * 1e3),
+        drafted_tokens: model.drafted,
+        accepted_tokens: model.accepted,
+        ..DraftStatus::default()
+    }
 }
 
 fn steps_status(totals: StepTotals) -> StepsStatus {

@@ -13,6 +13,7 @@ use qmesh_net::RelaySecret;
 
 use super::error::MeshError;
 use crate::{
+    drafter::Drafter,
     model::Model,
     plan::{Experts, Goal, Workload},
 };
@@ -40,6 +41,8 @@ pub struct MeshConfig {
     pub prefix_reuse: PrefixReuse,
     /// Whether tokens are drafted from the text so far.
     pub speculation: Speculation,
+    /// A small model that drafts where the text does not.
+    pub drafter: Option<Drafter>,
 }
 
 impl MeshConfig {

@@ -6,6 +6,8 @@ use qmesh_models::weights::WeightsError;
 use qmesh_net::{KeyFileError, NetError};
 use tokio::task::JoinError;
 
+use crate::local::CannotStart;
+
 /// Why a mesh could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +24,9 @@ pub enum MeshError {
     /// The system gives no thread.
     #[error("cannot start the mesh's thread: {0}")]
     Thread(#[from] io::Error),
+    /// The process in which a small model drafts.
+    #[error(transparent)]
+    Drafting(#[from] CannotStart),
     /// Hashing the model's tensors ended before its time.
     #[error("hashing the model failed: {0}")]
     Hashing(#[source] JoinError),

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     conductor::{Action, Conductor},
     config::MeshConfig,
+    draft_process::{DraftNews, DraftProcess},
     events::{EventBus, EventSource},
     formation::{
         Joined, PlannedModel, WorkerId,
@@ -27,10 +28,13 @@ use super::{
     },
     handle::{CALLS_WAITING, Call, Submission},
     observer::Observer,
-    scheduling::Limits,
-    status::MeshStatus,
+    scheduling::{DraftLimits, Limits},
+    status::{DraftStatus, MeshStatus},
 };
-use crate::generate::{GenerateError, GenerateEvent};
+use crate::{
+    drafter::Drafter,
+    generate::{GenerateError, GenerateEvent},
+};
 
 /// The mesh's state and everything it talks to.
 pub(crate) struct MeshTask {
@@ -49,6 +53,10 @@ pub(crate) struct MeshTask {
     status: watch::Sender<Arc<MeshStatus>>,
     observer: Observer,
     bus: EventBus,
+    /// The process of the small model that drafts, while it runs.
+    drafting: Option<DraftProcess>,
+    /// What that is, for people.
+    drafter: Option<DraftStatus>,
 }
 
 /// What a session's listener is told.
@@ -59,7 +67,13 @@ enum News {
 }
 
 impl MeshTask {
-    pub(crate) fn new(endpoint: Endpoint, gate: Gate, config: &MeshConfig, planned: PlannedModel) -> Self {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        gate: Gate,
+        config: &MeshConfig,
+        planned: PlannedModel,
+        drafting: Option<DraftProcess>,
+    ) -> Self {
         let now = Instant::now();
         let limits = Limits {
             context: planned.context,
@@ -72,6 +86,7 @@ impl MeshTask {
             resume: RESUME,
             prefix_reuse: config.prefix_reuse.of_model(&planned.spec),
             speculation: config.speculation,
+            draft_model: config.drafter.as_ref().map(|drafter| draft_limits(drafter, config)),
         };
         let tensors = TensorServer::new(Arc::clone(&config.model), &planned.hashes);
         let name = planned.name.clone();
@@ -90,6 +105,8 @@ impl MeshTask {
             status,
             observer: Observer::new(now),
             bus: EventBus::new(),
+            drafting,
+            drafter: config.drafter.as_ref().map(|drafter| draft_status(drafter, config)),
         }
     }
 
@@ -116,6 +133,7 @@ impl MeshTask {
             tokio::select! {
                 Some(event) = happened.recv() => self.event(event),
                 Some(call) = called.recv() => self.call(call),
+                news = draft_news(&mut self.drafting) => self.drafted(news),
                 _ = ticks.tick() => self.tick(),
                 _ = &mut stopped, if deadline.is_none() => {
                     self.conductor.stop();
@@ -149,6 +167,20 @@ impl MeshTask {
             }
         }
         self.carry_out();
+    }
+
+    fn drafted(&mut self, news: DraftNews) {
+        match news {
+            DraftNews::Answer(answer) => self.conductor.draft_answered(Instant::now(), answer),
+            DraftNews::Ended(why) => self.draft_model_gone(&why),
+        }
+    }
+
+    /// The mesh goes on without it: no token depends on it.
+    fn draft_model_gone(&mut self, why: &str) {
+        tracing::warn!("the draft model's process has ended, nothing more is drafted by it: {why}");
+        self.drafting = None;
+        self.conductor.draft_model_gone();
     }
 
     fn call(&mut self, call: Call) {
@@ -197,7 +229,14 @@ impl MeshTask {
     fn publish(&mut self, now: Instant) {
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
         let (weight_bytes_sent, relayed_bytes) = (self.tensors.sent(), self.endpoint.relayed_bytes());
-        let status = MeshStatus { weight_bytes_sent, relayed_bytes, ..self.conductor.status(now, rtt_ms) };
+        let status = self.conductor.status(now, rtt_ms);
+        let draft_model = status.draft_model.clone().zip(self.drafter.clone()).map(|(counted, known)| DraftStatus {
+            model: known.model,
+            memory_bytes: known.memory_bytes,
+            threads: known.threads,
+            ..counted
+        });
+        let status = MeshStatus { weight_bytes_sent, relayed_bytes, draft_model, ..status };
         let status = Arc::new(status);
         self.status.send_if_modified(|held| {
             let is_news = status.is_news_after(held);
@@ -225,6 +264,11 @@ impl MeshTask {
                     drop(self.frames.remove(&epoch));
                 }
                 Action::Frame(frame) => self.send_frame(frame),
+                Action::Draft(order) => {
+                    if self.drafting.as_ref().is_some_and(|process| !process.order(order)) {
+                        self.draft_model_gone("it takes no orders any more");
+                    }
+                }
                 Action::Tell(session, event) => self.news.push_back(News::Happened(session, event)),
                 Action::TellNoMore(session) => self.news.push_back(News::Over(session)),
                 Action::Publish(event) => self.bus.publish(event),
@@ -309,6 +353,28 @@ impl MeshTask {
         drop(tokio::time::timeout(FAREWELL, farewell).await);
         self.endpoint.close(CloseCode::Shutdown, "the coordinator is going down");
         self.endpoint.closed().await;
+    }
+}
+
+/// What comes of the process that drafts; nothing ever where there is none.
+async fn draft_news(drafting: &mut Option<DraftProcess>) -> DraftNews {
+    match drafting {
+        Some(process) => process.news().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn draft_limits(drafter: &Drafter, config: &MeshConfig) -> DraftLimits {
+    let context = drafter.room(config.context, config.kv_positions).context;
+    DraftLimits { context, vocab: drafter.model.spec.vocab, most: drafter.most }
+}
+
+fn draft_status(drafter: &Drafter, config: &MeshConfig) -> DraftStatus {
+    DraftStatus {
+        model: drafter.model.name.clone(),
+        memory_bytes: drafter.memory_bytes(drafter.room(config.context, config.kv_positions)),
+        threads: drafter.threads,
+        ..DraftStatus::default()
     }
 }
 

@@ -1,22 +1,27 @@
 //! What runs through a pipeline: which rows travel next, for whom, and with how much room.
 //!
 //! `scheduler` decides, as a state machine, over the sequences (`sequence`), the steps under way (`step`), the books on
-//! pages (`pages`), the measured times (`pace`), the drafts (`draft`) and the prompts that become vectors (`pool`). Where a next pipeline stands beside the
-//! present one, `successor` is what is already computed there.
+//! X
 
+mod acceptance;
 mod action;
-mod draft;
+mod draft_model;
+mod drafting;
 mod kept;
+mod lookup;
 mod pace;
 mod pages;
+mod phase;
 mod pool;
 mod scheduler;
 mod sequence;
 mod step;
 mod successor;
 
+pub use self::sequence::DRAFTS_MOST;
 pub(crate) use self::{
     action::Action,
+    draft_model::{DraftLimits, DraftModel, DraftModelState},
     scheduler::{Limits, Scheduler, StepTotals},
     step::{Answer, BadAnswer},
 };

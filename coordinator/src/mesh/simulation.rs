@@ -10,14 +10,14 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::{Frame, Message, PeerId, PlanEpoch, SessionId};
+use qmesh_net::{DraftAnswer, DraftOrder, Frame, Message, PeerId, PlanEpoch, SessionId};
 
 use super::{
     conductor::{Action, Conductor},
     config::{Formation, PrefixReuse, Speculation},
     events::MeshEvent,
     formation::{Joined, PlannedModel, WorkerId},
-    scheduling::Limits,
+    scheduling::{DraftLimits, Limits},
     status::MeshStatus,
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest};
@@ -51,6 +51,8 @@ pub struct SimulatedMesh {
     pub prefix_reuse: PrefixReuse,
     /// Whether tokens are drafted.
     pub speculation: Speculation,
+    /// Tokens that a small model of the same vocabulary drafts at a time at most, if there is one.
+    pub drafter: Option<usize>,
 }
 
 /// A worker that is let in.
@@ -99,6 +101,8 @@ pub enum CoordinatorOutput {
     },
     /// Send a frame to the first stage of its epoch, or call [`SimulatedCoordinator::frames_lost`].
     Frame(Frame),
+    /// Order this of the model that drafts.
+    Draft(DraftOrder),
     /// Tell whoever asked for a session.
     Tell {
         /// Whose.
@@ -135,6 +139,7 @@ impl SimulatedCoordinator {
             resume,
             prefix_reuse,
             speculation,
+            draft_model: mesh.drafter.map(|most| DraftLimits { context, vocab, most }),
         };
         Self { conductor: Conductor::new(now, model, mesh.formation, limits) }
     }
@@ -149,6 +154,7 @@ impl SimulatedCoordinator {
             Action::OpenFrames(worker, epoch) => CoordinatorOutput::OpenFrames { worker: worker.0, epoch },
             Action::CloseFrames(epoch) => CoordinatorOutput::CloseFrames { epoch },
             Action::Frame(frame) => CoordinatorOutput::Frame(frame),
+            Action::Draft(order) => CoordinatorOutput::Draft(order),
             Action::Tell(session, event) => CoordinatorOutput::Tell { session, event },
             Action::TellNoMore(session) => CoordinatorOutput::TellNoMore { session },
             Action::Publish(event) => CoordinatorOutput::Publish(event),
@@ -187,6 +193,16 @@ impl SimulatedCoordinator {
     /// A frame came from a worker.
     pub fn sampled(&mut self, now: Instant, worker: u64, frame: &Frame) {
         self.conductor.sampled(now, WorkerId(worker), frame);
+    }
+
+    /// The model that drafts says something.
+    pub fn draft_answered(&mut self, now: Instant, answer: DraftAnswer) {
+        self.conductor.draft_answered(now, answer);
+    }
+
+    /// The process of the model that drafts has ended.
+    pub fn draft_model_gone(&mut self) {
+        self.conductor.draft_model_gone();
     }
 
     /// The way to the first stage of an epoch is gone.

@@ -51,12 +51,58 @@ pub struct MeshStatus {
     pub drafted_tokens: u64,
     /// Of those, the right ones.
     pub accepted_tokens: u64,
+    /// The small model that drafts, where there is one.
+    #[serde(default)]
+    pub draft_model: Option<DraftStatus>,
     /// How often a sequence gave its room up to older ones, to be computed again later.
     pub preemptions: u64,
     /// The steps of this epoch.
     pub steps: StepsStatus,
     /// Seconds since the start.
     pub uptime_s: u64,
+}
+
+/// A small model that drafts.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct DraftStatus {
+    /// Its name.
+    pub model: String,
+    /// How far its process is.
+    pub state: DraftState,
+    /// Memory that its process takes at most, on the coordinator's machine.
+    pub memory_bytes: u64,
+    /// Threads that it computes with.
+    pub threads: usize,
+    /// What a drafted token takes, from the question to the answer; `None` before any was measured.
+    pub token_ms: Option<f64>,
+    /// Tokens that it drafted and that were verified, since the start: part of all that were.
+    pub drafted_tokens: u64,
+    /// Of those, the right ones.
+    pub accepted_tokens: u64,
+}
+
+/// How far the process of a model that drafts is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DraftState {
+    /// It reads the model.
+    #[default]
+    Loading,
+    /// It drafts.
+    Ready,
+    /// It has ended.
+    Gone,
+}
+
+impl DraftState {
+    /// As people and programs read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 /// The steps that came back in this epoch, and their times summed: two snapshots tell how it went in between.

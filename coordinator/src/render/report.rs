@@ -10,7 +10,7 @@ use super::{
     table::{Align, pairs, table},
 };
 use crate::{
-    mesh::status::{LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus},
+    mesh::status::{DraftStatus, LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus},
     plan::prediction::Prediction,
     text::TextEnd,
 };
@@ -82,7 +82,7 @@ pub fn compared(end: &TextEnd, first_token: Duration, prediction: &Prediction) -
 
 /// A whole status, for `status`.
 pub fn status(status: &MeshStatus) -> String {
-    let summary = pairs([
+    let summary = [
         ("model", status.model.clone()),
         ("state", format!("{}: {}", status.state.name(), status.text)),
         ("plan", if status.epoch == 0 { "none yet".to_owned() } else { format!("epoch {}", status.epoch) }),
@@ -96,7 +96,9 @@ pub fn status(status: &MeshStatus) -> String {
         ("requests", format!("{} running, {} waiting", status.running, status.waiting)),
         ("tokens", format!("{} read, {} generated", status.prompt_tokens, status.generated_tokens)),
         ("uptime", uptime(status.uptime_s)),
-    ]);
+    ];
+    let drafts = status.draft_model.as_ref().map(|draft| ("drafts", drafts(status, draft)));
+    let summary = pairs(summary.into_iter().chain(drafts));
     let columns = [
         ("worker", Align::Left),
         ("address", Align::Left),
@@ -129,6 +131,19 @@ pub fn status(status: &MeshStatus) -> String {
     }
     parts.extend(status.prediction.as_ref().map(expected));
     parts.join("\n\n")
+}
+
+/// What a small model drafts, and what the text does beside it.
+fn drafts(status: &MeshStatus, draft: &DraftStatus) -> String {
+    let DraftStatus { model, state, memory_bytes, token_ms, drafted_tokens, accepted_tokens, .. } = draft;
+    let took = token_ms.map(|ms| format!(", {ms:.1} ms a token")).unwrap_or_default();
+    let by_text = status.drafted_tokens.saturating_sub(*drafted_tokens);
+    let right_of_text = status.accepted_tokens.saturating_sub(*accepted_tokens);
+    format!(
+        "{model} is {}, {}{took}: {accepted_tokens} of {drafted_tokens} tokens were right; from the text, {right_of_text} of {by_text}",
+        state.name(),
+        ByteCount(*memory_bytes)
+    )
 }
 
 /// `direct, 12.3 ms there and back`.

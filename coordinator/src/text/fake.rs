@@ -225,6 +225,7 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         generated_tokens: 0,
         drafted_tokens: 0,
         accepted_tokens: 0,
+        draft_model: None,
         preemptions: 0,
         steps: StepsStatus::default(),
         prediction: None,

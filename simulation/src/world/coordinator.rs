@@ -92,6 +92,7 @@ impl World {
                     self.feeds.remove(&epoch);
                 }
                 CoordinatorOutput::Frame(frame) => self.feed(frame),
+                CoordinatorOutput::Draft(order) => self.draft(order),
                 CoordinatorOutput::Tell { session, event } => self.told(session, event),
                 CoordinatorOutput::TellNoMore { session } => self.told_no_more(session),
                 CoordinatorOutput::Publish(event) => self.published(&event),

@@ -61,6 +61,10 @@ impl World {
         if status.running + status.waiting > 0 {
             self.find("the mesh says that it is idle, and that sequences run or wait".to_owned());
         }
+        if let Some(drafter) = self.drafter.as_ref().filter(|drafter| drafter.knows() > 0) {
+            let known = drafter.knows();
+            self.find(format!("the mesh is idle, and the model that drafts knows of {known} sessions"));
+        }
         let mut sessions = None;
         for number in 0..self.machines.len() {
             let machine = &self.machines[number];

@@ -84,9 +84,9 @@ impl OneProcess {
 fn measure(options: &PrefillOptions, model: &BenchModel, threads: usize, peers: &mut [Peer]) -> Result<Vec<Measured>> {
     let (stages, prompts) = (&options.stages, &options.prompt);
     let pipelines = stages.iter().map(|&stages| {
-        let (context, speculation) = (most(prompts) + 1, Speculation::Off);
+        let (context, speculation, drafter) = (most(prompts) + 1, Speculation::Off, None);
         let workload = options.cut.workload(Workload::Prompts);
-        ReadyMesh::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, workload })
+        ReadyMesh::processes(&Layout { model, stages, threads, context, sessions: 1, speculation, drafter, workload })
     });
     let pipelines = pipelines.collect::<Result<Vec<_>>>()?;
     let servers: Vec<Vec<RpcServers>> =

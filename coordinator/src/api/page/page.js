@@ -248,6 +248,9 @@ const note = (stages, slowest) => {
   return `With every stage busy, ${slowest.worker} sets the pace; the others would wait ${percent(bubble * stages.length / (stages.length - 1))} of the time.`;
 };
 
+/** What of the drafts were a small model's, if there is one. */
+const ofModel = (draft) => draft ? `; of ${draft.model}: ${draft.accepted_tokens} of ${draft.drafted_tokens}` : "";
+
 const showTiles = (news) => {
   const expected = news.prediction;
   const last = rates.at(-1);
@@ -258,7 +261,7 @@ const showTiles = (news) => {
     ["requests", `${news.running} running`, `${news.waiting} waiting`],
     ["KV promised", percent(kv), `${news.kv_positions_used} of ${news.kv_positions} positions`],
     ["prompt tokens", String(news.prompt_tokens), `${news.cached_tokens} of them were there already`],
-    ["generated tokens", String(news.generated_tokens), news.drafted_tokens ? `${news.accepted_tokens} of ${news.drafted_tokens} drafts were right` : ""],
+    ["generated tokens", String(news.generated_tokens), news.drafted_tokens ? `${news.accepted_tokens} of ${news.drafted_tokens} drafts were right${ofModel(news.draft_model)}` : ""],
     ["weights sent", bytes(news.weight_bytes_sent), "by this coordinator"],
     ["context", String(news.context), "tokens of one conversation"],
   ];

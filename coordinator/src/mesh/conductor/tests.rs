@@ -140,6 +140,7 @@ impl World {
             resume: Duration::from_secs(60),
             prefix_reuse: PrefixReuse::Off,
             speculation: Speculation::Off,
+            draft_model: None,
         };
         let planned = PlannedModel {
             name: "tiny".to_owned(),
@@ -205,6 +206,7 @@ impl World {
                 assert!(self.masks.ends_with(&waiting.collect::<Vec<_>>()), "masks come right before their frame");
                 self.conductor.sampled(self.now, A, &answer(frame));
             }
+            Action::Draft(order) => panic!("nobody drafts here: {order:?}"),
             Action::Tell(_, event) => self.told.push(event),
             Action::TellNoMore(_) => {}
             Action::Publish(event) => self.events.push(event),

@@ -1,6 +1,6 @@
 //! What the scheduler wants done.
 
-use qmesh_net::{Frame, Mask, OpenSession, PlanEpoch, SessionId};
+use qmesh_net::{DraftOrder, Frame, Mask, OpenSession, PlanEpoch, SessionId};
 
 use crate::generate::GenerateEvent;
 
@@ -17,6 +17,8 @@ pub(crate) enum Action {
     Mask(Mask),
     /// To stage 0.
     Frame(Frame),
+    /// To the model that drafts.
+    Draft(DraftOrder),
     /// To whoever submitted the sequence.
     Deliver(SessionId, GenerateEvent),
     /// Nothing runs on another pipeline than this epoch's any more.

@@ -13,6 +13,7 @@
 
 mod admission;
 mod answers;
+mod drafts;
 mod filling;
 mod follow;
 mod room;
@@ -26,10 +27,13 @@ use qmesh_net::{Frame, PlanEpoch, RowSum, Sampled, Segment, SessionId, StepId, S
 
 use super::{
     action::Action,
+    draft_model::{DraftLimits, DraftModel},
+    drafting::{DraftSource, Drafting},
     kept::Kept,
     pace::Pace,
     pages::PageLedger,
-    sequence::{Phase, Sequence, Taken},
+    phase::Phase,
+    sequence::{Sequence, Taken},
     step::{Answer, Pipeline, StepUnderWay},
     successor::Successor,
 };
@@ -66,6 +70,8 @@ pub(crate) struct Limits {
     pub(crate) prefix_reuse: PrefixReuse,
     /// Whether tokens are drafted.
     pub(crate) speculation: Speculation,
+    /// What a model drafts, if there is one for it.
+    pub(crate) draft_model: Option<DraftLimits>,
 }
 
 /// Tokens counted since the start.
@@ -108,6 +114,7 @@ pub(crate) struct Scheduler {
     returned: Option<Instant>,
     pages: PageLedger,
     pace: Pace,
+    draft_model: Option<DraftModel>,
     /// Beginnings that ended sequences have left on the stages.
     kept: BTreeMap<SessionId, Kept>,
     /// Sequences whose grammar lets nothing follow any more: they are to be ended.
@@ -133,6 +140,7 @@ impl Scheduler {
             returned: None,
             pages: PageLedger::new(limits.kv_positions, limits.sessions),
             pace: Pace::default(),
+            draft_model: limits.draft_model.map(DraftModel::new),
             kept: BTreeMap::new(),
             lost: Vec::new(),
             served: BTreeMap::new(),
@@ -153,7 +161,8 @@ impl Scheduler {
         let session = SessionId(self.next_session);
         self.next_session += 1;
         self.welcome(request.client);
-        self.sequences.insert(session, Sequence::new(now, request, self.limits.context));
+        let drafting = Drafting::new(self.draft_model.as_ref().map_or(0.0, DraftModel::share));
+        self.sequences.insert(session, Sequence::new(now, request, self.limits.context, drafting));
         self.queue.push_back(session);
         Ok(session)
     }
@@ -277,6 +286,7 @@ impl Scheduler {
             actions.extend(self.admit(pipeline));
         }
         actions.extend(self.provide_room());
+        actions.extend(self.ask_for_drafts(now));
         while !self.is_draining()
             && let Some(filled) = self.fill_step(now, pipeline)
         {
@@ -374,12 +384,16 @@ impl Scheduler {
             }
             None => sequence.take_rows(now, segment, rows),
         };
-        let Taken { events, prompt_tokens, cached, generated, drafted, right } = taken;
+        let Taken { events, prompt_tokens, cached, generated, verified } = taken;
         self.totals.prompt_tokens += prompt_tokens;
         self.totals.cached_tokens += cached;
         self.totals.generated_tokens += generated;
-        self.totals.drafted_tokens += drafted;
-        self.totals.accepted_tokens += right;
+        if let Some(verified) = verified {
+            self.totals.drafted_tokens += verified.drafted as u64;
+            self.totals.accepted_tokens += verified.right as u64;
+            let model = self.draft_model.as_mut().filter(|_| verified.source == DraftSource::Model);
+            model.into_iter().for_each(|model| model.verified(verified));
+        }
         events.into_iter().map(|event| Action::Deliver(session, event)).collect()
     }
 

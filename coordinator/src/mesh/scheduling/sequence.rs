@@ -5,41 +5,17 @@ use std::time::{Duration, Instant};
 use qmesh_models::footprint::ROLLBACK_ROWS;
 use qmesh_net::{RowSum, Sampled, Segment, SessionId, TokenMask, Trail, Trails, Wants};
 
-use super::{draft::Drafter, pages::PAGE_POSITIONS, pool::Pool};
+use super::{
+    drafting::{Drafting, Verified},
+    pages::PAGE_POSITIONS,
+    phase::Phase,
+    pool::Pool,
+};
 use crate::{
     generate::{Finish, FinishReason, GenerateError, GenerateEvent, GenerateRequest, PromptRows},
     grammar::{GrammarError, GrammarWalk},
     mesh::status::{SequencePhase, SequenceStatus},
 };
-
-/// Where a sequence stands.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Phase {
-    /// It waits for room on the stages, or for a pipeline.
-    Waiting,
-    /// Its session is being opened on the stages.
-    Opening {
-        /// Stages that have not answered yet.
-        missing: usize,
-    },
-    /// Its session is open on every stage.
-    Running,
-    /// It gives its room up to others: its session is closed as soon as no step carries its rows, and then it waits.
-    Yielding,
-    /// Over, but a step may still carry its rows.
-    Ending,
-}
-
-impl Phase {
-    /// The phase after one more stage has opened the session.
-    pub(crate) fn answered(self) -> Self {
-        match self {
-            Self::Opening { missing: 0 | 1 } => Self::Running,
-            Self::Opening { missing } => Self::Opening { missing: missing - 1 },
-            Self::Waiting | Self::Running | Self::Yielding | Self::Ending => self,
-        }
-    }
-}
 
 /// One sequence: prompt and generated ids, and its books.
 #[derive(Debug)]
@@ -65,9 +41,7 @@ pub(crate) struct Sequence {
     pub(crate) computed: usize,
     /// Whether a stage has failed it: nothing of it can be relied on.
     pub(crate) spoiled: bool,
-    /// What was drafted behind the ids that are sent.
-    drafted: Vec<u32>,
-    drafter: Drafter,
+    pub(crate) drafting: Drafting,
     /// How far its text has come along its grammar: through all generated ids.
     walk: Option<GrammarWalk>,
     /// Positions of the prompt that were on the stages already when it was first admitted.
@@ -100,13 +74,12 @@ pub(crate) struct Taken {
     /// Of these, what was on the stages already.
     pub(crate) cached: u64,
     pub(crate) generated: u64,
-    pub(crate) drafted: u64,
-    /// Of the drafted tokens, the right ones.
-    pub(crate) right: u64,
+    /// What came of drafts, if there were any.
+    pub(crate) verified: Option<Verified>,
 }
 
 impl Sequence {
-    pub(crate) fn new(now: Instant, request: GenerateRequest, context: usize) -> Self {
+    pub(crate) fn new(now: Instant, request: GenerateRequest, context: usize, drafting: Drafting) -> Self {
         let pool = match request.prompt_rows {
             PromptRows::Pooled(pooling) => Some(Pool::new(pooling)),
             PromptRows::Last | PromptRows::All => None,
@@ -126,8 +99,7 @@ impl Sequence {
             trails: Trails::default(),
             computed: 0,
             spoiled: false,
-            drafted: Vec::new(),
-            drafter: Drafter::default(),
+            drafting,
             walk: request.grammar.as_ref().filter(|_| max_tokens > 0).map(|grammar| grammar.start()),
             cached: None,
             prompt_rows: Vec::new(),
@@ -144,7 +116,7 @@ impl Sequence {
         self.restarts += usize::from(self.in_flight > 0);
         self.phase = Phase::Waiting;
         (self.sent, self.computed) = (0, 0);
-        self.drafted.clear();
+        self.drafting.forget();
         self.in_flight = 0;
         self.waiting_since.get_or_insert(now);
         self.forget_prompt();
@@ -154,7 +126,7 @@ impl Sequence {
     pub(crate) fn give_way(&mut self) {
         self.phase = Phase::Waiting;
         (self.sent, self.computed) = (0, 0);
-        self.drafted.clear();
+        self.drafting.forget();
         self.forget_prompt();
     }
 
@@ -214,7 +186,7 @@ impl Sequence {
         self.phase = phase;
         self.trails = trails;
         (self.sent, self.computed, self.in_flight) = (sent, computed, in_flight);
-        self.drafted.clear();
+        self.drafting.forget();
         self.waiting_since = None;
     }
 
@@ -274,9 +246,20 @@ impl Sequence {
         self.pool.is_some()
     }
 
-    /// How likely a draft is right.
-    pub(crate) fn acceptance(&self) -> f64 {
-        self.drafter.acceptance()
+    /// Whether it waits for what a model drafts.
+    pub(crate) fn awaits_draft(&self, now: Instant) -> bool {
+        self.is_ready() && self.is_decoding() && self.drafting.awaits(now)
+    }
+
+    /// How many tokens may be drafted for it at a time.
+    pub(crate) fn draft_room(&self) -> usize {
+        let most = match &self.walk {
+            Some(walk) if !walk.follows_drafts() => 0,
+            Some(_) => DRAFTS_MASKED,
+            None => DRAFTS_MOST,
+        };
+        // The token after the last draft is drawn too, and is the last that there is room for.
+        most.min(self.max_positions.saturating_sub(self.ids.len() + 1))
     }
 
     /// Whether each of its tokens waits for a mask.
@@ -289,15 +272,14 @@ impl Sequence {
     /// # Errors
     /// Its grammar lets nothing follow.
     pub(crate) fn drafted_rows(&mut self, session: SessionId, most: usize) -> Result<Rows, GrammarError> {
-        // The token after the last draft is drawn too, and is the last that there is room for.
-        let room = self.max_positions.saturating_sub(self.ids.len() + 1);
-        let mut drafted = self.drafter.draft(&self.ids, most.min(room));
+        let most = most.min(self.draft_room());
+        let mut drafted = self.drafting.next(&self.ids, most);
         let masks = self.walk.as_mut().map(|walk| walk.masks(&mut drafted)).transpose()?.unwrap_or_default();
-        self.drafted = drafted;
         let position = self.sent;
         self.sent += 1;
         self.in_flight += 1;
-        let ids: Vec<u32> = self.ids[position..].iter().chain(&self.drafted).copied().collect();
+        let ids: Vec<u32> = self.ids[position..].iter().chain(&drafted).copied().collect();
+        self.drafting.sent(drafted);
         let wants = if ids.len() > 1 || self.is_scored() { Wants::All } else { Wants::Last };
         let trail = self.trail(position, &ids);
         let segment = Segment { session, position: count(position), rows: count(ids.len()), wants, trail };
@@ -392,7 +374,7 @@ impl Sequence {
                 taken.events.push(GenerateEvent::Prompt(std::mem::take(&mut self.prompt_rows)));
             }
         }
-        let drafted = std::mem::take(&mut self.drafted);
+        let drafted = self.drafting.take_drafted();
         if drafted.is_empty() {
             // Of a scored prompt's rows only the last one continues it.
             rows.drain(..rows.len().saturating_sub(1));
@@ -433,8 +415,7 @@ impl Sequence {
         }
         self.sent += right;
         self.computed = self.computed.max(self.sent);
-        self.drafter.verified(drafted.len(), right);
-        (taken.drafted, taken.right) = (drafted.len() as u64, right as u64);
+        taken.verified = self.drafting.verified(&self.ids, drafted.len(), right);
     }
 
     fn take_token(&mut self, now: Instant, row: Sampled, taken: &mut Taken) {
@@ -479,7 +460,9 @@ pub(crate) fn agree(sent: &Trails, segment: &Segment) -> bool {
 }
 
 /// Tokens drafted for a sequence at a time.
-pub(crate) const DRAFTS_MOST: usize = 15;
+pub const DRAFTS_MOST: usize = 15;
+/// The same where each of them takes a mask, which takes its time.
+const DRAFTS_MASKED: usize = 7;
 const _: () = assert!(DRAFTS_MOST < ROLLBACK_ROWS, "layers with a state can take drafts back");
 /// Positions that are set aside for a sequence beyond its ids. Room that is set aside and not used keeps others out, and room
 /// that comes to lack makes somebody start over.

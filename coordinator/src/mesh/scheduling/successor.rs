@@ -9,7 +9,8 @@ use super::{
     kept::{KEPT_MOST, Kept, longest_prefix},
     pace::Pace,
     pages::{PAGE_POSITIONS, PageLedger},
-    sequence::{Phase, Sequence},
+    phase::Phase,
+    sequence::Sequence,
     step::{Pipeline, StepUnderWay},
 };
 

@@ -12,6 +12,7 @@ use super::Scheduler;
 use crate::mesh::{
     config::Speculation,
     scheduling::{
+        drafting::DraftSource,
         pace::{Prompts, WaitingPrompts},
         sequence::{DRAFTS_MOST, Rows, Sequence},
         step::{Filled, Pipeline, StepUnderWay},
@@ -32,7 +33,7 @@ impl Scheduler {
         }
         let mut filled = Filled::new(pipeline, StepId(self.next_step));
         if self.steps.values().filter(|step| step.decodes).count() < groups {
-            self.add_group(&mut filled, groups, group_rows);
+            self.add_group(now, &mut filled, groups, group_rows);
         }
         let decodes = filled.rows() > 0;
         let room = self.limits.chunk_rows.saturating_sub(filled.rows());
@@ -61,14 +62,19 @@ impl Scheduler {
         Some(filled)
     }
 
-    /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay.
-    fn add_group(&mut self, filled: &mut Filled, groups: usize, count: usize) {
+    /// Adds the last tokens of up to `count` of the sequences that decode, with drafts where these pay. A group that would be whole
+    /// but for sequences that wait for drafts waits with them: it would take as long without them.
+    fn add_group(&mut self, now: Instant, filled: &mut Filled, groups: usize, count: usize) {
         let drafts_most = match self.limits.speculation {
             Speculation::Off => 0,
             Speculation::On => DRAFTS_MOST,
         };
         let under_way = self.masks_under_way();
-        for session in self.ready(Sequence::is_decoding).into_iter().take(count.min(FRAME_SEGMENTS)) {
+        let ready = self.ready(|s| s.is_decoding() && !s.awaits_draft(now));
+        if ready.len() < count.min(FRAME_SEGMENTS) && self.sequences.values().any(|s| s.awaits_draft(now)) {
+            return;
+        }
+        for session in ready.into_iter().take(count.min(FRAME_SEGMENTS)) {
             let held = self.pages.held(session);
             let Some(sequence) = self.sequences.get_mut(&session) else { continue };
             let room = self.limits.chunk_rows.saturating_sub(filled.rows());
@@ -80,9 +86,16 @@ impl Scheduler {
             let mut most = drafts_most.min(room - 1).min(spare);
             if sequence.is_masked() {
                 let Some(left) = (MASKS_MOST - filled.masks()).checked_sub(under_way + 1) else { continue };
-                most = most.min(DRAFTS_MASKED).min(left);
+                most = most.min(left);
             }
-            let drafts = self.pace.draft_rows(count, groups, sequence.acceptance(), most);
+            let drafts = match sequence.drafting.source(&sequence.ids) {
+                // It was found to pay before it was waited for.
+                DraftSource::Model => most,
+                DraftSource::Text => {
+                    let share = sequence.drafting.share(DraftSource::Text);
+                    self.pace.drafts(count, groups, share, most.min(sequence.draft_room()), 0.0).tokens
+                }
+            };
             match sequence.drafted_rows(session, drafts) {
                 Ok(rows) => self.add(filled, rows),
                 Err(error) => self.lost.push((session, error)),
@@ -146,7 +159,5 @@ impl Scheduler {
     }
 }
 
-/// The same where each of them takes a mask, which takes its time.
-const DRAFTS_MASKED: usize = 7;
 /// Masks under way on one pipeline. Workers take twice as many, since what a lost session leaves there may linger.
 const MASKS_MOST: usize = MASKS_UNDER_WAY / 2;

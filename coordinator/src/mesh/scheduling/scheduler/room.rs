@@ -8,10 +8,7 @@ use qmesh_net::SessionId;
 
 use super::Scheduler;
 use crate::mesh::scheduling::{
-    action::Action,
-    kept::make_more_room,
-    pages::PAGE_POSITIONS,
-    sequence::{Phase, Sequence},
+    action::Action, kept::make_more_room, pages::PAGE_POSITIONS, phase::Phase, sequence::Sequence,
 };
 
 impl Scheduler {

@@ -1,5 +1,6 @@
 //! The scheduler against a pipeline made of a queue: random arrivals, cancels and losses, by seed.
 
+mod drafted;
 mod pooled;
 mod timing;
 mod world;
@@ -446,6 +447,7 @@ fn limits() -> Limits {
         resume: Duration::from_secs(60),
         prefix_reuse: PrefixReuse::On,
         speculation: Speculation::On,
+        draft_model: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use qmesh_net::{FrameKind, Mask, MaskedRows, TokenMask, Trails, Wants};
 
-use super::*;
+use super::{drafted::WorldDrafter, *};
 use crate::{
     generate::{Finish, Pooling, PromptRows},
     grammar::CompiledGrammar,
@@ -74,6 +74,7 @@ pub(super) struct World {
     pub(super) closed: BTreeSet<(PlanEpoch, SessionId)>,
     /// How often sequences have followed to another pipeline.
     pub(super) moves: usize,
+    pub(super) drafter: WorldDrafter,
 }
 
 impl World {
@@ -105,6 +106,7 @@ impl World {
             stories: BTreeMap::new(),
             closed: BTreeSet::new(),
             moves: 0,
+            drafter: WorldDrafter::new(now, &limits),
         }
     }
 
@@ -215,6 +217,18 @@ impl World {
                 self.scheduler.opened(epoch, session);
             }
         }
+        let frame = self.frames.front().map(|(back, ..)| *back);
+        let answer = self.drafter.answers.front().map(|(at, _)| *at);
+        if answer.is_some_and(|at| frame.is_none_or(|back| at <= back)) {
+            let (at, answer) = self.drafter.answers.pop_front().unwrap();
+            self.now = self.now.max(at);
+            self.scheduler.draft_answered(self.now, answer);
+            return;
+        }
+        if frame.is_none() && self.scheduler.draft_model.is_some() {
+            // Somebody may wait for an answer that does not come.
+            self.now += Duration::from_millis(10);
+        }
         if let Some((back, times, frame)) = self.frames.pop_front() {
             self.now = self.now.max(back);
             let (sampled, answer) = self.compute(Frame { times, ..frame });
@@ -276,6 +290,7 @@ impl World {
                     assert!(twice.is_none(), "seed {}: a mask twice", self.seed);
                 }
                 Action::Frame(frame) => self.send(frame),
+                Action::Draft(order) => self.draft(order),
                 Action::Deliver(session, event) => {
                     let story = self.stories.get_mut(&session).unwrap();
                     assert!(!story.over() || story.cancelled, "seed {}: an event after the last", self.seed);

@@ -5,16 +5,13 @@
 
 use std::collections::HashMap;
 
-/// Finds repetitions in the ids of one sequence, and remembers how often they were right.
+/// Finds repetitions in the ids of one sequence.
 #[derive(Debug, Default)]
-pub(crate) struct Drafter {
+pub(crate) struct Lookup {
     /// The end of the latest occurrence of every run of [`GRAM`] ids.
     latest: HashMap<[u32; GRAM], usize>,
     /// For each end, that of the occurrence before it.
     earlier: Vec<Option<usize>>,
-    /// Drafted tokens that were right, and those that were tried; earlier ones count less and less.
-    right: f64,
-    tried: f64,
 }
 
 /// Ids that must have occurred before.
@@ -23,12 +20,7 @@ const GRAM: usize = 3;
 const OCCURRENCES: usize = 16;
 /// A match this long is as good as any.
 const MATCH_MOST: usize = 32;
-/// How much of the past counts after each verification.
-const FADING: f64 = 0.85;
-/// How many drafted tokens count as right, and of how many, before any was tried.
-const PRIOR: (f64, f64) = (1.2, 2.0);
-
-impl Drafter {
+impl Lookup {
     /// What may follow `ids`, at most `most` ids of it; nothing where their ending has not occurred before.
     pub(crate) fn draft(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
         // Indexing can wait until something is looked up.
@@ -45,20 +37,6 @@ impl Drafter {
             draft.push(next);
         }
         draft
-    }
-
-    /// Learns that of `drafted` tokens the first `right` were right.
-    pub(crate) fn verified(&mut self, drafted: usize, right: usize) {
-        if drafted > 0 {
-            // What comes after the first wrong one was not tried.
-            self.tried = FADING * self.tried + (right + usize::from(right < drafted)) as f64;
-            self.right = FADING * self.right + right as f64;
-        }
-    }
-
-    /// How likely the next drafted token is right, given that those before it were.
-    pub(crate) fn acceptance(&self) -> f64 {
-        (self.right + PRIOR.0) / (self.tried + PRIOR.1)
     }
 
     /// Enters all runs of `ids` but the last one, which nothing follows yet.
@@ -95,50 +73,40 @@ mod tests {
 
     #[test]
     fn what_followed_before_is_drafted() {
-        let mut drafter = Drafter::default();
+        let mut lookup = Lookup::default();
         let ids = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3];
-        assert_eq!(drafter.draft(&ids, 4), [4, 5, 6, 9]);
-        assert_eq!(drafter.draft(&[&ids[..], &[4]].concat(), 2), [5, 6]);
-        assert_eq!(drafter.draft(&[&ids[..], &[4, 7]].concat(), 2), [0; 0]);
-        assert_eq!(Drafter::default().draft(&[1, 2, 3], 4), [0; 0]);
-        assert_eq!(Drafter::default().draft(&[], 4), [0; 0]);
+        assert_eq!(lookup.draft(&ids, 4), [4, 5, 6, 9]);
+        assert_eq!(lookup.draft(&[&ids[..], &[4]].concat(), 2), [5, 6]);
+        assert_eq!(lookup.draft(&[&ids[..], &[4, 7]].concat(), 2), [0; 0]);
+        assert_eq!(Lookup::default().draft(&[1, 2, 3], 4), [0; 0]);
+        assert_eq!(Lookup::default().draft(&[], 4), [0; 0]);
     }
 
     #[test]
     fn the_longest_match_wins_and_the_latest_of_equals() {
         let ids = [7, 1, 2, 3, 50, 8, 1, 2, 3, 60, 7, 1, 2, 3];
-        assert_eq!(Drafter::default().draft(&ids, 1), [50]);
+        assert_eq!(Lookup::default().draft(&ids, 1), [50]);
         let ids = [1, 2, 3, 50, 1, 2, 3, 60, 1, 2, 3];
-        assert_eq!(Drafter::default().draft(&ids, 1), [60]);
+        assert_eq!(Lookup::default().draft(&ids, 1), [60]);
     }
 
     #[test]
     fn a_period_goes_on() {
-        assert_eq!(Drafter::default().draft(&[1, 2, 1, 2, 1], 5), [2, 1, 2, 1, 2]);
-        assert_eq!(Drafter::default().draft(&[4, 4, 4, 4], 3), [4, 4, 4]);
+        assert_eq!(Lookup::default().draft(&[1, 2, 1, 2, 1], 5), [2, 1, 2, 1, 2]);
+        assert_eq!(Lookup::default().draft(&[4, 4, 4, 4], 3), [4, 4, 4]);
     }
 
     #[test]
     fn drafts_grow_with_the_text_as_if_made_anew() {
         let mut random = 1_u64;
-        let mut grown = Drafter::default();
+        let mut grown = Lookup::default();
         let mut ids = Vec::new();
         for _ in 0..600 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             ids.push((random >> 62) as u32);
             if random >> 40 & 1 == 0 {
-                assert_eq!(grown.draft(&ids, 6), Drafter::default().draft(&ids, 6));
+                assert_eq!(grown.draft(&ids, 6), Lookup::default().draft(&ids, 6));
             }
         }
-    }
-
-    #[test]
-    fn acceptance_follows_what_was_right() {
-        let mut drafter = Drafter::default();
-        let before = drafter.acceptance();
-        (0..10).for_each(|_| drafter.verified(4, 0));
-        assert!(drafter.acceptance() < 0.2 && before > 0.5);
-        (0..10).for_each(|_| drafter.verified(4, 4));
-        assert!(drafter.acceptance() > 0.8);
     }
 }
