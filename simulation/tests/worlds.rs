@@ -22,6 +22,7 @@ fn what_was_once_found_stays_mended() {
             399,
             "a worker with two plans' shards gave the serving one up for a third, as the other had had the last frame",
         ),
+        (186, "a session shared a position of a scored prompt that the prompt's next chunk was to write again"),
         (20, "frames that came after a link downstream had broken were told as faults"),
     ];
     for (seed, what) in mended {

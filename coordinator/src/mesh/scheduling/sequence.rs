@@ -363,7 +363,9 @@ impl Sequence {
             self.prompt_rows.truncate(segment.position as usize);
             self.prompt_rows.append(&mut rows.clone());
         }
-        self.computed = self.computed.max(end.min(self.sent));
+        // The last row of a scored prompt's chunk is written again by the next one: nobody may share it before.
+        let again = usize::from(self.is_scored() && end < self.ids.len());
+        self.computed = self.computed.max((end - again).min(self.sent));
         if end < self.ids.len() {
             taken.events.extend(self.progress(segment));
             return taken;
