@@ -9,6 +9,7 @@ pub mod cluster;
 mod cost;
 mod cpus;
 pub mod curve;
+pub mod drafted;
 mod error;
 mod link;
 pub mod machine;

@@ -86,6 +86,9 @@ pub struct PlanArgs {
     /// Who holds what, in any case.
     #[command(flatten)]
     pub placement: PlacementArgs,
+    /// What drafts beside the text: says whether that pays.
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Draw the pipeline into an SVG file
     #[arg(long, value_name = "FILE", env = "QMESH_SVG")]
     pub svg: Option<PathBuf>,

@@ -10,13 +10,15 @@ use qmesh_models::{
 
 use super::{header, room::Room, status};
 use crate::{
-    cli::{CoordinatorArgs, Failure, PlanArgs, WorkloadArgs},
+    cli::{CoordinatorArgs, DraftArgs, Failure, PlanArgs, WorkloadArgs},
+    drafter::DraftRoom,
     local,
-    mesh::status::WorkerStatus,
+    mesh::{DRAFTS_MOST, status::WorkerStatus},
     plan::{
         self, Capacity, Link, Links, PlanError, PlanInput,
         alternatives::alternatives,
         cluster::{self, Cluster},
+        drafted::{Drafting, predict_drafts},
         machine::Machine,
         offer::Offer,
         prediction::predict,
@@ -48,7 +50,10 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let streams = if args.parallel > 1 { args.parallel } else { STREAMS };
     let prediction = predict(&input, &plan, streams);
     let expected = prediction.map(|prediction| (prediction, alternatives(&input, &plan, streams)));
-    let report = PlanReport::new(&input, &plan, expected.as_ref(), fitting.as_ref());
+    let drafting = drafting(args, &input)?;
+    let drafted = drafting.and_then(|drafting| predict_drafts(&input, &plan, &drafting));
+    let mut report = PlanReport::new(&input, &plan, expected.as_ref(), fitting.as_ref());
+    report.drafts = drafted.as_ref();
     if let Some(path) = &args.svg {
         fs::write(path, report.svg())
             .map_err(|error| Failure::failed(format!("cannot write --svg {}: {error}", path.display())))?;
@@ -59,6 +64,36 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         output::text(report.text())?;
     }
     Ok(())
+}
+
+/// The model that shall draft on this machine, and how fast it does.
+fn drafting(args: &PlanArgs, input: &PlanInput<'_>) -> Result<Option<Drafting>, Failure> {
+    let DraftArgs { draft_model, draft_threads, draft_max } = &args.draft;
+    let Some(reference) = draft_model else { return Ok(None) };
+    let spec = header::spec(reference)?;
+    let machine = Machine::measure();
+    let threads = draft_threads.unwrap_or(machine.cores as usize);
+    let model = spec.name.clone();
+    let unknown = |why: &str| note(format_args!("note: whether {model} pays as a draft model is not known: {why}"));
+    if args.workload.no_measure {
+        unknown("--no-measure leaves this machine's speed unmeasured");
+        return Ok(None);
+    }
+    let speed = match local::measure(&spec, u32::try_from(threads).unwrap_or(u32::MAX)) {
+        Ok(speed) => speed,
+        Err(error) => {
+            unknown(&error);
+            return Ok(None);
+        }
+    };
+    let room = DraftRoom::of(&spec, input.context, input.kv_positions);
+    // It is a plan of one worker, as far as its tokens are concerned.
+    let alone = Capacity { name: model.clone(), memory_bytes: u64::MAX, threads: 1, speed: Some(speed) };
+    let alone = PlanInput::new(&spec, vec![alone], room.kv_positions, room.context, input.chunk_rows);
+    let token_s = predict(&alone, &plan::solve(&alone)?, 1).map(|alone| alone.stage_ms.iter().sum::<f64>() / 1e3);
+    let memory_bytes = room.memory_bytes(&spec, threads);
+    let most = draft_max.unwrap_or(DRAFTS_MOST);
+    Ok(token_s.map(|token_s| Drafting { model, memory_bytes, token_s, most }))
 }
 
 /// Which quantisations of the model the workers could hold, where it is one of a repository's.

@@ -84,6 +84,13 @@ pub fn predict(input: &PlanInput<'_>, plan: &Plan, streams: usize) -> Option<Pre
     })
 }
 
+/// Seconds from one step of a stream alone to its next, with so many rows that all want a token; `None` where some worker's speed
+/// is not known.
+pub(super) fn round_s(input: &PlanInput<'_>, plan: &Plan, rows: usize) -> Option<f64> {
+    let pipeline = Pipeline::new(input, plan)?;
+    Some(pipeline.steps_s(rows as f64, POSITIONS).sum::<f64>() + pipeline.hops_s(rows as f64))
+}
+
 /// What the steps of a stage take at most, by its worker's speed, with every sequence at the end of its context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepBound {

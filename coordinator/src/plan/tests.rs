@@ -1,6 +1,7 @@
 //! The planner against brute force, and the words of its errors.
 
 mod cuts;
+mod drafted;
 mod experts;
 mod quantisations;
 

@@ -13,6 +13,7 @@ use super::{
 use crate::plan::{
     Capacity, Goal, Plan, PlanInput, SpeedSource, StagePlan,
     alternatives::Alternatives,
+    drafted::DraftPrediction,
     prediction::{Bottleneck, Prediction},
     quantisations::Fitting,
 };
@@ -31,6 +32,8 @@ pub struct PlanReport<'a> {
     prediction: Option<&'a Prediction>,
     alternatives: Option<&'a Alternatives>,
     quantisations: Option<&'a Fitting>,
+    /// What a model that drafts is expected to bring.
+    pub drafts: Option<&'a DraftPrediction>,
 }
 
 #[derive(Debug, Serialize)]
@@ -84,6 +87,7 @@ impl<'a> PlanReport<'a> {
             prediction,
             alternatives: expected.map(|(_, alternatives)| alternatives),
             quantisations,
+            drafts: None,
         }
     }
 
@@ -102,6 +106,7 @@ impl<'a> PlanReport<'a> {
             parts.push(format!("\n{}\n", picture::text(&self.boxes())));
             parts.push(expected(prediction));
             parts.extend(self.alternatives.and_then(|others| one_more(others, prediction)));
+            parts.extend(self.drafts.map(drafted));
         }
         if self.gap_percent > 0.0 {
             parts.push(format!("a better plan may exist, by {:.1} % at most", self.gap_percent));
@@ -179,6 +184,20 @@ pub fn expected(prediction: &Prediction) -> String {
          {hops_ms:.2} on links){prompt}\n          {streams_tokens_per_s:.1} tok/s for {} together; {bound}\n          \
          ({source}; drafts come on top)",
         count(streams, "stream")
+    )
+}
+
+/// Whether a model that drafts pays, with both figures.
+fn drafted(drafts: &DraftPrediction) -> String {
+    let DraftPrediction { model, memory_bytes, token_ms, assumed_acceptance, tokens_per_s, alone_tokens_per_s, .. } =
+        drafts;
+    let (verdict, memory) = (if drafts.pays { "pays" } else { "does not pay" }, ByteCount(*memory_bytes));
+    let tokens = count(drafts.drafts, "token");
+    let right = assumed_acceptance * 100.0;
+    format!(
+        "drafts by {model}: {tokens_per_s:.1} tok/s for one stream instead of {alone_tokens_per_s:.1}, with {tokens} at a time: \
+         {verdict}\n          (on this machine {memory} and {token_ms:.2} ms a token, measured; that {right:.0} % of them are right is \
+         assumed)"
     )
 }
 
