@@ -19,11 +19,11 @@ use qmesh_coordinator::{
 };
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, MeasuredBy, Search, Stay, WorkerConfig},
+    worker::{self, Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig},
 };
 use qmesh_models::weights::ModelFile;
 use qmesh_net::{
-    Admission, Digest, Identity, JoinRight, Sampling, Ticket,
+    Admission, Digest, Identity, JoinRight, Sampling, Strangers, Ticket,
     memory::{Faults, Network},
 };
 use qmesh_tests::golden_file;
@@ -286,6 +286,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
         formation: Formation::new(workers),
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
+        strangers: Strangers::NeedTickets,
         prefix_reuse: PrefixReuse::On,
         speculation: Speculation::On,
         drafter: None,
@@ -296,7 +297,7 @@ fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig 
     WorkerConfig {
         ticket_file: None,
         search: Search::Addresses,
-        ticket,
+        way_in: WayIn::Ticket(ticket),
         name: format!("w{number}"),
         memory: None,
         cache,

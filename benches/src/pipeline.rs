@@ -26,10 +26,10 @@ use qmesh_coordinator::{
 use qmesh_engine::{
     backend::{Backend, cpu::CpuBackend},
     shard::PAGE_POSITIONS,
-    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig, WorkerError},
+    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerError},
 };
 use qmesh_net::{
-    Admission, Identity, JoinRight,
+    Admission, Identity, JoinRight, Strangers,
     memory::{Faults, Network},
 };
 use tempfile::TempDir;
@@ -256,7 +256,7 @@ impl ReadyMesh {
                 let config = WorkerConfig {
                     ticket_file: None,
                     search: Search::Addresses,
-                    ticket: mesh.ticket().clone(),
+                    way_in: WayIn::Ticket(mesh.ticket().clone()),
                     name: worker_name(number),
                     memory: None,
                     cache: folder.path().join(worker_name(number)),
@@ -323,6 +323,7 @@ impl Layout<'_> {
             formation: self.formation(),
             chunk_rows: CHUNK_ROWS,
             ticket: TicketSource::Fresh,
+            strangers: Strangers::NeedTickets,
             prefix_reuse: PrefixReuse::Off,
             speculation: self.speculation,
             drafter,

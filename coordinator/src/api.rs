@@ -23,6 +23,7 @@ mod mesh;
 mod metrics;
 mod ollama;
 mod openapi;
+mod owner;
 mod page;
 mod params;
 mod parting;
@@ -61,6 +62,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 pub use self::{
     key::{ApiKey, ApiKeyError, KeyListError, NamedKeys},
     listen::{ListenError, Listeners},
+    owner::OWNER_KEY,
     server::{ServeError, serve},
 };
 
@@ -97,6 +99,8 @@ pub struct ApiState {
     pub api_key: Option<ApiKey>,
     /// Any of them will do as well, and tells who asks.
     pub named_keys: NamedKeys,
+    /// Shown by whoever runs the coordinator, who alone decides about workers; without one nobody does so by the API.
+    pub owner_key: Option<ApiKey>,
     /// Pages that may ask from elsewhere, as browsers name their origin; `*` stands for all.
     pub origins: Vec<String>,
     /// Host names beside loopback's own that a server bound to loopback answers to.
@@ -119,6 +123,7 @@ impl ApiState {
             any_name: false,
             api_key: None,
             named_keys: NamedKeys::default(),
+            owner_key: None,
             hosts: Vec::new(),
             origins: Vec::new(),
             trusted_proxies: Vec::new(),
@@ -159,6 +164,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/status", get(mesh::status))
         .route("/api/events", get(mesh::events))
         .route("/api/requests/{number}/cancel", post(mesh::cancel))
+        .route("/api/workers", get(owner::workers))
+        .route("/api/workers/{who}/admit", post(owner::admit))
+        .route("/api/workers/{who}/refuse", post(owner::refuse))
+        .route("/api/workers/{who}/revoke", post(owner::revoke))
+        .route("/api/workers/{who}/forget", post(owner::forget))
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::openapi))
         .route("/props", get(tokens::props))

@@ -9,6 +9,7 @@ mod mesh;
 mod models;
 mod share;
 mod shell;
+mod workers;
 
 use std::{
     env,
@@ -32,11 +33,12 @@ pub use self::{
     generation::{ChatArgs, DemoArgs, EvalArgs, LengthArgs, RunArgs, SamplingArgs, SplitArgs, VerifyArgs},
     mesh::{
         AddressArgs, ClientArgs, CoordinatorArgs, DiscoverArgs, Pin, PipelineArgs, PlacementArgs, PlanArgs, RoomArgs,
-        ServeArgs, StatusArgs, TicketArgs, TopArgs, WorkloadArgs,
+        ServeArgs, StatusArgs, TopArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, TokenizeArgs, TokenizerArgs},
     share::{PullArgs, ShareArgs},
     shell::{CompletionsArgs, ManArgs},
+    workers::{AdmitArgs, ListWorkersArgs, TicketArgs, WorkerArgs, WorkersArgs, WorkersCommand},
 };
 
 /// Run a language model split over several machines.
@@ -84,6 +86,10 @@ pub enum Command {
     Top(TopArgs),
     /// Print the join line of a coordinator that runs on this machine
     Ticket(TicketArgs),
+    /// Let in a worker that asks to join (`serve --open`)
+    Admit(AdmitArgs),
+    /// List workers and their keys, or take away their right to join
+    Workers(WorkersArgs),
     /// List the coordinators of the local network
     Discover(DiscoverArgs),
     /// Look whether this machine would be a good coordinator, and say what to do where it would not
@@ -129,15 +135,18 @@ pub fn description() -> clap::Command {
 /// The command with what holds for every flag: environment values stay out of help, where a key would be seen, a switch
 /// understands `QMESH_JSON=0`, and an empty variable, as compose files leave them, counts as not set.
 fn command_in(value_of: impl Fn(&OsStr) -> Option<OsString>) -> clap::Command {
-    Cli::command().mut_subcommands(|command| {
-        command.mut_args(|arg| {
-            let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
-            let is_blank = arg.get_env().and_then(&value_of).is_some_and(|value| value.is_empty());
-            let arg = arg.hide_env_values(true);
-            let arg = if is_blank { arg.env(Resettable::Reset) } else { arg };
-            if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
-        })
-    })
+    Cli::command().mut_subcommands(|command| with_variables(command, &value_of))
+}
+
+fn with_variables(command: clap::Command, value_of: &dyn Fn(&OsStr) -> Option<OsString>) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+        let is_blank = arg.get_env().and_then(value_of).is_some_and(|value| value.is_empty());
+        let arg = arg.hide_env_values(true);
+        let arg = if is_blank { arg.env(Resettable::Reset) } else { arg };
+        if is_switch { arg.value_parser(FalseyValueParser::new()) } else { arg }
+    });
+    command.mut_subcommands(|command| with_variables(command, value_of))
 }
 
 /// clap's report in one line, with its tip or a pointer to the help as advice.

@@ -28,6 +28,7 @@ mod ticket;
 mod tokenize;
 mod top;
 mod verify;
+mod workers;
 
 use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -66,6 +67,8 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::status(&args),
         Command::Top(args) => top::top(args),
         Command::Ticket(args) => ticket::ticket(&args),
+        Command::Admit(args) => workers::admit(&args),
+        Command::Workers(args) => workers::workers(&args),
         Command::Discover(args) => block_on(discover::discover(&args)),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Eval(args) => eval::eval(&args),

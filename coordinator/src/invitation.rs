@@ -7,7 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Write},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -26,6 +26,8 @@ pub struct Invitation {
     pub process: u32,
     /// The command that a worker's owner pastes.
     pub join: String,
+    /// What shows that a client of the API is who runs the coordinator. For this file alone.
+    pub owner: String,
     /// When the ticket stops letting new workers in, in seconds since 1970.
     pub expires_unix: Option<u64>,
 }
@@ -68,6 +70,21 @@ impl Invitation {
         };
         let file = write().map_err(fail)?;
         Ok(Posted { path, _file: file })
+    }
+
+    /// Where its HTTP API is reached from this machine.
+    pub fn url(&self) -> String {
+        let loopback = match self.api.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let ip = if self.api.ip().is_unspecified() { loopback } else { self.api.ip() };
+        format!("http://{}", SocketAddr::new(ip, self.api.port()))
+    }
+
+    /// The link to its page by which the owner decides about workers there.
+    pub fn owner_page(&self) -> String {
+        format!("{}/#owner={}", self.url(), self.owner)
     }
 
     /// The invitations of all coordinators that run now, by port; removes those of processes that are gone.
@@ -155,7 +172,8 @@ mod tests {
 
     fn invitation(process: u32, port: u16) -> Invitation {
         let api = ([127, 0, 0, 1], port).into();
-        Invitation { model: "tiny".into(), api, process, join: "shard-worker join qmesh1a".into(), expires_unix: None }
+        let (join, owner) = ("shard-worker join qmesh1a".into(), "secret".into());
+        Invitation { model: "tiny".into(), api, process, join, owner, expires_unix: None }
     }
 
     #[test]
@@ -171,6 +189,14 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert!(write_ticket(&ticket, &folder.path().join("no/folder")).unwrap_err().to_string().contains("no/folder"));
+    }
+
+    #[test]
+    fn the_api_is_reached_from_this_machine_wherever_it_listens() {
+        let at = |api: &str| Invitation { api: api.parse().unwrap(), ..invitation(1, 1) };
+        assert_eq!(at("0.0.0.0:80").url(), "http://127.0.0.1:80");
+        assert_eq!(at("[::]:80").url(), "http://[::1]:80");
+        assert_eq!(at("192.168.0.2:80").owner_page(), "http://192.168.0.2:80/#owner=secret");
     }
 
     #[test]

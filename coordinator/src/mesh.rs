@@ -8,11 +8,15 @@
 mod conductor;
 pub mod config;
 mod draft_process;
+mod entry;
 mod error;
 pub mod events;
 mod formation;
 pub(crate) mod handle;
+pub(crate) mod lobby;
+pub mod members;
 mod observer;
+pub mod owner;
 mod probe;
 mod run;
 mod scheduling;
@@ -39,7 +43,8 @@ pub use self::{
     scheduling::DRAFTS_MOST,
 };
 use self::{
-    draft_process::DraftProcess, formation::PlannedModel, handle::CALLS_WAITING, run::MeshTask, thread::MeshThread,
+    draft_process::DraftProcess, formation::PlannedModel, handle::CALLS_WAITING, members::Members, run::MeshTask,
+    thread::MeshThread,
 };
 
 /// A running mesh.
@@ -64,8 +69,12 @@ impl Mesh {
         let thread = MeshThread::spawn()?;
         let starting = async move {
             let (identity, right) = credentials(&config.ticket)?;
+            let members = match &config.ticket {
+                TicketSource::Fresh => Members::for_now(),
+                TicketSource::Kept { directory, .. } => Members::open(directory)?,
+            };
             let endpoint = Endpoint::bind(config.listen, &identity, Admission::anyone())?;
-            Self::start_on(endpoint, &identity, right, config).await
+            Self::begin(endpoint, &identity, right, members, config).await
         };
         let mesh = thread.run(starting).await?;
         Ok(Self { _thread: Some(thread), ..mesh })
@@ -79,6 +88,16 @@ impl Mesh {
         endpoint: Endpoint,
         identity: &Identity,
         right: JoinRight,
+        config: MeshConfig,
+    ) -> Result<Self, MeshError> {
+        Self::begin(endpoint, identity, right, Members::for_now(), config).await
+    }
+
+    async fn begin(
+        endpoint: Endpoint,
+        identity: &Identity,
+        right: JoinRight,
+        members: Members,
         config: MeshConfig,
     ) -> Result<Self, MeshError> {
         config.check()?;
@@ -107,12 +126,13 @@ impl Mesh {
         };
         let (calls, called) = mpsc::channel(CALLS_WAITING);
         let (stop, stopped) = oneshot::channel();
-        let gate = Gate { secret, expires_unix, known: KnownPeers::default(), numerics: numerics::expected() };
+        let (known, strangers) = (KnownPeers::default(), config.strangers);
+        let gate = Gate { secret, expires_unix, known, strangers, numerics: numerics::expected() };
         let drafter = config.drafter.as_ref();
         let drafting = drafter.map(|d| draft_process::command(d, config.context, config.kv_positions));
         let drafting = drafting.map(DraftProcess::spawn).transpose()?;
-        let task = MeshTask::new(endpoint, gate, &config, planned, drafting);
-        let handle = MeshHandle::new(calls, task.watch_status(), task.events());
+        let task = MeshTask::new(endpoint, gate, members.clone(), &config, planned, drafting);
+        let handle = MeshHandle::new(calls, task.watch_status(), task.events(), members);
         let task = tokio::spawn(task.run(called, stopped));
         Ok(Self { handle, ticket, address, stop: Some(stop), task, _thread: None })
     }

@@ -10,6 +10,7 @@ pub mod progress;
 pub mod report;
 pub mod table;
 mod vocabulary;
+pub mod workers;
 
 use std::fmt::Display;
 

@@ -11,7 +11,12 @@
 //! # async fn example(coordinator: qmesh_net::PeerId) -> Result<(), qmesh_discovery::LanError> {
 //! use std::time::Duration;
 //!
-//! let _said = qmesh_discovery::Announcement::begin(coordinator, ([0, 0, 0, 0], 4433).into(), "smollm2-135m")?;
+//! let _said = qmesh_discovery::Announcement::begin(
+//!     coordinator,
+//!     ([0, 0, 0, 0], 4433).into(),
+//!     "smollm2-135m",
+//!     qmesh_discovery::Entrance::ByTicket,
+//! )?;
 //! let addresses = qmesh_discovery::find(coordinator, Duration::from_secs(2)).await?;
 //! assert!(!addresses.is_empty());
 //! # Ok(())
@@ -46,6 +51,15 @@ pub enum LanError {
     Mdns(#[from] mdns_sd::Error),
 }
 
+/// Who may come to a coordinator.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entrance {
+    /// Whoever has a ticket.
+    ByTicket,
+    /// Others may ask.
+    Open,
+}
+
 /// A coordinator that says on the network where it is, for as long as this lives.
 pub struct Announcement {
     daemon: ServiceDaemon,
@@ -58,19 +72,26 @@ pub struct Found {
     pub mark: String,
     /// The model that it serves.
     pub model: String,
+    /// Its key, where workers without a ticket may ask it to let them in.
+    pub open: Option<PeerId>,
     /// Where it can be dialled, as `host:port`, addresses of the local network first.
     pub addresses: Vec<String>,
 }
 
 impl Announcement {
-    /// Says that the coordinator with this key, which serves `model`, listens at `listen`. An unspecified address stands for
+    /// Says that the coordinator with this key, which serves `model` and is so open, listens at `listen`. An unspecified address stands for
     /// all of this machine's, also those that it gets later.
     ///
     /// # Errors
     /// The sockets of multicast DNS cannot be opened.
-    pub fn begin(coordinator: PeerId, listen: SocketAddr, model: &str) -> Result<Self, LanError> {
-        let mark = mark_of(coordinator);
-        Self::of(COORDINATORS, &mark, listen, &[(MARK, mark.as_str()), (MODEL, short(model))])
+    pub fn begin(coordinator: PeerId, listen: SocketAddr, model: &str, entrance: Entrance) -> Result<Self, LanError> {
+        let (mark, key) = (mark_of(coordinator), coordinator.to_string());
+        let mut said = vec![(MARK, mark.as_str()), (MODEL, short(model))];
+        if entrance == Entrance::Open {
+            // Who has no ticket knows the key from nowhere else.
+            said.push((OPEN, key.as_str()));
+        }
+        Self::of(COORDINATORS, &mark, listen, &said)
     }
 
     /// Says that `holder` listens at `listen` for readers of the shared model with this mark.
@@ -141,7 +162,8 @@ pub async fn find_holders(mark: &str, patience: Duration) -> Result<Vec<(PeerId,
     browse(HOLDERS, patience, holder, |_| false).await
 }
 
-/// What tells a coordinator's key from others: 16 hexadecimal digits of its BLAKE3. The network does not hear the key itself.
+/// What tells a coordinator's key from others: 16 hexadecimal digits of its BLAKE3. The network does not hear the key itself, unless
+/// the coordinator is open to whoever asks.
 pub fn mark_of(coordinator: PeerId) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("qmesh lan 1");
     hasher.update(&coordinator.0);
@@ -179,8 +201,10 @@ fn understood(service: &ResolvedService) -> Option<Found> {
     let text = |name| service.txt_properties.get_property_val_str(name).unwrap_or_default();
     let mark = text(MARK);
     let is_mark = mark.len() == MARK_DIGITS && mark.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let key = text(OPEN).parse().ok().filter(|&key| mark_of(key) == mark);
     is_mark.then(|| Found {
         mark: mark.to_owned(),
+        open: key,
         // Names of others are shown in terminals.
         model: text(MODEL).chars().filter(|c| !c.is_control()).take(MODEL_CHARS).collect(),
         addresses: addresses_of(service),
@@ -216,6 +240,7 @@ const HOLDERS: &str = "_qmesh-share._udp.local.";
 /// Names of what a service says.
 const MARK: &str = "key";
 const MODEL: &str = "model";
+const OPEN: &str = "open";
 const HOLDER: &str = "holder";
 const MARK_DIGITS: usize = 16;
 const MODEL_CHARS: usize = 64;

@@ -17,6 +17,7 @@ mod compute;
 mod config;
 mod console;
 mod drafting;
+mod known_mesh;
 mod lasting;
 mod links;
 mod machine;
@@ -32,9 +33,10 @@ mod tensors;
 mod turn;
 
 pub use self::{
-    config::{Exit, MeasuredBy, Search, Stay, WorkerConfig},
+    config::{Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig},
     console::Audience,
     drafting::{DraftingModel, DraftingRoom, draft},
+    known_mesh::{KnownMesh, KnownMeshError},
     run::{WorkerError, run},
     tensors::{Blob, BlobState, Damage, OnDamage, Removal, Selection, StoreError, TensorCache, Usage, Verification},
 };

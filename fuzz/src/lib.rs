@@ -22,7 +22,7 @@ use qmesh_models::{
     gguf::Gguf,
     tokenizer::{PretokenizerChoice, Tokenizer, Vocabulary},
 };
-use qmesh_net::{FrameHead, Ticket, decode, encode, without_tickets};
+use qmesh_net::{FrameHead, Strangers, Ticket, decode, encode, without_tickets};
 
 /// Takes bytes from outside, and says whether they were accepted.
 pub type Entry = fn(&[u8]) -> bool;
@@ -141,6 +141,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         formation: Formation::new(Workers::Exactly(1)),
         chunk_rows: 8,
         ticket: TicketSource::Fresh,
+        strangers: Strangers::NeedTickets,
         prefix_reuse: PrefixReuse::On,
         speculation: Speculation::Off,
         drafter: None,

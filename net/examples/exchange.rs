@@ -8,7 +8,8 @@ use std::{
 };
 
 use qmesh_net::{
-    Admission, Endpoint, Gate, Identity, Introduction, JoinSecret, KnownPeers, Message, Ticket, Welcome, join, welcome,
+    Admission, Claim, Endpoint, Gate, Identity, Introduction, JoinSecret, KnownPeers, Message, Strangers, Ticket,
+    Welcome, join, welcome,
 };
 
 #[tokio::main]
@@ -38,7 +39,7 @@ async fn lend(ticket: String) -> Result<(), Box<dyn Error>> {
     let endpoint = Endpoint::bind(any_port, &Identity::ephemeral(), Admission::only([]))?;
     let connection = endpoint.dial(&ticket.addresses, ticket.coordinator).await?;
     let me = Introduction { name: "attic".into(), threads: 4, ..Introduction::default() };
-    let (welcome, mut sender, _receiver) = join(&connection, &ticket.secret, me).await?;
+    let (welcome, mut sender, _receiver) = join(&connection, Claim::Ticket(&ticket.secret), me).await?;
     say(format_args!("joined {} as {}", welcome.mesh, welcome.assigned_name));
     sender.send(&Message::Bye { text: "that was all".into() }).await?;
     // Waits for the other side to have read it: what is unread when a connection ends is lost.
@@ -49,7 +50,13 @@ async fn lend(ticket: String) -> Result<(), Box<dyn Error>> {
 
 /// The coordinator's side: lets one worker in, and hears what it says first.
 async fn host(endpoint: Endpoint, secret: JoinSecret) -> Result<Message, Box<dyn Error>> {
-    let gate = Gate { secret, expires_unix: None, known: KnownPeers::default(), numerics: String::new() };
+    let gate = Gate {
+        secret,
+        expires_unix: None,
+        known: KnownPeers::default(),
+        strangers: Strangers::NeedTickets,
+        numerics: String::new(),
+    };
     let connection = endpoint.accept().await.ok_or("the endpoint is closed")?;
     let applicant = welcome(&connection, &gate).await?;
     let answer =

@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     close::CloseCode,
+    code::JoinCode,
     control::{ControlReceiver, ControlSender},
     door::Place,
     error::NetError,
@@ -129,6 +130,16 @@ impl Connection {
     /// Bytes that only the two ends of this connection know, and that no other connection has.
     pub(crate) fn exporter(&self) -> [u8; 32] {
         self.0.exporter
+    }
+
+    /// What the screens of both ends show, where a worker asks its coordinator to be let in.
+    pub(crate) fn join_code(&self, worker: PeerId, coordinator: PeerId) -> JoinCode {
+        JoinCode::of(&self.exporter(), worker, coordinator)
+    }
+
+    /// The same, at the worker that dialled its coordinator.
+    pub fn own_join_code(&self) -> JoinCode {
+        self.join_code(self.local_peer(), self.peer())
     }
 
     /// Keeps no more than so many bytes to send, and not yet acknowledged: what is served here must not fill the memory.

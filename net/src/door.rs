@@ -6,13 +6,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 
-use crate::limits::{DOOR_LOOPBACK, DOOR_PER_ADDRESS, DOOR_REMOTE};
+use crate::{
+    limits::{DOOR_LOOPBACK, DOOR_PER_ADDRESS, DOOR_REMOTE},
+    origin::Origin,
+};
 
 /// The places at the door of one endpoint. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -38,10 +41,6 @@ struct Waiting {
     from: Origin,
     turned_away: Arc<Notify>,
 }
-
-/// What counts as one address: one of IPv4, or a whole /64 network of IPv6, since a machine can use all that is in it.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-struct Origin(IpAddr);
 
 impl Door {
     /// A place for a connection from `address`. Where there is none, another connection loses its own.
@@ -99,19 +98,6 @@ impl Places {
         let crowd = counts.values().max().copied()?;
         let crowded = |w: &Waiting| counts.get(&w.from) == Some(&crowd);
         self.waiting.iter().find(|(_, waiting)| crowded(waiting)).map(|(&number, _)| number)
-    }
-}
-
-impl Origin {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(ip) if !ip.is_loopback() => Self(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into()),
-            ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => Self(ip),
-        }
-    }
-
-    fn is_loopback(self) -> bool {
-        self.0.is_loopback()
     }
 }
 

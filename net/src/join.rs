@@ -1,22 +1,22 @@
 //! Joining a mesh: the worker says who it is and proves its ticket, the coordinator answers.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::time::SystemTime;
+
+use bytes::Bytes;
 
 use crate::{
     close::CloseCode,
+    code::JoinCode,
     connection::Connection,
     control::{ControlReceiver, ControlSender},
     error::NetError,
     ids::PeerId,
-    limits::{HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, KNOWN_PEERS, PROTOCOL, WORKER_MESSAGE_BYTES},
+    known::{Acquaintance, KnownPeers},
+    limits::{ASKING_TIME, HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, PROTOCOL, WORKER_MESSAGE_BYTES},
     machine::MachineShare,
     message::{Hello, Message, RejectCode, Welcome},
     nat::Nat,
-    plain::{is_plain, plain},
+    plain::{is_plain, is_worker_name, plain},
     secret::JoinSecret,
     section::Sections,
     stream::within,
@@ -26,7 +26,15 @@ use crate::{
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The tags that this version knows in a `Hello` or `Welcome`.
-const KNOWN_TAGS: [u16; 3] = [MachineShare::TAG, OwnAddresses::TAG, Nat::TAG];
+const KNOWN_TAGS: [u16; 4] = [MachineShare::TAG, OwnAddresses::TAG, Nat::TAG, ASKS_TAG];
+/// The tag of an empty section of a `Hello`: the worker has no ticket, and may wait until it is admitted. Even: a coordinator that
+/// does not know it finds no proof, and refuses.
+const ASKS_TAG: u16 = 24;
+/// Why a key is refused whatever it shows.
+const REVOKED: &str = "the key of this worker was revoked by whoever runs the coordinator";
+const NOT_OPEN: &str = "this mesh has not admitted this worker, and does not ask whether it shall: get a ticket from the \
+    coordinator, or have it started with --open";
+const ODD_NAME: &str = "a worker without a ticket needs a name of 1 to 64 letters, digits, `.`, `_` or `-`";
 
 /// What a worker tells about itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -52,27 +60,49 @@ pub struct Gate {
     pub secret: JoinSecret,
     /// When these tickets expire, in seconds since 1970.
     pub expires_unix: Option<u64>,
-    /// Keys that joined before: they need no ticket any more.
+    /// Keys that need no ticket, and those that none helps.
     pub known: KnownPeers,
+    /// What becomes of the others that have no ticket.
+    pub strangers: Strangers,
     /// What decides the bits of results, as every worker must name it.
     pub numerics: String,
 }
 
-/// Keys that joined before, as many as [`KNOWN_PEERS`]. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct KnownPeers(Arc<Mutex<Remembered>>);
+/// What becomes of workers that come without a right.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Strangers {
+    /// They need a ticket.
+    #[default]
+    NeedTickets,
+    /// They may ask, and wait until somebody admits them.
+    MayAsk,
+}
 
-#[derive(Debug, Default)]
-struct Remembered {
-    keys: HashSet<PeerId>,
-    /// In the order of their joining.
-    order: VecDeque<PeerId>,
+/// By what a worker wants to be let in.
+#[derive(Clone, Copy, Debug)]
+pub enum Claim<'a> {
+    /// A ticket's secret.
+    Ticket(&'a JoinSecret),
+    /// Its own key, which the coordinator knows; or else somebody there is asked.
+    Key,
+}
+
+/// By what a worker may join.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Right {
+    /// Its ticket.
+    Ticket,
+    /// Its key, which the coordinator knows.
+    Key,
+    /// Nothing yet: it asks.
+    Asks,
 }
 
 /// A worker at the gate whose hello and proof are good; it waits for an answer.
 #[derive(Debug)]
 pub struct Applicant {
     connection: Connection,
+    right: Right,
     hello: Hello,
     sender: ControlSender,
     receiver: ControlReceiver,
@@ -80,16 +110,21 @@ pub struct Applicant {
 
 /// The worker's side: opens the control stream and joins. Only its `Welcome` means that the worker is in.
 ///
-/// A coordinator that does not answer within 5 s is an error; a refusal is [`NetError::Rejected`].
+/// A coordinator that does not answer within 5 s is an error, or that has not decided within [`ASKING_TIME`] where the worker asks;
+/// a refusal is [`NetError::Rejected`].
 pub async fn join(
     connection: &Connection,
-    secret: &JoinSecret,
+    claim: Claim<'_>,
     me: Introduction,
 ) -> Result<(Welcome, ControlSender, ControlReceiver), NetError> {
     let peer = connection.peer();
     let (mut sender, mut receiver) = connection.open_control().await?;
-    sender.send(&Message::Hello(hello(connection, secret, me))).await?;
-    let answer = within(peer, "answering our hello", JOIN_DEADLINE, receiver.recv()).await?;
+    sender.send(&Message::Hello(hello(connection, claim, me))).await?;
+    let patience = match claim {
+        Claim::Ticket(_) => JOIN_DEADLINE,
+        Claim::Key => ASKING_TIME + JOIN_DEADLINE,
+    };
+    let answer = within(peer, "answering our hello", patience, receiver.recv()).await?;
     if let Message::Welcome(welcome) = answer {
         return match welcome.sections.understood(&KNOWN_TAGS) {
             Ok(()) => Ok((welcome, sender, receiver)),
@@ -118,12 +153,15 @@ pub async fn welcome(connection: &Connection, gate: &Gate) -> Result<Applicant, 
     let Message::Hello(hello) = hello else { return Err(unexpected(connection, "a hello")) };
     receiver.limit(WORKER_MESSAGE_BYTES);
     let verdict = gate.judge(connection, &hello, now_unix());
-    let applicant = Applicant { connection: connection.clone(), hello, sender, receiver };
+    let right = *verdict.as_ref().unwrap_or(&Right::Asks);
+    let applicant = Applicant { connection: connection.clone(), right, hello, sender, receiver };
     match verdict {
-        Ok(()) => {
+        Ok(Right::Ticket | Right::Key) => {
             connection.trust();
             Ok(applicant)
         }
+        // It stays at the door until it is admitted.
+        Ok(Right::Asks) => Ok(applicant),
         Err(Refusal { code, text }) => {
             applicant.reject(code, &text).await;
             Err(NetError::Rejected { code, text })
@@ -144,6 +182,16 @@ impl Applicant {
         self.connection.peer()
     }
 
+    /// By what it may join.
+    pub fn right(&self) -> Right {
+        self.right
+    }
+
+    /// What its screen shows if nobody stands between.
+    pub fn code(&self) -> JoinCode {
+        self.connection.join_code(self.peer(), self.connection.local_peer())
+    }
+
     /// What it says about itself; texts are within their limits, but not to be trusted otherwise.
     pub fn hello(&self) -> &Hello {
         &self.hello
@@ -151,6 +199,9 @@ impl Applicant {
 
     /// Lets it in.
     pub async fn admit(mut self, welcome: Welcome) -> Result<(Hello, ControlSender, ControlReceiver), NetError> {
+        if self.right == Right::Asks {
+            self.connection.trust();
+        }
         self.sender.send(&Message::Welcome(welcome)).await?;
         Ok((self.hello, self.sender, self.receiver))
     }
@@ -171,29 +222,8 @@ impl Applicant {
     }
 }
 
-impl KnownPeers {
-    /// From now on this key needs no ticket.
-    pub fn remember(&self, peer: PeerId) {
-        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !remembered.keys.insert(peer) {
-            return;
-        }
-        remembered.order.push_back(peer);
-        if remembered.order.len() > KNOWN_PEERS
-            && let Some(oldest) = remembered.order.pop_front()
-        {
-            remembered.keys.remove(&oldest);
-        }
-    }
-
-    /// Whether this key has joined before.
-    pub fn contains(&self, peer: PeerId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys.contains(&peer)
-    }
-}
-
 impl Gate {
-    fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), Refusal> {
+    fn judge(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<Right, Refusal> {
         let refuse = |code, text| Err(Refusal { code, text });
         if hello.protocol != PROTOCOL {
             let theirs = format!("protocol {} (qmesh {:.40})", hello.protocol, plain(&hello.version));
@@ -217,20 +247,29 @@ impl Gate {
         if let Some(text) = texts.iter().find(|text| !is_plain(text)) {
             return refuse(RejectCode::Malformed, format!("control characters in the hello: {}", plain(text)));
         }
-        self.judge_right(connection, hello, now_unix)?;
+        let right = self.judge_right(connection, hello, now_unix)?;
         if hello.numerics != self.numerics {
             let (theirs, ours) = (&hello.numerics, &self.numerics);
             let text = format!("the worker computes other bits ({theirs}) than this mesh ({ours})");
             let text = text + ": install the same version on both; if it is, please report it";
             return refuse(RejectCode::Version, text);
         }
-        Ok(())
+        Ok(right)
     }
 
-    fn judge_right(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<(), Refusal> {
+    fn judge_right(&self, connection: &Connection, hello: &Hello, now_unix: u64) -> Result<Right, Refusal> {
         let refuse = |code, text: &str| Err(Refusal { code, text: text.into() });
-        if self.known.contains(connection.peer()) {
-            return Ok(());
+        match self.known.acquaintance(connection.peer()) {
+            Acquaintance::Revoked => return refuse(RejectCode::Secret, REVOKED),
+            Acquaintance::Known => return Ok(Right::Key),
+            Acquaintance::Stranger => {}
+        }
+        if hello.sections.get(ASKS_TAG).is_some() {
+            return match self.strangers {
+                Strangers::NeedTickets => refuse(RejectCode::Secret, NOT_OPEN),
+                Strangers::MayAsk if !is_worker_name(&hello.name) => refuse(RejectCode::Malformed, ODD_NAME),
+                Strangers::MayAsk => Ok(Right::Asks),
+            };
         }
         let (worker, coordinator) = (connection.peer(), connection.local_peer());
         if hello.secret_id != self.secret.id() {
@@ -244,14 +283,24 @@ impl Gate {
             Some(expires_unix) if expires_unix <= now_unix => {
                 refuse(RejectCode::Expired, "the ticket has expired: get a new one from the coordinator")
             }
-            Some(_) | None => Ok(()),
+            Some(_) | None => Ok(Right::Ticket),
         }
     }
 }
 
-/// What a worker says of itself, with its proof for this connection.
-fn hello(connection: &Connection, secret: &JoinSecret, me: Introduction) -> Hello {
-    let Introduction { name, os, numerics, memory_bytes, threads, sections } = me;
+/// What a worker says of itself, with its proof for this connection if it has a ticket.
+fn hello(connection: &Connection, claim: Claim<'_>, me: Introduction) -> Hello {
+    let Introduction { name, os, numerics, memory_bytes, threads, mut sections } = me;
+    let (secret_id, proof) = match claim {
+        Claim::Ticket(secret) => {
+            let (worker, coordinator) = (connection.local_peer(), connection.peer());
+            (secret.id(), secret.proof(&connection.exporter(), worker, coordinator))
+        }
+        Claim::Key => {
+            sections.set(ASKS_TAG, Bytes::new());
+            ([0; 8], [0; 32])
+        }
+    };
     Hello {
         protocol: PROTOCOL,
         version: VERSION.to_owned(),
@@ -261,8 +310,8 @@ fn hello(connection: &Connection, secret: &JoinSecret, me: Introduction) -> Hell
         numerics,
         memory_bytes,
         threads,
-        secret_id: secret.id(),
-        proof: secret.proof(&connection.exporter(), connection.local_peer(), connection.peer()),
+        secret_id,
+        proof,
         sections,
     }
 }

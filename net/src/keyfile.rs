@@ -9,7 +9,7 @@ use std::{
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
-/// No more is read of a file; what we write has fewer than 100 bytes.
+/// No more is read of a key or a secret; what we write has fewer than 100 bytes.
 const FILE_BYTES: u64 = 1024;
 /// What some editors put before a file that they save.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
@@ -52,6 +52,18 @@ pub enum KeyFileError {
     },
 }
 
+/// Reads a file of its owner's alone, of which no more than `most` bytes are taken; `None` where there is none.
+///
+/// # Errors
+/// It is no regular file, others may read it, or the system says no.
+pub fn read_private(path: &Path, most: u64) -> Result<Option<Vec<u8>>, KeyFileError> {
+    match read(path, most) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads `what` from the file, or creates the file with the bytes that `make` returns. `parse` says what bytes mean.
 pub(crate) fn load_or_create<T>(
     path: &Path,
@@ -65,8 +77,11 @@ pub(crate) fn load_or_create<T>(
     content.ok_or_else(|| KeyFileError::Content { path: path.into(), what })
 }
 
-/// Puts new bytes in the place of the file, at once or not at all.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
+/// Puts new bytes in the place of a file of its owner's alone, at once or not at all; it and its folder are made where they lack.
+///
+/// # Errors
+/// There is something else than a regular file, or the system says no.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> Result<(), KeyFileError> {
     let fresh = path.with_extension("new");
     let write = || {
         match fs::remove_file(&fresh) {
@@ -92,28 +107,25 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 }
 
 fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, KeyFileError> {
-    match read(path) {
-        Ok(bytes) => Ok(bytes),
-        Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            let bytes = make();
-            match create(path, &bytes) {
-                Ok(()) => Ok(bytes),
-                // Another process was faster; its key is the key.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path),
-                Err(source) => Err(KeyFileError::Io { path: path.into(), source }),
-            }
-        }
-        Err(error) => Err(error),
+    if let Some(bytes) = read_private(path, FILE_BYTES)? {
+        return Ok(bytes);
+    }
+    let bytes = make();
+    match create(path, &bytes) {
+        Ok(()) => Ok(bytes),
+        // Another process was faster; its key is the key.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path, FILE_BYTES),
+        Err(source) => Err(KeyFileError::Io { path: path.into(), source }),
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, KeyFileError> {
     let fail = |source| KeyFileError::Io { path: path.into(), source };
     check_kind(path)?;
     let file = File::open(path).map_err(fail)?;
     check_mode(path, &file)?;
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES).read_to_end(&mut bytes).map_err(fail)?;
+    file.take(most).read_to_end(&mut bytes).map_err(fail)?;
     Ok(bytes)
 }
 
@@ -192,9 +204,9 @@ mod tests {
         assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&fifo).status().unwrap().success());
         let refusals = [
             (folder.path(), "directory", load(folder.path()).map(drop)),
-            (folder.path(), "directory", replace(folder.path(), b"new.")),
+            (folder.path(), "directory", replace_private(folder.path(), b"new.")),
             (&fifo, "FIFO", load(&fifo).map(drop)),
-            (&fifo, "FIFO", replace(&fifo, b"new.")),
+            (&fifo, "FIFO", replace_private(&fifo, b"new.")),
             (Path::new("/dev/zero"), "device", load(Path::new("/dev/zero")).map(drop)),
         ];
         for (path, expected, refused) in refusals {
@@ -210,7 +222,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
         let read = |bytes: &[u8]| {
-            replace(&path, bytes).unwrap();
+            replace_private(&path, bytes).unwrap();
             load(&path)
         };
         assert_eq!(read(b"\xef\xbb\xbfabcd").unwrap(), *b"abcd");

@@ -110,6 +110,8 @@ pub const WAITING_STREAMS: usize = 16;
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for each half of a join and for an incoming handshake.
 pub const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for which a worker without a ticket may wait at the coordinator until somebody admits it.
+pub const ASKING_TIME: Duration = Duration::from_secs(600);
 /// Time a send, a range transfer or the opening of a stream may stand still.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Silence after which a connection is lost.

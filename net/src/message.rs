@@ -185,7 +185,8 @@ pub struct Welcome {
 pub enum RejectCode {
     /// The two programs speak different versions, or compute different bits.
     Version,
-    /// The ticket's secret is not this mesh's, or no longer.
+    /// It has no right to join: the ticket's secret is not this mesh's, or no longer; or whoever runs the mesh does not want
+    /// it.
     Secret,
     /// The ticket has expired.
     Expired,

@@ -7,6 +7,13 @@ pub(crate) fn is_plain(text: &str) -> bool {
     !text.chars().any(acts)
 }
 
+/// Whether a worker may choose this name: 1 to 64 letters and digits of ASCII, `.`, `_` or `-`, a letter, a digit or `_` first. It
+/// can be part of a file's name and of a command.
+pub fn is_worker_name(text: &str) -> bool {
+    let is_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=64).contains(&text.len()) && text.chars().all(is_char) && !text.starts_with(['.', '-'])
+}
+
 /// The text with such characters spelled out, as `\u{1b}`.
 pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

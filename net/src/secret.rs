@@ -57,7 +57,7 @@ impl ReadSecret {
     /// Puts a new secret at `path`; links with the old one no longer let anybody read.
     pub fn rotate(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
         let fresh = Self(keyfile::random());
-        keyfile::replace(path.as_ref(), &fresh.0)?;
+        keyfile::replace_private(path.as_ref(), &fresh.0)?;
         Ok(fresh)
     }
 
@@ -91,14 +91,14 @@ impl JoinRight {
     /// Puts a new secret at `path`; tickets with the old one no longer let anybody in.
     pub fn rotate(path: impl AsRef<Path>, expires_unix: Option<u64>) -> Result<Self, KeyFileError> {
         let right = Self { expires_unix, ..Self::random() };
-        keyfile::replace(path.as_ref(), &right.to_bytes())?;
+        keyfile::replace_private(path.as_ref(), &right.to_bytes())?;
         Ok(right)
     }
 
     /// Gives the right at `path` another end, in seconds since 1970.
     pub fn limit(path: impl AsRef<Path>, expires_unix: u64) -> Result<Self, KeyFileError> {
         let right = Self { expires_unix: Some(expires_unix), ..Self::load_or_create(path.as_ref())? };
-        keyfile::replace(path.as_ref(), &right.to_bytes())?;
+        keyfile::replace_private(path.as_ref(), &right.to_bytes())?;
         Ok(right)
     }
 

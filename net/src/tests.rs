@@ -6,14 +6,15 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    Admission, CloseCode, Connection, Endpoint, Frame, FrameKind, FrameReceiver, Gate, Hello, Identity, Incoming,
-    Introduction, JoinSecret, KnownPeers, Message, NetError, PeerId, PlanEpoch, RangeRequest, RejectCode, SectionError,
-    Sections, Segment, SessionId, StepId, StepTimes, Trail, Wants, Welcome, join,
-    limits::{DOOR_PER_ADDRESS, KNOWN_PEERS, PROTOCOL},
+    Admission, Claim, CloseCode, Connection, Endpoint, Frame, FrameKind, FrameReceiver, Gate, Hello, Identity,
+    Incoming, Introduction, JoinSecret, KnownPeers, Message, NetError, PlanEpoch, RangeRequest, RejectCode, Right,
+    SectionError, Sections, Segment, SessionId, StepId, StepTimes, Strangers, Trail, Wants, Welcome, join,
+    limits::{ASKING_TIME, DOOR_PER_ADDRESS, PROTOCOL},
     memory::{Faults, Network, Packets},
     welcome,
 };
 
+mod asking;
 mod sections;
 
 use self::sections::sections;
@@ -73,7 +74,13 @@ async fn knock(coordinator: &Endpoint, worker: &Endpoint) -> (Connection, Connec
 }
 
 fn gate() -> Gate {
-    Gate { secret: JoinSecret::random(), expires_unix: None, known: KnownPeers::default(), numerics: String::new() }
+    Gate {
+        secret: JoinSecret::random(),
+        expires_unix: None,
+        known: KnownPeers::default(),
+        strangers: Strangers::NeedTickets,
+        numerics: String::new(),
+    }
 }
 
 fn frame(step: u32, rows: u32) -> Frame {
@@ -111,7 +118,7 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
             assert_eq!(near.exporter(), far.exporter());
             let me = Introduction { name: "w".into(), threads: 2, ..Introduction::default() };
             let answer = Welcome { mesh: "m".into(), assigned_name: format!("w{round}"), ..Welcome::default() };
-            let (joined, admitted) = tokio::join!(join(&near, &secret, me), async {
+            let (joined, admitted) = tokio::join!(join(&near, Claim::Ticket(&secret), me), async {
                 let applicant = welcome(&far, &gate).await?;
                 assert_eq!((applicant.hello().name.as_str(), applicant.hello().protocol), ("w", PROTOCOL));
                 applicant.admit(answer.clone()).await
@@ -134,7 +141,7 @@ fn a_worker_joins_by_ticket_and_later_by_key() {
 async fn refused(gate: &Gate, secret: &JoinSecret, me: Introduction) -> (RejectCode, String) {
     let (coordinator, worker) = pair(&Network::new(2));
     let (near, far) = knock(&coordinator, &worker).await;
-    let (joined, welcomed) = tokio::join!(join(&near, secret, me), welcome(&far, gate));
+    let (joined, welcomed) = tokio::join!(join(&near, Claim::Ticket(secret), me), welcome(&far, gate));
     assert!(matches!(welcomed.unwrap_err(), NetError::Rejected { .. }));
     let NetError::Rejected { code, text } = joined.unwrap_err() else { panic!("not a rejection") };
     (code, text)
@@ -201,21 +208,13 @@ fn a_crowd_at_the_door_keeps_nobody_out() {
         assert!(matches!(silent[0].0.closed().await, NetError::Closed { code: CloseCode::Limit, .. }));
         let (near, far) = knock(&coordinator, &worker).await;
         let gate = gate();
-        let (joined, welcomed) = tokio::join!(join(&near, &gate.secret, Introduction::default()), async {
-            let answer = Welcome { mesh: "m".into(), assigned_name: "w".into(), ..Welcome::default() };
-            welcome(&far, &gate).await.unwrap().admit(answer).await
-        });
+        let (joined, welcomed) =
+            tokio::join!(join(&near, Claim::Ticket(&gate.secret), Introduction::default()), async {
+                let answer = Welcome { mesh: "m".into(), assigned_name: "w".into(), ..Welcome::default() };
+                welcome(&far, &gate).await.unwrap().admit(answer).await
+            });
         assert!(joined.is_ok() && welcomed.is_ok());
     });
-}
-
-#[test]
-fn only_so_many_keys_are_known() {
-    let known = KnownPeers::default();
-    let peer = |i: usize| PeerId(std::array::from_fn(|k| (i >> (8 * (k % 8))) as u8));
-    (0..=KNOWN_PEERS).for_each(|i| known.remember(peer(i)));
-    known.remember(peer(KNOWN_PEERS));
-    assert!(!known.contains(peer(0)) && known.contains(peer(1)) && known.contains(peer(KNOWN_PEERS)));
 }
 
 #[test]
@@ -464,7 +463,7 @@ fn a_peer_that_says_nothing_is_not_waited_for() {
         assert_eq!(start.elapsed(), Duration::from_secs(5));
         assert!(matches!(near.closed().await, NetError::Closed { code: CloseCode::Limit, .. }));
         let (near, _far) = connect(&coordinator, &worker).await;
-        let joined = join(&near, &JoinSecret::random(), Introduction::default()).await;
+        let joined = join(&near, Claim::Ticket(&JoinSecret::random()), Introduction::default()).await;
         assert!(matches!(joined, Err(NetError::Deadline { .. })));
     });
 }

@@ -157,11 +157,11 @@ fn first_event(url: &str) -> String {
     lines.into_iter().find(|line| line.starts_with("data: ")).expect("an event")
 }
 
-fn coordinator(serving: &Serving, arguments: &[&str]) -> Output {
+pub(super) fn coordinator(serving: &Serving, arguments: &[&str]) -> Output {
     coordinator_of(serving.folder.path(), arguments)
 }
 
-fn coordinator_of(folder: &Path, arguments: &[&str]) -> Output {
+pub(super) fn coordinator_of(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = process::command("coordinator");
     command.args(arguments).env("XDG_DATA_HOME", folder);
     process::finish(Running::start(command), STARTING)

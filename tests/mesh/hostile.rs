@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use qmesh_models::numerics;
 use qmesh_net::{
-    Admission, Connection, ControlReceiver, ControlSender, Endpoint, Fault, FaultCode, Frame, FrameKind, Identity,
-    Introduction, Message, PlanEpoch, Sampled, Sections, Segment, SessionId, ShardPhase, ShardStatus, StepId, Ticket,
-    Trail, Wants, join,
+    Admission, Claim, Connection, ControlReceiver, ControlSender, Endpoint, Fault, FaultCode, Frame, FrameKind,
+    Identity, Introduction, Message, PlanEpoch, Sampled, Sections, Segment, SessionId, ShardPhase, ShardStatus, StepId,
+    Ticket, Trail, Wants, join,
 };
 use qmesh_tests::http;
 use tokio::{runtime::Runtime, time::timeout};
@@ -96,7 +96,7 @@ impl Liar {
         let connection = endpoint.dial(&ticket.addresses, ticket.coordinator).await.unwrap();
         let (name, numerics) = (name.to_owned(), numerics::expected());
         let me = Introduction { name, numerics, memory_bytes: 1 << 20, threads: 1, ..Introduction::default() };
-        let (_, sender, receiver) = join(&connection, &ticket.secret, me).await.unwrap();
+        let (_, sender, receiver) = join(&connection, Claim::Ticket(&ticket.secret), me).await.unwrap();
         Self { _endpoint: endpoint, connection, sender, _receiver: receiver }
     }
 }

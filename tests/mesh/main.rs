@@ -12,6 +12,7 @@ mod hostile;
 mod memory;
 #[cfg(target_os = "linux")]
 mod networks;
+mod open;
 mod page;
 mod survival;
 mod terminals;

@@ -30,6 +30,23 @@ fn the_page_asks_for_the_key_once() {
     browser.play("key", &serving.url, Some("open sesame"));
 }
 
+#[test]
+fn the_page_asks_its_owner_who_may_join() {
+    let Some(browser) = Browser::find() else { return };
+    let mut serving = Serving::start(&["--open", "--listen", "0.0.0.0:0", "--min-workers", "1"]);
+    let link = serving
+        .coordinator
+        .wait_for(STARTING, "the owner's link", |line| line.contains("/#owner=").then(|| line.trim().to_owned()));
+    let homes = [tempfile::TempDir::new().unwrap(), tempfile::TempDir::new().unwrap()];
+    let mut workers =
+        ["attic", "cellar"].map(|name| super::open::ask(&serving, name, homes[usize::from(name == "attic")].path()));
+    let codes = workers.each_mut().map(super::open::code_of);
+    browser.play("asking", &link, Some(&codes.join(" ")));
+    let [mut attic, cellar] = workers;
+    super::open::joined(&mut attic);
+    assert_eq!(process::finish(cellar, STARTING).status.code(), Some(2));
+}
+
 /// Chromium, and the scripts that drive it.
 struct Browser {
     chromium: PathBuf,

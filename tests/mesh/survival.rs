@@ -83,7 +83,7 @@ fn a_worker_told_to_stop_leaves_with_status_0() {
 }
 
 /// A long greedy answer, `each` told how many pieces have come.
-fn stream(serving: &Serving, mut each: impl FnMut(usize)) -> String {
+pub(super) fn stream(serving: &Serving, mut each: impl FnMut(usize)) -> String {
     let body: Value = json!({
         "model": MODEL, "prompt": "Once upon a time, in a small village,", "max_tokens": 120, "temperature": 0, "stream": true,
     });

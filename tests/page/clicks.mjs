@@ -11,7 +11,7 @@ const browser = await chromium.launch({
 });
 const PATIENCE = { timeout: 60_000 };
 
-const open = async (options = {}) => {
+const open = async (options = {}, address = url) => {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, colorScheme: "light", ...options });
   const page = await context.newPage();
   page.asked = [];
@@ -22,7 +22,7 @@ const open = async (options = {}) => {
   await page.route("**/v1/chat/completions", (route) => {
     route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ...page.length }) });
   });
-  await page.goto(url);
+  await page.goto(address);
   return page;
 };
 const ready = (page) => page.locator("#state", { hasText: "ready" }).waitFor(PATIENCE);
@@ -88,6 +88,33 @@ const scenes = {
     const width = await phone.evaluate(() => document.documentElement.scrollWidth);
     assert.ok(width <= 375, `the page is ${width} pixels wide`);
     await picture(phone, "phone");
+  },
+  // Two workers ask. Whoever opens the page by the owner's link admits the first and refuses the second; others only see them.
+  async asking() {
+    const [first, second] = key.split(" ");
+    const visitor = await open({}, new URL(url).origin);
+    await visitor.locator("#askers li").nth(1).waitFor(PATIENCE);
+    assert.match(await visitor.innerText("#askers"), new RegExp(`attic[\\s\\S]*${first}[\\s\\S]*cellar[\\s\\S]*${second}`));
+    assert.equal(await visitor.locator("#askers button").count(), 0);
+    assert.match(await visitor.innerText("#asking"), /coordinator admit/);
+    await picture(visitor, "asking-visitor");
+    const page = await open();
+    await page.locator("#askers li").nth(1).waitFor(PATIENCE);
+    assert.ok(!page.url().includes("owner"), "the key stays in no address");
+    await picture(page, "asking");
+    await page.getByRole("button", { name: `Admit attic, code ${first}` }).click();
+    await page.getByRole("button", { name: `Refuse cellar, code ${second}` }).click();
+    await page.locator("#asking").waitFor({ state: "hidden", ...PATIENCE });
+    await ready(page);
+    assert.match(await page.innerText("#pipeline"), /attic/);
+    await page.reload();
+    await ready(page);
+    const phone = await open({ viewport: { width: 375, height: 800 }, isMobile: true, colorScheme: "dark" });
+    await ready(phone);
+    await phone.evaluate((codes) => showAsking({ open: true, asking: codes.map((code) => ({ name: "a-worker-with-a-long-name.example", code, address: "192.168.100.100:54321", namesake: true })) }), [first, second]);
+    const width = await phone.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 375, `the page is ${width} pixels wide`);
+    await picture(phone, "asking-phone");
   },
   // It asks for the key once, and knows it from then on.
   async key() {

@@ -41,6 +41,16 @@ pub(crate) enum ApiError {
     NoSuchEndpoint,
     #[error("request {request} neither runs nor waits")]
     NoSuchRequest { request: u64 },
+    #[error(
+        "only whoever runs the coordinator decides about workers: `coordinator admit` and `coordinator workers` on its \
+         machine, or the page by the link that `serve --open` prints"
+    )]
+    NotOwner,
+    #[error("{text}")]
+    NoSuchWorker { text: String },
+    /// Several workers are meant, or it is so already.
+    #[error("{text}")]
+    UnclearWorker { text: String },
     #[error("this endpoint does not take that method: GET / lists them")]
     WrongMethod,
     #[error("the model '{name}' is not served here; GET /v1/models names the one that is")]
@@ -131,6 +141,9 @@ impl ApiError {
             | Self::Forbidden { .. }
             | Self::NoSuchEndpoint
             | Self::NoSuchRequest { .. }
+            | Self::NotOwner
+            | Self::NoSuchWorker { .. }
+            | Self::UnclearWorker { .. }
             | Self::WrongMethod
             | Self::Slow
             | Self::TooLarge
@@ -154,8 +167,11 @@ impl ApiError {
                 class(StatusCode::BAD_REQUEST, "invalid_request_error").code("context_length_exceeded")
             }
             Self::Unauthorized => class(StatusCode::UNAUTHORIZED, "authentication_error"),
-            Self::Forbidden { .. } => class(StatusCode::FORBIDDEN, "permission_error"),
-            Self::NoSuchEndpoint | Self::NoSuchRequest { .. } => class(StatusCode::NOT_FOUND, "not_found_error"),
+            Self::Forbidden { .. } | Self::NotOwner => class(StatusCode::FORBIDDEN, "permission_error"),
+            Self::NoSuchEndpoint | Self::NoSuchRequest { .. } | Self::NoSuchWorker { .. } => {
+                class(StatusCode::NOT_FOUND, "not_found_error")
+            }
+            Self::UnclearWorker { .. } => class(StatusCode::CONFLICT, "invalid_request_error"),
             Self::WrongMethod => class(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error"),
             Self::UnknownModel { .. } => class(StatusCode::NOT_FOUND, "not_found_error").code("model_not_found"),
             Self::Slow => class(StatusCode::REQUEST_TIMEOUT, "timeout_error"),

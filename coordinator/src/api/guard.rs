@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    Api, ApiState, caller::KeyName, cors, error::ApiError, page, params::random, places::Visit, vendor::Vendor,
+    Api, ApiState, caller::KeyName, cors, error::ApiError, owner, page, params::random, places::Visit, vendor::Vendor,
 };
 use axum::{
     extract::{Request, State},
@@ -128,7 +128,9 @@ fn shown(headers: &HeaderMap, state: &ApiState) -> Shown {
     let bearer = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes).split_at_checked(7);
     let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
     let sent = headers.get("x-api-key").map(HeaderValue::as_bytes).into_iter().chain(bearer);
-    sent.fold(Shown::Nothing, |shown, sent| {
+    // Whoever runs the server may ask all that its clients may.
+    let shown = if owner::is_shown(headers, state) { Shown::Unnamed } else { Shown::Nothing };
+    sent.fold(shown, |shown, sent| {
         let unnamed = state.api_key.as_ref().is_some_and(|key| key.matches(sent));
         match state.named_keys.name_of(sent) {
             Some(name) => Shown::Named(name),

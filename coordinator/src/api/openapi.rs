@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::Json;
 use serde_json::{Map, Value, json};
 
-use super::vendor::Vendor;
+use super::{owner::OWNER_KEY, vendor::Vendor};
 
 /// What is done at a path, and what is sent there.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ enum Answer {
 use Answer::{Events, Json as AsJson, JsonOrEvents, JsonOrLines, Page, Text};
 
 /// All of them, those that people look for first.
-pub(crate) static OPERATIONS: [Operation; 38] = [
+pub(crate) static OPERATIONS: [Operation; 43] = [
     get("/", "the pipeline as a page, for browsers; for others this list", Page),
     post(
         "/v1/chat/completions",
@@ -79,7 +79,16 @@ pub(crate) static OPERATIONS: [Operation; 38] = [
     get("/ready", "200 while tokens can flow", AsJson("Ready")),
     get("/api/status", "the mesh as JSON: state, stages, workers", AsJson("Status")),
     get("/api/events", "the same as server-sent events, on every change; what happens as named ones", Events),
-    post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it"),
+    post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it", "Cancelled"),
+    get(
+        "/api/workers",
+        "for the owner: who asks to join, who is here, whose keys are remembered",
+        AsJson("WorkerList"),
+    ),
+    post_nothing("/api/workers/{who}/admit", "for the owner: lets a worker in that asks, by code or name", "Decided"),
+    post_nothing("/api/workers/{who}/refuse", "for the owner: sends such a worker away", "Decided"),
+    post_nothing("/api/workers/{who}/revoke", "for the owner: takes a worker's right away, by name or key", "Decided"),
+    post_nothing("/api/workers/{who}/forget", "for the owner: lets a revoked worker ask again", "Decided"),
     post(
         "/completion",
         "texts that go on, as llama-server continues them",
@@ -121,8 +130,8 @@ const fn post(path: &'static str, what: &'static str, body: &'static str, answer
     Operation { method: "post", path, what, body: Some(body), answer }
 }
 
-const fn post_nothing(path: &'static str, what: &'static str) -> Operation {
-    Operation { method: "post", path, what, body: None, answer: AsJson("Cancelled") }
+const fn post_nothing(path: &'static str, what: &'static str, answer: &'static str) -> Operation {
+    Operation { method: "post", path, what, body: None, answer: AsJson(answer) }
 }
 
 fn document() -> Value {
@@ -149,10 +158,11 @@ fn document() -> Value {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "owner": {"type": "apiKey", "in": "header", "name": OWNER_KEY.as_str()},
             },
         },
-        // Where the server has a key.
-        "security": [{}, {"bearer": []}, {"header": []}],
+        // Where the server has a key; what is for the owner wants the owner's.
+        "security": [{}, {"bearer": []}, {"header": []}, {"owner": []}],
     })
 }
 

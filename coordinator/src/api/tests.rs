@@ -12,6 +12,7 @@ mod guards;
 mod infill;
 mod ollama;
 mod openapi;
+mod owner;
 mod responses;
 mod socket;
 mod thoughts;

@@ -1,7 +1,7 @@
-//! Arguments of the commands about a mesh: `plan`, `serve`, `status`, `top`, `ticket`.
+//! Arguments of the commands about a mesh: `plan`, `serve`, `status`, `top`, `discover`.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     path::PathBuf,
     time::Duration,
@@ -243,6 +243,7 @@ Examples:
   coordinator serve smollm2-135m                      then paste the join line it prints, twice
   coordinator serve smollm2-135m --local-workers 2    two workers on this machine
   coordinator serve model.gguf --listen 0.0.0.0:4433  workers from other machines
+  coordinator serve model.gguf --open                 they ask, and `coordinator admit NAME` lets them in
   curl localhost:8080/v1/chat/completions -d \\
     '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"stream\":true}'
 
@@ -258,6 +259,9 @@ pub struct ServeArgs {
     /// Address to put into the join line, where it is not the one listened on; may be repeated
     #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',', value_parser = advertised)]
     pub advertise: Vec<String>,
+    /// Let workers of the local network ask to join without a ticket, and wait until `coordinator admit`
+    #[arg(long, env = "QMESH_OPEN", conflicts_with = "no_mdns")]
+    pub open: bool,
     /// Do not say on the local network (mDNS) where this coordinator is
     #[arg(long, env = "QMESH_NO_MDNS")]
     pub no_mdns: bool,
@@ -399,9 +403,24 @@ pub struct AddressArgs {
     /// Port of the HTTP API; 0 takes a free one
     #[arg(long, env = "QMESH_PORT", default_value_t = 8080)]
     pub port: u16,
-    /// Address for workers (UDP); 0.0.0.0 lets other machines in
-    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN", default_value = "127.0.0.1:4433")]
-    pub listen: SocketAddr,
+    /// Address for workers (UDP); 0.0.0.0 lets other machines in [default: 127.0.0.1:4433, or 0.0.0.0:4433 with --open]
+    #[arg(long, value_name = "IP:PORT", env = "QMESH_LISTEN")]
+    listen: Option<SocketAddr>,
+}
+
+impl AddressArgs {
+    /// Where workers dial in.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT))
+    }
+}
+
+impl ServeArgs {
+    /// Where workers dial in: an open mesh is there for the local network.
+    pub fn listen(&self) -> SocketAddr {
+        let open = self.open.then_some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));
+        self.addresses.listen.or(open).unwrap_or_else(|| self.addresses.listen())
+    }
 }
 
 /// An address that workers can try: a name or an IP address of this machine, and a port.
@@ -453,25 +472,6 @@ fn is_port(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
-/// Arguments of `ticket`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  coordinator ticket
-  coordinator ticket --port 8081
-  coordinator ticket --json
-
-It works for the user who runs the coordinator, on the same machine. Whoever has the line can add workers, which see \
-prompts and answers: keep it from others.")]
-pub struct TicketArgs {
-    /// Port of the coordinator's HTTP API, where several run here
-    #[arg(long, env = "QMESH_PORT")]
-    pub port: Option<u16>,
-    /// Print JSON: all that run here, or the one with that port
-    #[arg(long, env = "QMESH_JSON")]
-    pub json: bool,
-}
-
 /// A number and its unit.
 fn parse_time(text: &str) -> Result<Duration, SpanError> {
     text.parse().map(|TimeSpan(time)| time)
@@ -483,6 +483,8 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| format!("a whole number from 1 to {COUNT_MAX} is needed"))
 }
 
+/// Of the coordinator, for workers.
+const PORT: u16 = 4433;
 /// The longest name of the DNS.
 const HOST_NAME_BYTES_MAX: usize = 253;
 /// Far more than anybody has of anything that is counted here.

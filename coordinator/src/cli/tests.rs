@@ -19,7 +19,8 @@ fn refusal(line: &str) -> String {
 #[test]
 fn the_declaration_is_sound_and_every_flag_has_its_variable() {
     command().debug_assert();
-    for command in command().get_subcommands() {
+    let all = command();
+    for command in all.get_subcommands().chain(all.get_subcommands().flat_map(|command| command.get_subcommands())) {
         for arg in command.get_arguments() {
             let Some(flag) = arg.get_long().filter(|flag| !["help", "version"].contains(flag)) else { continue };
             let variable = format!("QMESH_{}", flag.replace('-', "_").to_uppercase());
@@ -87,6 +88,18 @@ fn an_empty_variable_counts_as_not_set() {
     };
     assert_eq!(heeded(""), 0);
     assert!(heeded("0") > 20);
+}
+
+#[test]
+fn an_open_mesh_listens_to_the_local_network() {
+    let listens = |line: &str| {
+        let Command::Serve(serve) = parse(line).unwrap().command else { panic!("not serve") };
+        serve.listen().to_string()
+    };
+    assert_eq!(listens("serve"), "127.0.0.1:4433");
+    assert_eq!(listens("serve --open"), "0.0.0.0:4433");
+    assert_eq!(listens("serve --open --listen 10.0.0.1:1"), "10.0.0.1:1");
+    assert!(refusal("serve --open --no-mdns").contains("--no-mdns"));
 }
 
 #[test]

@@ -17,8 +17,10 @@ pub(super) async fn discover(args: &DiscoverArgs) -> Result<(), Failure> {
         let listed: Vec<Value> = found.iter().map(listed).collect();
         output::json(&serde_json::to_string_pretty(&listed).map_err(anyhow::Error::from)?)?;
     } else if !found.is_empty() {
-        let row = |found: &Found| vec![found.mark.clone(), found.model.clone(), found.addresses.join(" ")];
-        let columns = ["coordinator", "model", "addresses"].map(|heading| (heading, Align::Left));
+        let row = |found: &Found| {
+            vec![found.mark.clone(), found.model.clone(), entrance(found).to_owned(), found.addresses.join(" ")]
+        };
+        let columns = ["coordinator", "model", "workers come", "addresses"].map(|heading| (heading, Align::Left));
         output::text(table(&columns, found.iter().map(row)))?;
     }
     if found.is_empty() {
@@ -31,5 +33,11 @@ pub(super) async fn discover(args: &DiscoverArgs) -> Result<(), Failure> {
 }
 
 fn listed(found: &Found) -> Value {
-    json!({"coordinator": found.mark, "model": found.model, "addresses": found.addresses})
+    let is_open = found.open.is_some();
+    json!({"coordinator": found.mark, "model": found.model, "open": is_open, "addresses": found.addresses})
+}
+
+/// How workers get in.
+fn entrance(found: &Found) -> &'static str {
+    if found.open.is_some() { "by asking" } else { "by ticket" }
 }

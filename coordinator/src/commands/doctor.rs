@@ -16,8 +16,8 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
 async fn examine(args: &DoctorArgs) -> Result<(), Failure> {
     let mut findings = vec![
         port::http(&args.addresses.host, args.addresses.port),
-        port::udp(args.addresses.listen),
-        network::buffers(args.addresses.listen),
+        port::udp(args.addresses.listen()),
+        network::buffers(args.addresses.listen()),
         network::mtu(),
         clock::check(None),
         memory::check(MEMORY),
@@ -25,7 +25,7 @@ async fn examine(args: &DoctorArgs) -> Result<(), Failure> {
         disk::check(directories()?.cache(), DISK),
     ];
     if let Some(peer) = &args.ask {
-        findings.push(network::others(peer, args.addresses.listen).await);
+        findings.push(network::others(peer, args.addresses.listen()).await);
     }
     let report: Report = findings.into_iter().collect();
     if args.json {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use qmesh_models::{pull::ModelRef, tokenizer::PretokenizerChoice};
+use qmesh_net::Strangers;
 
 use super::{fetch, room::Room};
 use crate::{
@@ -76,6 +77,7 @@ impl Opened {
             formation,
             chunk_rows,
             ticket: TicketSource::Fresh,
+            strangers: Strangers::NeedTickets,
             prefix_reuse: pipeline.prefix_reuse(),
             speculation: pipeline.speculation(),
             drafter: self.drafter.clone(),

@@ -1,11 +1,12 @@
 //! `serve`: a mesh that others join, behind an HTTP API.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
-use qmesh_discovery::Announcement;
+use data_encoding::BASE32_NOPAD;
+use qmesh_discovery::{Announcement, Entrance};
 use qmesh_logging::service;
 use qmesh_models::bytes::ByteCount;
-use qmesh_net::RelaySecret;
+use qmesh_net::{RelaySecret, Strangers};
 use tokio::sync::oneshot;
 
 use super::{
@@ -14,13 +15,14 @@ use super::{
     signals::{Stop, next_stop, stop_asked},
 };
 use crate::{
-    api::{self, ApiState, ListenError, Listeners, NamedKeys},
+    api::{self, ApiKey, ApiKeyError, ApiState, ListenError, Listeners, NamedKeys},
     cli::{Failure, PlacementArgs, ServeArgs, WorkloadArgs},
     invitation::{self, Invitation, Posted},
     local::LocalWorkers,
     mesh::{
         Formation, Measuring, Mesh, MeshConfig, MeshHandle, Relaying, Rotate, TicketSource, Workers,
         events::{Heard, MeshEvent},
+        members::now_unix,
         status::MeshState,
     },
     model::Model,
@@ -40,6 +42,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
+    if args.open && args.listen().ip().is_loopback() {
+        let text = format!("--open is for the local network, of which nobody reaches --listen {}", args.listen());
+        return Err(Failure::usage(text).with_advice("--listen 0.0.0.0:4433, which --open takes by itself"));
+    }
     let named_keys = args.clients.api_key_file.as_deref().map(named_keys).transpose()?.unwrap_or_default();
     let mut text = opened.text()?;
     text.pooling = args.pooling.unwrap_or(text.pooling);
@@ -53,8 +59,10 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     })?;
     let addresses = listeners.addresses()?;
     let mesh = Mesh::start(config(args, opened)?).await?;
-    introduce(args, opened, &mesh, &addresses)?;
-    let _posted = post(&opened.model, &mesh, &addresses)?;
+    let (owner_key, owner) = owner_key()?;
+    let invitation = invitation(&opened.model, &mesh, &addresses, owner);
+    introduce(args, opened, &mesh, &addresses, invitation.as_ref())?;
+    let _posted = post(invitation.as_ref())?;
     if let Some(file) = &args.ticket_file {
         invitation::write_ticket(mesh.ticket(), file).map_err(|error| Failure::failed(error.to_string()))?;
     }
@@ -65,6 +73,7 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let mut state = ApiState::new(mesh.handle(), text);
     state.api_key.clone_from(&args.clients.api_key);
     state.named_keys = named_keys;
+    state.owner_key = Some(owner_key);
     state.trusted_proxies.clone_from(&args.clients.trusted_proxy);
     // A name of loopback that was chosen is one to be asked by.
     state.hosts.push(args.addresses.host.clone());
@@ -127,7 +136,8 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
         ..Formation::new(workers)
     };
     Ok(MeshConfig {
-        listen: args.addresses.listen,
+        listen: args.listen(),
+        strangers: if args.open { Strangers::MayAsk } else { Strangers::NeedTickets },
         advertise: args.advertise.clone(),
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
         ..opened.mesh(formation, &args.pipeline)
@@ -140,7 +150,8 @@ fn announced(args: &ServeArgs, opened: &Opened, mesh: &Mesh) -> Option<Announcem
     if args.no_mdns || listen.ip().is_loopback() {
         return None;
     }
-    let begun = Announcement::begin(mesh.ticket().coordinator, listen, &opened.model.name);
+    let entrance = if args.open { Entrance::Open } else { Entrance::ByTicket };
+    let begun = Announcement::begin(mesh.ticket().coordinator, listen, &opened.model.name, entrance);
     // Workers have the addresses of the ticket as well.
     begun.inspect_err(|error| note(format_args!("workers cannot find this coordinator by themselves: {error}"))).ok()
 }
@@ -151,7 +162,13 @@ fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWo
 }
 
 /// The join line stands alone on its line, to be copied.
-fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr]) -> Result<(), Failure> {
+fn introduce(
+    args: &ServeArgs,
+    opened: &Opened,
+    mesh: &Mesh,
+    api: &[SocketAddr],
+    invitation: Option<&Invitation>,
+) -> Result<(), Failure> {
     let Opened { model, room, drafter } = opened;
     let weights = model.spec.shard_bytes(&(0..model.spec.layers.len()));
     let summary = [
@@ -164,11 +181,8 @@ fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr])
         ("drafts", format!("{name}, up to {memory} and {threads} of this machine"))
     });
     let summary = pairs(summary.into_iter().chain(drafts));
-    let reach = if args.addresses.listen.ip().is_loopback() {
-        " (on this machine; --listen 0.0.0.0:4433 lets others in)"
-    } else {
-        ""
-    };
+    let reach =
+        if args.listen().ip().is_loopback() { " (on this machine; --listen 0.0.0.0:4433 lets others in)" } else { "" };
     if mesh.ticket().expires_unix.is_some_and(|end| end <= now_unix()) {
         note(
             "the ticket has expired: workers that are known come back, --new-ticket or --ticket-expires lets others in",
@@ -177,22 +191,38 @@ fn introduce(args: &ServeArgs, opened: &Opened, mesh: &Mesh, api: &[SocketAddr])
     let api: Vec<String> = api.iter().map(|address| format!("http://{address}/v1")).collect();
     let (join, api) = (mesh.join_command(), api.join(" "));
     output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: {api}"))?;
+    if let Some(invitation) = invitation.filter(|_| args.open) {
+        let page = invitation.owner_page();
+        output::text(format_args!(
+            "\nopen: `shard-worker join` on another machine of the local network asks to join; `coordinator admit`\n\
+             lets it in, and so does this link to the page, which is for you alone:\n{page}"
+        ))?;
+    }
     Ok(())
 }
 
-fn now_unix() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+/// What shows for as long as this process lives that a client of the API is who runs it, for the API and for clients.
+fn owner_key() -> Result<(ApiKey, String), Failure> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Failure::failed(format!("no random numbers: {error}")))?;
+    let text = BASE32_NOPAD.encode(&bytes).to_lowercase();
+    let key = text.parse().map_err(|error: ApiKeyError| Failure::failed(error.to_string()))?;
+    Ok((key, text))
 }
 
-/// Leaves the join line where `coordinator ticket` finds it.
-fn post(model: &Model, mesh: &Mesh, api: &[SocketAddr]) -> Result<Option<Posted>, Failure> {
-    let Some(&api) = api.first() else { return Ok(None) };
+/// What the owner's other commands need to know.
+fn invitation(model: &Model, mesh: &Mesh, api: &[SocketAddr], owner: String) -> Option<Invitation> {
     let (model, join, expires_unix) = (model.name.clone(), mesh.join_command(), mesh.ticket().expires_unix);
-    let invitation = Invitation { model, api, process: std::process::id(), join, expires_unix };
+    Some(Invitation { model, api: *api.first()?, process: std::process::id(), join, owner, expires_unix })
+}
+
+/// Leaves it where `coordinator ticket` and `coordinator admit` find it.
+fn post(invitation: Option<&Invitation>) -> Result<Option<Posted>, Failure> {
+    let Some(invitation) = invitation else { return Ok(None) };
     match invitation.post(directories()?.keys()) {
         Ok(posted) => Ok(Some(posted)),
         Err(error) => {
-            note(format_args!("note: `coordinator ticket` will not find the join line: {error}"));
+            note(format_args!("note: `coordinator ticket` and `coordinator admit` will not find this one: {error}"));
             Ok(None)
         }
     }
@@ -212,6 +242,11 @@ async fn announce(mesh: MeshHandle) {
                     MeshEvent::ChangeAnnounced { epoch, text } => note(format_args!("plan {epoch} is next: {text}")),
                     MeshEvent::WorkerMoved { .. } | MeshEvent::WorkerSlow { .. } => {
                         event.sentence().into_iter().for_each(note);
+                    }
+                    MeshEvent::WorkerAsks { worker, code, namesake, .. } => {
+                        event.sentence().into_iter().for_each(note);
+                        let who = if *namesake { code } else { worker };
+                        note(format_args!("  if its screen shows the same code, let it in: coordinator admit {who}"));
                     }
                     MeshEvent::WorkerJoined { .. }
                     | MeshEvent::WorkerLeft { .. }

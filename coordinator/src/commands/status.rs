@@ -46,9 +46,7 @@ pub(super) fn open(
     patience: Option<Duration>,
 ) -> Result<ureq::Body, Failure> {
     let CoordinatorArgs { url, api_key } = coordinator;
-    // Most coordinators are on this machine or beside it, where no proxy leads.
-    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
-    let agent: ureq::Agent = config.timeout_connect(Some(PATIENCE)).timeout_global(patience).build().into();
+    let agent = agent(patience);
     let address = format!("{}{path}", url.trim_end_matches('/'));
     let mut request = agent.get(&address);
     if let Some(key) = api_key {
@@ -62,7 +60,13 @@ pub(super) fn open(
     }
 }
 
-fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+/// What asks a coordinator. Most are on this machine or beside it, where no proxy leads.
+pub(super) fn agent(patience: Option<Duration>) -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
+    config.timeout_connect(Some(PATIENCE)).timeout_global(patience).build().into()
+}
+
+pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {
     if matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)) {
         return Failure::usage(format!("`{url}` is no URL: {error}"));
     }
@@ -71,4 +75,4 @@ fn unreachable(url: &str, error: &ureq::Error) -> Failure {
 }
 
 /// A status is at hand: a coordinator that takes longer than this does not answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);

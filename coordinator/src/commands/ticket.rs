@@ -2,6 +2,8 @@
 
 use std::io::{Write, stdout};
 
+use serde_json::{Value, json};
+
 use super::directories;
 use crate::{
     cli::{Failure, TicketArgs},
@@ -10,21 +12,43 @@ use crate::{
 };
 
 pub(super) fn ticket(args: &TicketArgs) -> Result<(), Failure> {
-    let mut found = Invitation::all(directories()?.keys()).map_err(|e| Failure::failed(e.to_string()))?;
-    found.retain(|invitation| args.port.is_none_or(|port| port == invitation.api.port()));
     let mut out = stdout().lock();
-    match &found[..] {
-        [] => Err(nobody(args.port)),
-        _ if args.json => {
-            writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(anyhow::Error::from)?)?;
-            Ok(())
+    if args.json {
+        let found = invitations(args.port)?;
+        if found.is_empty() {
+            return Err(nobody(args.port));
         }
-        [invitation] => {
-            writeln!(out, "{}", invitation.join)?;
-            Ok(())
-        }
-        several => Err(which(several)),
+        let shown: Vec<Value> = found.iter().map(shown).collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&shown).map_err(anyhow::Error::from)?)?;
+    } else {
+        writeln!(out, "{}", invitation(args.port)?.join)?;
     }
+    Ok(())
+}
+
+/// The one coordinator of this user that runs on this machine, or the one whose API has this port.
+///
+/// # Errors
+/// There is none, or there are several.
+pub(super) fn invitation(port: Option<u16>) -> Result<Invitation, Failure> {
+    let mut found = invitations(port)?;
+    match found.len() {
+        0 => Err(nobody(port)),
+        1 => Ok(found.remove(0)),
+        _ => Err(which(&found)),
+    }
+}
+
+fn invitations(port: Option<u16>) -> Result<Vec<Invitation>, Failure> {
+    let mut found = Invitation::all(directories()?.keys()).map_err(|e| Failure::failed(e.to_string()))?;
+    found.retain(|invitation| port.is_none_or(|port| port == invitation.api.port()));
+    Ok(found)
+}
+
+/// What is for others to read: all but the owner's key.
+fn shown(invitation: &Invitation) -> Value {
+    let Invitation { model, api, process, join, expires_unix, owner: _ } = invitation;
+    json!({"model": model, "api": api, "process": process, "join": join, "expires_unix": expires_unix})
 }
 
 fn nobody(port: Option<u16>) -> Failure {

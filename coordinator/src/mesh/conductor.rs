@@ -229,6 +229,8 @@ impl Conductor {
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),
             // Whoever has links knows.
+            open: false,
+            asking: Vec::new(),
             weight_bytes_sent: 0,
             relayed_bytes: 0,
             prompt_tokens: totals.prompt_tokens,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::RelaySecret;
+use qmesh_net::{RelaySecret, Strangers};
 
 use super::error::MeshError;
 use crate::{
@@ -37,6 +37,8 @@ pub struct MeshConfig {
     pub chunk_rows: usize,
     /// Whether the ticket outlives the process.
     pub ticket: TicketSource,
+    /// Whether workers without a ticket may ask to join.
+    pub strangers: Strangers,
     /// Whether prompts begin with what earlier ones have left on the stages.
     pub prefix_reuse: PrefixReuse,
     /// Whether tokens are drafted from the text so far.

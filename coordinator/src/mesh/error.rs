@@ -6,6 +6,7 @@ use qmesh_models::weights::WeightsError;
 use qmesh_net::{KeyFileError, NetError};
 use tokio::task::JoinError;
 
+use super::members::MembersError;
 use crate::local::CannotStart;
 
 /// Why a mesh could not start.
@@ -18,6 +19,9 @@ pub enum MeshError {
     /// The key's or the secret's file.
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
+    /// The book of admitted workers.
+    #[error(transparent)]
+    Members(#[from] MembersError),
     /// The model's file.
     #[error(transparent)]
     Weights(#[from] WeightsError),

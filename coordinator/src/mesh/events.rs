@@ -27,6 +27,17 @@ pub enum MeshEvent {
         /// Threads that it computes with.
         threads: u32,
     },
+    /// A worker without a ticket asks to join, and waits until somebody decides.
+    WorkerAsks {
+        /// The name that it has chosen, as anybody can.
+        worker: String,
+        /// The code that its screen shows if nobody stands between.
+        code: String,
+        /// Where it is connected from.
+        address: String,
+        /// Whether somebody else is known by this name, or asks by it.
+        namesake: bool,
+    },
     /// A worker has gone.
     WorkerLeft {
         /// Its name in the mesh.
@@ -193,6 +204,7 @@ impl MeshEvent {
     pub fn name(&self) -> &'static str {
         match self {
             Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerAsks { .. } => "worker_asks",
             Self::WorkerLeft { .. } => "worker_left",
             Self::WorkerMoved { .. } => "worker_moved",
             Self::WorkerSlow { .. } => "worker_slow",
@@ -214,6 +226,12 @@ impl MeshEvent {
                 let memory = ByteCount(*memory_bytes);
                 format!("{worker} has joined from {address}: {memory}, {threads} threads.")
             }
+            Self::WorkerAsks { worker, code, address, namesake: false } => {
+                format!("{worker} at {address} asks to join, with the code {code}.")
+            }
+            Self::WorkerAsks { worker, code, address, namesake: true } => format!(
+                "Somebody at {address} asks to join as {worker}, with the code {code}: another worker has that name."
+            ),
             Self::WorkerLeft { worker, reason } => format!("{worker} has gone: {reason}."),
             Self::WorkerMoved { worker, address } => format!("{worker} is at another address now: {address}."),
             Self::WorkerSlow { worker, times, .. } => {

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use qmesh_net::PeerId;
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot, watch,
 };
 
+pub(crate) use super::formation::WorkerId;
 use super::{
     events::{EventReader, EventSource},
+    lobby::Newcomer,
+    members::Members,
+    owner::OwnerError,
     status::{MeshStatus, SequenceStatus},
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest, Generation};
@@ -19,6 +24,7 @@ pub struct MeshHandle {
     calls: mpsc::Sender<Call>,
     status: watch::Receiver<Arc<MeshStatus>>,
     events: EventSource,
+    members: Members,
 }
 
 /// What is asked of the mesh.
@@ -30,6 +36,20 @@ pub(crate) enum Call {
     Cancel { request: u64, found: oneshot::Sender<bool> },
     /// Say what runs and what waits.
     Sequences(oneshot::Sender<Vec<SequenceStatus>>),
+    /// Say who is there, and who asks to be.
+    There(oneshot::Sender<There>),
+    /// Send away a worker that asks; the answer is whether it did.
+    Refuse { worker: WorkerId, refused: oneshot::Sender<bool> },
+    /// Go by the book as it is now.
+    Heed(oneshot::Sender<()>),
+}
+
+/// Who is there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct There {
+    pub(crate) asking: Vec<(WorkerId, Newcomer)>,
+    /// Names in the mesh, and keys.
+    pub(crate) present: Vec<(String, PeerId)>,
 }
 
 /// A request on its way to the mesh.
@@ -44,8 +64,9 @@ impl MeshHandle {
         calls: mpsc::Sender<Call>,
         status: watch::Receiver<Arc<MeshStatus>>,
         events: EventSource,
+        members: Members,
     ) -> Self {
-        Self { calls, status, events }
+        Self { calls, status, events, members }
     }
 
     /// Hands a request in. What is wrong with it comes as the first event, `Failed`.
@@ -74,6 +95,23 @@ impl MeshHandle {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call::Sequences(answer)).await.ok()?;
         answered.await.ok()
+    }
+
+    /// The book of keys.
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Who is there, and who asks to be.
+    pub(super) async fn there(&self) -> Result<There, OwnerError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Call::There(answer)).await?;
+        answered.await.map_err(|_| OwnerError::Over)
+    }
+
+    /// Puts a call before the mesh.
+    pub(super) async fn ask(&self, call: Call) -> Result<(), OwnerError> {
+        self.calls.send(call).await.map_err(|_| OwnerError::Over)
     }
 
     /// What the mesh says of itself, now.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qmesh_net::{CloseCode, Endpoint, Frame, Gate, Message, PlanEpoch, SessionId};
+use qmesh_net::{CloseCode, Endpoint, Frame, Gate, Message, PlanEpoch, RejectCode, SessionId};
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
@@ -20,13 +20,15 @@ use super::{
     conductor::{Action, Conductor},
     config::MeshConfig,
     draft_process::{DraftNews, DraftProcess},
+    entry::{Entry, REVOKED},
     events::{EventBus, EventSource},
     formation::{
         Joined, PlannedModel, WorkerId,
         links::{self, Link, LinkEvent},
         weights::TensorServer,
     },
-    handle::{CALLS_WAITING, Call, Submission},
+    handle::{CALLS_WAITING, Call, Submission, There},
+    members::Members,
     observer::Observer,
     scheduling::{DraftLimits, Limits},
     status::{DraftStatus, MeshStatus},
@@ -41,6 +43,7 @@ pub(crate) struct MeshTask {
     conductor: Conductor,
     endpoint: Endpoint,
     gate: Gate,
+    entry: Entry,
     tensors: TensorServer,
     /// The mesh's name, which is its model's.
     name: String,
@@ -70,11 +73,13 @@ impl MeshTask {
     pub(crate) fn new(
         endpoint: Endpoint,
         gate: Gate,
+        members: Members,
         config: &MeshConfig,
         planned: PlannedModel,
         drafting: Option<DraftProcess>,
     ) -> Self {
         let now = Instant::now();
+        let entry = Entry::new(now, members, gate.known.clone(), gate.strangers);
         let limits = Limits {
             context: planned.context,
             kv_positions: planned.kv_positions,
@@ -96,6 +101,7 @@ impl MeshTask {
             conductor,
             endpoint,
             gate,
+            entry,
             tensors,
             name,
             links: BTreeMap::new(),
@@ -153,16 +159,42 @@ impl MeshTask {
         match event {
             LinkEvent::Arrived { worker, joined, link, name } => {
                 let named = self.conductor.free_name(&joined.name);
-                if name.send(named.clone()).is_ok() {
+                // It may have been sent away since it was let in.
+                if !self.entry.is_revoked(joined.peer) && name.send(named.clone()).is_ok() {
+                    self.entry.saw(joined.peer);
                     self.links.insert(worker, link);
                     self.conductor.joined(now, worker, Joined { name: named, ..joined });
                 }
             }
-            LinkEvent::Control { worker, message } => self.conductor.said(now, worker, message),
-            LinkEvent::Moved { worker, address, sections } => self.conductor.moved(now, worker, address, &sections),
-            LinkEvent::Frame { worker, frame } => self.conductor.sampled(now, worker, &frame),
+            LinkEvent::Asks { worker, newcomer, verdict } => {
+                let conductor = &self.conductor;
+                let is_here = |name: &str| conductor.free_name(name) != name;
+                if let Some(event) = self.entry.asks(now, worker, newcomer, verdict, is_here) {
+                    self.publish(now);
+                    self.bus.publish(event);
+                }
+            }
+            LinkEvent::AsksNoMore { worker } => self.entry.gave_up(worker),
+            // Whoever was sent away may still say something: it counts for nothing.
+            LinkEvent::Control { worker, message } => {
+                if self.links.contains_key(&worker) {
+                    self.conductor.said(now, worker, message);
+                }
+            }
+            LinkEvent::Moved { worker, address, sections } => {
+                if self.links.contains_key(&worker) {
+                    self.conductor.moved(now, worker, address, &sections);
+                }
+            }
+            LinkEvent::Frame { worker, frame } => {
+                if self.links.contains_key(&worker) {
+                    self.conductor.sampled(now, worker, &frame);
+                }
+            }
             LinkEvent::Left { worker, why } => {
-                self.links.remove(&worker);
+                if let Some(link) = self.links.remove(&worker) {
+                    self.entry.saw(link.connection.peer());
+                }
                 self.conductor.left(now, worker, &why);
             }
         }
@@ -189,6 +221,23 @@ impl MeshTask {
             Call::Sequences(answer) => {
                 // Whoever asked may be gone.
                 let _heard = answer.send(self.conductor.sequences());
+            }
+            Call::There(answer) => {
+                let named = |(worker, link): (&WorkerId, &Link)| {
+                    (self.conductor.name_of(*worker).to_owned(), link.connection.peer())
+                };
+                let there = There { asking: self.entry.newcomers(), present: self.links.iter().map(named).collect() };
+                let _heard = answer.send(there);
+            }
+            Call::Refuse { worker, refused } => {
+                let _heard = refused.send(self.entry.refuse(worker));
+                self.publish(Instant::now());
+            }
+            Call::Heed(heeded) => {
+                self.entry.heed();
+                self.send_revoked_away();
+                self.publish(Instant::now());
+                let _heard = heeded.send(());
             }
             Call::Cancel { request, found } => {
                 let session = SessionId(request);
@@ -217,6 +266,9 @@ impl MeshTask {
     fn tick(&mut self) {
         let now = Instant::now();
         self.conductor.tick(now);
+        if self.entry.tick(now) {
+            self.send_revoked_away();
+        }
         self.carry_out();
         let gone: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_closed()).map(|(&s, _)| s).collect();
         for session in gone {
@@ -229,6 +281,8 @@ impl MeshTask {
     fn publish(&mut self, now: Instant) {
         let rtt_ms = |id: WorkerId| self.links.get(&id).map_or(0.0, |l| l.connection.rtt().as_secs_f64() * 1e3);
         let (weight_bytes_sent, relayed_bytes) = (self.tensors.sent(), self.endpoint.relayed_bytes());
+        let (open, conductor) = (self.entry.is_open(), &self.conductor);
+        let asking = self.entry.status(|name| conductor.free_name(name) != name);
         let status = self.conductor.status(now, rtt_ms);
         let draft_model = status.draft_model.clone().zip(self.drafter.clone()).map(|(counted, known)| DraftStatus {
             model: known.model,
@@ -236,7 +290,7 @@ impl MeshTask {
             threads: known.threads,
             ..counted
         });
-        let status = MeshStatus { weight_bytes_sent, relayed_bytes, draft_model, ..status };
+        let status = MeshStatus { weight_bytes_sent, relayed_bytes, open, asking, draft_model, ..status };
         let status = Arc::new(status);
         self.status.send_if_modified(|held| {
             let is_news = status.is_news_after(held);
@@ -333,6 +387,22 @@ impl MeshTask {
         }
     }
 
+    /// Workers whose keys were revoked go at once, and are told why; what they had to do goes to others.
+    fn send_revoked_away(&mut self) {
+        let now = Instant::now();
+        let revoked = |link: &Link| self.entry.is_revoked(link.connection.peer());
+        let gone: Vec<_> = self.links.iter().filter(|(_, link)| revoked(link)).map(|(&worker, _)| worker).collect();
+        for worker in gone {
+            // Without a sender the link ends once this was read, or after a while.
+            if let Some(link) = self.links.remove(&worker) {
+                let farewell = Message::Reject { code: RejectCode::Secret, text: REVOKED.to_owned() };
+                drop(link.control.try_send(farewell));
+            }
+            self.conductor.left(now, worker, "its key was revoked");
+        }
+        self.carry_out();
+    }
+
     async fn leave(mut self) {
         self.publish(Instant::now());
         for listener in self.listeners.values() {
@@ -351,6 +421,7 @@ impl MeshTask {
             }
         };
         drop(tokio::time::timeout(FAREWELL, farewell).await);
+        self.entry.end().await;
         self.endpoint.close(CloseCode::Shutdown, "the coordinator is going down");
         self.endpoint.closed().await;
     }

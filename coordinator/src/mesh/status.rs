@@ -26,6 +26,12 @@ pub struct MeshStatus {
     pub stages: Vec<StageStatus>,
     /// Every worker that is connected.
     pub workers: Vec<WorkerStatus>,
+    /// Whether workers without a ticket may ask to join.
+    #[serde(default)]
+    pub open: bool,
+    /// Those that do, and wait.
+    #[serde(default)]
+    pub asking: Vec<AskingStatus>,
     /// What the stages are expected to do, where the workers' speeds are known.
     #[serde(default)]
     pub prediction: Option<Prediction>,
@@ -293,6 +299,19 @@ pub struct WorkerStatus {
     pub nat: Option<String>,
     /// Why it has none.
     pub note: Option<String>,
+}
+
+/// A worker that asks to join.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AskingStatus {
+    /// The name that it has chosen, as anybody can.
+    pub name: String,
+    /// The code that its screen shows if nobody stands between.
+    pub code: String,
+    /// Where it is connected from.
+    pub address: String,
+    /// Whether somebody else is known by this name, or asks by it.
+    pub namesake: bool,
 }
 
 /// A plan on its way to serve in the place of another.

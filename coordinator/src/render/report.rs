@@ -8,6 +8,7 @@ use super::{
     count,
     plan::{expected, layers},
     table::{Align, pairs, table},
+    workers,
 };
 use crate::{
     mesh::status::{DraftStatus, LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus},
@@ -109,7 +110,7 @@ pub fn status(status: &MeshStatus) -> String {
         ("stage", Align::Right),
         ("note", Align::Left),
     ];
-    let workers = status.workers.iter().map(|worker| {
+    let rows = status.workers.iter().map(|worker| {
         vec![
             worker.name.clone(),
             worker.address.clone(),
@@ -123,8 +124,11 @@ pub fn status(status: &MeshStatus) -> String {
     });
     let mut parts = vec![summary];
     parts.extend(status.change.as_ref().map(|change| format!("plan {} is next: {}", change.epoch, change.text)));
+    if !status.asking.is_empty() {
+        parts.push(workers::asking(&status.asking));
+    }
     if !status.workers.is_empty() {
-        parts.push(table(&columns, workers));
+        parts.push(table(&columns, rows));
     }
     if !status.stages.is_empty() {
         parts.push(stages_measured(status));

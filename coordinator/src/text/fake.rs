@@ -9,7 +9,7 @@ use qmesh_models::{
     chat::ChatTemplate,
     tokenizer::{PretokenizerChoice, Tokenizer, Vocabulary},
 };
-use qmesh_net::{Candidate, Sampled};
+use qmesh_net::{Candidate, JoinCode, PeerId, Sampled};
 use tokio::sync::{mpsc, watch};
 
 use super::{BreakerShelf, GrammarDesk, TextModel};
@@ -18,7 +18,9 @@ use crate::{
     mesh::{
         MeshHandle,
         events::EventBus,
-        handle::{Call, Submission},
+        handle::{Call, Submission, There, WorkerId},
+        lobby::Newcomer,
+        members::Members,
         status::{MeshState, MeshStatus, SequencePhase, SequenceStatus, StepsStatus},
     },
 };
@@ -160,6 +162,18 @@ impl FakeMesh {
                         found.send(request == 1).expect("the caller waits");
                         continue;
                     }
+                    Call::There(answer) => {
+                        answer.send(there()).expect("the caller waits");
+                        continue;
+                    }
+                    Call::Refuse { worker, refused } => {
+                        refused.send(worker == WorkerId(1)).expect("the caller waits");
+                        continue;
+                    }
+                    Call::Heed(heeded) => {
+                        heeded.send(()).expect("the caller waits");
+                        continue;
+                    }
                 };
                 let script = script(&request);
                 let ends = matches!(script.last(), Some(GenerateEvent::Finished(_) | GenerateEvent::Failed(_)));
@@ -177,7 +191,8 @@ impl FakeMesh {
             }
         });
         let bus = EventBus::new();
-        Self { handle: MeshHandle::new(calls, watched, bus.source()), status, bus, seen, cancelled }
+        let handle = MeshHandle::new(calls, watched, bus.source(), Members::for_now());
+        Self { handle, status, bus, seen, cancelled }
     }
 
     /// Waits until the reader of an unended generation has gone.
@@ -185,6 +200,17 @@ impl FakeMesh {
         let gone = tokio::time::timeout(Duration::from_secs(5), self.cancelled.recv()).await;
         gone.expect("cancelled in time").expect("the mesh runs");
     }
+}
+
+/// A worker that is here, and two that ask by one name.
+fn there() -> There {
+    let newcomer = |key: u8| {
+        let peer = PeerId([key; 32]);
+        let code = JoinCode::of(&[key; 32], peer, peer);
+        Newcomer { name: "attic".to_owned(), peer, code, address: ([10, 0, 0, key], 7).into() }
+    };
+    let asking = vec![(WorkerId(1), newcomer(1)), (WorkerId(2), newcomer(2))];
+    There { asking, present: vec![("cellar".to_owned(), PeerId([3; 32]))] }
 }
 
 /// Two sequences, of which one runs.
@@ -215,6 +241,8 @@ pub(crate) fn mesh_status(state: MeshState) -> MeshStatus {
         kv_positions_used: 0,
         stages: Vec::new(),
         workers: Vec::new(),
+        open: false,
+        asking: Vec::new(),
         change: None,
         running: 0,
         waiting: 0,

@@ -1,26 +1,31 @@
 //! `join`: binds, joins a mesh and waits; the rest is `qmesh_engine::worker`.
 
+mod asking;
+
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, File, TryLockError},
+    io,
     net::SocketAddr,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    pin::pin,
     process::{self, ExitCode},
     sync::Arc,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::FalseyValueParser;
 use qmesh_discovery::listen_for;
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig},
+    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig},
 };
 use qmesh_logging::service;
 use qmesh_models::{bytes::ByteCount, directories::Directories, terminal::escaped_line};
-use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError};
+use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError, is_worker_name};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::report::{USAGE, in_one_line, say};
@@ -40,29 +45,38 @@ Examples:
   QMESH_TICKET=qmesh1aeb… shard-worker join  keep the ticket out of the process list
   shard-worker join --ticket-file /run/qmesh/ticket   wait for the ticket that serve leaves there
   shard-worker join qmesh1aeb… --cache-size 50G   keep 50 GB of fetched tensors at most
+  shard-worker join                          ask an open mesh of the local network to let this machine in
+
+Without a ticket the worker looks for a coordinator that was started with `serve --open`, asks it, and shows a code; whoever \
+runs the coordinator compares it and types `coordinator admit NAME`. From then on it comes back to that coordinator by its \
+key alone.
 
 Get a ticket from the machine that has the model: `coordinator serve` prints it, and `coordinator ticket`.
 
-With --name the worker's key is kept in $XDG_DATA_HOME/qmesh/worker-NAME.key, so that the mesh knows it \
-again after a restart; give each worker of a machine its own name. Without, every start makes a new key, \
+With --name, or without a ticket, the worker's key is kept in $XDG_DATA_HOME/qmesh/worker-NAME.key, so that the mesh knows it \
+again after a restart; give each worker of a machine its own name. With a ticket alone, every start makes a new key, \
 and a name from the host's.
 
 Exit codes:
   0    stopped, or sent home by the coordinator
   1    a failure, or (with --once) a lost coordinator
-  2    wrong usage, or a refused ticket
+  2    wrong usage, a refused ticket, or not (or no longer) wanted
   130  stopped by a second signal";
 
 /// Arguments of `join`.
 #[derive(clap::Args)]
 pub(super) struct JoinArgs {
-    /// The ticket: where the coordinator is, which key it has, and the right to join
-    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1.., required_unless_present = "ticket_file")]
+    /// The ticket: where the coordinator is, which key it has, and the right to join [default: none, and ask an open mesh]
+    #[arg(env = "QMESH_TICKET", hide_env_values = true, num_args = 1..)]
     ticket: Vec<String>,
     /// File with the ticket, as `coordinator serve --ticket-file` writes it; waits until it is there, and looks
     /// for a newer one when the coordinator is gone
     #[arg(long, env = "QMESH_TICKET_FILE", value_name = "FILE", conflicts_with = "ticket")]
     ticket_file: Option<PathBuf>,
+    /// Without a ticket: the mesh to ask, by its model or its mark in `coordinator discover`, where several are open, or
+    /// another one than this worker was let in by
+    #[arg(long, env = "QMESH_MESH", value_name = "NAME", conflicts_with_all = ["ticket", "ticket_file"])]
+    mesh: Option<String>,
     /// Name of this worker in the mesh: letters, digits, `.`, `_`, `-`
     #[arg(long, env = "QMESH_NAME", value_parser = name)]
     name: Option<String>,
@@ -123,6 +137,10 @@ pub(super) fn run(args: JoinArgs) -> ExitCode {
             say(&format!("join refused: {text}"));
             if code == RejectCode::Version { ExitCode::FAILURE } else { ExitCode::from(USAGE) }
         }
+        Ok(Exit::SentAway { text }) => {
+            say(&format!("sent away: {text}"));
+            ExitCode::from(USAGE)
+        }
         Err(error) => {
             say(&in_one_line(&error));
             ExitCode::FAILURE
@@ -130,9 +148,11 @@ pub(super) fn run(args: JoinArgs) -> ExitCode {
     }
 }
 
-/// The ticket that was typed, or the one in the file.
-fn ticket(args: &JoinArgs) -> Result<Ticket> {
-    let Some(file) = &args.ticket_file else { return Ok(parse_ticket(&args.ticket)?) };
+/// The ticket that was typed, or the one in the file; `None` where there is none.
+fn ticket(args: &JoinArgs) -> Result<Option<Ticket>> {
+    let Some(file) = &args.ticket_file else {
+        return if args.ticket.is_empty() { Ok(None) } else { Ok(Some(parse_ticket(&args.ticket)?)) };
+    };
     let text = loop {
         match fs::read_to_string(file) {
             Ok(text) => break text,
@@ -145,7 +165,7 @@ fn ticket(args: &JoinArgs) -> Result<Ticket> {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         }
     };
-    text.parse().with_context(|| format!("{} holds no ticket", file.display()))
+    text.parse().map(Some).with_context(|| format!("{} holds no ticket", file.display()))
 }
 
 /// A wrapped line has become several words.
@@ -153,19 +173,55 @@ pub(super) fn parse_ticket(words: &[String]) -> Result<Ticket, TicketError> {
     words.concat().parse()
 }
 
-fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
+fn join(args: JoinArgs, ticket: Option<Ticket>) -> Result<Exit> {
     let directories = Directories::from_env()?;
-    let (name, identity) = match args.name {
-        Some(name) => {
-            let key = directories.keys().join(format!("worker-{name}.key"));
-            (name, Identity::load_or_create(key)?)
+    let (name, identity) = match (&args.name, &ticket) {
+        (Some(name), _) => (name.clone(), Identity::load_or_create(key_of(name, directories.keys()))?),
+        (None, Some(_)) => anonymous(),
+        (None, None) => {
+            let name = host_name();
+            let identity = Identity::load_or_create(key_of(&name, directories.keys()))?;
+            (name, identity)
         }
-        None => anonymous(),
     };
-    let listen = args.listen.unwrap_or_else(|| listen_for(&ticket.addresses));
-    let config = WorkerConfig {
-        search: if args.no_mdns { Search::Addresses } else { Search::Lan },
-        ticket,
+    // Who is known by a key alone must be the only one who has it.
+    let _alone = if ticket.is_none() { Some(alone(&name, directories.keys())?) } else { None };
+    let runtime =
+        // Each thread that reads and hashes has a stack, for which memory must be left.
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .context("cannot start the network")?;
+    let ended = runtime.block_on(async {
+        let mut shutdown = pin!(signals()?);
+        let way_in = match ticket {
+            Some(ticket) => WayIn::Ticket(ticket),
+            None => {
+                let kept_in = directories.keys().join(format!("worker-{name}.mesh"));
+                tokio::select! {
+                    found = asking::way_in(&args, kept_in) => found?,
+                    () = &mut shutdown => return Ok(Exit::Asked),
+                }
+            }
+        };
+        let listen = args.listen.unwrap_or_else(|| listen_for(way_in.addresses()));
+        let endpoint = Endpoint::bind(listen, &identity, Admission::only([]))?;
+        // It waits for a coordinator that is not there yet, so that it need not start after it.
+        service::ready();
+        let ended = worker::run(config(args, &directories, name, way_in), endpoint, shutdown).await;
+        service::stopping();
+        Ok(ended?)
+    });
+    // A file that is being read or hashed must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+fn config(args: JoinArgs, directories: &Directories, name: String, way_in: WayIn) -> WorkerConfig {
+    WorkerConfig {
+        search: search(&args),
+        way_in,
         ticket_file: args.ticket_file,
         name,
         memory: args.memory,
@@ -176,26 +232,28 @@ fn join(args: JoinArgs, ticket: Ticket) -> Result<Exit> {
         audience: Audience::People,
         backend: Arc::new(CpuBackend::new(args.threads.unwrap_or_else(physical_cores))),
         measured_by: env::current_exe().map_or(MeasuredBy::ThisProcess, MeasuredBy::Program),
-    };
-    let runtime =
-        // Each thread that reads and hashes has a stack, for which memory must be left.
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()
-            .context("cannot start the network")?;
-    let ended = runtime.block_on(async {
-        let shutdown = signals()?;
-        let endpoint = Endpoint::bind(listen, &identity, Admission::only([]))?;
-        // It waits for a coordinator that is not there yet, so that it need not start after it.
-        service::ready();
-        let ended = worker::run(config, endpoint, shutdown).await;
-        service::stopping();
-        Ok(ended?)
-    });
-    // A file that is being read or hashed must not hold up the end.
-    runtime.shutdown_background();
-    ended
+    }
+}
+
+/// Whether it asks the local network.
+fn search(args: &JoinArgs) -> Search {
+    if args.no_mdns { Search::Addresses } else { Search::Lan }
+}
+
+/// Where the key of the worker with this name lies.
+fn key_of(name: &str, keys: &Path) -> PathBuf {
+    keys.join(format!("worker-{name}.key"))
+}
+
+/// Holds the key for as long as the process runs, so that no other worker of this machine has it.
+fn alone(name: &str, keys: &Path) -> Result<File> {
+    let path = key_of(name, keys);
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("a worker named {name} runs here already: give this one another --name"),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 /// Completes on the first signal; the second ends the process.
@@ -229,9 +287,15 @@ fn exit_with_stdin() {
 /// A name and a key for this run: two workers of one machine must not be taken for one.
 fn anonymous() -> (String, Identity) {
     let identity = Identity::ephemeral();
-    let host = sysinfo::System::host_name().unwrap_or_else(|_| "worker".into());
-    let host: String = host.chars().filter(|&c| is_name_char(c)).take(40).collect();
-    (format!("{host}-{}", &identity.peer_id().short()[..4]), identity)
+    (format!("{}-{}", host_name(), &identity.peer_id().short()[..4]), identity)
+}
+
+/// A worker's name where nobody gave it one: the machine's, as far as it is fit for one.
+fn host_name() -> String {
+    let host = sysinfo::System::host_name().unwrap_or_default();
+    let is_fit = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = host.trim_start_matches(['.', '-']).chars().filter(is_fit).take(40).collect();
+    if is_worker_name(&name) { name } else { "worker".into() }
 }
 
 pub(super) fn physical_cores() -> NonZeroUsize {
@@ -243,12 +307,8 @@ pub(super) fn physical_cores() -> NonZeroUsize {
 
 /// A name that can be part of a file's name.
 fn name(text: &str) -> Result<String, String> {
-    let plain = (1..=64).contains(&text.len()) && text.chars().all(is_name_char) && !text.starts_with('.');
-    plain.then(|| text.to_owned()).ok_or_else(|| "want 1 to 64 letters, digits, `.`, `_` or `-`, not `.` first".into())
-}
-
-fn is_name_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+    let wanted = || "want 1 to 64 letters, digits, `.`, `_` or `-`, and a letter or digit first".into();
+    is_worker_name(text).then(|| text.to_owned()).ok_or_else(wanted)
 }
 
 #[cfg(test)]
@@ -282,11 +342,13 @@ mod tests {
             let (file, text) = (file.clone(), format!("{expected}\n"));
             move || fs::write(file, text).unwrap()
         });
-        assert_eq!(ticket(&args).unwrap(), expected);
+        assert_eq!(ticket(&args).unwrap(), Some(expected));
         left.join().unwrap();
         fs::write(&file, "no ticket").unwrap();
         let error = in_one_line(&ticket(&args).unwrap_err());
         assert!(error.contains("ticket holds no ticket: not a ticket"), "{error}");
-        assert!(<Line as clap::Parser>::try_parse_from(["join"]).is_err());
+        let args = <Line as clap::Parser>::try_parse_from(["join"]).unwrap().join;
+        assert_eq!(ticket(&args).unwrap(), None);
+        assert!(<Line as clap::Parser>::try_parse_from(["join", "qmesh1a", "--mesh", "m"]).is_err());
     }
 }

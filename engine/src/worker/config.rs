@@ -3,16 +3,16 @@
 use std::{path::PathBuf, sync::Arc};
 
 use qmesh_models::bytes::ByteCount;
-use qmesh_net::{RejectCode, Ticket};
+use qmesh_net::{PeerId, RejectCode, Ticket};
 
-use super::console::Audience;
+use super::{console::Audience, known_mesh::KnownMesh};
 use crate::backend::Backend;
 
 /// A worker's resolved settings.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Where its coordinator is, and the right to join.
-    pub ticket: Ticket,
+    /// Where its coordinator is, and by what it is let in.
+    pub way_in: WayIn,
     /// The file that the ticket came from, which may hold a newer one once the coordinator has started again.
     pub ticket_file: Option<PathBuf>,
     /// The name it would like to have.
@@ -37,6 +37,38 @@ pub struct WorkerConfig {
     pub measured_by: MeasuredBy,
 }
 
+/// Where a worker's coordinator is, and by what it is let in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WayIn {
+    /// By a ticket, which names both.
+    Ticket(Ticket),
+    /// By its own key, which that mesh has admitted before, or shall be asked to.
+    Key {
+        /// Where it is, and which key it must have.
+        mesh: KnownMesh,
+        /// Where that is remembered once it has let the worker in.
+        kept_in: Option<PathBuf>,
+    },
+}
+
+impl WayIn {
+    /// Where to try, each as `host:port`.
+    pub fn addresses(&self) -> &[String] {
+        match self {
+            Self::Ticket(ticket) => &ticket.addresses,
+            Self::Key { mesh, .. } => &mesh.addresses,
+        }
+    }
+
+    /// The key that the coordinator must have.
+    pub fn coordinator(&self) -> PeerId {
+        match self {
+            Self::Ticket(ticket) => ticket.coordinator,
+            Self::Key { mesh, .. } => mesh.coordinator,
+        }
+    }
+}
+
 /// Where a worker finds out how fast it is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MeasuredBy {
@@ -46,7 +78,7 @@ pub enum MeasuredBy {
     Program(PathBuf),
 }
 
-/// Where a worker looks for a coordinator that does not answer at the addresses of the ticket.
+/// Where a worker looks for a coordinator that does not answer at the addresses it knows.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Search {
     /// On the local network as well, by multicast DNS.
@@ -75,6 +107,11 @@ pub enum Exit {
     Dismissed,
     /// The coordinator could not be reached, or was lost.
     Lost,
+    /// The coordinator had let it in, and wants it no longer.
+    SentAway {
+        /// One line for a person.
+        text: String,
+    },
     /// The coordinator does not let it in.
     Rejected {
         /// The kind of refusal.

@@ -74,7 +74,14 @@ impl Console {
     }
 
     fn print(&self, line: &str) {
-        if self.audience == Audience::People {
+        self.audience.hear(line);
+    }
+}
+
+impl Audience {
+    /// Says a line to whoever listens, where nothing is in progress.
+    pub(super) fn hear(self, line: &str) {
+        if self == Self::People {
             qmesh_logging::note(&escaped_line(line));
         }
     }

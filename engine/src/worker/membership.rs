@@ -55,6 +55,8 @@ pub(super) struct CoordinatorLink {
 pub(super) enum Ending {
     /// In order.
     Departed(Departure),
+    /// The coordinator wants the worker no longer, and says why.
+    SentAway(String),
     /// The link to the coordinator broke.
     Lost(String),
     /// The compute thread ended, and the system gives no other.
@@ -178,6 +180,10 @@ impl<'a> Membership<'a> {
                 Some(news) = inbox.fetch_news.recv() => Event::Fetch(news),
                 Some(news) = inbox.link_news.recv() => Event::Link(news),
                 Some(message) = inbox.messages.recv(), if self.lasting.waiting() < BACKLOG => match message {
+                    Ok(Message::Reject { text, .. }) => {
+                        self.ending = Some(Ending::SentAway(text));
+                        continue;
+                    }
                     Ok(message) => Event::Message(message),
                     Err(text) => {
                         self.ending = Some(Ending::Lost(text));
@@ -373,6 +379,7 @@ impl<'a> Membership<'a> {
     async fn end(mut self, ending: Ending) -> Ending {
         self.lasting.console.finish();
         match &ending {
+            Ending::SentAway(_) => self.connection.close(CloseCode::Ok, "the worker left"),
             Ending::Departed(_) => {
                 drop(self.tell);
                 let goodbye = async {

@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use qmesh_net::{CloseCode, Endpoint, Introduction, Nat, NetError, OwnAddresses, RejectCode, Sections, Welcome, join};
+use qmesh_net::{
+    Claim, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, Nat, NetError, OwnAddresses,
+    RejectCode, Sections, Welcome, join,
+};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    config::{Exit, Stay, WorkerConfig},
+    config::{Exit, Stay, WayIn, WorkerConfig},
     console::Console,
     lasting::Lasting,
     machine,
@@ -29,6 +32,8 @@ use crate::error::EngineError;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest of them.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// A coordinator that knows a worker's key has answered after this; otherwise it asks somebody.
+const AT_ONCE: Duration = Duration::from_millis(700);
 
 /// Why a worker could not even start, or go on.
 #[derive(Debug, Error)]
@@ -44,7 +49,7 @@ pub enum WorkerError {
     Backend(#[from] EngineError),
 }
 
-/// Serves the mesh of the ticket from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
+/// Serves the mesh that the way in leads to from `endpoint` until `shutdown` completes, the mesh sends the worker away for good,
 /// or (with [`Stay::Once`]) the first stay ends. The endpoint is the worker's from now on: it sets the admission, and
 /// closes the endpoint at the end.
 ///
@@ -122,9 +127,20 @@ impl Worker {
     fn renew_ticket(&mut self) -> bool {
         // While the file is away or half written, the ticket at hand is as good as any.
         let renewed = self.config.ticket_file.as_ref().and_then(|file| fs::read_to_string(file).ok()?.parse().ok());
-        let Some(ticket) = renewed.filter(|ticket| *ticket != self.config.ticket) else { return false };
-        self.config.ticket = ticket;
+        let Some(way_in) = renewed.map(WayIn::Ticket).filter(|way_in| *way_in != self.config.way_in) else {
+            return false;
+        };
+        self.config.way_in = way_in;
         true
+    }
+
+    /// Keeps which mesh has let this worker in, and where it was: it comes back there, and to nobody else.
+    fn remember(&mut self, name: &str, connection: &Connection) {
+        let WayIn::Key { mesh, kept_in } = &mut self.config.way_in else { return };
+        mesh.joined(name, connection.remote_address());
+        if let Some(Err(error)) = kept_in.as_ref().map(|path| mesh.keep(path)) {
+            self.lasting.console.say(&format!("this worker will not find back by itself: {error}"));
+        }
     }
 
     /// Serves until the stay ends, for good or with a reason to join again.
@@ -134,9 +150,10 @@ impl Worker {
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> ControlFlow<Result<Exit, WorkerError>, String> {
         let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. }, tier } = joined;
+        self.remember(&mesh, &coordinator.connection);
         let peer = self.endpoint.peer_id().short();
         let found = match tier {
-            Tier::Ticket => String::new(),
+            Tier::Known => String::new(),
             Tier::Lan(time) => format!(", found on the local network in {:.1} s", time.as_secs_f64()),
         };
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…){found}"));
@@ -147,6 +164,7 @@ impl Worker {
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
                 ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
             }
+            (Ending::SentAway(text), _) => ControlFlow::Break(Ok(Exit::SentAway { text })),
             (Ending::Lost(text), _) => {
                 tracing::debug!(text, "lost the coordinator");
                 ControlFlow::Continue("lost the coordinator".into())
@@ -169,9 +187,9 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
 }
 
 async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
-    let (connection, tier) = reach(endpoint, &config.ticket, config.search).await?;
+    let (connection, tier) = reach(endpoint, &config.way_in, config.search).await?;
     let mut sections = Sections::default();
-    if let Some(Err(error)) = machine::share(config.ticket.coordinator).map(|share| share.put(&mut sections)) {
+    if let Some(Err(error)) = machine::share(config.way_in.coordinator()).map(|share| share.put(&mut sections)) {
         // It is then planned with as if it had its machine for itself.
         tracing::warn!(%error, "cannot say which machine this is");
     }
@@ -193,8 +211,40 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         threads: u32::try_from(config.backend.threads().get()).unwrap_or(u32::MAX),
         sections,
     };
-    let (welcome, sender, receiver) = join(&connection, &config.ticket.secret, me).await?;
+    let (welcome, sender, receiver) = let_in(config, &connection, me).await?;
     Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, tier })
+}
+
+/// Joins by the right that the worker has, or asks for one.
+async fn let_in(
+    config: &WorkerConfig,
+    connection: &Connection,
+    me: Introduction,
+) -> Result<(Welcome, ControlSender, ControlReceiver), NetError> {
+    let claim = match &config.way_in {
+        WayIn::Ticket(ticket) => Claim::Ticket(&ticket.secret),
+        WayIn::Key { .. } => Claim::Key,
+    };
+    let joining = join(connection, claim, me);
+    tokio::pin!(joining);
+    tokio::select! {
+        joined = &mut joining => return joined,
+        () = sleep(AT_ONCE), if matches!(claim, Claim::Key) => {}
+    }
+    asking(config, connection);
+    joining.await
+}
+
+/// Says that somebody at the coordinator is asked, and what they must compare.
+fn asking(config: &WorkerConfig, connection: &Connection) {
+    let (name, code) = (&config.name, connection.own_join_code());
+    let mesh = match &config.way_in {
+        WayIn::Ticket(_) => "the coordinator",
+        WayIn::Key { mesh, .. } => &mesh.mesh,
+    };
+    config.audience.hear(&format!("asking {mesh} at {} to let {name} in", connection.remote_address()));
+    config.audience.hear(&format!("  code  {code}"));
+    config.audience.hear(&format!("if the coordinator shows the same code, let it in there: coordinator admit {name}"));
 }
 
 /// What NAT is before this machine, as the coordinator's sockets see it; `None` where they do not say.

@@ -25,11 +25,12 @@ use qmesh_net::{
     Admission, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, Fault, FaultCode, Frame, FrameKind,
     FrameReceiver, FrameSender, Gate, Identity, Incoming, JoinSecret, LoadShard, Message, NetError, OpenSession,
     PeerId, PlanEpoch, RangeServer, Route, Sampled, Sampling, Sections, Segment, SessionId, ShardPhase, StageIndex,
-    StepId, StepTimes, Ticket, Trail, Trails, Upstream, Wants, Welcome, memory::Network, welcome,
+    StepId, StepTimes, Strangers, Ticket, Trail, Trails, Upstream, Wants, Welcome, memory::Network, welcome,
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-use super::{Audience, Exit, MeasuredBy, Search, Stay, WorkerConfig, WorkerError, run};
+use self::tickets::ticket_of;
+use super::{Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerError, run};
 use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
@@ -102,7 +103,7 @@ impl Stagecraft {
         let mut config = WorkerConfig {
             ticket_file: None,
             search: Search::Addresses,
-            ticket,
+            way_in: WayIn::Ticket(ticket),
             name: "hired".into(),
             memory: None,
             cache: cache.path().to_owned(),
@@ -130,6 +131,7 @@ impl Stagecraft {
             secret: self.secret.clone(),
             expires_unix: None,
             known: Default::default(),
+            strangers: Strangers::NeedTickets,
             numerics: numerics::expected(),
         }
     }
@@ -435,6 +437,7 @@ async fn too_little_memory_is_said_before_anything_is_fetched() {
         secret: stage.secret.clone(),
         expires_unix: None,
         known: Default::default(),
+        strangers: Strangers::NeedTickets,
         numerics: numerics::expected(),
     };
     let applicant = welcome(&connection, &gate).await.unwrap();
@@ -481,7 +484,7 @@ async fn a_worker_comes_back_to_its_coordinator_with_its_shard() {
     played.part().await;
     assert_eq!(ended(hired.task).await, Exit::Asked);
 
-    let strict = stage.hire(|config| config.ticket.secret = JoinSecret::random());
+    let strict = stage.hire(|config| ticket_of(config).secret = JoinSecret::random());
     let connection = stage.coordinator.accept().await.unwrap();
     assert!(welcome(&connection, &stage.gate()).await.is_err());
     assert!(matches!(ended(strict.task).await, Exit::Rejected { .. }));

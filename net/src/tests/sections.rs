@@ -16,7 +16,7 @@ fn a_hello_with_more_than_is_known_is_skipped_or_refused() {
         let me = Introduction { sections: sections(&[8]), ..Introduction::default() };
         let (coordinator, worker) = pair(&Network::new(16));
         let (near, far) = knock(&coordinator, &worker).await;
-        let (joined, hello) = tokio::join!(join(&near, &gate.secret, me), async {
+        let (joined, hello) = tokio::join!(join(&near, Claim::Ticket(&gate.secret), me), async {
             let (hello, ..) = welcome(&far, &gate).await?.admit(Welcome::default()).await?;
             Ok::<_, NetError>(hello)
         });
@@ -25,7 +25,7 @@ fn a_hello_with_more_than_is_known_is_skipped_or_refused() {
 
         let me = Introduction { sections: sections(&[8, 9]), ..Introduction::default() };
         let (near, far) = knock(&coordinator, &worker).await;
-        let (joined, welcomed) = tokio::join!(join(&near, &gate.secret, me), welcome(&far, &gate));
+        let (joined, welcomed) = tokio::join!(join(&near, Claim::Ticket(&gate.secret), me), welcome(&far, &gate));
         assert!(matches!(welcomed, Err(NetError::Rejected { code: RejectCode::Version, .. })), "{welcomed:?}");
         let NetError::Rejected { code: RejectCode::Version, text } = joined.unwrap_err() else { panic!("let in") };
         let worker = worker.peer_id().short();
@@ -41,7 +41,7 @@ fn a_welcome_with_more_than_is_known_is_skipped_or_refused() {
         for (tags, understood) in [(&[8][..], true), (&[8, 9], false)] {
             let (near, far) = knock(&coordinator, &worker).await;
             let answer = Welcome { sections: sections(tags), ..Welcome::default() };
-            let joining = join(&near, &gate.secret, Introduction::default());
+            let joining = join(&near, Claim::Ticket(&gate.secret), Introduction::default());
             let (joined, admitted) =
                 tokio::join!(joining, async { welcome(&far, &gate).await?.admit(answer.clone()).await });
             admitted.unwrap();

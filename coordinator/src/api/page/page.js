@@ -16,12 +16,24 @@ const make = (tag, attributes = {}, ...children) => {
 // ---- The server ----
 
 const KEY = "qmesh-api-key";
+const OWNER = "qmesh-owner-key";
 let status = null;
 
 const headers = (more = {}) => {
   const key = sessionStorage.getItem(KEY);
+  const owner = sessionStorage.getItem(OWNER);
+  if (owner) more = { ...more, "x-qmesh-owner-key": owner };
   return key ? { ...more, authorization: `Bearer ${key}` } : more;
 };
+
+// The link that `serve --open` prints ends in the owner's key. It stays in this tab, and does not stay in the address.
+const takeOwnerKey = () => {
+  const key = new URLSearchParams(location.hash.slice(1)).get("owner");
+  if (!key) return;
+  sessionStorage.setItem(OWNER, key);
+  history.replaceState(null, "", location.pathname);
+};
+addEventListener("hashchange", () => { takeOwnerKey(); if (status) showAsking(status); });
 
 // Asks for the key once for everybody who waits for it.
 let asking = null;
@@ -131,9 +143,39 @@ const show = (news) => {
   byId("uptime").textContent = `up ${duration(news.uptime_s)}${news.epoch ? `, plan ${news.epoch}` : ""}`;
   byId("text").textContent = news.text;
   setBadge(news.state, news.state === "ready" ? "good" : news.state === "failed" ? "bad" : "");
+  showAsking(news);
   showPipeline(news);
   showTiles(news);
   showSnippet();
+};
+
+// Only what has changed is drawn anew: a button must not move from under a finger.
+let asked = null;
+const showAsking = (news) => {
+  const mayDecide = sessionStorage.getItem(OWNER) !== null;
+  byId("open-join").hidden = !news.open;
+  const drawn = JSON.stringify([news.asking, mayDecide]);
+  if (drawn === asked) return;
+  asked = drawn;
+  byId("asking").hidden = !news.asking?.length;
+  byId("asking-key").hidden = mayDecide;
+  byId("askers").replaceChildren(...(news.asking ?? []).map((one) => {
+    const decision = (what, label, kind) => make("button", { type: "button", class: kind, "aria-label": `${label} ${one.name}, code ${one.code}`, onclick: () => decide(one, what) }, label);
+    return make("li", {}, make("span", { class: "who" }, make("strong", {}, one.name), make("span", { class: "quiet" }, ` at ${one.address}`)),
+      make("code", { class: "code" }, one.code),
+      ...(one.namesake ? [make("span", { class: "warning" }, "another worker has this name")] : []),
+      ...(mayDecide ? [make("span", { class: "buttons" }, decision("admit", "Admit", ""), decision("refuse", "Refuse", "plain"))] : []));
+  }));
+};
+
+const decide = async (one, what) => {
+  const response = await call(`/api/workers/${encodeURIComponent(one.code)}/${what}`, { method: "POST" });
+  if (response.status === 403) {
+    // The coordinator was started anew, with another key.
+    sessionStorage.removeItem(OWNER);
+    showAsking(status);
+  }
+  banner(response.ok ? "" : await reason(response));
 };
 
 const setBadge = (text, kind) => {
@@ -287,7 +329,7 @@ const happened = (name, event) => {
   const text = inWords(name, event);
   if (name.startsWith("request_")) followRequest(name, event);
   if (!text) return;
-  const isFault = name === "fault_seen" || name === "worker_left" || name === "worker_slow";
+  const isFault = name === "fault_seen" || name === "worker_asks" && event.namesake || name === "worker_left" || name === "worker_slow";
   if (!name.startsWith("request_")) marks.push({ at: Date.now(), text });
   const list = byId("events");
   if (list.firstElementChild?.className === "quiet") list.replaceChildren();
@@ -500,4 +542,5 @@ setInterval(() => {
   draw();
   if ([...requests.values()].some((request) => !request.end)) showRequests();
 }, 1000);
+takeOwnerKey();
 watch();

@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use qmesh_net::{
-    Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind, FrameReceiver, Gate,
-    Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, Sections, StepId, Welcome,
+    Acquaintance, Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind,
+    FrameReceiver, Gate, Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, Right,
+    Sections, StepId, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -15,11 +16,16 @@ use super::{
     weights::TensorServer,
     worker::{Joined, WorkerId},
 };
+use crate::mesh::{entry::Verdict, lobby::Newcomer};
 
 /// What happens on a link, as the mesh's task hears of it.
 pub(crate) enum LinkEvent {
     /// A worker has proved that it may join, and wants a name.
     Arrived { worker: WorkerId, joined: Joined, link: Link, name: oneshot::Sender<String> },
+    /// A worker without a ticket asks to join.
+    Asks { worker: WorkerId, newcomer: Newcomer, verdict: oneshot::Sender<Verdict> },
+    /// It has gone before anybody decided.
+    AsksNoMore { worker: WorkerId },
     /// A worker sent a message.
     Control { worker: WorkerId, message: Message },
     /// A worker's packets come from elsewhere now, and this is where it is by its own account.
@@ -87,6 +93,14 @@ impl Guest {
             Ok(applicant) => applicant,
             Err(error) => return tracing::info!("worker {worker}: {error}"),
         };
+        match applicant.right() {
+            Right::Ticket | Right::Key => {}
+            Right::Asks => match self.ask(self.newcomer(&applicant)).await {
+                Some(Verdict::Admitted) => {}
+                Some(Verdict::Refused { code, text }) => return applicant.reject(code, text).await,
+                None => return,
+            },
+        }
         let Some(_place) = self.place(&applicant) else {
             return applicant.reject(RejectCode::Full, "the mesh has no place left: stop a worker, or try later").await;
         };
@@ -97,9 +111,34 @@ impl Guest {
         drop(self.events.send(LinkEvent::Left { worker, why: self.why().await }).await);
     }
 
+    /// A worker that asks, for whoever decides.
+    fn newcomer(&self, applicant: &Applicant) -> Newcomer {
+        Newcomer {
+            name: applicant.hello().name.clone(),
+            peer: applicant.peer(),
+            code: applicant.code(),
+            address: self.connection.remote_address(),
+        }
+    }
+
+    /// What is decided about a worker that asks; `None` where it goes before, or the mesh does.
+    async fn ask(&self, newcomer: Newcomer) -> Option<Verdict> {
+        let (worker, (verdict, decided)) = (self.worker, oneshot::channel());
+        drop(self.events.send(LinkEvent::Asks { worker, newcomer, verdict }).await);
+        let verdict = tokio::select! {
+            decided = decided => decided.ok(),
+            _ = self.connection.closed() => None,
+        };
+        if verdict.is_none() {
+            drop(self.events.send(LinkEvent::AsksNoMore { worker }).await);
+        }
+        verdict
+    }
+
     /// A place in the mesh, if there is one. The last ones are for those that were here before.
     fn place(&self, applicant: &Applicant) -> Option<OwnedSemaphorePermit> {
-        let kept = if self.gate.known.contains(applicant.peer()) { 0 } else { WORKERS_KNOWN };
+        let is_known = self.gate.known.acquaintance(applicant.peer()) == Acquaintance::Known;
+        let kept = if is_known { 0 } else { WORKERS_KNOWN };
         let free = self.places.available_permits() > kept;
         free.then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten()
     }

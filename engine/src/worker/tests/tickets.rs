@@ -4,6 +4,11 @@ use std::fs;
 
 use super::*;
 
+pub(super) fn ticket_of(config: &mut WorkerConfig) -> &mut Ticket {
+    let WayIn::Ticket(ticket) = &mut config.way_in else { panic!("it was hired by a ticket") };
+    ticket
+}
+
 #[tokio::test]
 async fn a_ticket_that_is_refused_or_leads_nowhere_gives_way_to_a_newer_one() {
     let stage = Stagecraft::new(37);
@@ -11,8 +16,8 @@ async fn a_ticket_that_is_refused_or_leads_nowhere_gives_way_to_a_newer_one() {
     let file = folder.path().join("ticket");
     let mut newer = None;
     let hired = stage.hire(|config| {
-        newer = Some(config.ticket.clone());
-        config.ticket.secret = JoinSecret::random();
+        newer = Some(ticket_of(config).clone());
+        ticket_of(config).secret = JoinSecret::random();
         (config.stay, config.ticket_file) = (Stay::ForGood, Some(file.clone()));
     });
     fs::write(&file, newer.unwrap().to_string()).unwrap();
@@ -26,8 +31,8 @@ async fn a_ticket_that_is_refused_or_leads_nowhere_gives_way_to_a_newer_one() {
     let elsewhere = stage.network.endpoint(&Identity::ephemeral(), Admission::anyone()).unwrap();
     let mut newer = None;
     let lost = stage.hire(|config| {
-        newer = Some(config.ticket.clone());
-        config.ticket.addresses = vec![elsewhere.local_addr().to_string()];
+        newer = Some(ticket_of(config).clone());
+        ticket_of(config).addresses = vec![elsewhere.local_addr().to_string()];
         (config.stay, config.ticket_file) = (Stay::ForGood, Some(file.clone()));
     });
     fs::write(&file, newer.unwrap().to_string()).unwrap();
