@@ -99,7 +99,7 @@ fn meant<'a>(who: Option<&str>, asking: &'a [AskingStatus]) -> Result<&'a Asking
                 "{} workers ask to join so: say which by the code on its screen",
                 several.len()
             ))
-            .with_advice(format!("coordinator admit with one of {}", all.join(", "))))
+            .with_advice(format!("coordinator admit CODE, which is one of {}", all.join(", "))))
         }
     }
 }
@@ -113,9 +113,7 @@ fn is_confirmed(one: &AskingStatus) -> Result<bool, Failure> {
     let AskingStatus { name, code, address, namesake } = one;
     if !io::stdin().is_terminal() {
         return Err(Failure::usage(format!("{name} may be anybody: say by its code that you mean this one"))
-            .with_advice(
-                "coordinator admit with the code that its screen shows; or --yes if somebody has compared it",
-            ));
+            .with_advice("coordinator admit CODE, as its screen shows it; or --yes if somebody has compared it"));
     }
     if *namesake {
         note(format_args!("another worker is known, or asks, by the name of {name}"));

@@ -1,6 +1,7 @@
 //! Whole workers on a network in memory, with a coordinator that is played by the test.
 
 mod cache;
+mod keys;
 mod masks;
 mod plans;
 mod sources;

@@ -1,6 +1,6 @@
 //! A join without a ticket: to the mesh that has let this worker in before, or to one of the local network that may be asked.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
 use qmesh_discovery::{Found, discover, mark_of};
@@ -56,7 +56,11 @@ fn is_meant(wanted: &str, model: &str, mark: &str) -> bool {
 /// What is known of a mesh that may be asked.
 fn known(found: &Found) -> Option<KnownMesh> {
     let Found { model, addresses, open, .. } = found;
-    Some(KnownMesh { coordinator: (*open)?, addresses: addresses.clone(), mesh: model.clone() })
+    let is_v4 = |address: &&String| address.parse().is_ok_and(|address: SocketAddr| address.is_ipv4());
+    let v4: Vec<String> = addresses.iter().filter(is_v4).cloned().collect();
+    // A socket dials one family, and where both are there it is that of IPv4.
+    let addresses = if v4.is_empty() { addresses.clone() } else { v4 };
+    Some(KnownMesh { coordinator: (*open)?, addresses, mesh: model.clone() })
 }
 
 fn nobody(wanted: Option<&str>) -> String {
@@ -96,6 +100,10 @@ mod tests {
         found.open = Some(key);
         let mesh = known(&found).unwrap();
         assert_eq!((mesh.coordinator, mesh.mesh.as_str(), &mesh.addresses), (key, "tiny", &found.addresses));
-        assert!(listed([&found].into_iter()).contains("tiny, at 10.0.0.1:4433"));
+        found.addresses.insert(0, "[fd00::1]:4433".into());
+        assert_eq!(known(&found).unwrap().addresses, ["10.0.0.1:4433"]);
+        found.addresses.truncate(1);
+        assert_eq!(known(&found).unwrap().addresses, ["[fd00::1]:4433"]);
+        assert!(listed([&found].into_iter()).contains("tiny, at [fd00::1]:4433"));
     }
 }
