@@ -434,7 +434,6 @@ pub(super) fn advertised(text: &str) -> Result<String, String> {
     if reachable { Ok(text.to_owned()) } else { Err(wanted.to_owned()) }
 }
 
-/// Whether a resolver could know the name. One whose last label is a number is an IPv4 address gone wrong.
 /// What browsers send as `Origin`: a scheme and whose it is, or `null`.
 fn origin(text: &str) -> Result<String, String> {
     let is_origin = text
@@ -456,6 +455,7 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether a resolver could know the name. One whose last label is a number is an IPv4 address gone wrong.
 fn is_host_name(host: &str) -> bool {
     let is_label = |label: &str| {
         let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
