@@ -15,7 +15,7 @@ use qmesh_net::{
     Message, OwnAddresses, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     task::{AbortHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -281,7 +281,10 @@ impl<'a> Membership<'a> {
         {
             *peak_memory_bytes = memory::peak_bytes();
         }
-        if self.tell.try_send(message).is_err() && self.ending.is_none() {
+        // Where nobody hears any more, its last words may still wait to be read: they say why.
+        if let Err(TrySendError::Full(_)) = self.tell.try_send(message)
+            && self.ending.is_none()
+        {
             self.ending = Some(Ending::Lost("it does not read what it is told".into()));
         }
     }
