@@ -43,12 +43,14 @@ pub const NAME: &str = "smollm2-135m";
 fn write(out: &mut impl Write) -> std::io::Result<()> {
     let mut random = 1_u64;
     let fill = |tensor: &Declared, into: &mut [u8]| {
-        if tensor.dtype == TensorType::F32 {
-            return into.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1_f32.to_le_bytes()));
-        }
         for bytes in into.chunks_mut(8) {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             bytes.copy_from_slice(&(random ^ random >> 31).to_le_bytes()[..bytes.len()]);
+        }
+        if tensor.dtype == TensorType::F32 {
+            // Gains near 1, each tensor's its own: equal tensors would be one to whoever keeps them by their hash.
+            let gain = |bytes: &[u8]| 1.0 + f32::from(bytes[0]) / 4096.0;
+            return into.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&gain(x).to_le_bytes()));
         }
         // Scales, and minima, that leave the weights small and without a mean.
         let is_q4_1 = tensor.dtype == TensorType::Q4_1;

@@ -10,7 +10,7 @@ use std::{
 use qmesh_discovery::mark_of;
 use qmesh_net::Ticket;
 use qmesh_tests::{
-    http,
+    default_model, http,
     process::{self, Running},
 };
 use serde_json::Value;
@@ -109,7 +109,7 @@ fn admission_outlives_the_coordinator_and_needs_no_open_mesh() {
     // A book that cannot be read lets nobody in, and says so.
     fs::write(serving.folder.path().join("qmesh/workers.json"), "{\"version\": 1").unwrap();
     let damaged =
-        coordinator_of(serving.folder.path(), &["serve", super::MODEL, "--port", "0", "--listen", "127.0.0.1:0"]);
+        coordinator_of(serving.folder.path(), &["serve", &default_model(), "--port", "0", "--listen", "127.0.0.1:0"]);
     assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
     assert!(
         damaged.stderr.contains("workers.json does not say") && damaged.stderr.contains("nobody is let in"),
@@ -178,7 +178,7 @@ fn list(serving: &Serving) -> Value {
 /// The coordinator of a folder, started again.
 fn serve_again(folder: &Path, more: &[&str]) -> Running {
     let mut command = process::command("coordinator");
-    command.args(["serve", super::MODEL, "--port", "0", "--ctx-size", "1024"]).args(more);
+    command.args(["serve", &default_model(), "--port", "0", "--ctx-size", "1024"]).args(more);
     command.env("XDG_DATA_HOME", folder).env("QMESH_NO_MEASURE", "1");
     let mut running = Running::start(command);
     let patience = Duration::from_secs(300);

@@ -13,7 +13,9 @@ thread_local! {
 pub(super) fn with_tiles<R>(count: usize, work: impl FnOnce(&mut [[f32; LANES]]) -> R) -> R {
     TILES.with_borrow_mut(|tiles| {
         if tiles.len() < count {
-            tiles.resize(count, [0.0; LANES]);
+            // No more than is asked for, and never the old ones beside the new ones: the plan counts one product's.
+            *tiles = Vec::new();
+            *tiles = vec![[0.0; LANES]; count];
         }
         work(&mut tiles[..count])
     })
