@@ -1,22 +1,8 @@
-//! The memory that a thread computes outputs in, product after product: to clear it each time takes long beside a product of few
-//! columns.
-
-use std::cell::RefCell;
+//! The memory that outputs are computed in.
 
 use qmesh_kernels::lanes::LANES;
 
-thread_local! {
-    static TILES: RefCell<Vec<[f32; LANES]>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Gives `work` so many tiles that hold anything. It must not ask for tiles itself.
+/// Gives `work` so many tiles, for as long as it takes: between products their memory is there for other uses, as the plan counts it.
 pub(super) fn with_tiles<R>(count: usize, work: impl FnOnce(&mut [[f32; LANES]]) -> R) -> R {
-    TILES.with_borrow_mut(|tiles| {
-        if tiles.len() < count {
-            // No more than is asked for, and never the old ones beside the new ones: the plan counts one product's.
-            *tiles = Vec::new();
-            *tiles = vec![[0.0; LANES]; count];
-        }
-        work(&mut tiles[..count])
-    })
+    work(&mut vec![[0.0; LANES]; count])
 }

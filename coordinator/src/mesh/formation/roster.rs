@@ -174,7 +174,8 @@ impl Roster {
         (joined.address, joined.own, joined.nat) = (address, own, None);
         let peer = joined.peer;
         self.troubles.gone(now, peer);
-        if self.serving.is_none() && self.next.is_none() {
+        // Where a plan has failed for its address, the next one need not.
+        if self.serving.is_none() && self.next.is_none() && self.newest.0 > 0 {
             self.plan_at = Some(now);
         }
         // Packets are passed on from where it is now; what goes straight needs no grant, and is not harmed by one.

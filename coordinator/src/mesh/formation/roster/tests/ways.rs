@@ -51,6 +51,11 @@ fn both_neighbours_hear_of_each_other_and_of_the_grant_that_was_made_for_them() 
 
 #[test]
 fn who_moves_is_told_to_others_from_its_new_address_and_relayed_from_there() {
+    let mut early = World::new(Workers::Exactly(2));
+    early.join("a", GB);
+    assert!(early.roster.moved(early.now, WorkerId(1), "203.0.113.9:9".parse().unwrap(), Vec::new()).is_empty());
+    assert!(early.tick().is_empty(), "the other one is still to come");
+
     let (mut world, _) = linking(Relaying::On(RelaySecret::random()));
     world.linked(1);
     world.linked(2);
