@@ -51,18 +51,9 @@ impl LocalWorkers {
         let mut children = Vec::with_capacity(count);
         for number in 1..=count {
             let command = worker_command(ticket, &format!("local-{number}"), threads_each, model_folder);
-            let program = PathBuf::from(command.get_program());
-            let mut child = Command::from(command)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .kill_on_drop(true)
-                // Ctrl-C in the terminal is for the coordinator, which drains and then says goodbye.
-                .process_group(0)
-                .spawn()
-                .map_err(|error| CannotStart { program, error })?;
+            let mut child = start(command, Stdio::null())?;
             if let Some(stderr) = child.stderr.take() {
-                tokio::spawn(log_lines(number, stderr));
+                tokio::spawn(log_lines(format!("local-{number}"), stderr));
             }
             children.push(child);
         }
@@ -146,11 +137,32 @@ struct Found {
     disk_bytes_per_s: Option<f64>,
 }
 
-async fn log_lines(number: usize, stderr: ChildStderr) {
+/// Starts a process that is killed when its handle is dropped, with pipes as standard input and standard error.
+///
+/// # Errors
+/// There is no such program, or the system does not start it.
+pub(crate) fn start(command: std::process::Command, stdout: Stdio) -> Result<Child, CannotStart> {
+    let program = PathBuf::from(command.get_program());
+    Command::from(command)
+        .stdin(Stdio::piped())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        // Ctrl-C in the terminal is for the coordinator, which drains and then says goodbye.
+        .process_group(0)
+        .spawn()
+        .map_err(|error| CannotStart { program, error })
+}
+
+/// Logs what a process says on standard error, until it ends; its last line.
+pub(crate) async fn log_lines(who: String, stderr: ChildStderr) -> Option<String> {
     let mut lines = BufReader::new(stderr).lines();
+    let mut last = None;
     while let Ok(Some(line)) = lines.next_line().await {
-        tracing::info!(target: "qmesh::local", "local-{number}: {line}");
+        tracing::info!(target: "qmesh::local", "{who}: {line}");
+        last = Some(line);
     }
+    last
 }
 
 /// `shard-worker` beside this program, as a build leaves it; else whichever is on the path.

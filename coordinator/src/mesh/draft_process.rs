@@ -4,8 +4,8 @@ use std::{process::Stdio, time::Duration};
 
 use qmesh_net::{DraftAnswer, DraftOrder, Piped, body_bytes};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout},
     sync::mpsc,
     time::timeout,
 };
@@ -37,22 +37,13 @@ impl DraftProcess {
     /// # Errors
     /// There is no `shard-worker`, or the system does not start it.
     pub(crate) fn spawn(command: std::process::Command) -> Result<Self, CannotStart> {
-        let program = command.get_program().into();
-        let mut child = Command::from(command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            // Ctrl-C in the terminal is for the coordinator.
-            .process_group(0)
-            .spawn()
-            .map_err(|error| CannotStart { program, error })?;
+        let mut child = local::start(command, Stdio::piped())?;
         let (orders, ordered) = mpsc::channel(ORDERS_WAITING);
         let (answered, answers) = mpsc::channel(ORDERS_WAITING);
         let (said, last_words) = mpsc::channel(1);
         child.stdin.take().map(|stdin| tokio::spawn(write_orders(ordered, stdin)));
         child.stdout.take().map(|stdout| tokio::spawn(read_answers(stdout, answered)));
-        child.stderr.take().map(|stderr| tokio::spawn(log_lines(stderr, said)));
+        child.stderr.take().map(|stderr| tokio::spawn(last_words_of(stderr, said)));
         Ok(Self { orders, answers, child, last_words })
     }
 
@@ -119,14 +110,8 @@ async fn next_answer(stdout: &mut BufReader<ChildStdout>) -> Option<DraftAnswer>
     DraftAnswer::from_body(&body).inspect_err(|error| tracing::error!(%error, "what was drafted")).ok()
 }
 
-async fn log_lines(stderr: ChildStderr, said: mpsc::Sender<String>) {
-    let mut lines = BufReader::new(stderr).lines();
-    let mut last = None;
-    while let Ok(Some(line)) = lines.next_line().await {
-        tracing::info!(target: "qmesh::local", "the draft model: {line}");
-        last = Some(line);
-    }
-    if let Some(line) = last {
+async fn last_words_of(stderr: ChildStderr, said: mpsc::Sender<String>) {
+    if let Some(line) = local::log_lines("the draft model".to_owned(), stderr).await {
         // Whoever wanted to know may be gone.
         let _heard = said.send(line).await;
     }
