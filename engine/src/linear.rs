@@ -7,7 +7,6 @@ mod activations;
 pub(crate) mod both;
 pub(crate) mod experts;
 pub(crate) mod heads;
-mod tiles;
 
 use std::{ops::Range, sync::Arc};
 
@@ -24,7 +23,7 @@ use qmesh_kernels::{
 };
 use qmesh_models::{footprint::TILE_BYTES, spec::Activation};
 
-use self::{activations::Activations, tiles::with_tiles};
+use self::activations::Activations;
 use crate::ops;
 
 /// A norm: a layer norm where it has a bias, an RMS norm where it has none.
@@ -186,15 +185,11 @@ impl<'a> Share<'a> {
         self.groups.start * LANES..self.linear.matrix.rows.min(self.groups.end * LANES)
     }
 
-    /// How many tiles its outputs take.
-    fn tiles(&self, x: &Activations) -> usize {
-        self.groups.len() * x.terms * x.rows
-    }
-
     /// The outputs with their bias: (groups, terms, rows, 16), of which the first of the terms is their sum.
-    fn compute(&self, cpu: Cpu<'_>, x: &Activations, tiles: &mut [[f32; LANES]]) {
+    fn compute(&self, cpu: Cpu<'_>, x: &Activations) -> Vec<[f32; LANES]> {
+        let mut tiles = vec![[0.0; LANES]; self.groups.len() * x.terms * x.rows];
         let (matrix, groups) = (&self.linear.matrix, self.groups.clone());
-        Product { matrix, groups, x: x.inputs(), out: tiles }.run(cpu.simd);
+        Product { matrix, groups, x: x.inputs(), out: &mut tiles }.run(cpu.simd);
         if x.terms > 1 {
             for tiles in tiles.chunks_exact_mut(x.terms * x.rows) {
                 let (sums, terms) = tiles.split_at_mut(x.rows);
@@ -210,14 +205,13 @@ impl<'a> Share<'a> {
                 sums.iter_mut().for_each(|tile| tile.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
             }
         }
+        tiles
     }
 
     /// Writes the outputs of rows that are no sums, each row's to its part of `columns`.
     fn write(&self, cpu: Cpu<'_>, x: &Activations, columns: &mut Columns<'_, f32>) {
-        with_tiles(self.tiles(x), |tiles| {
-            self.compute(cpu, x, tiles);
-            (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
-        });
+        let tiles = self.compute(cpu, x);
+        (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
     }
 }
 
@@ -234,14 +228,12 @@ fn products(
     let mut out = vec![0.0; x.rows * widths.iter().sum::<usize>()];
     let tasks = shares.into_iter().zip(Columns::split(&mut out, &widths)).collect();
     cpu.team.each(tasks, |(share, mut columns): (Share<'_>, Columns<'_, f32>)| {
-        with_tiles(share.tiles(x), |tiles| {
-            share.compute(cpu, x, tiles);
-            for row in 0..x.rows {
-                let to = columns.row(row);
-                copy_row(tiles[row..].iter().step_by(x.terms * x.rows), to);
-                finish(row, share.groups.start * LANES, to);
-            }
-        });
+        let tiles = share.compute(cpu, x);
+        for row in 0..x.rows {
+            let to = columns.row(row);
+            copy_row(tiles[row..].iter().step_by(x.terms * x.rows), to);
+            finish(row, share.groups.start * LANES, to);
+        }
     });
     out
 }
@@ -313,30 +305,25 @@ fn inner_products(cpu: Cpu<'_>, halves: &[(&Gated, Activations)]) -> Vec<Activat
         tasks.extend(shares.into_iter().zip(targets).map(|(share, target)| (*half, x, share, target)));
     }
     cpu.team.each(tasks, |(half, x, share, target): (&Gated, &Activations, Share<'_>, Target<'_>)| {
-        half.activated(cpu, x, &share, |tiles| match target {
+        let tiles = half.activated(cpu, x, &share);
+        match target {
             Target::Floats(mut columns) => {
                 (0..x.rows).for_each(|row| copy_row(tiles[row..].iter().step_by(x.rows), columns.row(row)));
             }
-            Target::Blocks(blocks) => QuantizeTiles { tiles, rows: x.rows, blocks }.run(cpu.simd),
-        });
+            Target::Blocks(blocks) => QuantizeTiles { tiles: &tiles, rows: x.rows, blocks }.run(cpu.simd),
+        }
     });
     inner
 }
 
 impl Gated {
-    /// One share of act(gate(x)) · up(x), (groups, rows, 16), for `take`.
-    fn activated(&self, cpu: Cpu<'_>, x: &Activations, share: &Share<'_>, take: impl FnOnce(&[[f32; LANES]])) {
-        let matrices = if self.up.is_some() { 2 } else { 1 };
-        with_tiles(matrices * share.tiles(x), |tiles| {
-            let (gate, up) = tiles.split_at_mut(share.tiles(x));
-            share.compute(cpu, x, gate);
-            if let Some(linear) = &self.up {
-                Share { linear, groups: share.groups.clone() }.compute(cpu, x, up);
-            }
-            let up = self.up.is_some().then_some(up.as_flattened());
-            Gate { activation: self.activation, gate: gate.as_flattened_mut(), up }.run(cpu.simd);
-            take(gate);
-        });
+    /// One share of act(gate(x)) · up(x): (groups, rows, 16).
+    fn activated(&self, cpu: Cpu<'_>, x: &Activations, share: &Share<'_>) -> Vec<[f32; LANES]> {
+        let mut gate = share.compute(cpu, x);
+        let up = self.up.as_ref().map(|linear| Share { linear, groups: share.groups.clone() }.compute(cpu, x));
+        let (activation, up) = (self.activation, up.as_ref().map(|up| up.as_flattened()));
+        Gate { activation, gate: gate.as_flattened_mut(), up }.run(cpu.simd);
+        gate
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
     quantize::QuantBlock,
 };
 
-/// Adds the panels' terms to all rows of two groups, or begins their sums with the first part of the rows. What it does depends on a format's scales, minima and highest bit,
-/// but no further on the format, so that several share it.
+/// Adds the panels' terms to all rows of two groups, or begins their sums with the first part of the rows. What it does
+/// depends on a format's scales, minima and highest bit, but no further on the format, so that several share it.
 pub(super) struct AddPanels<'a, const SCALES: usize, const MINIMA: bool, const WIDE: bool> {
     /// A group each.
     pub panels: &'a [Panel; 2],
