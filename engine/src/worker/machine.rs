@@ -1,4 +1,4 @@
-//! What of its machine this worker shares with others that run there.
+//! What of its machine this worker shares with others that run there, and where the machine is.
 
 use std::{fs, io};
 
@@ -6,7 +6,8 @@ use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
-use qmesh_net::{MachineShare, PeerId, machine_name};
+use qmesh_discovery::own_addresses;
+use qmesh_net::{Endpoint, MachineShare, OwnAddresses, PeerId, Sections, machine_name};
 
 use super::memory::{Bound, pool};
 
@@ -25,6 +26,16 @@ pub(super) fn share(coordinator: PeerId) -> Option<MachineShare> {
         memory: machine_name(coordinator, memory.as_bytes()),
         memory_bytes,
     })
+}
+
+/// Says among the sections where this machine is, and returns it.
+pub(super) fn say_where(endpoint: &Endpoint, sections: &mut Sections) -> OwnAddresses {
+    let own = OwnAddresses { addresses: own_addresses(endpoint.local_addr()) };
+    if let Err(error) = own.put(sections) {
+        // Others then reach it where the coordinator sees it, or not at all.
+        tracing::warn!(%error, "cannot say where this machine is");
+    }
+    own
 }
 
 /// Which control group this process is in: the path alone is `/` in every container.

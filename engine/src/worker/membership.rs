@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use qmesh_discovery::{Interfaces, own_addresses};
+use qmesh_discovery::Interfaces;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Meeting,
-    Message, OwnAddresses, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
+    Message, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -24,7 +24,7 @@ use super::{
     config::WorkerConfig,
     lasting::Lasting,
     links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
-    memory, speed,
+    machine, memory, speed,
     state::{Action, Departure, Event},
     tensors::{Fetch, FetchNews, FetchRequest, Offer, Server},
     turn::Turn,
@@ -292,12 +292,9 @@ impl<'a> Membership<'a> {
     /// This machine has other addresses now: who dialled it at one that is gone waits for nothing, and dials it where it is.
     fn moved(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.endpoint.is_at(addresses);
-        let own = OwnAddresses { addresses: own_addresses(self.endpoint.local_addr()) };
         self.lasting.console.say(&format!("this machine's addresses have changed ({})", listed(addresses)));
         let mut sections = Sections::default();
-        if let Err(error) = own.put(&mut sections) {
-            tracing::warn!(%error, "cannot say where this machine is");
-        }
+        machine::say_where(&self.endpoint, &mut sections);
         self.tell(Message::Moved { sections });
     }
 

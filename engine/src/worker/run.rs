@@ -10,8 +10,8 @@ use std::{
 };
 
 use qmesh_net::{
-    Claim, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, Nat, NetError, OwnAddresses,
-    RejectCode, Sections, Welcome, join,
+    Claim, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, Nat, NetError, RejectCode,
+    Sections, Welcome, join,
 };
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
@@ -193,15 +193,11 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         // It is then planned with as if it had its machine for itself.
         tracing::warn!(%error, "cannot say which machine this is");
     }
-    let own = OwnAddresses { addresses: qmesh_discovery::own_addresses(endpoint.local_addr()) };
+    let own = machine::say_where(endpoint, &mut sections);
     if let Some(nat) = nat_before(endpoint, connection.remote_address(), &own.sockets()).await
         && let Err(error) = nat.put(&mut sections)
     {
         tracing::warn!(%error, "cannot say what NAT is before this machine");
-    }
-    if let Err(error) = own.put(&mut sections) {
-        // Others then reach it where the coordinator sees it, or not at all.
-        tracing::warn!(%error, "cannot say where this machine is");
     }
     let me = Introduction {
         name: config.name.clone(),
