@@ -41,7 +41,13 @@ fn a_draft_model_changes_no_text_and_is_often_right() {
             "temperature {temperature}, one"
         );
     }
-    let draft = &http::get(&with.path("/api/status")).body["draft_model"];
+    let status = &http::get(&with.path("/api/status")).body;
+    assert_eq!(
+        number(status, "generated_tokens"),
+        2 * 5 * 120,
+        "every answer is counted when its client has it: {status}"
+    );
+    let draft = &status["draft_model"];
     assert_eq!((&draft["state"], &draft["model"]), (&json!("ready"), &json!("small")));
     let (drafted, accepted) = (number(draft, "drafted_tokens"), number(draft, "accepted_tokens"));
     // It computes what the large one does.

@@ -343,6 +343,10 @@ impl MeshTask {
 
     fn deliver(&mut self, now: Instant, session: SessionId, event: GenerateEvent) {
         let last = matches!(event, GenerateEvent::Finished(_) | GenerateEvent::Failed(_));
+        if last {
+            // Whoever hears of its end finds it counted.
+            self.publish(now);
+        }
         let Some(listener) = self.listeners.get(&session) else { return };
         // A listener that went away, or reads too slowly to keep its buffer from filling, is cancelled.
         let heard = listener.try_send(event).is_ok();
