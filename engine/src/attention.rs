@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
-    attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
+    attend::{HeadLayout, PAGE_POSITIONS, ScoreRule, Write},
     math::Sigmoid,
     rope::RopeTable,
 };
@@ -177,8 +177,8 @@ impl Attention {
         self.spec.heads / self.spec.kv_heads
     }
 
-    fn scoring(&self) -> Scoring {
-        Scoring { scale: self.spec.scale, soft_cap: self.spec.soft_cap, window: self.spec.window }
+    fn scoring(&self) -> ScoreRule {
+        ScoreRule { scale: self.spec.scale, soft_cap: self.spec.soft_cap, window: self.spec.window }
     }
 
     /// Writes the rows' keys, normalised and rotated, and their values to the cache.

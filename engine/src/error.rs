@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use qmesh_kernels::KernelError;
+use qmesh_team::NoThreads;
 
 /// Why a shard could not be loaded, or a step not be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -57,9 +58,12 @@ pub enum EngineError {
         /// The tensor's name, or what else the bytes were for.
         tensor: String,
     },
-    /// There is no instruction set or no team of threads to compute with.
+    /// There is no instruction set to compute with.
     #[error(transparent)]
     Kernels(#[from] KernelError),
+    /// There are no threads to compute with.
+    #[error(transparent)]
+    Team(#[from] NoThreads),
     /// The KV budget has no room for the session, or for more of it.
     #[error("session {session} needs {needed} KV positions, {free} are free")]
     KvFull {

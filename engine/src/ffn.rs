@@ -58,11 +58,12 @@ impl FeedForward {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use qmesh_kernels::{lanes::Simd, team::Team};
+    use qmesh_kernels::lanes::Simd;
     use qmesh_models::{
         spec::{Activation, ExpertGroups, Routing, Scoring, SharedGate, Weighed, Weighting},
         tensor::TensorType,
     };
+    use qmesh_team::Team;
 
     use super::*;
     use crate::{

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use qmesh_kernels::{
     Cpu,
     delta::{DeltaOutput, DeltaRow, decay, sigmoid},
-    math::{Gate, Sigmoid},
+    math::{GatedActivation, Sigmoid},
 };
 use qmesh_models::spec::{Activation, DeltaGates, DeltaOutputGate, GatedDeltaSpec, KeySharing};
 
@@ -167,7 +167,7 @@ impl Rule for GatedDelta {
             }
             DeltaOutputGate::Silu => {
                 out.copy_from_slice(gate);
-                Gate { activation: Activation::Silu, gate: out, up: Some(&row.out) }.run(cpu.simd);
+                GatedActivation { activation: Activation::Silu, gate: out, up: Some(&row.out) }.run(cpu.simd);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
-    attend::{Attend, Finish, Gathered, PAGE_POSITIONS, Queries, Target},
+    attend::{Attend, Gathered, Normalise, PAGE_POSITIONS, Queries, Target},
     index::{Score, choose},
     rope::RopeTable,
 };
@@ -158,7 +158,7 @@ pub(crate) fn attend_one(
     let mut gathered = Gathered::start(layout, heads.group, heads.sinks(group));
     let (queries, into) = (Queries { x: &x, heads: heads.group, position: count - 1 }, Target::Merged(&mut gathered));
     Attend { layout, scoring: heads.scoring, queries, pages, first_page: 0, into }.gather(simd);
-    Finish { gathered: &gathered, out: &mut [out], value_dim: layout.value_dim() }.run(simd);
+    Normalise { gathered: &gathered, out: &mut [out], value_dim: layout.value_dim() }.run(simd);
 }
 
 /// The rows of these positions, in pages of their own.

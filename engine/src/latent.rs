@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use qmesh_kernels::{
     Cpu,
-    attend::{HeadLayout, PAGE_POSITIONS, Scoring, Write},
+    attend::{HeadLayout, PAGE_POSITIONS, ScoreRule, Write},
     index::WriteKey,
     rope::RopeTable,
 };
@@ -174,7 +174,7 @@ impl LatentAttention {
         let (group, key_dim) = (heads / groups, self.spec.key_dim());
         Heads {
             layer: self.layer,
-            scoring: Scoring { scale, soft_cap: None, window: Window::Full },
+            scoring: ScoreRule { scale, soft_cap: None, window: Window::Full },
             groups,
             group,
             runs: threads.div_ceil(rows * groups),

@@ -1,7 +1,7 @@
 //! What layers take in of a token beside the hidden state: rows that are made where tokens are embedded, and travel with it.
 
 use candle_core::{Result, Tensor};
-use qmesh_kernels::{Cpu, math::Gate};
+use qmesh_kernels::{Cpu, math::GatedActivation};
 use qmesh_models::spec::Activation;
 
 use crate::{
@@ -102,7 +102,7 @@ impl LayerInput {
             let mut gated = gate.to_vec();
             for (at, gate) in gated.chunks_exact_mut(inputs.width).enumerate() {
                 let up = Some(inputs.of(rows.map_or(at, |rows| rows[at]), self.layer));
-                Gate { activation: self.activation, gate, up }.run(cpu.simd);
+                GatedActivation { activation: self.activation, gate, up }.run(cpu.simd);
             }
             gated
         })?;

@@ -15,7 +15,7 @@ use qmesh_kernels::{
     Cpu,
     columns::Columns,
     lanes::LANES,
-    math::{Gate, SoftCap},
+    math::{GatedActivation, SoftCap},
     matrix::Matrix,
     norm::{LayerNorm, RmsNorm},
     product::Product,
@@ -322,7 +322,7 @@ impl Gated {
         let mut gate = share.compute(cpu, x);
         let up = self.up.as_ref().map(|linear| Share { linear, groups: share.groups.clone() }.compute(cpu, x));
         let (activation, up) = (self.activation, up.as_ref().map(|up| up.as_flattened()));
-        Gate { activation, gate: gate.as_flattened_mut(), up }.run(cpu.simd);
+        GatedActivation { activation, gate: gate.as_flattened_mut(), up }.run(cpu.simd);
         gate
     }
 }
@@ -332,7 +332,8 @@ mod tests {
     use candle_core::Device;
     use qmesh_models::tensor::TensorType;
 
-    use qmesh_kernels::{lanes::Simd, team::Team};
+    use qmesh_kernels::lanes::Simd;
+    use qmesh_team::Team;
 
     use super::*;
     use crate::random::{noise, random_matrix};

@@ -6,23 +6,23 @@
 use std::sync::Arc;
 
 use qmesh_kernels::{
-    attend::{Attend, Finish, Gathered, HeadLayout, PAGE_POSITIONS, Queries, Scoring, Target, Write},
+    attend::{Attend, Gathered, HeadLayout, Normalise, PAGE_POSITIONS, Queries, ScoreRule, Target, Write},
     buffer::{Buffer, Bytes},
     convolution::Convolve,
     delta::{DeltaOutput, DeltaRow, DeltaUpdate, LinearOutput, decay, sigmoid, softplus},
     lanes::{LANES, Simd},
-    math::{Exponentials, Gate, Sigmoid, SoftCap, SumExponentials},
+    math::{Exponentials, GatedActivation, Sigmoid, SoftCap, SumExponentials},
     matrix::Matrix,
     norm::{LayerNorm, RmsNorm},
     product::{Inputs, Product},
     quantize::{BLOCK, QuantBlock, Quantize, QuantizeTwice},
     rope::Frequencies,
-    team::Team,
 };
 use qmesh_models::{
     spec::{Activation, Rope, RopePairing, RopeScaling, Window},
     tensor::TensorType,
 };
+use qmesh_team::Team;
 
 use crate::{error::EngineError, noise::Noise};
 
@@ -39,12 +39,12 @@ fn digest_of(simd: Simd) -> Result<u64, EngineError> {
     }
     results.attention(
         HeadLayout::Apart { head_dim: 64 },
-        Scoring { scale: 0.7, soft_cap: None, window: Window::Full },
+        ScoreRule { scale: 0.7, soft_cap: None, window: Window::Full },
         &[],
     );
-    let capped = Scoring { scale: 0.7, soft_cap: Some(2.0), window: Window::Sliding(70) };
+    let capped = ScoreRule { scale: 0.7, soft_cap: Some(2.0), window: Window::Sliding(70) };
     results.attention(HeadLayout::Apart { head_dim: 40 }, capped, &[1.0, -0.5, -40.0]);
-    let plain = Scoring { scale: 0.7, soft_cap: None, window: Window::Full };
+    let plain = ScoreRule { scale: 0.7, soft_cap: None, window: Window::Full };
     results.attention(HeadLayout::Shared { key_dim: 90, value_dim: 70 }, plain, &[]);
     results.delta();
     results.rows();
@@ -94,7 +94,7 @@ impl Results {
     }
 
     /// Attention over three pages, of a few queries and of many.
-    fn attention(&mut self, layout: HeadLayout, scoring: Scoring, sinks: &[f32]) {
+    fn attention(&mut self, layout: HeadLayout, scoring: ScoreRule, sinks: &[f32]) {
         let (key_dim, value_dim, positions) = (layout.key_dim(), layout.value_dim(), 2 * PAGE_POSITIONS + 9);
         let mut sequence = Sequence(key_dim as u64);
         let mut pages = vec![vec![0; layout.page_len()]; positions.div_ceil(PAGE_POSITIONS)];
@@ -114,7 +114,7 @@ impl Results {
             Attend { layout, scoring, queries, pages: &run, first_page: range.start, into }.gather(self.simd);
             let mut out = vec![0.0; rows * HEADS * value_dim];
             let mut outs: Vec<&mut [f32]> = out.chunks_mut(HEADS * value_dim).collect();
-            Finish { gathered: &gathered, out: &mut outs, value_dim }.run(self.simd);
+            Normalise { gathered: &gathered, out: &mut outs, value_dim }.run(self.simd);
             self.add(&out);
         }
     }
@@ -161,7 +161,7 @@ impl Results {
         changed(&|x| SoftCap { x, cap: 0.5 }.run(simd));
         changed(&|x| Exponentials { x, largest: 1.0 }.run(simd));
         for activation in Activation::ALL {
-            changed(&|x| Gate { activation, gate: &mut x[..100], up: Some(&gain) }.run(simd));
+            changed(&|x| GatedActivation { activation, gate: &mut x[..100], up: Some(&gain) }.run(simd));
         }
         let sum = SumExponentials(&x).run(simd);
         self.add(&[sum.largest, sum.sum, sum.log_sum]);

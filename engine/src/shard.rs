@@ -7,8 +7,9 @@ use std::{
 
 use candle_core::{Device, Tensor};
 pub use qmesh_kernels::attend::PAGE_POSITIONS;
-use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd, team::Team};
+use qmesh_kernels::{Cpu, buffer::release_freed, lanes::Simd};
 use qmesh_models::{footprint::LOGIT_ROWS, spec::ModelSpec};
+use qmesh_team::Team;
 
 pub use crate::load::{PackedTensor, PackedTensors, TensorSource};
 use crate::{

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use qmesh_kernels::{
     Cpu,
     delta::{DeltaRow, LinearOutput, decay, softplus},
-    math::Gate,
+    math::GatedActivation,
     norm::RmsNorm,
 };
 use qmesh_models::spec::{Activation, StateSpaceSpec};
@@ -104,6 +104,6 @@ impl Rule for StateSpace {
         let skip = self.skip[head];
         row.out.iter_mut().zip(&row.skipped).for_each(|(y, x)| *y += skip * x);
         out.copy_from_slice(&rows.get(position)[self.spec.row_len() + head * out.len()..][..out.len()]);
-        Gate { activation: Activation::Silu, gate: out, up: Some(&row.out) }.run(cpu.simd);
+        GatedActivation { activation: Activation::Silu, gate: out, up: Some(&row.out) }.run(cpu.simd);
     }
 }

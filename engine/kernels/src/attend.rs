@@ -13,7 +13,7 @@ use std::{cell::RefCell, ops::Range};
 use qmesh_arithmetic::Window;
 pub use qmesh_arithmetic::layout::PAGE_POSITIONS;
 
-pub use self::gathered::{Finish, Gathered, Merge};
+pub use self::gathered::{Gathered, Merge, Normalise};
 use self::{
     gathered::merge_sums,
     page::{Element, Page},
@@ -158,7 +158,7 @@ fn write_row<L: Lanes>(l: L, rows: &mut [u16], slot: usize, vectors: usize, x: &
 
 /// What makes a weight of a query and a key, and which keys a query sees.
 #[derive(Clone, Copy, Debug)]
-pub struct Scoring {
+pub struct ScoreRule {
     /// Factor on the product of query and key.
     pub scale: f32,
     /// Scaled scores s become cap · tanh(s / cap).
@@ -167,7 +167,7 @@ pub struct Scoring {
     pub window: Window,
 }
 
-impl Scoring {
+impl ScoreRule {
     /// The pages that hold what queries at `positions` (not empty) attend to.
     pub fn pages(self, positions: Range<usize>) -> Range<usize> {
         self.first(positions.start) / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS)
@@ -206,7 +206,7 @@ pub struct Attend<'a> {
     /// How the pages are laid out.
     pub layout: HeadLayout,
     /// What makes weights.
-    pub scoring: Scoring,
+    pub scoring: ScoreRule,
     /// Who attends.
     pub queries: Queries<'a>,
     /// The head's part of each page.

@@ -1,6 +1,6 @@
 //! What can go wrong before a kernel runs: once it runs, nothing can.
 
-/// Why there is no instruction set or no team of threads to compute with.
+/// Why there is no instruction set to compute with.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -11,13 +11,5 @@ pub enum KernelError {
         value: String,
         /// The tiers of this machine, comma-separated.
         known: String,
-    },
-    /// The thread team could not be started.
-    #[error("cannot start {threads} compute threads: {reason}")]
-    Threads {
-        /// Threads asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
     },
 }

@@ -6,7 +6,7 @@
 //!
 //! A kernel is a struct that borrows its operands, and its `run` carries it out on an instruction set. It is written once,
 //! over [`lanes::Lanes`], and compiled in this crate for every tier; whoever uses it compiles none of it again. `unsafe`
-//! is in `lanes` (vector instructions), `team` (tasks that borrow from their caller) and `buffer` (mappings).
+//! is in `lanes` (vector instructions) and `buffer` (mappings).
 
 pub mod attend;
 pub mod buffer;
@@ -27,7 +27,8 @@ pub mod product;
 pub mod quantize;
 pub mod real;
 pub mod rope;
-pub mod team;
+
+use qmesh_team::Team;
 
 pub use self::error::KernelError;
 
@@ -37,5 +38,5 @@ pub struct Cpu<'a> {
     /// The instruction set.
     pub simd: lanes::Simd,
     /// The threads.
-    pub team: &'a team::Team,
+    pub team: &'a Team,
 }

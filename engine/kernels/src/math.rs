@@ -53,7 +53,7 @@ pub struct SoftCap<'a> {
     pub cap: f32,
 }
 
-entries!(SoftCap<'_> => (), Gate<'_> => (), Sigmoid<'_> => (), SumExponentials<'_> => LogSum, Exponentials<'_> => ());
+entries!(SoftCap<'_> => (), GatedActivation<'_> => (), Sigmoid<'_> => (), SumExponentials<'_> => LogSum, Exponentials<'_> => ());
 
 impl Kernel for SoftCap<'_> {
     type Output = ();
@@ -69,7 +69,7 @@ impl Kernel for SoftCap<'_> {
 }
 
 /// gate ← activation(gate) · up, or activation(gate) where there is no `up`.
-pub struct Gate<'a> {
+pub struct GatedActivation<'a> {
     /// The function.
     pub activation: Activation,
     /// What goes through it, and what comes out.
@@ -78,7 +78,7 @@ pub struct Gate<'a> {
     pub up: Option<&'a [f32]>,
 }
 
-impl Kernel for Gate<'_> {
+impl Kernel for GatedActivation<'_> {
     type Output = ();
 
     #[inline(always)]

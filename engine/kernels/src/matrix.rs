@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use qmesh_arithmetic::tensor::TensorType;
+use qmesh_team::Team;
 
 use super::{
     buffer::Bytes,
@@ -12,7 +13,6 @@ use super::{
     pack::{pack, unit_bytes},
     panel::{PANEL_BLOCKS, Panel},
     quantize::BLOCK,
-    team::Team,
 };
 
 /// A matrix of `rows` outputs over `cols` inputs, in groups of sixteen rows, each packed as `pack` says; rows of zeros

@@ -1,11 +1,11 @@
 //! Rotary position embedding: tables of cosines and sines from our own f64 functions, and the rotation.
 
 use qmesh_arithmetic::{Rope, RopePairing, RopeScaling};
+use qmesh_team::Team;
 
 use super::{
     lanes::{Kernel, Lanes, Simd},
     real,
-    team::Team,
 };
 
 /// The angles per position of one kind of RoPE, in radians.

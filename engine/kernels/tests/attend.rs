@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::f16;
 use qmesh_arithmetic::Window;
 use qmesh_kernels::{
-    attend::{Attend, Finish, Gathered, HeadLayout, Merge, PAGE_POSITIONS, Queries, Scoring, Target, Write},
+    attend::{Attend, Gathered, HeadLayout, Merge, Normalise, PAGE_POSITIONS, Queries, ScoreRule, Target, Write},
     lanes::Simd,
 };
 
@@ -23,7 +23,7 @@ struct Extras {
 
 struct Case {
     layout: HeadLayout,
-    scoring: Scoring,
+    scoring: ScoreRule,
     keys: Vec<f32>,
     values: Vec<f32>,
     pages: Vec<Vec<u16>>,
@@ -49,7 +49,7 @@ impl Case {
             Write { layout, page, slot: position % PAGE_POSITIONS, key, value }.run(simd);
         }
         let Extras { soft_cap, sinks } = extras.clone();
-        let scoring = Scoring { scale: 0.7, soft_cap, window };
+        let scoring = ScoreRule { scale: 0.7, soft_cap, window };
         Self { layout, scoring, keys, values, pages, queries: noise(POSITIONS * HEADS * key_dim, 3), sinks }
     }
 
@@ -79,7 +79,7 @@ impl Case {
         }
         let mut out = vec![0.0; positions.len() * self.width()];
         let mut rows: Vec<&mut [f32]> = out.chunks_mut(self.width()).collect();
-        Finish { gathered: &first.unwrap(), out: &mut rows, value_dim: self.layout.value_dim() }.run(simd);
+        Normalise { gathered: &first.unwrap(), out: &mut rows, value_dim: self.layout.value_dim() }.run(simd);
         out
     }
 
@@ -165,7 +165,7 @@ fn check(layout: HeadLayout, window: Window, extras: &Extras) {
 #[test]
 fn windows_begin_with_their_last_positions_or_with_their_chunk() {
     let first =
-        |window| [0, 48, 49, 50, 99, 100, 149].map(|at| Scoring { scale: 1.0, soft_cap: None, window }.first(at));
+        |window| [0, 48, 49, 50, 99, 100, 149].map(|at| ScoreRule { scale: 1.0, soft_cap: None, window }.first(at));
     assert_eq!(first(Window::Full), [0; 7]);
     assert_eq!(first(Window::Sliding(50)), [0, 0, 0, 1, 50, 51, 100]);
     assert_eq!(first(Window::Chunked(50)), [0, 0, 0, 50, 50, 100, 100]);

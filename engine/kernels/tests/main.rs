@@ -19,4 +19,3 @@ mod quantize;
 mod random;
 mod real;
 mod rope;
-mod team;

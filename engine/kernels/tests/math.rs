@@ -3,7 +3,7 @@
 use qmesh_arithmetic::Activation;
 use qmesh_kernels::{
     lanes::Simd,
-    math::{Exponentials, Gate, Sigmoid, SoftCap, SumExponentials},
+    math::{Exponentials, GatedActivation, Sigmoid, SoftCap, SumExponentials},
 };
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -75,7 +75,7 @@ fn gates_are_those_of_the_framework() {
         for up in [Some(&up), None] {
             let out = on_all_tiers(|simd| {
                 let mut out = x.clone();
-                Gate { activation, gate: &mut out, up: up.map(Vec::as_slice) }.run(simd);
+                GatedActivation { activation, gate: &mut out, up: up.map(Vec::as_slice) }.run(simd);
                 bits(&out)
             });
             for (i, (y, e)) in out.into_iter().zip(expected.to_vec1::<f32>().unwrap()).enumerate() {

@@ -1,7 +1,8 @@
 //! Where the bytes of a group go.
 
 use qmesh_arithmetic::tensor::TensorType;
-use qmesh_kernels::{matrix::Matrix, team::Team};
+use qmesh_kernels::matrix::Matrix;
+use qmesh_team::Team;
 
 #[test]
 fn words_go_to_lanes_and_the_lone_half_goes_last() {

@@ -12,8 +12,8 @@ use qmesh_kernels::{
     buffer::{Buffer, Bytes},
     lanes::Simd,
     matrix::Matrix,
-    team::Team,
 };
+use qmesh_team::Team;
 
 /// Reproducible values in about -1..1, most of them small.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {

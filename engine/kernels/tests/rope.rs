@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use qmesh_arithmetic::{Rope, RopePairing, RopeScaling};
-use qmesh_kernels::{lanes::Simd, rope::Frequencies, team::Team};
+use qmesh_kernels::{lanes::Simd, rope::Frequencies};
+use qmesh_team::Team;
 
 use crate::random::noise;
 

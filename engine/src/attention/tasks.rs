@@ -9,7 +9,7 @@ use std::{
 };
 
 use qmesh_kernels::{
-    attend::{Attend, Finish, Gathered, Merge, Queries, Scoring, Target},
+    attend::{Attend, Gathered, Merge, Normalise, Queries, ScoreRule, Target},
     lanes::Simd,
 };
 use qmesh_models::footprint::{QUERIES_LEAST, QUERIES_TOGETHER, TASKS_PER_THREAD};
@@ -27,7 +27,7 @@ const SERIAL_PRODUCTS: usize = 1 << 17;
 pub(crate) struct Heads<'a> {
     /// Which of the shard's layers this is.
     pub(crate) layer: usize,
-    pub(crate) scoring: Scoring,
+    pub(crate) scoring: ScoreRule,
     /// How many groups there are; as many of them belong to each KV head.
     pub(crate) groups: usize,
     /// Heads of a group.
@@ -158,6 +158,6 @@ impl Results<'_> {
         for later in runs {
             Merge { into: first, later }.run(simd);
         }
-        Finish { gathered: first, out: &mut self.out, value_dim }.run(simd);
+        Normalise { gathered: first, out: &mut self.out, value_dim }.run(simd);
     }
 }

@@ -6,7 +6,8 @@ use qmesh_models::{
     tensor::TensorType,
 };
 
-use qmesh_kernels::{lanes::Simd, rope::Frequencies, team::Team};
+use qmesh_kernels::{lanes::Simd, rope::Frequencies};
+use qmesh_team::Team;
 
 use super::*;
 use crate::{

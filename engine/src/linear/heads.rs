@@ -43,8 +43,9 @@ pub(crate) fn head_products(cpu: Cpu<'_>, x: &[f32], heads: &[Linear], widths: H
 
 #[cfg(test)]
 mod tests {
-    use qmesh_kernels::{lanes::Simd, team::Team};
+    use qmesh_kernels::lanes::Simd;
     use qmesh_models::tensor::TensorType;
+    use qmesh_team::Team;
 
     use super::*;
     use crate::random::{noise, random_matrix};

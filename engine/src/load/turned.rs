@@ -54,7 +54,8 @@ fn write(dtype: TensorType, x: f32, bytes: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use qmesh_kernels::{lanes::Simd, team::Team};
+    use qmesh_kernels::lanes::Simd;
+    use qmesh_team::Team;
 
     use super::*;
     use crate::random::random_matrix;

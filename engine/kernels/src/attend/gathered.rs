@@ -74,7 +74,7 @@ pub struct Merge<'a> {
     pub later: &'a mut Gathered,
 }
 
-entries!(Merge<'_> => (), Finish<'_, '_> => ());
+entries!(Merge<'_> => (), Normalise<'_, '_> => ());
 
 impl Kernel for Merge<'_> {
     type Output = ();
@@ -102,7 +102,7 @@ impl Kernel for Merge<'_> {
 }
 
 /// Divides the first part's values by their sums.
-pub struct Finish<'a, 'b> {
+pub struct Normalise<'a, 'b> {
     /// All pages, merged into one part.
     pub gathered: &'a Gathered,
     /// Per row (heads that share the KV head, value_dim).
@@ -111,7 +111,7 @@ pub struct Finish<'a, 'b> {
     pub value_dim: usize,
 }
 
-impl Kernel for Finish<'_, '_> {
+impl Kernel for Normalise<'_, '_> {
     type Output = ();
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use super::{
         lanes::{LANES, Lanes, largest, sum},
         math::{exp, soft_cap},
     },
-    HeadLayout, PAGE_POSITIONS, Reduce, Scores, Scoring, Vector,
+    HeadLayout, PAGE_POSITIONS, Reduce, ScoreRule, Scores, Vector,
     gathered::merged,
 };
 
@@ -53,7 +53,7 @@ pub(super) struct Page<'a, E, const R: usize, const W: usize> {
     pub(super) x: &'a [f32],
     /// What each query attends to.
     pub(super) slots: &'a [Range<usize>],
-    pub(super) scoring: Scoring,
+    pub(super) scoring: ScoreRule,
     pub(super) layout: HeadLayout,
     /// Where the next page begins, for prefetching only.
     pub(super) next: *const u8,
@@ -231,7 +231,7 @@ fn add<L: Lanes, const C: usize>(l: L, sums: &mut [L::F; C], p: &[f32; PAGE_POSI
 pub(super) fn capped_exponentials<L: Lanes>(
     l: L,
     scores: &mut [f32; PAGE_POSITIONS],
-    scoring: Scoring,
+    scoring: ScoreRule,
     slots: Range<usize>,
 ) -> (f32, f32) {
     if let Some(cap) = scoring.soft_cap {

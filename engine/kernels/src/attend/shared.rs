@@ -8,7 +8,7 @@ use std::{array::from_fn, ops::Range};
 
 use super::{
     super::lanes::{LANES, Lanes},
-    HeadLayout, PAGE_POSITIONS, Reduce, Scores, Scoring, Vector,
+    HeadLayout, PAGE_POSITIONS, Reduce, ScoreRule, Scores, Vector,
     page::{Page, capped_exponentials},
 };
 
@@ -29,7 +29,7 @@ pub(super) struct SharedPage<'a, const R: usize, const W: usize> {
     pub(super) x: &'a [f32],
     /// What each query attends to.
     pub(super) slots: &'a [Range<usize>],
-    pub(super) scoring: Scoring,
+    pub(super) scoring: ScoreRule,
     pub(super) layout: HeadLayout,
     /// Room for a stripe.
     pub(super) widened: &'a mut [Vector],

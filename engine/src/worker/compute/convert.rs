@@ -149,6 +149,7 @@ pub(super) fn blame(error: &EngineError) -> (Option<SessionId>, FaultCode) {
         | EngineError::TensorShape { .. }
         | EngineError::Read { .. }
         | EngineError::Kernels(_)
+        | EngineError::Team(_)
         | EngineError::SessionOpen { .. }
         | EngineError::Prefix { .. }
         | EngineError::Sampling { .. }

@@ -1,5 +1,7 @@
 //! A team does each task once, whatever happens in it.
 
+#![cfg(not(loom))]
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU32, Ordering},
@@ -7,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use qmesh_kernels::team::Team;
+use qmesh_team::Team;
 
 /// Twice as long as a thread spins before it parks.
 const LONGER_THAN_ANY_SPIN: Duration = Duration::from_micros(100);

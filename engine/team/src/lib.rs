@@ -5,23 +5,27 @@
 
 #![allow(unsafe_code, reason = "tasks borrow from the caller, who waits for them")]
 
+mod sync;
+
 use std::{
     any::Any,
-    cell::UnsafeCell,
-    hint::spin_loop,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle, Thread},
-    time::{Duration, Instant},
+    sync::{PoisonError, atomic::Ordering},
 };
 
-use crate::KernelError;
+use self::sync::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, Idle, JoinHandle, Mutex, MutexGuard, Thread, UnsafeCell, thread,
+};
 
-/// How long a thread spins before it parks: longer than the serial parts of a step, shorter than anyone notices.
-const SPIN: Duration = Duration::from_micros(50);
+/// The team's threads could not be started.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("cannot start {threads} compute threads: {reason}")]
+pub struct NoThreads {
+    /// Threads asked for.
+    pub threads: usize,
+    /// What the system said.
+    pub reason: String,
+}
 
 /// A team of threads, one of them the caller of [`Team::each`].
 pub struct Team {
@@ -61,7 +65,10 @@ const OPEN: u64 = 1 << 31;
 
 impl Team {
     /// A team of `threads`, the caller included; at least one.
-    pub fn new(threads: usize) -> Result<Self, KernelError> {
+    ///
+    /// # Errors
+    /// The system starts no thread more.
+    pub fn new(threads: usize) -> Result<Self, NoThreads> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             region: UnsafeCell::new(None),
@@ -74,7 +81,7 @@ impl Team {
         for i in 1..threads {
             let shared = Arc::clone(&team.shared);
             let thread = thread::Builder::new().name(format!("compute-{i}")).spawn(move || shared.serve());
-            team.threads.push(thread.map_err(|e| KernelError::Threads { threads, reason: e.to_string() })?);
+            team.threads.push(thread.map_err(|e| NoThreads { threads, reason: e.to_string() })?);
         }
         Ok(team)
     }
@@ -92,7 +99,7 @@ impl Team {
         let slots: Vec<Slot<T>> = items.into_iter().map(|item| Slot(UnsafeCell::new(Some(item)))).collect();
         self.run(slots.len(), &|task| {
             // SAFETY: each task is claimed by one thread only, and nobody else looks at its slot.
-            if let Some(item) = unsafe { &mut *slots[task].0.get() }.take() {
+            if let Some(item) = slots[task].0.with_mut(|item| unsafe { (*item).take() }) {
                 work(item);
             }
         });
@@ -112,7 +119,7 @@ impl Team {
         // SAFETY: the lifetime is only forgotten: `Closing` waits, even in a panic, until nobody can use the pointer.
         let run: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(run) };
         // SAFETY: no region is open, nobody is inside.
-        unsafe { *shared.region.get() = Some(Region { run, tasks }) };
+        shared.region.with_mut(|region| unsafe { *region = Some(Region { run, tasks }) });
         shared.next_task.store(0, Ordering::Relaxed);
         let state = shared.state.load(Ordering::Relaxed);
         shared.state.store(((state & !(GENERATION - 1)) + GENERATION) | OPEN, Ordering::SeqCst);
@@ -149,7 +156,7 @@ impl Shared {
     /// The life of a thread of the team.
     fn serve(&self) {
         let mut seen = 0;
-        let mut since = Instant::now();
+        let mut idle = Idle::from_now();
         while !self.stop.load(Ordering::SeqCst) {
             let state = self.state.load(Ordering::SeqCst);
             if state & OPEN != 0 && state / GENERATION != seen {
@@ -157,14 +164,14 @@ impl Shared {
                     seen = state / GENERATION;
                     self.work();
                     self.leave();
-                    since = Instant::now();
+                    idle = Idle::from_now();
                 }
-            } else if spin(since) {
+            } else if idle.spin() {
                 // Look again.
             } else {
                 // A region that opens in between has left a token that makes this return at once.
                 thread::park();
-                since = Instant::now();
+                idle = Idle::from_now();
             }
         }
     }
@@ -172,7 +179,7 @@ impl Shared {
     /// Takes tasks until there are none. Only while the region is held open by this thread's presence, or by its caller.
     fn work(&self) {
         // SAFETY: whoever is inside keeps the region from being written.
-        let Some(region) = (unsafe { *self.region.get() }) else { return };
+        let Some(region) = self.region.with(|region| unsafe { *region }) else { return };
         loop {
             let task = self.next_task.fetch_add(1, Ordering::Relaxed);
             if task >= region.tasks {
@@ -209,9 +216,9 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         let shared = self.0;
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
-        let since = Instant::now();
+        let idle = Idle::from_now();
         while !shared.is_empty() {
-            if spin(since) {
+            if idle.spin() {
                 continue;
             }
             // Parked, this core is free for a thread that shares its own with somebody else.
@@ -222,12 +229,6 @@ impl Drop for Closing<'_> {
             lock(&shared.caller).take();
         }
     }
-}
-
-/// Waits for a moment, unless this has gone on long enough since `since`.
-fn spin(since: Instant) -> bool {
-    (0..4).for_each(|_| spin_loop());
-    since.elapsed() < SPIN
 }
 
 /// An item that one thread takes.
