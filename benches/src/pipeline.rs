@@ -26,7 +26,7 @@ use qmesh_coordinator::{
 use qmesh_engine::{
     backend::{Backend, cpu::CpuBackend},
     shard::PAGE_POSITIONS,
-    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerError},
+    worker::{self, Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd, WorkerError},
 };
 use qmesh_net::{
     Admission, Identity, JoinRight, Strangers,
@@ -107,7 +107,7 @@ pub struct Steps {
 #[derive(Debug)]
 enum Crew {
     Processes(Children),
-    Tasks { network: Network, tasks: JoinSet<Result<Exit, WorkerError>> },
+    Tasks { network: Network, tasks: JoinSet<Result<WorkerEnd, WorkerError>> },
 }
 
 impl ReadyMesh {
@@ -255,7 +255,7 @@ impl ReadyMesh {
                 let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
                 let config = WorkerConfig {
                     ticket_file: None,
-                    search: Search::Addresses,
+                    search: Search::default(),
                     way_in: WayIn::Ticket(mesh.ticket().clone()),
                     name: worker_name(number),
                     memory: None,

@@ -38,7 +38,7 @@ pub struct Model {
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ModelError {
+pub enum OpenModelError {
     /// The file is no model, or one that this program does not know.
     #[error(transparent)]
     File(#[from] family::ModelError),
@@ -75,7 +75,7 @@ impl Model {
     ///
     /// # Errors
     /// The file is no model, or one that this program does not know; the text names it and says why.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
+    pub fn open(path: &Path) -> Result<Self, OpenModelError> {
         Self::open_with(path, PretokenizerChoice::FromModel)
     }
 
@@ -83,8 +83,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn open_with(path: &Path, choice: PretokenizerChoice<'_>) -> Result<Self, ModelError> {
-        let unusable = |error| ModelError::Tokenizer { path: path.to_owned(), error };
+    pub fn open_with(path: &Path, choice: PretokenizerChoice<'_>) -> Result<Self, OpenModelError> {
+        let unusable = |error| OpenModelError::Tokenizer { path: path.to_owned(), error };
         let file = ModelFile::open(path)?;
         let vocabulary = vocabulary(file.gguf()).map_err(unusable)?;
         let template = match &vocabulary {

@@ -29,7 +29,7 @@ pub use self::{
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     infill::{Gap, GapFile},
-    part::{CallEvent, Part},
+    part::{AnswerPart, CallEvent},
     reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
@@ -38,7 +38,7 @@ use crate::{
     generate::{GenerateError, GenerateRequest, Pooling},
     grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError},
     mesh::MeshHandle,
-    model::{Model, ModelError},
+    model::{Model, OpenModelError},
 };
 
 /// A model's text side. Immutable: share it by `Arc`.
@@ -72,7 +72,7 @@ pub struct GrammarDesk(Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>);
 
 /// Why a prompt could not become ids.
 #[derive(Debug, Error)]
-pub enum TextError {
+pub enum PromptError {
     /// The model has no chat template, or one that we cannot use.
     #[error("{name} cannot chat: {reason}; complete plain text instead")]
     NoTemplate {
@@ -125,7 +125,7 @@ impl TextModel {
     ///
     /// # Errors
     /// The model has no tokenizer.
-    pub fn of(model: &Model, context: usize) -> Result<Self, ModelError> {
+    pub fn of(model: &Model, context: usize) -> Result<Self, OpenModelError> {
         let (name, template, ends) = (model.name.clone(), model.template.clone(), model.ends());
         let (grammars, breakers) = (GrammarDesk::default(), BreakerShelf::default());
         match model.tokenizer.clone() {
@@ -133,7 +133,7 @@ impl TextModel {
                 let (family, hidden, pooling) = (model.spec.family.clone(), model.spec.hidden, model.pooling());
                 Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars, breakers })
             }
-            None => Err(ModelError::NoTokenizer { name }),
+            None => Err(OpenModelError::NoTokenizer { name }),
         }
     }
 
@@ -141,17 +141,17 @@ impl TextModel {
     ///
     /// # Errors
     /// Text that cannot be split, that is far too long, or nothing at all.
-    pub fn raw_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+    pub fn raw_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>, PromptError> {
         // Splitting takes a hundred times the memory of a text, and seconds for a long word.
         let least = self.tokenizer.fewest_tokens(text, specials);
         if least > self.context {
-            return Err(TextError::TooLong { least, context: self.context });
+            return Err(PromptError::TooLong { least, context: self.context });
         }
         let mut ids = self.tokenizer.encode(text, specials, Affixes::AsModel)?;
         if ids.is_empty() {
             ids.extend(self.tokenizer.bos().or(self.tokenizer.eos()));
         }
-        if ids.is_empty() { Err(TextError::Empty { name: self.name.clone() }) } else { Ok(ids) }
+        if ids.is_empty() { Err(PromptError::Empty { name: self.name.clone() }) } else { Ok(ids) }
     }
 
     /// Compiles a grammar for texts of this model. Blocks: the first time for as long as it takes to sort the vocabulary.

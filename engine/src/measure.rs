@@ -37,7 +37,7 @@ pub struct StepTime {
 
 /// What is found out about a machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Found {
+pub struct MachineSpeed {
     /// How long steps take, in increasing rows.
     pub steps: Vec<StepTime>,
     /// How quickly the disk of the cache is read, where that was measured.

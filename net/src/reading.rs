@@ -48,7 +48,7 @@ pub struct ReadGrant {
 
 /// Somebody who asks for the right to read. If it is dropped without an answer, the request fails at the peer.
 #[derive(Debug)]
-pub struct Reading {
+pub struct ReadRequest {
     peer: PeerId,
     writer: Writer,
     request: Request,
@@ -99,7 +99,7 @@ pub(crate) async fn ask(
     }
 }
 
-impl Reading {
+impl ReadRequest {
     pub(crate) async fn accepted(send: quinn::SendStream, mut reader: Reader) -> Result<Self, NetError> {
         let peer = reader.peer();
         let request = reader.unit(REQUEST_BYTES).await?.ok_or_else(|| reader.ended())?;

@@ -14,7 +14,7 @@ use crate::{
     limits::STALL_DEADLINE,
     link::{self, FrameReceiver},
     range::{self, RangeServer},
-    reading::{self, Reading},
+    reading::{self, ReadRequest},
     stream::{Filled, Reader, within},
 };
 
@@ -26,7 +26,7 @@ pub enum Incoming {
     /// A request for a piece of a tensor, or of a shared model.
     Range(RangeServer),
     /// A request for the right to read a shared model.
-    Reading(Reading),
+    Reading(ReadRequest),
 }
 
 pub(crate) struct Sorter {
@@ -78,7 +78,7 @@ impl Sorter {
             if &preface[..] == range::PREFACE {
                 RangeServer::accepted(send, reader).await.map(Incoming::Range)
             } else if &preface[..] == reading::PREFACE {
-                Reading::accepted(send, reader).await.map(Incoming::Reading)
+                ReadRequest::accepted(send, reader).await.map(Incoming::Reading)
             } else {
                 Err(self.broken(&reader, "opened a stream of an unknown kind"))
             }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use qmesh_net::{
     CloseCode, Connection, Endpoint, Holder, Incoming, NetError, PeerId, RangeRequest, RangeServer, RateLimit,
-    ReadGrant, ReadSecret, Reading,
+    ReadGrant, ReadRequest, ReadSecret,
     limits::{HOLDERS, JOIN_DEADLINE},
 };
 use tokio::{
@@ -152,7 +152,7 @@ impl Holding {
     }
 
     /// Lets it read and notes whether it gives as well, or refuses. Whether it may read.
-    async fn answer(&self, connection: &Connection, reading: Reading) -> Result<bool, NetError> {
+    async fn answer(&self, connection: &Connection, reading: ReadRequest) -> Result<bool, NetError> {
         if let Err(why) = reading.judge(connection, &self.0.secret) {
             reading.refuse(why).await;
             return Ok(false);

@@ -28,7 +28,7 @@ pub use file::PartialFile;
 pub use holding::{Holding, Told};
 pub use kept::signed_manifest;
 pub use manifest::{Manifest, ManifestError, SharedFile, SignedManifest};
-pub use pull::{Heard, Pulled, Pulling, find, pull};
+pub use pull::{PullNews, Pulled, Pulling, find, pull};
 
 #[cfg(test)]
 mod tests;

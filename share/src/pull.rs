@@ -36,7 +36,7 @@ const HOLDERS: usize = 16;
 
 /// What a person hears of a pull.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Heard {
+pub enum PullNews {
     /// So many bytes of the model are there.
     Bytes(u64),
     /// In words: who came, who was lost, who lied.
@@ -101,7 +101,7 @@ async fn find_at(
 ///
 /// # Errors
 /// A file cannot be written, or nobody is left who has the rest.
-pub async fn pull(pulling: Pulling, first: Connection, heard: mpsc::Sender<Heard>) -> Result<Pulled, ShareError> {
+pub async fn pull(pulling: Pulling, first: Connection, heard: mpsc::Sender<PullNews>) -> Result<Pulled, ShareError> {
     let missing = missing(&pulling.files, pulling.endpoint.peer_id());
     let (found, finds) = mpsc::channel(HOLDERS);
     let received = Mutex::new(Received { last: Instant::now(), from: BTreeMap::new() });
@@ -128,7 +128,7 @@ fn missing(files: &[PartialFile], own: PeerId) -> Vec<Chunk> {
 struct Shared {
     swarm: Swarm,
     pulling: Pulling,
-    heard: mpsc::Sender<Heard>,
+    heard: mpsc::Sender<PullNews>,
     /// Holders that other holders named.
     found: mpsc::Sender<(PeerId, Vec<String>)>,
     received: Mutex<Received>,
@@ -375,11 +375,11 @@ impl Shared {
 
     fn say_bytes(&self) {
         let bytes = self.pulling.files.iter().map(PartialFile::bytes_here).sum();
-        drop(self.heard.try_send(Heard::Bytes(bytes)));
+        drop(self.heard.try_send(PullNews::Bytes(bytes)));
     }
 
     fn note(&self, text: String) {
-        drop(self.heard.try_send(Heard::Note(text)));
+        drop(self.heard.try_send(PullNews::Note(text)));
     }
 }
 

@@ -14,7 +14,7 @@ use qmesh_net::{
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use crate::{Heard, Holding, Manifest, PartialFile, Pulled, Pulling, ShareError, SignedManifest, find, pull};
+use crate::{Holding, Manifest, PartialFile, PullNews, Pulled, Pulling, ShareError, SignedManifest, find, pull};
 
 const CHUNK: usize = 1 << 20;
 
@@ -75,7 +75,7 @@ impl Scene {
         &self,
         from: &Endpoint,
         part: &PartialFile,
-        heard: mpsc::Sender<Heard>,
+        heard: mpsc::Sender<PullNews>,
     ) -> Result<Pulled, ShareError> {
         let endpoint = self.endpoint();
         let (first, signed) = find(&endpoint, &self.link(from), &at(from)).await?;
@@ -95,15 +95,15 @@ fn at(holder: &Endpoint) -> [(PeerId, Vec<String>); 1] {
     [(holder.peer_id(), vec![holder.local_addr().to_string()])]
 }
 
-fn nobody() -> mpsc::Sender<Heard> {
+fn nobody() -> mpsc::Sender<PullNews> {
     mpsc::channel(1).0
 }
 
 /// All that was noted until now.
-fn notes(hears: &mut mpsc::Receiver<Heard>) -> String {
+fn notes(hears: &mut mpsc::Receiver<PullNews>) -> String {
     let mut notes = String::new();
     while let Ok(heard) = hears.try_recv() {
-        if let Heard::Note(note) = heard {
+        if let PullNews::Note(note) = heard {
             notes += &note;
         }
     }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     generate::PromptRows,
-    text::{Gap, TextDelta, TextEndReason, TextError, TextModel, TokenDetail, TokenText},
+    text::{Gap, PromptError, TextDelta, TextEndReason, TextModel, TokenDetail, TokenText},
 };
 
 /// Most prompts of one request.
@@ -117,7 +117,7 @@ impl Encoded {
             };
             let gap = Gap { before, after: suffix.to_owned(), ..Gap::default() };
             let param =
-                |error: &TextError| if matches!(error, TextError::NoInfill { .. }) { "suffix" } else { "prompt" };
+                |error: &PromptError| if matches!(error, PromptError::NoInfill { .. }) { "suffix" } else { "prompt" };
             let ids = text.infill_prompt(&gap).map_err(|error| ApiError::text(param(&error), &error))?;
             return Ok(Self { ids, text: String::new() });
         }

@@ -15,7 +15,7 @@ use super::{
     limits::{BODY_BYTES, BODY_DEADLINE, MOST_BYTES},
     places::Crowd,
 };
-use crate::{generate::GenerateError, mesh::status::MeshState, text::TextError};
+use crate::{generate::GenerateError, mesh::status::MeshState, text::PromptError};
 
 /// Why a request gets no answer. The text goes to the client as it is, so it holds no more of the prompt than a word.
 #[derive(Clone, Debug, Error)]
@@ -97,19 +97,19 @@ impl ApiError {
     }
 
     /// A prompt that could not become ids.
-    pub(crate) fn text(param: &'static str, error: &TextError) -> Self {
+    pub(crate) fn text(param: &'static str, error: &PromptError) -> Self {
         match error {
-            TextError::Template(TemplateError::Thread(_)) => Self::Internal { text: error.to_string() },
-            TextError::TooLong { least, context } => {
+            PromptError::Template(TemplateError::Thread(_)) => Self::Internal { text: error.to_string() },
+            PromptError::TooLong { least, context } => {
                 Self::ContextExceeded { param, prompt_tokens: PromptTokens::AtLeast(*least), context: *context }
             }
-            TextError::Empty { .. }
-            | TextError::Noncharacters
-            | TextError::NoInfill { .. }
-            | TextError::NoTemplate { .. }
-            | TextError::NoTools { .. }
-            | TextError::Template(_)
-            | TextError::Tokenizer(_) => Self::invalid(param, error.to_string()),
+            PromptError::Empty { .. }
+            | PromptError::Noncharacters
+            | PromptError::NoInfill { .. }
+            | PromptError::NoTemplate { .. }
+            | PromptError::NoTools { .. }
+            | PromptError::Template(_)
+            | PromptError::Tokenizer(_) => Self::invalid(param, error.to_string()),
         }
     }
 

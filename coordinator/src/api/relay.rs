@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     generate::GenerateError,
-    text::{CallEvent, Part, TextEnd},
+    text::{AnswerPart, CallEvent, TextEnd},
 };
 
 /// One line of a streamed answer.
@@ -48,7 +48,7 @@ pub(crate) trait Writer: Send + 'static {
     /// What a stream begins with.
     fn open(&mut self, prompt_tokens: usize) -> Vec<Line>;
     /// What it says as the answer goes on.
-    fn part(&mut self, part: &Part) -> Vec<Line>;
+    fn part(&mut self, part: &AnswerPart) -> Vec<Line>;
     /// What it ends with.
     fn close(&mut self, end: &TextEnd) -> Vec<Line>;
     /// What it ends with if the answer fails.
@@ -165,26 +165,29 @@ async fn whole(choices: &mut Choices) -> Result<(Vec<Block>, TextEnd), ApiError>
 }
 
 /// Adds a part to what there is, as one with the last where both are of the same kind.
-fn add(blocks: &mut Vec<Block>, part: Part) {
+fn add(blocks: &mut Vec<Block>, part: AnswerPart) {
     match (part, blocks.last_mut()) {
-        (Part::Thought(more), Some(Block::Thought(text))) | (Part::Content(more), Some(Block::Text(text))) => {
+        (AnswerPart::Thought(more), Some(Block::Thought(text)))
+        | (AnswerPart::Content(more), Some(Block::Text(text))) => {
             text.push_str(&more);
         }
-        (Part::Call(CallEvent::Arguments { text, .. }), Some(Block::Call(call))) => call.arguments.push_str(&text),
-        (Part::Thought(text), _) => blocks.push(Block::Thought(text)),
-        (Part::Content(text), _) => blocks.push(Block::Text(text)),
-        (Part::Call(CallEvent::Begun { id, name, .. }), _) => {
+        (AnswerPart::Call(CallEvent::Arguments { text, .. }), Some(Block::Call(call))) => {
+            call.arguments.push_str(&text)
+        }
+        (AnswerPart::Thought(text), _) => blocks.push(Block::Thought(text)),
+        (AnswerPart::Content(text), _) => blocks.push(Block::Text(text)),
+        (AnswerPart::Call(CallEvent::Begun { id, name, .. }), _) => {
             blocks.push(Block::Call(Call { id, name, arguments: String::new() }));
         }
-        (Part::Call(CallEvent::Arguments { .. } | CallEvent::Ended { .. }), _) => {}
+        (AnswerPart::Call(CallEvent::Arguments { .. } | CallEvent::Ended { .. }), _) => {}
     }
 }
 
-fn part(event: ChoiceEvent) -> Option<Part> {
+fn part(event: ChoiceEvent) -> Option<AnswerPart> {
     match event {
-        ChoiceEvent::Delta(delta) if !delta.text.is_empty() => Some(Part::Content(delta.text)),
-        ChoiceEvent::Thought(thought) => Some(Part::Thought(thought)),
-        ChoiceEvent::Call(call) => Some(Part::Call(call)),
+        ChoiceEvent::Delta(delta) if !delta.text.is_empty() => Some(AnswerPart::Content(delta.text)),
+        ChoiceEvent::Thought(thought) => Some(AnswerPart::Thought(thought)),
+        ChoiceEvent::Call(call) => Some(AnswerPart::Call(call)),
         ChoiceEvent::Delta(_) | ChoiceEvent::Prompt(_) | ChoiceEvent::Progress(_) | ChoiceEvent::End(_) => None,
     }
 }

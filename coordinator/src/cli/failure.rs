@@ -9,7 +9,7 @@ use crate::{
     api::ServeError,
     local::CannotStart,
     mesh::MeshError,
-    model::{ModelError, NoTokenizer},
+    model::{NoTokenizer, OpenModelError},
     plan::PlanError,
 };
 
@@ -117,11 +117,11 @@ fn tokenizer_advice(error: &TokenizerError) -> Option<String> {
     pretokenizer.then(|| "--pre NAME, with the name of the one that the model was trained with".to_owned())
 }
 
-impl From<ModelError> for Failure {
-    fn from(error: ModelError) -> Self {
+impl From<OpenModelError> for Failure {
+    fn from(error: OpenModelError) -> Self {
         let advice = match &error {
-            ModelError::Tokenizer { error, .. } => tokenizer_advice(error),
-            ModelError::File(_) | ModelError::NoTokenizer { .. } => None,
+            OpenModelError::Tokenizer { error, .. } => tokenizer_advice(error),
+            OpenModelError::File(_) | OpenModelError::NoTokenizer { .. } => None,
         };
         Self { advice, ..Self::failed(error.to_string()) }
     }

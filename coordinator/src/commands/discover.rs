@@ -1,6 +1,6 @@
 //! `discover`: the coordinators of the local network.
 
-use qmesh_discovery::{Found, discover as ask};
+use qmesh_discovery::{FoundCoordinator, discover as ask};
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,7 +17,7 @@ pub(super) async fn discover(args: &DiscoverArgs) -> Result<(), Failure> {
         let listed: Vec<Value> = found.iter().map(listed).collect();
         output::json(&serde_json::to_string_pretty(&listed).map_err(anyhow::Error::from)?)?;
     } else if !found.is_empty() {
-        let row = |found: &Found| {
+        let row = |found: &FoundCoordinator| {
             vec![found.mark.clone(), found.model.clone(), entrance(found).to_owned(), found.addresses.join(" ")]
         };
         let columns = ["coordinator", "model", "workers come", "addresses"].map(|heading| (heading, Align::Left));
@@ -32,12 +32,12 @@ pub(super) async fn discover(args: &DiscoverArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn listed(found: &Found) -> Value {
+fn listed(found: &FoundCoordinator) -> Value {
     let is_open = found.open.is_some();
     json!({"coordinator": found.mark, "model": found.model, "open": is_open, "addresses": found.addresses})
 }
 
 /// How workers get in.
-fn entrance(found: &Found) -> &'static str {
+fn entrance(found: &FoundCoordinator) -> &'static str {
     if found.open.is_some() { "by asking" } else { "by ticket" }
 }

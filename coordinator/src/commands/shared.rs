@@ -9,7 +9,7 @@ use qmesh_models::{
     pull::{ModelRef, Progress as _, SharedRef, SharedSlot, local},
 };
 use qmesh_net::{Admission, Connection, Endpoint, FailureKind, Holder, Identity, PeerId, ShareLink};
-use qmesh_share::{Heard, Holding, Manifest, PartialFile, Pulling, ShareError, SignedManifest, Told, find, pull};
+use qmesh_share::{Holding, Manifest, PartialFile, PullNews, Pulling, ShareError, SignedManifest, Told, find, pull};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::signals::{Stop, next_stop};
@@ -209,8 +209,8 @@ impl Place {
         let showing = async {
             while let Some(heard) = hears.recv().await {
                 match heard {
-                    Heard::Bytes(bytes) => progress.advance(bytes),
-                    Heard::Note(text) => note(text),
+                    PullNews::Bytes(bytes) => progress.advance(bytes),
+                    PullNews::Note(text) => note(text),
                 }
             }
         };

@@ -32,7 +32,7 @@ use self::{
     json::{Scanner, Step},
     pairs::{PairReader, Taken},
 };
-use super::part::{CallEvent, Part, add};
+use super::part::{AnswerPart, CallEvent, add};
 
 /// Makes the id of a call from its number.
 pub(crate) type Ids = fn(usize) -> String;
@@ -143,17 +143,17 @@ impl Calls {
     }
 
     /// Takes more text.
-    pub(crate) fn push(&mut self, text: &str, parts: &mut Vec<Part>) {
+    pub(crate) fn push(&mut self, text: &str, parts: &mut Vec<AnswerPart>) {
         self.held.push_str(text);
         while self.step(Rest::Open, parts) == Progress::Made {}
     }
 
     /// No more text comes.
-    pub(crate) fn finish(&mut self, parts: &mut Vec<Part>) {
+    pub(crate) fn finish(&mut self, parts: &mut Vec<AnswerPart>) {
         while self.step(Rest::Ended, parts) == Progress::Made {}
     }
 
-    fn step(&mut self, rest: Rest, parts: &mut Vec<Part>) -> Progress {
+    fn step(&mut self, rest: Rest, parts: &mut Vec<AnswerPart>) -> Progress {
         match mem::replace(&mut self.state, State::Text) {
             State::Text => self.text(rest, parts),
             State::Head(attempt) => self.head(attempt, rest, parts),
@@ -162,7 +162,7 @@ impl Calls {
         }
     }
 
-    fn text(&mut self, rest: Rest, parts: &mut Vec<Part>) -> Progress {
+    fn text(&mut self, rest: Rest, parts: &mut Vec<AnswerPart>) -> Progress {
         if self.start == Start::Here && self.family.bare == Bare::AtStart {
             match bare(&self.held) {
                 Ok(attempt) => {
@@ -197,7 +197,7 @@ impl Calls {
         Progress::Waits
     }
 
-    fn head(&mut self, attempt: Attempt, rest: Rest, parts: &mut Vec<Part>) -> Progress {
+    fn head(&mut self, attempt: Attempt, rest: Rest, parts: &mut Vec<AnswerPart>) -> Progress {
         let head = match (self.family.head)(&self.held[attempt.opened..]) {
             Err(Stop::Wait) if rest == Rest::Open => {
                 self.state = State::Head(attempt);
@@ -214,7 +214,7 @@ impl Calls {
             }
         };
         let index = self.begun;
-        add(parts, Part::Call(CallEvent::Begun { index, id: (self.ids)(index), name: name.clone() }));
+        add(parts, AnswerPart::Call(CallEvent::Begun { index, id: (self.ids)(index), name: name.clone() }));
         self.begun += 1;
         self.start = Start::Past;
         let fence = attempt.fence();
@@ -228,7 +228,7 @@ impl Calls {
             }
             Some(Head::Whole { arguments, at, .. }) => {
                 self.held.drain(..attempt.opened + at);
-                add(parts, Part::Call(CallEvent::Arguments { index, text: arguments }));
+                add(parts, AnswerPart::Call(CallEvent::Arguments { index, text: arguments }));
                 self.end(After { tail: None, fence, block: Block::Open }, parts);
             }
             None => {}
@@ -237,7 +237,7 @@ impl Calls {
     }
 
     /// It is no call: its mark is text, and what is behind it may be anything.
-    fn give_up(&mut self, attempt: Attempt, parts: &mut Vec<Part>) {
+    fn give_up(&mut self, attempt: Attempt, parts: &mut Vec<AnswerPart>) {
         self.start = Start::Past;
         self.say(attempt.space, parts);
         let mark = attempt.opened - attempt.space;
@@ -248,7 +248,7 @@ impl Calls {
         }
     }
 
-    fn arguments(&mut self, mut body: Body, rest: Rest, parts: &mut Vec<Part>) -> Progress {
+    fn arguments(&mut self, mut body: Body, rest: Rest, parts: &mut Vec<AnswerPart>) -> Progress {
         let mut json = String::new();
         let taken = match &mut body {
             Body::Json { scanner, .. } => pass(scanner, &self.held, &mut json),
@@ -263,7 +263,7 @@ impl Calls {
             reader.close(&mut json);
         }
         if !json.is_empty() {
-            add(parts, Part::Call(CallEvent::Arguments { index: self.begun - 1, text: json }));
+            add(parts, AnswerPart::Call(CallEvent::Arguments { index: self.begun - 1, text: json }));
         }
         if !ended {
             self.state = State::Arguments(body);
@@ -281,8 +281,8 @@ impl Calls {
         Progress::Made
     }
 
-    fn end(&mut self, after: After, parts: &mut Vec<Part>) {
-        add(parts, Part::Call(CallEvent::Ended { index: self.begun - 1 }));
+    fn end(&mut self, after: After, parts: &mut Vec<AnswerPart>) {
+        add(parts, AnswerPart::Call(CallEvent::Ended { index: self.begun - 1 }));
         self.state = State::After(after);
     }
 
@@ -326,12 +326,12 @@ impl Calls {
     }
 
     /// Lets the first bytes of what is held go out as text.
-    fn say(&mut self, bytes: usize, parts: &mut Vec<Part>) {
+    fn say(&mut self, bytes: usize, parts: &mut Vec<AnswerPart>) {
         let text: String = self.held.drain(..bytes).collect();
         if !text.trim_start().is_empty() {
             self.start = Start::Past;
         }
-        add(parts, Part::Content(text));
+        add(parts, AnswerPart::Content(text));
     }
 }
 

@@ -12,7 +12,7 @@ use qmesh_models::{
 use serde_json::Value;
 
 use super::{
-    TextError, TextModel,
+    PromptError, TextModel,
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
     history,
     outside::Outside,
@@ -73,7 +73,7 @@ impl TextModel {
     /// # Errors
     /// No usable template, one that refuses the messages or knows no tools when there are some, or text that cannot be
     /// split.
-    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, TextError> {
+    pub fn chat_prompt(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Vec<u32>, PromptError> {
         let rendered = self.rendered(self.usable_template()?, messages, options)?;
         self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))
     }
@@ -88,7 +88,7 @@ impl TextModel {
         messages: &[Message],
         options: &RenderOptions<'_>,
         wanted: &ChatWanted,
-    ) -> Result<ChatPrompt, TextError> {
+    ) -> Result<ChatPrompt, PromptError> {
         let template = self.usable_template()?;
         let messages = history::with_ids_for(template, messages);
         let (rendered, tools) = self.told(template, &messages, options)?;
@@ -131,7 +131,7 @@ impl TextModel {
     ///
     /// # Errors
     /// As `chat_prompt`, but for templates that know no tools.
-    pub fn chat_text(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TextError> {
+    pub fn chat_text(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, PromptError> {
         let template = self.usable_template()?;
         let messages = history::with_ids_for(template, messages);
         let (Rendered { text, mark }, _) = self.told(template, &messages, options)?;
@@ -144,21 +144,23 @@ impl TextModel {
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
-    ) -> Result<(Rendered, ToolsShown), TextError> {
+    ) -> Result<(Rendered, ToolsShown), PromptError> {
         let native = if options.tools.is_empty() { ToolsShown::None } else { ToolsShown::Native };
         let mut first = self.rendered(template, messages, options);
         let refused =
-            matches!(first, Err(TextError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })));
+            matches!(first, Err(PromptError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })));
         let passed_over = first.as_ref().is_ok_and(|first| self.passes_over(template, messages, options, first));
         if history::has_calls(messages) && (refused || passed_over) {
             match self.rendered(template, &history::as_text(messages), options) {
                 // What the template says of the conversation as it came is what its client can do something about.
-                Err(TextError::Template(_)) => {}
+                Err(PromptError::Template(_)) => {}
                 second => first = second,
             }
         }
         match first {
-            Err(TextError::NoTools { .. }) => Ok((self.instructed(template, messages, options)?, ToolsShown::Generic)),
+            Err(PromptError::NoTools { .. }) => {
+                Ok((self.instructed(template, messages, options)?, ToolsShown::Generic))
+            }
             first => Ok((first?, native)),
         }
     }
@@ -183,19 +185,19 @@ impl TextModel {
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
-    ) -> Result<Rendered, TextError> {
+    ) -> Result<Rendered, PromptError> {
         let told = history::instructed(&history::as_text(messages), &history::instructions(options.tools));
         let options = RenderOptions { tools: &[], ..options.clone() };
         match self.rendered(template, &told, &options) {
-            Err(TextError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })) => {
+            Err(PromptError::Template(TemplateError::Raised { .. } | TemplateError::Failed { .. })) => {
                 self.rendered(template, &history::without_system(&told), &options)
             }
             rendered => rendered,
         }
     }
 
-    fn usable_template(&self) -> Result<&ChatTemplate, TextError> {
-        let unusable = |reason: &String| TextError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
+    fn usable_template(&self) -> Result<&ChatTemplate, PromptError> {
+        let unusable = |reason: &String| PromptError::NoTemplate { name: self.name.clone(), reason: reason.clone() };
         self.template.as_deref().map_err(unusable)
     }
 
@@ -205,14 +207,14 @@ impl TextModel {
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
-    ) -> Result<Rendered, TextError> {
-        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(TextError::Noncharacters)?;
+    ) -> Result<Rendered, PromptError> {
+        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(PromptError::Noncharacters)?;
         let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
         let text = render(template, &outside.messages, &options)?;
         // A template that does not look at the tools would have them ignored in silence.
         let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
         if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
-            return Err(TextError::NoTools { name: self.name.clone() });
+            return Err(PromptError::NoTools { name: self.name.clone() });
         }
         Ok(Rendered { text, mark: outside.mark })
     }

@@ -2,7 +2,7 @@
 
 use qmesh_models::tokenizer::{Affixes, InfillTokens, Specials};
 
-use super::{TextError, TextModel};
+use super::{PromptError, TextModel};
 
 /// A text without its middle.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +32,8 @@ impl TextModel {
     ///
     /// # Errors
     /// A model that does not fill in middles; text that cannot be split or is far too long.
-    pub fn infill_prompt(&self, gap: &Gap) -> Result<Vec<u32>, TextError> {
-        let no_infill = || TextError::NoInfill { name: self.name.clone() };
+    pub fn infill_prompt(&self, gap: &Gap) -> Result<Vec<u32>, PromptError> {
+        let no_infill = || PromptError::NoInfill { name: self.name.clone() };
         let tokens = self.tokenizer.infill().ok_or_else(no_infill)?;
         let parts = gap.parts(tokens);
         let least = parts.iter().map(|part| match part {
@@ -42,7 +42,7 @@ impl TextModel {
         });
         let least = least.sum();
         if least > self.context {
-            return Err(TextError::TooLong { least, context: self.context });
+            return Err(PromptError::TooLong { least, context: self.context });
         }
         let mut ids: Vec<u32> = self.tokenizer.prefix().into_iter().collect();
         for part in parts {

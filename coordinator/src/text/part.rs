@@ -2,7 +2,7 @@
 
 /// A piece of an answer, in the order in which the model wrote them.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Part {
+pub enum AnswerPart {
     /// What the model thinks before it answers.
     Thought(String),
     /// What it says.
@@ -38,15 +38,16 @@ pub enum CallEvent {
 }
 
 /// Adds a part to others, as one with the last where both are text of the same kind.
-pub(super) fn add(parts: &mut Vec<Part>, part: Part) {
+pub(super) fn add(parts: &mut Vec<AnswerPart>, part: AnswerPart) {
     match (parts.last_mut(), part) {
-        (_, Part::Thought(text) | Part::Content(text)) if text.is_empty() => {}
-        (Some(Part::Thought(last)), Part::Thought(more)) | (Some(Part::Content(last)), Part::Content(more)) => {
+        (_, AnswerPart::Thought(text) | AnswerPart::Content(text)) if text.is_empty() => {}
+        (Some(AnswerPart::Thought(last)), AnswerPart::Thought(more))
+        | (Some(AnswerPart::Content(last)), AnswerPart::Content(more)) => {
             last.push_str(&more);
         }
         (
-            Some(Part::Call(CallEvent::Arguments { index, text })),
-            Part::Call(CallEvent::Arguments { index: of, text: more }),
+            Some(AnswerPart::Call(CallEvent::Arguments { index, text })),
+            AnswerPart::Call(CallEvent::Arguments { index: of, text: more }),
         ) if *index == of => text.push_str(&more),
         (_, part) => parts.push(part),
     }

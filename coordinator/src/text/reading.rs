@@ -14,7 +14,7 @@ use self::{
 };
 use super::{
     calls::{Calls, Format, Ids, Rest, Tools, id},
-    part::{CallEvent, Part, add},
+    part::{AnswerPart, CallEvent, add},
 };
 
 /// What a client wants of an answer's thoughts.
@@ -129,12 +129,12 @@ impl Reading {
     }
 
     /// Takes more text.
-    pub fn push(&mut self, text: &str) -> Vec<Part> {
+    pub fn push(&mut self, text: &str) -> Vec<AnswerPart> {
         self.read(text, Rest::Open)
     }
 
     /// No more text comes: gives what was held.
-    pub fn finish(&mut self) -> Vec<Part> {
+    pub fn finish(&mut self) -> Vec<AnswerPart> {
         self.read("", Rest::Ended)
     }
 
@@ -148,7 +148,7 @@ impl Reading {
         self.begun
     }
 
-    fn read(&mut self, text: &str, rest: Rest) -> Vec<Part> {
+    fn read(&mut self, text: &str, rest: Rest) -> Vec<AnswerPart> {
         let mut read = Vec::new();
         match &mut self.reader {
             Reader::Marked { thoughts: Some(thoughts), calls } => {
@@ -156,8 +156,8 @@ impl Reading {
                 thoughts.push(text, rest, &mut parts);
                 for part in parts {
                     match part {
-                        Part::Content(text) => calls.push(&text, &mut read),
-                        Part::Thought(_) | Part::Call(_) => add(&mut read, part),
+                        AnswerPart::Content(text) => calls.push(&text, &mut read),
+                        AnswerPart::Thought(_) | AnswerPart::Call(_) => add(&mut read, part),
                     }
                 }
             }
@@ -173,29 +173,29 @@ impl Reading {
         }
         if rest == Rest::Ended && self.place == Place::Thoughts {
             self.place = Place::Answer;
-            add(&mut wanted, Part::Content(CLOSE.to_owned()));
+            add(&mut wanted, AnswerPart::Content(CLOSE.to_owned()));
         }
         wanted
     }
 
     /// Lets a part through in the form that is wanted.
-    fn pass(&mut self, part: Part, wanted: &mut Vec<Part>) {
-        if matches!(part, Part::Call(CallEvent::Begun { .. })) && self.place != Place::Ended {
+    fn pass(&mut self, part: AnswerPart, wanted: &mut Vec<AnswerPart>) {
+        if matches!(part, AnswerPart::Call(CallEvent::Begun { .. })) && self.place != Place::Ended {
             self.begun += 1;
         }
-        let ends = matches!(part, Part::Call(CallEvent::Ended { .. })) && self.calls == CallsWanted::One;
+        let ends = matches!(part, AnswerPart::Call(CallEvent::Ended { .. })) && self.calls == CallsWanted::One;
         match (part, self.thoughts, self.place) {
-            (_, _, Place::Ended) | (Part::Thought(_), ThoughtsWanted::Dropped, _) => {}
-            (Part::Thought(text), ThoughtsWanted::InText, place) => {
+            (_, _, Place::Ended) | (AnswerPart::Thought(_), ThoughtsWanted::Dropped, _) => {}
+            (AnswerPart::Thought(text), ThoughtsWanted::InText, place) => {
                 if place == Place::Answer {
-                    add(wanted, Part::Content(OPEN.to_owned()));
+                    add(wanted, AnswerPart::Content(OPEN.to_owned()));
                     self.place = Place::Thoughts;
                 }
-                add(wanted, Part::Content(text));
+                add(wanted, AnswerPart::Content(text));
             }
-            (part @ (Part::Content(_) | Part::Call(_)), _, Place::Thoughts) => {
+            (part @ (AnswerPart::Content(_) | AnswerPart::Call(_)), _, Place::Thoughts) => {
                 self.place = Place::Answer;
-                add(wanted, Part::Content(CLOSE.to_owned()));
+                add(wanted, AnswerPart::Content(CLOSE.to_owned()));
                 add(wanted, part);
             }
             (part, _, Place::Answer | Place::Thoughts) => add(wanted, part),

@@ -11,7 +11,7 @@ use qmesh_models::tokenizer::{ControlTokens, Detokenizer, LeadingSpace, Tokenize
 use qmesh_net::Sampled;
 
 use super::{
-    part::{CallEvent, Part},
+    part::{AnswerPart, CallEvent},
     reading::Reading,
     stops::{Passed, Piece, Screened, Stops},
     token::{TokenText, Visibility},
@@ -294,7 +294,7 @@ impl TextStream {
         let count = self.unsent.iter().take_while(|token| belongs(token)).count();
         let tokens: Vec<_> = self.unsent.drain(..count).map(|unsent| unsent.token).collect();
         let parts = match &mut self.reading {
-            None => vec![Part::Content(passed.text)],
+            None => vec![AnswerPart::Content(passed.text)],
             Some(reading) => reading.push(&passed.text),
         };
         self.send_parts(parts, tokens);
@@ -312,19 +312,19 @@ impl TextStream {
     }
 
     /// Tokens go with the text that they have written, or without any: their thoughts and calls go on their own.
-    fn send_parts(&mut self, parts: Vec<Part>, mut tokens: Vec<TokenText>) {
-        if !tokens.is_empty() && !parts.iter().any(|part| matches!(part, Part::Content(_))) {
+    fn send_parts(&mut self, parts: Vec<AnswerPart>, mut tokens: Vec<TokenText>) {
+        if !tokens.is_empty() && !parts.iter().any(|part| matches!(part, AnswerPart::Content(_))) {
             self.ready.push_back(TextEvent::Delta(TextDelta { text: String::new(), tokens: mem::take(&mut tokens) }));
         }
         for part in parts {
             match part {
-                Part::Content(text) if text.is_empty() && tokens.is_empty() => {}
-                Part::Content(text) => {
+                AnswerPart::Content(text) if text.is_empty() && tokens.is_empty() => {}
+                AnswerPart::Content(text) => {
                     let tokens = mem::take(&mut tokens);
                     self.ready.push_back(TextEvent::Delta(TextDelta { text, tokens }));
                 }
-                Part::Thought(text) => self.ready.push_back(TextEvent::Thought(text)),
-                Part::Call(call) => self.ready.push_back(TextEvent::Call(call)),
+                AnswerPart::Thought(text) => self.ready.push_back(TextEvent::Thought(text)),
+                AnswerPart::Call(call) => self.ready.push_back(TextEvent::Call(call)),
             }
         }
     }

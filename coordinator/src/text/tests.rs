@@ -145,7 +145,7 @@ fn prompts_become_ids() {
     let blind = TextModel { template: Ok(Arc::new(blind)), ..text.clone() };
     let tools = [json!({"type": "function", "function": {"name": "f"}})];
     let with_tools = RenderOptions { tools: &tools, ..options.clone() };
-    assert!(matches!(blind.chat_prompt(&messages, &with_tools), Err(TextError::NoTools { .. })));
+    assert!(matches!(blind.chat_prompt(&messages, &with_tools), Err(PromptError::NoTools { .. })));
     assert_eq!(text.chat_prompt(&messages, &with_tools).expect("tools are known").last(), Some(&byte(b'1')));
     let strict = "{% for m in messages %}{{ m.content.strip() }}{% endfor %}{% for t in tools %}t{% endfor %}";
     let strict = ChatTemplate::new(strict, "", "").expect("a sound template");
@@ -175,5 +175,5 @@ fn only_the_template_writes_control_tokens() {
     assert_eq!(ids, [&[1, END], &written[1..], &[CONTROL]].concat());
     let every = ('\u{FDD0}'..='\u{FDEF}').collect::<String>();
     let refused = text.chat_prompt(&[Message::new("user", every)], &options);
-    assert!(matches!(refused, Err(TextError::Noncharacters)));
+    assert!(matches!(refused, Err(PromptError::Noncharacters)));
 }

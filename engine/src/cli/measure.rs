@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use qmesh_doctor::disk;
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    measure::{self, Found},
+    measure::{self, MachineSpeed},
 };
 use qmesh_models::spec::{LayerSpec, ModelSpec};
 
@@ -33,6 +33,6 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode> {
     let cache = args.cache.as_ref().filter(|_| has_experts);
     // Where it cannot be found out, planners presume something.
     let disk_bytes_per_s = cache.and_then(|cache| disk::read_rate(cache, threads).ok()?);
-    print_json(&serde_json::to_value(&Found { steps, disk_bytes_per_s })?)?;
+    print_json(&serde_json::to_value(&MachineSpeed { steps, disk_bytes_per_s })?)?;
     Ok(ExitCode::SUCCESS)
 }

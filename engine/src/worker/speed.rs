@@ -18,7 +18,7 @@ use tokio::{io::AsyncWriteExt, process::Command, task::spawn_blocking};
 use super::{config::MeasuredBy, memory::Allowance};
 use crate::{
     backend::Backend,
-    measure::{self, Found, StepTime},
+    measure::{self, MachineSpeed, StepTime},
 };
 
 /// Computes what was asked for, or says why not.
@@ -35,11 +35,11 @@ pub(super) async fn measured(
         (MeasuredBy::ThisProcess, Ok(excerpt)) => {
             let measured = spawn_blocking(move || measure::measure(&*backend, &excerpt)).await;
             let steps = measured.map_err(|error| error.to_string()).and_then(|steps| steps.map_err(|e| e.to_string()));
-            steps.map(|steps| Found { steps, disk_bytes_per_s: None })
+            steps.map(|steps| MachineSpeed { steps, disk_bytes_per_s: None })
         }
     };
     match found {
-        Ok(Found { steps, disk_bytes_per_s }) => Measured {
+        Ok(MachineSpeed { steps, disk_bytes_per_s }) => Measured {
             points: steps.into_iter().map(point).collect(),
             sections: of_disk(disk_bytes_per_s),
             ..Measured::default()
@@ -76,7 +76,12 @@ fn check(threads: NonZeroUsize, memory: Option<ByteCount>, asked: &Measure) -> R
 }
 
 /// What another process finds: all that it took of memory goes with it, and a worker's memory is promised to its shards.
-async fn in_a_process(program: &Path, threads: NonZeroUsize, cache: &Path, asked: &Measure) -> Result<Found, String> {
+async fn in_a_process(
+    program: &Path,
+    threads: NonZeroUsize,
+    cache: &Path,
+    asked: &Measure,
+) -> Result<MachineSpeed, String> {
     let failed = |error: std::io::Error| format!("{} measure: {error}", program.display());
     let mut command = Command::new(program);
     command.args(["measure", "--threads", &threads.to_string(), "--cache"]).arg(cache).kill_on_drop(true);

@@ -8,7 +8,7 @@ use crate::{
         relay::{Block, Framing, Line, Writer, arguments},
         vendor::Vendor,
     },
-    text::{CallEvent, Part, TextEnd, TextEndReason},
+    text::{AnswerPart, CallEvent, TextEnd, TextEndReason},
 };
 
 /// Writes one message.
@@ -89,25 +89,25 @@ impl Writer for MessageWriter {
         vec![Line::typed(json!({"type": "message_start", "message": message})), Line::typed(json!({"type": "ping"}))]
     }
 
-    fn part(&mut self, part: &Part) -> Vec<Line> {
+    fn part(&mut self, part: &AnswerPart) -> Vec<Line> {
         let (mut lines, delta) = match part {
-            Part::Thought(text) => {
+            AnswerPart::Thought(text) => {
                 let block = json!({"type": "thinking", "thinking": "", "signature": ""});
                 (self.enter(Open::Thinking, block), json!({"type": "thinking_delta", "thinking": text}))
             }
-            Part::Content(text) => {
+            AnswerPart::Content(text) => {
                 let block = json!({"type": "text", "text": ""});
                 (self.enter(Open::Text, block), json!({"type": "text_delta", "text": text}))
             }
-            Part::Call(CallEvent::Begun { id, name, .. }) => {
+            AnswerPart::Call(CallEvent::Begun { id, name, .. }) => {
                 let mut lines = self.leave();
                 lines.extend(self.enter(Open::Call, json!({"type": "tool_use", "id": id, "name": name, "input": {}})));
                 return lines;
             }
-            Part::Call(CallEvent::Arguments { text, .. }) => {
+            AnswerPart::Call(CallEvent::Arguments { text, .. }) => {
                 (Vec::new(), json!({"type": "input_json_delta", "partial_json": text}))
             }
-            Part::Call(CallEvent::Ended { .. }) => return self.leave(),
+            AnswerPart::Call(CallEvent::Ended { .. }) => return self.leave(),
         };
         lines.push(self.delta(delta));
         lines

@@ -29,7 +29,7 @@ use crate::{
     },
     generate::PromptRows,
     grammar::CompiledGrammar,
-    text::{ChatPrompt, ChatWanted, Reading, TextError, TextModel, ThoughtsWanted, TokenDetail, ToolsShown},
+    text::{ChatPrompt, ChatWanted, PromptError, Reading, TextModel, ThoughtsWanted, TokenDetail, ToolsShown},
 };
 
 /// Says how the model was told of the tools, where its template does not know any.
@@ -204,7 +204,7 @@ impl Drawing {
         api: &Api,
         param: &'static str,
         share: Share,
-        encode: impl FnOnce(&TextModel) -> Result<Vec<u32>, TextError> + Send + 'static,
+        encode: impl FnOnce(&TextModel) -> Result<Vec<u32>, PromptError> + Send + 'static,
     ) -> Result<Choices, ApiError> {
         api.check_ready()?;
         let grammar = api.compile(self.grammar.take()).await?;

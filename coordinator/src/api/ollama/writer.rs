@@ -12,7 +12,7 @@ use crate::{
         relay::{Block, Framing, Line, Writer, arguments},
         vendor::Vendor,
     },
-    text::{CallEvent, Part, TextEnd, TextEndReason},
+    text::{AnswerPart, CallEvent, TextEnd, TextEndReason},
 };
 
 /// Writes one answer.
@@ -109,21 +109,21 @@ impl Writer for AnswerWriter {
         Vec::new()
     }
 
-    fn part(&mut self, part: &Part) -> Vec<Line> {
+    fn part(&mut self, part: &AnswerPart) -> Vec<Line> {
         let object = match part {
-            Part::Content(text) => self.object(text, "", &[]),
-            Part::Thought(thoughts) => self.object("", thoughts, &[]),
-            Part::Call(CallEvent::Begun { id, name, .. }) => {
+            AnswerPart::Content(text) => self.object(text, "", &[]),
+            AnswerPart::Thought(thoughts) => self.object("", thoughts, &[]),
+            AnswerPart::Call(CallEvent::Begun { id, name, .. }) => {
                 self.call = Some(Call { id: id.clone(), name: name.clone(), arguments: String::new() });
                 return Vec::new();
             }
-            Part::Call(CallEvent::Arguments { text, .. }) => {
+            AnswerPart::Call(CallEvent::Arguments { text, .. }) => {
                 if let Some(call) = &mut self.call {
                     call.arguments.push_str(text);
                 }
                 return Vec::new();
             }
-            Part::Call(CallEvent::Ended { .. }) => {
+            AnswerPart::Call(CallEvent::Ended { .. }) => {
                 let call = self.call.take();
                 self.object("", "", call.as_slice())
             }

@@ -7,7 +7,7 @@ use crate::{
         error::ApiError,
         relay::{Block, Framing, Line, Writer, arguments},
     },
-    text::{CallEvent, Part, TextEnd, TextEndReason},
+    text::{AnswerPart, CallEvent, TextEnd, TextEndReason},
 };
 
 /// Writes one response.
@@ -149,15 +149,15 @@ impl Writer for ResponseWriter {
         vec![created, self.event("response.in_progress", json!({"response": response}))]
     }
 
-    fn part(&mut self, part: &Part) -> Vec<Line> {
+    fn part(&mut self, part: &AnswerPart) -> Vec<Line> {
         let (mut lines, more) = match part {
-            Part::Thought(text) => (self.enter(ItemKind::Reasoning), text),
-            Part::Content(text) => (self.enter(ItemKind::Message), text),
-            Part::Call(CallEvent::Begun { id, name, .. }) => {
+            AnswerPart::Thought(text) => (self.enter(ItemKind::Reasoning), text),
+            AnswerPart::Content(text) => (self.enter(ItemKind::Message), text),
+            AnswerPart::Call(CallEvent::Begun { id, name, .. }) => {
                 return self.enter(ItemKind::Call { id: id.clone(), name: name.clone() });
             }
-            Part::Call(CallEvent::Arguments { text, .. }) => (Vec::new(), text),
-            Part::Call(CallEvent::Ended { .. }) => return self.leave("completed"),
+            AnswerPart::Call(CallEvent::Arguments { text, .. }) => (Vec::new(), text),
+            AnswerPart::Call(CallEvent::Ended { .. }) => return self.leave("completed"),
         };
         lines.extend(self.go_on(more));
         lines
@@ -180,8 +180,8 @@ impl Writer for ResponseWriter {
     fn whole(mut self, blocks: Vec<Block>, end: &TextEnd) -> Value {
         for block in blocks {
             match block {
-                Block::Thought(text) => self.part(&Part::Thought(text)),
-                Block::Text(text) => self.part(&Part::Content(text)),
+                Block::Thought(text) => self.part(&AnswerPart::Thought(text)),
+                Block::Text(text) => self.part(&AnswerPart::Content(text)),
                 Block::Call(call) => {
                     let complete = arguments(&call).is_some();
                     self.enter(ItemKind::Call { id: call.id, name: call.name });

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{super::part::Part, *};
+use super::{super::part::AnswerPart, *};
 
 fn tools() -> Arc<Tools> {
     let properties = json!({
@@ -21,7 +21,7 @@ fn reader(template: &str, silent: &[&'static str]) -> Calls {
 }
 
 /// What comes of pieces of text.
-fn read<'t>(mut calls: Calls, pieces: impl IntoIterator<Item = &'t str>) -> Vec<Part> {
+fn read<'t>(mut calls: Calls, pieces: impl IntoIterator<Item = &'t str>) -> Vec<AnswerPart> {
     let mut parts = Vec::new();
     pieces.into_iter().for_each(|piece| calls.push(piece, &mut parts));
     calls.finish(&mut parts);
@@ -29,7 +29,7 @@ fn read<'t>(mut calls: Calls, pieces: impl IntoIterator<Item = &'t str>) -> Vec<
 }
 
 /// What comes of a text, which must not depend on where it is cut.
-fn parts(calls: &Calls, text: &str) -> Vec<Part> {
+fn parts(calls: &Calls, text: &str) -> Vec<AnswerPart> {
     let whole = read(calls.clone(), [text]);
     for cut in text.char_indices().map(|(at, _)| at) {
         let (one, two) = text.split_at(cut);
@@ -44,15 +44,15 @@ fn parts(calls: &Calls, text: &str) -> Vec<Part> {
     whole
 }
 
-fn content(text: &str) -> Vec<Part> {
-    vec![Part::Content(text.to_owned())]
+fn content(text: &str) -> Vec<AnswerPart> {
+    vec![AnswerPart::Content(text.to_owned())]
 }
 
 /// A call that is complete.
-fn call(index: usize, name: &str, arguments: &str) -> Vec<Part> {
+fn call(index: usize, name: &str, arguments: &str) -> Vec<AnswerPart> {
     let begun = CallEvent::Begun { index, id: format!("id{index}"), name: name.to_owned() };
     let events = [begun, CallEvent::Arguments { index, text: arguments.to_owned() }, CallEvent::Ended { index }];
-    events.into_iter().map(Part::Call).collect()
+    events.into_iter().map(AnswerPart::Call).collect()
 }
 
 const HERMES: &str = "<tool_call>";
@@ -227,7 +227,7 @@ fn arguments_that_others_would_not_read_are_mended() {
     let coder = "<function=weather>\n<parameter=code>\nif \"a\" < 2:\n    </p>\n\n</parameter>\n<parameter=units>\n[\"C\"]\n</parameter>\n</function>";
     let wanted = json!({"code": "if \"a\" < 2:\n    </p>\n", "units": ["C"]});
     match parts(&reader(CODER, &[]), coder).as_slice() {
-        [_, Part::Call(CallEvent::Arguments { text, .. }), _] => {
+        [_, AnswerPart::Call(CallEvent::Arguments { text, .. }), _] => {
             assert_eq!(serde_json::from_str::<Value>(text).unwrap(), wanted);
         }
         other => panic!("{other:?}"),
@@ -289,10 +289,10 @@ fn only_what_may_be_a_call_is_held() {
     assert_eq!(push("I look <tool"), content("I look"));
     assert_eq!(push("box> at it <tool_call>{\"name\": \"weather\", \"argum"), content(" <toolbox> at it"));
     let begun = CallEvent::Begun { index: 0, id: "id0".to_owned(), name: "weather".to_owned() };
-    let piece = |text: &str| Part::Call(CallEvent::Arguments { index: 0, text: text.to_owned() });
-    assert_eq!(push("ents\": {\"city\": \"R"), [Part::Call(begun), piece("{\"city\": \"R")]);
+    let piece = |text: &str| AnswerPart::Call(CallEvent::Arguments { index: 0, text: text.to_owned() });
+    assert_eq!(push("ents\": {\"city\": \"R"), [AnswerPart::Call(begun), piece("{\"city\": \"R")]);
     assert_eq!(push("ome\""), [piece("ome\"")]);
-    assert_eq!(push("}}</tool_call>"), [piece("}"), Part::Call(CallEvent::Ended { index: 0 })]);
+    assert_eq!(push("}}</tool_call>"), [piece("}"), AnswerPart::Call(CallEvent::Ended { index: 0 })]);
 }
 
 #[test]
@@ -335,13 +335,13 @@ fn nothing_is_lost_and_nothing_comes_twice() {
         for _ in 0..300 {
             let text: String = (0..1 + draw(12)).map(|_| pieces[draw(pieces.len())]).collect();
             let found = parts(&reader(template, &[]), &text);
-            let begun = found.iter().filter(|part| matches!(part, Part::Call(CallEvent::Begun { .. }))).count();
-            let ended = found.iter().filter(|part| matches!(part, Part::Call(CallEvent::Ended { .. }))).count();
+            let begun = found.iter().filter(|part| matches!(part, AnswerPart::Call(CallEvent::Begun { .. }))).count();
+            let ended = found.iter().filter(|part| matches!(part, AnswerPart::Call(CallEvent::Ended { .. }))).count();
             assert_eq!(begun, ended, "{text}");
             // Without a call the text is what it was; with calls, what was said is a part of it, in its order.
             let said = found.iter().filter_map(|part| match part {
-                Part::Content(text) => Some(text.as_str()),
-                Part::Thought(_) | Part::Call(_) => None,
+                AnswerPart::Content(text) => Some(text.as_str()),
+                AnswerPart::Thought(_) | AnswerPart::Call(_) => None,
             });
             let said: Vec<_> = said.collect();
             if begun == 0 {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     super::{
         fake::{model, written},
-        part::{CallEvent, Part},
+        part::{AnswerPart, CallEvent},
     },
     *,
 };
@@ -173,8 +173,11 @@ fn a_demanded_call_is_read_in_the_format_that_it_is_forced_to() {
             let json = if whole { json!({"name": "weather", key: {"city": "Rome"}}) } else { json!({"city": "Rome"}) };
             let mut reading = prompt.reading;
             let parts = [reading.push(&format!("{prefix}{json}{suffix}")), reading.finish()].concat();
-            assert!(matches!(&parts[0], Part::Call(CallEvent::Begun { name, .. }) if name == "weather"), "{parts:?}");
-            let rest = |part: &Part| matches!(part, Part::Call(_));
+            assert!(
+                matches!(&parts[0], AnswerPart::Call(CallEvent::Begun { name, .. }) if name == "weather"),
+                "{parts:?}"
+            );
+            let rest = |part: &AnswerPart| matches!(part, AnswerPart::Call(_));
             assert!(reading.calls() == 1 && parts.iter().all(rest), "{template}: {parts:?}");
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::text::{
     calls::{Ids, Rest, marks},
-    part::{CallEvent, Part, add},
+    part::{AnswerPart, CallEvent, add},
 };
 
 const START: &str = "<|start|>";
@@ -83,12 +83,12 @@ impl Channels {
     }
 
     /// Takes more text, and all that is left with the last of it.
-    pub(crate) fn push(&mut self, text: &str, rest: Rest, parts: &mut Vec<Part>) {
+    pub(crate) fn push(&mut self, text: &str, rest: Rest, parts: &mut Vec<AnswerPart>) {
         self.held.push_str(text);
         while self.step(rest, parts) == Progress::Made {}
     }
 
-    fn step(&mut self, rest: Rest, parts: &mut Vec<Part>) -> Progress {
+    fn step(&mut self, rest: Rest, parts: &mut Vec<AnswerPart>) -> Progress {
         let mark = marks::first(&self.held, MARKS.into_iter());
         let decided = match (mark, rest) {
             (Some((at, _)), _) => at,
@@ -127,7 +127,7 @@ impl Channels {
     }
 
     /// A mark has come.
-    fn turn(&mut self, mark: &str, parts: &mut Vec<Part>) {
+    fn turn(&mut self, mark: &str, parts: &mut Vec<AnswerPart>) {
         match (&mut self.place, mark) {
             (Place::Head(head), MESSAGE) => {
                 let head = std::mem::take(head);
@@ -144,13 +144,13 @@ impl Channels {
     }
 
     /// A message begins.
-    fn open(&mut self, head: &str, parts: &mut Vec<Part>) {
+    fn open(&mut self, head: &str, parts: &mut Vec<AnswerPart>) {
         let recipient = word_behind(head, "to=").filter(|to| !["assistant", "user", "all"].contains(to));
         let kind = match (recipient, word_behind(head, CHANNEL)) {
             (Some(name), _) if self.wanted == Wanted::Calls => {
                 let name = name.strip_prefix("functions.").unwrap_or(name).to_owned();
                 let index = self.begun;
-                add(parts, Part::Call(CallEvent::Begun { index, id: (self.ids)(index), name }));
+                add(parts, AnswerPart::Call(CallEvent::Begun { index, id: (self.ids)(index), name }));
                 self.begun += 1;
                 Kind::Call(Said::Nothing)
             }
@@ -160,7 +160,7 @@ impl Channels {
         self.place = Place::Body(kind);
     }
 
-    fn say(&mut self, kind: Kind, text: String, parts: &mut Vec<Part>) {
+    fn say(&mut self, kind: Kind, text: String, parts: &mut Vec<AnswerPart>) {
         if text.is_empty() {
             return;
         }
@@ -170,23 +170,23 @@ impl Channels {
             Said::Before => format!("\n{text}"),
         };
         match kind {
-            Kind::Thought => add(parts, Part::Thought(line(&mut self.thought, text))),
-            Kind::Content => add(parts, Part::Content(line(&mut self.content, text))),
+            Kind::Thought => add(parts, AnswerPart::Thought(line(&mut self.thought, text))),
+            Kind::Content => add(parts, AnswerPart::Content(line(&mut self.content, text))),
             Kind::Call(_) => {
-                add(parts, Part::Call(CallEvent::Arguments { index: self.begun - 1, text }));
+                add(parts, AnswerPart::Call(CallEvent::Arguments { index: self.begun - 1, text }));
                 self.place = Place::Body(Kind::Call(Said::Something));
             }
         }
     }
 
     /// A message ends.
-    fn close(&mut self, parts: &mut Vec<Part>) {
+    fn close(&mut self, parts: &mut Vec<AnswerPart>) {
         if let Place::Body(Kind::Call(said)) = self.place {
             let index = self.begun - 1;
             if said == Said::Nothing {
-                add(parts, Part::Call(CallEvent::Arguments { index, text: "{}".to_owned() }));
+                add(parts, AnswerPart::Call(CallEvent::Arguments { index, text: "{}".to_owned() }));
             }
-            add(parts, Part::Call(CallEvent::Ended { index }));
+            add(parts, AnswerPart::Call(CallEvent::Ended { index }));
         }
         for said in [&mut self.thought, &mut self.content] {
             if *said == Said::Something {
@@ -214,7 +214,7 @@ fn word_behind<'h>(head: &'h str, before: &str) -> Option<&'h str> {
 mod tests {
     use super::*;
 
-    fn read(wanted: Wanted, text: &str, length: usize) -> Vec<Part> {
+    fn read(wanted: Wanted, text: &str, length: usize) -> Vec<AnswerPart> {
         let mut channels = Channels::new(wanted, |index| format!("id{index}"));
         let mut parts = Vec::new();
         for piece in text.chars().collect::<Vec<_>>().chunks(length) {
@@ -224,18 +224,18 @@ mod tests {
         parts
     }
 
-    fn thought(text: &str) -> Part {
-        Part::Thought(text.to_owned())
+    fn thought(text: &str) -> AnswerPart {
+        AnswerPart::Thought(text.to_owned())
     }
 
-    fn content(text: &str) -> Part {
-        Part::Content(text.to_owned())
+    fn content(text: &str) -> AnswerPart {
+        AnswerPart::Content(text.to_owned())
     }
 
-    fn call(index: usize, name: &str, arguments: &str) -> Vec<Part> {
+    fn call(index: usize, name: &str, arguments: &str) -> Vec<AnswerPart> {
         let begun = CallEvent::Begun { index, id: format!("id{index}"), name: name.to_owned() };
         let events = [begun, CallEvent::Arguments { index, text: arguments.to_owned() }, CallEvent::Ended { index }];
-        events.into_iter().map(Part::Call).collect()
+        events.into_iter().map(AnswerPart::Call).collect()
     }
 
     #[test]

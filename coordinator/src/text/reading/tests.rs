@@ -13,7 +13,7 @@ fn manner(template: &str) -> Manner {
     }
 }
 
-fn read(manner: &Manner, text: &str) -> Vec<Part> {
+fn read(manner: &Manner, text: &str) -> Vec<AnswerPart> {
     let start = Reading::new(manner, |_| None);
     let mut by_length = (1..=text.chars().count()).map(|length| {
         let mut reading = start.clone();
@@ -29,17 +29,17 @@ fn read(manner: &Manner, text: &str) -> Vec<Part> {
     first
 }
 
-fn thought(text: &str) -> Part {
-    Part::Thought(text.to_owned())
+fn thought(text: &str) -> AnswerPart {
+    AnswerPart::Thought(text.to_owned())
 }
 
-fn content(text: &str) -> Part {
-    Part::Content(text.to_owned())
+fn content(text: &str) -> AnswerPart {
+    AnswerPart::Content(text.to_owned())
 }
 
-fn call(index: usize) -> [Part; 3] {
+fn call(index: usize) -> [AnswerPart; 3] {
     let begun = CallEvent::Begun { index, id: format!("id{index}"), name: "now".to_owned() };
-    [begun, CallEvent::Arguments { index, text: "{}".to_owned() }, CallEvent::Ended { index }].map(Part::Call)
+    [begun, CallEvent::Arguments { index, text: "{}".to_owned() }, CallEvent::Ended { index }].map(AnswerPart::Call)
 }
 
 const QWEN: &str = "<tool_call> <think> </think>";
@@ -112,8 +112,8 @@ fn tags_that_are_control_tokens_are_shown_with_thoughts_alone() {
         let mut reading = Reading::new(&Manner { thoughts, ..manner(QWEN) }, control);
         let parts = [reading.push("<think>A.</think> B <tool_call> C"), reading.finish()].concat();
         let said = parts.iter().filter_map(|part| match part {
-            Part::Content(text) => Some(text.as_str()),
-            Part::Thought(_) | Part::Call(_) => None,
+            AnswerPart::Content(text) => Some(text.as_str()),
+            AnswerPart::Thought(_) | AnswerPart::Call(_) => None,
         });
         assert_eq!(said.collect::<String>(), wanted, "{thoughts:?}");
     }
@@ -137,13 +137,15 @@ fn every_call_that_begins_ends_wherever_the_text_is_cut() {
             let mut count = 0;
             for part in read(&manner(template), &text) {
                 match part {
-                    Part::Call(CallEvent::Begun { index, .. }) => {
+                    AnswerPart::Call(CallEvent::Begun { index, .. }) => {
                         assert_eq!((open.replace(index), index), (None, count), "{text}");
                         count += 1;
                     }
-                    Part::Call(CallEvent::Arguments { index, .. }) => assert_eq!(open, Some(index), "{text}"),
-                    Part::Call(CallEvent::Ended { index }) => assert_eq!(open.take(), Some(index), "{text}"),
-                    Part::Thought(text) | Part::Content(text) => assert!(open.is_none() && !text.is_empty()),
+                    AnswerPart::Call(CallEvent::Arguments { index, .. }) => assert_eq!(open, Some(index), "{text}"),
+                    AnswerPart::Call(CallEvent::Ended { index }) => assert_eq!(open.take(), Some(index), "{text}"),
+                    AnswerPart::Thought(text) | AnswerPart::Content(text) => {
+                        assert!(open.is_none() && !text.is_empty())
+                    }
                 }
             }
             assert_eq!(open, None, "{text}");

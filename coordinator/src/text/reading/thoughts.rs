@@ -2,7 +2,7 @@
 
 use crate::text::{
     calls::{Rest, marks},
-    part::{Part, add},
+    part::{AnswerPart, add},
 };
 
 /// What is around thoughts.
@@ -58,7 +58,7 @@ impl Thoughts {
     }
 
     /// Takes more text, and all that is left with the last of it.
-    pub(crate) fn push(&mut self, text: &str, rest: Rest, parts: &mut Vec<Part>) {
+    pub(crate) fn push(&mut self, text: &str, rest: Rest, parts: &mut Vec<AnswerPart>) {
         self.held.push_str(text);
         loop {
             let before = self.place;
@@ -66,7 +66,7 @@ impl Thoughts {
                 Place::Before => self.open(rest),
                 Place::Begun | Place::Behind => self.pass_space(),
                 Place::Inside => self.think(rest, parts),
-                Place::Answer => add(parts, Part::Content(std::mem::take(&mut self.held))),
+                Place::Answer => add(parts, AnswerPart::Content(std::mem::take(&mut self.held))),
             }
             if self.place == before {
                 return;
@@ -91,7 +91,7 @@ impl Thoughts {
         }
     }
 
-    fn think(&mut self, rest: Rest, parts: &mut Vec<Part>) {
+    fn think(&mut self, rest: Rest, parts: &mut Vec<AnswerPart>) {
         let close = self.held.find(self.tags.close);
         let end = match (close, rest) {
             (Some(end), _) => end,
@@ -99,7 +99,7 @@ impl Thoughts {
             (None, Rest::Open) => marks::undecided(&self.held, [self.tags.close].into_iter()),
         };
         let thought = self.held[..end].trim_end().len();
-        add(parts, Part::Thought(self.held.drain(..thought).collect()));
+        add(parts, AnswerPart::Thought(self.held.drain(..thought).collect()));
         if close.is_some() {
             self.held.drain(..end - thought + self.tags.close.len());
             self.place = Place::Behind;
@@ -123,9 +123,9 @@ mod tests {
         let mut read = (String::new(), String::new());
         for part in parts {
             match part {
-                Part::Thought(text) => read.0 += &text,
-                Part::Content(text) => read.1 += &text,
-                Part::Call(call) => panic!("{call:?}"),
+                AnswerPart::Thought(text) => read.0 += &text,
+                AnswerPart::Content(text) => read.1 += &text,
+                AnswerPart::Call(call) => panic!("{call:?}"),
             }
         }
         read
