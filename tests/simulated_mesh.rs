@@ -296,7 +296,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
 fn worker_config(ticket: Ticket, number: usize, cache: PathBuf) -> WorkerConfig {
     WorkerConfig {
         ticket_file: None,
-        search: Search::Addresses,
+        search: Search::default(),
         way_in: WayIn::Ticket(ticket),
         name: format!("w{number}"),
         memory: None,

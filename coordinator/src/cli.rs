@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what a failure looks like.
 
+mod dht;
 mod doctor;
 mod draft;
 mod dry;
@@ -26,6 +27,7 @@ use qmesh_logging::LogFormat;
 
 use self::models::model_ref;
 pub use self::{
+    dht::DhtArgs,
     doctor::DoctorArgs,
     draft::DraftArgs,
     dry::DryArgs,

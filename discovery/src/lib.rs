@@ -5,6 +5,8 @@
 //! holds it) and finds it at no address that it knows asks the network. Whoever answers still has to prove the key: a false
 //! answer costs a connection that fails.
 //!
+//! In other networks a coordinator is found by its record on the DHT of BitTorrent, if it was asked to put one there ([`Dht`], [`DhtRecord`]).
+//!
 //! Who holds a shared model says so in the same way, by a mark that only those can make who have its link.
 //!
 //! ```no_run
@@ -24,6 +26,7 @@
 //! ```
 
 mod addresses;
+mod dht;
 mod interfaces;
 
 use std::{
@@ -40,6 +43,7 @@ use tokio::time::{Instant, timeout_at};
 
 use addresses::{ADDRESSES, preference};
 pub use addresses::{is_of_a_private_network, listen_for, own_addresses, told_addresses};
+pub use dht::{Bootstrap, Dht, DhtError, DhtRecord, Kept};
 pub use interfaces::Interfaces;
 
 /// Why the network cannot be asked, or told.
@@ -67,7 +71,7 @@ pub struct Announcement {
 
 /// A coordinator that was found on the network. What it says of itself is not to be trusted before it has proved its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Found {
+pub struct FoundCoordinator {
     /// What tells its key from others: see [`mark_of`].
     pub mark: String,
     /// The model that it serves.
@@ -143,7 +147,7 @@ pub async fn find(coordinator: PeerId, patience: Duration) -> Result<Vec<String>
 ///
 /// # Errors
 /// The sockets of multicast DNS cannot be opened.
-pub async fn discover(patience: Duration) -> Result<Vec<Found>, LanError> {
+pub async fn discover(patience: Duration) -> Result<Vec<FoundCoordinator>, LanError> {
     let found = browse(COORDINATORS, patience, understood, |_| false).await?;
     let by_mark: BTreeMap<_, _> = found.into_iter().map(|found| (found.mark.clone(), found)).collect();
     Ok(by_mark.into_values().collect())
@@ -197,12 +201,12 @@ async fn browse<T>(
 }
 
 /// What a service says, if it is one of ours.
-fn understood(service: &ResolvedService) -> Option<Found> {
+fn understood(service: &ResolvedService) -> Option<FoundCoordinator> {
     let text = |name| service.txt_properties.get_property_val_str(name).unwrap_or_default();
     let mark = text(MARK);
     let is_mark = mark.len() == MARK_DIGITS && mark.bytes().all(|byte| byte.is_ascii_hexdigit());
     let key = text(OPEN).parse().ok().filter(|&key| mark_of(key) == mark);
-    is_mark.then(|| Found {
+    is_mark.then(|| FoundCoordinator {
         mark: mark.to_owned(),
         open: key,
         // Names of others are shown in terminals.

@@ -31,9 +31,10 @@ mod speed;
 mod state;
 mod tensors;
 mod turn;
+mod whereabouts;
 
 pub use self::{
-    config::{Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig},
+    config::{MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd},
     console::Audience,
     drafting::{DraftingModel, DraftingRoom, draft},
     known_mesh::{KnownMesh, KnownMeshError},

@@ -10,6 +10,7 @@ use crate::{
     connection::Connection,
     control::{ControlReceiver, ControlSender},
     error::NetError,
+    found::WayFound,
     ids::PeerId,
     known::{Acquaintance, KnownPeers},
     limits::{ASKING_TIME, HELLO_BYTES, HELLO_TEXT_BYTES, JOIN_DEADLINE, PROTOCOL, WORKER_MESSAGE_BYTES},
@@ -26,7 +27,7 @@ use crate::{
 /// Version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The tags that this version knows in a `Hello` or `Welcome`.
-const KNOWN_TAGS: [u16; 4] = [MachineShare::TAG, OwnAddresses::TAG, Nat::TAG, ASKS_TAG];
+const KNOWN_TAGS: [u16; 5] = [MachineShare::TAG, OwnAddresses::TAG, Nat::TAG, ASKS_TAG, WayFound::TAG];
 /// The tag of an empty section of a `Hello`: the worker has no ticket, and may wait until it is admitted. Even: a coordinator that
 /// does not know it finds no proof, and refuses.
 const ASKS_TAG: u16 = 24;
@@ -236,7 +237,8 @@ impl Gate {
         }
         let said = MachineShare::find(&hello.sections)
             .and(OwnAddresses::find(&hello.sections).map(drop))
-            .and(Nat::find(&hello.sections).map(drop));
+            .and(Nat::find(&hello.sections).map(drop))
+            .and(WayFound::find(&hello.sections).map(drop));
         if let Err(error) = said {
             return refuse(RejectCode::Malformed, format!("the hello: {error}"));
         }

@@ -71,6 +71,13 @@ impl Ticket {
         Self::from_body(&body, flags).ok_or(TicketError::Checksum)
     }
 
+    /// A key for `purpose` that whoever has a ticket of this mesh can make, and nobody else; a new secret makes another one.
+    pub fn key_for(&self, purpose: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key(purpose);
+        hasher.update(&self.coordinator.0).update(&self.secret.0);
+        *hasher.finalize().as_bytes()
+    }
+
     fn from_body(mut body: &[u8], flags: u8) -> Option<Self> {
         let (mut coordinator, mut secret) = ([0; 32], [0; 16]);
         body.try_copy_to_slice(&mut coordinator).ok()?;

@@ -82,7 +82,7 @@ impl Serving {
         command.env("XDG_DATA_HOME", folder.path()).env("QMESH_NO_MEASURE", no_measure);
         let mut coordinator = Running::start(command);
         let ticket = coordinator.wait_for(PULLING, "the join line", |line| {
-            line.trim().strip_prefix("shard-worker join ").map(|t| t.trim().to_owned())
+            line.trim().strip_prefix("shard-worker join ").map(|rest| first_word(rest).to_owned())
         });
         let url = coordinator.wait_for(STARTING, "the API's address", api_address);
         Self { coordinator, folder, url, ticket }
@@ -142,6 +142,11 @@ fn worker_by(mut command: Command, ticket: &str, name: &str, folder: &Path, more
     command.env("XDG_DATA_HOME", folder).env("QMESH_CACHE", folder.join(name)).env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running::start(command)
+}
+
+/// The ticket, without the flags after it.
+fn first_word(text: &str) -> &str {
+    text.split_whitespace().next().unwrap_or_default()
 }
 
 /// `http://…` on a line of the coordinator's, without the path.

@@ -17,7 +17,7 @@ use qmesh_models::{
     span::{SpanError, TimeSpan},
 };
 
-use super::{ModelArg, TokenizerArgs, draft::DraftArgs, model_ref};
+use super::{ModelArg, TokenizerArgs, dht::DhtArgs, draft::DraftArgs, model_ref};
 use crate::{
     api::ApiKey,
     generate::Pooling,
@@ -265,6 +265,9 @@ pub struct ServeArgs {
     /// Do not say on the local network (mDNS) where this coordinator is
     #[arg(long, env = "QMESH_NO_MDNS")]
     pub no_mdns: bool,
+    /// Whether it is found on the DHT.
+    #[command(flatten)]
+    pub dht: DhtArgs,
     /// Do not pass packets on between workers that cannot reach each other: they get no layers side by side then
     #[arg(long, env = "QMESH_NO_RELAY")]
     pub no_relay: bool,
@@ -416,9 +419,9 @@ impl AddressArgs {
 }
 
 impl ServeArgs {
-    /// Where workers dial in: an open mesh is there for the local network.
+    /// Where workers dial in: an open mesh, and one that is found on the DHT, is there for other machines.
     pub fn listen(&self) -> SocketAddr {
-        let open = self.open.then_some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));
+        let open = (self.open || self.dht.dht).then_some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));
         self.addresses.listen.or(open).unwrap_or_else(|| self.addresses.listen())
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use data_encoding::BASE32_NOPAD;
-use qmesh_discovery::{Announcement, Entrance};
+use qmesh_discovery::{Announcement, DhtRecord, Entrance, Kept};
 use qmesh_logging::service;
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RelaySecret, Strangers};
@@ -42,10 +42,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, Failure> {
-    if args.open && args.listen().ip().is_loopback() {
-        let text = format!("--open is for the local network, of which nobody reaches --listen {}", args.listen());
-        return Err(Failure::usage(text).with_advice("--listen 0.0.0.0:4433, which --open takes by itself"));
-    }
+    for_others(args)?;
     let named_keys = args.clients.api_key_file.as_deref().map(named_keys).transpose()?.unwrap_or_default();
     let mut text = opened.text()?;
     text.pooling = args.pooling.unwrap_or(text.pooling);
@@ -60,13 +57,14 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
     let addresses = listeners.addresses()?;
     let mesh = Mesh::start(config(args, opened)?).await?;
     let (owner_key, owner) = owner_key()?;
-    let invitation = invitation(&opened.model, &mesh, &addresses, owner);
+    let invitation = invitation(args, &opened.model, &mesh, &addresses, owner);
     introduce(args, opened, &mesh, &addresses, invitation.as_ref())?;
     let _posted = post(invitation.as_ref())?;
     if let Some(file) = &args.ticket_file {
         invitation::write_ticket(mesh.ticket(), file).map_err(|error| Failure::failed(error.to_string()))?;
     }
     let _announced = announced(args, opened, &mesh);
+    let _recorded = recorded(args, &mesh);
     let workers = local_workers(args, &opened.model, &mesh)?;
     let announcements = tokio::spawn(announce(mesh.handle()));
     let (stop, stopped) = oneshot::channel();
@@ -105,6 +103,20 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
         ended = &mut served => ended.map(|()| signal),
         () = stop_asked() => Err(Failure::interrupted()),
     }
+}
+
+/// What is meant for other machines wants an address that they reach.
+fn for_others(args: &ServeArgs) -> Result<(), Failure> {
+    let flag = match (args.open, args.dht.dht) {
+        (true, _) => "--open",
+        (false, true) => "--dht",
+        (false, false) => return Ok(()),
+    };
+    if !args.listen().ip().is_loopback() {
+        return Ok(());
+    }
+    let text = format!("{flag} is for other machines, of which none reaches --listen {}", args.listen());
+    Err(Failure::usage(text).with_advice(format!("--listen 0.0.0.0:4433, which {flag} takes by itself")))
 }
 
 /// The keys of a file.
@@ -156,6 +168,22 @@ fn announced(args: &ServeArgs, opened: &Opened, mesh: &Mesh) -> Option<Announcem
     begun.inspect_err(|error| note(format_args!("workers cannot find this coordinator by themselves: {error}"))).ok()
 }
 
+/// Keeps a record on the DHT, if that is wanted.
+fn recorded(args: &ServeArgs, mesh: &Mesh) -> Option<DhtRecord> {
+    let mut is_said = None;
+    let told = move |kept: Kept| {
+        // It goes on for as long as the mesh does: only what is news is said.
+        if is_said.replace(kept.is_ok()) == Some(kept.is_ok()) {
+            return;
+        }
+        match kept {
+            Ok(time) => note(format_args!("the DHT knows where this coordinator is ({:.1} s)", time.as_secs_f64())),
+            Err(error) => note(format_args!("workers do not find this coordinator by the DHT: {error}")),
+        }
+    };
+    args.dht.dht().map(|dht| DhtRecord::keep(dht, mesh.ticket(), mesh.listens_at(), told))
+}
+
 fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWorkers, Failure> {
     let threads = args.threads.unwrap_or_else(|| Machine::measure().threads_each(args.local_workers) as usize);
     Ok(LocalWorkers::spawn(mesh.ticket(), args.local_workers, threads, model.folder())?)
@@ -189,7 +217,7 @@ fn introduce(
         );
     }
     let api: Vec<String> = api.iter().map(|address| format!("http://{address}/v1")).collect();
-    let (join, api) = (mesh.join_command(), api.join(" "));
+    let (join, api) = (join_command(args, mesh), api.join(" "));
     output::text(format_args!("{summary}\n\nworkers join with{reach}:\n{join}\n\nAPI: {api}"))?;
     if let Some(invitation) = invitation.filter(|_| args.open) {
         let page = invitation.owner_page();
@@ -199,6 +227,11 @@ fn introduce(
         ))?;
     }
     Ok(())
+}
+
+/// What a worker's owner pastes: it looks on the DHT if there is something to find.
+fn join_command(args: &ServeArgs, mesh: &Mesh) -> String {
+    mesh.join_command() + &args.dht.of_workers()
 }
 
 /// What shows for as long as this process lives that a client of the API is who runs it, for the API and for clients.
@@ -211,8 +244,8 @@ fn owner_key() -> Result<(ApiKey, String), Failure> {
 }
 
 /// What the owner's other commands need to know.
-fn invitation(model: &Model, mesh: &Mesh, api: &[SocketAddr], owner: String) -> Option<Invitation> {
-    let (model, join, expires_unix) = (model.name.clone(), mesh.join_command(), mesh.ticket().expires_unix);
+fn invitation(args: &ServeArgs, model: &Model, mesh: &Mesh, api: &[SocketAddr], owner: String) -> Option<Invitation> {
+    let (model, join, expires_unix) = (model.name.clone(), join_command(args, mesh), mesh.ticket().expires_unix);
     Some(Invitation { model, api: *api.first()?, process: std::process::id(), join, owner, expires_unix })
 }
 

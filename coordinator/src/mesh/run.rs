@@ -24,7 +24,7 @@ use super::{
     events::{EventBus, EventSource},
     formation::{
         Joined, PlannedModel, WorkerId,
-        links::{self, Link, LinkEvent},
+        links::{self, LinkEvent, WorkerLink},
         weights::TensorServer,
     },
     handle::{CALLS_WAITING, Call, Submission, There},
@@ -47,7 +47,7 @@ pub(crate) struct MeshTask {
     tensors: TensorServer,
     /// The mesh's name, which is its model's.
     name: String,
-    links: BTreeMap<WorkerId, Link>,
+    links: BTreeMap<WorkerId, WorkerLink>,
     /// To stage 0 of each pipeline that stands.
     frames: BTreeMap<PlanEpoch, mpsc::Sender<Frame>>,
     listeners: BTreeMap<SessionId, mpsc::Sender<GenerateEvent>>,
@@ -164,6 +164,7 @@ impl MeshTask {
                     self.entry.saw(joined.peer);
                     self.links.insert(worker, link);
                     self.conductor.joined(now, worker, Joined { name: named, ..joined });
+                    self.publish(now);
                 }
             }
             LinkEvent::Asks { worker, newcomer, verdict } => {
@@ -196,6 +197,7 @@ impl MeshTask {
                     self.entry.saw(link.connection.peer());
                 }
                 self.conductor.left(now, worker, &why);
+                self.publish(now);
             }
         }
         self.carry_out();
@@ -223,7 +225,7 @@ impl MeshTask {
                 let _heard = answer.send(self.conductor.sequences());
             }
             Call::There(answer) => {
-                let named = |(worker, link): (&WorkerId, &Link)| {
+                let named = |(worker, link): (&WorkerId, &WorkerLink)| {
                     (self.conductor.name_of(*worker).to_owned(), link.connection.peer())
                 };
                 let there = There { asking: self.entry.newcomers(), present: self.links.iter().map(named).collect() };
@@ -394,7 +396,7 @@ impl MeshTask {
     /// Workers whose keys were revoked go at once, and are told why; what they had to do goes to others.
     fn send_revoked_away(&mut self) {
         let now = Instant::now();
-        let revoked = |link: &Link| self.entry.is_revoked(link.connection.peer());
+        let revoked = |link: &WorkerLink| self.entry.is_revoked(link.connection.peer());
         let gone: Vec<_> = self.links.iter().filter(|(_, link)| revoked(link)).map(|(&worker, _)| worker).collect();
         for worker in gone {
             // Without a sender the link ends once this was read, or after a while.

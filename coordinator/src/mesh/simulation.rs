@@ -165,17 +165,7 @@ impl SimulatedCoordinator {
     pub fn joined(&mut self, now: Instant, worker: u64, join: SimulatedJoin) -> String {
         let SimulatedJoin { name, peer, address, memory_bytes, threads } = join;
         let name = self.conductor.free_name(&name);
-        let joined = Joined {
-            name: name.clone(),
-            peer,
-            address,
-            memory_bytes,
-            threads,
-            rtt_ms: 0.0,
-            share: None,
-            own: Vec::new(),
-            nat: None,
-        };
+        let joined = Joined::new(name.clone(), peer, address, memory_bytes, threads);
         self.conductor.joined(now, WorkerId(worker), joined);
         name
     }

@@ -297,8 +297,32 @@ pub struct WorkerStatus {
     /// What NAT is before it, where that is known.
     #[serde(default)]
     pub nat: Option<String>,
-    /// Why it has none.
+    /// How it has found this coordinator, and in what time, where it says so.
+    #[serde(default)]
+    pub found: Option<FoundStatus>,
+    /// Why it has no stage.
     pub note: Option<String>,
+}
+
+/// How a worker has found its coordinator.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FoundStatus {
+    /// Where it was.
+    pub by: FoundTier,
+    /// Milliseconds from the first attempt there to the connection.
+    pub ms: u32,
+}
+
+/// Where a worker looks for its coordinator, one after the other.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FoundTier {
+    /// At the ticket's addresses, and where it was before.
+    Address,
+    /// On the local network, by multicast DNS.
+    LocalNetwork,
+    /// Where the coordinator's record on the DHT says.
+    Dht,
 }
 
 /// A worker that asks to join.

@@ -11,7 +11,9 @@ use super::{
     workers,
 };
 use crate::{
-    mesh::status::{DraftStatus, LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus},
+    mesh::status::{
+        DraftStatus, FoundStatus, FoundTier, LinkPassage, LinkStatus, MeshStatus, RecentStepsStatus, StageStatus,
+    },
     plan::prediction::Prediction,
     text::TextEnd,
 };
@@ -119,7 +121,7 @@ pub fn status(status: &MeshStatus) -> String {
             worker.threads.to_string(),
             format!("{:.2}", worker.rtt_ms),
             worker.stage.map_or_else(|| "-".to_owned(), |stage| stage.to_string()),
-            worker.note.clone().unwrap_or_default(),
+            worker.note.clone().or_else(|| worker.found.and_then(found)).unwrap_or_default(),
         ]
     });
     let mut parts = vec![summary];
@@ -157,6 +159,16 @@ pub(super) fn link(link: LinkStatus) -> String {
         LinkPassage::Relayed => "relayed",
     };
     format!("{passage}, {:.1} ms there and back", link.rtt_ms)
+}
+
+/// `found on the DHT in 2.1 s`; nothing of a worker that had the address.
+fn found(found: FoundStatus) -> Option<String> {
+    let place = match found.by {
+        FoundTier::Address => return None,
+        FoundTier::LocalNetwork => "on the local network",
+        FoundTier::Dht => "on the DHT",
+    };
+    Some(format!("found {place} in {:.1} s", f64::from(found.ms) / 1e3))
 }
 
 /// `10.0 / 40.2`: milliseconds of half of the last steps, and of 95 of 100.

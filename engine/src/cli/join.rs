@@ -18,10 +18,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::FalseyValueParser;
-use qmesh_discovery::listen_for;
+use qmesh_discovery::{Bootstrap, Dht, listen_for};
 use qmesh_engine::{
     backend::cpu::CpuBackend,
-    worker::{self, Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig},
+    worker::{self, Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd},
 };
 use qmesh_logging::service;
 use qmesh_models::{bytes::ByteCount, directories::Directories, terminal::escaped_line};
@@ -102,6 +102,13 @@ pub(super) struct JoinArgs {
     /// Look for the coordinator at the addresses of the ticket only, and do not ask the local network (mDNS)
     #[arg(long, env = "QMESH_NO_MDNS", value_parser = FalseyValueParser::new())]
     no_mdns: bool,
+    /// Where the coordinator answers nowhere else, look for its record on the public DHT of BitTorrent, which `coordinator serve
+    /// --dht` puts there
+    #[arg(long, env = "QMESH_DHT", value_parser = FalseyValueParser::new())]
+    dht: bool,
+    /// Nodes of the DHT to ask first, instead of the public ones
+    #[arg(long, env = "QMESH_DHT_BOOTSTRAP", value_name = "HOST:PORT", value_delimiter = ',', requires = "dht")]
+    dht_bootstrap: Vec<String>,
     /// End when the coordinator goes, instead of waiting for it to return
     #[arg(long, env = "QMESH_ONCE", value_parser = FalseyValueParser::new())]
     once: bool,
@@ -131,13 +138,13 @@ pub(super) fn run(args: JoinArgs) -> ExitCode {
         thread.join().unwrap_or_else(|_| Err(anyhow!("the network thread panicked: please report it")))
     });
     match ended {
-        Ok(Exit::Asked | Exit::Dismissed) => ExitCode::SUCCESS,
-        Ok(Exit::Lost) => ExitCode::FAILURE,
-        Ok(Exit::Rejected { code, text }) => {
+        Ok(WorkerEnd::Asked | WorkerEnd::Dismissed) => ExitCode::SUCCESS,
+        Ok(WorkerEnd::Lost) => ExitCode::FAILURE,
+        Ok(WorkerEnd::Rejected { code, text }) => {
             say(&format!("join refused: {text}"));
             if code == RejectCode::Version { ExitCode::FAILURE } else { ExitCode::from(USAGE) }
         }
-        Ok(Exit::SentAway { text }) => {
+        Ok(WorkerEnd::SentAway { text }) => {
             say(&format!("sent away: {text}"));
             ExitCode::from(USAGE)
         }
@@ -173,7 +180,7 @@ pub(super) fn parse_ticket(words: &[String]) -> Result<Ticket, TicketError> {
     words.concat().parse()
 }
 
-fn join(args: JoinArgs, ticket: Option<Ticket>) -> Result<Exit> {
+fn join(args: JoinArgs, ticket: Option<Ticket>) -> Result<WorkerEnd> {
     let directories = Directories::from_env()?;
     let (name, identity) = match (&args.name, &ticket) {
         (Some(name), _) => (name.clone(), Identity::load_or_create(key_of(name, directories.keys()))?),
@@ -201,7 +208,7 @@ fn join(args: JoinArgs, ticket: Option<Ticket>) -> Result<Exit> {
                 let kept_in = directories.keys().join(format!("worker-{name}.mesh"));
                 tokio::select! {
                     found = asking::way_in(&args, kept_in) => found?,
-                    () = &mut shutdown => return Ok(Exit::Asked),
+                    () = &mut shutdown => return Ok(WorkerEnd::Asked),
                 }
             }
         };
@@ -220,7 +227,7 @@ fn join(args: JoinArgs, ticket: Option<Ticket>) -> Result<Exit> {
 
 fn config(args: JoinArgs, directories: &Directories, name: String, way_in: WayIn) -> WorkerConfig {
     WorkerConfig {
-        search: search(&args),
+        search: search(&args, directories),
         way_in,
         ticket_file: args.ticket_file,
         name,
@@ -235,9 +242,15 @@ fn config(args: JoinArgs, directories: &Directories, name: String, way_in: WayIn
     }
 }
 
-/// Whether it asks the local network.
-fn search(args: &JoinArgs) -> Search {
-    if args.no_mdns { Search::Addresses } else { Search::Lan }
+/// Where else it looks for the coordinator.
+fn search(args: &JoinArgs, directories: &Directories) -> Search {
+    let bootstrap =
+        if args.dht_bootstrap.is_empty() { Bootstrap::Public } else { Bootstrap::Nodes(args.dht_bootstrap.clone()) };
+    Search {
+        lan: !args.no_mdns,
+        dht: args.dht.then(|| Dht::new(bootstrap)),
+        remembered_in: Some(directories.keys().to_owned()),
+    }
 }
 
 /// Where the key of the worker with this name lies.

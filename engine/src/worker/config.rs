@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use qmesh_discovery::Dht;
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{PeerId, RejectCode, Ticket};
 
@@ -25,7 +26,7 @@ pub struct WorkerConfig {
     pub cache_size: Option<ByteCount>,
     /// Folders whose model files it may read tensors from.
     pub model_folders: Vec<PathBuf>,
-    /// Whether it asks the local network for its coordinator.
+    /// Where else it looks for its coordinator.
     pub search: Search,
     /// What it does when its coordinator is gone.
     pub stay: Stay,
@@ -79,13 +80,14 @@ pub enum MeasuredBy {
 }
 
 /// Where a worker looks for a coordinator that does not answer at the addresses it knows.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Search {
-    /// On the local network as well, by multicast DNS.
-    #[default]
-    Lan,
-    /// Nowhere else.
-    Addresses,
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Whether on the local network, by multicast DNS.
+    pub lan: bool,
+    /// On the DHT, if it has a ticket.
+    pub dht: Option<Dht>,
+    /// Folder where it keeps where it has found one; it does not outlive the process where `None`.
+    pub remembered_in: Option<PathBuf>,
 }
 
 /// What a worker does when its coordinator is gone.
@@ -100,7 +102,7 @@ pub enum Stay {
 
 /// How a worker ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Exit {
+pub enum WorkerEnd {
     /// The user wanted it to.
     Asked,
     /// The coordinator said goodbye.

@@ -1,70 +1,110 @@
-//! The way to the coordinator: at the addresses that are known or, where it has moved, wherever it is on the local network.
+//! The way to the coordinator: at the addresses that are known or, where it has moved, wherever it is found.
 
 use std::time::{Duration, Instant};
 
-use qmesh_net::{Connection, Endpoint, NetError, PeerId};
-use tokio::time::sleep;
+use qmesh_discovery::DhtError;
+use qmesh_net::{Connection, Endpoint, FoundBy, NetError, PeerId, Ticket, WayFound};
+use tokio::{task::JoinSet, time::sleep};
 
 use super::config::{Search, WayIn};
 
-/// How the coordinator was found.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Tier {
-    /// At an address that was known.
-    Known,
-    /// By multicast DNS, after so long.
-    Lan(Duration),
-}
+/// A coordinator, and how it was found.
+pub(super) type Reached = (Connection, WayFound);
 
-/// Connects to the coordinator that `way_in` names.
+/// Connects to the coordinator that `way_in` names, also at the addresses where it was found before.
 ///
 /// # Errors
 /// It answers nowhere, or somebody else does.
-pub(super) async fn reach(endpoint: &Endpoint, way_in: &WayIn, search: Search) -> Result<(Connection, Tier), NetError> {
-    let known = endpoint.dial(way_in.addresses(), way_in.coordinator());
-    if search == Search::Addresses {
-        return known.await.map(|connection| (connection, Tier::Known));
+pub(super) async fn reach(
+    endpoint: &Endpoint,
+    way_in: &WayIn,
+    before: &[String],
+    search: &Search,
+) -> Result<Reached, NetError> {
+    let coordinator = way_in.coordinator();
+    let mut tries = JoinSet::new();
+    let (dialling, addresses) = (endpoint.clone(), [way_in.addresses(), before].concat());
+    tries.spawn(async move {
+        let start = Instant::now();
+        let connection = dialling.dial(&addresses, coordinator).await.map_err(Miss::Addresses)?;
+        Ok((connection, WayFound::new(FoundBy::Address, start.elapsed())))
+    });
+    if search.lan {
+        tries.spawn(on_the_lan(endpoint.clone(), coordinator));
     }
-    let found = on_the_lan(endpoint, way_in.coordinator());
-    tokio::pin!(known, found);
-    tokio::select! {
-        connection = &mut known => match connection {
-            Ok(connection) => Ok((connection, Tier::Known)),
-            // What is wrong at the addresses says more than that nobody else answers.
-            Err(error) => found.await.ok_or_else(|| nowhere(error)),
-        },
-        place = &mut found => match place {
-            Some(place) => Ok(place),
-            None => known.await.map(|connection| (connection, Tier::Known)).map_err(nowhere),
-        },
+    if let (Some(dht), WayIn::Ticket(ticket)) = (&search.dht, way_in) {
+        tries.spawn(on_the_dht(endpoint.clone(), dht.clone(), ticket.clone()));
     }
+    let mut misses = Vec::new();
+    while let Some(tried) = tries.join_next().await {
+        match tried {
+            Ok(Ok(reached)) => return Ok(reached),
+            Ok(Err(miss)) => misses.push(miss),
+            // Nothing aborts them but the end of this.
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+    Err(nowhere(misses))
+}
+
+/// Why one way did not lead there.
+enum Miss {
+    Addresses(NetError),
+    Lan,
+    Dht(String),
 }
 
 /// Asks the network, once the addresses have had a chance to answer.
-async fn on_the_lan(endpoint: &Endpoint, coordinator: PeerId) -> Option<(Connection, Tier)> {
+async fn on_the_lan(endpoint: Endpoint, coordinator: PeerId) -> Result<Reached, Miss> {
     sleep(HEAD_START).await;
     let start = Instant::now();
-    let addresses = match qmesh_discovery::find(coordinator, PATIENCE).await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            tracing::debug!(%error, "the local network cannot be asked");
-            return None;
-        }
-    };
+    let addresses = qmesh_discovery::find(coordinator, PATIENCE).await.map_err(|error| {
+        tracing::debug!(%error, "the local network cannot be asked");
+        Miss::Lan
+    })?;
     tracing::debug!(?addresses, "the local network says where the coordinator is");
-    let connection = endpoint.dial(&addresses, coordinator).await.ok()?;
-    Some((connection, Tier::Lan(start.elapsed())))
+    let connection = endpoint.dial(&addresses, coordinator).await.map_err(|_| Miss::Lan)?;
+    Ok((connection, WayFound::new(FoundBy::LocalNetwork, start.elapsed())))
 }
 
-/// The same error, where the local network was asked as well.
-fn nowhere(mut error: NetError) -> NetError {
+/// Asks the DHT, once addresses and network have had a chance to answer.
+async fn on_the_dht(endpoint: Endpoint, dht: qmesh_discovery::Dht, ticket: Ticket) -> Result<Reached, Miss> {
+    sleep(HEAD_START_OF_NEIGHBOURS).await;
+    let start = Instant::now();
+    let missed = |error: DhtError| Miss::Dht(format!("nor is it found on the DHT: {error}"));
+    let addresses = dht.find(&ticket).await.map_err(missed)?;
+    tracing::debug!(?addresses, "the DHT says where the coordinator is");
+    if addresses.is_empty() {
+        return Err(Miss::Dht("nor does the DHT know of it (coordinator serve --dht)".to_owned()));
+    }
+    let nobody = |_| Miss::Dht(format!("nor does it answer where it is by the DHT ({})", addresses.join(", ")));
+    let connection = endpoint.dial(&addresses, ticket.coordinator).await.map_err(nobody)?;
+    Ok((connection, WayFound::new(FoundBy::Dht, start.elapsed())))
+}
+
+/// What is wrong at the addresses, which says more than that nobody else answers, and where else it was looked for.
+fn nowhere(misses: Vec<Miss>) -> NetError {
+    let (mut error, mut lan, mut dht) = (None, None, None);
+    for miss in misses {
+        match miss {
+            Miss::Addresses(wrong) => error = Some(wrong),
+            Miss::Lan => lan = Some("nor does it answer on the local network (mDNS)".to_owned()),
+            Miss::Dht(text) => dht = Some(text),
+        }
+    }
+    let mut error = error.expect("the addresses are always tried");
     if let NetError::Unreachable { text, .. } = &mut error {
-        text.push_str("; nor does it answer on the local network (mDNS)");
+        for other in lan.into_iter().chain(dht) {
+            text.push_str("; ");
+            text.push_str(&other);
+        }
     }
     error
 }
 
 /// Addresses that are right answer within this.
 const HEAD_START: Duration = Duration::from_millis(250);
+/// A coordinator of the local network has answered within this; nodes of the DHT need not hear of it then.
+const HEAD_START_OF_NEIGHBOURS: Duration = Duration::from_secs(1);
 /// Coordinators that are there answer within a second; a busy wireless network may lose the first question.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -10,21 +10,22 @@ use std::{
 };
 
 use qmesh_net::{
-    Claim, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Introduction, Nat, NetError, RejectCode,
-    Sections, Welcome, join,
+    Claim, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, FoundBy, Introduction, Nat, NetError,
+    RejectCode, Sections, WayFound, Welcome, join,
 };
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    config::{Exit, Stay, WayIn, WorkerConfig},
+    config::{Stay, WayIn, WorkerConfig, WorkerEnd},
     console::Console,
     lasting::Lasting,
     machine,
     membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
-    reach::{Tier, reach},
+    reach::reach,
     state::{Departure, Event},
+    whereabouts::Whereabouts,
 };
 use crate::error::EngineError;
 
@@ -59,11 +60,13 @@ pub async fn run(
     config: WorkerConfig,
     endpoint: Endpoint,
     shutdown: impl Future<Output = ()>,
-) -> Result<Exit, WorkerError> {
+) -> Result<WorkerEnd, WorkerError> {
     let numerics = config.backend.numerics()?;
     let lasting = Lasting::new(Console::new(config.audience))?;
     endpoint.admission().allow([]);
-    let ended = Worker { config, endpoint: endpoint.clone(), lasting, numerics }.run(std::pin::pin!(shutdown)).await;
+    let whereabouts = Whereabouts::kept_in(config.search.remembered_in.clone());
+    let worker = Worker { config, endpoint: endpoint.clone(), lasting, numerics, whereabouts };
+    let ended = worker.run(std::pin::pin!(shutdown)).await;
     endpoint.close(CloseCode::Shutdown, "the worker ends");
     endpoint.closed().await;
     ended
@@ -75,23 +78,25 @@ struct Worker {
     lasting: Lasting,
     /// What decides the bits of its results.
     numerics: String,
+    /// Where its coordinator was found before.
+    whereabouts: Whereabouts,
 }
 
 /// A place in the mesh.
 struct Joined {
     coordinator: CoordinatorLink,
     welcome: Welcome,
-    tier: Tier,
+    found: WayFound,
 }
 
 impl Worker {
-    async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Exit, WorkerError> {
+    async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<WorkerEnd, WorkerError> {
         let mut wait = FIRST_WAIT;
         loop {
             let joined = tokio::select! {
-                joined = join_mesh(&self.config, &self.endpoint, &self.numerics) => joined,
+                joined = join_mesh(&self.config, &self.endpoint, &self.numerics, &mut self.whereabouts) => joined,
                 error = settle(&mut self.lasting) => return Err(WorkerError::Thread(error)),
-                () = &mut shutdown => return Ok(Exit::Asked),
+                () = &mut shutdown => return Ok(WorkerEnd::Asked),
             };
             let loss = match joined {
                 Ok(joined) => {
@@ -102,7 +107,7 @@ impl Worker {
                     }
                 }
                 Err(NetError::Rejected { code, text }) if is_final(code) && !self.renew_ticket() => {
-                    return Ok(Exit::Rejected { code, text });
+                    return Ok(WorkerEnd::Rejected { code, text });
                 }
                 // Somebody else at its address, say while its machine is away, does not mean that it is gone for good.
                 Err(error @ (NetError::Version { .. } | NetError::Setup { .. })) => {
@@ -112,12 +117,12 @@ impl Worker {
             };
             if self.config.stay == Stay::Once {
                 self.lasting.console.say(&loss);
-                return Ok(Exit::Lost);
+                return Ok(WorkerEnd::Lost);
             }
             self.lasting.console.say(&format!("{loss}, retrying in {} s", wait.as_secs_f64()));
             tokio::select! {
                 () = sleep(with_jitter(wait)) => {}
-                () = &mut shutdown => return Ok(Exit::Asked),
+                () = &mut shutdown => return Ok(WorkerEnd::Asked),
             }
             wait = if self.renew_ticket() { FIRST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
         }
@@ -135,8 +140,13 @@ impl Worker {
     }
 
     /// Keeps which mesh has let this worker in, and where it was: it comes back there, and to nobody else.
-    fn remember(&mut self, name: &str, connection: &Connection) {
-        let WayIn::Key { mesh, kept_in } = &mut self.config.way_in else { return };
+    fn remember(&mut self, name: &str, connection: &Connection, found: WayFound) {
+        let WayIn::Key { mesh, kept_in } = &mut self.config.way_in else {
+            if found.by != FoundBy::Address {
+                self.whereabouts.found(connection.peer(), connection.remote_address().to_string());
+            }
+            return;
+        };
         mesh.joined(name, connection.remote_address());
         if let Some(Err(error)) = kept_in.as_ref().map(|path| mesh.keep(path)) {
             self.lasting.console.say(&format!("this worker will not find back by itself: {error}"));
@@ -148,23 +158,23 @@ impl Worker {
         &mut self,
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> ControlFlow<Result<Exit, WorkerError>, String> {
-        let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. }, tier } = joined;
-        self.remember(&mesh, &coordinator.connection);
+    ) -> ControlFlow<Result<WorkerEnd, WorkerError>, String> {
+        let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. }, found } = joined;
+        self.remember(&mesh, &coordinator.connection, found);
         let peer = self.endpoint.peer_id().short();
-        let found = match tier {
-            Tier::Known => String::new(),
-            Tier::Lan(time) => format!(", found on the local network in {:.1} s", time.as_secs_f64()),
+        let found = match found.by {
+            FoundBy::Address => String::new(),
+            FoundBy::LocalNetwork | FoundBy::Dht => format!(", found {found}"),
         };
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…){found}"));
         let Self { config, endpoint, lasting, .. } = self;
         match (membership::serve(config, lasting, endpoint, coordinator, shutdown).await, config.stay) {
-            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(Exit::Asked)),
-            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(Exit::Dismissed)),
+            (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(WorkerEnd::Asked)),
+            (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(WorkerEnd::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
                 ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
             }
-            (Ending::SentAway(text), _) => ControlFlow::Break(Ok(Exit::SentAway { text })),
+            (Ending::SentAway(text), _) => ControlFlow::Break(Ok(WorkerEnd::SentAway { text })),
             (Ending::Lost(text), _) => {
                 tracing::debug!(text, "lost the coordinator");
                 ControlFlow::Continue("lost the coordinator".into())
@@ -186,9 +196,18 @@ async fn settle(lasting: &mut Lasting) -> io::Error {
     }
 }
 
-async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -> Result<Joined, NetError> {
-    let (connection, tier) = reach(endpoint, &config.way_in, config.search).await?;
+async fn join_mesh(
+    config: &WorkerConfig,
+    endpoint: &Endpoint,
+    numerics: &str,
+    whereabouts: &mut Whereabouts,
+) -> Result<Joined, NetError> {
+    let before = whereabouts.of(config.way_in.coordinator());
+    let (connection, found) = reach(endpoint, &config.way_in, before, &config.search).await?;
     let mut sections = Sections::default();
+    if let Err(error) = found.put(&mut sections) {
+        tracing::warn!(%error, "cannot say how the coordinator was found");
+    }
     if let Some(Err(error)) = machine::share(config.way_in.coordinator()).map(|share| share.put(&mut sections)) {
         // It is then planned with as if it had its machine for itself.
         tracing::warn!(%error, "cannot say which machine this is");
@@ -208,7 +227,7 @@ async fn join_mesh(config: &WorkerConfig, endpoint: &Endpoint, numerics: &str) -
         sections,
     };
     let (welcome, sender, receiver) = let_in(config, &connection, me).await?;
-    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, tier })
+    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, found })
 }
 
 /// Joins by the right that the worker has, or asks for one.

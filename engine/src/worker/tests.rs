@@ -31,7 +31,7 @@ use qmesh_net::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use self::tickets::ticket_of;
-use super::{Audience, Exit, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerError, run};
+use super::{Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd, WorkerError, run};
 use crate::backend::cpu::CpuBackend;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny");
@@ -76,7 +76,7 @@ struct Hired {
     address: String,
     peer: PeerId,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<Exit, WorkerError>>,
+    task: JoinHandle<Result<WorkerEnd, WorkerError>>,
     cache: tempfile::TempDir,
 }
 
@@ -103,7 +103,7 @@ impl Stagecraft {
         };
         let mut config = WorkerConfig {
             ticket_file: None,
-            search: Search::Addresses,
+            search: Search::default(),
             way_in: WayIn::Ticket(ticket),
             name: "hired".into(),
             memory: None,
@@ -296,7 +296,7 @@ async fn alone(stage: &Stagecraft, epoch: u32) -> (Hired, Played, FrameSender, F
     (hired, played, to, from)
 }
 
-async fn ended(task: JoinHandle<Result<Exit, WorkerError>>) -> Exit {
+async fn ended(task: JoinHandle<Result<WorkerEnd, WorkerError>>) -> WorkerEnd {
     timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap()
 }
 
@@ -309,7 +309,7 @@ async fn one_worker_or_three_say_the_same() {
     let expected = generate(1, 0, &mut to, &mut from).await;
     hired.stop.take().unwrap().send(()).unwrap();
     played.part().await;
-    assert_eq!(ended(hired.task).await, Exit::Asked);
+    assert_eq!(ended(hired.task).await, WorkerEnd::Asked);
 
     let hired = [stage.hire(|_| {}), stage.hire(|_| {}), stage.hire(|_| {})];
     let mut cast = Vec::new();
@@ -410,7 +410,7 @@ async fn tensors_come_over_the_network_only_when_they_must() {
     assert_eq!(played.served, 0);
     played.tell(Message::Bye { text: "over".into() }).await;
     drop(played);
-    assert_eq!(ended(local.task).await, Exit::Dismissed);
+    assert_eq!(ended(local.task).await, WorkerEnd::Dismissed);
 }
 
 #[tokio::test]
@@ -483,15 +483,15 @@ async fn a_worker_comes_back_to_its_coordinator_with_its_shard() {
     assert_eq!(played.served, 0, "the shard is still loaded");
     hired.stop.unwrap().send(()).unwrap();
     played.part().await;
-    assert_eq!(ended(hired.task).await, Exit::Asked);
+    assert_eq!(ended(hired.task).await, WorkerEnd::Asked);
 
     let strict = stage.hire(|config| ticket_of(config).secret = JoinSecret::random());
     let connection = stage.coordinator.accept().await.unwrap();
     assert!(welcome(&connection, &stage.gate()).await.is_err());
-    assert!(matches!(ended(strict.task).await, Exit::Rejected { .. }));
+    assert!(matches!(ended(strict.task).await, WorkerEnd::Rejected { .. }));
 
     let once = stage.hire(|_| {});
     let played = stage.admit().await;
     played.connection.close(qmesh_net::CloseCode::Internal, "crashed");
-    assert_eq!(ended(once.task).await, Exit::Lost);
+    assert_eq!(ended(once.task).await, WorkerEnd::Lost);
 }

@@ -162,18 +162,7 @@ impl World {
     fn serve(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer) = ("a".to_owned(), PeerId([1; 32]));
-        let joined = Joined {
-            name,
-            peer,
-            address,
-            memory_bytes: 1 << 30,
-            threads: 1,
-            rtt_ms: 0.0,
-            share: None,
-            own: Vec::new(),
-            nat: None,
-        };
-        self.conductor.joined(self.now, A, joined);
+        self.conductor.joined(self.now, A, Joined::new(name, peer, address, 1 << 30, 1));
         self.conductor.tick(self.now);
         self.play();
         let status = self.conductor.status(self.now, |_| 0.0);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use qmesh_net::{
     Acquaintance, Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind,
     FrameReceiver, Gate, Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, Right,
-    Sections, StepId, Welcome,
+    Sections, StepId, WayFound, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -21,7 +21,7 @@ use crate::mesh::{entry::Verdict, lobby::Newcomer};
 /// What happens on a link, as the mesh's task hears of it.
 pub(crate) enum LinkEvent {
     /// A worker has proved that it may join, and wants a name.
-    Arrived { worker: WorkerId, joined: Joined, link: Link, name: oneshot::Sender<String> },
+    Arrived { worker: WorkerId, joined: Joined, link: WorkerLink, name: oneshot::Sender<String> },
     /// A worker without a ticket asks to join.
     Asks { worker: WorkerId, newcomer: Newcomer, verdict: oneshot::Sender<Verdict> },
     /// It has gone before anybody decided.
@@ -38,13 +38,13 @@ pub(crate) enum LinkEvent {
 
 /// The ways to one worker.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct WorkerLink {
     pub(crate) connection: Connection,
     /// Messages for its control stream.
     pub(crate) control: mpsc::Sender<Message>,
 }
 
-impl Link {
+impl WorkerLink {
     /// A way for frames of this epoch; a link that breaks shows by its queue closing.
     pub(crate) fn open_frames(&self, epoch: PlanEpoch) -> mpsc::Sender<Frame> {
         let (frames, queue) = mpsc::channel(FRAMES_WAITING);
@@ -145,21 +145,19 @@ impl Guest {
 
     async fn stay(&self, applicant: Applicant, mesh: String) -> Result<(), NetError> {
         let hello = applicant.hello();
+        let (name, address) = (hello.name.clone(), self.connection.remote_address());
         let joined = Joined {
-            name: hello.name.clone(),
-            peer: applicant.peer(),
-            address: self.connection.remote_address(),
-            memory_bytes: hello.memory_bytes,
-            threads: hello.threads.max(1),
             rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
             // The gate has refused what is no such section.
             share: MachineShare::find(&hello.sections).ok().flatten(),
             nat: Nat::find(&hello.sections).ok().flatten(),
+            found: WayFound::find(&hello.sections).ok().flatten(),
             own: OwnAddresses::find(&hello.sections).map(|own| own.sockets()).unwrap_or_default(),
+            ..Joined::new(name, applicant.peer(), address, hello.memory_bytes, hello.threads.max(1))
         };
         let (control, messages) = mpsc::channel(MESSAGES_WAITING);
         let (name, named) = oneshot::channel();
-        let link = Link { connection: self.connection.clone(), control };
+        let link = WorkerLink { connection: self.connection.clone(), control };
         drop(self.events.send(LinkEvent::Arrived { worker: self.worker, joined, link, name }).await);
         // Without a name the mesh is going down.
         let Ok(assigned_name) = named.await else { return Ok(()) };

@@ -91,17 +91,9 @@ mod tests {
     fn worker(name: &str, machine: u8, cpus: u64, threads: u32) -> Joined {
         let share =
             MachineShare { machine: [machine; 32], cpus: vec![cpus], memory: [machine; 32], memory_bytes: 1000 };
-        Joined {
-            name: name.to_owned(),
-            peer: PeerId([machine; 32]),
-            address: ([127, 0, 0, 1], 1).into(),
-            memory_bytes: 800,
-            threads,
-            rtt_ms: 0.0,
-            share: Some(share),
-            own: Vec::new(),
-            nat: None,
-        }
+        let address = ([127, 0, 0, 1], 1).into();
+        let plain = Joined::new(name.to_owned(), PeerId([machine; 32]), address, 800, threads);
+        Joined { share: Some(share), ..plain }
     }
 
     fn capacity(worker: &Joined, ps: f64) -> Capacity {

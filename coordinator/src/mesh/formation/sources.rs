@@ -210,16 +210,9 @@ mod tests {
     }
 
     fn joined(names: &[&str]) -> Vec<Joined> {
-        let one = |(i, name): (u8, &&str)| Joined {
-            name: (*name).to_owned(),
-            peer: PeerId([i; 32]),
-            address: SocketAddr::from(([127, 0, 0, 1], i.into())),
-            memory_bytes: 1 << 30,
-            threads: 1,
-            rtt_ms: 0.0,
-            share: None,
-            own: Vec::new(),
-            nat: None,
+        let one = |(i, name): (u8, &&str)| {
+            let address = SocketAddr::from(([127, 0, 0, 1], i.into()));
+            Joined::new((*name).to_owned(), PeerId([i; 32]), address, 1 << 30, 1)
         };
         (1..).zip(names).map(one).collect()
     }

@@ -112,17 +112,7 @@ mod tests {
 
     fn worker(threads: u32) -> Joined {
         let address = ([127, 0, 0, 1], 1).into();
-        Joined {
-            name: "a".to_owned(),
-            peer: PeerId([1; 32]),
-            address,
-            memory_bytes: 1,
-            threads,
-            rtt_ms: 0.0,
-            share: None,
-            own: Vec::new(),
-            nat: None,
-        }
+        Joined::new("a".to_owned(), PeerId([1; 32]), address, 1, threads)
     }
 
     fn speeds() -> Speeds {

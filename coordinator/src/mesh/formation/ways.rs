@@ -84,17 +84,8 @@ mod tests {
     use super::*;
 
     fn worker(address: &str, own: &[&str]) -> Joined {
-        Joined {
-            name: "w".to_owned(),
-            peer: PeerId([7; 32]),
-            address: address.parse().unwrap(),
-            own: own.iter().map(|own| own.parse().unwrap()).collect(),
-            nat: None,
-            memory_bytes: 1,
-            threads: 1,
-            rtt_ms: 0.0,
-            share: None,
-        }
+        let plain = Joined::new("w".to_owned(), PeerId([7; 32]), address.parse().unwrap(), 1, 1);
+        Joined { own: own.iter().map(|own| own.parse().unwrap()).collect(), ..plain }
     }
 
     #[test]

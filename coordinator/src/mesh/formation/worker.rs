@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, ops::Range, time::Instant};
 
-use qmesh_net::{MachineShare, Nat, PeerId, PlanEpoch};
+use qmesh_net::{MachineShare, Nat, PeerId, PlanEpoch, WayFound};
 
 /// A worker's connection, counted from 1: a worker that comes back is another one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -25,12 +25,32 @@ pub(crate) struct Joined {
     pub(crate) own: Vec<SocketAddr>,
     /// What NAT is before it, where that is known.
     pub(crate) nat: Option<Nat>,
+    /// How it has found the coordinator, where it says so.
+    pub(crate) found: Option<WayFound>,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
     /// Of its link to the coordinator, as it was when it joined.
     pub(crate) rtt_ms: f64,
     /// What it shares with other workers of its machine, where it says so.
     pub(crate) share: Option<MachineShare>,
+}
+
+impl Joined {
+    /// One that says so little of itself.
+    pub(crate) fn new(name: String, peer: PeerId, address: SocketAddr, memory_bytes: u64, threads: u32) -> Self {
+        Self {
+            name,
+            peer,
+            address,
+            own: Vec::new(),
+            nat: None,
+            found: None,
+            memory_bytes,
+            threads,
+            rtt_ms: 0.0,
+            share: None,
+        }
+    }
 }
 
 /// A worker, as the roster knows it.

@@ -3,24 +3,27 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
-use qmesh_discovery::{Found, discover, mark_of};
-use qmesh_engine::worker::{KnownMesh, Search, WayIn};
+use qmesh_discovery::{FoundCoordinator, discover, mark_of};
+use qmesh_engine::worker::{KnownMesh, WayIn};
 use tokio::time::sleep;
 
-use super::{JoinArgs, search};
+use super::JoinArgs;
 
 /// The way to the mesh that is remembered in `kept_in`, or else to the one that is open; waits until there is one.
 ///
 /// # Errors
 /// Several are open, or none is and nobody shall wait for it; the network cannot be asked; the file is damaged.
 pub(super) async fn way_in(args: &JoinArgs, kept_in: PathBuf) -> Result<WayIn> {
+    if args.dht {
+        bail!("--dht needs a ticket, which says whose record to look for");
+    }
     let wanted = args.mesh.as_deref();
     if let Some(mesh) = KnownMesh::load(&kept_in)?
         && wanted.is_none_or(|wanted| is_meant(wanted, &mesh.mesh, &mark_of(mesh.coordinator)))
     {
         return Ok(WayIn::Key { mesh, kept_in: Some(kept_in) });
     }
-    if search(args) == Search::Addresses {
+    if args.no_mdns {
         bail!("without a ticket only the local network says where a mesh is: give a ticket, or leave out --no-mdns");
     }
     let mut is_said = false;
@@ -54,8 +57,8 @@ fn is_meant(wanted: &str, model: &str, mark: &str) -> bool {
 }
 
 /// What is known of a mesh that may be asked.
-fn known(found: &Found) -> Option<KnownMesh> {
-    let Found { model, addresses, open, .. } = found;
+fn known(found: &FoundCoordinator) -> Option<KnownMesh> {
+    let FoundCoordinator { model, addresses, open, .. } = found;
     let is_v4 = |address: &&String| address.parse().is_ok_and(|address: SocketAddr| address.is_ipv4());
     let v4: Vec<String> = addresses.iter().filter(is_v4).cloned().collect();
     // A socket dials one family, and where both are there it is that of IPv4.
@@ -68,8 +71,8 @@ fn nobody(wanted: Option<&str>) -> String {
     format!("no mesh{which} on the local network may be asked (coordinator serve --open)")
 }
 
-fn listed<'a>(open: impl Iterator<Item = &'a Found>) -> String {
-    let one = |found: &Found| format!("{} ({}, at {})", found.mark, found.model, found.addresses.join(" "));
+fn listed<'a>(open: impl Iterator<Item = &'a FoundCoordinator>) -> String {
+    let one = |found: &FoundCoordinator| format!("{} ({}, at {})", found.mark, found.model, found.addresses.join(" "));
     open.map(one).collect::<Vec<_>>().join(", ")
 }
 
@@ -94,8 +97,12 @@ mod tests {
     #[test]
     fn only_a_mesh_that_is_open_is_asked() {
         let key = PeerId([1; 32]);
-        let mut found =
-            Found { mark: mark_of(key), model: "tiny".into(), open: None, addresses: vec!["10.0.0.1:4433".into()] };
+        let mut found = FoundCoordinator {
+            mark: mark_of(key),
+            model: "tiny".into(),
+            open: None,
+            addresses: vec!["10.0.0.1:4433".into()],
+        };
         assert_eq!(known(&found), None);
         found.open = Some(key);
         let mesh = known(&found).unwrap();

@@ -69,7 +69,7 @@ async fn what_a_running_worker_uses_is_not_deleted() {
 
     hired.stop.take().unwrap().send(()).unwrap();
     played.part().await;
-    assert_eq!(ended(hired.task).await, Exit::Asked);
+    assert_eq!(ended(hired.task).await, WorkerEnd::Asked);
     let removal = cache.remove(&Selection::All).unwrap();
     assert_eq!((removal.kept, removal.removed.len()), (vec![], kept.len()));
 }

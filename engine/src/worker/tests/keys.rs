@@ -22,7 +22,7 @@ async fn who_is_let_in_by_its_key_remembers_where_and_ends_when_it_is_sent_away(
     let place = Welcome { mesh: "stage".into(), assigned_name: "hired".into(), ..Welcome::default() };
     let (_, mut sender, _receiver) = applicant.admit(place).await.unwrap();
     sender.send(&Message::Reject { code: RejectCode::Secret, text: "no longer wanted".into() }).await.unwrap();
-    assert_eq!(ended(hired.task).await, Exit::SentAway { text: "no longer wanted".into() });
+    assert_eq!(ended(hired.task).await, WorkerEnd::SentAway { text: "no longer wanted".into() });
     let kept = KnownMesh::load(&kept_in).unwrap().unwrap();
     assert_eq!((kept.coordinator, kept.mesh.as_str()), (stage.coordinator.peer_id(), "stage"));
     assert_eq!(kept.addresses, [stage.coordinator.local_addr().to_string()]);

@@ -70,7 +70,7 @@ async fn one_worker_or_two_say_the_same_under_masks() {
     assert_eq!(sampled(&mut from).await.len(), 1);
     hired.stop.take().unwrap().send(()).unwrap();
     played.part().await;
-    assert_eq!(ended(hired.task).await, Exit::Asked);
+    assert_eq!(ended(hired.task).await, WorkerEnd::Asked);
 
     let (mut hired, mut cast) = (Vec::new(), Vec::new());
     for layers in [0..1, 1..LAYERS] {

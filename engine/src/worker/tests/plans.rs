@@ -72,7 +72,7 @@ async fn two_plans_on_one_worker_compute_side_by_side() {
     assert_eq!(generate(3, 0, &mut third_to, &mut third_from).await, expected);
     hired.stop.take().unwrap().send(()).unwrap();
     played.part_in_peace().await;
-    assert_eq!(ended(hired.task).await, Exit::Asked);
+    assert_eq!(ended(hired.task).await, WorkerEnd::Asked);
 }
 
 #[tokio::test]

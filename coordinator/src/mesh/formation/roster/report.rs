@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qmesh_net::{LinkWay, Passage, PlanEpoch, RecentSteps, Sections, ShardPhase, WeightOrigin};
+use qmesh_net::{FoundBy, LinkWay, Passage, PlanEpoch, RecentSteps, Sections, ShardPhase, WayFound, WeightOrigin};
 
 use super::Roster;
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
             worker::{Worker, WorkerId},
         },
         status::{
-            ChangeStatus, LinkPassage, LinkStatus, MeshState, RecentStepsStatus, StagePhase, StageStatus, WorkerStatus,
+            ChangeStatus, FoundStatus, FoundTier, LinkPassage, LinkStatus, MeshState, RecentStepsStatus, StagePhase,
+            StageStatus, WorkerStatus,
         },
     },
     plan::{StagePlan, prediction::Prediction},
@@ -98,6 +99,7 @@ impl Roster {
                 stage,
                 speed: self.speeds.of(&worker.joined),
                 nat: worker.joined.nat.map(|nat| nat.to_string()),
+                found: worker.joined.found.map(found_status),
                 note: stage.is_none().then(|| self.why_idle(now, worker, crowded.get(&id).copied())).flatten(),
             }
         };
@@ -178,6 +180,15 @@ fn link_status(way: LinkWay) -> LinkStatus {
 fn recent_status(sections: &Sections) -> Option<RecentStepsStatus> {
     let RecentSteps { steps, p50_us, p95_us } = RecentSteps::find(sections).ok().flatten()?;
     Some(RecentStepsStatus { count: steps, p50_ms: f64::from(p50_us) / 1e3, p95_ms: f64::from(p95_us) / 1e3 })
+}
+
+fn found_status(found: WayFound) -> FoundStatus {
+    let by = match found.by {
+        FoundBy::Address => FoundTier::Address,
+        FoundBy::LocalNetwork => FoundTier::LocalNetwork,
+        FoundBy::Dht => FoundTier::Dht,
+    };
+    FoundStatus { by, ms: found.milliseconds }
 }
 
 fn phase(said: ShardPhase) -> StagePhase {

@@ -418,8 +418,7 @@ impl World {
     fn joined_as(&mut self, name: &str, key: u8, memory_bytes: u64) -> Vec<Action> {
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let (name, peer, threads) = (name.to_owned(), PeerId([key; 32]), self.threads);
-        let joined =
-            Joined { name, peer, address, memory_bytes, threads, rtt_ms: 0.0, share: None, own: Vec::new(), nat: None };
+        let joined = Joined::new(name, peer, address, memory_bytes, threads);
         self.next += 1;
         self.roster.joined(self.now, WorkerId(self.next - 1), joined)
     }

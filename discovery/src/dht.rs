@@ -1,0 +1,208 @@
+//! Where a coordinator is, for workers in other networks: a record on the DHT of BitTorrent (Mainline, BEP 5 and 44), which nobody
+//! runs and everybody may use.
+//!
+//! The record is found, signed and encrypted by keys that are made of a ticket. Nodes of the DHT see a key, some bytes and the address
+//! of whoever asks; they learn neither whose mesh it is nor where. A new ticket makes another record, so whoever had an old one
+//! learns nothing more. As everywhere, who answers at an address has to prove the coordinator's key.
+
+#[cfg_attr(feature = "dht", path = "dht/participant.rs")]
+#[cfg_attr(not(feature = "dht"), path = "dht/absent.rs")]
+mod participant;
+mod record;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use qmesh_net::Ticket;
+use thiserror::Error;
+use tokio::{sync::Mutex, task::JoinHandle, time::sleep};
+
+use self::{participant::Participant, record::Rendezvous};
+use crate::{
+    addresses::{ADDRESSES, own_addresses, told_addresses},
+    interfaces::Interfaces,
+};
+
+/// Which nodes of the DHT are asked first; they name others.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Bootstrap {
+    /// The public ones.
+    #[default]
+    Public,
+    /// These, each as `host:port`.
+    Nodes(Vec<String>),
+}
+
+/// Why the DHT does not help.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DhtError {
+    /// There is no socket, or no thread, for it.
+    #[error("the DHT cannot be used: {0}")]
+    Socket(String),
+    /// Nobody answers.
+    #[error("no node of the DHT answers; UDP may be blocked, or name others by --dht-bootstrap")]
+    NoNodes,
+    /// Nodes answer, but none keeps the record.
+    #[error("no node of the DHT keeps the record: {0}")]
+    NotKept(String),
+    /// The record's number has run out, which only somebody with the ticket can do.
+    #[error("somebody with the ticket has closed its record on the DHT: make a new one by --new-ticket")]
+    Closed,
+    /// This program was built without it.
+    #[error("this program was built without the DHT (feature `dht`)")]
+    Absent,
+}
+
+/// The DHT, as this process takes part in it. Nothing is sent before it is asked something. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Dht {
+    bootstrap: Bootstrap,
+    participant: Arc<Mutex<Option<Participant>>>,
+}
+
+impl Dht {
+    /// The DHT that these nodes belong to.
+    pub fn new(bootstrap: Bootstrap) -> Self {
+        Self { bootstrap, participant: Arc::default() }
+    }
+
+    /// Where the coordinator of this ticket says that it is, each as `host:port`; nothing where there is no record.
+    ///
+    /// # Errors
+    /// Nobody answers, or there is no socket.
+    pub async fn find(&self, ticket: &Ticket) -> Result<Vec<String>, DhtError> {
+        let place = Rendezvous::of(ticket);
+        let participant = self.participant().await?;
+        let found = participant.get(&place.public_key()).await;
+        // What somebody else with the ticket may have written is no record.
+        Ok(found.and_then(|(number, value)| place.open(number, &value)).unwrap_or_default())
+    }
+
+    /// Puts where the coordinator is in the place of what the DHT knows of it, under a number above `number`; the number it has.
+    async fn put(&self, place: &Rendezvous, addresses: &[String], number: i64) -> Result<i64, DhtError> {
+        let participant = self.participant().await?;
+        let put =
+            async |number| participant.put(place.seed(), &place.seal(number, addresses), number).await.map(|()| number);
+        let mut number = number.checked_add(1).ok_or(DhtError::Closed)?.max(now_unix());
+        let mut outcome = put(number).await;
+        // This machine's clock was ahead once, or somebody else with the ticket has been here.
+        if let Err(DhtError::NotKept(_)) = outcome
+            && let Some((newest, _)) =
+                participant.get(&place.public_key()).await.filter(|(newest, _)| *newest >= number)
+        {
+            number = newest.checked_add(1).ok_or(DhtError::Closed)?;
+            outcome = put(number).await;
+        }
+        if outcome.is_err() {
+            // It finds nodes anew the next time: after a long sleep those that it knew are gone.
+            *self.participant.lock().await = None;
+        }
+        outcome
+    }
+
+    async fn participant(&self) -> Result<Participant, DhtError> {
+        let mut held = self.participant.lock().await;
+        match &*held {
+            Some(participant) => Ok(participant.clone()),
+            None => Ok(held.insert(Participant::start(&self.bootstrap).await?).clone()),
+        }
+    }
+}
+
+/// A coordinator's record on the DHT, which is kept right for as long as this lives.
+#[derive(Debug)]
+pub struct DhtRecord {
+    keeping: JoinHandle<()>,
+}
+
+/// How it went, the last time that the record was put there.
+pub type Kept = Result<Duration, DhtError>;
+
+impl DhtRecord {
+    /// Says where the coordinator of `ticket` is, which listens at `listen`: now, when this machine's addresses change, and often enough
+    /// that nodes do not forget it. `told` hears how it goes. Call it inside a tokio runtime.
+    pub fn keep(dht: Dht, ticket: &Ticket, listen: SocketAddr, told: impl FnMut(Kept) + Send + 'static) -> Self {
+        let (place, advertised) = (Rendezvous::of(ticket), ticket.addresses.clone());
+        Self { keeping: tokio::spawn(keep(dht, place, advertised, listen, told)) }
+    }
+}
+
+impl Drop for DhtRecord {
+    fn drop(&mut self) {
+        // Nodes forget it in two hours; until then it leads to where nobody answers.
+        self.keeping.abort();
+    }
+}
+
+async fn keep(
+    dht: Dht,
+    place: Rendezvous,
+    advertised: Vec<String>,
+    listen: SocketAddr,
+    mut told: impl FnMut(Kept) + Send,
+) {
+    let mut interfaces = Interfaces::watch();
+    let mut number = 0;
+    loop {
+        let begun = Instant::now();
+        let outside = match dht.participant().await {
+            Ok(participant) => participant.public_address().await,
+            Err(_) => None,
+        };
+        let outcome = dht.put(&place, &whereabouts(listen, &advertised, outside), number).await;
+        let pause = if outcome.is_ok() { REFRESH } else { AGAIN };
+        told(outcome.map(|put| {
+            number = put;
+            begun.elapsed()
+        }));
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = interfaces.changed() => {}
+        }
+    }
+}
+
+/// Where to try, the likeliest first: what the owner said, this machine's addresses, and the one that the DHT's nodes see.
+fn whereabouts(listen: SocketAddr, advertised: &[String], outside: Option<Ipv4Addr>) -> Vec<String> {
+    let is_others = |address: &String| !address.parse().is_ok_and(|a: SocketAddr| a.ip().is_loopback());
+    let outside =
+        outside.filter(|ip| listen.is_ipv4() && !ip.is_loopback()).map(|ip| format!("{ip}:{}", listen.port()));
+    let all = advertised.iter().cloned().chain(told_addresses(listen)).chain(own_addresses(listen)).chain(outside);
+    let mut addresses: Vec<String> = Vec::new();
+    for address in all.filter(is_others) {
+        if !addresses.contains(&address) && addresses.len() < ADDRESSES {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+fn now_unix() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or_default()
+}
+
+/// Nodes forget a record after two hours (BEP 44).
+const REFRESH: Duration = Duration::from_secs(30 * 60);
+/// How long it waits after a failure.
+const AGAIN: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_where_others_reach_it() {
+        let listen = "192.168.7.1:5".parse().unwrap();
+        let advertised = ["mesh.example:5".to_owned(), "127.0.0.1:5".to_owned()];
+        let outside = Some([203, 0, 113, 9].into());
+        assert_eq!(whereabouts(listen, &advertised, outside), ["mesh.example:5", "192.168.7.1:5", "203.0.113.9:5"]);
+        assert_eq!(whereabouts(listen, &[], None), ["192.168.7.1:5"]);
+        let many: Vec<String> = (0..20).map(|port| format!("mesh.example:{port}")).collect();
+        assert_eq!(whereabouts(listen, &many, None).len(), ADDRESSES);
+    }
+}
