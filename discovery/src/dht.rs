@@ -77,9 +77,12 @@ impl Dht {
     pub async fn find(&self, ticket: &Ticket) -> Result<Vec<String>, DhtError> {
         let place = Rendezvous::of(ticket);
         let participant = self.participant().await?;
-        let found = participant.get(&place.public_key()).await;
+        let Some((number, value)) = participant.get(&place.public_key()).await else {
+            self.begin_anew().await;
+            return Ok(Vec::new());
+        };
         // What somebody else with the ticket may have written is no record.
-        Ok(found.and_then(|(number, value)| place.open(number, &value)).unwrap_or_default())
+        Ok(place.open(number, &value).unwrap_or_default())
     }
 
     /// Puts where the coordinator is in the place of what the DHT knows of it, under a number above `number`; the number it has.
@@ -98,10 +101,14 @@ impl Dht {
             outcome = put(number).await;
         }
         if outcome.is_err() {
-            // It finds nodes anew the next time: after a long sleep those that it knew are gone.
-            *self.participant.lock().await = None;
+            self.begin_anew().await;
         }
         outcome
+    }
+
+    /// Looks for nodes the next time: after a long sleep, or in another network, those that it knows do not answer.
+    async fn begin_anew(&self) {
+        *self.participant.lock().await = None;
     }
 
     async fn participant(&self) -> Result<Participant, DhtError> {

@@ -91,15 +91,18 @@ fn an_empty_variable_counts_as_not_set() {
 }
 
 #[test]
-fn an_open_mesh_listens_to_the_local_network() {
+fn a_mesh_for_others_listens_to_them() {
     let listens = |line: &str| {
         let Command::Serve(serve) = parse(line).unwrap().command else { panic!("not serve") };
         serve.listen().to_string()
     };
     assert_eq!(listens("serve"), "127.0.0.1:4433");
     assert_eq!(listens("serve --open"), "0.0.0.0:4433");
+    assert_eq!(listens("serve --dht"), "0.0.0.0:4433");
     assert_eq!(listens("serve --open --listen 10.0.0.1:1"), "10.0.0.1:1");
     assert!(refusal("serve --open --no-mdns").contains("--no-mdns"));
+    assert!(refusal("serve --dht-bootstrap a.example:1").contains("--dht"));
+    assert!(refusal("serve --dht --dht-bootstrap a.example").contains("HOST:PORT"));
 }
 
 #[test]

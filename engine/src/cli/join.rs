@@ -107,7 +107,14 @@ pub(super) struct JoinArgs {
     #[arg(long, env = "QMESH_DHT", value_parser = FalseyValueParser::new())]
     dht: bool,
     /// Nodes of the DHT to ask first, instead of the public ones
-    #[arg(long, env = "QMESH_DHT_BOOTSTRAP", value_name = "HOST:PORT", value_delimiter = ',', requires = "dht")]
+    #[arg(
+        long,
+        env = "QMESH_DHT_BOOTSTRAP",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        value_parser = host_and_port,
+        requires = "dht"
+    )]
     dht_bootstrap: Vec<String>,
     /// End when the coordinator goes, instead of waiting for it to return
     #[arg(long, env = "QMESH_ONCE", value_parser = FalseyValueParser::new())]
@@ -318,6 +325,13 @@ pub(super) fn physical_cores() -> NonZeroUsize {
     cores.map_or(allowed, |cores| cores.min(allowed))
 }
 
+/// Where a node of the DHT is.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let is_place = |(host, port): (&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0);
+    let wanted = || "HOST:PORT is needed, such as router.bittorrent.com:6881".into();
+    text.rsplit_once(':').filter(|place| is_place(*place)).map(|_| text.to_owned()).ok_or_else(wanted)
+}
+
 /// A name that can be part of a file's name.
 fn name(text: &str) -> Result<String, String> {
     let wanted = || "want 1 to 64 letters, digits, `.`, `_` or `-`, and a letter or digit first".into();
@@ -329,11 +343,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_can_be_part_of_a_file_name() {
+    fn names_can_be_part_of_a_file_name_and_places_have_a_port() {
         for bad in ["", ".hidden", "a/b", "a b", &"a".repeat(65)] {
             assert!(name(bad).is_err(), "{bad}");
         }
         assert_eq!(name("attic-2.lan"), Ok("attic-2.lan".into()));
+        for bad in ["", "host", ":1", "host:0", "host:port"] {
+            assert!(host_and_port(bad).is_err(), "{bad}");
+        }
+        assert!(host_and_port("10.0.0.1:6881").is_ok());
         let (own, other) = (anonymous(), anonymous());
         assert!(name(&own.0).is_ok() && own.0 != other.0);
     }
