@@ -2,8 +2,7 @@
 
 use crate::{
     codec::{Decode, Encode},
-    section::Sections,
-    sources::{SectionContentError, find_some, put},
+    plain_section::plain_section,
 };
 
 /// How many of each layer's experts the receiver has in memory at a time; it reads the others from its disk when rows need
@@ -21,51 +20,24 @@ pub struct DiskRate {
     pub bytes_per_s: u64,
 }
 
-impl ExpertRoom {
+plain_section!(
+    ExpertRoom,
     /// The tag of its section: odd, as who does not know it has no room for all experts.
-    pub const TAG: u16 = 9;
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// None that its one number could cause.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, self, sections)
-    }
-
+    9,
     /// What the sections of a `Load` say; `None` where all experts are to be in memory.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
-}
+);
 
-impl DiskRate {
+plain_section!(
+    DiskRate,
     /// The tag of its section.
-    pub const TAG: u16 = 20;
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// None that its one number could cause.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, self, sections)
-    }
-
+    20,
     /// What the sections of a `Measured` say; `None` where they say nothing of it.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
-}
+);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{section::Sections, sources::SectionContentError};
 
     #[test]
     fn their_bytes_never_change() {

@@ -4,8 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     codec::{Decode, Encode},
-    section::Sections,
-    sources::{SectionContentError, find_some, put},
+    plain_section::plain_section,
 };
 
 /// How a worker has found its coordinator.
@@ -30,30 +29,18 @@ pub struct WayFound {
 }
 
 impl WayFound {
-    /// The tag of its section.
-    pub const TAG: u16 = 26;
-
     /// By this, in this time.
     pub fn new(by: FoundBy, time: Duration) -> Self {
         Self { by, milliseconds: u32::try_from(time.as_millis()).unwrap_or(u32::MAX) }
     }
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn put(self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, &self, sections)
-    }
-
-    /// What the sections of a `Hello` say; `None` where they say nothing of it.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
 }
+
+plain_section!(
+    WayFound,
+    /// The tag of its section.
+    26,
+    /// What the sections of a `Hello` say; `None` where they say nothing of it.
+);
 
 impl fmt::Display for WayFound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,6 +56,7 @@ impl fmt::Display for WayFound {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{section::Sections, sources::SectionContentError};
 
     #[test]
     fn its_bytes_never_change() {

@@ -59,6 +59,7 @@ mod origin;
 mod pacer;
 mod pasted;
 mod plain;
+mod plain_section;
 mod question;
 mod range;
 mod reading;

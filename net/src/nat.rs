@@ -4,8 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use crate::{
     codec::{Decode, Encode},
-    section::Sections,
-    sources::{SectionContentError, find_some, put},
+    plain_section::plain_section,
     survey::Survey,
 };
 
@@ -26,9 +25,6 @@ pub enum Nat {
 }
 
 impl Nat {
-    /// The tag of its section.
-    pub const TAG: u16 = 18;
-
     /// What a survey says of a machine whose own addresses these are.
     pub fn of(survey: &Survey, own: &[SocketAddr]) -> Self {
         match survey {
@@ -39,23 +35,14 @@ impl Nat {
             Survey { seen_again: None, .. } => Self::Unknown,
         }
     }
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn put(self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, &self, sections)
-    }
-
-    /// What the sections of a `Hello` say; `None` where they say nothing of it.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
 }
+
+plain_section!(
+    Nat,
+    /// The tag of its section.
+    18,
+    /// What the sections of a `Hello` say; `None` where they say nothing of it.
+);
 
 impl fmt::Display for Nat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,6 +59,7 @@ impl fmt::Display for Nat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{section::Sections, sources::SectionContentError};
 
     #[test]
     fn a_survey_tells_nats_apart() {

@@ -2,8 +2,7 @@
 
 use crate::{
     codec::{Decode, Encode},
-    section::Sections,
-    sources::{SectionContentError, find_some, put},
+    plain_section::plain_section,
 };
 
 /// Computing times of a stage's last steps, whatever their rows. A section of `StageReport`.
@@ -17,30 +16,17 @@ pub struct RecentSteps {
     pub p95_us: u32,
 }
 
-impl RecentSteps {
+plain_section!(
+    RecentSteps,
     /// The tag of its section.
-    pub const TAG: u16 = 22;
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// None that its three numbers could cause.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, self, sections)
-    }
-
+    22,
     /// What the sections of a `StageReport` say; `None` where they say nothing of it.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
-}
+);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{section::Sections, sources::SectionContentError};
 
     #[test]
     fn its_bytes_never_change() {

@@ -7,8 +7,9 @@ use crate::{
     codec::{Decode, Encode},
     ids::PeerId,
     limits::{OWN_ADDRESSES, SOURCE_PEERS, TICKET_ADDRESSES},
+    plain_section::plain_section,
     section::Sections,
-    sources::{SectionContentError, find, find_some, put, within},
+    sources::{SectionContentError, find, put, within},
 };
 
 /// Where peers of a plan can be reached, as they see it and as the coordinator does: a section of `Load` and `Route`. Both sides
@@ -143,26 +144,12 @@ impl OwnAddresses {
     }
 }
 
-impl LinkWay {
+plain_section!(
+    LinkWay,
     /// The tag of its section.
-    pub const TAG: u16 = 16;
-
-    /// Puts it among the sections.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn put(&self, sections: &mut Sections) -> Result<(), SectionContentError> {
-        put(Self::TAG, self, sections)
-    }
-
+    16,
     /// What the sections of a `Linked` say; `None` where they say nothing of it.
-    ///
-    /// # Errors
-    /// The section is none.
-    pub fn find(sections: &Sections) -> Result<Option<Self>, SectionContentError> {
-        find_some(Self::TAG, sections)
-    }
-}
+);
 
 impl Default for LinkWay {
     fn default() -> Self {
