@@ -71,6 +71,11 @@ impl ShareLink {
         Self::from_body(manifest, &body).ok_or(ShareLinkError::Checksum)
     }
 
+    /// The characters that stand for a manifest's hash in links.
+    pub fn hash_text(manifest: &[u8; 32]) -> String {
+        BASE32_NOPAD.encode(manifest).to_ascii_lowercase()
+    }
+
     /// What tells the model from others on a local network, where it means nothing to who does not have a link to it.
     pub fn mark(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("qmesh share lan 1");
@@ -102,7 +107,7 @@ impl fmt::Display for ShareLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut body = [&self.sharer.0[..], &self.secret.0].concat();
         pasted::put_addresses(&self.addresses, &mut body);
-        let hash = BASE32_NOPAD.encode(&self.manifest).to_ascii_lowercase();
+        let hash = Self::hash_text(&self.manifest);
         write!(f, "{PREFIX}{hash}{}", pasted::write(VERSION, 0, &body, &self.manifest))
     }
 }

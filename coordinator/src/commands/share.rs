@@ -9,7 +9,7 @@ use qmesh_share::{Holding, PartialFile, SignedManifest, signed_manifest};
 
 use super::{
     block_on_to_the_end, directories, fetch,
-    shared::{give, said_by},
+    shared::give,
     signals::{Stop, next_stop},
 };
 use crate::{
@@ -45,7 +45,8 @@ async fn share_until_stopped(
     paths: &[PathBuf],
     directories: &Directories,
 ) -> Result<Stop, Failure> {
-    let secret = directories.keys().join("shared").join(&said_by(&manifest.hash())[..16]).with_extension("secret");
+    let secret =
+        directories.keys().join("shared").join(&ShareLink::hash_text(&manifest.hash())[..16]).with_extension("secret");
     let secret = if args.new_link { ReadSecret::rotate(secret) } else { ReadSecret::load_or_create(secret) };
     let secret = secret.map_err(failed)?;
     let endpoint = Endpoint::bind(args.listen, identity, Admission::anyone())

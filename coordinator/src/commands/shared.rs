@@ -8,7 +8,7 @@ use qmesh_models::{
     directories::Directories,
     pull::{ModelRef, Progress as _, SharedRef, SharedSlot, local},
 };
-use qmesh_net::{Admission, Connection, Endpoint, FailureKind, Holder, Identity, PeerId, ShareLink};
+use qmesh_net::{Admission, Connection, Endpoint, FailureKind, Holder, Identity, ShareLink};
 use qmesh_share::{Holding, Manifest, PartialFile, PullNews, Pulling, ShareError, SignedManifest, Told, find, pull};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
@@ -104,11 +104,6 @@ pub(super) async fn give(holding: Holding, mut told: mpsc::Receiver<Told>, endpo
         () = holding.serve(endpoint) => {}
         () = telling => {}
     }
-}
-
-/// The characters that stand for a manifest in links.
-pub(super) fn said_by(manifest: &[u8; 32]) -> String {
-    PeerId(*manifest).to_string()
 }
 
 /// A shared model's place in the cache, and what of it is there.
