@@ -25,7 +25,7 @@ use crate::{
     error::{NO_ADDRESS, NetError},
     identity::Identity,
     ids::{PeerId, PlanEpoch},
-    limits::{DIAL_DEADLINE, DOOR_REMOTE, JOIN_DEADLINE, TICKET_ADDRESSES, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
+    limits::{DIAL_DEADLINE, DIALLED_ADDRESSES, DOOR_REMOTE, JOIN_DEADLINE, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
     question::Second,
     relay::RelayGrant,
     socket::SharedSocket,
@@ -161,7 +161,7 @@ impl Endpoint {
     pub async fn dial(&self, addresses: &[String], expect: PeerId) -> Result<Connection, NetError> {
         let start = Instant::now();
         let mut attempts = JoinSet::new();
-        for (i, address) in (0..).zip(addresses.iter().take(TICKET_ADDRESSES)) {
+        for (i, address) in (0..).zip(addresses.iter().take(DIALLED_ADDRESSES)) {
             let (endpoint, address) = (self.clone(), address.clone());
             attempts.spawn(async move {
                 sleep_until(start + STAGGER * i).await;
@@ -218,6 +218,9 @@ impl Endpoint {
         address: SocketAddr,
         expect: PeerId,
     ) -> Result<Connection, NetError> {
+        if address.is_ipv6() && self.local_addr().is_ipv4() {
+            return Err(unreachable(expect, name, "an IPv6 address, and --listen is IPv4's ([::]:0 is IPv6's)"));
+        }
         let seen = Arc::new(OnceLock::new());
         let tls = tls::client(&self.0.identity, expect, seen.clone());
         let tls = tls.map_err(|error| NetError::Setup { text: error.to_string() })?;
@@ -359,6 +362,13 @@ mod tests {
         near.is_at(&BTreeSet::new());
         assert!(timeout(Duration::from_millis(50), stays.closed()).await.is_err());
         assert!(timeout(Duration::from_millis(50), one.closed()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_address_of_the_other_ip_version_is_told_from_silence() {
+        let here = Endpoint::bind(([127, 0, 0, 1], 0).into(), &Identity::ephemeral(), Admission::anyone()).unwrap();
+        let error = here.dial(&["[::1]:9".to_owned()], PeerId([1; 32])).await.unwrap_err();
+        assert!(matches!(&error, NetError::Unreachable { text, .. } if text.contains("IPv6")), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

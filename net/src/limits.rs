@@ -46,6 +46,8 @@ pub const MASK_TOKENS: usize = 1 << 20;
 pub const MASKS_UNDER_WAY: usize = 512;
 /// Most addresses in a ticket.
 pub const TICKET_ADDRESSES: usize = 16;
+/// Most addresses that a peer is dialled at: those of a ticket, and where it was before.
+pub const DIALLED_ADDRESSES: usize = TICKET_ADDRESSES + 4;
 /// Most addresses of its own that a worker names.
 pub const OWN_ADDRESSES: usize = 8;
 

@@ -11,7 +11,7 @@ use super::config::{Search, WayIn};
 /// A coordinator, and how it was found.
 pub(super) type Reached = (Connection, WayFound);
 
-/// Connects to the coordinator that `way_in` names, also at the addresses where it was found before.
+/// Connects to the coordinator that `way_in` names, first where it was found before.
 ///
 /// # Errors
 /// It answers nowhere, or somebody else does.
@@ -23,7 +23,7 @@ pub(super) async fn reach(
 ) -> Result<Reached, NetError> {
     let coordinator = way_in.coordinator();
     let mut tries = JoinSet::new();
-    let (dialling, addresses) = (endpoint.clone(), [way_in.addresses(), before].concat());
+    let (dialling, addresses) = (endpoint.clone(), [before, way_in.addresses()].concat());
     tries.spawn(async move {
         let start = Instant::now();
         let connection = dialling.dial(&addresses, coordinator).await.map_err(Miss::Addresses)?;
