@@ -281,6 +281,7 @@ fn config(model: &str, workers: Workers) -> MeshConfig {
         model: Arc::new(Model::open(&golden_file(model)).unwrap()),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: vec![],
+        rendezvous: vec![],
         context: 256,
         kv_positions: 512,
         formation: Formation::new(workers),

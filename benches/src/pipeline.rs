@@ -317,6 +317,7 @@ impl Layout<'_> {
             model: Arc::clone(&model),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: Vec::new(),
+            rendezvous: Vec::new(),
             context: self.context,
             // One more than there are clients, for the probe.
             kv_positions: session.saturating_mul(self.sessions + 1),

@@ -1,6 +1,5 @@
 //! The command line: what can be typed, and what a failure looks like.
 
-mod dht;
 mod doctor;
 mod draft;
 mod dry;
@@ -8,6 +7,7 @@ mod failure;
 mod generation;
 mod mesh;
 mod models;
+mod reach;
 mod share;
 mod shell;
 mod workers;
@@ -27,7 +27,6 @@ use qmesh_logging::LogFormat;
 
 use self::models::model_ref;
 pub use self::{
-    dht::DhtArgs,
     doctor::DoctorArgs,
     draft::DraftArgs,
     dry::DryArgs,
@@ -38,6 +37,7 @@ pub use self::{
         ServeArgs, StatusArgs, TopArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, TokenizeArgs, TokenizerArgs},
+    reach::ReachArgs,
     share::{PullArgs, ShareArgs},
     shell::{CompletionsArgs, ManArgs},
     workers::{AdmitArgs, ListWorkersArgs, TicketArgs, WorkerArgs, WorkersArgs, WorkersCommand},

@@ -82,6 +82,13 @@ pub enum GenerateEvent {
     Failed(GenerateError),
 }
 
+impl GenerateEvent {
+    /// Whether nothing comes after it.
+    pub(crate) fn is_last(&self) -> bool {
+        matches!(self, Self::Finished(_) | Self::Failed(_))
+    }
+}
+
 /// How a generation ended, and what it took.
 #[derive(Clone, Debug)]
 pub struct Finish {

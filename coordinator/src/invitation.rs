@@ -181,7 +181,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket");
         let (coordinator, secret) = (qmesh_net::Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
-        let mut ticket = Ticket { addresses: vec!["localhost:1".into()], coordinator, secret, expires_unix: None };
+        let mut ticket = Ticket {
+            addresses: vec!["localhost:1".into()],
+            rendezvous: vec![],
+            coordinator,
+            secret,
+            expires_unix: None,
+        };
         for expires_unix in [Some(1), None] {
             ticket.expires_unix = expires_unix;
             write_ticket(&ticket, &path).unwrap();

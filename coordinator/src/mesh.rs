@@ -20,6 +20,7 @@ pub mod owner;
 mod probe;
 mod run;
 mod scheduling;
+mod seekers;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod status;
@@ -110,6 +111,7 @@ impl Mesh {
         let (hashes, id) = hashed?;
         let ticket = Ticket {
             addresses: if config.advertise.is_empty() { told_addresses(address) } else { config.advertise.clone() },
+            rendezvous: config.rendezvous.clone(),
             coordinator: identity.peer_id(),
             secret: secret.clone(),
             expires_unix,
@@ -131,7 +133,9 @@ impl Mesh {
         let drafter = config.drafter.as_ref();
         let drafting = drafter.map(|d| draft_process::command(d, config.context, config.kv_positions));
         let drafting = drafting.map(DraftProcess::spawn).transpose()?;
-        let task = MeshTask::new(endpoint, gate, members.clone(), &config, planned, drafting);
+        let calling = (!ticket.rendezvous.is_empty())
+            .then(|| endpoint.keep_calling(ticket.rendezvous.clone(), ticket.rendezvous_tag()));
+        let task = MeshTask::new(endpoint, gate, members.clone(), &config, planned, (drafting, calling));
         let handle = MeshHandle::new(calls, task.watch_status(), task.events(), members);
         let task = tokio::spawn(task.run(called, stopped));
         Ok(Self { handle, ticket, address, stop: Some(stop), task, _thread: None })

@@ -54,7 +54,7 @@ pub fn listen_for(addresses: &[String]) -> SocketAddr {
 }
 
 /// The address that packets to the world leave from; connecting a UDP socket sends nothing.
-fn outward_address(bound: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn outward_address(bound: SocketAddr) -> Option<IpAddr> {
     let (from, to) = if bound.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
     let socket = UdpSocket::bind(from).ok()?;
     socket.connect(to).ok()?;

@@ -20,7 +20,7 @@ use qmesh_net::Ticket;
 use thiserror::Error;
 use tokio::{sync::Mutex, task::JoinHandle, time::sleep};
 
-use self::{participant::Participant, record::Rendezvous};
+use self::{participant::Participant, record::RecordKeys};
 use crate::{
     addresses::{ADDRESSES, own_addresses, told_addresses},
     interfaces::Interfaces,
@@ -34,6 +34,13 @@ pub enum Bootstrap {
     Public,
     /// These, each as `host:port`.
     Nodes(Vec<String>),
+}
+
+impl Bootstrap {
+    /// These nodes, or the public ones where there are none.
+    pub fn of(nodes: &[String]) -> Self {
+        if nodes.is_empty() { Self::Public } else { Self::Nodes(nodes.to_vec()) }
+    }
 }
 
 /// Why the DHT does not help.
@@ -75,7 +82,7 @@ impl Dht {
     /// # Errors
     /// Nobody answers, or there is no socket.
     pub async fn find(&self, ticket: &Ticket) -> Result<Vec<String>, DhtError> {
-        let place = Rendezvous::of(ticket);
+        let place = RecordKeys::of(ticket);
         let participant = self.participant().await?;
         let Some((number, value)) = participant.get(&place.public_key()).await else {
             self.begin_anew().await;
@@ -86,7 +93,7 @@ impl Dht {
     }
 
     /// Puts where the coordinator is in the place of what the DHT knows of it, under a number above `number`; the number it has.
-    async fn put(&self, place: &Rendezvous, addresses: &[String], number: i64) -> Result<i64, DhtError> {
+    async fn put(&self, place: &RecordKeys, addresses: &[String], number: i64) -> Result<i64, DhtError> {
         let participant = self.participant().await?;
         let put =
             async |number| participant.put(place.seed(), &place.seal(number, addresses), number).await.map(|()| number);
@@ -133,7 +140,7 @@ impl DhtRecord {
     /// Says where the coordinator of `ticket` is, which listens at `listen`: now, when this machine's addresses change, and often enough
     /// that nodes do not forget it. `told` hears how it goes. Call it inside a tokio runtime.
     pub fn keep(dht: Dht, ticket: &Ticket, listen: SocketAddr, told: impl FnMut(Kept) + Send + 'static) -> Self {
-        let (place, advertised) = (Rendezvous::of(ticket), ticket.addresses.clone());
+        let (place, advertised) = (RecordKeys::of(ticket), ticket.addresses.clone());
         Self { keeping: tokio::spawn(keep(dht, place, advertised, listen, told)) }
     }
 }
@@ -147,7 +154,7 @@ impl Drop for DhtRecord {
 
 async fn keep(
     dht: Dht,
-    place: Rendezvous,
+    place: RecordKeys,
     advertised: Vec<String>,
     listen: SocketAddr,
     mut told: impl FnMut(Kept) + Send,

@@ -28,6 +28,8 @@
 mod addresses;
 mod dht;
 mod interfaces;
+mod names;
+mod port_map;
 
 use std::{
     collections::BTreeMap,
@@ -45,6 +47,8 @@ use addresses::{ADDRESSES, preference};
 pub use addresses::{is_of_a_private_network, listen_for, own_addresses, told_addresses};
 pub use dht::{Bootstrap, Dht, DhtError, DhtRecord, Kept};
 pub use interfaces::Interfaces;
+pub use names::{is_dialable, is_host_name};
+pub use port_map::{PortMap, PortMapError, Renewed};
 
 /// Why the network cannot be asked, or told.
 #[derive(Debug, Error)]

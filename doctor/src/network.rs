@@ -8,7 +8,8 @@ use std::{
 };
 
 use qmesh_net::{
-    Admission, CloseCode, Endpoint, Identity, Nat, NetError, SocketBuffers, Survey, Ticket, limits::SOCKET_BUFFER_BYTES,
+    Admission, CloseCode, Connection, Endpoint, Identity, Introduced, Introducer, Nat, NetError, SocketBuffers, Survey,
+    Ticket, limits::SOCKET_BUFFER_BYTES,
 };
 
 use crate::Finding;
@@ -53,9 +54,16 @@ pub fn mtu() -> Finding {
 pub async fn coordinator(ticket: &Ticket, listen: SocketAddr) -> [Finding; 2] {
     let dial = async {
         let endpoint = Endpoint::bind(listen, &Identity::ephemeral(), Admission::only([]))?;
-        let connection = endpoint.dial(&ticket.addresses, ticket.coordinator).await?;
-        let reached = (connection.remote_address(), connection.rtt());
-        let survey = endpoint.survey(connection.remote_address()).await;
+        let (connection, by) = dial(&endpoint, ticket).await?;
+        let observer = by.as_ref().map_or(connection.remote_address(), |introducer| introducer.address);
+        let at = match connection.is_relayed() {
+            true => format!(
+                "it does not reach this machine itself; by the rendezvous {observer}, which passes packets on, it"
+            ),
+            false => connection.remote_address().to_string(),
+        };
+        let reached = (at, connection.rtt());
+        let survey = endpoint.survey(observer).await;
         connection.close(CloseCode::Ok, "only a look");
         endpoint.close(CloseCode::Ok, "only a look");
         endpoint.closed().await;
@@ -81,6 +89,16 @@ pub async fn others(peer: &str, listen: SocketAddr) -> Finding {
 fn with_nat(survey: Survey) -> (Survey, Nat) {
     let is_own = UdpSocket::bind((survey.seen.ip(), 0)).is_ok();
     (survey, if is_own { Nat::None } else { Nat::of(&survey, &[]) })
+}
+
+/// By a rendezvous where the ticket names some, which also leads to a coordinator that is near.
+async fn dial(endpoint: &Endpoint, ticket: &Ticket) -> Result<(Connection, Option<Introducer>), NetError> {
+    if !ticket.rendezvous.is_empty()
+        && let Ok(Introduced { connection, by }) = endpoint.find(ticket).await
+    {
+        return Ok((connection, by));
+    }
+    Ok((endpoint.dial(&ticket.addresses, ticket.coordinator).await?, None))
 }
 
 fn judge_others(survey: Option<(Survey, Nat)>) -> Finding {
@@ -148,10 +166,10 @@ fn judge_mtu(route: Option<&DefaultRoute>) -> Finding {
     }
 }
 
-fn judge_coordinator(reached: Result<(SocketAddr, Duration), NetError>) -> Finding {
+fn judge_coordinator(reached: Result<(String, Duration), NetError>) -> Finding {
     match reached {
-        Ok((address, rtt)) => {
-            let found = format!("{address} answers in {:.1} ms", rtt.as_secs_f64() * 1e3);
+        Ok((at, rtt)) => {
+            let found = format!("{at} answers in {:.1} ms", rtt.as_secs_f64() * 1e3);
             if rtt <= RTT_MUCH {
                 return Finding::ok(COORDINATOR_CHECK, found);
             }
@@ -243,6 +261,7 @@ fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000
         let there = Endpoint::bind(listen, &identity, Admission::anyone()).unwrap();
         let ticket = |coordinator| Ticket {
             addresses: vec![there.local_addr().to_string()],
+            rendezvous: Vec::new(),
             coordinator,
             secret: JoinSecret::random(),
             expires_unix: None,
@@ -276,9 +295,9 @@ fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000
 
     #[test]
     fn distance_is_worth_a_warning() {
-        let address: SocketAddr = "192.0.2.1:4433".parse().unwrap();
-        let near = judge_coordinator(Ok((address, Duration::from_micros(450))));
+        let at = || "192.0.2.1:4433".to_owned();
+        let near = judge_coordinator(Ok((at(), Duration::from_micros(450))));
         assert_eq!(near, Finding::ok(COORDINATOR_CHECK, "192.0.2.1:4433 answers in 0.5 ms"));
-        assert_eq!(judge_coordinator(Ok((address, Duration::from_millis(120)))).verdict, Verdict::Warn);
+        assert_eq!(judge_coordinator(Ok((at(), Duration::from_millis(120)))).verdict, Verdict::Warn);
     }
 }

@@ -24,6 +24,7 @@ mod machine;
 mod membership;
 mod memory;
 mod reach;
+mod rendezvous;
 mod run;
 #[cfg(feature = "simulation")]
 pub mod simulation;

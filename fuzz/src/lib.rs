@@ -136,6 +136,7 @@ fn serve() -> Result<SocketAddr, Box<dyn std::error::Error>> {
         model,
         listen: local,
         advertise: vec![],
+        rendezvous: vec![],
         context: 256,
         kv_positions: 256,
         formation: Formation::new(Workers::Exactly(1)),

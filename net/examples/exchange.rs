@@ -20,6 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let secret = JoinSecret::random();
     let ticket = Ticket {
         addresses: vec![coordinator.local_addr().to_string()],
+        rendezvous: Vec::new(),
         coordinator: coordinator.peer_id(),
         secret: secret.clone(),
         expires_unix: None,

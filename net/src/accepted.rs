@@ -22,13 +22,16 @@ impl AcceptedConnections {
         accepted.push(connection.downgrade());
     }
 
-    /// Closes those that found this machine at none of `addresses`, its addresses now.
-    pub(crate) fn close_elsewhere(&self, addresses: &BTreeSet<IpAddr>) {
+    /// Closes those that found this machine at none of `addresses`, its addresses now, and returns them.
+    pub(crate) fn close_elsewhere(&self, addresses: &BTreeSet<IpAddr>) -> Vec<Connection> {
         let accepted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = Vec::new();
         for connection in accepted.iter().filter_map(WeakConnection::upgrade) {
             if let Some(ip) = connection.local_ip().filter(|ip| !addresses.contains(ip)) {
                 connection.close(CloseCode::Ok, &format!("this machine is not at {ip} any more"));
+                left.push(connection);
             }
         }
+        left
     }
 }

@@ -1,9 +1,13 @@
-//! Packets beside QUIC on the same socket: those that open a way through a NAT, and those that pass by a relay.
+//! Packets beside QUIC on the same socket: those that open a way through a NAT, those that pass by a relay, and those by which a
+//! rendezvous brings two together.
 //!
 //! Such a packet is `0x1f | "qm" | kind u8 | tag 16 | payload`. Every packet of QUIC has the second highest bit of its first
 //! byte set (RFC 9000, 17.2 and 17.3; endpoints here do not agree to leave it out), and none of these has.
 
-use crate::codec::{Decode, Encode};
+use crate::{
+    codec::{Decode, Encode},
+    keyfile,
+};
 
 /// Bytes before the payload.
 pub(crate) const HEAD_BYTES: usize = 20;
@@ -15,10 +19,17 @@ const MARK: [u8; 3] = [0x1f, b'q', b'm'];
 #[derive(Clone, Copy, Decode, Default, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RelayTag(pub [u8; 16]);
 
+impl RelayTag {
+    /// A new one.
+    pub fn random() -> Self {
+        Self(keyfile::random())
+    }
+}
+
 /// What a packet is for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Kind {
-    /// To open the way out: who gets it has nothing to do.
+    /// To open the way out. Who gets it and is about to dial the sender learns where its packets come from.
     Knock,
     /// On its way to or from a relay. Without a payload it tells the relay where its sender is.
     Relayed,
@@ -28,6 +39,12 @@ pub(crate) enum Kind {
     QuestionToOther,
     /// The answer.
     Answer,
+    /// From a coordinator to its rendezvous: here it is.
+    Call,
+    /// From a worker to a rendezvous: where is the coordinator?
+    Seek,
+    /// The rendezvous's answer.
+    Found,
 }
 
 /// A packet beside QUIC.
@@ -54,6 +71,9 @@ impl<'a> Aside<'a> {
             2 => Kind::Question,
             3 => Kind::QuestionToOther,
             4 => Kind::Answer,
+            5 => Kind::Call,
+            6 => Kind::Seek,
+            7 => Kind::Found,
             _ => return None,
         };
         ([a, b, c] == MARK).then_some(Self { kind, tag: RelayTag(tag), payload })
@@ -68,6 +88,9 @@ impl<'a> Aside<'a> {
             Kind::Question => 2,
             Kind::QuestionToOther => 3,
             Kind::Answer => 4,
+            Kind::Call => 5,
+            Kind::Seek => 6,
+            Kind::Found => 7,
         });
         out.extend_from_slice(&self.tag.0);
         out.extend_from_slice(self.payload);

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use crate::{
+    aside::RelayTag,
     close::CloseCode,
     code::JoinCode,
     control::{ControlReceiver, ControlSender},
@@ -130,6 +131,12 @@ impl Connection {
     /// Bytes that only the two ends of this connection know, and that no other connection has.
     pub(crate) fn exporter(&self) -> [u8; 32] {
         self.0.exporter
+    }
+
+    /// What the calls carry of the end that was dialled, once it is elsewhere: no other connection has it.
+    pub(crate) fn call_tag(&self) -> RelayTag {
+        let key = blake3::derive_key("qmesh moved v1", &self.exporter());
+        RelayTag(*key.first_chunk().expect("32 bytes hold 16"))
     }
 
     /// What the screens of both ends show, where a worker asks its coordinator to be let in.

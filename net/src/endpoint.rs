@@ -28,6 +28,7 @@ use crate::{
     limits::{DIAL_DEADLINE, DIALLED_ADDRESSES, DOOR_REMOTE, JOIN_DEADLINE, UNPROVEN_ADDRESSES, WAITING_HANDSHAKES},
     question::Second,
     relay::RelayGrant,
+    rendezvous,
     socket::SharedSocket,
     tls,
     transport::{self, Reach},
@@ -131,9 +132,15 @@ impl Endpoint {
     }
 
     /// Takes note of this machine's addresses now. Connections that were made to it at others are closed at once, as their
-    /// peers reach nobody there any more; those that it made go on from where it is.
-    pub fn is_at(&self, addresses: &BTreeSet<IpAddr>) {
-        self.0.connections.close_elsewhere(addresses);
+    /// peers reach nobody there any more, and the peers are called from where it is ([`Endpoint::calls_from`]); those that it
+    /// made go on. Returns these peers. Call it inside a tokio runtime.
+    pub fn is_at(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<PeerId> {
+        let left = self.0.connections.close_elsewhere(addresses);
+        if !left.is_empty() {
+            let calls = left.iter().map(|left| (left.remote_address(), left.call_tag())).collect();
+            tokio::spawn(rendezvous::call_back(Arc::clone(self.socket()), calls));
+        }
+        left.iter().map(Connection::peer).collect()
     }
 
     /// Passes packets on between two peers, who reach each other in no other way.
@@ -355,8 +362,13 @@ mod tests {
         if one.local_ip().is_none() {
             return eprintln!("SKIPPED: this system does not say at which address a packet came");
         }
-        far.is_at(&[one.local_ip().unwrap()].into());
+        let mut calls = [&stays, &goes].map(|dialled| near.calls_from(dialled));
+        let left = far.is_at(&[one.local_ip().unwrap()].into());
+        assert_eq!(left, [near.peer_id()].into());
         assert!(matches!(other.closed().await, NetError::ClosedHere { .. }));
+        let [of_who_stays, of_who_goes] = &mut calls;
+        assert_eq!(of_who_goes.next().await.port(), far.local_addr().port());
+        assert!(timeout(Duration::from_millis(50), of_who_stays.next()).await.is_err());
         assert!(matches!(goes.closed().await, NetError::Closed { .. }));
         // Who has dialled stays wherever it is.
         near.is_at(&BTreeSet::new());

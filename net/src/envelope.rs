@@ -18,7 +18,7 @@ use crate::{
 /// Types with this bit may be ignored by a receiver that does not know them.
 const OPTIONAL_TYPE: u16 = 0x8000;
 /// One after the last variant of [`Message`].
-const TYPES: u16 = 21;
+const TYPES: u16 = 25;
 /// The first variant that may be ignored: its type, and those of the variants after it, are counted from [`OPTIONAL_TYPE`].
 const FIRST_OPTIONAL: u16 = 20;
 /// The type under which errors speak of range requests and replies, which have none.

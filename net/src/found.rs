@@ -17,6 +17,12 @@ pub enum FoundBy {
     LocalNetwork,
     /// By the coordinator's record on the DHT.
     Dht,
+    /// By the coordinator's call: the worker is a rendezvous.
+    Call,
+    /// By asking a rendezvous, and then straight.
+    Rendezvous,
+    /// By asking a rendezvous, which passes the packets on.
+    Relay,
 }
 
 /// How a worker has found its coordinator, and in what time.
@@ -48,6 +54,9 @@ impl fmt::Display for WayFound {
             FoundBy::Address => "at an address that it had",
             FoundBy::LocalNetwork => "on the local network",
             FoundBy::Dht => "on the DHT",
+            FoundBy::Call => "by its call",
+            FoundBy::Rendezvous => "by a rendezvous",
+            FoundBy::Relay => "by a rendezvous that passes packets on",
         })?;
         write!(f, " in {:.1} s", f64::from(self.milliseconds) / 1e3)
     }
@@ -67,7 +76,7 @@ mod tests {
         assert_eq!(sections.get(26).map(|bytes| bytes.to_vec()), Some(vec![2, 0, 0, 0, 0x38, 8, 0, 0]));
         assert_eq!(WayFound::find(&sections), Ok(Some(found)));
         assert_eq!(found.to_string(), "on the DHT in 2.1 s");
-        sections.set(WayFound::TAG, vec![3, 0, 0, 0, 0, 0, 0, 0]);
+        sections.set(WayFound::TAG, vec![6, 0, 0, 0, 0, 0, 0, 0]);
         assert!(matches!(WayFound::find(&sections), Err(SectionContentError::Malformed { tag: 26, .. })));
     }
 }

@@ -108,6 +108,11 @@ pub const KNOWN_PEERS: usize = 4096;
 /// Streams of one connection that arrived and were not yet taken.
 pub const WAITING_STREAMS: usize = 16;
 
+/// Bytes a second that a relay passes on for one grant: 100 Mbit/s.
+pub const GRANT_BYTES_PER_SECOND: u64 = 12_500_000;
+/// A link says something every second, so after such a silence nobody needs its grant.
+pub const GRANT_IDLE: Duration = Duration::from_secs(60);
+
 /// Time to reach a peer, over all its addresses.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for each half of a join and for an incoming handshake.

@@ -1,16 +1,23 @@
 //! Two peers that reach each other where one could not reach the other: both send at the same time, and so both their NATs
-//! let the other's packets in.
+//! let the other's packets in. Whoever dials also learns by what it gets where the other one's packets come from, which a NAT may have
+//! chosen for this destination alone.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    task::AbortHandle,
+    sync::Mutex,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
 use crate::{
-    aside::RelayTag, connection::Connection, endpoint::Endpoint, error::NetError, ids::PeerId, limits::DIAL_DEADLINE,
-    socket::SharedSocket,
+    aside::{Kind, RelayTag},
+    connection::Connection,
+    endpoint::Endpoint,
+    error::NetError,
+    ids::PeerId,
+    limits::DIAL_DEADLINE,
+    socket::{Heard, SharedSocket},
 };
 
 /// The time between the first two packets; every further wait is twice as long.
@@ -19,6 +26,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long addresses are tried before the relay is tried beside them.
 const DIRECT_FIRST: Duration = Duration::from_secs(2);
+/// Addresses that a peer may knock from and be dialled at: anybody who knows both keys can name one.
+const LEARNED_MOST: usize = 4;
 
 /// This side of a meeting: for as long as it lives, a peer's packets can come in.
 pub struct Meeting {
@@ -26,6 +35,7 @@ pub struct Meeting {
     socket: Arc<SharedSocket>,
     /// The address of the peer behind the relay.
     far: Option<SocketAddr>,
+    knocks: Mutex<Heard>,
     knocking: AbortHandle,
 }
 
@@ -34,18 +44,27 @@ impl Endpoint {
     pub fn meet(&self, peer: PeerId, addresses: Vec<SocketAddr>, relay: Option<(SocketAddr, RelayTag)>) -> Meeting {
         let socket = Arc::clone(self.socket());
         let far = relay.map(|(relay, tag)| socket.reach(relay, tag));
-        let knocking = tokio::spawn(knock(Arc::clone(&socket), addresses, far)).abort_handle();
-        Meeting { peer, socket, far, knocking }
+        let knocks = Mutex::new(socket.hear(Kind::Knock, tag_of_knocks(peer, self.peer_id())));
+        let tag = tag_of_knocks(self.peer_id(), peer);
+        let knocking = tokio::spawn(knock(Arc::clone(&socket), addresses, tag, far)).abort_handle();
+        Meeting { peer, socket, far, knocks, knocking }
     }
 }
 
 impl Meeting {
-    /// Connects to the peer at the first of the addresses that it answers at or, if none does within 2 s, by the relay. In all
-    /// it takes 10 s at most.
+    /// Connects to the peer at the first of the addresses that it answers at, or where it knocks from; if it does so nowhere
+    /// within 2 s, by the relay. In all it takes 10 s at most.
     ///
     /// # Errors
     /// It answers nowhere.
     pub async fn dial(&self, endpoint: &Endpoint, addresses: &[String]) -> Result<Connection, NetError> {
+        tokio::select! {
+            outcome = self.dial_known(endpoint, addresses) => outcome,
+            connection = self.dial_learned(endpoint, addresses) => Ok(connection),
+        }
+    }
+
+    async fn dial_known(&self, endpoint: &Endpoint, addresses: &[String]) -> Result<Connection, NetError> {
         let direct = endpoint.dial(addresses, self.peer);
         let Some(far) = self.far else { return direct.await };
         let relayed = async {
@@ -75,6 +94,27 @@ impl Meeting {
             (_, second) => second,
         })
     }
+
+    /// Dials wherever else the peer's packets come from, for as long as nobody answers there.
+    async fn dial_learned(&self, endpoint: &Endpoint, known: &[String]) -> Connection {
+        let mut knocks = self.knocks.lock().await;
+        let known: BTreeSet<SocketAddr> = known.iter().filter_map(|address| address.parse().ok()).collect();
+        let (mut learned, mut dials) = (BTreeSet::new(), JoinSet::new());
+        loop {
+            tokio::select! {
+                Some(dialled) = dials.join_next() => if let Ok(Ok(connection)) = dialled {
+                    return connection;
+                },
+                (from, _) = knocks.next() => {
+                    let is_new = !known.contains(&from) && learned.len() < LEARNED_MOST && learned.insert(from);
+                    if is_new {
+                        let (endpoint, peer) = (endpoint.clone(), self.peer);
+                        dials.spawn(async move { endpoint.dial_address("where it knocks from", from, peer).await });
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Meeting {
@@ -92,10 +132,17 @@ impl Drop for Meeting {
     }
 }
 
-async fn knock(socket: Arc<SharedSocket>, addresses: Vec<SocketAddr>, far: Option<SocketAddr>) {
+/// What the packets carry that one of two peers sends to open the way for the other: only who knows both keys can tell whose they are.
+fn tag_of_knocks(from: PeerId, to: PeerId) -> RelayTag {
+    let mut hasher = blake3::Hasher::new_derive_key("qmesh knock v1");
+    hasher.update(&from.0).update(&to.0);
+    RelayTag(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes hold 16"))
+}
+
+async fn knock(socket: Arc<SharedSocket>, addresses: Vec<SocketAddr>, tag: RelayTag, far: Option<SocketAddr>) {
     let mut wait = FIRST_WAIT;
     loop {
-        addresses.iter().for_each(|&address| socket.knock(address));
+        addresses.iter().for_each(|&address| socket.knock(address, tag));
         if let Some(far) = far {
             socket.check_in(far);
         }
@@ -141,6 +188,18 @@ mod tests {
         relay.revoke(PlanEpoch(1));
         assert!(matches!(connection.closed().await, NetError::Lost { .. }));
         drop((accepts, dials));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_knocks_from_an_unknown_address_is_dialled_there() {
+        let network = Network::new(9);
+        let [a, b] = [(); 2].map(|()| network.endpoint(&Identity::ephemeral(), Admission::anyone()).unwrap());
+        let accepts = b.meet(a.peer_id(), vec![a.local_addr()], None);
+        let dials = a.meet(b.peer_id(), vec![], None);
+        // Nobody is at the address that the dialler knows.
+        let connection = dials.dial(&a, &["127.0.0.1:9".to_owned()]).await.unwrap();
+        assert_eq!((connection.peer(), connection.remote_address()), (b.peer_id(), b.local_addr()));
+        drop(accepts);
     }
 
     #[tokio::test(start_paused = true)]

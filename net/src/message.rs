@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::{
     codec::{Decode, Encode},
+    grant::{Grant, Seeker},
     ids::{PeerId, PlanEpoch, SessionId, StageIndex},
     mask::Mask,
     sampling::Sampling,
@@ -101,6 +102,17 @@ pub enum Message {
     Moved {
         /// Where it is now: [`crate::OwnAddresses`].
         sections: Sections,
+    },
+    /// A rendezvous to the coordinator: somebody asks for it.
+    Sought(Seeker),
+    /// Coordinator to a rendezvous: tell who asked where this coordinator is.
+    Introduce(Seeker),
+    /// Coordinator to a rendezvous: pass packets on.
+    Grant(Grant),
+    /// Coordinator to a rendezvous: pass nothing on any more for this plan.
+    Revoke {
+        /// The plan's epoch.
+        epoch: PlanEpoch,
     },
 }
 

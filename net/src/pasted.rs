@@ -78,17 +78,17 @@ pub(crate) fn put_addresses(addresses: &[String], out: &mut Vec<u8>) {
     }
 }
 
-/// The addresses that a body ends with.
-pub(crate) fn take_addresses(mut body: &[u8]) -> Option<Vec<String>> {
+/// The addresses that stand at the beginning of what is left of a body.
+pub(crate) fn take_addresses(body: &mut &[u8]) -> Option<Vec<String>> {
     let count = usize::from(body.try_get_u8().ok()?);
     let mut addresses = Vec::new();
     for _ in 0..count.min(TICKET_ADDRESSES) {
         let bytes = usize::from(body.try_get_u8().ok()?);
         let (address, rest) = body.split_at_checked(bytes)?;
         addresses.push(String::from_utf8(address.to_vec()).ok()?);
-        body = rest;
+        *body = rest;
     }
-    (body.is_empty() && addresses.len() == count).then_some(addresses)
+    (addresses.len() == count).then_some(addresses)
 }
 
 /// Decodes as far as whole groups go, so that a cut text fails for being short, not for how it ends.

@@ -56,7 +56,10 @@ pub(crate) fn with_plain_texts(mut message: Message) -> Message {
         | Message::Keep { .. }
         | Message::Measure(_)
         | Message::Mask(_)
-        | Message::Moved { .. } => {}
+        | Message::Moved { .. }
+        | Message::Grant(_)
+        | Message::Revoke { .. } => {}
+        Message::Sought(seeker) | Message::Introduce(seeker) => make_plain(&mut seeker.address),
     }
     message
 }

@@ -87,7 +87,8 @@ impl ShareLink {
         let (mut sharer, mut secret) = ([0; 32], [0; 16]);
         body.try_copy_to_slice(&mut sharer).ok()?;
         body.try_copy_to_slice(&mut secret).ok()?;
-        let addresses = pasted::take_addresses(body)?;
+        let addresses = pasted::take_addresses(&mut body)?;
+        body.is_empty().then_some(())?;
         Some(Self { manifest, sharer: PeerId(sharer), secret: ReadSecret(secret), addresses })
     }
 }

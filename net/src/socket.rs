@@ -25,6 +25,8 @@ use crate::{
 
 /// Packets that came by a relay and wait for QUIC, which takes them at once.
 const WAITING: usize = 1024;
+/// Packets of one kind and tag that wait for who hears them.
+const HEARD_WAITING: usize = 16;
 
 /// A socket that is shared by QUIC and by what travels beside it.
 pub(crate) struct SharedSocket {
@@ -38,8 +40,8 @@ struct State {
     relays: Relays,
     /// From far ends: each with the sender's address.
     arrived: VecDeque<(SocketAddr, Vec<u8>)>,
-    /// Who waits for answers.
-    surveys: HashMap<RelayTag, mpsc::Sender<(SocketAddr, Answer)>>,
+    /// Who waits for packets of a kind with a tag.
+    hearers: HashMap<(Kind, RelayTag), Vec<mpsc::Sender<(SocketAddr, Vec<u8>)>>>,
     answered: Budget,
 }
 
@@ -48,9 +50,9 @@ impl SharedSocket {
         Self { inner, second, state: Mutex::default() }
     }
 
-    /// Sends packets that nobody has to understand, so that the way back is open.
-    pub(crate) fn knock(&self, address: SocketAddr) {
-        self.send_aside(address, Aside { kind: Kind::Knock, tag: RelayTag::default(), payload: &[] });
+    /// Sends a packet that nobody has to understand, so that the way back is open.
+    pub(crate) fn knock(&self, address: SocketAddr, tag: RelayTag) {
+        self.send_aside(address, Aside { kind: Kind::Knock, tag, payload: &[] });
     }
 
     /// Tells the relay of a far end where this machine is.
@@ -88,14 +90,11 @@ impl SharedSocket {
         self.state().relays.leave(far);
     }
 
-    /// Hands on the answers to questions with this tag.
-    pub(crate) fn hear(&self, tag: RelayTag, answers: mpsc::Sender<(SocketAddr, Answer)>) {
-        self.state().surveys.insert(tag, answers);
-    }
-
-    /// Nobody waits for them any more.
-    pub(crate) fn hear_no_more(&self, tag: RelayTag) {
-        self.state().surveys.remove(&tag);
+    /// Hands on packets of this kind that carry this tag.
+    pub(crate) fn hear(self: &Arc<Self>, kind: Kind, tag: RelayTag) -> Heard {
+        let (sender, packets) = mpsc::channel(HEARD_WAITING);
+        self.state().hearers.entry((kind, tag)).or_default().push(sender);
+        Heard { socket: Arc::clone(self), key: (kind, tag), packets }
     }
 
     pub(crate) fn send_aside(&self, destination: SocketAddr, aside: Aside<'_>) {
@@ -144,14 +143,11 @@ impl SharedSocket {
     fn take_aside(&self, from: SocketAddr, packet: &[u8]) {
         let Some(aside) = Aside::parse(packet) else { return };
         match aside.kind {
-            Kind::Knock => {}
             Kind::Question | Kind::QuestionToOther => self.answer(from, aside),
-            Kind::Answer => {
-                if let (Some(answers), Some(answer)) =
-                    (self.state().surveys.get(&aside.tag), Answer::parse(aside.payload))
-                {
-                    // Whoever asked has all that it reads.
-                    let _ = answers.try_send((from, answer));
+            Kind::Knock | Kind::Answer | Kind::Call | Kind::Seek | Kind::Found => {
+                for hearer in self.state().hearers.get(&(aside.kind, aside.tag)).into_iter().flatten() {
+                    // Who has not read the last ones has enough of them.
+                    let _ = hearer.try_send((canonical(from), aside.payload.to_vec()));
                 }
             }
             Kind::Relayed => {
@@ -202,6 +198,37 @@ impl SharedSocket {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Packets of one kind with one tag, for as long as somebody wants them.
+pub(crate) struct Heard {
+    socket: Arc<SharedSocket>,
+    key: (Kind, RelayTag),
+    packets: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+}
+
+impl Heard {
+    /// The next one: where it comes from, and its payload. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> (SocketAddr, Vec<u8>) {
+        // The socket has the other end until this is dropped.
+        match self.packets.recv().await {
+            Some(packet) => packet,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.packets.close();
+        let mut state = self.socket.state();
+        if let Some(hearers) = state.hearers.get_mut(&self.key) {
+            hearers.retain(|hearer| !hearer.is_closed());
+            if hearers.is_empty() {
+                state.hearers.remove(&self.key);
+            }
+        }
     }
 }
 

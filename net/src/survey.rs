@@ -3,25 +3,19 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    time::{interval, sleep_until},
-};
+use tokio::time::{interval, sleep_until};
 
 use crate::{
     aside::{Aside, Kind, RelayTag},
     endpoint::Endpoint,
-    keyfile,
     question::{Answer, QUESTION_BYTES, canonical},
-    socket::SharedSocket,
+    socket::{Heard, SharedSocket},
 };
 
 /// How often something is asked.
 const REPEAT: Duration = Duration::from_millis(100);
 /// How long answers are waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Answers that may wait to be read.
-const ANSWERS_WAITING: usize = 16;
 /// How a peer sees this machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Survey {
@@ -63,7 +57,7 @@ struct Asking {
     socket: Arc<SharedSocket>,
     peer: SocketAddr,
     tag: RelayTag,
-    received: mpsc::Receiver<(SocketAddr, Answer)>,
+    received: Heard,
     answers: Answers,
 }
 
@@ -79,9 +73,8 @@ struct Answers {
 
 impl Asking {
     fn new(endpoint: &Endpoint, peer: SocketAddr) -> Self {
-        let (tag, socket) = (RelayTag(keyfile::random()), Arc::clone(endpoint.socket()));
-        let (sender, received) = mpsc::channel(ANSWERS_WAITING);
-        socket.hear(tag, sender);
+        let (tag, socket) = (RelayTag::random(), Arc::clone(endpoint.socket()));
+        let received = socket.hear(Kind::Answer, tag);
         Self { socket, peer: canonical(peer), tag, received, answers: Answers::default() }
     }
 
@@ -98,7 +91,11 @@ impl Asking {
                         self.socket.send_aside(whom, Aside { kind, tag: self.tag, payload: &payload });
                     }
                 }
-                Some((from, answer)) = self.received.recv() => self.take(canonical(whom), canonical(from), answer),
+                (from, payload) = self.received.next() => {
+                    if let Some(answer) = Answer::parse(&payload) {
+                        self.take(canonical(whom), from, answer);
+                    }
+                }
             }
         }
     }
@@ -111,12 +108,6 @@ impl Asking {
         } else if from.ip() == self.peer.ip() && whom == self.peer {
             self.answers.unasked = true;
         }
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        self.socket.hear_no_more(self.tag);
     }
 }
 

@@ -444,7 +444,7 @@ fn bytes_that_are_not_the_protocol_end_the_connection() {
         let (near, far) = connect(&coordinator, &worker).await;
         let (mut sender, _receiver) = near.open_control().await.unwrap();
         let (_back, mut forth) = far.accept_control().await.unwrap();
-        sender.send_bytes(&[0x01, 0x80, 1, 2, 3]).await.unwrap();
+        sender.send_bytes(&[0xff, 0xff, 1, 2, 3]).await.unwrap();
         sender.send(&Message::Drain).await.unwrap();
         assert_eq!(forth.recv().await.unwrap(), Message::Drain, "an optional type is skipped");
         sender.send_bytes(&[0x01, 0x70]).await.unwrap();

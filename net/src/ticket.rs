@@ -1,8 +1,8 @@
 //! The ticket: one string that tells a worker where its coordinator is, who it is, and that it may join.
 //!
 //! `qmesh1`, then base32 of `version u8 | critical flags u8 | length u16 of all | coordinator key 32 | secret 16 |
-//! expiry u64 if flag 0 | count u8 | (length u8 | address) each | first 4 bytes of BLAKE3 of all before`, all of it
-//! little-endian.
+//! expiry u64 if flag 0 | addresses | addresses of rendezvous if flag 1 | first 4 bytes of BLAKE3 of all before`, all of it
+//! little-endian; addresses are `count u8 | (length u8 | address) each`.
 
 use std::{fmt, str::FromStr};
 
@@ -22,12 +22,16 @@ const NAME: &str = "qmesh";
 const VERSION: u8 = 1;
 /// The ticket has an expiry. Readers refuse flags that they do not know.
 const FLAG_EXPIRES: u8 = 1;
+/// The ticket names rendezvous.
+const FLAG_RENDEZVOUS: u8 = 2;
 
 /// What a worker needs to join a mesh.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ticket {
     /// Where to try, each as `host:port`; hints only, since the key decides who answers.
     pub addresses: Vec<String>,
+    /// Workers that bring others together with a coordinator that nobody reaches, each as `host:port`.
+    pub rendezvous: Vec<String>,
     /// The coordinator's key.
     pub coordinator: PeerId,
     /// The right to join.
@@ -66,7 +70,7 @@ impl Ticket {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => TicketError::Version,
             Some(_) | None => TicketError::NotATicket,
         })?;
-        let (flags, body) = pasted::read(body, VERSION, FLAG_EXPIRES, &[])?;
+        let (flags, body) = pasted::read(body, VERSION, FLAG_EXPIRES | FLAG_RENDEZVOUS, &[])?;
         // The checksum holds, so a body that does not fit was written so.
         Self::from_body(&body, flags).ok_or(TicketError::Checksum)
     }
@@ -83,8 +87,10 @@ impl Ticket {
         body.try_copy_to_slice(&mut coordinator).ok()?;
         body.try_copy_to_slice(&mut secret).ok()?;
         let expires_unix = if flags & FLAG_EXPIRES == 0 { None } else { Some(body.try_get_u64_le().ok()?) };
-        let addresses = pasted::take_addresses(body)?;
-        Some(Self { addresses, coordinator: PeerId(coordinator), secret: JoinSecret(secret), expires_unix })
+        let addresses = pasted::take_addresses(&mut body)?;
+        let rendezvous = if flags & FLAG_RENDEZVOUS == 0 { Vec::new() } else { pasted::take_addresses(&mut body)? };
+        body.is_empty().then_some(())?;
+        Some(Self { addresses, rendezvous, coordinator: PeerId(coordinator), secret: JoinSecret(secret), expires_unix })
     }
 
     fn body(&self) -> Vec<u8> {
@@ -93,6 +99,9 @@ impl Ticket {
             out.put_u64_le(expires_unix);
         }
         pasted::put_addresses(&self.addresses, &mut out);
+        if !self.rendezvous.is_empty() {
+            pasted::put_addresses(&self.rendezvous, &mut out);
+        }
         out
     }
 }
@@ -110,7 +119,9 @@ impl From<PastedError> for TicketError {
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flags = if self.expires_unix.is_some() { FLAG_EXPIRES } else { 0 };
+        let expires = if self.expires_unix.is_some() { FLAG_EXPIRES } else { 0 };
+        let rendezvous = if self.rendezvous.is_empty() { 0 } else { FLAG_RENDEZVOUS };
+        let flags = expires | rendezvous;
         write!(f, "{PREFIX}{}", pasted::write(VERSION, flags, &self.body(), &[]))
     }
 }
@@ -158,6 +169,7 @@ mod tests {
     fn ticket() -> Ticket {
         Ticket {
             addresses: vec!["192.168.1.20:7700".into(), "[fe80::1]:7700".into()],
+            rendezvous: vec!["mesh.example:4434".into()],
             coordinator: PeerId(std::array::from_fn(|i| i as u8)),
             secret: JoinSecret([0xa5; 16]),
             expires_unix: Some(2_000_000_000),
@@ -167,7 +179,8 @@ mod tests {
     #[test]
     fn a_ticket_survives_its_text() {
         let many = Ticket { addresses: vec!["a".repeat(255); TICKET_ADDRESSES], ..ticket() };
-        for ticket in [ticket(), Ticket { addresses: vec![], expires_unix: None, ..ticket() }, many] {
+        for ticket in [ticket(), Ticket { addresses: vec![], rendezvous: vec![], expires_unix: None, ..ticket() }, many]
+        {
             let text = ticket.to_string();
             assert!(text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{text}");
             assert_eq!(Ticket::parse(&text), Ok(ticket.clone()));

@@ -14,6 +14,7 @@ mod memory;
 mod networks;
 mod open;
 mod page;
+mod pulled;
 mod survival;
 mod terminals;
 

@@ -2,6 +2,8 @@
 
 mod lab;
 mod moves;
+mod ports;
+mod rendezvous;
 mod sharing;
 
 use qmesh_tests::{
@@ -165,15 +167,20 @@ fn play(mut scene: Scene) -> Played {
 
 /// A coordinator at 198.51.100.10, whose API this test reaches, and the folder of its model.
 fn serve(lab: &mut Lab, host: &Host, more: &[&str]) -> (Serving, TempDir) {
+    // The first worker dials the second one.
+    let pins = ["--pin", "first=0-0", "--pin", "second=1-2"];
+    let always = ["--listen", "198.51.100.10:4433", "--min-workers", "2"];
+    let pins = if more.is_empty() { &pins[..] } else { &[] };
+    serve_at(lab, host, &[&always[..], pins, more].concat())
+}
+
+/// A coordinator anywhere, whose API this test reaches, and the folder of its model.
+fn serve_at(lab: &mut Lab, host: &Host, more: &[&str]) -> (Serving, TempDir) {
     let folder = TempDir::new().unwrap();
     let model = folder.path().join("words.gguf");
     super::experts::with_words(&golden_file("tiny/mixtral.gguf"), &model);
     let api = lab.cable(host);
-    // The first worker dials the second one.
-    let pins = ["--pin", "first=0-0", "--pin", "second=1-2"];
-    let always = ["--listen", "198.51.100.10:4433", "--allow-host", &api, "--min-workers", "2", "--no-mdns"];
-    let pins = if more.is_empty() { &pins[..] } else { &[] };
-    let arguments = [&always[..], pins, more].concat();
+    let arguments = [&["--allow-host", &api, "--no-mdns"][..], more].concat();
     let mut serving = Serving::start_by(host.command("coordinator"), "1", &model.to_string_lossy(), 256, &arguments);
     serving.url = serving.url.replace("127.0.0.1", &api);
     (serving, folder)

@@ -11,13 +11,14 @@ use clap::{
     ArgGroup, Args, ValueEnum,
     builder::{NonEmptyStringValueParser, PossibleValue},
 };
+use qmesh_discovery::is_host_name;
 use qmesh_models::{
     bytes::ByteCount,
     pull::ModelRef,
     span::{SpanError, TimeSpan},
 };
 
-use super::{ModelArg, TokenizerArgs, dht::DhtArgs, draft::DraftArgs, model_ref};
+use super::{ModelArg, TokenizerArgs, draft::DraftArgs, model_ref, reach::ReachArgs};
 use crate::{
     api::ApiKey,
     generate::Pooling,
@@ -256,19 +257,16 @@ pub struct ServeArgs {
     /// Where it listens.
     #[command(flatten)]
     pub addresses: AddressArgs,
-    /// Address to put into the join line, where it is not the one listened on; may be repeated
-    #[arg(long, value_name = "HOST:PORT", env = "QMESH_ADVERTISE", value_delimiter = ',', value_parser = advertised)]
-    pub advertise: Vec<String>,
+    /// How workers find it.
+    #[command(flatten)]
+    pub reach: ReachArgs,
     /// Let workers of the local network ask to join without a ticket, and wait until `coordinator admit`
     #[arg(long, env = "QMESH_OPEN", conflicts_with = "no_mdns")]
     pub open: bool,
     /// Do not say on the local network (mDNS) where this coordinator is
     #[arg(long, env = "QMESH_NO_MDNS")]
     pub no_mdns: bool,
-    /// Whether it is found on the DHT.
-    #[command(flatten)]
-    pub dht: DhtArgs,
-    /// Do not pass packets on between workers that cannot reach each other: they get no layers side by side then
+    /// Let nobody pass packets on between workers that cannot reach each other: they get no layers side by side then
     #[arg(long, env = "QMESH_NO_RELAY")]
     pub no_relay: bool,
     /// Wait for N workers before the pipeline forms, even if fewer have room
@@ -419,22 +417,11 @@ impl AddressArgs {
 }
 
 impl ServeArgs {
-    /// Where workers dial in: an open mesh, and one that is found on the DHT, is there for other machines.
+    /// Where workers dial in: an open mesh, and one that is found on the DHT or by a rendezvous, is there for other machines.
     pub fn listen(&self) -> SocketAddr {
-        let open = (self.open || self.dht.dht).then_some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));
+        let open = (self.open || self.reach.is_wide()).then_some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT));
         self.addresses.listen.or(open).unwrap_or_else(|| self.addresses.listen())
     }
-}
-
-/// An address that workers can try: a name or an IP address of this machine, and a port.
-pub(super) fn advertised(text: &str) -> Result<String, String> {
-    let reachable = match text.parse::<SocketAddr>() {
-        Ok(address) => !address.ip().is_unspecified() && address.port() != 0,
-        Err(_) => text.rsplit_once(':').is_some_and(|(host, port)| is_host_name(host) && is_port(port)),
-    };
-    let wanted =
-        "HOST:PORT is needed, as workers reach it, such as mesh.example:4433, 192.168.1.2:4433 or [fd00::1]:4433";
-    if reachable { Ok(text.to_owned()) } else { Err(wanted.to_owned()) }
 }
 
 /// What browsers send as `Origin`: a scheme and whose it is, or `null`.
@@ -458,23 +445,6 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a resolver could know the name. One whose last label is a number is an IPv4 address gone wrong.
-fn is_host_name(host: &str) -> bool {
-    let is_label = |label: &str| {
-        let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-        (1..=63).contains(&label.len()) && plain && !label.starts_with('-') && !label.ends_with('-')
-    };
-    // A dot at the end marks a name as complete.
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let last = host.rsplit('.').next().unwrap_or_default();
-    host.len() <= HOST_NAME_BYTES_MAX && host.split('.').all(is_label) && !last.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn is_port(text: &str) -> bool {
-    // A number's own parser takes a sign.
-    text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 /// A number and its unit.
 fn parse_time(text: &str) -> Result<Duration, SpanError> {
     text.parse().map(|TimeSpan(time)| time)
@@ -488,7 +458,5 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
 
 /// Of the coordinator, for workers.
 const PORT: u16 = 4433;
-/// The longest name of the DNS.
-const HOST_NAME_BYTES_MAX: usize = 253;
 /// Far more than anybody has of anything that is counted here.
 const COUNT_MAX: usize = 4096;

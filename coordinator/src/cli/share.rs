@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use qmesh_models::pull::ModelRef;
 
-use super::{mesh::advertised, model_ref};
+use super::{model_ref, reach::advertised};
 use crate::plan::offer;
 
 /// Arguments of `pull`.

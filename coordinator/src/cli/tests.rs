@@ -50,7 +50,7 @@ fn what_is_advertised_can_be_reached() {
         ["mesh.example:4433", "localhost:1", "my_host.:65535", "192.168.1.2:4433", "[fd00::1]:4433", "1and1:80"]
     {
         let Command::Serve(serve) = parse(&format!("serve --advertise {address}")).unwrap().command else { panic!() };
-        assert_eq!(serve.advertise, [address]);
+        assert_eq!(serve.reach.advertise, [address]);
     }
     for address in [
         "127.0.0.1",
@@ -76,7 +76,7 @@ fn what_is_advertised_can_be_reached() {
         assert!(refusal.contains("for '--advertise <HOST:PORT>': HOST:PORT is needed"), "{address}: {refusal}");
     }
     let Command::Serve(serve) = parse("serve --advertise a:1,b:2 --advertise c:3").unwrap().command else { panic!() };
-    assert_eq!(serve.advertise, ["a:1", "b:2", "c:3"]);
+    assert_eq!(serve.reach.advertise, ["a:1", "b:2", "c:3"]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn what_the_packages_start_is_understood() {
     let Command::Serve(serve) = parse(words.trim().strip_prefix("coordinator").unwrap()).unwrap().command else {
         panic!()
     };
-    assert_eq!((serve.min_workers, serve.advertise), (Some(2), vec!["coordinator:4433".to_owned()]));
+    assert_eq!((serve.min_workers, serve.reach.advertise), (Some(2), vec!["coordinator:4433".to_owned()]));
     assert_eq!(serve.ticket_file.as_deref(), Some(Path::new("/run/qmesh/ticket")));
 }
 

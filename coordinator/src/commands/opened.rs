@@ -72,6 +72,7 @@ impl Opened {
             model: Arc::clone(&self.model),
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: Vec::new(),
+            rendezvous: Vec::new(),
             context,
             kv_positions,
             formation,

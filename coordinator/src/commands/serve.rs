@@ -1,9 +1,9 @@
 //! `serve`: a mesh that others join, behind an HTTP API.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, num::NonZeroU16, path::Path, sync::Arc};
 
 use data_encoding::BASE32_NOPAD;
-use qmesh_discovery::{Announcement, DhtRecord, Entrance, Kept};
+use qmesh_discovery::{Announcement, DhtRecord, Entrance, Kept, PortMap, Renewed, told_addresses};
 use qmesh_logging::service;
 use qmesh_models::bytes::ByteCount;
 use qmesh_net::{RelaySecret, Strangers};
@@ -55,7 +55,8 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
         Failure::failed(error.to_string()).with_advice(advice)
     })?;
     let addresses = listeners.addresses()?;
-    let mesh = Mesh::start(config(args, opened)?).await?;
+    let mapped = mapped_port(args).await?;
+    let mesh = Mesh::start(config(args, opened, mapped.as_ref())?).await?;
     let (owner_key, owner) = owner_key()?;
     let invitation = invitation(args, &opened.model, &mesh, &addresses, owner);
     introduce(args, opened, &mesh, &addresses, invitation.as_ref())?;
@@ -89,6 +90,9 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
         announcements.abort();
         mesh.stop().await;
         workers.stop().await;
+        if let Some(mapped) = mapped {
+            mapped.end().await;
+        }
         Ok::<(), Failure>(())
     };
     tokio::pin!(served);
@@ -107,11 +111,8 @@ async fn serve_until_stopped(args: &ServeArgs, opened: &Opened) -> Result<Stop, 
 
 /// What is meant for other machines wants an address that they reach.
 fn for_others(args: &ServeArgs) -> Result<(), Failure> {
-    let flag = match (args.open, args.dht.dht) {
-        (true, _) => "--open",
-        (false, true) => "--dht",
-        (false, false) => return Ok(()),
-    };
+    let open = args.open.then_some("--open");
+    let Some(flag) = open.or(args.reach.wide_flag()) else { return Ok(()) };
     if !args.listen().ip().is_loopback() {
         return Ok(());
     }
@@ -126,7 +127,7 @@ fn named_keys(path: &Path) -> Result<NamedKeys, Failure> {
     NamedKeys::parse(&text).map_err(|error| wrong(&error))
 }
 
-fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
+fn config(args: &ServeArgs, opened: &Opened, mapped: Option<&PortMap>) -> Result<MeshConfig, Failure> {
     let workers = match (args.min_workers, args.local_workers) {
         (Some(least), _) => Workers::AtLeast(least),
         (None, 0) => Workers::WhenItFits,
@@ -150,10 +151,43 @@ fn config(args: &ServeArgs, opened: &Opened) -> Result<MeshConfig, Failure> {
     Ok(MeshConfig {
         listen: args.listen(),
         strangers: if args.open { Strangers::MayAsk } else { Strangers::NeedTickets },
-        advertise: args.advertise.clone(),
+        advertise: addresses(args, mapped),
+        rendezvous: args.reach.rendezvous.clone(),
         ticket: TicketSource::Kept { directory: directories()?.keys().to_owned(), rotate, expires_unix },
         ..opened.mesh(formation, &args.pipeline)
     })
+}
+
+/// The addresses of the ticket, where they are not those that it listens on.
+fn addresses(args: &ServeArgs, mapped: Option<&PortMap>) -> Vec<String> {
+    let advertised = args.reach.advertise.clone();
+    let Some(mapped) = mapped else { return advertised };
+    let near = if advertised.is_empty() { told_addresses(args.listen()) } else { advertised };
+    [mapped.address().to_string()].into_iter().chain(near).collect()
+}
+
+/// A port of the router that leads here, if that is wanted.
+async fn mapped_port(args: &ServeArgs) -> Result<Option<PortMap>, Failure> {
+    if !args.reach.map_port {
+        return Ok(None);
+    }
+    let Some(port) = NonZeroU16::new(args.listen().port()) else {
+        return Err(Failure::usage("--map-port needs a port that is known: --listen has port 0")
+            .with_advice("--listen 0.0.0.0:4433"));
+    };
+    let told = |renewed: Renewed| {
+        if let Err(error) = renewed {
+            note(format_args!("workers of other networks may not reach this coordinator: {error}"));
+        }
+    };
+    let asked = PortMap::ask(port, told).await;
+    let mapped = asked.map_err(|error| {
+        let advice =
+            "without --map-port: a port that you forward yourself (--advertise), --rendezvous, or a local network";
+        Failure::failed(error.to_string()).with_advice(advice)
+    })?;
+    note(format_args!("the router leads {} to this coordinator", mapped.address()));
+    Ok(Some(mapped))
 }
 
 /// Says on the local network where this coordinator is, if others can reach it there.
@@ -181,7 +215,7 @@ fn recorded(args: &ServeArgs, mesh: &Mesh) -> Option<DhtRecord> {
             Err(error) => note(format_args!("workers do not find this coordinator by the DHT: {error}")),
         }
     };
-    args.dht.dht().map(|dht| DhtRecord::keep(dht, mesh.ticket(), mesh.listens_at(), told))
+    args.reach.dht().map(|dht| DhtRecord::keep(dht, mesh.ticket(), mesh.listens_at(), told))
 }
 
 fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWorkers, Failure> {
@@ -231,7 +265,7 @@ fn introduce(
 
 /// What a worker's owner pastes: it looks on the DHT if there is something to find.
 fn join_command(args: &ServeArgs, mesh: &Mesh) -> String {
-    mesh.join_command() + &args.dht.of_workers()
+    mesh.join_command() + &args.reach.of_workers()
 }
 
 /// What shows for as long as this process lives that a client of the API is who runs it, for the API and for clients.

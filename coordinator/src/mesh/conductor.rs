@@ -126,6 +126,16 @@ impl Conductor {
         self.order(now, actions);
     }
 
+    /// This machine has another address: these workers have lost it for that, and come back.
+    pub(crate) fn displaced(&mut self, now: Instant, workers: &[WorkerId]) {
+        for &worker in workers {
+            let (worker, reason) = (self.roster.name_of(worker).to_owned(), roster::MOVED.to_owned());
+            self.publish(MeshEvent::WorkerLeft { worker, reason });
+        }
+        let actions = self.roster.displaced(now, workers);
+        self.order(now, actions);
+    }
+
     /// Takes a request in.
     ///
     /// # Errors

@@ -27,6 +27,8 @@ pub struct MeshConfig {
     pub listen: SocketAddr,
     /// Addresses for the ticket; with none, those of `listen`.
     pub advertise: Vec<String>,
+    /// Workers that bring others together with this coordinator, where nobody reaches it, each as `host:port`.
+    pub rendezvous: Vec<String>,
     /// The most positions of one session.
     pub context: usize,
     /// KV positions of all sessions together; at least `context`.

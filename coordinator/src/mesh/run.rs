@@ -1,24 +1,27 @@
 //! The task around the conductor: it brings in what happens, and carries out the queue of actions that comes of it.
 //! Small and dull.
 
+mod whereabouts;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use qmesh_net::{CloseCode, Endpoint, Frame, Gate, Message, PlanEpoch, RejectCode, SessionId};
+use qmesh_net::{Calling, CloseCode, Endpoint, Frame, Gate, Message, PlanEpoch, RejectCode, SessionId};
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
         oneshot, watch,
     },
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 
 use super::{
     conductor::{Action, Conductor},
-    config::MeshConfig,
+    config::{MeshConfig, Relaying},
     draft_process::{DraftNews, DraftProcess},
     entry::{Entry, REVOKED},
     events::{EventBus, EventSource},
@@ -31,6 +34,7 @@ use super::{
     members::Members,
     observer::Observer,
     scheduling::{DraftLimits, Limits},
+    seekers::Seekers,
     status::{DraftStatus, MeshStatus},
 };
 use crate::{
@@ -56,6 +60,12 @@ pub(crate) struct MeshTask {
     status: watch::Sender<Arc<MeshStatus>>,
     observer: Observer,
     bus: EventBus,
+    /// Calls at the rendezvous, where there are some.
+    calling: Option<Calling>,
+    /// Who came by way of them.
+    seekers: Seekers,
+    /// Whether packets are passed on.
+    relaying: Relaying,
     /// The process of the small model that drafts, while it runs.
     drafting: Option<DraftProcess>,
     /// What that is, for people.
@@ -76,7 +86,7 @@ impl MeshTask {
         members: Members,
         config: &MeshConfig,
         planned: PlannedModel,
-        drafting: Option<DraftProcess>,
+        (drafting, calling): (Option<DraftProcess>, Option<Calling>),
     ) -> Self {
         let now = Instant::now();
         let entry = Entry::new(now, members, gate.known.clone(), gate.strangers);
@@ -111,6 +121,9 @@ impl MeshTask {
             status,
             observer: Observer::new(now),
             bus: EventBus::new(),
+            calling,
+            seekers: Seekers::default(),
+            relaying: config.formation.relaying.clone(),
             drafting,
             drafter: config.drafter.as_ref().map(|drafter| draft_status(drafter, config)),
         }
@@ -130,8 +143,10 @@ impl MeshTask {
     pub(crate) async fn run(mut self, mut called: mpsc::Receiver<Call>, mut stopped: oneshot::Receiver<()>) {
         let (events, mut happened) = mpsc::channel(EVENTS_WAITING);
         let (endpoint, gate) = (self.endpoint.clone(), self.gate.clone());
-        let accepting = links::accept(endpoint, gate, self.tensors.clone(), self.name.clone(), events);
-        let accepting = tokio::spawn(accepting);
+        let accepting = links::accept(endpoint, gate, self.tensors.clone(), self.name.clone(), events.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accepting);
+        tasks.spawn(whereabouts::follow_interfaces(self.endpoint.clone(), events));
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut deadline: Option<Instant> = None;
@@ -151,13 +166,13 @@ impl MeshTask {
             self.tell();
         }
         self.leave().await;
-        accepting.abort();
     }
 
     fn event(&mut self, event: LinkEvent) {
         let now = Instant::now();
         match event {
             LinkEvent::Arrived { worker, joined, link, name } => {
+                let joined = self.located(joined, &link.connection);
                 let named = self.conductor.free_name(&joined.name);
                 // It may have been sent away since it was let in.
                 if !self.entry.is_revoked(joined.peer) && name.send(named.clone()).is_ok() {
@@ -187,6 +202,8 @@ impl MeshTask {
                     self.conductor.moved(now, worker, address, &sections);
                 }
             }
+            LinkEvent::Displaced { peers } => self.displaced(now, &peers),
+            LinkEvent::Sought { worker, seeker } => self.sought(now, worker, seeker),
             LinkEvent::Frame { worker, frame } => {
                 if self.links.contains_key(&worker) {
                     self.conductor.sampled(now, worker, &frame);
@@ -271,6 +288,8 @@ impl MeshTask {
         if self.entry.tick(now) {
             self.send_revoked_away();
         }
+        let links = &self.links;
+        self.seekers.tick(now, |peer| links.values().any(|link| link.connection.peer() == peer));
         self.carry_out();
         let gone: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_closed()).map(|(&s, _)| s).collect();
         for session in gone {
@@ -316,7 +335,7 @@ impl MeshTask {
                 }
                 Action::Relay(grant) => self.endpoint.grant(grant),
                 Action::CloseFrames(epoch) => {
-                    self.endpoint.revoke(epoch);
+                    self.revoke(epoch);
                     drop(self.frames.remove(&epoch));
                 }
                 Action::Frame(frame) => self.send_frame(frame),
@@ -335,21 +354,26 @@ impl MeshTask {
     /// Listeners wait on other threads, whose waking takes time: the stages come first.
     fn tell(&mut self) {
         let now = Instant::now();
+        let mut is_counted = false;
         while let Some(news) = self.news.pop_front() {
             match news {
-                News::Happened(session, event) => self.deliver(now, session, event),
+                News::Happened(session, event) => {
+                    // Whoever hears of an answer's end finds it counted.
+                    if event.is_last() && !is_counted {
+                        self.publish(now);
+                    }
+                    is_counted |= event.is_last();
+                    is_counted &= self.deliver(now, session, event);
+                }
                 News::Over(session) => drop(self.listeners.remove(&session)),
             }
         }
     }
 
-    fn deliver(&mut self, now: Instant, session: SessionId, event: GenerateEvent) {
-        let last = matches!(event, GenerateEvent::Finished(_) | GenerateEvent::Failed(_));
-        if last {
-            // Whoever hears of its end finds it counted.
-            self.publish(now);
-        }
-        let Some(listener) = self.listeners.get(&session) else { return };
+    /// Whether that was all: a session that is cancelled for it may bring others on.
+    fn deliver(&mut self, now: Instant, session: SessionId, event: GenerateEvent) -> bool {
+        let last = event.is_last();
+        let Some(listener) = self.listeners.get(&session) else { return true };
         // A listener that went away, or reads too slowly to keep its buffer from filling, is cancelled.
         let heard = listener.try_send(event).is_ok();
         if last {
@@ -359,7 +383,9 @@ impl MeshTask {
             // It has left room.
             self.conductor.pump(Instant::now());
             self.carry_out();
+            return false;
         }
+        true
     }
 
     fn cancel(&mut self, now: Instant, session: SessionId) {

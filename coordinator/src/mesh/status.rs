@@ -1,6 +1,7 @@
 //! What the mesh says of itself: the one source of `/health`, `/ready`, `/api/status` and the tables after a run. What
 //! *happens* in it is in [`events`](super::events).
 
+use qmesh_net::{FoundBy, WayFound};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Speed, prediction::Prediction};
@@ -313,6 +314,21 @@ pub struct FoundStatus {
     pub ms: u32,
 }
 
+impl FoundStatus {
+    /// What the worker has said of it.
+    pub(crate) fn way(self) -> WayFound {
+        let by = match self.by {
+            FoundTier::Address => FoundBy::Address,
+            FoundTier::LocalNetwork => FoundBy::LocalNetwork,
+            FoundTier::Dht => FoundBy::Dht,
+            FoundTier::Call => FoundBy::Call,
+            FoundTier::Rendezvous => FoundBy::Rendezvous,
+            FoundTier::Relay => FoundBy::Relay,
+        };
+        WayFound { by, milliseconds: self.ms }
+    }
+}
+
 /// Where a worker looks for its coordinator, one after the other.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -323,6 +339,12 @@ pub enum FoundTier {
     LocalNetwork,
     /// Where the coordinator's record on the DHT says.
     Dht,
+    /// Where the coordinator called from: the worker is a rendezvous.
+    Call,
+    /// Where a rendezvous says.
+    Rendezvous,
+    /// Behind a rendezvous, which passes the packets on.
+    Relay,
 }
 
 /// A worker that asks to join.

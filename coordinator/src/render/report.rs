@@ -163,12 +163,7 @@ pub(super) fn link(link: LinkStatus) -> String {
 
 /// `found on the DHT in 2.1 s`; nothing of a worker that had the address.
 fn found(found: FoundStatus) -> Option<String> {
-    let place = match found.by {
-        FoundTier::Address => return None,
-        FoundTier::LocalNetwork => "on the local network",
-        FoundTier::Dht => "on the DHT",
-    };
-    Some(format!("found {place} in {:.1} s", f64::from(found.ms) / 1e3))
+    (found.by != FoundTier::Address).then(|| format!("found {}", found.way()))
 }
 
 /// `10.0 / 40.2`: milliseconds of half of the last steps, and of 95 of 100.

@@ -7,13 +7,15 @@ use ring::{
     signature::{Ed25519KeyPair, KeyPair},
 };
 
+use crate::names::is_dialable;
+
 /// Where a ticket's record lies on the DHT, and what it is signed and encrypted with.
-pub(super) struct Rendezvous {
+pub(super) struct RecordKeys {
     seed: [u8; 32],
     sealing: [u8; 32],
 }
 
-impl Rendezvous {
+impl RecordKeys {
     pub(super) fn of(ticket: &Ticket) -> Self {
         Self { seed: ticket.key_for("qmesh dht signing v1"), sealing: ticket.key_for("qmesh dht sealing v1") }
     }
@@ -55,8 +57,7 @@ impl Rendezvous {
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let text = self.key().open_in_place(nonce, Aad::from(number.to_le_bytes()), &mut sealed).ok()?;
         let lines = std::str::from_utf8(text).ok()?.split('\n').filter(|line| !line.is_empty());
-        let is_address = |line: &&str| line.contains(':') && line.chars().all(|c| c.is_ascii_graphic());
-        Some(lines.filter(is_address).take(crate::addresses::ADDRESSES).map(str::to_owned).collect())
+        Some(lines.filter(|line| is_dialable(line)).take(crate::addresses::ADDRESSES).map(str::to_owned).collect())
     }
 
     fn key(&self) -> LessSafeKey {
@@ -75,12 +76,12 @@ mod tests {
 
     fn ticket() -> Ticket {
         let (coordinator, secret) = (PeerId([7; 32]), JoinSecret::random());
-        Ticket { addresses: vec![], coordinator, secret, expires_unix: None }
+        Ticket { addresses: vec![], rendezvous: vec![], coordinator, secret, expires_unix: None }
     }
 
     #[test]
     fn who_has_the_ticket_reads_it_and_nobody_else_or_later() {
-        let (place, other) = (Rendezvous::of(&ticket()), Rendezvous::of(&ticket()));
+        let (place, other) = (RecordKeys::of(&ticket()), RecordKeys::of(&ticket()));
         assert_ne!(place.public_key(), other.public_key());
         let addresses = ["192.168.1.2:4433".to_owned(), "[fd00::1]:4433".to_owned(), "mesh.example:1".to_owned()];
         let sealed = place.seal(9, &addresses);
@@ -97,8 +98,8 @@ mod tests {
 
     #[test]
     fn it_fits_and_its_length_says_nothing() {
-        let place = Rendezvous::of(&ticket());
-        let long: Vec<String> = (0..8).map(|n| format!("{}:{n}", "a".repeat(100))).collect();
+        let place = RecordKeys::of(&ticket());
+        let long: Vec<String> = (1..9).map(|n| format!("{}.{}:{n}", "a".repeat(50), "b".repeat(49))).collect();
         let (much, little) = (place.seal(1, &long), place.seal(1, &[]));
         assert_eq!((much.len(), little.len()), (540, 540));
         assert_eq!((place.open(1, &much).unwrap(), place.open(1, &little).unwrap()), (long[..4].to_vec(), vec![]));
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_left_out() {
-        let place = Rendezvous::of(&ticket());
+        let place = RecordKeys::of(&ticket());
         let sealed = place.seal(1, &["\u{1b}[31m:1".to_owned(), "no port".to_owned(), "a:1".to_owned()]);
         assert_eq!(place.open(1, &sealed), Some(vec!["a:1".to_owned()]));
     }

@@ -3,6 +3,7 @@
 mod asking;
 
 use std::{
+    collections::BTreeSet,
     env,
     fs::{self, File, TryLockError},
     io,
@@ -18,13 +19,18 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::FalseyValueParser;
-use qmesh_discovery::{Bootstrap, Dht, listen_for};
+use qmesh_discovery::{Bootstrap, Dht, is_dialable, listen_for};
 use qmesh_engine::{
     backend::cpu::CpuBackend,
     worker::{self, Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd},
 };
 use qmesh_logging::service;
-use qmesh_models::{bytes::ByteCount, directories::Directories, terminal::escaped_line};
+use qmesh_models::{
+    bytes::ByteCount,
+    directories::Directories,
+    pull::{CacheState, list},
+    terminal::escaped_line,
+};
 use qmesh_net::{Admission, Endpoint, Identity, RejectCode, Ticket, TicketError, is_worker_name};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,7 +92,8 @@ pub(super) struct JoinArgs {
     /// Compute threads [default: physical cores]
     #[arg(short, long, env = "QMESH_THREADS", value_name = "COUNT")]
     threads: Option<NonZeroUsize>,
-    /// UDP address to listen on for other workers [default: any port; loopback only if the ticket is]
+    /// UDP address to listen on for other workers [default: any port; loopback only if the ticket is]; a rendezvous
+    /// (`serve --rendezvous`) needs a port that others know, as in 0.0.0.0:4434
     #[arg(long, env = "QMESH_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Folder where fetched tensors are kept [default: $QMESH_CACHE, or $XDG_CACHE_HOME/qmesh]
@@ -96,7 +103,8 @@ pub(super) struct JoinArgs {
     /// for longest goes first [default: what the disk takes]
     #[arg(long, env = "QMESH_CACHE_SIZE", value_name = "SIZE")]
     cache_size: Option<ByteCount>,
-    /// Folder with GGUF files: tensors found there are not fetched; may be given more than once
+    /// Folder with GGUF files: tensors found there, or in models that were pulled on this machine (`coordinator pull`), are not
+    /// fetched; may be given more than once
     #[arg(long, env = "QMESH_MODEL_DIR", value_name = "FOLDER")]
     model_dir: Vec<PathBuf>,
     /// Look for the coordinator at the addresses of the ticket only, and do not ask the local network (mDNS)
@@ -241,7 +249,7 @@ fn config(args: JoinArgs, directories: &Directories, name: String, way_in: WayIn
         memory: args.memory,
         cache: args.cache.unwrap_or_else(|| directories.cache().to_owned()),
         cache_size: args.cache_size,
-        model_folders: args.model_dir,
+        model_folders: args.model_dir.into_iter().chain(pulled_folders(directories)).collect(),
         stay: if args.once { Stay::Once } else { Stay::ForGood },
         audience: Audience::People,
         backend: Arc::new(CpuBackend::new(args.threads.unwrap_or_else(physical_cores))),
@@ -249,13 +257,17 @@ fn config(args: JoinArgs, directories: &Directories, name: String, way_in: WayIn
     }
 }
 
+/// Folders of models that were pulled on this machine: what lies there need not come over the network.
+fn pulled_folders(directories: &Directories) -> BTreeSet<PathBuf> {
+    let pulled = list(directories).into_iter().filter(|model| model.state == CacheState::Complete);
+    pulled.filter_map(|model| Some(model.path.parent()?.to_owned())).collect()
+}
+
 /// Where else it looks for the coordinator.
 fn search(args: &JoinArgs, directories: &Directories) -> Search {
-    let bootstrap =
-        if args.dht_bootstrap.is_empty() { Bootstrap::Public } else { Bootstrap::Nodes(args.dht_bootstrap.clone()) };
     Search {
         lan: !args.no_mdns,
-        dht: args.dht.then(|| Dht::new(bootstrap)),
+        dht: args.dht.then(|| Dht::new(Bootstrap::of(&args.dht_bootstrap))),
         remembered_in: Some(directories.keys().to_owned()),
     }
 }
@@ -327,9 +339,8 @@ pub(super) fn physical_cores() -> NonZeroUsize {
 
 /// Where a node of the DHT is.
 fn host_and_port(text: &str) -> Result<String, String> {
-    let is_place = |(host, port): (&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0);
     let wanted = || "HOST:PORT is needed, such as router.bittorrent.com:6881".into();
-    text.rsplit_once(':').filter(|place| is_place(*place)).map(|_| text.to_owned()).ok_or_else(wanted)
+    is_dialable(text).then(|| text.to_owned()).ok_or_else(wanted)
 }
 
 /// A name that can be part of a file's name.
@@ -368,7 +379,13 @@ mod tests {
         let line = ["join", "--ticket-file", file.to_str().unwrap()];
         let args = <Line as clap::Parser>::try_parse_from(line).unwrap().join;
         let (coordinator, secret) = (Identity::ephemeral().peer_id(), qmesh_net::JoinSecret::random());
-        let expected = Ticket { addresses: vec!["localhost:1".into()], coordinator, secret, expires_unix: None };
+        let expected = Ticket {
+            addresses: vec!["localhost:1".into()],
+            rendezvous: vec![],
+            coordinator,
+            secret,
+            expires_unix: None,
+        };
         let left = thread::spawn({
             let (file, text) = (file.clone(), format!("{expected}\n"));
             move || fs::write(file, text).unwrap()

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future::pending,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use qmesh_discovery::Interfaces;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Meeting,
-    Message, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
+    Message, NetError, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -24,7 +24,9 @@ use super::{
     config::WorkerConfig,
     lasting::Lasting,
     links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
-    machine, memory, speed,
+    machine, memory,
+    rendezvous::{next_seeker, seekers},
+    speed,
     state::{Action, Departure, Event},
     tensors::{Fetch, FetchNews, FetchRequest, Offer, Server},
     turn::Turn,
@@ -48,6 +50,8 @@ pub(super) struct CoordinatorLink {
     pub(super) connection: Connection,
     pub(super) sender: ControlSender,
     pub(super) receiver: ControlReceiver,
+    /// What keeps the way open, where a rendezvous has found it.
+    pub(super) meeting: Option<Meeting>,
 }
 
 /// How a stay ended.
@@ -59,6 +63,8 @@ pub(super) enum Ending {
     SentAway(String),
     /// The link to the coordinator broke.
     Lost(String),
+    /// The coordinator is at another address now, where this is a connection to it.
+    Moved(Connection),
     /// The compute thread ended, and the system gives no other.
     NoThread(io::Error),
 }
@@ -69,6 +75,7 @@ pub(super) struct Membership<'a> {
     lasting: &'a mut Lasting,
     endpoint: Endpoint,
     connection: Connection,
+    _meeting: Option<Meeting>,
     tell: mpsc::Sender<Message>,
     fetch_news: mpsc::Sender<FetchNews>,
     link_news: mpsc::Sender<LinkNews>,
@@ -86,6 +93,8 @@ pub(super) struct Membership<'a> {
     link_tasks: JoinSet<()>,
     fetches: JoinSet<()>,
     fetching: BTreeMap<Turn, AbortHandle>,
+    /// To the coordinator, at the address that it has moved to.
+    dials: JoinSet<Result<Connection, NetError>>,
     ending: Option<Ending>,
 }
 
@@ -114,7 +123,7 @@ impl<'a> Membership<'a> {
         config: &'a WorkerConfig,
         lasting: &'a mut Lasting,
         endpoint: Endpoint,
-        CoordinatorLink { connection, sender, receiver }: CoordinatorLink,
+        CoordinatorLink { connection, sender, receiver, meeting }: CoordinatorLink,
     ) -> (Self, Inbox) {
         let (tell, told) = mpsc::channel(TELL_QUEUE);
         let (messages_in, messages) = mpsc::channel(QUEUE);
@@ -132,6 +141,7 @@ impl<'a> Membership<'a> {
             lasting,
             endpoint,
             connection,
+            _meeting: meeting,
             tell,
             fetch_news: fetch_news_in,
             link_news: link_news_in,
@@ -145,6 +155,7 @@ impl<'a> Membership<'a> {
             link_tasks: JoinSet::new(),
             fetches: JoinSet::new(),
             fetching: BTreeMap::new(),
+            dials: JoinSet::new(),
             ending: None,
         };
         (membership, Inbox { messages, fetch_news, link_news, arrivals })
@@ -157,6 +168,8 @@ impl<'a> Membership<'a> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Who listens at one address alone is found nowhere else.
         let mut interfaces = self.endpoint.local_addr().ip().is_unspecified().then(Interfaces::watch);
+        let mut moves = self.endpoint.calls_from(&self.connection);
+        let mut seekers = seekers(&self.endpoint, &self.config.way_in);
         self.handle(Event::Joined { coordinator: self.connection.peer() });
         loop {
             match self.ending.take() {
@@ -202,6 +215,20 @@ impl<'a> Membership<'a> {
                 }
                 addresses = changed(&mut interfaces) => {
                     self.moved(&addresses);
+                    continue;
+                }
+                address = moves.next(), if self.dials.is_empty() => {
+                    self.dial_again(address);
+                    continue;
+                }
+                Some(dialled) = self.dials.join_next() => {
+                    if let Ok(Ok(connection)) = dialled {
+                        self.ending = Some(Ending::Moved(connection));
+                    }
+                    continue;
+                }
+                seeker = next_seeker(&mut seekers) => {
+                    self.tell(Message::Sought(seeker));
                     continue;
                 }
                 _ = ticks.tick() => {
@@ -270,6 +297,7 @@ impl<'a> Membership<'a> {
                 }
             }
             Action::Measure(asked) => self.measure(asked),
+            Action::Rendezvous(errand) => errand.run(&self.endpoint, &self.connection),
             Action::Say(line) => self.lasting.console.say(&line),
             Action::Leave(departure) => self.ending = Some(Ending::Departed(departure)),
         }
@@ -289,9 +317,15 @@ impl<'a> Membership<'a> {
         }
     }
 
+    /// The coordinator calls from another address: if it is there, this stay goes on over another connection.
+    fn dial_again(&mut self, address: SocketAddr) {
+        let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.peer());
+        self.dials.spawn(async move { endpoint.dial(&[address.to_string()], coordinator).await });
+    }
+
     /// This machine has other addresses now: who dialled it at one that is gone waits for nothing, and dials it where it is.
     fn moved(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.endpoint.is_at(addresses);
+        let _dialled_elsewhere = self.endpoint.is_at(addresses);
         self.lasting.console.say(&format!("this machine's addresses have changed ({})", listed(addresses)));
         let mut sections = Sections::default();
         machine::say_where(&self.endpoint, &mut sections);
@@ -390,6 +424,7 @@ impl<'a> Membership<'a> {
                 self.connection.close(CloseCode::Shutdown, "the worker left");
             }
             Ending::Lost(text) => self.connection.close(CloseCode::Ok, text),
+            Ending::Moved(_) => self.connection.close(CloseCode::Ok, "the coordinator is elsewhere"),
             Ending::NoThread(error) => self.connection.close(CloseCode::Internal, &error.to_string()),
         }
         self.endpoint.admission().allow([]);

@@ -3,13 +3,25 @@
 use std::time::{Duration, Instant};
 
 use qmesh_discovery::DhtError;
-use qmesh_net::{Connection, Endpoint, FoundBy, NetError, PeerId, Ticket, WayFound};
+use qmesh_net::{Connection, Endpoint, FoundBy, Introduced, Introducer, NetError, PeerId, Ticket, WayFound};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::config::{Search, WayIn};
 
 /// A coordinator, and how it was found.
-pub(super) type Reached = (Connection, WayFound);
+pub(super) struct Reached {
+    pub(super) connection: Connection,
+    pub(super) found: WayFound,
+    /// The rendezvous that has brought the two together.
+    pub(super) by: Option<Introducer>,
+}
+
+impl Reached {
+    /// Dialled, at an address that was found since `start`.
+    pub(super) fn at_address(connection: Connection, by: FoundBy, start: Instant) -> Self {
+        Self { connection, found: WayFound::new(by, start.elapsed()), by: None }
+    }
+}
 
 /// Connects to the coordinator that `way_in` names, first where it was found before.
 ///
@@ -27,13 +39,18 @@ pub(super) async fn reach(
     tries.spawn(async move {
         let start = Instant::now();
         let connection = dialling.dial(&addresses, coordinator).await.map_err(Miss::Addresses)?;
-        Ok((connection, WayFound::new(FoundBy::Address, start.elapsed())))
+        Ok(Reached::at_address(connection, FoundBy::Address, start))
     });
     if search.lan {
         tries.spawn(on_the_lan(endpoint.clone(), coordinator));
     }
     if let (Some(dht), WayIn::Ticket(ticket)) = (&search.dht, way_in) {
         tries.spawn(on_the_dht(endpoint.clone(), dht.clone(), ticket.clone()));
+    }
+    if let WayIn::Ticket(ticket) = way_in
+        && !ticket.rendezvous.is_empty()
+    {
+        tries.spawn(by_rendezvous(endpoint.clone(), ticket.clone()));
     }
     let mut misses = Vec::new();
     while let Some(tried) = tries.join_next().await {
@@ -52,6 +69,7 @@ enum Miss {
     Addresses(NetError),
     Lan,
     Dht(String),
+    Rendezvous(NetError),
 }
 
 /// Asks the network, once the addresses have had a chance to answer.
@@ -64,7 +82,7 @@ async fn on_the_lan(endpoint: Endpoint, coordinator: PeerId) -> Result<Reached, 
     })?;
     tracing::debug!(?addresses, "the local network says where the coordinator is");
     let connection = endpoint.dial(&addresses, coordinator).await.map_err(|_| Miss::Lan)?;
-    Ok((connection, WayFound::new(FoundBy::LocalNetwork, start.elapsed())))
+    Ok(Reached::at_address(connection, FoundBy::LocalNetwork, start))
 }
 
 /// Asks the DHT, once addresses and network have had a chance to answer.
@@ -79,22 +97,37 @@ async fn on_the_dht(endpoint: Endpoint, dht: qmesh_discovery::Dht, ticket: Ticke
     }
     let nobody = |_| Miss::Dht(format!("nor does it answer where it is by the DHT ({})", addresses.join(", ")));
     let connection = endpoint.dial(&addresses, ticket.coordinator).await.map_err(nobody)?;
-    Ok((connection, WayFound::new(FoundBy::Dht, start.elapsed())))
+    Ok(Reached::at_address(connection, FoundBy::Dht, start))
+}
+
+/// Asks those who bring workers together with this coordinator, once its addresses have had a chance to answer.
+async fn by_rendezvous(endpoint: Endpoint, ticket: Ticket) -> Result<Reached, Miss> {
+    sleep(HEAD_START).await;
+    let start = Instant::now();
+    let Introduced { connection, by } = endpoint.find(&ticket).await.map_err(Miss::Rendezvous)?;
+    let found = match &by {
+        None => FoundBy::Call,
+        Some(_) if connection.is_relayed() => FoundBy::Relay,
+        Some(_) => FoundBy::Rendezvous,
+    };
+    Ok(Reached { connection, found: WayFound::new(found, start.elapsed()), by })
 }
 
 /// What is wrong at the addresses, which says more than that nobody else answers, and where else it was looked for.
 fn nowhere(misses: Vec<Miss>) -> NetError {
-    let (mut error, mut lan, mut dht) = (None, None, None);
+    let (mut error, mut lan, mut dht, mut rendezvous) = (None, None, None, None);
     for miss in misses {
         match miss {
             Miss::Addresses(wrong) => error = Some(wrong),
             Miss::Lan => lan = Some("nor does it answer on the local network (mDNS)".to_owned()),
             Miss::Dht(text) => dht = Some(text),
+            Miss::Rendezvous(NetError::Unreachable { text, .. }) => rendezvous = Some(text),
+            Miss::Rendezvous(error) => rendezvous = Some(error.to_string()),
         }
     }
     let mut error = error.expect("the addresses are always tried");
     if let NetError::Unreachable { text, .. } = &mut error {
-        for other in lan.into_iter().chain(dht) {
+        for other in rendezvous.into_iter().chain(lan).chain(dht) {
             text.push_str("; ");
             text.push_str(&other);
         }

@@ -23,7 +23,8 @@ use super::{
     machine,
     membership::{self, CoordinatorLink, Ending},
     memory::Allowance,
-    reach::reach,
+    reach::{Reached, reach},
+    rendezvous::called,
     state::{Departure, Event},
     whereabouts::Whereabouts,
 };
@@ -82,6 +83,14 @@ struct Worker {
     whereabouts: Whereabouts,
 }
 
+/// Why a stay is over, and another one may follow.
+enum Loss {
+    /// For this reason.
+    Told(String),
+    /// The coordinator is at another address, where this is a connection to it.
+    Moved(Connection),
+}
+
 /// A place in the mesh.
 struct Joined {
     coordinator: CoordinatorLink,
@@ -91,19 +100,25 @@ struct Joined {
 
 impl Worker {
     async fn run(mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<WorkerEnd, WorkerError> {
-        let mut wait = FIRST_WAIT;
+        let (mut wait, mut moved) = (FIRST_WAIT, None);
         loop {
+            let at = moved.take();
             let joined = tokio::select! {
-                joined = join_mesh(&self.config, &self.endpoint, &self.numerics, &mut self.whereabouts) => joined,
+                joined = join_mesh(&self.config, &self.endpoint, &self.numerics, &mut self.whereabouts, at) => joined,
                 error = settle(&mut self.lasting) => return Err(WorkerError::Thread(error)),
                 () = &mut shutdown => return Ok(WorkerEnd::Asked),
             };
+            let mut nowhere = false;
             let loss = match joined {
                 Ok(joined) => {
                     wait = FIRST_WAIT;
                     match self.stay(joined, shutdown.as_mut()).await {
                         ControlFlow::Break(ended) => return ended,
-                        ControlFlow::Continue(loss) => loss,
+                        ControlFlow::Continue(Loss::Told(loss)) => loss,
+                        ControlFlow::Continue(Loss::Moved(connection)) => {
+                            moved = Some(connection);
+                            continue;
+                        }
                     }
                 }
                 Err(NetError::Rejected { code, text }) if is_final(code) && !self.renew_ticket() => {
@@ -113,7 +128,10 @@ impl Worker {
                 Err(error @ (NetError::Version { .. } | NetError::Setup { .. })) => {
                     return Err(WorkerError::Net(error));
                 }
-                Err(error) => format!("{}: {error}", error.kind()),
+                Err(error) => {
+                    nowhere = matches!(error, NetError::Unreachable { .. });
+                    format!("{}: {error}", error.kind())
+                }
             };
             if self.config.stay == Stay::Once {
                 self.lasting.console.say(&loss);
@@ -122,6 +140,8 @@ impl Worker {
             self.lasting.console.say(&format!("{loss}, retrying in {} s", wait.as_secs_f64()));
             tokio::select! {
                 () = sleep(with_jitter(wait)) => {}
+                // A coordinator that calls is there now.
+                () = called(&self.endpoint, &self.config.way_in), if nowhere => {}
                 () = &mut shutdown => return Ok(WorkerEnd::Asked),
             }
             wait = if self.renew_ticket() { FIRST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
@@ -141,11 +161,20 @@ impl Worker {
 
     /// Keeps which mesh has let this worker in, and where it was: it comes back there, and to nobody else.
     fn remember(&mut self, name: &str, connection: &Connection, found: WayFound) {
-        let WayIn::Key { mesh, kept_in } = &mut self.config.way_in else {
-            if found.by != FoundBy::Address {
-                self.whereabouts.found(connection.peer(), connection.remote_address().to_string());
+        let (mesh, kept_in) = match &mut self.config.way_in {
+            WayIn::Key { mesh, kept_in } => (mesh, kept_in),
+            WayIn::Ticket(ticket) => {
+                let lasts = match found.by {
+                    FoundBy::LocalNetwork | FoundBy::Dht => true,
+                    // To a rendezvous, the way is open for as long as the coordinator calls.
+                    FoundBy::Call => ticket.rendezvous.is_empty(),
+                    FoundBy::Address | FoundBy::Rendezvous | FoundBy::Relay => false,
+                };
+                if lasts {
+                    self.whereabouts.found(connection.peer(), connection.remote_address().to_string());
+                }
+                return;
             }
-            return;
         };
         mesh.joined(name, connection.remote_address());
         if let Some(Err(error)) = kept_in.as_ref().map(|path| mesh.keep(path)) {
@@ -158,13 +187,15 @@ impl Worker {
         &mut self,
         joined: Joined,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> ControlFlow<Result<WorkerEnd, WorkerError>, String> {
+    ) -> ControlFlow<Result<WorkerEnd, WorkerError>, Loss> {
         let Joined { coordinator, welcome: Welcome { mesh, assigned_name, .. }, found } = joined;
         self.remember(&mesh, &coordinator.connection, found);
         let peer = self.endpoint.peer_id().short();
         let found = match found.by {
             FoundBy::Address => String::new(),
-            FoundBy::LocalNetwork | FoundBy::Dht => format!(", found {found}"),
+            FoundBy::LocalNetwork | FoundBy::Dht | FoundBy::Call | FoundBy::Rendezvous | FoundBy::Relay => {
+                format!(", found {found}")
+            }
         };
         self.lasting.console.say(&format!("joined {mesh} as {assigned_name} (peer {peer}…){found}"));
         let Self { config, endpoint, lasting, .. } = self;
@@ -172,13 +203,14 @@ impl Worker {
             (Ending::Departed(Departure::Asked), _) => ControlFlow::Break(Ok(WorkerEnd::Asked)),
             (Ending::Departed(Departure::Dismissed(_)), Stay::Once) => ControlFlow::Break(Ok(WorkerEnd::Dismissed)),
             (Ending::Departed(Departure::Dismissed(text)), Stay::ForGood) => {
-                ControlFlow::Continue(format!("the coordinator said goodbye ({text})"))
+                ControlFlow::Continue(Loss::Told(format!("the coordinator said goodbye ({text})")))
             }
             (Ending::SentAway(text), _) => ControlFlow::Break(Ok(WorkerEnd::SentAway { text })),
             (Ending::Lost(text), _) => {
                 tracing::debug!(text, "lost the coordinator");
-                ControlFlow::Continue("lost the coordinator".into())
+                ControlFlow::Continue(Loss::Told("lost the coordinator".into()))
             }
+            (Ending::Moved(connection), _) => ControlFlow::Continue(Loss::Moved(connection)),
             (Ending::NoThread(error), _) => ControlFlow::Break(Err(WorkerError::Thread(error))),
         }
     }
@@ -201,9 +233,16 @@ async fn join_mesh(
     endpoint: &Endpoint,
     numerics: &str,
     whereabouts: &mut Whereabouts,
+    moved: Option<Connection>,
 ) -> Result<Joined, NetError> {
-    let before = whereabouts.of(config.way_in.coordinator());
-    let (connection, found) = reach(endpoint, &config.way_in, before, &config.search).await?;
+    let reached = match moved {
+        Some(connection) => Reached::at_address(connection, FoundBy::Call, std::time::Instant::now()),
+        None => {
+            let before = whereabouts.of(config.way_in.coordinator());
+            reach(endpoint, &config.way_in, before, &config.search).await?
+        }
+    };
+    let Reached { connection, found, by } = reached;
     let mut sections = Sections::default();
     if let Err(error) = found.put(&mut sections) {
         tracing::warn!(%error, "cannot say how the coordinator was found");
@@ -213,7 +252,9 @@ async fn join_mesh(
         tracing::warn!(%error, "cannot say which machine this is");
     }
     let own = machine::say_where(endpoint, &mut sections);
-    if let Some(nat) = nat_before(endpoint, connection.remote_address(), &own.sockets()).await
+    // A coordinator behind a NAT sees less of another one than whoever everybody reaches.
+    let observer = by.as_ref().map_or(connection.remote_address(), |introducer| introducer.address);
+    if let Some(nat) = nat_before(endpoint, observer, &own.sockets()).await
         && let Err(error) = nat.put(&mut sections)
     {
         tracing::warn!(%error, "cannot say what NAT is before this machine");
@@ -227,7 +268,8 @@ async fn join_mesh(
         sections,
     };
     let (welcome, sender, receiver) = let_in(config, &connection, me).await?;
-    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver }, welcome, found })
+    let meeting = by.map(|introducer| introducer.meeting);
+    Ok(Joined { coordinator: CoordinatorLink { connection, sender, receiver, meeting }, welcome, found })
 }
 
 /// Joins by the right that the worker has, or asks for one.
@@ -262,16 +304,16 @@ fn asking(config: &WorkerConfig, connection: &Connection) {
     config.audience.hear(&format!("if the coordinator shows the same code, let it in there: coordinator admit {name}"));
 }
 
-/// What NAT is before this machine, as the coordinator's sockets see it; `None` where they do not say.
-async fn nat_before(endpoint: &Endpoint, coordinator: SocketAddr, own: &[SocketAddr]) -> Option<Nat> {
-    if coordinator.ip().to_canonical().is_loopback() {
+/// What NAT is before this machine, as the sockets of a peer see it; `None` where they do not say.
+async fn nat_before(endpoint: &Endpoint, observer: SocketAddr, own: &[SocketAddr]) -> Option<Nat> {
+    if observer.ip().to_canonical().is_loopback() {
         return Some(Nat::None);
     }
-    let seen = endpoint.seen_from(coordinator).await?;
+    let seen = endpoint.seen_from(observer).await?;
     if own.contains(&seen) {
         return Some(Nat::None);
     }
-    let survey = endpoint.survey(coordinator).await?;
+    let survey = endpoint.survey(observer).await?;
     Some(Nat::of(&survey, own))
 }
 

@@ -275,7 +275,7 @@ impl SimulatedWorker {
             Action::Refuse(link) => WorkerOutput::Refuse { link: link.0 },
             Action::Send { turn, frame } => WorkerOutput::Send { turn: turn.0, frame },
             // Nobody asks: speeds have no meaning where time is only played.
-            Action::Measure(_) => return None,
+            Action::Measure(_) | Action::Rendezvous(_) => return None,
             Action::Say(line) => WorkerOutput::Say(line),
             Action::Leave(Departure::Asked) => WorkerOutput::Leave("its user wants it to".to_owned()),
             Action::Leave(Departure::Dismissed(text)) => WorkerOutput::Leave(text),

@@ -29,6 +29,7 @@ use super::{
     assignment::Assignment,
     compute::{Command, Done, Failure, LoadRequest, Loaded},
     links::LinkId,
+    rendezvous::Errand,
     tensors::{FetchNews, FetchRequest, Holding, Offer, Origins, Scrutiny, TensorPlaces, take_over},
     turn::Turn,
 };
@@ -102,6 +103,9 @@ impl WorkerState {
             Message::Unload { epoch } => self.unload(epoch),
             Message::Measure(measure) => self.act(Action::Measure(measure)),
             Message::Mask(mask) => self.mask(mask),
+            Message::Introduce(seeker) => self.act(Action::Rendezvous(Errand::Introduce(seeker))),
+            Message::Grant(grant) => self.act(Action::Rendezvous(Errand::Grant(grant))),
+            Message::Revoke { epoch } => self.act(Action::Rendezvous(Errand::Revoke(epoch))),
             Message::Bye { text } => self.act(Action::Leave(Departure::Dismissed(text))),
             other @ (Message::Hello(_)
             | Message::Welcome(_)
@@ -114,6 +118,7 @@ impl WorkerState {
             | Message::StageReport(_)
             | Message::Measured(_)
             | Message::Moved { .. }
+            | Message::Sought(_)
             | Message::Drain) => tracing::warn!(?other, "ignored a message that no worker expects"),
         }
     }

@@ -97,6 +97,7 @@ impl Stagecraft {
         let cache = tempfile::tempdir().unwrap();
         let ticket = Ticket {
             addresses: vec![self.coordinator.local_addr().to_string()],
+            rendezvous: Vec::new(),
             coordinator: self.coordinator.peer_id(),
             secret: self.secret.clone(),
             expires_unix: None,

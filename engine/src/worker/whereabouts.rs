@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use qmesh_discovery::is_dialable;
 use qmesh_net::{PeerId, replace_private};
 
 /// Where a ticket's coordinator was found before. It is tried beside the ticket's addresses, and is as little trusted.
@@ -24,8 +25,7 @@ impl Whereabouts {
             self.coordinator = Some(coordinator);
             // What cannot be read is found again.
             let text = self.path().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-            let is_address = |line: &&str| line.contains(':') && line.chars().all(|c| c.is_ascii_graphic());
-            self.addresses = text.lines().filter(is_address).take(PLACES).map(str::to_owned).collect();
+            self.addresses = text.lines().filter(|line| is_dialable(line)).take(PLACES).map(str::to_owned).collect();
         }
         &self.addresses
     }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::{
+    aside::RelayTag,
+    grant::{Grant, GrantEnd, Seeker},
     ids::{PeerId, PlanEpoch, SessionId, StageIndex, StepId},
     limits::MASK_TOKENS,
     mask::{Mask, TokenMask},
@@ -131,6 +133,21 @@ fn every_message() -> Vec<Message> {
         Message::Mask(Mask { epoch, step: StepId(4), session, position: 11, tokens: TokenMask::Bits(vec![8, 2]) }),
         Message::Moved { sections: Sections::default() },
     ]
+    .into_iter()
+    .chain(messages_of_a_rendezvous())
+    .collect()
+}
+
+fn messages_of_a_rendezvous() -> [Message; 4] {
+    let (epoch, peer, tag) = (PlanEpoch(7), PeerId([4; 32]), RelayTag([6; 16]));
+    let seeker = Seeker { peer, tag, address: "198.51.100.7:7700".into() };
+    let ends = [vec!["198.51.100.7".into()], vec![]].map(|hosts| GrantEnd { peer, tag, hosts });
+    [
+        Message::Sought(seeker.clone()),
+        Message::Introduce(seeker),
+        Message::Grant(Grant { epoch, ends, bytes_per_second: 5, idle_seconds: 6 }),
+        Message::Revoke { epoch },
+    ]
 }
 
 #[test]
@@ -237,6 +254,7 @@ fn unknown_types_are_refused_unless_optional() {
         assert_eq!((error.is_optional(), error), (true, MessageError::UnknownType { kind }));
     }
     assert_eq!(encode(&Message::Moved { sections: Sections::default() }).unwrap(), [0, 0x80]);
+    assert_eq!(encode(&Message::Revoke { epoch: PlanEpoch(7) }).unwrap(), [4, 0x80, 7, 0, 0, 0]);
 }
 
 #[test]

@@ -6,8 +6,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use qmesh_tests::process;
+use qmesh_tests::process::{self, Running};
 use serde_json::Value;
+
+use super::super::STARTING;
 
 /// What a router does with the ports of those behind it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -201,6 +203,17 @@ impl Host {
 }
 
 impl Home {
+    /// Its router opens ports where it is asked to, by this protocol: `pcp` or `nat-pmp`.
+    pub(super) fn opens_ports(&self, protocol: &str) -> Running {
+        let mut command = Command::new("ip");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh/networks/router.py");
+        command.args(["netns", "exec", &self.router.name, "python3", script, &self.address, protocol]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = Running::start(command);
+        server.wait_for(STARTING, "the router's server", |line| (line == "ready").then_some(()));
+        server
+    }
+
     /// Bytes that left it for this address until now.
     pub(super) fn sent_to(&self, address: &str) -> u64 {
         let listed = self.router.run("nft -j list", &["set", "ip", "home", "sent"]);

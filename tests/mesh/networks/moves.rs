@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use qmesh_tests::http;
 use serde_json::{Value, json};
 
-use super::{super::Serving, join, lab::Lab, serve};
+use super::{super::Serving, join, lab::Lab, serve, serve_at};
 
 #[test]
 fn a_worker_that_moves_in_mid_sentence_changes_no_text() {
@@ -24,6 +24,29 @@ fn a_worker_that_moves_in_mid_sentence_changes_no_text() {
         println!("longest gap when 198.51.100.{from} became 198.51.100.{to}: {gap:?}");
         assert_eq!(text, undisturbed);
         serving.wait_ready(2);
+    }
+}
+
+#[test]
+fn a_coordinator_that_moves_in_mid_sentence_changes_no_text() {
+    let Some(mut lab) = Lab::new() else { return };
+    let hosts = [10, 11, 12].map(|number| lab.host(number));
+    let [coordinator, workers @ ..] = hosts;
+    let places = ["--listen", "0.0.0.0:4433", "--advertise", "198.51.100.10:4433", "--min-workers", "2"];
+    let (serving, _model) = serve_at(&mut lab, &coordinator, &places);
+    let _workers = join(&serving, &workers);
+    serving.wait_ready(2);
+    [&coordinator, &workers[0], &workers[1]].into_iter().for_each(|host| host.limit(300, 2));
+    let (undisturbed, _) = stream(&serving, || ());
+    for (from, to) in [(10, 20), (20, 30)] {
+        let (text, gap) = stream(&serving, || coordinator.moves(from, to));
+        println!("longest gap when the coordinator's 198.51.100.{from} became 198.51.100.{to}: {gap:?}");
+        assert_eq!(text, undisturbed);
+        serving.wait_ready(2);
+        // It called them: they did not have to miss it first.
+        let status = http::get(&serving.path("/api/status")).body;
+        let found: Vec<&Value> = status["workers"].as_array().unwrap().iter().map(|w| &w["found"]["by"]).collect();
+        assert_eq!(found, ["call", "call"], "{status}");
     }
 }
 

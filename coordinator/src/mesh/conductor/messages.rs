@@ -101,8 +101,12 @@ impl Conductor {
             | Message::Keep { .. }
             | Message::Measure(_)
             | Message::Mask(_)
-            // The link hands it on by `moved`.
+            | Message::Introduce(_)
+            | Message::Grant(_)
+            | Message::Revoke { .. }
+            // The link hands these on by themselves.
             | Message::Moved { .. }
+            | Message::Sought(_)
             | Message::Unload { .. } => return Err(Misconduct::Unasked("a message that only a coordinator sends")),
         }
         Ok(())

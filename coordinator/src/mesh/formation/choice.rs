@@ -2,14 +2,13 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use qmesh_net::PeerId;
+use qmesh_net::{PeerId, limits::GRANT_BYTES_PER_SECOND};
 
 use super::{
     machines,
     planned::PlannedModel,
     speeds::Speeds,
     troubles::{Severity, Troubles},
-    ways::RELAY_BYTES_PER_SECOND,
     worker::{Joined, Worker, WorkerId},
 };
 use crate::{
@@ -90,9 +89,15 @@ impl Chooser<'_> {
 
     /// What the goal is to make small, of a plan whose stages are these workers, by what is known now.
     pub(super) fn cost(&self, plan: &Plan, stages: &[WorkerId]) -> u64 {
-        let renumbered = plan.stages.iter().enumerate().map(|(worker, stage)| StagePlan { worker, ..stage.clone() });
-        let plan = Plan { stages: renumbered.collect(), ..plan.clone() };
-        self.input(stages).map_or(u64::MAX, |input| plan::cost(&input, &plan))
+        self.input(stages).map_or(u64::MAX, |input| plan::cost(&input, &renumbered(plan)))
+    }
+
+    /// A plan that was made before, for the workers that are to have its stages now; `None` where one of them is not steady.
+    pub(super) fn again(&self, plan: &Plan, stages: Vec<WorkerId>) -> Option<Choice> {
+        let steady = self.candidates(None);
+        let are_steady = stages.iter().all(|id| steady.contains(id)) && self.broken_link(&stages).is_none();
+        let input = self.input(&stages).filter(|_| are_steady)?;
+        Some(self.foreseen(&input, renumbered(plan), stages))
     }
 
     /// The most workers that the formation wants.
@@ -128,10 +133,15 @@ impl Chooser<'_> {
     fn solve(&self, input: &PlanInput<'_>, candidates: &[WorkerId]) -> Result<Choice, PlanError> {
         let plan = plan::solve(input)?;
         let stages = plan.stages.iter().map(|s| candidates[s.worker]).collect();
+        Ok(self.foreseen(input, plan, stages))
+    }
+
+    /// A plan with what is expected of it.
+    fn foreseen(&self, input: &PlanInput<'_>, plan: Plan, stages: Vec<WorkerId>) -> Choice {
         let streams = (self.model.kv_positions / self.model.context.max(1)).max(1);
         let prediction = predict(input, &plan, streams);
         let bounds = step_bounds(input, &plan);
-        Ok(Choice { plan, stages, prediction, bounds })
+        Choice { plan, stages, prediction, bounds }
     }
 
     /// What is known to be relayed takes as long as it took, and shares the relay's rate.
@@ -141,7 +151,7 @@ impl Chooser<'_> {
             if let (Some(from), Some(to)) = (place(from), place(to))
                 && links.between(from, to).is_some()
             {
-                links.set(from, to, Link { rtt_ms, bytes_per_s: Some(RELAY_BYTES_PER_SECOND as f64) });
+                links.set(from, to, Link { rtt_ms, bytes_per_s: Some(GRANT_BYTES_PER_SECOND as f64) });
             }
         }
     }
@@ -182,6 +192,12 @@ impl Chooser<'_> {
             ..PlanInput::new(spec, capacities, kv_positions, context, chunk_rows)
         })
     }
+}
+
+/// The plan whose workers are numbered as its stages are.
+fn renumbered(plan: &Plan) -> Plan {
+    let stages = plan.stages.iter().enumerate().map(|(worker, stage)| StagePlan { worker, ..stage.clone() });
+    Plan { stages: stages.collect(), ..plan.clone() }
 }
 
 /// The same workers, with one of the two moved to the front or to the end.

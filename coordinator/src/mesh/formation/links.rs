@@ -1,11 +1,11 @@
 //! The tasks around one worker's connection: they move messages, frames and tensor bytes, and decide nothing.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use qmesh_net::{
     Acquaintance, Applicant, CloseCode, Connection, ControlReceiver, ControlSender, Endpoint, Frame, FrameKind,
-    FrameReceiver, Gate, Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PlanEpoch, RejectCode, Right,
-    Sections, StepId, WayFound, Welcome,
+    FrameReceiver, Gate, Incoming, MachineShare, Message, Nat, NetError, OwnAddresses, PeerId, PlanEpoch, RejectCode,
+    Right, Sections, Seeker, StepId, WayFound, Welcome,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -30,6 +30,10 @@ pub(crate) enum LinkEvent {
     Control { worker: WorkerId, message: Message },
     /// A worker's packets come from elsewhere now, and this is where it is by its own account.
     Moved { worker: WorkerId, address: SocketAddr, sections: Sections },
+    /// This machine has another address: these peers have lost it, and are called from where it is.
+    Displaced { peers: BTreeSet<PeerId> },
+    /// A rendezvous says who has asked it for this coordinator.
+    Sought { worker: WorkerId, seeker: Seeker },
     /// A worker sent a frame: it came out of the pipeline.
     Frame { worker: WorkerId, frame: Frame },
     /// A worker is gone.
@@ -178,6 +182,8 @@ impl Guest {
             let worker = self.worker;
             let event = if let Message::Moved { sections } = message {
                 LinkEvent::Moved { worker, address: self.connection.remote_address(), sections }
+            } else if let Message::Sought(seeker) = message {
+                LinkEvent::Sought { worker, seeker }
             } else {
                 LinkEvent::Control { worker, message }
             };

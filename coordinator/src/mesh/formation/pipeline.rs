@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use qmesh_net::{
-    Downstream, ExpertRoom, LinkWay, LoadShard, Message, PeerWays, PlanEpoch, RelayGrant, Route, Sections, ShardPhase,
-    ShardStatus, StageIndex, StageReport, Upstream,
+    Downstream, ExpertRoom, LinkWay, LoadShard, Message, PeerWays, PlanEpoch, Route, Sections, ShardPhase, ShardStatus,
+    StageIndex, StageReport, Upstream,
 };
 
 use super::{
@@ -13,11 +13,11 @@ use super::{
     planned::PlannedModel,
     slowness::Slowness,
     troubles::Blame,
-    ways::{self, Side},
+    ways::{self, Granted, Relays, Side},
     worker::{Joined, WorkerId},
 };
 use crate::{
-    mesh::{config::Relaying, events::PlanReason},
+    mesh::events::PlanReason,
     plan::{Plan, StagePlan, prediction::Prediction},
 };
 
@@ -194,7 +194,7 @@ impl Pipeline {
     /// Routes from the last stage to the first, so that whoever dials finds the door open.
     pub(super) fn routes<'a>(
         &self,
-        relaying: &Relaying,
+        relays: Relays<'_>,
         joined: impl Fn(WorkerId) -> Option<&'a Joined>,
     ) -> Vec<(WorkerId, Message)> {
         let last = self.stages.len() - 1;
@@ -205,7 +205,7 @@ impl Pipeline {
                 None => Upstream::Coordinator,
                 Some(before) => {
                     let link = (self.epoch, before);
-                    neighbours.peers.push(ways::way(relaying, link, Side::After, me, peer(before)?));
+                    neighbours.peers.push(ways::way(relays, link, Side::After, me, peer(before)?));
                     Upstream::Worker(peer(before)?.peer)
                 }
             };
@@ -213,7 +213,7 @@ impl Pipeline {
                 Downstream::Coordinator
             } else {
                 let next = peer(i + 1)?;
-                neighbours.peers.push(ways::way(relaying, (self.epoch, i), Side::Before, me, next));
+                neighbours.peers.push(ways::way(relays, (self.epoch, i), Side::Before, me, next));
                 Downstream::Worker { peer: next.peer, addresses: ways::addresses(me, next) }
             };
             let mut sections = Sections::default();
@@ -227,15 +227,15 @@ impl Pipeline {
         (0..=last).rev().filter_map(route).collect()
     }
 
-    /// What lets packets pass here between neighbours that reach each other in no other way.
+    /// What lets packets pass between neighbours that reach each other in no other way.
     pub(super) fn grants<'a>(
         &self,
-        relaying: &Relaying,
+        relays: Relays<'_>,
         joined: impl Fn(WorkerId) -> Option<&'a Joined>,
-    ) -> Vec<RelayGrant> {
+    ) -> Vec<Granted> {
         let pairs = self.stages.windows(2).enumerate();
         let grant = |(stage, pair): (usize, &[Stage])| {
-            ways::grant(relaying, (self.epoch, stage), joined(pair[0].worker)?, joined(pair[1].worker)?)
+            ways::grant(relays, (self.epoch, stage), joined(pair[0].worker)?, joined(pair[1].worker)?)
         };
         pairs.filter_map(grant).collect()
     }

@@ -7,6 +7,7 @@
 
 mod change;
 mod report;
+mod returning;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,8 @@ use qmesh_net::{
     LinkWay, Measured, Message, Passage, PeerId, PlanEpoch, RelayGrant, ShardPhase, ShardStatus, StageReport,
 };
 
+pub(crate) use self::returning::MOVED;
+use self::returning::Returning;
 use super::{
     misconduct::Misconduct,
     pipeline::{Advance, Pipeline, Stage, Standing},
@@ -28,7 +31,10 @@ use super::{
     troubles::{Blame, Troubles},
     worker::{Joined, Worker, WorkerId},
 };
-use crate::mesh::config::{Formation, Workers};
+use crate::{
+    mesh::config::{Formation, Workers},
+    plan::Plan,
+};
 
 /// What the roster wants done.
 #[derive(Debug)]
@@ -67,6 +73,10 @@ pub(crate) struct Roster {
     speeds: Speeds,
     /// The round-trip times of links that were relayed, from whom to whom, in milliseconds.
     relayed: BTreeMap<(PeerId, PeerId), f64>,
+    /// The last plan that was begun, and the keys of its stages.
+    last: Option<(Plan, Vec<PeerId>)>,
+    /// Who is waited for before it is planned anew.
+    returning: Option<Returning>,
     /// Plans in a row whose probe failed.
     failed_probes: u32,
     /// Whether there is no plan although workers are here; `text` says why.
@@ -98,6 +108,8 @@ impl Roster {
             troubles: Troubles::default(),
             speeds,
             relayed: BTreeMap::new(),
+            last: None,
+            returning: None,
             failed_probes: 0,
             failed: false,
             text: "waiting for workers".to_owned(),
@@ -108,6 +120,7 @@ impl Roster {
     /// A worker is in. It gets a stage when the formation says so.
     pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) -> Vec<Action> {
         let question = self.speeds.ask(now, worker, &joined);
+        let peer = joined.peer;
         self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new(), stocks: Vec::new() });
         self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
         let planned = self.next.as_ref().or(self.serving.as_ref()).map(|p| p.stages.len());
@@ -121,6 +134,7 @@ impl Roster {
             }
             Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
         }
+        self.is_back(now, peer);
         question.map(|question| Action::Send(worker, question)).into_iter().collect()
     }
 
@@ -328,7 +342,7 @@ impl Roster {
         }
         // A change beside a pipeline that serves is brought to its end before the next one.
         let busy = self.next.is_some() && self.serving.is_some();
-        let measured = !self.speeds.pending(now);
+        let measured = !self.speeds.pending(now) && !self.awaits_returns(now);
         if !busy && measured && self.plan_at.is_some_and(|at| at <= now) {
             self.plan_at = None;
             return self.replan(now, Pause::Announce);

@@ -1,18 +1,32 @@
-//! How workers find each other: where each can dial the other, and what lets the coordinator pass their packets on where no
-//! way leads from one to the other.
+//! How workers find each other: where each can dial the other, and what lets the coordinator, or a rendezvous, pass their packets on
+//! where no way leads from one to the other.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use qmesh_discovery::is_of_a_private_network;
-use qmesh_net::{PeerWay, PlanEpoch, RelayEnd, RelayGrant, RelayWay};
+use qmesh_net::{
+    PeerWay, PlanEpoch, RelayEnd, RelayGrant, RelaySecret, RelayWay,
+    limits::{GRANT_BYTES_PER_SECOND, GRANT_IDLE},
+};
 
-use super::worker::Joined;
+use super::worker::{Joined, WorkerId};
 use crate::mesh::config::Relaying;
 
-/// Bytes a second that the coordinator passes on for one link: 100 Mbit/s.
-pub(super) const RELAY_BYTES_PER_SECOND: u64 = 12_500_000;
-/// A link says something every second, so after such a silence nobody needs the grant.
-const RELAY_IDLE: Duration = Duration::from_secs(60);
+/// Who may pass packets on, where they do not go straight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Relays<'a> {
+    pub(super) relaying: &'a Relaying,
+    /// The worker by which others come to this coordinator, if nobody reaches it otherwise.
+    pub(super) rendezvous: Option<(WorkerId, &'a Joined)>,
+}
+
+/// What lets packets of a link pass.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Granted {
+    pub(super) grant: RelayGrant,
+    /// Whom it is for; this coordinator where `None`.
+    pub(super) by: Option<WorkerId>,
+}
 
 /// Which end of a link.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,35 +60,47 @@ pub(super) fn addresses(from: &Joined, to: &Joined) -> Vec<String> {
 
 /// The way from the worker at one side of the link behind `stage` to the other.
 pub(super) fn way(
-    relaying: &Relaying,
+    relays: Relays<'_>,
     (epoch, stage): (PlanEpoch, usize),
     side: Side,
     from: &Joined,
     to: &Joined,
 ) -> PeerWay {
-    let relay = match relaying {
-        Relaying::Off => None,
-        Relaying::On(secret) => {
-            let [before, after] = secret.tags(epoch, stage as u64);
-            let tag = if side == Side::Before { before } else { after };
-            Some(RelayWay { tag, addresses: Vec::new() })
-        }
-    };
+    let relay = relays.between(from, to).map(|(secret, rendezvous)| {
+        let [before, after] = secret.tags(epoch, stage as u64);
+        let tag = if side == Side::Before { before } else { after };
+        RelayWay { tag, addresses: rendezvous.iter().map(|(_, joined)| joined.address.to_string()).collect() }
+    });
     PeerWay { peer: to.peer, addresses: addresses(from, to), relay }
 }
 
-/// What lets packets of the link behind `stage` pass here.
+/// What lets packets of the link behind `stage` pass.
 pub(super) fn grant(
-    relaying: &Relaying,
+    relays: Relays<'_>,
     (epoch, stage): (PlanEpoch, usize),
     before: &Joined,
     after: &Joined,
-) -> Option<RelayGrant> {
-    let Relaying::On(secret) = relaying else { return None };
+) -> Option<Granted> {
+    let (secret, rendezvous) = relays.between(before, after)?;
     let tags = secret.tags(epoch, stage as u64);
     let end = |joined: &Joined, tag| RelayEnd { peer: joined.peer, tag, hosts: vec![joined.address.ip()] };
     let ends = [end(before, tags[0]), end(after, tags[1])];
-    Some(RelayGrant { ends, epoch, bytes_per_second: RELAY_BYTES_PER_SECOND, idle: RELAY_IDLE })
+    let grant = RelayGrant { ends, epoch, bytes_per_second: GRANT_BYTES_PER_SECOND, idle: GRANT_IDLE };
+    Some(Granted { grant, by: rendezvous.map(|(worker, _)| worker) })
+}
+
+impl<'a> Relays<'a> {
+    /// What makes the tags of packets between two workers, and the rendezvous that passes them on, if it is not the coordinator;
+    /// `None` where nobody does.
+    fn between(self, one: &Joined, other: &Joined) -> Option<(&'a RelaySecret, Option<(WorkerId, &'a Joined)>)> {
+        let Relaying::On(secret) = self.relaying else { return None };
+        let is_end = |joined: &Joined| [one.peer, other.peer].contains(&joined.peer);
+        match self.rendezvous {
+            // Everybody reaches it, and it learns where those are whose NAT has another port for every destination.
+            Some((_, joined)) if is_end(joined) => None,
+            rendezvous => Some((secret, rendezvous)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -111,13 +137,30 @@ mod tests {
     fn both_sides_of_a_link_have_the_tags_of_its_grant() {
         let (before, after) = (worker("198.51.100.1:5", &[]), worker("198.51.100.2:6", &[]));
         let (on, link) = (Relaying::On(RelaySecret::random()), (PlanEpoch(3), 1));
-        let granted = grant(&on, link, &before, &after).unwrap();
+        let relays = |relaying| Relays { relaying, rendezvous: None };
+        let Granted { grant: granted, by } = grant(relays(&on), link, &before, &after).unwrap();
         let tags = [(Side::Before, &before, &after), (Side::After, &after, &before)]
-            .map(|(side, from, to)| way(&on, link, side, from, to).relay.unwrap().tag);
+            .map(|(side, from, to)| way(relays(&on), link, side, from, to).relay.unwrap().tag);
+        assert_eq!(by, None);
         assert_eq!(granted.ends.each_ref().map(|end| end.tag), tags);
-        assert!(tags[0] != tags[1] && grant(&on, (PlanEpoch(4), 1), &before, &after).unwrap().ends[0].tag != tags[0]);
+        let of_another = grant(relays(&on), (PlanEpoch(4), 1), &before, &after).unwrap().grant;
+        assert!(tags[0] != tags[1] && of_another.ends[0].tag != tags[0]);
         assert_eq!(granted.ends[1].hosts, [after.address.ip()]);
-        assert!(grant(&Relaying::Off, link, &before, &after).is_none());
-        assert_eq!(way(&Relaying::Off, link, Side::Before, &before, &after).relay, None);
+        assert!(grant(relays(&Relaying::Off), link, &before, &after).is_none());
+        assert_eq!(way(relays(&Relaying::Off), link, Side::Before, &before, &after).relay, None);
+    }
+
+    #[test]
+    fn where_nobody_reaches_the_coordinator_a_rendezvous_passes_packets_on_but_not_its_own() {
+        let by_key = |byte, address: &str| Joined { peer: PeerId([byte; 32]), ..worker(address, &[]) };
+        let (before, after) = (by_key(1, "198.51.100.1:5"), by_key(2, "198.51.100.2:6"));
+        let (rendezvous, on, link) =
+            (by_key(3, "203.0.113.9:7"), Relaying::On(RelaySecret::random()), (PlanEpoch(3), 1));
+        let relays = Relays { relaying: &on, rendezvous: Some((WorkerId(9), &rendezvous)) };
+        let told = way(relays, link, Side::Before, &before, &after).relay.unwrap();
+        assert_eq!(told.addresses, ["203.0.113.9:7"]);
+        assert_eq!(grant(relays, link, &before, &after).unwrap().by, Some(WorkerId(9)));
+        assert_eq!(way(relays, link, Side::After, &rendezvous, &before).relay, None);
+        assert!(grant(relays, link, &before, &rendezvous).is_none());
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Joined {
     pub(crate) nat: Option<Nat>,
     /// How it has found the coordinator, where it says so.
     pub(crate) found: Option<WayFound>,
+    /// Whether it is one of those that bring others together with this coordinator.
+    pub(crate) is_rendezvous: bool,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
     /// Of its link to the coordinator, as it was when it joined.
@@ -45,6 +47,7 @@ impl Joined {
             own: Vec::new(),
             nat: None,
             found: None,
+            is_rendezvous: false,
             memory_bytes,
             threads,
             rtt_ms: 0.0,

@@ -5,6 +5,7 @@ use qmesh_net::{Frame, Measure, Message, PeerId, PeerWays, Route};
 use crate::worker::{
     compute::{Command, Done, LoadRequest},
     links::{LinkId, LinkNews},
+    rendezvous::Errand,
     tensors::{FetchNews, FetchRequest, Offer},
     turn::Turn,
 };
@@ -59,6 +60,8 @@ pub(crate) enum Action {
     Send { turn: Turn, frame: Frame },
     /// Find out how fast this machine is, beside whatever it does.
     Measure(Measure),
+    /// Do what a rendezvous does.
+    Rendezvous(Errand),
     /// One line for the person at the worker.
     Say(String),
     /// The link to the coordinator has no more use.

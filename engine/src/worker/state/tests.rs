@@ -108,6 +108,7 @@ fn brief(action: &Action) -> Option<String> {
         Action::StopFetch { turn } => format!("stop fetching for {}", turn.0),
         Action::Unlink { turn } => format!("unlink {}", turn.0),
         Action::Measure(_) => "measure".into(),
+        Action::Rendezvous(errand) => format!("{errand:?}"),
         Action::Say(_) | Action::Offer(_) => return None,
     })
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use qmesh_models::footprint::Footprints;
-use qmesh_net::{Message, PlanEpoch};
+use qmesh_net::{Grant, Message, PeerId, PlanEpoch};
 
 use super::{Action, Pause, Roster};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
             choice::{Choice, Chooser},
             pipeline::{Pipeline, Stage},
             sources::{self, Dealt, Recipient},
+            ways::{Granted, Relays},
             worker::{Held, Worker, WorkerId},
         },
     },
@@ -37,7 +38,7 @@ impl Roster {
             return self.stay(now, Some(text));
         }
         let choice = match self.chooser(now).choose() {
-            Ok(choice) => choice,
+            Ok(choice) => self.or_as_before(now, choice),
             Err(PlanError::NoWorkers) => return self.stay(now, None),
             Err(error) => return self.stay(now, Some(error.to_string())),
         };
@@ -52,6 +53,21 @@ impl Roster {
             return Vec::new();
         }
         self.begin(now, choice)
+    }
+
+    /// The last plan instead, where nothing serves, its workers are back, and the new one is not worth that layers change hands.
+    fn or_as_before(&self, now: Instant, choice: Choice) -> Choice {
+        let (None, None, Some((plan, peers))) = (&self.serving, &self.next, &self.last) else { return choice };
+        let id_of =
+            |peer: &PeerId| self.workers.iter().find(|(_, worker)| worker.joined.peer == *peer).map(|(&id, _)| id);
+        let chooser = self.chooser(now);
+        let ids: Option<Vec<WorkerId>> = peers.iter().map(id_of).collect();
+        let before = ids.and_then(|ids| chooser.again(plan, ids)).filter(|before| self.has_room(before));
+        let Some(before) = before else { return choice };
+        let is_short =
+            before.stages.len() < self.formation.workers.least() && choice.stages.len() > before.stages.len();
+        let was = chooser.cost(&before.plan, &before.stages);
+        if is_short || chooser.cost(&choice.plan, &choice.stages) <= was - was / WORTH { choice } else { before }
     }
 
     /// Whom a pin names that is not here.
@@ -131,6 +147,8 @@ impl Roster {
             let sections = dealt.get(stage).map(Dealt::sections).unwrap_or_default();
             actions.push(Action::Send(place.worker, Message::Load(next.load(&self.model, stage, sections))));
         }
+        let peers = next.stages.iter().filter_map(|s| self.workers.get(&s.worker)).map(|w| w.joined.peer);
+        self.last = Some((next.plan.clone(), peers.collect()));
         self.next = Some(next);
         actions
     }
@@ -152,17 +170,27 @@ impl Roster {
         let Some(pipeline) = self.pipeline(epoch) else { return Vec::new() };
         let mut actions = self.grants(pipeline);
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
-        let routes = pipeline.routes(&self.formation.relaying, joined).into_iter();
+        let routes = pipeline.routes(self.relays(), joined).into_iter();
         actions.extend(routes.map(|(worker, route)| Action::Send(worker, route)));
         actions.extend(pipeline.stages.first().map(|first| Action::OpenFrames(first.worker, epoch)));
         actions.extend(self.unload_the_dead());
         actions
     }
 
-    /// Packets may pass here between neighbours of a pipeline, from where they are now.
+    /// Packets may pass between neighbours of a pipeline, from where they are now.
     pub(super) fn grants(&self, pipeline: &Pipeline) -> Vec<Action> {
         let joined = |worker| self.workers.get(&worker).map(|w| &w.joined);
-        pipeline.grants(&self.formation.relaying, joined).into_iter().map(Action::Relay).collect()
+        let action = |Granted { grant, by }: Granted| match by {
+            None => Action::Relay(grant),
+            Some(rendezvous) => Action::Send(rendezvous, Message::Grant(Grant::of(&grant))),
+        };
+        pipeline.grants(self.relays(), joined).into_iter().map(action).collect()
+    }
+
+    /// Who may pass packets on: of several rendezvous the one that came first.
+    fn relays(&self) -> Relays<'_> {
+        let mut workers = self.workers.iter().map(|(&id, worker)| (id, &worker.joined));
+        Relays { relaying: &self.formation.relaying, rendezvous: workers.find(|(_, joined)| joined.is_rendezvous) }
     }
 
     /// There is no new plan. A pipeline that stands goes on; where there is none, the text says why.

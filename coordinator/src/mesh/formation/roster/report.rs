@@ -187,6 +187,9 @@ fn found_status(found: WayFound) -> FoundStatus {
         FoundBy::Address => FoundTier::Address,
         FoundBy::LocalNetwork => FoundTier::LocalNetwork,
         FoundBy::Dht => FoundTier::Dht,
+        FoundBy::Call => FoundTier::Call,
+        FoundBy::Rendezvous => FoundTier::Rendezvous,
+        FoundBy::Relay => FoundTier::Relay,
     };
     FoundStatus { by, ms: found.milliseconds }
 }

@@ -1,5 +1,6 @@
 //! The roster, told what workers say.
 
+mod returning;
 mod ways;
 
 use std::net::SocketAddr;
