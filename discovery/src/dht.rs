@@ -9,6 +9,7 @@
 #[cfg_attr(not(feature = "dht"), path = "dht/absent.rs")]
 mod participant;
 mod record;
+mod seeking;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,9 +19,14 @@ use std::{
 
 use qmesh_net::Ticket;
 use thiserror::Error;
-use tokio::{sync::Mutex, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::Mutex,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
 
-use self::{participant::Participant, record::RecordKeys};
+pub use self::seeking::DhtSeeker;
+use self::{participant::Participant, record::RecordKeys, seeking::Lookout};
 use crate::{
     addresses::{ADDRESSES, own_addresses, told_addresses},
     interfaces::Interfaces,
@@ -138,10 +144,18 @@ pub type Kept = Result<Duration, DhtError>;
 
 impl DhtRecord {
     /// Says where the coordinator of `ticket` is, which listens at `listen`: now, when this machine's addresses change, and often enough
-    /// that nodes do not forget it. `told` hears how it goes. Call it inside a tokio runtime.
-    pub fn keep(dht: Dht, ticket: &Ticket, listen: SocketAddr, told: impl FnMut(Kept) + Send + 'static) -> Self {
-        let (place, advertised) = (RecordKeys::of(ticket), ticket.addresses.clone());
-        Self { keeping: tokio::spawn(keep(dht, place, advertised, listen, told)) }
+    /// that nodes do not forget it. `told` hears how it goes, and `sought` who asks it to send to them, where it is behind a
+    /// NAT. Call it inside a tokio runtime.
+    pub fn keep(
+        dht: Dht,
+        ticket: &Ticket,
+        listen: SocketAddr,
+        told: impl FnMut(Kept) + Send + 'static,
+        sought: impl FnMut(DhtSeeker) + Send + 'static,
+    ) -> Self {
+        let (keys, lookout) = (RecordKeys::of(ticket), Lookout::of(ticket));
+        let keeper = Keeper { dht, keys, lookout, advertised: ticket.addresses.clone(), listen };
+        Self { keeping: tokio::spawn(keeper.keep(told, sought)) }
     }
 }
 
@@ -152,30 +166,43 @@ impl Drop for DhtRecord {
     }
 }
 
-async fn keep(
+/// What keeps a record.
+struct Keeper {
     dht: Dht,
-    place: RecordKeys,
+    keys: RecordKeys,
+    lookout: Lookout,
     advertised: Vec<String>,
     listen: SocketAddr,
-    mut told: impl FnMut(Kept) + Send,
-) {
-    let mut interfaces = Interfaces::watch();
-    let mut number = 0;
-    loop {
-        let begun = Instant::now();
-        let outside = match dht.participant().await {
-            Ok(participant) => participant.public_address().await,
-            Err(_) => None,
-        };
-        let outcome = dht.put(&place, &whereabouts(listen, &advertised, outside), number).await;
-        let pause = if outcome.is_ok() { REFRESH } else { AGAIN };
-        told(outcome.map(|put| {
-            number = put;
-            begun.elapsed()
-        }));
-        tokio::select! {
-            () = sleep(pause) => {}
-            _ = interfaces.changed() => {}
+}
+
+impl Keeper {
+    async fn keep(mut self, mut told: impl FnMut(Kept) + Send, mut sought: impl FnMut(DhtSeeker) + Send) {
+        let mut interfaces = Interfaces::watch();
+        let mut looks = interval(LOOKS);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut number = 0;
+        loop {
+            let begun = Instant::now();
+            let outside = match self.dht.participant().await {
+                Ok(participant) => participant.public_address().await,
+                Err(_) => None,
+            };
+            let places = whereabouts(self.listen, &self.advertised, outside);
+            let outcome = self.dht.put(&self.keys, &places, number).await;
+            let next = begun + if outcome.is_ok() && outside.is_some() { REFRESH } else { AGAIN };
+            told(outcome.map(|put| {
+                number = put;
+                begun.elapsed()
+            }));
+            // Who has its own address on the internet is reached, or not, whoever sends first.
+            let is_hidden = outside.is_none_or(|ip| !interfaces.addresses().contains(&ip.into()));
+            loop {
+                tokio::select! {
+                    () = sleep_until(next.into()) => break,
+                    _ = interfaces.changed() => break,
+                    _ = looks.tick(), if is_hidden => self.lookout.look(&self.dht).await.into_iter().for_each(&mut sought),
+                }
+            }
         }
     }
 }
@@ -202,6 +229,8 @@ fn now_unix() -> i64 {
 
 /// Nodes forget a record after two hours (BEP 44).
 const REFRESH: Duration = Duration::from_secs(30 * 60);
+/// How often a coordinator behind a NAT looks for who asks it to send to them.
+const LOOKS: Duration = Duration::from_secs(5);
 /// How long it waits after a failure.
 const AGAIN: Duration = Duration::from_secs(20);
 

@@ -20,6 +20,11 @@ impl Interfaces {
         Self { addresses: addresses(), ticks }
     }
 
+    /// The addresses as they were when they were last asked for.
+    pub fn addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.addresses
+    }
+
     /// Waits until the addresses are others than before; then all of them as they are now. Cancel-safe.
     pub async fn changed(&mut self) -> &BTreeSet<IpAddr> {
         loop {

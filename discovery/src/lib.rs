@@ -45,7 +45,7 @@ use tokio::time::{Instant, timeout_at};
 
 use addresses::{ADDRESSES, preference};
 pub use addresses::{is_of_a_private_network, listen_for, own_addresses, told_addresses};
-pub use dht::{Bootstrap, Dht, DhtError, DhtRecord, Kept};
+pub use dht::{Bootstrap, Dht, DhtError, DhtRecord, DhtSeeker, Kept};
 pub use interfaces::Interfaces;
 pub use names::{is_dialable, is_host_name};
 pub use port_map::{PortMap, PortMapError, Renewed};

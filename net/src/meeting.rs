@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, net::SocketAddr, sync::Arc, time::Duration
 use tokio::{
     sync::Mutex,
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -26,6 +26,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long addresses are tried before the relay is tried beside them.
 const DIRECT_FIRST: Duration = Duration::from_secs(2);
+/// Whoever knocks from an address that has been dialled for so long is dialled there anew.
+const OPENED_LATE: Duration = Duration::from_secs(1);
 /// Addresses that a peer may knock from and be dialled at: anybody who knows both keys can name one.
 const LEARNED_MOST: usize = 4;
 
@@ -100,14 +102,16 @@ impl Meeting {
         let mut knocks = self.knocks.lock().await;
         let known: BTreeSet<SocketAddr> = known.iter().filter_map(|address| address.parse().ok()).collect();
         let (mut learned, mut dials) = (BTreeSet::new(), JoinSet::new());
+        let late = Instant::now() + OPENED_LATE;
         loop {
             tokio::select! {
                 Some(dialled) = dials.join_next() => if let Ok(Ok(connection)) = dialled {
                     return connection;
                 },
                 (from, _) = knocks.next() => {
-                    let is_new = !known.contains(&from) && learned.len() < LEARNED_MOST && learned.insert(from);
-                    if is_new {
+                    // A known address is being dialled; if nobody has answered there for long, it has only now been opened.
+                    let is_early = known.contains(&from) && Instant::now() < late;
+                    if !is_early && learned.len() < LEARNED_MOST && learned.insert(from) {
                         let (endpoint, peer) = (endpoint.clone(), self.peer);
                         dials.spawn(async move { endpoint.dial_address("where it knocks from", from, peer).await });
                     }

@@ -1,5 +1,6 @@
 //! Workers in homes behind NATs, with a coordinator on the internet: who reaches whom how, and what packets really do.
 
+mod dht;
 mod lab;
 mod moves;
 mod ports;

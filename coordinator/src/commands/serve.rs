@@ -215,7 +215,9 @@ fn recorded(args: &ServeArgs, mesh: &Mesh) -> Option<DhtRecord> {
             Err(error) => note(format_args!("workers do not find this coordinator by the DHT: {error}")),
         }
     };
-    args.reach.dht().map(|dht| DhtRecord::keep(dht, mesh.ticket(), mesh.listens_at(), told))
+    let handle = mesh.handle();
+    let sought = move |seeker| handle.meet(seeker);
+    args.reach.dht().map(|dht| DhtRecord::keep(dht, mesh.ticket(), mesh.listens_at(), told, sought))
 }
 
 fn local_workers(args: &ServeArgs, model: &Model, mesh: &Mesh) -> Result<LocalWorkers, Failure> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use qmesh_discovery::DhtSeeker;
 use qmesh_net::PeerId;
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
@@ -34,6 +35,8 @@ pub(crate) enum Call {
     Submit(Submission),
     /// End one that runs or waits, by its number; the answer is whether there was one.
     Cancel { request: u64, found: oneshot::Sender<bool> },
+    /// Send to a worker that asks for it, so that its packets get in.
+    Meet(DhtSeeker),
     /// Say what runs and what waits.
     Sequences(oneshot::Sender<Vec<SequenceStatus>>),
     /// Say who is there, and who asks to be.
@@ -88,6 +91,12 @@ impl MeshHandle {
         let (found, answer) = oneshot::channel();
         let asked = self.calls.send(Call::Cancel { request, found }).await.is_ok();
         asked && answer.await.unwrap_or(false)
+    }
+
+    /// Has this coordinator send to a worker that asks for it, so that its packets get in.
+    pub fn meet(&self, seeker: DhtSeeker) {
+        // It asks again if it is not heard.
+        let _heard = self.calls.try_send(Call::Meet(seeker));
     }
 
     /// What runs and what waits, in the order in which it came; nothing once the mesh is gone.

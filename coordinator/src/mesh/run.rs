@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use qmesh_discovery::DhtSeeker;
 use qmesh_net::{Calling, CloseCode, Endpoint, Frame, Gate, Message, PlanEpoch, RejectCode, SessionId};
 use tokio::{
     sync::{
@@ -237,6 +238,9 @@ impl MeshTask {
     fn call(&mut self, call: Call) {
         match call {
             Call::Submit(submission) => self.submission(submission),
+            Call::Meet(DhtSeeker { peer, addresses }) => {
+                self.seekers.meet(Instant::now(), &self.endpoint, peer, addresses);
+            }
             Call::Sequences(answer) => {
                 // Whoever asked may be gone.
                 let _heard = answer.send(self.conductor.sequences());

@@ -58,6 +58,14 @@ impl Seekers {
         granted.into_iter().chain([Message::Introduce(seeker)]).collect()
     }
 
+    /// Somebody asks, by another way than a rendezvous, that this coordinator send to these addresses.
+    pub(super) fn meet(&mut self, now: Instant, endpoint: &Endpoint, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let Some(&address) = addresses.first() else { return };
+        self.make_room();
+        let meeting = endpoint.meet(peer, addresses, None);
+        self.met.insert(peer, Met { seeker: RelayTag::default(), address, since: now, _meeting: meeting });
+    }
+
     /// Where the packets of a worker come from that are passed on to this coordinator.
     pub(super) fn address_of(&self, peer: PeerId) -> Option<SocketAddr> {
         self.met.get(&peer).map(|met| met.address)
@@ -126,6 +134,10 @@ mod tests {
         assert_eq!(kinds(&sought(seeker(1, 2), Passing::Granted)), ["grant", "introduce"], "it has begun anew");
         assert_eq!(kinds(&sought(seeker(2, 3), Passing::Never)), ["introduce"]);
         assert!(sought(Seeker { address: "nowhere".into(), ..seeker(3, 4) }, Passing::Granted).is_empty());
+        seekers.meet(now, &endpoint, PeerId([4; 32]), vec!["127.0.0.1:7".parse().unwrap()]);
+        seekers.meet(now, &endpoint, PeerId([5; 32]), Vec::new());
+        let by_another_way = [4, 5].map(|byte| seekers.address_of(PeerId([byte; 32])));
+        assert_eq!(by_another_way, [Some("127.0.0.1:7".parse().unwrap()), None]);
         let (one, other) = (PeerId([1; 32]), PeerId([2; 32]));
         assert_eq!(seekers.address_of(one), Some("127.0.0.1:9".parse().unwrap()));
         seekers.tick(now + TO_CONNECT, |peer| peer == one);

@@ -166,6 +166,7 @@ impl FakeMesh {
                         answer.send(there()).expect("the caller waits");
                         continue;
                     }
+                    Call::Meet(_) => continue,
                     Call::Refuse { worker, refused } => {
                         refused.send(worker == WorkerId(1)).expect("the caller waits");
                         continue;

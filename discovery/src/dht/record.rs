@@ -20,6 +20,14 @@ impl RecordKeys {
         Self { seed: ticket.key_for("qmesh dht signing v1"), sealing: ticket.key_for("qmesh dht sealing v1") }
     }
 
+    /// Of the record by which workers ask the ticket's coordinator to send to them; the last one that asked has it.
+    pub(super) fn of_seekers(ticket: &Ticket) -> Self {
+        Self {
+            seed: ticket.key_for("qmesh dht seekers signing v1"),
+            sealing: ticket.key_for("qmesh dht seekers sealing v1"),
+        }
+    }
+
     /// Of the key that signs it (Ed25519). It has nothing to do with the coordinator's own.
     pub(super) fn seed(&self) -> &[u8; 32] {
         &self.seed
@@ -50,14 +58,20 @@ impl RecordKeys {
         [&nonce[..], &text].concat()
     }
 
-    /// What a record with this number says; `None` if it was not sealed by this ticket, or says what no address is.
+    /// The addresses that a record with this number says; `None` if it was not sealed by this ticket.
     pub(super) fn open(&self, number: i64, value: &[u8]) -> Option<Vec<String>> {
+        let lines = self.lines(number, value)?;
+        Some(lines.into_iter().filter(|line| is_dialable(line)).take(crate::addresses::ADDRESSES).collect())
+    }
+
+    /// The lines of a record with this number.
+    pub(super) fn lines(&self, number: i64, value: &[u8]) -> Option<Vec<String>> {
         let (nonce, sealed) = value.split_first_chunk::<NONCE_LEN>()?;
         let mut sealed = sealed.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let text = self.key().open_in_place(nonce, Aad::from(number.to_le_bytes()), &mut sealed).ok()?;
         let lines = std::str::from_utf8(text).ok()?.split('\n').filter(|line| !line.is_empty());
-        Some(lines.filter(|line| is_dialable(line)).take(crate::addresses::ADDRESSES).map(str::to_owned).collect())
+        Some(lines.map(str::to_owned).collect())
     }
 
     fn key(&self) -> LessSafeKey {

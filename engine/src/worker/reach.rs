@@ -96,7 +96,23 @@ async fn on_the_dht(endpoint: Endpoint, dht: qmesh_discovery::Dht, ticket: Ticke
         return Err(Miss::Dht("nor does the DHT know of it (coordinator serve --dht)".to_owned()));
     }
     let nobody = |_| Miss::Dht(format!("nor does it answer where it is by the DHT ({})", addresses.join(", ")));
-    let connection = endpoint.dial(&addresses, ticket.coordinator).await.map_err(nobody)?;
+    // From now on its packets get in here.
+    let places = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+    let meeting = endpoint.meet(ticket.coordinator, places, None);
+    let asked = async {
+        sleep(ALONE).await;
+        // Both may be behind NATs: it is to send as well.
+        dht.seek(&ticket, endpoint.peer_id(), endpoint.local_addr()).await.map_err(missed)?;
+        // A dial is given up before it may have looked.
+        match meeting.dial(&endpoint, &addresses).await {
+            Ok(connection) => Ok(connection),
+            Err(_) => meeting.dial(&endpoint, &addresses).await.map_err(nobody),
+        }
+    };
+    let connection = tokio::select! {
+        Ok(connection) = endpoint.dial(&addresses, ticket.coordinator) => connection,
+        asked = asked => asked?,
+    };
     Ok(Reached::at_address(connection, FoundBy::Dht, start))
 }
 
@@ -139,5 +155,7 @@ fn nowhere(misses: Vec<Miss>) -> NetError {
 const HEAD_START: Duration = Duration::from_millis(250);
 /// A coordinator of the local network has answered within this; nodes of the DHT need not hear of it then.
 const HEAD_START_OF_NEIGHBOURS: Duration = Duration::from_secs(1);
+/// How long the coordinator is dialled where it is by the DHT before it is asked to send as well.
+const ALONE: Duration = Duration::from_millis(1500);
 /// Coordinators that are there answer within a second; a busy wireless network may lose the first question.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -186,6 +186,16 @@ impl Host {
         command
     }
 
+    /// Runs something of this test's there; threads that it starts stay there.
+    pub(super) fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let there = std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        there.join().unwrap()
+    }
+
     fn ip(&self, what: &str) {
         run(&format!("ip -n {} {what}", self.name));
     }
