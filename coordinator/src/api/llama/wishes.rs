@@ -58,7 +58,8 @@ impl Wishes {
             prompts: Vec::new(),
             param,
             choices: params.choices()?,
-            max_tokens: params.max_tokens(1)?,
+            // Editors compute a prompt ahead, and generate nothing.
+            max_tokens: params.max_tokens(0)?,
             sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
             stops: params.stops()?,
             detail: TokenDetail::On,
