@@ -23,6 +23,7 @@ fn typed(answer: &Answer) -> Vec<Value> {
     let names = answer.text.lines().filter_map(|line| line.strip_prefix("event: "));
     let (objects, _) = answer.events();
     assert!(names.eq(objects.iter().map(|object| object["type"].as_str().expect("a type"))));
+    assert!(answer.text.split_terminator("\n\n").all(|event| event.starts_with("event: ")), "{}", answer.text);
     assert!(
         (0..objects.len())
             .eq(objects.iter().map(|object| object["sequence_number"].as_u64().expect("a number") as usize))
