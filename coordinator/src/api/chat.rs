@@ -102,6 +102,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         max_tokens: params.max_tokens(1)?,
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
+        ends: params.ends(&api.state.text)?,
         detail: counted(detail, timings),
         client: caller.client(params.user.as_deref()),
         progress: params.progress(),

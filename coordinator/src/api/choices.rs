@@ -45,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
+    /// The token ids that end an answer.
+    pub(crate) ends: Arc<[u32]>,
     pub(crate) detail: TokenDetail,
     pub(crate) leading_space: LeadingSpace,
     /// Tells thoughts and calls from the text, if they are wanted apart.
@@ -142,7 +144,7 @@ impl Choices {
                     ids: ids.clone(),
                     max_tokens,
                     sampling: Sampling { sequence, ..job.sampling.clone() },
-                    ends: Arc::clone(&text.ends),
+                    ends: Arc::clone(&job.ends),
                     grammar: job.grammar.clone(),
                     prompt_rows: job.prompt_rows,
                     client: job.client.id,

@@ -78,6 +78,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         max_tokens: Some(max_tokens),
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
+        ends: params.ends(&api.state.text)?,
         detail: counted(detail, timings),
         leading_space: LeadingSpace::Keep,
         reading: None,

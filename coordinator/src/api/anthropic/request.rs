@@ -10,7 +10,6 @@ use crate::{
         error::ApiError,
         grammar::Form,
         json::Object,
-        params::stop_strings,
         unsupported::Kind,
     },
     text::ThoughtsWanted,
@@ -22,7 +21,6 @@ pub(super) struct MessagesRequest {
     system: Option<Texts>,
     messages: Option<Vec<Object<SentMessage>>>,
     temperature: Option<f64>,
-    stop_sequences: Option<Vec<String>>,
     tools: Option<Vec<Object<Tool>>>,
     tool_choice: Option<Object<Choice>>,
     thinking: Option<Object<Thinking>>,
@@ -79,7 +77,7 @@ struct ContextManagement {
 
 impl Kind for MessagesRequest {
     const HONOURED: &'static [&'static str] =
-        &["service_tier", "stop_sequences", "system", "thinking", "tool_choice", "tools"];
+        &["service_tier", "system", "thinking", "tool_choice", "tools"];
 }
 
 /// Our names for what is in a tool, and Anthropic's.
@@ -129,11 +127,6 @@ impl MessagesRequest {
     /// Whom the client asks for.
     pub(super) fn user(&self) -> Option<String> {
         self.metadata.as_ref().and_then(|Object(metadata)| metadata.user_id.clone())
-    }
-
-    /// The strings that end an answer.
-    pub(super) fn stops(&self) -> Result<Vec<String>, ApiError> {
-        stop_strings("stop_sequences", self.stop_sequences.clone().unwrap_or_default())
     }
 
     /// The conversation.

@@ -78,6 +78,7 @@ pub(crate) struct Drawing {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
+    pub(crate) ends: Arc<[u32]>,
     pub(crate) detail: TokenDetail,
     pub(crate) client: Client,
     /// Whether the client hears how far the prompt is.
@@ -175,6 +176,7 @@ impl Drawing {
             max_tokens,
             sampling: params.sampling(&api.state.text, 0)?,
             stops: params.stops()?,
+            ends: params.ends(&api.state.text)?,
             detail: TokenDetail::Off,
             progress: ShownProgress::No,
             client: caller.client(params.user.as_deref()),
@@ -225,7 +227,7 @@ impl Drawing {
         reading: Option<Reading>,
         grammar: Option<Arc<CompiledGrammar>>,
     ) -> Job {
-        let Self { choices, max_tokens, sampling, stops, detail, client, progress, .. } = self;
+        let Self { choices, max_tokens, sampling, stops, ends, detail, client, progress, .. } = self;
         Job {
             prompts: vec![ids],
             param,
@@ -233,6 +235,7 @@ impl Drawing {
             max_tokens,
             sampling,
             stops,
+            ends,
             detail,
             leading_space: LeadingSpace::Keep,
             reading,

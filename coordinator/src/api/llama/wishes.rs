@@ -62,6 +62,7 @@ impl Wishes {
             max_tokens: params.max_tokens(0)?,
             sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
             stops: params.stops()?,
+            ends: params.ends(&api.state.text)?,
             detail: TokenDetail::On,
             leading_space: LeadingSpace::Keep,
             reading: None,
