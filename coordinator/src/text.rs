@@ -3,6 +3,7 @@
 mod breakers;
 mod calls;
 mod chat;
+mod facts;
 #[cfg(test)]
 pub(crate) mod fake;
 mod history;
@@ -28,6 +29,7 @@ pub use self::{
     breakers::{BreakerError, BreakerShelf, DryRules},
     calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
+    facts::ModelFacts,
     infill::{Gap, GapFile},
     part::{AnswerPart, CallEvent},
     reading::{CallsWanted, Reading, ThoughtsWanted},
@@ -52,6 +54,8 @@ pub struct TextModel {
     pub template: Result<Arc<ChatTemplate>, String>,
     /// The architecture, by its name in the model's file.
     pub family: String,
+    /// What is told of it to those who ask what it is.
+    pub facts: Arc<ModelFacts>,
     /// The most positions a session may hold, prompt and answer together.
     pub context: usize,
     /// The ids that end a generation.
@@ -131,7 +135,20 @@ impl TextModel {
         match model.tokenizer.clone() {
             Some(tokenizer) => {
                 let (family, hidden, pooling) = (model.spec.family.clone(), model.spec.hidden, model.pooling());
-                Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars, breakers })
+                let facts = Arc::new(ModelFacts::of(model));
+                Ok(Self {
+                    name,
+                    tokenizer,
+                    template,
+                    family,
+                    facts,
+                    context,
+                    ends,
+                    hidden,
+                    pooling,
+                    grammars,
+                    breakers,
+                })
             }
             None => Err(OpenModelError::NoTokenizer { name }),
         }
