@@ -76,8 +76,7 @@ struct ContextManagement {
 }
 
 impl Kind for MessagesRequest {
-    const HONOURED: &'static [&'static str] =
-        &["service_tier", "system", "thinking", "tool_choice", "tools"];
+    const HONOURED: &'static [&'static str] = &["service_tier", "system", "thinking", "tool_choice", "tools"];
 }
 
 /// Our names for what is in a tool, and Anthropic's.
@@ -100,13 +99,27 @@ impl MessagesRequest {
         if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
             return refuse("logprobs", "only /v1/chat/completions gives them");
         }
-        // Earlier thoughts are left out anyway.
-        let kept = |edit: &Value| !edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking"));
-        let edits = self.context_management.iter().flat_map(|Object(management)| management.edits.iter().flatten());
-        if edits.into_iter().any(kept) {
+        if self.edits().any(|edit| !clears_thoughts(edit)) {
             return refuse("context_management", "shorten the conversation yourself");
         }
         Ok(())
+    }
+
+    fn edits(&self) -> impl Iterator<Item = &Value> {
+        self.context_management.iter().flat_map(|Object(management)| management.edits.iter().flatten())
+    }
+
+    /// How many of the last turns keep their thoughts: all, unless the client says otherwise; then one unless it says how many.
+    fn thinking_turns(&self) -> usize {
+        let kept = |edit: &Value| match &edit["keep"] {
+            Value::Null => 1,
+            Value::Object(keep) => keep
+                .get("value")
+                .and_then(Value::as_u64)
+                .map_or(1, |turns| usize::try_from(turns).unwrap_or(usize::MAX)),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => usize::MAX,
+        };
+        self.edits().filter(|edit| clears_thoughts(edit)).map(kept).min().unwrap_or(usize::MAX)
     }
 
     /// The form of the answer, by the newer name or the older one.
@@ -131,13 +144,14 @@ impl MessagesRequest {
 
     /// The conversation.
     pub(super) fn turn(self) -> Result<Turn, ApiError> {
+        let turns = self.thinking_turns();
         let (thinks, thoughts) = thinking(self.thinking)?;
         let effort = self.output_config.and_then(|Object(config)| config.effort);
         let tools = self.tools.unwrap_or_default().into_iter().enumerate();
         let tools = tools.map(|(place, Object(tool))| tool.described(place)).collect::<Result<_, _>>()?;
         let choice = self.tool_choice.map(|Object(choice)| choice);
         let single = choice.as_ref().is_some_and(|choice| choice.disable_parallel_tool_use == Some(true));
-        let messages = transcript(self.system, self.messages)?;
+        let messages = transcript(self.system, self.messages, turns)?;
         let said = Said {
             param: "messages",
             ending: begun_or_asked(&messages)?,
@@ -151,6 +165,11 @@ impl MessagesRequest {
         };
         Turn::read(said).map_err(|error| error.renamed(&NAMES))
     }
+}
+
+/// Whether an edit of the conversation is one of thoughts.
+fn clears_thoughts(edit: &Value) -> bool {
+    edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking"))
 }
 
 impl Tool {

@@ -189,7 +189,8 @@ async fn answers_are_held_to_forms() {
 
 #[tokio::test]
 async fn a_conversation_becomes_messages() {
-    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\
+    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.reasoning_content %}\
+                  ({{ m.reasoning_content }}){% endif %}\
                   {% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments.city }}>\
                   {% endfor %}{{ m.tool_call_id }}\n{% endfor %}{{ tools|length }}";
     let bench = Bench::with(hello, |state| state.text = Arc::new(templated(source)));
@@ -199,9 +200,11 @@ async fn a_conversation_becomes_messages() {
         {"role": "developer", "content": "d"},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "a"},
+        {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
         {"type": "message", "role": "assistant", "content": [
             {"type": "output_text", "text": "I look.", "annotations": []},
         ]},
+        {"type": "reasoning", "id": "rs_3", "summary": [{"type": "summary_text", "text": "Two."}], "content": null},
         {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{\"city\": \"Rome\"}"},
         {"type": "function_call", "call_id": "c2", "name": "weather", "arguments": "{\"city\": \"Bonn\"}"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
@@ -209,7 +212,7 @@ async fn a_conversation_becomes_messages() {
     ]);
     let answer = ask(&bench, request).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    let prompt = "[system] s\n\nd\n[user] x\n[assistant] I look.<c1 weather Rome><c2 weather Bonn>\n\
+    let prompt = "[system] s\n\nd\n[user] x\n[assistant] I look.(Hm.\n\nTwo.)<c1 weather Rome><c2 weather Bonn>\n\
                   [tool] rainc1\n[tool] sunc2\n1";
     assert_eq!(prompts(&bench), [prompt]);
 }
