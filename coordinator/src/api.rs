@@ -161,6 +161,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/", get(page::root))
         .route("/health", get(mesh::health))
         .route("/ready", get(mesh::ready))
+        .merge(probes())
         .route("/api/status", get(mesh::status))
         .route("/api/events", get(mesh::events))
         .route("/api/requests/{number}/cancel", post(mesh::cancel))
@@ -189,15 +190,27 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
+/// What other servers call the same, and orchestrators look for.
+fn probes() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/health", get(mesh::health))
+        .route("/healthz", get(mesh::health))
+        .route("/ping", get(mesh::health))
+        .route("/readyz", get(mesh::ready))
+        .route("/version", get(mesh::version))
+}
+
 /// The ways of other APIs to the same model, and OpenAI's without the version.
 fn dialects() -> Router<Arc<Api>> {
     Router::new()
         .route("/models", get(mesh::models))
+        .route("/models/{*id}", get(mesh::model))
         .route("/chat/completions", post(chat::chat))
         .route("/chat/completions/input_tokens", post(chat::input_tokens))
         .route("/v1/chat/completions/input_tokens", post(chat::input_tokens))
         .route("/completions", post(completions::completions))
         .route("/embeddings", post(embeddings::embeddings))
+        .route("/embedding", post(embeddings::embedding))
         .route("/apply-template", post(chat::apply_template))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
@@ -211,6 +224,8 @@ fn dialects() -> Router<Arc<Api>> {
         .route("/api/version", get(ollama::models::version))
         .route("/v1/responses", post(responses::responses))
         .route("/responses", post(responses::responses))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route("/responses/input_tokens", post(responses::input_tokens))
 }
 
 impl Api {

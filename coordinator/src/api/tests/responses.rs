@@ -72,6 +72,10 @@ async fn a_whole_response() {
     });
     assert_eq!((&object["usage"], &object["instructions"], &object["temperature"]), (&usage, &json!("s"), &json!(0.5)));
     assert_eq!(prompts(&bench), ["s:s\nu:x\n"]);
+    for path in ["/v1/responses/input_tokens", "/responses/input_tokens"] {
+        let counted = bench.post(path, json!({"input": "x", "instructions": "s"}).to_string()).await.json();
+        assert_eq!(counted, json!({"object": "response.input_tokens", "input_tokens": 9}));
+    }
     assert_eq!(bench.mesh.seen.lock().expect("no panic holds it")[0].max_tokens, 20);
 }
 
