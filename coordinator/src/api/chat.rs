@@ -36,10 +36,10 @@ use super::{
     answer::{answer, counted},
     caller::Caller,
     error::ApiError,
-    json::Object,
+    json::{Document, Object},
     params::{Delivery, TOP_LOGPROBS},
     ranges::integer,
-    unsupported::Kind,
+    unsupported::{Kind, refuse_unsupported},
 };
 use crate::text::{ChatWanted, TokenDetail};
 
@@ -133,6 +133,15 @@ pub(crate) async fn input_tokens(State(api): State<Arc<Api>>, request: Request) 
     let (turn, _) = chat.turn()?;
     let ids = turn.prompt(&api, share).await?.ids;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": ids.len()})))
+}
+
+/// The conversation of a body that is one of a chat, beside whatever else it is. Blocks, as parsing does.
+///
+/// # Errors
+/// What is wrong with it, by the parameter's name.
+pub(crate) fn turn_of(body: &Document) -> Result<Turn, ApiError> {
+    refuse_unsupported::<ChatRequest>(body)?;
+    Ok(body.read::<ChatRequest>()?.turn()?.0)
 }
 
 impl ChatRequest {

@@ -86,6 +86,8 @@ pub(crate) struct Choices {
     count: usize,
     prompts: Vec<Vec<u32>>,
     generated_tokens: usize,
+    /// Of these, those at which thoughts came out.
+    thought_tokens: usize,
     metrics: Arc<Metrics>,
     /// Of each choice.
     times: Vec<ChoiceTimes>,
@@ -162,6 +164,7 @@ impl Choices {
             phase: api.phase.clone(),
             count,
             generated_tokens: 0,
+            thought_tokens: 0,
             metrics: Arc::clone(&api.metrics),
             times: vec![ChoiceTimes::start(); count],
             timings,
@@ -279,6 +282,7 @@ impl Choices {
         self.unended -= 1;
         self.timings[index] = Timings::of(end);
         self.generated_tokens += end.generated_tokens;
+        self.thought_tokens += end.thought_tokens;
         let prompt = index / self.of_prompt();
         if let Some(cached) = self.cached_tokens.get_mut(prompt) {
             *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
@@ -348,6 +352,7 @@ impl Choices {
             "completion_tokens": self.generated_tokens,
             "total_tokens": prompt_tokens + self.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens.iter().flatten().sum::<usize>()},
+            "completion_tokens_details": {"reasoning_tokens": self.thought_tokens},
         })
     }
 }

@@ -176,6 +176,18 @@ async fn texts_become_tokens_and_back() {
         let (_, _, _, found) = post(path, body.clone()).await.error();
         assert_eq!(found.as_deref(), Some(param), "{path} {body}");
     }
+    let chat = json!({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function", "function": {"name": "f"}}]});
+    let counted = post("/tokenize", chat.clone()).await.json();
+    assert_eq!(bench.chat(chat).await.status, StatusCode::OK);
+    let asked = bench.mesh.seen.lock().expect("no panic holds it")[0].ids.clone();
+    assert_eq!((&counted["tokens"], &counted["count"]), (&json!(asked), &json!(asked.len())));
+    assert_eq!(
+        post("/tokenize", json!({"messages": [{"role": "king"}]})).await.error().3.as_deref(),
+        Some("messages[0].role")
+    );
     let props = bench.get("/props").await.json();
+    assert_eq!((&props["model_path"], &props["modalities"]["vision"]), (&json!("made-up"), &json!(false)));
+    assert!(props["chat_template"].as_str().is_some_and(|template| template.contains("messages")), "{props}");
+    assert_eq!(bench.get("/version").await.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
     assert!(props["default_generation_settings"]["n_ctx"].as_u64().is_some_and(|context| context > 0), "{props}");
 }
