@@ -6,6 +6,7 @@
 //! from going on without end where a model is weak.
 
 mod compiler;
+mod desk;
 #[cfg(test)]
 pub(crate) mod fifty;
 mod gbnf;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub use self::{
     compiler::GrammarCompiler,
+    desk::GrammarDesk,
     walk::{CompiledGrammar, GrammarWalk},
 };
 

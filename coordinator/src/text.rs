@@ -17,7 +17,7 @@ mod stream;
 mod tests;
 mod token;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use qmesh_models::{
     chat::{ChatTemplate, TemplateError},
@@ -38,7 +38,7 @@ pub use self::{
 };
 use crate::{
     generate::{GenerateError, GenerateRequest, Pooling},
-    grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError},
+    grammar::{CompiledGrammar, Grammar, GrammarDesk, GrammarError},
     mesh::MeshHandle,
     model::{Model, OpenModelError},
 };
@@ -69,10 +69,6 @@ pub struct TextModel {
     /// What breaks repetitions, in its tokens.
     pub breakers: BreakerShelf,
 }
-
-/// Where a model's grammars are compiled. Clones share what it takes.
-#[derive(Clone, Debug, Default)]
-pub struct GrammarDesk(Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>);
 
 /// Why a prompt could not become ids.
 #[derive(Debug, Error)]
@@ -171,13 +167,12 @@ impl TextModel {
         if ids.is_empty() { Err(PromptError::Empty { name: self.name.clone() }) } else { Ok(ids) }
     }
 
-    /// Compiles a grammar for texts of this model. Blocks: the first time for as long as it takes to sort the vocabulary.
+    /// Compiles a grammar for texts of this model, unless it was asked for of late. Blocks: the first time for as long as it takes to sort the vocabulary.
     ///
     /// # Errors
     /// What is wrong with the grammar; a model whose texts have no end.
     pub fn compile(&self, grammar: &Grammar) -> Result<Arc<CompiledGrammar>, GrammarError> {
-        let compiler = self.grammars.0.get_or_init(|| GrammarCompiler::new(&self.tokenizer, &self.ends));
-        compiler.as_ref().map_err(Clone::clone)?.compile(grammar).map(Arc::new)
+        self.grammars.compile(grammar, &self.tokenizer, &self.ends)
     }
 
     /// A text of more bytes than this is longer than any prompt.

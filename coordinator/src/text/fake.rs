@@ -12,9 +12,10 @@ use qmesh_models::{
 use qmesh_net::{Candidate, JoinCode, PeerId, Sampled};
 use tokio::sync::{mpsc, watch};
 
-use super::{BreakerShelf, GrammarDesk, ModelFacts, TextModel};
+use super::{BreakerShelf, ModelFacts, TextModel};
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, Pooling},
+    grammar::GrammarDesk,
     mesh::{
         MeshHandle,
         events::EventBus,
