@@ -27,7 +27,7 @@ use thiserror::Error;
 
 pub use self::{
     breakers::{BreakerError, BreakerShelf, DryRules},
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, held_calls, possible_calls},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
     facts::ModelFacts,
     infill::{Gap, GapFile},

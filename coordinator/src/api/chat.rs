@@ -155,8 +155,8 @@ impl ChatRequest {
         let (messages, tools) = self.parted();
         let messages = templated(messages)?;
         let ending = ending(&messages, wishes.0, wishes.1)?;
-        let Toolbox { tools, choice, calls, dialect } = tools.read()?;
-        let wanted = ChatWanted { choice, calls, thoughts };
+        let Toolbox { tools, choice, calls, strict, dialect } = tools.read()?;
+        let wanted = ChatWanted { choice, calls, strict, thoughts };
         Ok((Turn { param: "messages", messages, tools, wanted, variables, ending }, dialect))
     }
 

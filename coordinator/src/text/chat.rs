@@ -13,11 +13,12 @@ use serde_json::Value;
 
 use super::{
     PromptError, TextModel,
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, held_calls, possible_calls},
     history,
     outside::Outside,
-    reading::{CallsWanted, Manner, Opening, Reading, ThoughtsWanted},
+    reading::{CallsWanted, Manner, Opening, Reading, Tags, ThoughtsWanted},
 };
+use crate::grammar::{HeldCalls, Thoughts};
 
 /// What a client wants of an answer.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct ChatWanted {
     pub choice: ToolChoice,
     /// How many calls.
     pub calls: CallsWanted,
+    /// The tools whose calls are by their schemas.
+    pub strict: Vec<String>,
     /// Where thoughts go.
     pub thoughts: ThoughtsWanted,
 }
@@ -43,6 +46,8 @@ pub struct ChatPrompt {
     pub forced: Option<ForcedCall>,
     /// What calls the answer may be, where it need not be one.
     pub possible: Vec<ForcedCall>,
+    /// What of the answer is held where nothing is demanded: the arguments of strict tools.
+    pub held: Option<HeldCalls>,
     /// Where the prompt has begun thoughts: what ends them. A demanded call, or the answer's form, comes behind it.
     pub thoughts_end: Option<&'static str>,
     /// Whether the space that some tokenizers put before a text is text of the answer, as it is where a text goes on.
@@ -118,13 +123,20 @@ impl TextModel {
         }
         let control = |text: &str| self.tokenizer.find(text).filter(|&id| self.tokenizer.is_control(id));
         let reading = Reading::new(&manner, control);
+        let thoughts = manner.tags.map(|Tags { open, close }| Thoughts { open, close, begun: begun.is_some() });
+        let held = match manner.calls {
+            CallsWanted::All | CallsWanted::One if forced.is_none() => {
+                held_calls(&manner.tools, &wanted.strict, manner.format, thoughts)
+            }
+            CallsWanted::All | CallsWanted::One | CallsWanted::None => None,
+        };
         let ids = self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))?;
         let leading_space = match options.generation_prompt {
             GenerationPrompt::Continue => LeadingSpace::Keep,
             GenerationPrompt::Add | GenerationPrompt::Omit => LeadingSpace::Strip,
         };
         let thoughts_end = begun.map(|tags| tags.close);
-        Ok(ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space })
+        Ok(ChatPrompt { ids, reading, tools, forced, possible, held, thoughts_end, leading_space })
     }
 
     /// The text of a conversation as `chat` makes ids of it.

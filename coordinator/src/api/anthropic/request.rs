@@ -41,6 +41,7 @@ struct Tool {
     name: Option<Value>,
     description: Option<Value>,
     input_schema: Option<Value>,
+    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -179,7 +180,7 @@ impl Tool {
             let text = "only tools of the 'type' \"custom\" are supported: the server has none of its own";
             return Err(ApiError::invalid(format!("tools[{place}].type"), text));
         }
-        let mut function = json!({"name": self.name});
+        let mut function = json!({"name": self.name, "strict": self.strict});
         if let Some(description) = self.description {
             function["description"] = description;
         }

@@ -105,8 +105,12 @@ impl Turn {
         Thinking { effort, enable: thinks, ..Thinking::default() }.set(&mut variables)?;
         let tools = Some(tools);
         let params = ToolParams { tools, tool_choice, parallel_tool_calls: parallel_calls, ..ToolParams::default() };
-        let Toolbox { tools, choice, calls, .. } = params.read()?;
-        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, thoughts }, variables, ending })
+        let Toolbox { mut tools, choice, calls, strict, .. } = params.read()?;
+        // These dialects do not have it in what templates show.
+        tools.iter_mut().filter_map(|tool| tool["function"].as_object_mut()).for_each(|function| {
+            function.shift_remove("strict");
+        });
+        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, strict, thoughts }, variables, ending })
     }
 
     /// Hands it to the mesh.
@@ -118,10 +122,11 @@ impl Turn {
         let param = self.param;
         let asked = drawing.grammar.take();
         let prompt = self.prompt(api, share).await?;
-        let ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space } = prompt;
+        let ChatPrompt { ids, reading, tools, forced, possible, held, thoughts_end, leading_space } = prompt;
         let asked = match (&forced, asked) {
             (Some(forced), asked) => Some(AskedGrammar::call(forced, thoughts_end, asked.is_some())?),
-            (None, asked) => asked.map(|asked| asked.or_calls(&possible)).transpose()?.map(|a| a.behind(thoughts_end)),
+            (None, Some(asked)) => Some(asked.or_calls(&possible)?.behind(thoughts_end)),
+            (None, None) => held.map(AskedGrammar::held).transpose()?,
         };
         let grammar = api.compile(asked).await?;
         let job = Job { leading_space, ..drawing.job(param, ids, Some(reading), grammar) };
