@@ -3,7 +3,7 @@
 mod dialogue;
 mod lines;
 
-use qmesh_models::{chat::Message, tokenizer::LeadingSpace};
+use qmesh_models::chat::Message;
 use qmesh_net::Sampling;
 
 use self::{
@@ -11,7 +11,7 @@ use self::{
     lines::{Input, Lines},
 };
 use super::{
-    answer::{self, AnswerError},
+    answer::{self, AnswerError, Prompt},
     block_on_to_the_end,
     local_mesh::LocalMesh,
     opened::Opened,
@@ -57,8 +57,9 @@ struct Conversation<'a> {
 
 /// How an answer went.
 enum Turn {
+    /// All of it, or with Ctrl-C what was said so far.
     Said(String),
-    /// Ctrl-C: what was said so far is forgotten, with the question.
+    /// Ctrl-C before anything was said: the question is forgotten.
     Cancelled,
     Stop,
 }
@@ -126,14 +127,14 @@ impl Conversation<'_> {
     }
 
     async fn turn(&self, messages: &[Message], tries: u64) -> Result<Turn, Failure> {
-        let ids = answer::chat_prompt(self.text, messages)?;
+        let prompt = Prompt::of_chat(self.text, messages)?;
         let sampling = Sampling { seed: self.sampling.seed.wrapping_add(tries), ..self.sampling.clone() };
-        let request = answer::request(self.text, ids, self.max_tokens, sampling);
+        let (drawn, mut said) = ((self.max_tokens, sampling), String::new());
         tokio::select! {
-            answer = answer::stream(self.text, &self.mesh, request, LeadingSpace::Strip) => match answer {
+            answer = answer::stream(self.text, &self.mesh, prompt, drawn, &mut said) => match answer {
                 Ok(answer) => {
                     note(format_args!("[{}]", answer.rates()));
-                    Ok(Turn::Said(answer.text))
+                    Ok(Turn::Said(said))
                 }
                 Err(AnswerError::Generate(error)) => {
                     Err(Failure::failed(error.to_string()).with_advice("/reset forgets the conversation"))
@@ -143,7 +144,7 @@ impl Conversation<'_> {
             stop = next_stop() => match stop {
                 Stop::Interrupt => {
                     note("\n[stopped]");
-                    Ok(Turn::Cancelled)
+                    Ok(if said.is_empty() { Turn::Cancelled } else { Turn::Said(said) })
                 }
                 Stop::Terminate => Ok(Turn::Stop),
             },

@@ -1,12 +1,14 @@
 //! `run`: one prompt, one answer.
 
-use qmesh_models::{
-    chat::Message,
-    tokenizer::{LeadingSpace, Specials},
-};
+use qmesh_models::{chat::Message, tokenizer::Specials};
 use qmesh_net::Sampling;
 
-use super::{answer, block_on, local_mesh::LocalMesh, opened::Opened};
+use super::{
+    answer::{self, Prompt},
+    block_on,
+    local_mesh::LocalMesh,
+    opened::Opened,
+};
 use crate::{
     cli::{Failure, RunArgs},
     render::{note, report},
@@ -20,14 +22,14 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
     let opened = opened.with_drafter(&args.split.pipeline.draft)?;
     let text = opened.text()?;
-    let (ids, leading_space) = prompt(&text, args)?;
+    let prompt = prompt(&text, args)?;
     let dry = args.dry.read(&text)?.map(Box::new);
     let sampling = Sampling { dry, ..args.sampling.sampling(TEMPERATURE, random_seed()) };
     block_on(async {
         let local = LocalMesh::start(&opened, &args.split).await?;
         let seed = sampling.seed;
-        let request = answer::request(&text, ids, args.length.max_tokens, sampling);
-        let answer = answer::stream(&text, &local.handle(), request, leading_space).await?;
+        let drawn = (args.length.max_tokens, sampling);
+        let answer = answer::stream(&text, &local.handle(), prompt, drawn, &mut String::new()).await?;
         note(format_args!("\n{}, seed {seed}", answer.rates()));
         let status = local.measured().await;
         answer.compared(status.prediction.as_ref()).into_iter().for_each(note);
@@ -38,17 +40,17 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The prompt through the chat template, or as it is where it is wanted so or the model has none.
-fn prompt(text: &TextModel, args: &RunArgs) -> Result<(Vec<u32>, LeadingSpace), Failure> {
+fn prompt(text: &TextModel, args: &RunArgs) -> Result<Prompt, Failure> {
     if args.raw || text.template.is_err() {
         if let (false, Err(reason)) = (args.raw, &text.template) {
             note(format_args!("note: {} cannot chat ({reason}): the prompt is continued as it is", text.name));
         }
         let ids = text.raw_prompt(&args.prompt, Specials::Plain).map_err(|e| Failure::failed(e.to_string()))?;
-        return Ok((ids, LeadingSpace::Keep));
+        return Ok(Prompt::raw(ids));
     }
     let system = args.system.iter().map(|system| Message::new("system", system));
     let messages: Vec<_> = system.chain([Message::new("user", &args.prompt)]).collect();
-    Ok((answer::chat_prompt(text, &messages)?, LeadingSpace::Strip))
+    Prompt::of_chat(text, &messages)
 }
 
 /// Another one each time.
