@@ -186,7 +186,9 @@ impl TextModel {
         rendered: &Rendered,
     ) -> bool {
         let blind = |less: Vec<Message>| {
-            self.rendered(template, &less, options).is_ok_and(|without| without.text == rendered.text)
+            let written =
+                self.outside(&less, options).map(|outside| written(template, &outside, &outside.tools, options));
+            written.is_ok_and(|without| without.is_ok_and(|text| text == rendered.text))
         };
         history::WITHOUT.into_iter().filter_map(|without| without(messages)).any(blind)
     }
@@ -213,23 +215,40 @@ impl TextModel {
         self.template.as_deref().map_err(unusable)
     }
 
-    /// The conversation as the template writes it.
+    /// The conversation as the template writes it, which looks at the tools, where there are some: else they would be
+    /// ignored in silence.
     fn rendered(
         &self,
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<Rendered, PromptError> {
-        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(PromptError::Noncharacters)?;
-        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
-        let text = render(template, &outside.messages, &options)?;
-        // A template that does not look at the tools would have them ignored in silence.
-        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
-        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
+        let outside = self.outside(messages, options)?;
+        let text = written(template, &outside, &outside.tools, options)?;
+        // A variable whose name is nowhere in the source is not looked at.
+        let is_blind = || {
+            !template.source().contains("tools")
+                || written(template, &outside, &[], options).is_ok_and(|without| without == text)
+        };
+        if !outside.tools.is_empty() && is_blind() {
             return Err(PromptError::NoTools { name: self.name.clone() });
         }
         Ok(Rendered { text, mark: outside.mark })
     }
+
+    fn outside(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Outside, PromptError> {
+        Outside::new(&self.tokenizer, messages, options).ok_or(PromptError::Noncharacters)
+    }
+}
+
+/// The text of a conversation with these tools, whatever the template looks at.
+fn written(
+    template: &ChatTemplate,
+    outside: &Outside,
+    tools: &[Value],
+    options: &RenderOptions<'_>,
+) -> Result<String, TemplateError> {
+    render(template, &outside.messages, &RenderOptions { tools, extra: outside.extra.clone(), ..options.clone() })
 }
 
 /// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they
