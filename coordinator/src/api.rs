@@ -10,6 +10,7 @@ mod choices;
 mod completions;
 mod cors;
 mod dry;
+mod effort;
 mod embeddings;
 mod error;
 mod grammar;
@@ -57,7 +58,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 
 pub use self::{
     key::{ApiKey, ApiKeyError, KeyListError, NamedKeys},
@@ -69,6 +70,7 @@ pub use self::{
 use self::{
     answer::Envelope,
     body::{Budget, Received, Share},
+    effort::Effort,
     error::ApiError,
     guard::{Hosts, guard},
     metrics::Metrics,
@@ -238,15 +240,18 @@ impl Api {
     /// memory that making prompts of it takes.
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
-        let text = Arc::clone(&self.state.text);
+        let effort = body.effort();
         let parsing = move || {
             let body = body.parsed()?;
-            let (mut params, own): (Params, T) = (body.read()?, body.read()?);
+            let (params, own): (Params, T) = (body.read()?, body.read()?);
             refuse_unsupported::<T>(&body)?;
-            params.read_rest(&body, &text)?;
-            Ok::<_, ApiError>((params, own, share))
+            Ok::<_, ApiError>((params, own, body))
         };
-        let (params, own, share) = blocking(parsing).await??;
+        let (mut params, own, body) = effort.run(parsing).await??;
+        let text = Arc::clone(&self.state.text);
+        let effort = effort.of_fields(&body);
+        let rest = move || params.read_rest(&body, &text).map(|()| (params, share));
+        let (params, share) = effort.run(rest).await??;
         self.check_model(params.model.as_deref())?;
         Ok((params, own, share))
     }
@@ -254,19 +259,20 @@ impl Api {
     /// Reads a request that has none of the shared parameters.
     async fn read_own<T: Kind>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
+        let effort = body.effort();
         let parsing = move || {
             let body = body.parsed()?;
             let own = body.read()?;
             refuse_unsupported::<T>(&body)?;
             Ok::<_, ApiError>((own, share))
         };
-        blocking(parsing).await?
+        effort.run(parsing).await?
     }
 
     /// Reads a request that generates nothing.
     async fn read_plain<T: DeserializeOwned + Send + 'static>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
-        Ok((blocking(move || body.parsed()?.read()).await??, share))
+        Ok((body.effort().run(move || body.parsed()?.read()).await??, share))
     }
 
     /// Reads a body, and takes the share of memory that making prompts of it takes.
@@ -276,8 +282,9 @@ impl Api {
         if let Some(receipt) = receipt {
             receipt.give();
         }
-        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
-        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        let effort = body.effort();
+        let (body, weight) = effort.run(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
+        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?, effort).await?;
         Ok((body, share))
     }
 
@@ -306,12 +313,9 @@ impl Api {
     }
 }
 
-/// Runs what takes long, templates and tokenizers, beside the connections.
+/// Runs what takes long, templates and grammars, beside the connections.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "work on a request failed");
-        ApiError::Internal { text: "work on this request failed; the server's log says how".to_owned() }
-    })
+    Effort::Large.run(work).await
 }
 
 fn now_s() -> u64 {

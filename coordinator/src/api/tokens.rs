@@ -10,7 +10,7 @@ use qmesh_models::tokenizer::{Affixes, ControlTokens, Specials};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Api, blocking, body::Share, chat, error::ApiError};
+use super::{Api, body::Share, chat, error::ApiError};
 
 #[derive(Debug, Deserialize)]
 struct TokenizeRequest {
@@ -37,13 +37,14 @@ struct DetokenizeRequest {
 /// The ids of a text.
 pub(crate) async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (body, share) = api.body(request).await?;
+    let effort = body.effort();
     let parsing = move || {
         let body = body.parsed()?;
         let asked: TokenizeRequest = body.read()?;
         let turn = asked.messages.is_some().then(|| chat::turn_of(&body)).transpose()?;
         Ok::<_, ApiError>((asked, turn))
     };
-    let (asked, turn) = blocking(parsing).await??;
+    let (asked, turn) = effort.run(parsing).await??;
     api.check_model(asked.model.as_deref())?;
     let ids = match turn {
         Some(turn) => turn.prompt(&api, share).await?.ids,
@@ -65,11 +66,12 @@ impl TokenizeRequest {
         let affixes = if self.add_special.unwrap_or(false) { Affixes::AsModel } else { Affixes::None };
         let specials = if self.parse_special.unwrap_or(true) { Specials::Parse } else { Specials::Plain };
         let model = Arc::clone(&api.state.text);
+        let effort = share.effort;
         let encoding = move || {
             let _held = share;
             model.tokenizer.encode(&text, specials, affixes)
         };
-        blocking(encoding).await?.map_err(|error| ApiError::invalid("content", error.to_string()))
+        effort.run(encoding).await?.map_err(|error| ApiError::invalid("content", error.to_string()))
     }
 }
 

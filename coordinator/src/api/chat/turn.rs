@@ -216,11 +216,12 @@ impl Drawing {
         api.check_ready()?;
         let grammar = api.compile(self.grammar.take()).await?;
         let text = Arc::clone(&api.state.text);
+        let effort = share.effort;
         let encode = move || {
             let _held = share;
             encode(&text)
         };
-        let ids = blocking(encode).await?.map_err(|error| ApiError::text(param, &error))?;
+        let ids = effort.run(encode).await?.map_err(|error| ApiError::text(param, &error))?;
         Choices::start(api, self.job(param, ids, None, grammar))
     }
 
