@@ -232,7 +232,7 @@ fn dialects() -> Router<Arc<Api>> {
 
 impl Api {
     pub(crate) fn new(state: ApiState, hosts: Hosts, phase: watch::Receiver<Phase>) -> Self {
-        let metrics = Arc::new(Metrics::new(state.mesh.clone()));
+        let metrics = Arc::new(Metrics::new(state.mesh.clone(), &state.text.name));
         Self { state, hosts, budget: Budget::new(), metrics, phase, created_s: now_s() }
     }
 

@@ -305,15 +305,16 @@ impl Choices {
                 timings.cached = *cached_tokens;
                 timings.computed = prompt_tokens.saturating_sub(*cached_tokens);
                 timings.prefill = *took;
+                self.times[index].prefilled(*took);
             }
             TextEvent::Delta(delta) => {
-                let first = self.times[index].text_came();
+                let first = self.metrics.text_came(&mut self.times[index]);
                 let timings = &mut self.timings[index];
                 timings.generated += delta.tokens.len();
                 timings.decode = first.elapsed();
             }
             TextEvent::Thought(_) | TextEvent::Call(_) => {
-                let first = self.times[index].text_came();
+                let first = self.metrics.text_came(&mut self.times[index]);
                 self.timings[index].decode = first.elapsed();
             }
             TextEvent::Finished(end) => self.metrics.ended(self.times[index], end),
