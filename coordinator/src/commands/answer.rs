@@ -13,7 +13,7 @@ use crate::{
     generate::{ClientId, GenerateError, GenerateRequest, PromptRows},
     mesh::MeshHandle,
     plan::prediction::Prediction,
-    render::{output, report},
+    render::{output, progress::PromptProgress, report},
     text::{
         CallsWanted, ChatPrompt, ChatWanted, Reading, TextEnd, TextEvent, TextModel, TextOptions, ThoughtsWanted,
         TokenDetail, ToolChoice,
@@ -91,20 +91,20 @@ pub(super) async fn stream(
     said: &mut String,
 ) -> Result<Answer, AnswerError> {
     let started = Instant::now();
-    let request = prompt.request(text, max_tokens, sampling);
+    let (request, total) = (prompt.request(text, max_tokens, sampling), prompt.ids.len() as u64);
     let Prompt { leading_space, reading, .. } = prompt;
     let options = TextOptions { stops: Vec::new(), tokens: TokenDetail::Off, leading_space, reading };
     let mut stream = text.generate(mesh, request, options)?;
-    let (mut shown, mut first_token) = (output::Shown::Nothing, None);
+    let (mut shown, mut first_token, mut bar) = (output::Shown::Nothing, None, PromptProgress::default());
     let ended = loop {
         match stream.next().await {
             Some(TextEvent::Thought(thought)) => {
                 first_token.get_or_insert_with(|| started.elapsed());
                 shown = output::thought(&thought, shown)?;
             }
-            Some(
-                TextEvent::Prompt(_) | TextEvent::Progress { .. } | TextEvent::Prefilled { .. } | TextEvent::Call(_),
-            ) => {}
+            Some(TextEvent::Progress { computed_tokens, .. }) => bar.advance(computed_tokens as u64, total),
+            Some(TextEvent::Prefilled { .. }) => bar.done(),
+            Some(TextEvent::Prompt(_) | TextEvent::Call(_)) => {}
             Some(TextEvent::Delta(delta)) => {
                 first_token.get_or_insert_with(|| started.elapsed());
                 shown = output::said(delta.text.as_bytes(), shown)?;
@@ -115,6 +115,7 @@ pub(super) async fn stream(
             None => break Err(GenerateError::ShuttingDown),
         }
     };
+    bar.done();
     if shown == output::Shown::Thoughts || !said.is_empty() && !said.ends_with('\n') {
         output::raw(b"\n")?;
     }
