@@ -25,6 +25,7 @@ use clap::{
 
 use qmesh_logging::LogFormat;
 
+pub(crate) use self::generation::{parse_length, share as share_of_one, temperature};
 use self::models::model_ref;
 pub use self::{
     dht::DhtArgs,

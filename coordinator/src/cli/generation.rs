@@ -68,6 +68,9 @@ pub struct ChatArgs {
     /// System message at the start
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
     pub system: Option<String>,
+    /// Neither read nor keep the lines of earlier conversations, which the arrow keys bring back
+    #[arg(long, env = "QMESH_NO_HISTORY")]
+    pub no_history: bool,
     /// How text is cut.
     #[command(flatten)]
     pub tokenizer: TokenizerArgs,
@@ -271,11 +274,11 @@ impl SamplingArgs {
     }
 }
 
-fn parse_length(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_length(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "a whole number from 1 on is needed".to_owned())
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
     within(text, 0.0, 100.0)
 }
 
@@ -283,7 +286,7 @@ fn probability(text: &str) -> Result<f32, String> {
     within(text, 0.0, 1.0)
 }
 
-fn share(text: &str) -> Result<f32, String> {
+pub(crate) fn share(text: &str) -> Result<f32, String> {
     within(text, 0.001, 1.0)
 }
 

@@ -28,6 +28,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// How it ended, and what it took.
+    pub(super) fn end(&self) -> &TextEnd {
+        &self.end
+    }
+
     /// One line of measures.
     pub(super) fn rates(&self) -> String {
         report::rates(&self.end, self.first_token)
