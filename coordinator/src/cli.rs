@@ -8,6 +8,7 @@ mod failure;
 mod generation;
 mod mesh;
 mod models;
+mod remote;
 mod share;
 mod shell;
 mod workers;
@@ -39,6 +40,7 @@ pub use self::{
         ServeArgs, StatusArgs, TopArgs, WorkloadArgs,
     },
     models::{InspectArgs, ListArgs, ModelArg, TokenizeArgs, TokenizerArgs},
+    remote::RemoteArgs,
     share::{PullArgs, ShareArgs},
     shell::{CompletionsArgs, ManArgs},
     workers::{AdmitArgs, ListWorkersArgs, TicketArgs, WorkerArgs, WorkersArgs, WorkersCommand},

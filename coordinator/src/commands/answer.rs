@@ -1,5 +1,7 @@
 //! One answer: streamed to standard output as it comes, with its measures.
 
+pub(super) mod remote;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use qmesh_models::{

@@ -15,15 +15,16 @@ use self::{
     settings::{Settings, Stats},
 };
 use super::{
-    answer::{self, Answer, AnswerError, Prompt},
+    answer::{self, Answer, AnswerError, Prompt, remote, remote::RemoteRequest},
     block_on_to_the_end, directories,
     local_mesh::LocalMesh,
     opened::Opened,
     run::{TEMPERATURE, random_seed},
     signals::{Stop, next_stop, stop_asked},
+    status,
 };
 use crate::{
-    cli::{ChatArgs, Failure},
+    cli::{ChatArgs, CoordinatorArgs, DryArgs, Failure},
     mesh::MeshHandle,
     render::note,
     text::TextModel,
@@ -31,33 +32,57 @@ use crate::{
 
 pub(super) fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let history = if args.no_history { None } else { Some(History::of(&directories()?)) };
-    let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
-    let opened = opened.with_drafter(&args.split.pipeline.draft)?;
-    let text = opened.text()?;
-    if let Err(reason) = &text.template {
-        return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))
-            .with_advice(format!("coordinator run {} --raw -p \"…\"", args.model)));
-    }
-    let dry = args.dry.read(&text)?.map(Box::new);
-    let sampling = Sampling { dry, ..args.sampling.sampling(TEMPERATURE, random_seed()) };
+    let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
     let settings = Settings { sampling, max_tokens: args.length.max_tokens };
-    block_on_to_the_end(async {
-        let local = tokio::select! {
-            started = LocalMesh::start(&opened, &args.split) => started?,
-            () = stop_asked() => return Err(Failure::interrupted()),
-        };
-        let mut conversation = Conversation { text: &text, mesh: local.handle(), settings, stats: Stats::default() };
-        let ended = conversation.hold(Dialogue::new(args.system.clone()), history).await;
-        local.stop().await;
-        ended
-    })
+    let dialogue = Dialogue::new(args.system.clone());
+    let whom = args.remote.coordinator(args.model.as_ref(), &args.split)?;
+    match (&args.model, whom) {
+        (_, Some(coordinator)) => {
+            // Whatever is wrong with address or key is said before the first question.
+            let (_, status) = status::ask(&coordinator)?;
+            note(format_args!("{} serves {}", coordinator.url, status.model));
+            let whom = Answering::There { coordinator, dry: args.dry.clone() };
+            let mut conversation = Conversation { whom, settings, stats: Stats::default() };
+            block_on_to_the_end(conversation.hold(dialogue, history))
+        }
+        (Some(model), None) => {
+            let opened = Opened::open(model, args.tokenizer.choice(), args.split.room, 1)?;
+            let opened = opened.with_drafter(&args.split.pipeline.draft)?;
+            let text = opened.text()?;
+            if let Err(reason) = &text.template {
+                return Err(Failure::failed(format!("{} cannot chat: {reason}", text.name))
+                    .with_advice(format!("coordinator run {model} --raw -p \"…\"")));
+            }
+            let dry = args.dry.read(&text)?.map(Box::new);
+            let settings = Settings { sampling: Sampling { dry, ..settings.sampling }, ..settings };
+            block_on_to_the_end(async {
+                let local = tokio::select! {
+                    started = LocalMesh::start(&opened, &args.split) => started?,
+                    () = stop_asked() => return Err(Failure::interrupted()),
+                };
+                let whom = Answering::Here { text: &text, mesh: local.handle() };
+                let mut conversation = Conversation { whom, settings, stats: Stats::default() };
+                let ended = conversation.hold(dialogue, history).await;
+                local.stop().await;
+                ended
+            })
+        }
+        (None, None) => Err(Failure::usage("neither a MODEL nor the --url of a coordinator")),
+    }
 }
 
 struct Conversation<'a> {
-    text: &'a TextModel,
-    mesh: MeshHandle,
+    whom: Answering<'a>,
     settings: Settings,
     stats: Stats,
+}
+
+/// Who answers.
+enum Answering<'a> {
+    /// Workers on this machine.
+    Here { text: &'a TextModel, mesh: MeshHandle },
+    /// A coordinator that runs already.
+    There { coordinator: CoordinatorArgs, dry: DryArgs },
 }
 
 /// What a line leads to.
@@ -166,11 +191,19 @@ impl Conversation<'_> {
         let Settings { sampling, max_tokens } = self.settings.clone();
         let sampling = Sampling { seed: sampling.seed.wrapping_add(tries), ..sampling };
         let advised = |failure: Failure| failure.with_advice("/reset forgets the conversation");
-        let prompt = Prompt::of_chat(self.text, messages)?;
-        match answer::stream(self.text, &self.mesh, prompt, (max_tokens, sampling), said).await {
-            Ok(answer) => Ok(answer),
-            Err(AnswerError::Generate(error)) => Err(advised(Failure::failed(error.to_string()))),
-            Err(AnswerError::Output(error)) => Err(error.into()),
+        match &self.whom {
+            Answering::Here { text, mesh } => {
+                let prompt = Prompt::of_chat(text, messages)?;
+                match answer::stream(text, mesh, prompt, (max_tokens, sampling), said).await {
+                    Ok(answer) => Ok(answer),
+                    Err(AnswerError::Generate(error)) => Err(advised(Failure::failed(error.to_string()))),
+                    Err(AnswerError::Output(error)) => Err(error.into()),
+                }
+            }
+            Answering::There { coordinator, dry } => {
+                let request = RemoteRequest::chat(messages).drawn(max_tokens, &sampling, dry);
+                remote::stream(coordinator, request, said).await
+            }
         }
     }
 }

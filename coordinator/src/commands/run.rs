@@ -1,16 +1,16 @@
 //! `run`: one prompt, one answer.
 
-use qmesh_models::{chat::Message, tokenizer::Specials};
+use qmesh_models::{chat::Message, pull::ModelRef, tokenizer::Specials};
 use qmesh_net::Sampling;
 
 use super::{
-    answer::{self, Prompt},
+    answer::{self, Prompt, remote, remote::RemoteRequest},
     block_on,
     local_mesh::LocalMesh,
     opened::Opened,
 };
 use crate::{
-    cli::{Failure, RunArgs},
+    cli::{CoordinatorArgs, Failure, RunArgs},
     render::{note, report},
     text::TextModel,
 };
@@ -19,7 +19,29 @@ use crate::{
 pub(super) const TEMPERATURE: f32 = 0.7;
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let opened = Opened::open(&args.model, args.tokenizer.choice(), args.split.room, 1)?;
+    let whom = args.remote.coordinator(args.model.as_ref(), &args.split)?;
+    match (&args.model, whom) {
+        (_, Some(coordinator)) => there(args, &coordinator),
+        (Some(model), None) => here(args, model),
+        (None, None) => Err(Failure::usage("neither a MODEL nor the --url of a coordinator")),
+    }
+}
+
+/// By a coordinator that runs already.
+fn there(args: &RunArgs, coordinator: &CoordinatorArgs) -> Result<(), Failure> {
+    let sampling = args.sampling.sampling(TEMPERATURE, random_seed());
+    let request = if args.raw { RemoteRequest::raw(&args.prompt) } else { RemoteRequest::chat(&messages(args)) };
+    let request = request.drawn(args.length.max_tokens, &sampling, &args.dry);
+    block_on(async {
+        let answer = remote::stream(coordinator, request, &mut String::new()).await?;
+        note(format_args!("\n{}, seed {}", answer.rates(), sampling.seed));
+        Ok(())
+    })
+}
+
+/// By workers on this machine.
+fn here(args: &RunArgs, model: &ModelRef) -> Result<(), Failure> {
+    let opened = Opened::open(model, args.tokenizer.choice(), args.split.room, 1)?;
     let opened = opened.with_drafter(&args.split.pipeline.draft)?;
     let text = opened.text()?;
     let prompt = prompt(&text, args)?;
@@ -48,9 +70,12 @@ fn prompt(text: &TextModel, args: &RunArgs) -> Result<Prompt, Failure> {
         let ids = text.raw_prompt(&args.prompt, Specials::Plain).map_err(|e| Failure::failed(e.to_string()))?;
         return Ok(Prompt::raw(ids));
     }
+    Prompt::of_chat(text, &messages(args))
+}
+
+fn messages(args: &RunArgs) -> Vec<Message> {
     let system = args.system.iter().map(|system| Message::new("system", system));
-    let messages: Vec<_> = system.chain([Message::new("user", &args.prompt)]).collect();
-    Prompt::of_chat(text, &messages)
+    system.chain([Message::new("user", &args.prompt)]).collect()
 }
 
 /// Another one each time.
