@@ -10,6 +10,7 @@ mod choices;
 mod completions;
 mod cors;
 mod dry;
+mod effort;
 mod embeddings;
 mod error;
 mod grammar;
@@ -57,7 +58,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 
 pub use self::{
     key::{ApiKey, ApiKeyError, KeyListError, NamedKeys},
@@ -69,6 +70,7 @@ pub use self::{
 use self::{
     answer::Envelope,
     body::{Budget, Received, Share},
+    effort::Effort,
     error::ApiError,
     guard::{Hosts, guard},
     metrics::Metrics,
@@ -161,6 +163,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/", get(page::root))
         .route("/health", get(mesh::health))
         .route("/ready", get(mesh::ready))
+        .merge(probes())
         .route("/api/status", get(mesh::status))
         .route("/api/events", get(mesh::events))
         .route("/api/requests/{number}/cancel", post(mesh::cancel))
@@ -189,15 +192,27 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
+/// What other servers call the same, and orchestrators look for.
+fn probes() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/health", get(mesh::health))
+        .route("/healthz", get(mesh::health))
+        .route("/ping", get(mesh::health))
+        .route("/readyz", get(mesh::ready))
+        .route("/version", get(mesh::version))
+}
+
 /// The ways of other APIs to the same model, and OpenAI's without the version.
 fn dialects() -> Router<Arc<Api>> {
     Router::new()
         .route("/models", get(mesh::models))
+        .route("/models/{*id}", get(mesh::model))
         .route("/chat/completions", post(chat::chat))
         .route("/chat/completions/input_tokens", post(chat::input_tokens))
         .route("/v1/chat/completions/input_tokens", post(chat::input_tokens))
         .route("/completions", post(completions::completions))
         .route("/embeddings", post(embeddings::embeddings))
+        .route("/embedding", post(embeddings::embedding))
         .route("/apply-template", post(chat::apply_template))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
@@ -211,11 +226,13 @@ fn dialects() -> Router<Arc<Api>> {
         .route("/api/version", get(ollama::models::version))
         .route("/v1/responses", post(responses::responses))
         .route("/responses", post(responses::responses))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route("/responses/input_tokens", post(responses::input_tokens))
 }
 
 impl Api {
     pub(crate) fn new(state: ApiState, hosts: Hosts, phase: watch::Receiver<Phase>) -> Self {
-        let metrics = Arc::new(Metrics::new(state.mesh.clone()));
+        let metrics = Arc::new(Metrics::new(state.mesh.clone(), &state.text.name));
         Self { state, hosts, budget: Budget::new(), metrics, phase, created_s: now_s() }
     }
 
@@ -223,15 +240,18 @@ impl Api {
     /// memory that making prompts of it takes.
     async fn read<T: Kind>(&self, request: Request) -> Result<(Params, T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
-        let text = Arc::clone(&self.state.text);
+        let effort = body.effort();
         let parsing = move || {
             let body = body.parsed()?;
-            let (mut params, own): (Params, T) = (body.read()?, body.read()?);
+            let (params, own): (Params, T) = (body.read()?, body.read()?);
             refuse_unsupported::<T>(&body)?;
-            params.read_rest(&body, &text)?;
-            Ok::<_, ApiError>((params, own, share))
+            Ok::<_, ApiError>((params, own, body))
         };
-        let (params, own, share) = blocking(parsing).await??;
+        let (mut params, own, body) = effort.run(parsing).await??;
+        let text = Arc::clone(&self.state.text);
+        let effort = effort.of_fields(&body);
+        let rest = move || params.read_rest(&body, &text).map(|()| (params, share));
+        let (params, share) = effort.run(rest).await??;
         self.check_model(params.model.as_deref())?;
         Ok((params, own, share))
     }
@@ -239,19 +259,20 @@ impl Api {
     /// Reads a request that has none of the shared parameters.
     async fn read_own<T: Kind>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
+        let effort = body.effort();
         let parsing = move || {
             let body = body.parsed()?;
             let own = body.read()?;
             refuse_unsupported::<T>(&body)?;
             Ok::<_, ApiError>((own, share))
         };
-        blocking(parsing).await?
+        effort.run(parsing).await?
     }
 
     /// Reads a request that generates nothing.
     async fn read_plain<T: DeserializeOwned + Send + 'static>(&self, request: Request) -> Result<(T, Share), ApiError> {
         let (body, share) = self.body(request).await?;
-        Ok((blocking(move || body.parsed()?.read()).await??, share))
+        Ok((body.effort().run(move || body.parsed()?.read()).await??, share))
     }
 
     /// Reads a body, and takes the share of memory that making prompts of it takes.
@@ -261,8 +282,9 @@ impl Api {
         if let Some(receipt) = receipt {
             receipt.give();
         }
-        let (body, weight) = blocking(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
-        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?).await?;
+        let effort = body.effort();
+        let (body, weight) = effort.run(move || Weight::of(&body.bytes).map(|weight| (body, weight))).await??;
+        let share = self.budget.share(weight.bytes(self.state.text.longest_prompt_bytes())?, effort).await?;
         Ok((body, share))
     }
 
@@ -291,12 +313,9 @@ impl Api {
     }
 }
 
-/// Runs what takes long, templates and tokenizers, beside the connections.
+/// Runs what takes long, templates and grammars, beside the connections.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "work on a request failed");
-        ApiError::Internal { text: "work on this request failed; the server's log says how".to_owned() }
-    })
+    Effort::Large.run(work).await
 }
 
 fn now_s() -> u64 {

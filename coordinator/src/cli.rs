@@ -8,6 +8,7 @@ mod generation;
 mod mesh;
 mod models;
 mod reach;
+mod remote;
 mod share;
 mod shell;
 mod workers;
@@ -25,6 +26,7 @@ use clap::{
 
 use qmesh_logging::LogFormat;
 
+pub(crate) use self::generation::{parse_length, share as share_of_one, temperature};
 use self::models::model_ref;
 pub use self::{
     doctor::DoctorArgs,
@@ -38,6 +40,7 @@ pub use self::{
     },
     models::{InspectArgs, ListArgs, ModelArg, TokenizeArgs, TokenizerArgs},
     reach::ReachArgs,
+    remote::RemoteArgs,
     share::{PullArgs, ShareArgs},
     shell::{CompletionsArgs, ManArgs},
     workers::{AdmitArgs, ListWorkersArgs, TicketArgs, WorkerArgs, WorkersArgs, WorkersCommand},

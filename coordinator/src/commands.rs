@@ -19,6 +19,7 @@ mod room;
 mod rows;
 mod run;
 mod serve;
+mod server_events;
 mod share;
 mod shared;
 mod shell;

@@ -18,8 +18,8 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Ids that end the generation; they are reported as the last token.
     pub ends: Arc<[u32]>,
-    /// What the generated text must look like, if anything. It ends where the grammar lets it, with one of `ends`, which
-    /// are those that the grammar was compiled for; or before that, for want of room.
+    /// What the generated text must look like, if anything. It ends where the grammar lets it, with one of the ends that the grammar
+    /// was compiled for, which are among `ends`; or before that, for want of room or with another one of `ends`.
     pub grammar: Option<Arc<CompiledGrammar>>,
     /// What is wanted of the prompt's own rows.
     pub prompt_rows: PromptRows,

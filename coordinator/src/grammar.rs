@@ -6,9 +6,12 @@
 //! from going on without end where a model is weak.
 
 mod compiler;
+mod desk;
 #[cfg(test)]
 pub(crate) mod fifty;
 mod gbnf;
+mod lazy;
+mod lead;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -18,6 +21,9 @@ use thiserror::Error;
 
 pub use self::{
     compiler::GrammarCompiler,
+    desk::GrammarDesk,
+    lazy::{HeldCalls, Thoughts},
+    lead::{Lead, LeadPiece, LeadPlace},
     walk::{CompiledGrammar, GrammarWalk},
 };
 
@@ -40,6 +46,8 @@ enum Form {
     Either(Vec<Self>),
     /// Any text up to the first `end`, then a form of its own.
     Behind { end: String, form: Box<Self> },
+    /// Any text, in which the arguments of some calls are JSON by schemas, in each of which the same is set.
+    Held(HeldCalls),
 }
 
 /// Why there is no grammar, or a text cannot go on along one.
@@ -157,7 +165,7 @@ impl Grammar {
         let forms: Vec<Form> = [self].into_iter().chain(others).map(|grammar| grammar.0).collect();
         let bytes = |form: &Form| match form {
             Form::Json(schema) | Form::Tagged { schema, .. } => Some(schema.to_string().len()),
-            Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } => None,
+            Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } | Form::Held(_) => None,
         };
         let sizes: Option<Vec<usize>> = forms.iter().map(bytes).collect();
         let only_json = || GrammarError::Refused { text: "only JSON can be one of several forms".to_owned() };
@@ -169,6 +177,18 @@ impl Grammar {
     /// and the answer. Where `end` is a control token, only that token ends the text.
     pub fn behind(self, end: &str) -> Self {
         Self(Form::Behind { end: end.to_owned(), form: Box::new(self.0) })
+    }
+
+    /// Any text, in which the arguments of these calls are by their schemas.
+    ///
+    /// # Errors
+    /// As [`Grammar::json_schema`]; schemas that are too long together.
+    pub fn held(mut held: HeldCalls) -> Result<Self, GrammarError> {
+        for (_, schema) in &mut held.calls {
+            *schema = compact(schema)?;
+        }
+        within(held.calls.iter().map(|(_, schema)| schema.to_string().len()).sum())?;
+        Ok(Self(Form::Held(held)))
     }
 }
 

@@ -3,6 +3,7 @@
 mod breakers;
 mod calls;
 mod chat;
+mod facts;
 #[cfg(test)]
 pub(crate) mod fake;
 mod history;
@@ -16,7 +17,7 @@ mod stream;
 mod tests;
 mod token;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use qmesh_models::{
     chat::{ChatTemplate, TemplateError},
@@ -26,17 +27,19 @@ use thiserror::Error;
 
 pub use self::{
     breakers::{BreakerError, BreakerShelf, DryRules},
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, held_calls, possible_calls},
     chat::{ChatPrompt, ChatWanted, ToolsShown},
+    facts::ModelFacts,
     infill::{Gap, GapFile},
     part::{AnswerPart, CallEvent},
     reading::{CallsWanted, Reading, ThoughtsWanted},
     stream::{TextDelta, TextEnd, TextEndReason, TextEvent, TextOptions, TextStream, TokenDetail},
     token::{Spelled, TokenText, Visibility},
 };
+pub use crate::grammar::GrammarDesk;
 use crate::{
     generate::{GenerateError, GenerateRequest, Pooling},
-    grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError},
+    grammar::{CompiledGrammar, Grammar, GrammarError},
     mesh::MeshHandle,
     model::{Model, OpenModelError},
 };
@@ -52,6 +55,8 @@ pub struct TextModel {
     pub template: Result<Arc<ChatTemplate>, String>,
     /// The architecture, by its name in the model's file.
     pub family: String,
+    /// What is told of it to those who ask what it is.
+    pub facts: Arc<ModelFacts>,
     /// The most positions a session may hold, prompt and answer together.
     pub context: usize,
     /// The ids that end a generation.
@@ -65,10 +70,6 @@ pub struct TextModel {
     /// What breaks repetitions, in its tokens.
     pub breakers: BreakerShelf,
 }
-
-/// Where a model's grammars are compiled. Clones share what it takes.
-#[derive(Clone, Debug, Default)]
-pub struct GrammarDesk(Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>);
 
 /// Why a prompt could not become ids.
 #[derive(Debug, Error)]
@@ -131,7 +132,20 @@ impl TextModel {
         match model.tokenizer.clone() {
             Some(tokenizer) => {
                 let (family, hidden, pooling) = (model.spec.family.clone(), model.spec.hidden, model.pooling());
-                Ok(Self { name, tokenizer, template, family, context, ends, hidden, pooling, grammars, breakers })
+                let facts = Arc::new(ModelFacts::of(model));
+                Ok(Self {
+                    name,
+                    tokenizer,
+                    template,
+                    family,
+                    facts,
+                    context,
+                    ends,
+                    hidden,
+                    pooling,
+                    grammars,
+                    breakers,
+                })
             }
             None => Err(OpenModelError::NoTokenizer { name }),
         }
@@ -154,13 +168,12 @@ impl TextModel {
         if ids.is_empty() { Err(PromptError::Empty { name: self.name.clone() }) } else { Ok(ids) }
     }
 
-    /// Compiles a grammar for texts of this model. Blocks: the first time for as long as it takes to sort the vocabulary.
+    /// Compiles a grammar for texts of this model, unless it was asked for of late. Blocks: the first time for as long as it takes to sort the vocabulary.
     ///
     /// # Errors
     /// What is wrong with the grammar; a model whose texts have no end.
     pub fn compile(&self, grammar: &Grammar) -> Result<Arc<CompiledGrammar>, GrammarError> {
-        let compiler = self.grammars.0.get_or_init(|| GrammarCompiler::new(&self.tokenizer, &self.ends));
-        compiler.as_ref().map_err(Clone::clone)?.compile(grammar).map(Arc::new)
+        self.grammars.compile(grammar, &self.tokenizer, &self.ends)
     }
 
     /// A text of more bytes than this is longer than any prompt.

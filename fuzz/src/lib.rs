@@ -182,6 +182,7 @@ fn text_model() -> Result<TextModel, Box<dyn std::error::Error>> {
     Ok(TextModel {
         name: "made-up".to_owned(),
         family: "llama".to_owned(),
+        facts: Arc::default(),
         ends: tokenizer.ends_of_generation().into(),
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(template, "<s>", "</s>")?)),

@@ -12,20 +12,19 @@ mod guard;
 mod json;
 mod methods;
 mod operators;
+mod renderer;
 mod repr;
 mod sandbox;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json, json};
 use thiserror::Error;
 
+use self::renderer::Renderer;
 use crate::{gguf::KeyError, tokenizer::Vocabulary};
 
 /// Longest source of a template, in bytes; real ones are under 30 KiB.
@@ -36,11 +35,9 @@ pub const RENDERED_BYTES_MAX: usize = 8 << 20;
 /// A model's chat template. A hostile one costs an error, in bounded time and memory.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    source: String,
     bos: String,
     eos: String,
-    /// One render at a time, so that its bounds are the template's.
-    rendering: Mutex<()>,
+    renderer: Renderer,
 }
 
 /// One message of a conversation.
@@ -118,7 +115,7 @@ impl ChatTemplate {
         }
         let source = sandbox::readable(source);
         sandbox::check(&source)?;
-        Ok(Self { source, bos: bos.to_owned(), eos: eos.to_owned(), rendering: Mutex::new(()) })
+        Ok(Self { bos: bos.to_owned(), eos: eos.to_owned(), renderer: Renderer::new(source) })
     }
 
     /// The template that a GGUF file brings along.
@@ -133,7 +130,7 @@ impl ChatTemplate {
 
     /// Its source, with line ends of one kind.
     pub fn source(&self) -> &str {
-        &self.source
+        self.renderer.source()
     }
 
     /// The text of a conversation, at most `RENDERED_BYTES_MAX`, to be encoded with `Specials::Parse`.
@@ -152,12 +149,18 @@ impl ChatTemplate {
         let tools = if options.tools.is_empty() { Json::Null } else { json!(options.tools) };
         variables.insert("tools".to_owned(), tools);
         variables.entry("documents").or_insert(Json::Null);
-        let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = sandbox::render(&self.source, &variables, options.now)?;
+        let text = self.renderer.render(variables, options.now)?;
         match options.generation_prompt {
             GenerationPrompt::Add | GenerationPrompt::Omit => Ok(text),
             GenerationPrompt::Continue => unfinished(text, last.as_ref()),
         }
+    }
+}
+
+impl TemplateError {
+    /// The engine ended in the middle, which is the template's fault.
+    fn panicked() -> Self {
+        Self::Failed { message: "the template engine panicked".to_owned() }
     }
 }
 

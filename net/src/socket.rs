@@ -35,13 +35,16 @@ pub(crate) struct SharedSocket {
     state: Mutex<State>,
 }
 
+/// Where something came from, and its bytes.
+type Packet = (SocketAddr, Vec<u8>);
+
 #[derive(Default)]
 struct State {
     relays: Relays,
     /// From far ends: each with the sender's address.
-    arrived: VecDeque<(SocketAddr, Vec<u8>)>,
+    arrived: VecDeque<Packet>,
     /// Who waits for packets of a kind with a tag.
-    hearers: HashMap<(Kind, RelayTag), Vec<mpsc::Sender<(SocketAddr, Vec<u8>)>>>,
+    hearers: HashMap<(Kind, RelayTag), Vec<mpsc::Sender<Packet>>>,
     answered: Budget,
 }
 
@@ -205,12 +208,12 @@ impl SharedSocket {
 pub(crate) struct Heard {
     socket: Arc<SharedSocket>,
     key: (Kind, RelayTag),
-    packets: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    packets: mpsc::Receiver<Packet>,
 }
 
 impl Heard {
     /// The next one: where it comes from, and its payload. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> (SocketAddr, Vec<u8>) {
+    pub(crate) async fn next(&mut self) -> Packet {
         // The socket has the other end until this is dropped.
         match self.packets.recv().await {
             Some(packet) => packet,

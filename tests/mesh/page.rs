@@ -19,6 +19,7 @@ fn the_page_shows_the_pipeline_and_chats() {
     second.signal("KILL");
     serving.wait_ready(1);
     browser.play("lost", &serving.url, None);
+    browser.play("again", &serving.url, None);
 }
 
 #[test]

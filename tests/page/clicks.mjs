@@ -119,6 +119,50 @@ const scenes = {
     assert.ok(width <= 375, `the page is ${width} pixels wide`);
     await picture(phone, "asking-phone");
   },
+  // What the page shows of a server that it has met in the middle, lost, and met again after a restart. The server's words are ours.
+  async again() {
+    const known = await (await fetch(`${url}/api/status`)).json();
+    const slot = (number) => ({ id: number, id_task: number, is_processing: true, n_prompt_tokens: 5, params: { n_predict: 9 } });
+    const started = (number) => `event: request_started\ndata: {"request":${number},"prompt_tokens":5,"max_tokens":9}\n\n`;
+    // Each connection: the status, then events, then the end; and what runs meanwhile.
+    const connections = [
+      { uptime_s: 1000, events: started(8), slots: [slot(7), slot(8)] },
+      { uptime_s: 1001, events: "", slots: [slot(7)] },
+      { uptime_s: 3, events: "", slots: [slot(2)] },
+    ];
+    let met = 0;
+    const page = await open({}, "about:blank");
+    await page.route("**/api/events", (route) => {
+      const { uptime_s, events } = connections[Math.min(met, connections.length - 1)];
+      met += 1;
+      if (met > connections.length) return route.abort();
+      route.fulfill({ contentType: "text/event-stream", body: `data: ${JSON.stringify({ ...known, uptime_s, waiting: 0 })}\n\n${events}` });
+    });
+    await page.route("**/slots", (route) => route.fulfill({ json: connections[Math.max(0, met - 1)].slots }));
+    await page.goto(url);
+    const rows = () => page.getByRole("button", { name: /Cancel request/ }).evaluateAll((all) => all.map((one) => one.getAttribute("aria-label").slice(15)).join());
+    const see = (wanted) => page.waitForFunction((wanted) => [...document.querySelectorAll("#requests button")].map((one) => one.getAttribute("aria-label").slice(15)).sort().join() === wanted, wanted, PATIENCE);
+    for (const wanted of ["7,8", "7", "2"]) await see(wanted);
+    assert.equal(await rows(), "2");
+
+    // A conversation that begins anew during an answer has nothing of that.
+    await page.route("**/v1/chat/completions", async (route) => {
+      page.sent = route.request().postDataJSON().messages;
+      if (page.sent[0].content === "old") await new Promise((resolve) => setTimeout(resolve, 60_000));
+      else route.fulfill({ contentType: "text/event-stream", body: 'data: {"choices":[{"delta":{"content":"yes"}}]}\n\ndata: [DONE]\n\n' });
+    });
+    await ask(page, "old");
+    await page.waitForFunction(() => running !== null, null, PATIENCE);
+    await page.evaluate(() => { document.querySelector("#log article:last-child").replaceChildren(Object.assign(document.createElement("span"), { textContent: "half" })); });
+    await page.click("#clear");
+    await page.waitForFunction(() => running === null, null, PATIENCE);
+    await ask(page, "new");
+    await page.locator("#log article", { hasText: "yes" }).waitFor(PATIENCE);
+    assert.deepEqual(page.sent, [{ role: "user", content: "new" }]);
+    await page.evaluate(() => sessionStorage.setItem("qmesh-api-key", "k"));
+    await page.click("#tab-python");
+    assert.match(await page.innerText("#snippet"), /api_key="…"/);
+  },
   // It asks for the key once, and knows it from then on.
   async key() {
     const page = await open();

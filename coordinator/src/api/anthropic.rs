@@ -34,7 +34,6 @@ pub(crate) async fn messages(State(api): State<Arc<Api>>, request: Request) -> R
     };
     params.user = asked.user().or(params.user);
     let mut drawing = Drawing::single(&api, params, Some(max_tokens), caller)?;
-    drawing.stops.extend(asked.stops()?);
     drawing.take_form("output_config.format", asked.form()?).await?;
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();
     let writer = MessageWriter::new(format!("msg_{:016x}", random()), api.state.text.name.clone());

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    effort::Effort,
     error::ApiError,
     json::Document,
     limits::{BODY_BYTES, BODY_DEADLINE, MOST_BYTES},
@@ -41,6 +42,11 @@ pub(crate) struct Received {
 }
 
 impl Received {
+    /// What it takes to parse it.
+    pub(crate) fn effort(&self) -> Effort {
+        Effort::of_bytes(self.bytes.len())
+    }
+
     /// What it says; its bytes are needed no more.
     ///
     /// # Errors
@@ -53,7 +59,11 @@ impl Received {
 /// A request's share of what may be taken to make prompts; to be held as long as that lasts, whoever has gone
 /// meanwhile.
 #[derive(Debug)]
-pub(crate) struct Share(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+pub(crate) struct Share {
+    _held: OwnedSemaphorePermit,
+    /// What it takes to split the request's texts into tokens.
+    pub(crate) effort: Effort,
+}
 
 impl Budget {
     pub(crate) fn new() -> Self {
@@ -72,14 +82,15 @@ impl Budget {
         timeout(BODY_DEADLINE, self.collect(body)).await.map_err(|_| ApiError::Slow)?
     }
 
-    /// Waits until so many bytes may be taken; no request can have more than `MOST_BYTES`.
+    /// Waits until so many bytes may be taken for a body that takes this effort; no request can have more than `MOST_BYTES`.
     ///
     /// # Errors
     /// `Busy` when others take them for too long.
-    pub(crate) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+    pub(crate) async fn share(&self, bytes: usize, effort: Effort) -> Result<Share, ApiError> {
         let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
         let share = timeout(WORK_DEADLINE, Arc::clone(&self.work).acquire_many_owned(kib)).await;
-        share.ok().and_then(Result::ok).map(Share).ok_or(ApiError::Busy)
+        let share = share.ok().and_then(Result::ok).map(|held| Share { _held: held, effort });
+        share.ok_or(ApiError::Busy)
     }
 
     async fn collect(&self, body: Body) -> Result<Received, ApiError> {
@@ -131,16 +142,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_heaviest_are_worked_on_one_at_a_time() {
         let budget = Budget::new();
-        let held = budget.share(MOST_BYTES).await.expect("all of it is free");
-        assert!(matches!(budget.share(1).await, Err(ApiError::Busy)));
-        let later = budget.share(MOST_BYTES);
+        let held = budget.share(MOST_BYTES, Effort::Large).await.expect("all of it is free");
+        assert!(matches!(budget.share(1, Effort::Large).await, Err(ApiError::Busy)));
+        let later = budget.share(MOST_BYTES, Effort::Large);
         let ends = async {
             tokio::time::sleep(WORK_DEADLINE / 2).await;
             drop(held);
         };
         let (waited, ()) = tokio::join!(later, ends);
         drop(waited.expect("free in time"));
-        let few = [budget.share(MOST_BYTES / 2).await, budget.share(MOST_BYTES / 2).await];
+        let few =
+            [budget.share(MOST_BYTES / 2, Effort::Large).await, budget.share(MOST_BYTES / 2, Effort::Large).await];
         assert!(few.iter().all(Result::is_ok));
     }
 }

@@ -36,10 +36,10 @@ use super::{
     answer::{answer, counted},
     caller::Caller,
     error::ApiError,
-    json::Object,
+    json::{Document, Object},
     params::{Delivery, TOP_LOGPROBS},
     ranges::integer,
-    unsupported::Kind,
+    unsupported::{Kind, refuse_unsupported},
 };
 use crate::text::{ChatWanted, TokenDetail};
 
@@ -102,6 +102,7 @@ pub(crate) async fn chat(State(api): State<Arc<Api>>, request: Request) -> Resul
         max_tokens: params.max_tokens(1)?,
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
+        ends: params.ends(&api.state.text)?,
         detail: counted(detail, timings),
         client: caller.client(params.user.as_deref()),
         progress: params.progress(),
@@ -134,6 +135,15 @@ pub(crate) async fn input_tokens(State(api): State<Arc<Api>>, request: Request) 
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": ids.len()})))
 }
 
+/// The conversation of a body that is one of a chat, beside whatever else it is. Blocks, as parsing does.
+///
+/// # Errors
+/// What is wrong with it, by the parameter's name.
+pub(crate) fn turn_of(body: &Document) -> Result<Turn, ApiError> {
+    refuse_unsupported::<ChatRequest>(body)?;
+    Ok(body.read::<ChatRequest>()?.turn()?.0)
+}
+
 impl ChatRequest {
     /// The conversation, and by which names calls go in its answer.
     fn turn(self) -> Result<(Turn, Dialect), ApiError> {
@@ -145,8 +155,8 @@ impl ChatRequest {
         let (messages, tools) = self.parted();
         let messages = templated(messages)?;
         let ending = ending(&messages, wishes.0, wishes.1)?;
-        let Toolbox { tools, choice, calls, dialect } = tools.read()?;
-        let wanted = ChatWanted { choice, calls, thoughts };
+        let Toolbox { tools, choice, calls, strict, dialect } = tools.read()?;
+        let wanted = ChatWanted { choice, calls, strict, thoughts };
         Ok((Turn { param: "messages", messages, tools, wanted, variables, ending }, dialect))
     }
 

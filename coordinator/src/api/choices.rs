@@ -45,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
+    /// The token ids that end an answer.
+    pub(crate) ends: Arc<[u32]>,
     pub(crate) detail: TokenDetail,
     pub(crate) leading_space: LeadingSpace,
     /// Tells thoughts and calls from the text, if they are wanted apart.
@@ -84,6 +86,8 @@ pub(crate) struct Choices {
     count: usize,
     prompts: Vec<Vec<u32>>,
     generated_tokens: usize,
+    /// Of these, those at which thoughts came out.
+    thought_tokens: usize,
     metrics: Arc<Metrics>,
     /// Of each choice.
     times: Vec<ChoiceTimes>,
@@ -142,7 +146,7 @@ impl Choices {
                     ids: ids.clone(),
                     max_tokens,
                     sampling: Sampling { sequence, ..job.sampling.clone() },
-                    ends: Arc::clone(&text.ends),
+                    ends: Arc::clone(&job.ends),
                     grammar: job.grammar.clone(),
                     prompt_rows: job.prompt_rows,
                     client: job.client.id,
@@ -160,6 +164,7 @@ impl Choices {
             phase: api.phase.clone(),
             count,
             generated_tokens: 0,
+            thought_tokens: 0,
             metrics: Arc::clone(&api.metrics),
             times: vec![ChoiceTimes::start(); count],
             timings,
@@ -277,6 +282,7 @@ impl Choices {
         self.unended -= 1;
         self.timings[index] = Timings::of(end);
         self.generated_tokens += end.generated_tokens;
+        self.thought_tokens += end.thought_tokens;
         let prompt = index / self.of_prompt();
         if let Some(cached) = self.cached_tokens.get_mut(prompt) {
             *cached = Some(cached.map_or(end.cached_tokens, |least| least.min(end.cached_tokens)));
@@ -299,15 +305,16 @@ impl Choices {
                 timings.cached = *cached_tokens;
                 timings.computed = prompt_tokens.saturating_sub(*cached_tokens);
                 timings.prefill = *took;
+                self.times[index].prefilled(*took);
             }
             TextEvent::Delta(delta) => {
-                let first = self.times[index].text_came();
+                let first = self.metrics.text_came(&mut self.times[index]);
                 let timings = &mut self.timings[index];
                 timings.generated += delta.tokens.len();
                 timings.decode = first.elapsed();
             }
             TextEvent::Thought(_) | TextEvent::Call(_) => {
-                let first = self.times[index].text_came();
+                let first = self.metrics.text_came(&mut self.times[index]);
                 self.timings[index].decode = first.elapsed();
             }
             TextEvent::Finished(end) => self.metrics.ended(self.times[index], end),
@@ -346,6 +353,7 @@ impl Choices {
             "completion_tokens": self.generated_tokens,
             "total_tokens": prompt_tokens + self.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens.iter().flatten().sum::<usize>()},
+            "completion_tokens_details": {"reasoning_tokens": self.thought_tokens},
         })
     }
 }

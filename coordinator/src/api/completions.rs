@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 use super::{
     Api,
     answer::{Shape, answer, counted, finish_reason},
-    blocking,
     caller::Caller,
     choices::{Choices, Job, Whole},
     error::ApiError,
@@ -78,6 +77,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
         max_tokens: Some(max_tokens),
         sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
         stops: params.stops()?,
+        ends: params.ends(&api.state.text)?,
         detail: counted(detail, timings),
         leading_space: LeadingSpace::Keep,
         reading: None,
@@ -94,6 +94,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
     api.check_ready()?;
     job.grammar = api.compile(params.grammar).await?;
     let text = Arc::clone(&api.state.text);
+    let effort = share.effort;
     let encode = move || {
         let _held = share;
         prompts
@@ -101,7 +102,7 @@ pub(crate) async fn completions(State(api): State<Arc<Api>>, request: Request) -
             .map(|prompt| Encoded::of(prompt, suffix.as_deref(), &text, echo))
             .collect::<Result<Vec<_>, _>>()
     };
-    let prompts = blocking(encode).await??;
+    let prompts = effort.run(encode).await??;
     job.prompts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
     let text = Arc::clone(&api.state.text);
     let choices = Choices::start(&api, job)?;

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: texts as vectors.
+//! `POST /v1/embeddings`, and `POST /embedding` as llama-server has it: texts as vectors.
 
 use std::sync::Arc;
 
@@ -29,6 +29,25 @@ struct EmbeddingRequest {
     encoding_format: Option<String>,
     dimensions: Option<i64>,
     user: Option<String>,
+}
+
+/// llama-server's own, which knows both words for the texts.
+#[derive(Debug, Deserialize)]
+struct LlamaRequest {
+    model: Option<String>,
+    content: Option<SentPrompts>,
+    input: Option<SentPrompts>,
+}
+
+impl Kind for LlamaRequest {
+    const HONOURED: &'static [&'static str] = &[];
+}
+
+/// llama-server's answer: a list of vectors for each text, of which there is one as they are pooled.
+#[derive(Debug, Serialize)]
+pub(crate) struct LlamaVector {
+    index: usize,
+    embedding: [Vec<f32>; 1],
 }
 
 impl Kind for EmbeddingRequest {
@@ -96,6 +115,21 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
         usage: Usage { prompt_tokens, total_tokens: prompt_tokens },
     };
     Ok(Json(list).into_response())
+}
+
+/// Makes vectors of texts, as llama-server has it.
+pub(crate) async fn embedding(
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Json<Vec<LlamaVector>>, ApiError> {
+    let caller = Caller::of(&request);
+    let (asked, share) = api.read_own::<LlamaRequest>(request).await?;
+    api.check_model(asked.model.as_deref())?;
+    let (param, sent) = if asked.input.is_some() { ("input", asked.input) } else { ("content", asked.content) };
+    let (prompts, client) = (prompts(param, sent, TEXTS)?, caller.client(None));
+    let Vectors { vectors, .. } = VectorJob { param, prompts, dimensions: None, client }.run(&api, share).await?;
+    let vectors = vectors.into_iter().enumerate();
+    Ok(Json(vectors.map(|(index, vector)| LlamaVector { index, embedding: [vector] }).collect()))
 }
 
 impl Encoding {

@@ -12,7 +12,7 @@ use super::{
     json::{Document, Object},
 };
 use crate::{
-    grammar::{CompiledGrammar, Grammar, GrammarError},
+    grammar::{CompiledGrammar, Grammar, GrammarError, HeldCalls},
     text::ForcedCall,
 };
 
@@ -141,6 +141,14 @@ impl AskedGrammar {
         }
         let begun = thoughts_end.map_or_else(String::new, |end| format!("{end}\n\n"));
         Ok(Self { param: "tools", grammar: tagged(&begun, forced)? })
+    }
+
+    /// What is held of an answer that may be anything.
+    ///
+    /// # Errors
+    /// The schemas of its tools are too long together.
+    pub(crate) fn held(held: HeldCalls) -> Result<Self, ApiError> {
+        named("tools", Grammar::held(held))
     }
 
     /// The same form of the answer, behind thoughts that the prompt has begun, where it has.

@@ -14,7 +14,7 @@ use axum::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What anyone may ask, with or without a key: probes have none.
-const OPEN_PATHS: [&str; 2] = ["/health", "/ready"];
+const OPEN_PATHS: [&str; 6] = ["/health", "/v1/health", "/healthz", "/ping", "/ready", "/readyz"];
 
 /// Which names a request may give the server.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -124,8 +124,15 @@ pub(crate) async fn model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     // What does not decode names no model either.
-    api.check_model(Some(id.as_ref().map_or(uri.path(), |Path(id)| id)))?;
-    Ok(Json(described(&api, &api.state.text.name)))
+    let asked = id.as_ref().map_or(uri.path(), |Path(id)| id);
+    api.check_model(Some(asked))?;
+    // Clients look for the name that they have asked for.
+    Ok(Json(described(&api, asked)))
+}
+
+/// What this program is, as vLLM says it.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
 /// The model as OpenAI lists one, with vLLM's name for its context.

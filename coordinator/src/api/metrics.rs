@@ -3,8 +3,10 @@
 
 mod format;
 mod llama;
+mod vllm;
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +24,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{format::TextFormat, llama::LlamaTotals};
+use self::{format::TextFormat, llama::LlamaTotals, vllm::VllmOfMesh};
 use super::{Api, error::ApiError, timings::Timings};
 use crate::{
     mesh::{
@@ -41,23 +43,39 @@ const FIRST_TOKEN_S: [f64; 20] = [
 const TOKEN_S: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0, 2.5];
 const REQUEST_S: [f64; 14] = [0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0];
 
+const ENDED: &str = "Choices that came to their end, by why";
+const KV_USED: &str = "KV positions that are promised, of all";
+
 /// What is counted as requests are answered. Whatever the mesh knows by itself is read from its status.
 pub(crate) struct Metrics {
     registry: Registry,
-    first_token: Histogram,
-    per_token: Histogram,
-    request: Histogram,
+    times: Times,
     ended: Family<Outcome, Counter>,
     pooled: Counter,
     failed: Counter,
     llama: LlamaTotals,
 }
 
+/// How long what takes. Clones share it.
+#[derive(Clone)]
+struct Times {
+    first_token: Histogram,
+    per_token: Histogram,
+    between: Histogram,
+    request: Histogram,
+    queue: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+}
+
 /// The times of one choice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChoiceTimes {
     started: Instant,
-    first: Option<Instant>,
+    /// When text came first and last.
+    came: Option<(Instant, Instant)>,
+    /// From handing it in until its prompt was computed.
+    prefilled: Option<Duration>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -85,40 +103,15 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
 }
 
 impl Metrics {
-    /// Nothing is counted yet.
-    pub(crate) fn new(mesh: MeshHandle) -> Self {
-        let histogram = |bounds: &[f64]| Histogram::new(bounds.iter().copied());
-        let metrics = Self {
-            registry: Registry::default(),
-            first_token: histogram(&FIRST_TOKEN_S),
-            per_token: histogram(&TOKEN_S),
-            request: histogram(&REQUEST_S),
-            ended: Family::default(),
-            pooled: Counter::default(),
-            failed: Counter::default(),
-            llama: LlamaTotals::default(),
-        };
-        let Self { mut registry, first_token, per_token, request, ended, pooled, failed, llama } = metrics;
-        for (name, vllm, help, histogram) in [
-            (
-                "qmesh_time_to_first_token_seconds",
-                "vllm:time_to_first_token_seconds",
-                "From the request to the first text",
-                &first_token,
-            ),
-            (
-                "qmesh_time_per_output_token_seconds",
-                "vllm:request_time_per_output_token_seconds",
-                "Mean time of a token after the first, per request",
-                &per_token,
-            ),
-            ("qmesh_request_seconds", "vllm:e2e_request_latency_seconds", "From the request to its end", &request),
-        ] {
+    /// Nothing is counted yet of the model of this name.
+    pub(crate) fn new(mesh: MeshHandle, model: &str) -> Self {
+        let (times, llama) = (Times::new(), LlamaTotals::default());
+        let (ended, pooled, failed) = (Family::<Outcome, Counter>::default(), Counter::default(), Counter::default());
+        let mut registry = Registry::default();
+        for (name, _, help, histogram) in times.named() {
             registry.register(name, help, histogram.clone());
-            registry.register(vllm, help, histogram.clone());
         }
-        registry.register("qmesh_requests_ended", "Choices that came to their end, by why", ended.clone());
-        registry.register("vllm:request_success", "Choices that came to their end, by why", ended.clone());
+        registry.register("qmesh_requests_ended", ENDED, ended.clone());
         registry.register("qmesh_embeddings", "Texts that became vectors", pooled.clone());
         registry.register(
             "qmesh_requests_failed",
@@ -126,8 +119,26 @@ impl Metrics {
             failed.clone(),
         );
         llama.register(&mut registry);
-        registry.register_collector(Box::new(OfMesh { mesh, llama: llama.clone() }));
-        Self { registry, first_token, per_token, request, ended, pooled, failed, llama }
+        registry.register_collector(Box::new(OfMesh { mesh: mesh.clone(), llama: llama.clone() }));
+        // vLLM's dashboards choose among models by this label.
+        let vllm = registry.sub_registry_with_label((Cow::Borrowed("model_name"), Cow::Owned(model.to_owned())));
+        for (_, name, help, histogram) in times.named() {
+            vllm.register(name, help, histogram.clone());
+        }
+        vllm.register("vllm:request_success", ENDED, ended.clone());
+        vllm.register_collector(Box::new(VllmOfMesh(mesh)));
+        Self { registry, times, ended, pooled, failed, llama }
+    }
+
+    /// Text of a choice has come. When the first did.
+    pub(crate) fn text_came(&self, times: &mut ChoiceTimes) -> Instant {
+        let now = Instant::now();
+        let (first, last) = times.came.unwrap_or((now, now));
+        if times.came.is_some() {
+            self.times.between.observe((now - last).as_secs_f64());
+        }
+        times.came = Some((first, now));
+        first
     }
 
     /// A choice is over.
@@ -135,13 +146,19 @@ impl Metrics {
         self.llama.add(Timings::of(end));
         let tokens = end.generated_tokens;
         let seconds = |time: Duration| time.as_secs_f64();
-        self.request.observe(seconds(times.started.elapsed()));
-        if let Some(first) = times.first {
-            self.first_token.observe(seconds(first - times.started));
+        let Times { first_token, per_token, request, queue, prefill, decode, .. } = &self.times;
+        request.observe(seconds(times.started.elapsed()));
+        if let Some((first, _)) = times.came {
+            first_token.observe(seconds(first - times.started));
             if tokens > 1 {
-                self.per_token.observe(seconds(first.elapsed()) / (tokens - 1) as f64);
+                per_token.observe(seconds(first.elapsed()) / (tokens - 1) as f64);
             }
         }
+        if let Some(prefilled) = times.prefilled {
+            queue.observe(seconds(prefilled.saturating_sub(end.prefill)));
+        }
+        prefill.observe(seconds(end.prefill));
+        decode.observe(seconds(end.decode));
         let finished_reason = match end.reason {
             TextEndReason::EndToken | TextEndReason::StopString => "stop",
             TextEndReason::Length => "length",
@@ -154,13 +171,71 @@ impl Metrics {
     pub(crate) fn pooled(&self, times: ChoiceTimes, tokens: usize) {
         let took = times.started.elapsed();
         self.llama.add(Timings { computed: tokens, prefill: took, ..Timings::default() });
-        self.request.observe(took.as_secs_f64());
+        self.times.request.observe(took.as_secs_f64());
         self.pooled.inc();
     }
 
     /// A choice or a vector has failed.
     pub(crate) fn failed(&self) {
         self.failed.inc();
+    }
+}
+
+impl Times {
+    fn new() -> Self {
+        let histogram = |bounds: &[f64]| Histogram::new(bounds.iter().copied());
+        Self {
+            first_token: histogram(&FIRST_TOKEN_S),
+            per_token: histogram(&TOKEN_S),
+            between: histogram(&TOKEN_S),
+            request: histogram(&REQUEST_S),
+            queue: histogram(&FIRST_TOKEN_S),
+            prefill: histogram(&FIRST_TOKEN_S),
+            decode: histogram(&REQUEST_S),
+        }
+    }
+
+    /// Each with our name, vLLM's, and what it is.
+    fn named(&self) -> [(&'static str, &'static str, &'static str, &Histogram); 7] {
+        [
+            (
+                "qmesh_time_to_first_token_seconds",
+                "vllm:time_to_first_token_seconds",
+                "From the request to the first text",
+                &self.first_token,
+            ),
+            (
+                "qmesh_time_per_output_token_seconds",
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time of a token after the first, per request",
+                &self.per_token,
+            ),
+            (
+                "qmesh_inter_token_seconds",
+                "vllm:inter_token_latency_seconds",
+                "From a text to the next one of its answer; drafted tokens come together",
+                &self.between,
+            ),
+            ("qmesh_request_seconds", "vllm:e2e_request_latency_seconds", "From the request to its end", &self.request),
+            (
+                "qmesh_request_queue_seconds",
+                "vllm:request_queue_time_seconds",
+                "What a request waited for room",
+                &self.queue,
+            ),
+            (
+                "qmesh_request_prefill_seconds",
+                "vllm:request_prefill_time_seconds",
+                "From there to the first token",
+                &self.prefill,
+            ),
+            (
+                "qmesh_request_decode_seconds",
+                "vllm:request_decode_time_seconds",
+                "From the first token to the last",
+                &self.decode,
+            ),
+        ]
     }
 }
 
@@ -173,12 +248,12 @@ impl fmt::Debug for Metrics {
 impl ChoiceTimes {
     /// A choice begins to be waited for.
     pub(crate) fn start() -> Self {
-        Self { started: Instant::now(), first: None }
+        Self { started: Instant::now(), came: None, prefilled: None }
     }
 
-    /// Text has come. When the first did.
-    pub(crate) fn text_came(&mut self) -> Instant {
-        *self.first.get_or_insert_with(Instant::now)
+    /// Its prompt is computed, so long after it was handed in.
+    pub(crate) fn prefilled(&mut self, took: Duration) {
+        self.prefilled = Some(took);
     }
 }
 
@@ -211,14 +286,11 @@ impl Collector for OfMesh {
 fn totals(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     for (name, help, value) in [
         ("qmesh_prompt_tokens", "Tokens of prompts", status.prompt_tokens),
-        ("vllm:prompt_tokens", "Tokens of prompts", status.prompt_tokens),
         ("qmesh_cached_tokens", "Of those, what earlier prompts had left on the stages", status.cached_tokens),
         ("qmesh_generated_tokens", "Tokens generated", status.generated_tokens),
-        ("vllm:generation_tokens", "Tokens generated", status.generated_tokens),
         ("qmesh_drafted_tokens", "Tokens drafted", status.drafted_tokens),
         ("qmesh_accepted_tokens", "Of those, the right ones", status.accepted_tokens),
         ("qmesh_preemptions", "Sequences that gave their room up to older ones", status.preemptions),
-        ("vllm:num_preemptions", "Sequences that gave their room up to older ones", status.preemptions),
         ("qmesh_weight_bytes_sent", "Bytes of tensors that this coordinator has sent", status.weight_bytes_sent),
     ] {
         let counter = ConstCounter::new(value);
@@ -253,16 +325,12 @@ fn drafts(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
 }
 
 fn gauges(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let used = status.kv_positions_used as f64 / status.kv_positions.max(1) as f64;
     for (name, help, value) in [
         ("qmesh_ready", "1 while tokens can flow", f64::from(u8::from(status.state == MeshState::Ready))),
         ("qmesh_plan_epoch", "Of the plan that serves or is loaded", f64::from(status.epoch)),
         ("qmesh_requests_running", "Sequences being computed", status.running as f64),
-        ("vllm:num_requests_running", "Sequences being computed", status.running as f64),
         ("qmesh_requests_waiting", "Requests that wait for room", status.waiting as f64),
-        ("vllm:num_requests_waiting", "Requests that wait for room", status.waiting as f64),
-        ("qmesh_kv_used_ratio", "KV positions that are promised, of all", used),
-        ("vllm:kv_cache_usage_perc", "KV positions that are promised, of all", used),
+        ("qmesh_kv_used_ratio", KV_USED, kv_used(status)),
         (
             "qmesh_bubble_ratio",
             "Of the stages' time in steps of this plan, what they wait for the slowest",
@@ -314,6 +382,10 @@ fn labelled<L: EncodeLabelSet>(
         ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+fn kv_used(status: &MeshStatus) -> f64 {
+    status.kv_positions_used as f64 / status.kv_positions.max(1) as f64
 }
 
 fn bubble(status: &MeshStatus) -> f64 {

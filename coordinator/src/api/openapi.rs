@@ -35,7 +35,7 @@ enum Answer {
 use Answer::{Events, Json as AsJson, JsonOrEvents, JsonOrLines, Page, Text};
 
 /// All of them, those that people look for first.
-pub(crate) static OPERATIONS: [Operation; 43] = [
+pub(crate) static OPERATIONS: [Operation; 52] = [
     get("/", "the pipeline as a page, for browsers; for others this list", Page),
     post(
         "/v1/chat/completions",
@@ -55,8 +55,11 @@ pub(crate) static OPERATIONS: [Operation; 43] = [
     post("/completions", "the same", "CompletionRequest", JsonOrEvents("Completion")),
     post("/v1/embeddings", "texts as vectors, as OpenAI has them", "EmbeddingRequest", AsJson("Embeddings")),
     post("/embeddings", "the same", "EmbeddingRequest", AsJson("Embeddings")),
+    post("/embedding", "the same, as llama-server has them", "LlamaEmbeddingRequest", AsJson("LlamaVectors")),
     post("/v1/responses", "OpenAI responses, which remember nothing", "ResponseRequest", JsonOrEvents("Response")),
     post("/responses", "the same", "ResponseRequest", JsonOrEvents("Response")),
+    post("/v1/responses/input_tokens", "how long such a conversation is", "ResponseRequest", AsJson("ChatTokens")),
+    post("/responses/input_tokens", "the same", "ResponseRequest", AsJson("ChatTokens")),
     post("/v1/messages", "Anthropic messages, streamed or whole", "MessageRequest", JsonOrEvents("Message")),
     post("/v1/messages/count_tokens", "how long such a conversation is", "MessageRequest", AsJson("MessageTokens")),
     post("/api/chat", "Ollama chats, streamed or whole", "OllamaChatRequest", JsonOrLines("OllamaChatAnswer")),
@@ -75,8 +78,14 @@ pub(crate) static OPERATIONS: [Operation; 43] = [
     get("/v1/models", "the model served", AsJson("Models")),
     get("/models", "the same", AsJson("Models")),
     get("/v1/models/{id}", "the same, by name", AsJson("Model")),
+    get("/models/{id}", "the same", AsJson("Model")),
     get("/health", "200 while this process answers", AsJson("Health")),
+    get("/v1/health", "the same", AsJson("Health")),
+    get("/healthz", "the same", AsJson("Health")),
+    get("/ping", "the same", AsJson("Health")),
     get("/ready", "200 while tokens can flow", AsJson("Ready")),
+    get("/readyz", "the same", AsJson("Ready")),
+    get("/version", "the version of this program, as vLLM says it", AsJson("Version")),
     get("/api/status", "the mesh as JSON: state, stages, workers", AsJson("Status")),
     get("/api/events", "the same as server-sent events, on every change; what happens as named ones", Events),
     post_nothing("/api/requests/{number}/cancel", "ends a request, by the number that events give it", "Cancelled"),
@@ -107,7 +116,7 @@ pub(crate) static OPERATIONS: [Operation; 43] = [
         "ChatRequest",
         AsJson("Prompt"),
     ),
-    post("/tokenize", "a text's token ids", "TokenizeRequest", AsJson("Tokens")),
+    post("/tokenize", "the token ids of a text or a conversation", "TokenizeRequest", AsJson("Tokens")),
     post("/detokenize", "the text of token ids", "DetokenizeRequest", AsJson("Text")),
     get("/props", "the model's context and special tokens, as llama-server says them", AsJson("Props")),
     get("/slots", "what runs, as llama-server lists it", AsJson("Slots")),

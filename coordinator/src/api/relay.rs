@@ -106,11 +106,9 @@ impl Line {
     }
 
     fn into_event(self) -> Event {
-        let event = Event::default().data(self.json.to_string());
-        match self.event {
-            Some(name) => event.event(name),
-            None => event,
-        }
+        // Some clients read the lines of an event in this order only.
+        let event = self.event.map_or_else(Event::default, |name| Event::default().event(name));
+        event.data(self.json.to_string())
     }
 
     fn into_bytes(self) -> Bytes {

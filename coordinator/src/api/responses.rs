@@ -7,9 +7,12 @@ mod writer;
 use std::sync::Arc;
 
 use axum::{
+    Json,
     extract::{Request, State},
     response::Response,
 };
+
+use serde_json::{Value, json};
 
 use self::{request::ResponsesRequest, writer::ResponseWriter};
 use super::{
@@ -35,4 +38,12 @@ pub(crate) async fn responses(State(api): State<Arc<Api>>, request: Request) -> 
     let (choices, tools) = asked.turn()?.begin(&api, drawing, share).await?.parted();
     let writer = ResponseWriter::new(format!("{:016x}{:016x}", random(), random()), response);
     Ok(told(relay(choices, writer, delivery).await?, tools))
+}
+
+/// Says how long the prompt is that a conversation would become, and answers nothing.
+pub(crate) async fn input_tokens(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (_, asked, share) = api.read::<ResponsesRequest>(request).await?;
+    asked.check()?;
+    let prompt = asked.turn()?.prompt(&api, share).await?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": prompt.ids.len()})))
 }

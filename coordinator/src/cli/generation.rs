@@ -7,7 +7,7 @@ use qmesh_models::pull::ModelRef;
 use qmesh_net::Sampling;
 
 use super::{
-    DryArgs, ModelArg, TokenizerArgs,
+    DryArgs, ModelArg, RemoteArgs, TokenizerArgs,
     draft::DraftArgs,
     mesh::{PipelineArgs, RoomArgs, WorkloadArgs, parse_count},
     model_ref,
@@ -20,12 +20,16 @@ Examples:
   coordinator run smollm2-135m -p \"Why is the sky blue?\"
   coordinator run qwen2.5-coder-1.5b --workers 3 -p \"Write a Rust function that reverses a string.\"
   coordinator run gemma3-270m --raw -n 32 --temp 0 -p \"The capital of France is\" > answer.txt
+  coordinator run --url http://10.0.0.5:8080 -p \"Why is the sky blue?\"
 
 The answer goes to standard output, everything else to standard error.")]
 pub struct RunArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
-    #[arg(value_parser = model_ref())]
-    pub model: ModelRef,
+    #[arg(value_parser = model_ref(), required_unless_present = "url")]
+    pub model: Option<ModelRef>,
+    /// By which coordinator, where one runs.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// What to answer, or with --raw to continue
     #[arg(short, long, env = "QMESH_PROMPT")]
     pub prompt: String,
@@ -58,16 +62,23 @@ pub struct RunArgs {
 Examples:
   coordinator chat smollm2-135m
   coordinator chat qwen2.5-coder-0.5b --workers 2 --system \"Answer in one sentence.\"
+  coordinator chat --url http://10.0.0.5:8080
 
 Inside: /retry answers the last question anew, /help lists the commands, a line that ends with \\ goes on in the next,
 Ctrl-C stops an answer, Ctrl-D leaves.")]
 pub struct ChatArgs {
     /// A catalog name, a GGUF file, `hf:org/repo[:QUANT]`, a URL or a `qmesh:` link
-    #[arg(value_parser = model_ref())]
-    pub model: ModelRef,
+    #[arg(value_parser = model_ref(), required_unless_present = "url")]
+    pub model: Option<ModelRef>,
+    /// By which coordinator, where one runs.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// System message at the start
     #[arg(long, value_name = "TEXT", env = "QMESH_SYSTEM")]
     pub system: Option<String>,
+    /// Neither read nor keep the lines of earlier conversations, which the arrow keys bring back
+    #[arg(long, env = "QMESH_NO_HISTORY")]
+    pub no_history: bool,
     /// How text is cut.
     #[command(flatten)]
     pub tokenizer: TokenizerArgs,
@@ -271,11 +282,11 @@ impl SamplingArgs {
     }
 }
 
-fn parse_length(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_length(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "a whole number from 1 on is needed".to_owned())
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
     within(text, 0.0, 100.0)
 }
 
@@ -283,7 +294,7 @@ fn probability(text: &str) -> Result<f32, String> {
     within(text, 0.0, 1.0)
 }
 
-fn share(text: &str) -> Result<f32, String> {
+pub(crate) fn share(text: &str) -> Result<f32, String> {
     within(text, 0.001, 1.0)
 }
 

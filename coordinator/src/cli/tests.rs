@@ -199,6 +199,23 @@ fn what_the_packages_start_is_understood() {
 }
 
 #[test]
+fn containers_have_a_key_and_tell_whether_they_are_well() {
+    let packaging = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging"));
+    let read = |file: &str| std::fs::read_to_string(packaging.join(file)).unwrap();
+    // Who listens on all addresses without a key is refused, so compose says so before it starts anything.
+    let (compose, dockerfile) = (read("compose.yaml"), read("Dockerfile"));
+    assert!(compose.contains("--host 0.0.0.0") && compose.contains("QMESH_API_KEY: ${QMESH_API_KEY:?"));
+    let example = dockerfile.split("docker run").nth(1).and_then(|rest| rest.split("FROM").next()).unwrap();
+    assert!(example.contains("--host 0.0.0.0") && example.contains("-e QMESH_API_KEY="), "{example}");
+    let well = dockerfile.split("HEALTHCHECK").nth(1).unwrap();
+    assert!(well.contains("/health") && well.contains("QMESH_PORT"));
+    let Command::Serve(serve) = parse("serve smollm2-135m").unwrap().command else { panic!() };
+    assert_eq!(serve.addresses.port, 8080, "where the check asks");
+    assert_eq!(compose.matches("depends_on: *coordinator-answers").count(), 2);
+    assert!(compose.contains("condition: service_healthy"));
+}
+
+#[test]
 fn shells_and_manuals_know_every_command() {
     let mut script = Vec::new();
     clap_complete::generate(clap_complete::Shell::Bash, &mut description(), "coordinator", &mut script);

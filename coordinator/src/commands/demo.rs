@@ -1,11 +1,13 @@
 //! `demo`: everything once, from the download to the measured stages.
 
-use qmesh_models::{
-    chat::Message,
-    tokenizer::{LeadingSpace, PretokenizerChoice},
-};
+use qmesh_models::{chat::Message, tokenizer::PretokenizerChoice};
 
-use super::{answer, block_on, local_mesh::LocalMesh, opened::Opened};
+use super::{
+    answer::{self, Prompt},
+    block_on,
+    local_mesh::LocalMesh,
+    opened::Opened,
+};
 use crate::{
     cli::{DemoArgs, Failure, PipelineArgs, RoomArgs, SplitArgs, WorkloadArgs},
     render::{count, note, report},
@@ -18,7 +20,7 @@ pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let split = SplitArgs { workers: Some(WORKERS), cut: None, threads: None, room, workload, pipeline };
     let opened = Opened::open(&args.model.model, PretokenizerChoice::FromModel, room, 1)?.with_drafter(&args.draft)?;
     let text = opened.text()?;
-    let ids = answer::chat_prompt(&text, &[Message::new("user", QUESTION)])?;
+    let prompt = Prompt::of_chat(&text, &[Message::new("user", QUESTION)])?;
     block_on(async {
         let local = LocalMesh::start(&opened, &split).await?;
         let model = &opened.model;
@@ -29,8 +31,8 @@ pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
         note(local.join_command());
         note(format_args!("\n> {QUESTION}"));
         // The likeliest tokens: the same answer for everybody.
-        let request = answer::request(&text, ids, MAX_TOKENS, Default::default());
-        let answer = answer::stream(&text, &local.handle(), request, LeadingSpace::Strip).await?;
+        let drawn = (MAX_TOKENS, Default::default());
+        let answer = answer::stream(&text, &local.handle(), prompt, drawn, &mut String::new()).await?;
         note(format_args!("\n{}", answer.rates()));
         let status = local.measured().await;
         answer.compared(status.prediction.as_ref()).into_iter().for_each(note);

@@ -18,7 +18,7 @@ use crate::{
     cli::{EvalArgs, Failure},
     generate::{ClientId, GenerateRequest, PromptRows},
     model::Model,
-    render::{count, note, output},
+    render::{count, note, output, progress::CountProgress},
 };
 
 #[derive(Serialize)]
@@ -65,11 +65,14 @@ pub(super) fn eval(args: &EvalArgs) -> Result<(), Failure> {
     block_on(async {
         let local = LocalMesh::start(&opened, &args.split).await?;
         let handle = local.handle();
+        let mut progress = CountProgress::new("scoring prompts", requests.len());
         let rows: Vec<Rows> = stream::iter(requests.iter().zip(&prompts))
             .map(|(request, prompt)| rows(&handle, request, &prompt.id))
             .buffered(args.parallel)
+            .inspect_ok(|_| progress.one_more())
             .try_collect()
             .await?;
+        drop(progress);
         local.stop().await;
         let results = prompts.into_iter().zip(requests).zip(rows);
         let results = results.map(|((prompt, request), rows)| result(model, prompt, request.ids, rows, args));

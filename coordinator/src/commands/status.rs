@@ -45,19 +45,51 @@ pub(super) fn open(
     path: &str,
     patience: Option<Duration>,
 ) -> Result<ureq::Body, Failure> {
-    let CoordinatorArgs { url, api_key } = coordinator;
-    let agent = agent(patience);
-    let address = format!("{}{path}", url.trim_end_matches('/'));
-    let mut request = agent.get(&address);
-    if let Some(key) = api_key {
-        request = request.header("Authorization", format!("Bearer {}", key.as_str()));
-    }
+    let url = &coordinator.url;
+    let address = address(url, path);
+    let request = keyed(agent(patience).get(&address), coordinator);
     let response = request.call().map_err(|error| unreachable(url, &error))?;
     match response.status().as_u16() {
         200 => Ok(response.into_body()),
-        401 => Err(Failure::failed(format!("{url} asks for a key")).with_advice("--api-key KEY")),
+        401 => Err(wants_key(url)),
         code => Err(Failure::failed(format!("{address} answered {code}: it is no qmesh coordinator"))),
     }
+}
+
+/// The body of what `path` of a coordinator answers to this JSON, however long that takes.
+///
+/// # Errors
+/// There is no coordinator, it asks for another key, or it refuses what is asked, in its own words.
+pub(super) fn post(coordinator: &CoordinatorArgs, path: &str, json: &str) -> Result<ureq::Body, Failure> {
+    let url = &coordinator.url;
+    let address = address(url, path);
+    let request = keyed(agent(None).post(&address), coordinator).header("Content-Type", "application/json");
+    let response = request.send(json).map_err(|error| unreachable(url, &error))?;
+    match response.status().as_u16() {
+        200 => Ok(response.into_body()),
+        401 => Err(wants_key(url)),
+        code => {
+            let answer = response.into_body().read_to_string().unwrap_or_default();
+            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+            let why = answer["error"]["message"].as_str().unwrap_or("it does not say why");
+            Err(Failure::failed(format!("{address} answered {code}: {why}")))
+        }
+    }
+}
+
+fn address(url: &str, path: &str) -> String {
+    format!("{}{path}", url.trim_end_matches('/'))
+}
+
+fn keyed<T>(request: ureq::RequestBuilder<T>, coordinator: &CoordinatorArgs) -> ureq::RequestBuilder<T> {
+    match &coordinator.api_key {
+        Some(key) => request.header("Authorization", format!("Bearer {}", key.as_str())),
+        None => request,
+    }
+}
+
+fn wants_key(url: &str) -> Failure {
+    Failure::failed(format!("{url} asks for a key")).with_advice("--api-key KEY")
 }
 
 /// What asks a coordinator. Most are on this machine or beside it, where no proxy leads.

@@ -1,8 +1,11 @@
 //! `top`: a running mesh on the whole terminal, as it changes.
 
 use std::{
-    io::{self, BufRead, BufReader, IsTerminal, Read},
-    sync::mpsc::{self, Sender},
+    io::{self, BufReader, IsTerminal},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -14,11 +17,11 @@ use ratatui::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::status;
+use super::{server_events::ServerEvents, status};
 use crate::{
     cli::{CoordinatorArgs, Failure, TopArgs},
     mesh::status::MeshStatus,
-    render::dashboard::Dashboard,
+    render::dashboard::{Dashboard, RunningRequest},
 };
 
 pub(super) fn top(args: TopArgs) -> Result<(), Failure> {
@@ -29,8 +32,11 @@ pub(super) fn top(args: TopArgs) -> Result<(), Failure> {
     // Whatever is wrong with address or key is said before the screen changes.
     let (_, first) = status::ask(&args.coordinator)?;
     let (sender, news) = mpsc::channel();
-    let follower = thread::Builder::new().name("follow".into()).spawn(move || follow(&args.coordinator, &sender));
-    follower.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+    let (coordinator, other) = (Arc::new(args.coordinator), sender.clone());
+    let (asked, started) =
+        (Arc::clone(&coordinator), |error| Failure::failed(format!("cannot start a thread: {error}")));
+    thread::Builder::new().name("follow".into()).spawn(move || follow(&coordinator, &sender)).map_err(started)?;
+    thread::Builder::new().name("slots".into()).spawn(move || look(&asked, &other)).map_err(started)?;
     let mut terminal = ratatui::init();
     let ended = show(&mut terminal, Dashboard::new(first), &news);
     ratatui::restore();
@@ -41,7 +47,24 @@ pub(super) fn top(args: TopArgs) -> Result<(), Failure> {
 #[derive(Debug, PartialEq)]
 enum News {
     Status(Box<MeshStatus>),
-    Rates { generated_per_s: f64, prompt_per_s: f64 },
+    Rates {
+        generated_per_s: f64,
+        prompt_per_s: f64,
+    },
+    Started {
+        number: u64,
+        key: Option<String>,
+        prompt_tokens: usize,
+        max_tokens: usize,
+    },
+    Ended {
+        number: u64,
+    },
+    Running(Vec<RunningRequest>),
+    /// So many events were not heard.
+    Lost {
+        events: u64,
+    },
     Sentence(String),
     Gone(String),
 }
@@ -65,6 +88,15 @@ fn show(terminal: &mut DefaultTerminal, mut dashboard: Dashboard, news: &mpsc::R
             match news {
                 News::Status(status) => dashboard.update(*status),
                 News::Rates { generated_per_s, prompt_per_s } => dashboard.rates(generated_per_s, prompt_per_s),
+                News::Started { number, key, prompt_tokens, max_tokens } => {
+                    dashboard.started(now, number, key, (prompt_tokens, max_tokens));
+                }
+                News::Ended { number } => dashboard.ended(number),
+                News::Running(running) => dashboard.running(now, &running),
+                News::Lost { events } => {
+                    dashboard.missed();
+                    dashboard.happened(now, format!("{events} events were lost: they came too quickly."));
+                }
                 News::Sentence(sentence) => dashboard.happened(now, sentence),
                 News::Gone(why) => dashboard.gone(why),
             }
@@ -87,6 +119,31 @@ fn follow(coordinator: &CoordinatorArgs, news: &Sender<News>) {
         }
         thread::sleep(SECOND);
     }
+}
+
+/// Tells again and again what runs, until nobody wants to know any more. That the coordinator is gone is told by who follows it.
+fn look(coordinator: &CoordinatorArgs, news: &Sender<News>) {
+    loop {
+        let slots = status::open(coordinator, "/slots", Some(status::PATIENCE));
+        let slots = slots.ok().and_then(|mut body| serde_json::from_str(&body.read_to_string().ok()?).ok());
+        if slots.is_some_and(|slots: Vec<Slot>| news.send(News::Running(running(slots))).is_err()) {
+            return;
+        }
+        thread::sleep(SECOND);
+    }
+}
+
+fn running(slots: Vec<Slot>) -> Vec<RunningRequest> {
+    let one = |slot: Slot| {
+        Some(RunningRequest {
+            number: slot.id_task.filter(|_| slot.is_processing)?,
+            prompt_tokens: slot.n_prompt_tokens,
+            read_tokens: slot.n_prompt_tokens_cache + slot.n_prompt_tokens_processed,
+            generated_tokens: slot.next_token.first().map_or(0, |next| next.n_decoded),
+            max_tokens: slot.params.n_predict,
+        })
+    };
+    slots.into_iter().filter_map(one).collect()
 }
 
 /// Sends on what comes, until nothing more does; why.
@@ -121,9 +178,46 @@ fn understood(name: &str, text: &str) -> Option<News> {
             let Rates { generated_per_s, prompt_per_s } = Rates::deserialize(event).ok()?;
             Some(News::Rates { generated_per_s, prompt_per_s })
         }
-        "lost" => Some(News::Sentence(format!("{} events were lost: they came too quickly.", event["events"]))),
+        "request_started" => {
+            let Started { request: number, key, prompt_tokens, max_tokens } = Started::deserialize(event).ok()?;
+            Some(News::Started { number, key, prompt_tokens, max_tokens })
+        }
+        "request_ended" => Some(News::Ended { number: event["request"].as_u64()? }),
+        "lost" => Some(News::Lost { events: event["events"].as_u64()? }),
         _ => Some(News::Sentence(event["sentence"].as_str()?.to_owned())),
     }
+}
+
+#[derive(Deserialize)]
+struct Started {
+    request: u64,
+    key: Option<String>,
+    prompt_tokens: usize,
+    max_tokens: usize,
+}
+
+/// An entry of `/slots`; an idle one has little of it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Slot {
+    id_task: Option<u64>,
+    is_processing: bool,
+    n_prompt_tokens: usize,
+    n_prompt_tokens_processed: usize,
+    n_prompt_tokens_cache: usize,
+    params: SlotParams,
+    next_token: Vec<NextToken>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SlotParams {
+    n_predict: usize,
+}
+
+#[derive(Deserialize)]
+struct NextToken {
+    n_decoded: usize,
 }
 
 #[derive(Deserialize)]
@@ -132,53 +226,31 @@ struct Rates {
     prompt_per_s: f64,
 }
 
-/// Reads server-sent events.
-struct ServerEvents<R>(R);
-
-impl<R: BufRead> ServerEvents<R> {
-    /// The next event's name, empty for one without, and its data; `None` at the end.
-    fn next_event(&mut self) -> io::Result<Option<(String, String)>> {
-        let (mut name, mut text) = (String::new(), String::new());
-        loop {
-            let mut line = String::new();
-            if self.0.by_ref().take(LONGEST_LINE).read_line(&mut line)? == 0 {
-                return Ok(None);
-            }
-            let line = line.strip_suffix('\n').ok_or_else(|| io::Error::other("an event is cut off, or too long"))?;
-            let line = line.strip_suffix('\r').unwrap_or(line);
-            match line.split_once(':').unwrap_or((line, "")) {
-                // A blank line ends an event; one without data is only a sign of life.
-                ("", "") if !text.is_empty() => return Ok(Some((name, text))),
-                ("event", value) => value.trim_start().clone_into(&mut name),
-                ("data", value) => text += value.trim_start(),
-                _ => {}
-            }
-        }
-    }
-}
-
 const SECOND: Duration = Duration::from_secs(1);
 /// The longest that a key, or news, waits.
 const REDRAW: Duration = Duration::from_millis(200);
-/// A status of a thousand workers is shorter.
-const LONGEST_LINE: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn events_are_read_as_servers_write_them() {
-        let stream =
-            ":\n\nevent: fault_seen\ndata: {\"sentence\":\"w1: a NaN.\"}\n\ndata: {}\r\n\r\n: alive\n\nevent: x\n";
-        let mut events = ServerEvents(stream.as_bytes());
-        let (name, text) = events.next_event().unwrap().unwrap();
-        assert_eq!(understood(&name, &text), Some(News::Sentence("w1: a NaN.".to_owned())));
-        let (name, text) = events.next_event().unwrap().unwrap();
-        assert_eq!((name.as_str(), text.as_str()), ("", "{}"));
-        assert_eq!(understood(&name, &text), None, "no status");
-        assert!(events.next_event().unwrap().is_none());
-        assert!(ServerEvents(&b"data: {"[..]).next_event().is_err());
+    fn requests_are_understood_as_the_api_tells_them() {
+        let told = understood("fault_seen", r#"{"sentence":"w1: a NaN."}"#);
+        assert_eq!(told, Some(News::Sentence("w1: a NaN.".to_owned())));
+        let started = r#"{"request":7,"prompt_tokens":300,"max_tokens":64,"key":"anna"}"#;
+        let news = News::Started { number: 7, key: Some("anna".to_owned()), prompt_tokens: 300, max_tokens: 64 };
+        assert_eq!(understood("request_started", started), Some(news));
+        let ended = r#"{"request":7,"end":"cancelled"}"#;
+        assert_eq!(understood("request_ended", ended), Some(News::Ended { number: 7 }));
+        let slots = r#"[
+            {"id":0,"id_task":7,"is_processing":true,"n_prompt_tokens":300,"n_prompt_tokens_processed":200,
+             "n_prompt_tokens_cache":56,"params":{"n_predict":64,"temperature":0.0,"seed":1},
+             "next_token":[{"has_next_token":true,"n_remain":59,"n_decoded":5}]},
+            {"id":1,"n_ctx":64,"is_processing":false}]"#;
+        let found =
+            RunningRequest { number: 7, prompt_tokens: 300, read_tokens: 256, generated_tokens: 5, max_tokens: 64 };
+        assert_eq!(running(serde_json::from_str(slots).unwrap()), [found]);
     }
 
     #[test]
@@ -186,7 +258,7 @@ mod tests {
         let rates = r#"{"prompt_per_s":2.0,"generated_per_s":30.5,"running":1,"waiting":0}"#;
         assert_eq!(understood("token_rates", rates), Some(News::Rates { generated_per_s: 30.5, prompt_per_s: 2.0 }));
         let lost = understood("lost", r#"{"events":7}"#);
-        assert_eq!(lost, Some(News::Sentence("7 events were lost: they came too quickly.".to_owned())));
+        assert_eq!(lost, Some(News::Lost { events: 7 }));
         assert_eq!(understood("load_progress", r#"{"stage":0}"#), None);
         assert_eq!(understood("worker_left", "nonsense"), None);
     }

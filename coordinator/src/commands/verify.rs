@@ -14,7 +14,7 @@ use crate::{
     cli::{Failure, SplitArgs, VerifyArgs},
     generate::{ClientId, GenerateRequest, PromptRows},
     model::Model,
-    render::{count, note, output},
+    render::{count, note, output, progress::CountProgress},
 };
 
 /// What was found.
@@ -49,8 +49,8 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let requests = requests(args, &opened)?;
     block_on(async {
         let one = SplitArgs { workers: Some(1), cut: None, ..split.clone() };
-        let (whole, _) = compute(&opened, &one, &requests).await?;
-        let (parts, cut) = compute(&opened, &split, &requests).await?;
+        let (whole, _) = compute(&opened, &one, &requests, "prompts on one worker").await?;
+        let (parts, cut) = compute(&opened, &split, &requests, "prompts on several").await?;
         let mut difference = first_difference(&requests, &whole, &parts);
         if let Some(difference) = &mut difference {
             note(format_args!("{} differs: looking for the boundary that does it", difference.text()));
@@ -58,7 +58,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
             let place = requests.iter().position(|(id, _)| *id == difference.prompt).unwrap_or(0);
             for &boundary in &cut {
                 let two = SplitArgs { workers: Some(2), cut: Some(vec![boundary]), ..split.clone() };
-                let (parts, _) = compute(&opened, &two, &only).await?;
+                let (parts, _) = compute(&opened, &two, &only, "prompts on two").await?;
                 if first_difference(&only, &whole[place..=place], &parts).is_some() {
                     difference.boundary = Some(boundary);
                     break;
@@ -83,14 +83,22 @@ fn workers(split: &SplitArgs) -> Result<usize, Failure> {
 }
 
 /// Every prompt's rows over these workers, and the cut.
-async fn compute(opened: &Opened, split: &SplitArgs, requests: &[Named]) -> Result<(Vec<Rows>, Vec<usize>), Failure> {
+async fn compute(
+    opened: &Opened,
+    split: &SplitArgs,
+    requests: &[Named],
+    what: &'static str,
+) -> Result<(Vec<Rows>, Vec<usize>), Failure> {
     let local = LocalMesh::start(opened, split).await?;
     let handle = local.handle();
     let cut = handle.status().stages.iter().skip(1).map(|stage| stage.first_layer).collect();
+    let mut progress = CountProgress::new(what, requests.len());
     let mut found = Vec::with_capacity(requests.len());
     for (id, request) in requests {
         found.push(rows(&handle, request, id).await?);
+        progress.one_more();
     }
+    drop(progress);
     local.stop().await;
     Ok((found, cut))
 }

@@ -85,14 +85,7 @@ impl GrammarCompiler {
     /// The grammar makes no sense, asks for what cannot be followed, or is too complex.
     pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar, GrammarError> {
         let _turn = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = self.source(&grammar.0);
-        let compile = || {
-            let matcher = Matcher::new(self.factory.create_parser(source));
-            match matcher.get_error() {
-                Some(error) => Err(GrammarError::Refused { text: in_words(&error) }),
-                None => CompiledGrammar::new(matcher, Arc::clone(&self.ends)),
-            }
-        };
+        let compile = || self.compiled(&grammar.0);
         // What is nested in a grammar is gone through by recursion.
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("qmesh-grammar".to_owned()).stack_size(STACK_BYTES);
@@ -100,6 +93,26 @@ impl GrammarCompiler {
             let thread = thread.spawn_scoped(scope, compile).map_err(|error| refused(error.to_string()))?;
             thread.join().unwrap_or_else(|_| Err(refused("it made the compiler fail".to_owned())))
         })
+    }
+
+    fn compiled(&self, form: &Form) -> Result<CompiledGrammar, GrammarError> {
+        let ends = Arc::clone(&self.ends);
+        let Form::Held(held) = form else {
+            return CompiledGrammar::bound(self.matcher(self.source(form))?, ends);
+        };
+        let arguments = held.calls.iter().map(|(_, schema)| {
+            let json = format!("start: SPACE? json\nSPACE: /[ \\n]{{1,8}}/\njson: %json {schema}\n");
+            self.matcher(TopLevelGrammar::from_lark(json))
+        });
+        CompiledGrammar::held(held.clone(), arguments.collect::<Result<_, _>>()?, self.factory.tok_env().clone(), ends)
+    }
+
+    fn matcher(&self, source: TopLevelGrammar) -> Result<Matcher, GrammarError> {
+        let matcher = Matcher::new(self.factory.create_parser(source));
+        match matcher.get_error() {
+            Some(error) => Err(GrammarError::Refused { text: in_words(&error) }),
+            None => Ok(matcher),
+        }
     }
 
     fn source(&self, form: &Form) -> TopLevelGrammar {
@@ -110,6 +123,8 @@ impl GrammarCompiler {
             Form::Tagged { .. } => self.one_of(std::slice::from_ref(form)),
             Form::Either(forms) => self.one_of(forms),
             Form::Behind { end, form } => self.behind(end, form),
+            // It has a grammar for each of its calls.
+            Form::Held(_) => TopLevelGrammar::from_lark("start: /(.|\\n)*/".to_owned()),
         }
     }
 
@@ -133,7 +148,7 @@ impl GrammarCompiler {
                 Form::Json(schema) => (String::new(), schema, String::new()),
                 Form::Tagged { prefix, schema, suffix } => (self.spelled(prefix), schema, self.spelled(suffix)),
                 // There are none of these among them.
-                Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } => continue,
+                Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } | Form::Held(_) => continue,
             };
             start.push(format!("{prefix} json{place} {suffix}"));
             // Writing to a string cannot fail.

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use super::{CompiledGrammar, Grammar, GrammarCompiler};
+use serde_json::json;
+
+use super::{CompiledGrammar, Grammar, GrammarCompiler, HeldCalls, Lead, LeadPiece, LeadPlace};
 
 /// Ends a text.
 pub(crate) const END: u32 = 49;
@@ -17,6 +19,16 @@ static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
 pub(crate) fn grammar(expression: &str) -> Arc<CompiledGrammar> {
     let grammar = Grammar::regex(expression).expect("a short expression");
     Arc::new(COMPILER.compile(&grammar).expect("a sound expression"))
+}
+
+/// Texts in which a number of three digits in brackets comes behind each "34".
+pub(crate) fn held() -> Arc<CompiledGrammar> {
+    let lead = Lead::new(vec![LeadPiece::Text("34".to_owned())], LeadPlace::Anywhere);
+    let number = json!({"type": "integer", "minimum": 100, "maximum": 999});
+    let list = json!({"type": "array", "items": number, "minItems": 1, "maxItems": 1});
+    let held = HeldCalls { calls: vec![(lead, list)], marks: Vec::new(), thoughts: None };
+    let grammar = Grammar::held(held).expect("a short schema");
+    Arc::new(COMPILER.compile(&grammar).expect("a sound schema"))
 }
 
 /// Low and high ones by turns, for a while.

@@ -115,12 +115,12 @@ mod tests {
     }
 
     fn kinds(told: &[Message]) -> Vec<&str> {
-        let kind = |message: &Message| match message {
-            Message::Grant(_) => "grant",
-            Message::Introduce(_) => "introduce",
-            other => panic!("{other:?}"),
-        };
-        told.iter().map(kind).collect()
+        let kinds = told.iter().map(|message| {
+            let is_grant = matches!(message, Message::Grant(_));
+            assert!(is_grant || matches!(message, Message::Introduce(_)), "{message:?}");
+            if is_grant { "grant" } else { "introduce" }
+        });
+        kinds.collect()
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! The mesh on a whole terminal, for `top`: its pipeline, how fast tokens come, and what happens.
 
+mod requests;
+
 use std::{collections::VecDeque, time::Instant};
 
 use qmesh_models::bytes::ByteCount;
@@ -11,6 +13,8 @@ use ratatui::{
     widgets::{Block, List, Paragraph, Row, Sparkline, Table},
 };
 
+use self::requests::Requests;
+pub use self::requests::RunningRequest;
 use super::{
     count,
     report::{link, percentiles, uptime},
@@ -27,6 +31,7 @@ pub struct Dashboard {
     prompt_per_s: f64,
     /// Generated tokens of each second, the newest last.
     seconds: VecDeque<u64>,
+    requests: Requests,
     /// What happened and when, the newest first.
     events: VecDeque<(Instant, String)>,
     /// Why nothing new comes.
@@ -43,6 +48,7 @@ impl Dashboard {
             generated_per_s: 0.0,
             prompt_per_s: 0.0,
             seconds: VecDeque::new(),
+            requests: Requests::default(),
             events: VecDeque::new(),
             gone: None,
         }
@@ -83,8 +89,29 @@ impl Dashboard {
         self.events.truncate(EVENTS);
     }
 
+    /// A request was taken, of so many tokens, and at most so many in its answer.
+    pub fn started(&mut self, now: Instant, number: u64, key: Option<String>, tokens: (usize, usize)) {
+        self.requests.started(now, number, key, tokens);
+    }
+
+    /// A request is over.
+    pub fn ended(&mut self, number: u64) {
+        self.requests.ended(number);
+    }
+
+    /// Ends of requests may have been missed.
+    pub fn missed(&mut self) {
+        self.requests.forget();
+    }
+
+    /// These requests run now.
+    pub fn running(&mut self, now: Instant, running: &[RunningRequest]) {
+        self.requests.run(now, running);
+    }
+
     /// The coordinator says no more, and why.
     pub fn gone(&mut self, why: String) {
+        self.missed();
         self.gone = Some(why);
         self.rates(0.0, 0.0);
     }
@@ -97,14 +124,16 @@ impl Dashboard {
             Constraint::Length(u16::try_from(self.status.stages.len()).unwrap_or(u16::MAX).saturating_add(3).min(20)),
             Constraint::Length(u16::try_from(standbys.len()).unwrap_or(u16::MAX).min(8)),
             Constraint::Length(6),
+            Constraint::Length(self.requests.lines()),
             Constraint::Min(3),
             Constraint::Length(1),
         ];
-        let [title, pipeline, others, rates, events, foot] = Layout::vertical(rows).areas(frame.area());
+        let [title, pipeline, others, rates, requests, events, foot] = Layout::vertical(rows).areas(frame.area());
         frame.render_widget(self.title(), title);
         frame.render_widget(self.pipeline(), pipeline);
         frame.render_widget(List::new(standbys), others);
         self.draw_rates(frame, rates);
+        frame.render_widget(self.requests.table(now), requests);
         let happened = self.events.iter().map(|(at, sentence)| {
             let ago = format!("{:>8} ago  ", uptime(now.saturating_duration_since(*at).as_secs()));
             Line::from(vec![Span::from(ago).dim(), Span::from(sentence.as_str())])
@@ -293,6 +322,41 @@ mod tests {
         let second = line(&lines, "w1");
         assert!(second.contains("40.0") && second.contains("bottleneck"), "{second}");
         assert!(line(&lines, "plan 3").starts_with('┌'));
+    }
+
+    #[test]
+    fn requests_are_shown_as_they_run_and_wait() {
+        let start = Instant::now();
+        let mut dashboard = Dashboard::new(fake::mesh_status(MeshState::Ready));
+        line(&drawn(&dashboard, start), "no requests");
+        for number in [7, 8] {
+            dashboard.started(start, number, Some("anna".to_owned()), (300, 64));
+        }
+        let running = |number| RunningRequest {
+            number,
+            prompt_tokens: 300,
+            read_tokens: 256,
+            generated_tokens: 5,
+            max_tokens: 64,
+        };
+        // The third ran before anybody looked.
+        dashboard.running(start, &[running(3), running(7)]);
+        let lines = drawn(&dashboard, start + Duration::from_secs(9));
+        line(&lines, "requests: 2 running, 1 waiting");
+        let place = |part: &str| lines.iter().position(|line| line.starts_with(part)).unwrap_or(usize::MAX);
+        assert!(place("│3 ") < place("│7 ") && place("│7 ") < place("│8 "), "{lines:#?}");
+        for (row, parts) in [
+            ("│7 ", ["anna", "running", "256 of 300", "5 of 64", "9 s"]),
+            ("│8 ", ["anna", "waiting", "300", "at most 64", "9 s"]),
+        ] {
+            let row = &lines[place(row)];
+            assert!(parts.iter().all(|part| row.contains(part)), "{row}");
+        }
+        dashboard.running(start, &[running(8)]);
+        dashboard.ended(7);
+        line(&drawn(&dashboard, start), "requests: 1 running, 0 waiting");
+        dashboard.gone("stopped".to_owned());
+        line(&drawn(&dashboard, start), "no requests");
     }
 
     #[test]

@@ -31,6 +31,43 @@ pub fn raw(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
+/// What a person has seen of an answer last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shown {
+    /// Nothing yet.
+    Nothing,
+    /// Thoughts.
+    Thoughts,
+    /// What it says.
+    Text,
+}
+
+/// Writes more of an answer's thoughts, dimmed, where people read; programs get what is said and nothing else. What has been seen
+/// last then.
+pub fn thought(text: &str, shown: Shown) -> io::Result<Shown> {
+    let mut out = stdout().lock();
+    if !out.is_terminal() {
+        return Ok(shown);
+    }
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let (dim, bright) = if plain { ("", "") } else { ("\u{1b}[2m", "\u{1b}[0m") };
+    write!(out, "{dim}{}{bright}", terminal::escaped(text))?;
+    out.flush()?;
+    Ok(Shown::Thoughts)
+}
+
+/// Writes more of what an answer says, apart from thoughts before it. What has been seen last then.
+pub fn said(bytes: &[u8], shown: Shown) -> io::Result<Shown> {
+    if bytes.is_empty() {
+        return Ok(shown);
+    }
+    if shown == Shown::Thoughts {
+        raw(b"\n\n")?;
+    }
+    raw(bytes)?;
+    Ok(Shown::Text)
+}
+
 /// Who reads standard output.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Reader {

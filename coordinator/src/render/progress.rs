@@ -87,6 +87,79 @@ impl Drop for Progress {
     }
 }
 
+/// How many of several things are done, such as prompts.
+#[derive(Debug)]
+pub struct CountProgress {
+    what: &'static str,
+    total: u64,
+    done: u64,
+    bar: Option<ProgressBar>,
+}
+
+impl CountProgress {
+    /// None of `total` is done yet.
+    pub fn new(what: &'static str, total: usize) -> Self {
+        let total = total as u64;
+        let template = "{msg} [{bar:30}] {pos}/{len} {per_sec} {eta}";
+        let bar = qmesh_logging::shows_progress().then(|| styled(ProgressBar::new(total), what, template));
+        Self { what, total, done: 0, bar }
+    }
+
+    /// One more is done.
+    pub fn one_more(&mut self) {
+        self.done += 1;
+        match (&self.bar, self.line()) {
+            (Some(bar), _) => bar.set_position(self.done),
+            (None, Some(line)) => note(line),
+            (None, None) => {}
+        }
+    }
+
+    /// What is said where there is no bar: each tenth of the way, but not the end, which shows by itself.
+    fn line(&self) -> Option<String> {
+        let Self { what, total, done, .. } = self;
+        let tenths = |done: u64| done * 10 / total.max(&1);
+        (done < total && tenths(*done) > tenths(done - 1)).then(|| format!("{what}: {done} of {total}"))
+    }
+}
+
+impl Drop for CountProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// How far a prompt is, on a terminal; nothing of it stays there.
+#[derive(Debug, Default)]
+pub struct PromptProgress(Option<ProgressBar>);
+
+impl PromptProgress {
+    /// So many of its tokens are computed.
+    pub fn advance(&mut self, computed: u64, total: u64) {
+        if qmesh_logging::shows_progress() {
+            let template = "{msg} [{bar:30}] {pos}/{len} tokens {per_sec} {eta}";
+            let bar = || styled(ProgressBar::new(total), "reading the prompt", template);
+            self.0.get_or_insert_with(bar).set_position(computed);
+        }
+    }
+
+    /// All of them are.
+    pub fn done(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A bar that nobody finished would stay on the screen, in front of what comes next.
+impl Drop for PromptProgress {
+    fn drop(&mut self) {
+        self.done();
+    }
+}
+
 impl Lines {
     fn advance(&mut self, done_bytes: u64) -> Option<String> {
         let total = self.total_bytes.filter(|&total| total > 0)?;
@@ -107,6 +180,10 @@ fn bar(what: &str, total_bytes: Option<u64>) -> ProgressBar {
         ),
         None => (ProgressBar::new_spinner(), "{msg} {decimal_bytes}"),
     };
+    styled(bar, what, template)
+}
+
+fn styled(bar: ProgressBar, what: &str, template: &str) -> ProgressBar {
     bar.set_draw_target(ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
@@ -128,5 +205,21 @@ mod tests {
         assert_eq!(lines.advance(5_000_000), None);
         let mut unknown = Lines { what: "m".to_owned(), total_bytes: None, tenths_said: 0 };
         assert_eq!(unknown.advance(77), None);
+    }
+
+    #[test]
+    fn counts_are_said_at_each_tenth_and_never_for_the_last_one() {
+        let said = |total: usize| {
+            let mut progress = CountProgress { what: "prompts", total: total as u64, done: 0, bar: None };
+            let line = |_| {
+                progress.done += 1;
+                progress.line()
+            };
+            (0..total).filter_map(line).collect::<Vec<_>>()
+        };
+        assert_eq!(said(3), ["prompts: 1 of 3", "prompts: 2 of 3"]);
+        let long = said(500);
+        assert_eq!((long.len(), long[0].as_str(), long[8].as_str()), (9, "prompts: 50 of 500", "prompts: 450 of 500"));
+        assert!(said(1).is_empty() && said(0).is_empty());
     }
 }

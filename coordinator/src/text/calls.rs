@@ -9,6 +9,7 @@ mod family;
 mod forced;
 mod format;
 mod head;
+mod held;
 pub(crate) mod id;
 mod json;
 pub(crate) mod marks;
@@ -22,6 +23,7 @@ use std::{mem, sync::Arc};
 pub use self::{
     forced::{ForcedCall, ToolChoice, forced_call, possible_calls},
     format::Format,
+    held::held_calls,
     tools::Tools,
 };
 

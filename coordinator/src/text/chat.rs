@@ -13,11 +13,12 @@ use serde_json::Value;
 
 use super::{
     PromptError, TextModel,
-    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, possible_calls},
+    calls::{ForcedCall, Format, ToolChoice, Tools, forced_call, held_calls, possible_calls},
     history,
     outside::Outside,
-    reading::{CallsWanted, Manner, Opening, Reading, ThoughtsWanted},
+    reading::{CallsWanted, Manner, Opening, Reading, Tags, ThoughtsWanted},
 };
+use crate::grammar::{HeldCalls, Thoughts};
 
 /// What a client wants of an answer.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct ChatWanted {
     pub choice: ToolChoice,
     /// How many calls.
     pub calls: CallsWanted,
+    /// The tools whose calls are by their schemas.
+    pub strict: Vec<String>,
     /// Where thoughts go.
     pub thoughts: ThoughtsWanted,
 }
@@ -43,6 +46,8 @@ pub struct ChatPrompt {
     pub forced: Option<ForcedCall>,
     /// What calls the answer may be, where it need not be one.
     pub possible: Vec<ForcedCall>,
+    /// What of the answer is held where nothing is demanded: the arguments of strict tools.
+    pub held: Option<HeldCalls>,
     /// Where the prompt has begun thoughts: what ends them. A demanded call, or the answer's form, comes behind it.
     pub thoughts_end: Option<&'static str>,
     /// Whether the space that some tokenizers put before a text is text of the answer, as it is where a text goes on.
@@ -118,13 +123,20 @@ impl TextModel {
         }
         let control = |text: &str| self.tokenizer.find(text).filter(|&id| self.tokenizer.is_control(id));
         let reading = Reading::new(&manner, control);
+        let thoughts = manner.tags.map(|Tags { open, close }| Thoughts { open, close, begun: begun.is_some() });
+        let held = match manner.calls {
+            CallsWanted::All | CallsWanted::One if forced.is_none() => {
+                held_calls(&manner.tools, &wanted.strict, manner.format, thoughts)
+            }
+            CallsWanted::All | CallsWanted::One | CallsWanted::None => None,
+        };
         let ids = self.raw_prompt(&rendered.text, Specials::ParseUnmarked(rendered.mark))?;
         let leading_space = match options.generation_prompt {
             GenerationPrompt::Continue => LeadingSpace::Keep,
             GenerationPrompt::Add | GenerationPrompt::Omit => LeadingSpace::Strip,
         };
         let thoughts_end = begun.map(|tags| tags.close);
-        Ok(ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space })
+        Ok(ChatPrompt { ids, reading, tools, forced, possible, held, thoughts_end, leading_space })
     }
 
     /// The text of a conversation as `chat` makes ids of it.
@@ -174,7 +186,9 @@ impl TextModel {
         rendered: &Rendered,
     ) -> bool {
         let blind = |less: Vec<Message>| {
-            self.rendered(template, &less, options).is_ok_and(|without| without.text == rendered.text)
+            let written =
+                self.outside(&less, options).map(|outside| written(template, &outside, &outside.tools, options));
+            written.is_ok_and(|without| without.is_ok_and(|text| text == rendered.text))
         };
         history::WITHOUT.into_iter().filter_map(|without| without(messages)).any(blind)
     }
@@ -201,23 +215,40 @@ impl TextModel {
         self.template.as_deref().map_err(unusable)
     }
 
-    /// The conversation as the template writes it.
+    /// The conversation as the template writes it, which looks at the tools, where there are some: else they would be
+    /// ignored in silence.
     fn rendered(
         &self,
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<Rendered, PromptError> {
-        let outside = Outside::new(&self.tokenizer, messages, options).ok_or(PromptError::Noncharacters)?;
-        let options = RenderOptions { tools: &outside.tools, extra: outside.extra.clone(), ..options.clone() };
-        let text = render(template, &outside.messages, &options)?;
-        // A template that does not look at the tools would have them ignored in silence.
-        let without_tools = || render(template, &outside.messages, &RenderOptions { tools: &[], ..options.clone() });
-        if !outside.tools.is_empty() && without_tools().is_ok_and(|blind| blind == text) {
+        let outside = self.outside(messages, options)?;
+        let text = written(template, &outside, &outside.tools, options)?;
+        // A variable whose name is nowhere in the source is not looked at.
+        let is_blind = || {
+            !template.source().contains("tools")
+                || written(template, &outside, &[], options).is_ok_and(|without| without == text)
+        };
+        if !outside.tools.is_empty() && is_blind() {
             return Err(PromptError::NoTools { name: self.name.clone() });
         }
         Ok(Rendered { text, mark: outside.mark })
     }
+
+    fn outside(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Outside, PromptError> {
+        Outside::new(&self.tokenizer, messages, options).ok_or(PromptError::Noncharacters)
+    }
+}
+
+/// The text of a conversation with these tools, whatever the template looks at.
+fn written(
+    template: &ChatTemplate,
+    outside: &Outside,
+    tools: &[Value],
+    options: &RenderOptions<'_>,
+) -> Result<String, TemplateError> {
+    render(template, &outside.messages, &RenderOptions { tools, extra: outside.extra.clone(), ..options.clone() })
 }
 
 /// The text of a conversation. Clients send null as the content of tool calls, and some templates fail on it, as they

@@ -12,9 +12,10 @@ use qmesh_models::{
 use qmesh_net::{Candidate, JoinCode, PeerId, Sampled};
 use tokio::sync::{mpsc, watch};
 
-use super::{BreakerShelf, GrammarDesk, TextModel};
+use super::{BreakerShelf, ModelFacts, TextModel};
 use crate::{
     generate::{Finish, FinishReason, GenerateEvent, GenerateRequest, Pooling},
+    grammar::GrammarDesk,
     mesh::{
         MeshHandle,
         events::EventBus,
@@ -82,6 +83,12 @@ fn model_with(more: &[&str]) -> TextModel {
         tokenizer: Arc::new(tokenizer),
         template: Ok(Arc::new(ChatTemplate::new(TEMPLATE, "<s>", "</s>").expect("a sound template"))),
         family: "llama".to_owned(),
+        facts: Arc::new(ModelFacts {
+            digest: "5a".repeat(32),
+            parameters: 134_515_008,
+            quantization: "Q8_0".to_owned(),
+            for_vectors: false,
+        }),
         context: CONTEXT,
         hidden: HIDDEN,
         pooling: Pooling::Mean,

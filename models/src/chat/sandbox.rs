@@ -1,11 +1,11 @@
 //! Compiles and runs templates on a thread of their own, whose stack is deep enough for whatever the limits allow.
 
-use std::{error::Error as _, sync::LazyLock, thread, time::SystemTime};
+use std::{collections::BTreeMap, error::Error as _, sync::LazyLock, thread, time::SystemTime};
 
 use fancy_regex::Regex;
 use minijinja::{
     AutoEscape, Error, ErrorKind, Value,
-    machinery::{CodeGenerator, ast::Stmt, eval, make_string_output, parse},
+    machinery::{CodeGenerator, Instructions, ast::Stmt, eval, make_string_output, parse},
     syntax::SyntaxConfig,
     value::Serde,
 };
@@ -52,27 +52,44 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
     })
 }
 
-/// Renders the template with these variables.
-pub(super) fn render(source: &str, variables: &Map<String, Json>, now: SystemTime) -> Result<String, TemplateError> {
-    on_deep_stack(|| {
+/// A template that is ready to be rendered; its source outlives it.
+pub(super) struct Compiled<'s> {
+    instructions: Instructions<'s>,
+    blocks: BTreeMap<&'s str, Instructions<'s>>,
+}
+
+impl<'s> Compiled<'s> {
+    /// Compiles the template. Needs a deep stack.
+    pub(super) fn of(source: &'s str) -> Result<Self, TemplateError> {
         let template = guarded(source)?;
         let mut generator = CodeGenerator::new(NAME, source);
         generator.compile_stmt(&template);
         let (instructions, blocks) = generator.finish();
+        Ok(Self { instructions, blocks })
+    }
+
+    /// Renders the template with these variables. Needs a deep stack.
+    pub(super) fn render(&self, variables: &Map<String, Json>, now: SystemTime) -> Result<String, TemplateError> {
         let input_bytes = variables.values().map(bytes).sum::<usize>();
         let budget = RenderBudget::new(BUDGET_UNITS.saturating_add(input_bytes.saturating_mul(BUDGET_UNITS_PER_BYTE)));
         let mut env = builtins::environment(&budget, now);
         env.set_fuel(Some(FUEL));
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
-        eval(&env, &instructions, Value::from(Serde(variables)), &blocks, &mut out, AutoEscape::None)
+        let Self { instructions, blocks } = self;
+        eval(&env, instructions, Value::from(Serde(variables)), blocks, &mut out, AutoEscape::None)
             .map_err(|error| fault(&error))?;
         drop(out);
         if text.len() > RENDERED_BYTES_MAX {
             return Err(TemplateError::Limit { what: "rendered bytes" });
         }
         Ok(text)
-    })
+    }
+}
+
+/// A thread whose stack is deep enough.
+pub(super) fn deep_thread() -> thread::Builder {
+    thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES)
 }
 
 /// The syntax tree of the template, guarded.
@@ -118,8 +135,6 @@ fn bytes(value: &Json) -> usize {
 /// Runs `work` on a thread with a deep stack. A panic in minijinja is the template's fault.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
     thread::scope(|scope| {
-        let builder = thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
-        let panicked = |_| Err(TemplateError::Failed { message: "the template engine panicked".to_owned() });
-        builder.spawn_scoped(scope, work)?.join().unwrap_or_else(panicked)
+        deep_thread().spawn_scoped(scope, work)?.join().unwrap_or_else(|_| Err(TemplateError::panicked()))
     })
 }

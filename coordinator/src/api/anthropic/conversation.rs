@@ -28,6 +28,7 @@ pub(super) struct SentBlock {
     #[serde(rename = "type")]
     kind: Option<String>,
     text: Option<String>,
+    thinking: Option<String>,
     id: Option<String>,
     name: Option<String>,
     input: Option<Value>,
@@ -36,13 +37,15 @@ pub(super) struct SentBlock {
     is_error: Option<bool>,
 }
 
-/// The conversation, from what the system says to the message that is to be answered.
+/// The conversation, from what the system says to the message that is to be answered, with the thoughts of the last
+/// `thinking_turns` turns that have some.
 ///
 /// # Errors
 /// `Invalid` with the place of what is wrong.
 pub(super) fn transcript(
     system: Option<Texts>,
     messages: Option<Vec<Object<SentMessage>>>,
+    thinking_turns: usize,
 ) -> Result<Vec<Message>, ApiError> {
     let mut transcript = Transcript::default();
     if let Some(system) = system {
@@ -55,6 +58,7 @@ pub(super) fn transcript(
     for (index, Object(message)) in messages.into_iter().enumerate() {
         message.tell(&mut transcript, &format!("messages[{index}]"))?;
     }
+    transcript.keep_thoughts(thinking_turns);
     Ok(transcript.into_messages())
 }
 
@@ -84,8 +88,12 @@ impl SentMessage {
             let place = format!("{place}.content[{number}]");
             match (block.kind.as_deref(), role) {
                 (Some("text"), _) => texts.push(block.text_at(&place)?),
-                // They were for the turn that they came in.
-                (Some("thinking" | "redacted_thinking"), "assistant") => {}
+                (Some("thinking"), "assistant") => {
+                    flush(transcript, role, &mut texts);
+                    transcript.think(&block.thinking.unwrap_or_default());
+                }
+                // Only who wrote them can read them.
+                (Some("redacted_thinking"), "assistant") => {}
                 (Some("tool_use"), "assistant") => {
                     flush(transcript, role, &mut texts);
                     block.call(transcript, &place)?;

@@ -10,7 +10,6 @@ use crate::{
         error::ApiError,
         grammar::Form,
         json::Object,
-        params::stop_strings,
         unsupported::Kind,
     },
     text::ThoughtsWanted,
@@ -22,7 +21,6 @@ pub(super) struct MessagesRequest {
     system: Option<Texts>,
     messages: Option<Vec<Object<SentMessage>>>,
     temperature: Option<f64>,
-    stop_sequences: Option<Vec<String>>,
     tools: Option<Vec<Object<Tool>>>,
     tool_choice: Option<Object<Choice>>,
     thinking: Option<Object<Thinking>>,
@@ -43,6 +41,7 @@ struct Tool {
     name: Option<Value>,
     description: Option<Value>,
     input_schema: Option<Value>,
+    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,8 +77,7 @@ struct ContextManagement {
 }
 
 impl Kind for MessagesRequest {
-    const HONOURED: &'static [&'static str] =
-        &["service_tier", "stop_sequences", "system", "thinking", "tool_choice", "tools"];
+    const HONOURED: &'static [&'static str] = &["service_tier", "system", "thinking", "tool_choice", "tools"];
 }
 
 /// Our names for what is in a tool, and Anthropic's.
@@ -102,13 +100,27 @@ impl MessagesRequest {
         if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|top| top > 0) {
             return refuse("logprobs", "only /v1/chat/completions gives them");
         }
-        // Earlier thoughts are left out anyway.
-        let kept = |edit: &Value| !edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking"));
-        let edits = self.context_management.iter().flat_map(|Object(management)| management.edits.iter().flatten());
-        if edits.into_iter().any(kept) {
+        if self.edits().any(|edit| !clears_thoughts(edit)) {
             return refuse("context_management", "shorten the conversation yourself");
         }
         Ok(())
+    }
+
+    fn edits(&self) -> impl Iterator<Item = &Value> {
+        self.context_management.iter().flat_map(|Object(management)| management.edits.iter().flatten())
+    }
+
+    /// How many of the last turns keep their thoughts: all, unless the client says otherwise; then one unless it says how many.
+    fn thinking_turns(&self) -> usize {
+        let kept = |edit: &Value| match &edit["keep"] {
+            Value::Null => 1,
+            Value::Object(keep) => keep
+                .get("value")
+                .and_then(Value::as_u64)
+                .map_or(1, |turns| usize::try_from(turns).unwrap_or(usize::MAX)),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => usize::MAX,
+        };
+        self.edits().filter(|edit| clears_thoughts(edit)).map(kept).min().unwrap_or(usize::MAX)
     }
 
     /// The form of the answer, by the newer name or the older one.
@@ -131,20 +143,16 @@ impl MessagesRequest {
         self.metadata.as_ref().and_then(|Object(metadata)| metadata.user_id.clone())
     }
 
-    /// The strings that end an answer.
-    pub(super) fn stops(&self) -> Result<Vec<String>, ApiError> {
-        stop_strings("stop_sequences", self.stop_sequences.clone().unwrap_or_default())
-    }
-
     /// The conversation.
     pub(super) fn turn(self) -> Result<Turn, ApiError> {
+        let turns = self.thinking_turns();
         let (thinks, thoughts) = thinking(self.thinking)?;
         let effort = self.output_config.and_then(|Object(config)| config.effort);
         let tools = self.tools.unwrap_or_default().into_iter().enumerate();
         let tools = tools.map(|(place, Object(tool))| tool.described(place)).collect::<Result<_, _>>()?;
         let choice = self.tool_choice.map(|Object(choice)| choice);
         let single = choice.as_ref().is_some_and(|choice| choice.disable_parallel_tool_use == Some(true));
-        let messages = transcript(self.system, self.messages)?;
+        let messages = transcript(self.system, self.messages, turns)?;
         let said = Said {
             param: "messages",
             ending: begun_or_asked(&messages)?,
@@ -160,6 +168,11 @@ impl MessagesRequest {
     }
 }
 
+/// Whether an edit of the conversation is one of thoughts.
+fn clears_thoughts(edit: &Value) -> bool {
+    edit["type"].as_str().is_some_and(|kind| kind.starts_with("clear_thinking"))
+}
+
 impl Tool {
     /// The tool as OpenAI describes one.
     fn described(self, place: usize) -> Result<Value, ApiError> {
@@ -167,7 +180,7 @@ impl Tool {
             let text = "only tools of the 'type' \"custom\" are supported: the server has none of its own";
             return Err(ApiError::invalid(format!("tools[{place}].type"), text));
         }
-        let mut function = json!({"name": self.name});
+        let mut function = json!({"name": self.name, "strict": self.strict});
         if let Some(description) = self.description {
             function["description"] = description;
         }

@@ -19,7 +19,7 @@ pub(super) struct Thinking {
     pub(super) separate: Option<bool>,
 }
 
-const EFFORTS: [&str; 5] = ["none", "minimal", "low", "medium", "high"];
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
 impl Thinking {
     /// Where thoughts shall be.
@@ -58,6 +58,8 @@ impl Thinking {
             variables.entry("enable_thinking").or_insert(enable.into());
         }
         if let Some(effort) = effort {
+            // Templates know no more than high.
+            let effort = if effort == "xhigh" { "high" } else { effort };
             variables.entry("reasoning_effort").or_insert(effort.into());
         }
         Ok(())
@@ -93,6 +95,7 @@ mod tests {
         let enabled = Thinking { enable: Some(true), ..Thinking::default() };
         for (sent, given, variables) in [
             (effort("low"), json!({}), json!({"reasoning_effort": "low"})),
+            (effort("xhigh"), json!({}), json!({"reasoning_effort": "high"})),
             (effort("none"), json!({}), json!({"enable_thinking": false, "reasoning_effort": "none"})),
             (enabled, json!({"enable_thinking": false}), json!({"enable_thinking": false})),
             (Thinking::default(), json!({"mood": 1}), json!({"mood": 1})),

@@ -27,6 +27,8 @@ pub(super) struct Toolbox {
     pub(super) tools: Vec<Value>,
     pub(super) choice: ToolChoice,
     pub(super) calls: CallsWanted,
+    /// The names of those whose calls are by their schemas.
+    pub(super) strict: Vec<String>,
     pub(super) dialect: Dialect,
 }
 
@@ -69,10 +71,21 @@ impl ToolParams {
         let single = self.parallel_tool_calls == Some(false) || dialect == Dialect::Functions;
         let calls = if single { CallsWanted::One } else { CallsWanted::All };
         Ok(match choice {
-            ToolChoice::None => Toolbox { tools: Vec::new(), choice, calls: CallsWanted::None, dialect },
-            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named(_) => Toolbox { tools, choice, calls, dialect },
+            ToolChoice::None => {
+                Toolbox { tools: Vec::new(), choice, calls: CallsWanted::None, strict: Vec::new(), dialect }
+            }
+            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named(_) => {
+                let strict = strict(&tools);
+                Toolbox { tools, choice, calls, strict, dialect }
+            }
         })
     }
+}
+
+/// The names of tools that are strict.
+fn strict(tools: &[Value]) -> Vec<String> {
+    let strict = tools.iter().map(|tool| &tool["function"]).filter(|function| function["strict"] == true);
+    strict.filter_map(|function| function["name"].as_str().map(str::to_owned)).collect()
 }
 
 /// The choice among these tools.
@@ -161,6 +174,12 @@ fn check(tools: &[Value], place: impl Fn(usize) -> String) -> Result<(), ApiErro
             Value::Null | Value::String(_) => {}
             Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
                 return wrong("description", "a function's 'description' is a string".to_owned());
+            }
+        }
+        match &function["strict"] {
+            Value::Null | Value::Bool(_) => {}
+            Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
+                return wrong("strict", "a function's 'strict' is true or false".to_owned());
             }
         }
         check_parameters(&function["parameters"], &format!("{place}.parameters"))?;
@@ -267,6 +286,7 @@ mod tests {
             (json!({"tools": [tool(json!({"name": "x".repeat(65)}))]}), "tools[0].function.name"),
             (json!({"tools": [f(), f()]}), "tools[1].function.name"),
             (json!({"tools": [tool(json!({"name": "f", "description": 3}))]}), "tools[0].function.description"),
+            (json!({"tools": [tool(json!({"name": "f", "strict": "yes"}))]}), "tools[0].function.strict"),
             (function(json!("x")), "tools[0].function.parameters"),
             (function(json!({"type": "string"})), "tools[0].function.parameters.type"),
             (function(json!({"properties": []})), "tools[0].function.parameters.properties"),
@@ -299,7 +319,8 @@ mod tests {
         let f = || tool(json!({"name": "f", "description": null, "parameters": schema, "strict": true}));
         let toolbox = |tools: Vec<Value>, calls, dialect| {
             let choice = if calls == CallsWanted::None { ToolChoice::None } else { ToolChoice::Auto };
-            Toolbox { tools, choice, calls, dialect }
+            let strict = tools.iter().map(|_| "f".to_owned()).collect();
+            Toolbox { tools, choice, calls, strict, dialect }
         };
         for (sent, wanted) in [
             (json!({}), toolbox(vec![], CallsWanted::All, Dialect::Tools)),
@@ -326,7 +347,7 @@ mod tests {
         for (choice, wanted) in [(json!("required"), ToolChoice::Required), (named, ToolChoice::Named("f".to_owned()))]
         {
             let toolbox = read(json!({"tools": [tool(json!({"name": "f"}))], "tool_choice": choice})).expect("sound");
-            assert_eq!(toolbox.choice, wanted);
+            assert_eq!((toolbox.choice, toolbox.strict), (wanted, vec![]), "it need not be strict");
         }
     }
 }

@@ -78,6 +78,7 @@ pub(crate) struct Drawing {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
+    pub(crate) ends: Arc<[u32]>,
     pub(crate) detail: TokenDetail,
     pub(crate) client: Client,
     /// Whether the client hears how far the prompt is.
@@ -104,8 +105,12 @@ impl Turn {
         Thinking { effort, enable: thinks, ..Thinking::default() }.set(&mut variables)?;
         let tools = Some(tools);
         let params = ToolParams { tools, tool_choice, parallel_tool_calls: parallel_calls, ..ToolParams::default() };
-        let Toolbox { tools, choice, calls, .. } = params.read()?;
-        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, thoughts }, variables, ending })
+        let Toolbox { mut tools, choice, calls, strict, .. } = params.read()?;
+        // These dialects do not have it in what templates show.
+        tools.iter_mut().filter_map(|tool| tool["function"].as_object_mut()).for_each(|function| {
+            function.shift_remove("strict");
+        });
+        Ok(Self { param, messages, tools, wanted: ChatWanted { choice, calls, strict, thoughts }, variables, ending })
     }
 
     /// Hands it to the mesh.
@@ -117,10 +122,11 @@ impl Turn {
         let param = self.param;
         let asked = drawing.grammar.take();
         let prompt = self.prompt(api, share).await?;
-        let ChatPrompt { ids, reading, tools, forced, possible, thoughts_end, leading_space } = prompt;
+        let ChatPrompt { ids, reading, tools, forced, possible, held, thoughts_end, leading_space } = prompt;
         let asked = match (&forced, asked) {
             (Some(forced), asked) => Some(AskedGrammar::call(forced, thoughts_end, asked.is_some())?),
-            (None, asked) => asked.map(|asked| asked.or_calls(&possible)).transpose()?.map(|a| a.behind(thoughts_end)),
+            (None, Some(asked)) => Some(asked.or_calls(&possible)?.behind(thoughts_end)),
+            (None, None) => held.map(AskedGrammar::held).transpose()?,
         };
         let grammar = api.compile(asked).await?;
         let job = Job { leading_space, ..drawing.job(param, ids, Some(reading), grammar) };
@@ -175,6 +181,7 @@ impl Drawing {
             max_tokens,
             sampling: params.sampling(&api.state.text, 0)?,
             stops: params.stops()?,
+            ends: params.ends(&api.state.text)?,
             detail: TokenDetail::Off,
             progress: ShownProgress::No,
             client: caller.client(params.user.as_deref()),
@@ -209,11 +216,12 @@ impl Drawing {
         api.check_ready()?;
         let grammar = api.compile(self.grammar.take()).await?;
         let text = Arc::clone(&api.state.text);
+        let effort = share.effort;
         let encode = move || {
             let _held = share;
             encode(&text)
         };
-        let ids = blocking(encode).await?.map_err(|error| ApiError::text(param, &error))?;
+        let ids = effort.run(encode).await?.map_err(|error| ApiError::text(param, &error))?;
         Choices::start(api, self.job(param, ids, None, grammar))
     }
 
@@ -225,7 +233,7 @@ impl Drawing {
         reading: Option<Reading>,
         grammar: Option<Arc<CompiledGrammar>>,
     ) -> Job {
-        let Self { choices, max_tokens, sampling, stops, detail, client, progress, .. } = self;
+        let Self { choices, max_tokens, sampling, stops, ends, detail, client, progress, .. } = self;
         Job {
             prompts: vec![ids],
             param,
@@ -233,6 +241,7 @@ impl Drawing {
             max_tokens,
             sampling,
             stops,
+            ends,
             detail,
             leading_space: LeadingSpace::Keep,
             reading,

@@ -58,9 +58,11 @@ impl Wishes {
             prompts: Vec::new(),
             param,
             choices: params.choices()?,
-            max_tokens: params.max_tokens(1)?,
+            // Editors compute a prompt ahead, and generate nothing.
+            max_tokens: params.max_tokens(0)?,
             sampling: params.sampling(&api.state.text, top.unwrap_or(0))?,
             stops: params.stops()?,
+            ends: params.ends(&api.state.text)?,
             detail: TokenDetail::On,
             leading_space: LeadingSpace::Keep,
             reading: None,

@@ -16,12 +16,14 @@ use super::writer::stamp;
 use crate::{
     api::{Api, error::ApiError},
     mesh::status::MeshState,
+    text::TextModel,
 };
 
 /// The version of Ollama whose API this is: clients want one that is new enough for them.
 const VERSION: &str = "0.13.0";
 /// What a template that knows thoughts contains.
-const THOUGHTS: [&str; 3] = ["enable_thinking", "reasoning_effort", "<think>"];
+const THOUGHTS: [&str; 6] =
+    ["enable_thinking", "reasoning_effort", "<think>", "[THINK]", "<seed:think>", "<|channel|>"];
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct ShowRequest {
@@ -58,20 +60,35 @@ pub(crate) async fn show(State(api): State<Arc<Api>>, request: Request) -> Resul
     api.check_model(Some(&name))?;
     let text = &api.state.text;
     let template = text.template.as_ref().map_or("", |template| template.source());
-    let thinks = THOUGHTS.iter().any(|mark| template.contains(mark));
-    let capabilities = ["completion"].into_iter().chain(text.template.as_ref().ok().map(|_| "tools"));
-    let capabilities: Vec<_> = capabilities.chain(thinks.then_some("thinking")).collect();
-    let mut facts = json!({"general.architecture": text.family, "general.name": text.name});
-    facts[format!("{}.context_length", text.family)] = text.context.into();
+    let (family, facts) = (&text.family, &text.facts);
+    let mut about = json!({
+        "general.architecture": family,
+        "general.name": text.name,
+        "general.parameter_count": facts.parameters,
+    });
+    about[format!("{family}.context_length")] = text.context.into();
+    about[format!("{family}.embedding_length")] = text.hidden.into();
     Ok(Json(json!({
         "modelfile": "",
         "parameters": "",
         "template": template,
         "modified_at": modified(&api),
         "details": details(&api),
-        "model_info": facts,
-        "capabilities": capabilities,
+        "model_info": about,
+        "capabilities": capabilities(text, template),
     })))
+}
+
+/// What the model can do, by Ollama's words. Any model can be told of tools.
+fn capabilities(text: &TextModel, template: &str) -> Vec<&'static str> {
+    let known = [
+        ("completion", true),
+        ("tools", text.template.is_ok()),
+        ("thinking", THOUGHTS.iter().any(|mark| template.contains(mark))),
+        ("insert", text.tokenizer.infill().is_some()),
+        ("embedding", text.facts.for_vectors),
+    ];
+    known.into_iter().filter_map(|(word, can)| can.then_some(word)).collect()
 }
 
 /// The version of the API.
@@ -92,20 +109,20 @@ fn listed(api: &Api, name: &str) -> Value {
         "model": name,
         "modified_at": modified(api),
         "size": size,
-        "digest": "",
+        "digest": api.state.text.facts.digest,
         "details": details(api),
     })
 }
 
 fn details(api: &Api) -> Value {
-    let family = &api.state.text.family;
+    let (family, facts) = (&api.state.text.family, &api.state.text.facts);
     json!({
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family],
-        "parameter_size": "",
-        "quantization_level": "",
+        "parameter_size": facts.parameter_size(),
+        "quantization_level": facts.quantization,
     })
 }
 

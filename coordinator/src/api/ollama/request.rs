@@ -275,11 +275,9 @@ impl SentMessage {
             Some(role @ ("system" | "user")) => told.transcript.say(role, text),
             Some("assistant") => {
                 let calls = self.tool_calls.unwrap_or_default();
+                told.transcript.think(&self.thinking.unwrap_or_default());
                 if calls.is_empty() || !text.is_empty() {
                     told.transcript.say("assistant", text);
-                }
-                if let Some(thoughts) = self.thinking.filter(|thoughts| !thoughts.is_empty()) {
-                    told.transcript.think(thoughts);
                 }
                 for (number, Object(call)) in calls.into_iter().enumerate() {
                     told.call(call, &format!("{place}.tool_calls[{number}]"))?;

@@ -89,6 +89,7 @@ const watch = async () => {
       const response = await call("/api/events");
       if (!response.ok) throw new Error(await reason(response));
       banner("");
+      connected = true;
       for await (const { name, data } of sentEvents(response.body)) {
         wait = 500;
         const value = JSON.parse(data);
@@ -135,8 +136,17 @@ const clock = (date) => date.toLocaleTimeString([], { hour12: false });
 
 // ---- The status ----
 
+// Whether the next status is the first one of a connection.
+let connected = false;
+
 const show = (news) => {
+  const before = status;
   status = news;
+  if (connected) {
+    connected = false;
+    meetRun(before, news);
+  }
+  if (unsure.size) readSlots();
   follow(news);
   document.title = `${news.model} · qmesh`;
   byId("model").textContent = news.model;
@@ -317,6 +327,51 @@ const MINUTES = 5;
 const rates = [];
 const marks = [];
 const requests = new Map();
+// Each start of the server numbers its requests anew: rows are kept by the run that they are of, and their number.
+let run = 0, began = 0;
+const rowOf = (number) => `${run} ${number}`;
+// Rows whose end came while slots were read, which may still show them.
+const ended = new Set();
+// Rows whose end may have come while nobody listened. A request that waits is in no slot yet.
+const unsure = new Set();
+
+// A connection begins: what ran before may have ended meanwhile, with its server or without.
+const meetRun = (before, news) => {
+  const now = Date.now() / 1000 - news.uptime_s;
+  if (before && Math.abs(now - began) > 5) run += 1;
+  began = now;
+  for (const [row, request] of requests) if (!request.end && request.run !== run) requests.delete(row);
+  doubt();
+};
+
+const doubt = () => {
+  for (const [row, request] of requests) if (!request.end) unsure.add(row);
+  readSlots();
+};
+
+// What runs already, and which rows have lost their request.
+let reading = false;
+const readSlots = async () => {
+  if (reading) return;
+  reading = true;
+  ended.clear();
+  const response = await call("/slots").catch(() => null);
+  const slots = response?.ok ? await response.json().catch(() => null) : null;
+  reading = false;
+  if (!slots) return;
+  for (const slot of slots.filter((slot) => slot.is_processing)) {
+    const row = rowOf(slot.id_task);
+    unsure.delete(row);
+    if (!requests.has(row) && !ended.has(row)) addRequest(slot.id_task, { since: new Date(), prompt: slot.n_prompt_tokens, most: slot.params.n_predict });
+  }
+  if (status.waiting === 0) {
+    for (const row of unsure) requests.delete(row);
+    unsure.clear();
+  }
+  showRequests();
+};
+
+const addRequest = (number, request) => requests.set(rowOf(number), { ...request, number, run, end: null });
 
 const happened = (name, event) => {
   if (name === "token_rates") {
@@ -326,6 +381,7 @@ const happened = (name, event) => {
     return;
   }
   if (name === "load_progress") return;
+  if (name === "lost") doubt();
   const text = inWords(name, event);
   if (name.startsWith("request_")) followRequest(name, event);
   if (!text) return;
@@ -343,9 +399,11 @@ const inWords = (name, event) =>
 
 const followRequest = (name, event) => {
   if (name === "request_started") {
-    requests.set(event.request, { since: new Date(), prompt: event.prompt_tokens, most: event.max_tokens, key: event.key, end: null });
+    addRequest(event.request, { since: new Date(), prompt: event.prompt_tokens, most: event.max_tokens, key: event.key });
   } else {
-    const known = requests.get(event.request);
+    const known = requests.get(rowOf(event.request));
+    unsure.delete(rowOf(event.request));
+    ended.add(rowOf(event.request));
     if (known) Object.assign(known, { end: event.end, until: new Date() });
   }
   while (requests.size > 50) requests.delete(requests.keys().next().value);
@@ -353,7 +411,8 @@ const followRequest = (name, event) => {
 };
 
 const showRequests = () => {
-  const rows = [...requests].reverse().map(([number, request]) => {
+  const rows = [...requests.values()].reverse().map((request) => {
+    const number = request.number;
     const seconds = ((request.until ?? new Date()) - request.since) / 1000;
     const finished = request.end?.finished;
     const state = !request.end ? "running" : request.end === "cancelled" ? "cancelled" : finished ? "done" : "failed";
@@ -362,7 +421,8 @@ const showRequests = () => {
     return make("tr", {}, make("td", {}, request.key ? `${number}, ${request.key}` : String(number)), make("td", {}, clock(request.since)), make("td", {}, String(request.prompt)),
       make("td", {}, answer), make("td", {}, `${state}, ${duration(seconds)}`), make("td", {}, cancel));
   });
-  if (rows.length) byId("requests").replaceChildren(...rows);
+  if (!rows.length) rows.push(make("tr", {}, make("td", { colspan: 6, class: "quiet" }, "None since this page was opened.")));
+  byId("requests").replaceChildren(...rows);
 };
 
 const cancelRequest = async (number) => {
@@ -412,10 +472,10 @@ const draw = () => {
 
 // ---- The chat ----
 
-const messages = [];
+let messages = [];
 let running = null;
 
-const answerInto = async (article) => {
+const answerInto = async (article, conversation) => {
   const body = make("span"), thoughts = make("details", { hidden: "" }, make("summary", {}, "Thoughts"), make("span"));
   article.replaceChildren(thoughts, body);
   const started = performance.now();
@@ -424,7 +484,7 @@ const answerInto = async (article) => {
     method: "POST",
     headers: { "content-type": "application/json" },
     signal: running.signal,
-    body: JSON.stringify({ model: status?.model, messages, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ model: status?.model, messages: conversation, stream: true, stream_options: { include_usage: true } }),
   });
   if (!response.ok) throw new Error(await reason(response));
   for await (const { data } of sentEvents(response.body)) {
@@ -461,7 +521,9 @@ const ask = async () => {
   const question = byId("message").value.trim();
   if (!question || running) return;
   byId("message").value = "";
-  messages.push({ role: "user", content: question });
+  // An answer belongs to the conversation in which it was asked for, also where another one has begun since.
+  const conversation = messages;
+  conversation.push({ role: "user", content: question });
   const article = make("article", {}, "…");
   byId("log").append(make("article", { class: "user" }, question), article);
   byId("log").scrollTop = byId("log").scrollHeight;
@@ -469,11 +531,11 @@ const ask = async () => {
   byId("stop").hidden = false;
   byId("send").disabled = true;
   try {
-    messages.push({ role: "assistant", content: await answerInto(article) });
+    conversation.push({ role: "assistant", content: await answerInto(article, conversation) });
   } catch (error) {
     const said = article.querySelector(":scope > span")?.textContent ?? "";
-    if (said) messages.push({ role: "assistant", content: said });
-    else messages.pop();
+    if (said) conversation.push({ role: "assistant", content: said });
+    else conversation.pop();
     article.append(make("footer", error.name === "AbortError" ? {} : { class: "error" }, error.name === "AbortError" ? "stopped" : error.message));
   }
   running = null;
@@ -489,7 +551,7 @@ byId("message").addEventListener("keydown", (event) => {
 byId("stop").addEventListener("click", () => running?.abort());
 byId("clear").addEventListener("click", () => {
   running?.abort();
-  messages.length = 0;
+  messages = [];
   byId("log").replaceChildren();
 });
 
@@ -497,11 +559,11 @@ byId("clear").addEventListener("click", () => {
 
 let language = "curl";
 const snippets = {
-  curl: (url, model) => `curl -N ${url}/v1/chat/completions \\\n  -H 'content-type: application/json'${withKey("\\\n  -H \"authorization: Bearer $API_KEY\"")} -d '{\n  "model": ${JSON.stringify(model)}, "stream": true,\n  "messages": [{"role": "user", "content": "Hello!"}]}'`,
+  curl: (url, model) => `curl -N ${url}/v1/chat/completions \\\n  -H 'content-type: application/json'${withKey(" \\\n  -H \"authorization: Bearer $API_KEY\"")} -d '{\n  "model": ${JSON.stringify(model)}, "stream": true,\n  "messages": [{"role": "user", "content": "Hello!"}]}'`,
   python: (url, model) => `from openai import OpenAI\n\nclient = OpenAI(base_url="${url}/v1", api_key="${withKey("…") || "none"}")\nfor chunk in client.chat.completions.create(\n        model=${JSON.stringify(model)}, stream=True,\n        messages=[{"role": "user", "content": "Hello!"}]):\n    print(chunk.choices[0].delta.content or "", end="")`,
   javascript: (url, model) => `import OpenAI from "openai";\n\nconst client = new OpenAI({ baseURL: "${url}/v1", apiKey: "${withKey("…") || "none"}" });\nconst stream = await client.chat.completions.create({\n  model: ${JSON.stringify(model)}, stream: true,\n  messages: [{ role: "user", content: "Hello!" }],\n});\nfor await (const chunk of stream) process.stdout.write(chunk.choices[0]?.delta?.content ?? "");`,
 };
-const withKey = (text) => (sessionStorage.getItem(KEY) ? ` ${text}`.trimEnd() : "");
+const withKey = (text) => (sessionStorage.getItem(KEY) ? text : "");
 const showSnippet = () => { byId("snippet").textContent = snippets[language](location.origin, status?.model ?? "MODEL"); };
 
 const tabs = [...document.querySelectorAll("[role=tab]")];

@@ -21,6 +21,7 @@ pub(super) struct SentItem {
     name: Option<String>,
     arguments: Option<String>,
     output: Option<OneOrMany<Object<SentPart>>>,
+    summary: Option<Vec<Object<SentPart>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,14 +86,25 @@ impl SentItem {
                 let output = self.output.ok_or_else(|| missing("output"))?;
                 transcript.result(&id, text_of(output, &format!("{place}.output"))?);
             }
-            // They were for the turn that they came in.
-            Some("reasoning") => {}
+            Some("reasoning") => transcript.think(&self.thoughts()),
             Some(_) => {
                 let text = "items are of type message, function_call, function_call_output and reasoning";
                 return Err(ApiError::invalid(format!("{place}.type"), text));
             }
         }
         Ok(())
+    }
+
+    /// The text of thoughts, or else what another server says that they were about. What is encrypted is for others.
+    fn thoughts(self) -> String {
+        let content = match self.content {
+            None => Vec::new(),
+            Some(OneOrMany::One(text)) => return text,
+            Some(OneOrMany::Many(parts)) => parts,
+        };
+        let parts = if content.is_empty() { self.summary.unwrap_or_default() } else { content };
+        let texts = parts.into_iter().filter_map(|Object(part)| part.text);
+        texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n")
     }
 }
 

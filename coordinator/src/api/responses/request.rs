@@ -174,7 +174,7 @@ fn described(place: usize, mut tool: Value) -> Result<Value, ApiError> {
         let text = "only tools of the 'type' \"function\" are supported: the server has none of its own";
         return Err(ApiError::invalid(format!("tools[{place}].type"), text));
     };
-    fields.retain(|name, _| ["name", "description", "parameters"].contains(&name.as_str()));
+    fields.retain(|name, _| ["name", "description", "parameters", "strict"].contains(&name.as_str()));
     Ok(json!({"type": "function", "function": tool}))
 }
 

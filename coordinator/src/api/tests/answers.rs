@@ -26,6 +26,7 @@ async fn a_whole_chat() {
     let details = json!({"cached_tokens": 0});
     let usage = json!({
         "prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": 0},
     });
     assert_eq!(object["usage"], usage);
     let seen = bench.mesh.seen.lock().expect("no panic holds it");

@@ -192,7 +192,8 @@ async fn answers_are_held_to_forms() {
 
 #[tokio::test]
 async fn a_conversation_becomes_messages() {
-    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\
+    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.reasoning_content %}\
+                  ({{ m.reasoning_content }}){% endif %}\
                   {% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments.city }}>\
                   {% endfor %}{{ m.tool_call_id }}\n{% endfor %}{{ tools|length }}";
     let bench = Bench::with(hello, |state| state.text = Arc::new(templated(source)));
@@ -204,6 +205,7 @@ async fn a_conversation_becomes_messages() {
         {"role": "user", "content": "y"},
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "secret", "signature": "a"},
+            {"type": "redacted_thinking", "data": "b"},
             {"type": "text", "text": "I look."},
             {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}},
             {"type": "tool_use", "id": "t2", "name": "weather", "input": {"city": "Bonn"}},
@@ -216,12 +218,16 @@ async fn a_conversation_becomes_messages() {
     ]);
     let answer = ask(&bench, request.clone()).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    let prompt = "[system] s\nt\n[user] x\n\ny\n[assistant] I look.<t1 weather Rome><t2 weather Bonn>\n\
+    let prompt = "[system] s\nt\n[user] x\n\ny\n[assistant] I look.(secret)<t1 weather Rome><t2 weather Bonn>\n\
                   [tool] raint1\n[tool] Error: not2\n[user] And?\n1";
     assert_eq!(prompts(&bench), [prompt]);
-    let counted = bench.post("/v1/messages/count_tokens", body(request).to_string()).await.json();
+    let counted = bench.post("/v1/messages/count_tokens", body(request.clone()).to_string()).await.json();
     let tokens = bench.mesh.seen.lock().expect("no panic holds it")[0].ids.len();
     assert_eq!(counted, json!({"input_tokens": tokens}));
+    request["context_management"] =
+        json!({"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 0}}]});
+    ask(&bench, request).await;
+    assert_eq!(prompts(&bench)[1], prompt.replace("(secret)", ""));
 }
 
 #[tokio::test]

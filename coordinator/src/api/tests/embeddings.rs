@@ -50,6 +50,18 @@ async fn every_form_of_input_becomes_vectors_in_order() {
 }
 
 #[tokio::test]
+async fn llama_servers_clients_get_a_list_for_each_text() {
+    let bench = Bench::new(pooled);
+    let post = async |body: Value| bench.post("/embedding", body.to_string()).await;
+    let vector = |length: f32| json!([[1.0, length, 0.0, -0.5]]);
+    assert_eq!(post(json!({"content": "b"})).await.json(), json!([{"index": 0, "embedding": vector(2.0)}]));
+    let two = post(json!({"input": ["b", "bc"]})).await.json();
+    assert_eq!(two, json!([{"index": 0, "embedding": vector(2.0)}, {"index": 1, "embedding": vector(3.0)}]));
+    assert_eq!(post(json!({})).await.error().3.as_deref(), Some("content"));
+    assert_eq!(post(json!({"content": "b", "embd_normalize": -1})).await.error().3.as_deref(), Some("embd_normalize"));
+}
+
+#[tokio::test]
 async fn numbers_come_as_they_are_asked_for() {
     let bench =
         Bench::new(|_| [GenerateEvent::Pooled(vec![0.6, 0.0, 0.8, 0.1])].into_iter().chain(generation(&[])).collect());

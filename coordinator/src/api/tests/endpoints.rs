@@ -109,10 +109,14 @@ async fn metrics_count_what_was_answered_under_both_names() {
     for line in [
         "qmesh_ready 1.0",
         "qmesh_time_to_first_token_seconds_count 2",
-        "vllm:time_to_first_token_seconds_count 2",
+        "vllm:time_to_first_token_seconds_count{model_name=\"made-up\"} 2",
         "qmesh_requests_ended_total{finished_reason=\"stop\"} 2",
-        "vllm:request_success_total{finished_reason=\"stop\"} 2",
-        "vllm:num_requests_running 0.0",
+        "vllm:request_success_total{model_name=\"made-up\",finished_reason=\"stop\"} 2",
+        "vllm:num_requests_running{model_name=\"made-up\"} 0.0",
+        "vllm:request_prefill_time_seconds_count{model_name=\"made-up\"} 2",
+        "vllm:request_decode_time_seconds_count{model_name=\"made-up\"} 2",
+        "qmesh_request_decode_seconds_sum 0.004",
+        "# TYPE vllm:inter_token_latency_seconds histogram",
         "qmesh_prompt_tokens_total 0",
         "# TYPE llamacpp:tokens_predicted counter",
         "llamacpp:tokens_predicted_total 6",
@@ -129,6 +133,29 @@ async fn metrics_count_what_was_answered_under_both_names() {
     let older = bench.get("/metrics").await;
     assert!(older.headers[header::CONTENT_TYPE].to_str().expect("text").starts_with("text/plain"));
     assert!(older.text.contains("# TYPE llamacpp:tokens_predicted_total counter\n") && !older.text.contains("# EOF"));
+}
+
+#[tokio::test]
+async fn metrics_tell_waiting_from_reading_and_from_the_time_between_tokens() {
+    let script = |request: &GenerateRequest| {
+        [GenerateEvent::Prefilled { cached_tokens: 0 }].into_iter().chain(hello(request)).collect()
+    };
+    let bench = Bench::new(script);
+    bench.chat(json!({})).await;
+    let metrics = bench.get("/metrics").await.text;
+    for (own, vllm) in [
+        ("request_queue", "request_queue_time"),
+        ("request_prefill", "request_prefill_time"),
+        ("request_decode", "request_decode_time"),
+        ("inter_token", "inter_token_latency"),
+    ] {
+        for line in
+            [format!("qmesh_{own}_seconds_count 1"), format!("vllm:{vllm}_seconds_count{{model_name=\"made-up\"}} 1")]
+        {
+            assert!(metrics.lines().any(|said| said == line), "{line} is not in\n{metrics}");
+        }
+    }
+    assert!(metrics.lines().any(|line| line == "qmesh_request_prefill_seconds_sum 0.001"), "{metrics}");
 }
 
 #[tokio::test]
@@ -176,6 +203,18 @@ async fn texts_become_tokens_and_back() {
         let (_, _, _, found) = post(path, body.clone()).await.error();
         assert_eq!(found.as_deref(), Some(param), "{path} {body}");
     }
+    let chat = json!({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function", "function": {"name": "f"}}]});
+    let counted = post("/tokenize", chat.clone()).await.json();
+    assert_eq!(bench.chat(chat).await.status, StatusCode::OK);
+    let asked = bench.mesh.seen.lock().expect("no panic holds it")[0].ids.clone();
+    assert_eq!((&counted["tokens"], &counted["count"]), (&json!(asked), &json!(asked.len())));
+    assert_eq!(
+        post("/tokenize", json!({"messages": [{"role": "king"}]})).await.error().3.as_deref(),
+        Some("messages[0].role")
+    );
     let props = bench.get("/props").await.json();
+    assert_eq!((&props["model_path"], &props["modalities"]["vision"]), (&json!("made-up"), &json!(false)));
+    assert!(props["chat_template"].as_str().is_some_and(|template| template.contains("messages")), "{props}");
+    assert_eq!(bench.get("/version").await.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
     assert!(props["default_generation_settings"]["n_ctx"].as_u64().is_some_and(|context| context > 0), "{props}");
 }

@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     generate::{Finish, FinishReason},
-    text::{TextModel, fake::row},
+    text::{
+        TextModel,
+        fake::{row, written},
+    },
 };
 
 /// What a model says that knows nothing: of what may follow, something drawn from the seed; where it can it ends.
@@ -180,4 +183,55 @@ async fn a_demanded_call_is_one_by_the_tools_schema() {
         "tools": [named("greet")], "tool_choice": "required", "response_format": {"type": "json_object"},
     });
     assert_eq!(bench.chat(two_forms).await.error().3.as_deref(), Some("tool_choice"));
+}
+
+/// What a model says that calls a tool by itself, and knows nothing of its arguments.
+fn calls_freely(request: &GenerateRequest) -> Vec<GenerateEvent> {
+    let mut tokens = written("Hm. <tool_call>\n{\"name\": \"greet\", \"arguments\": ");
+    if let Some(grammar) = &request.grammar {
+        let (mut walk, mut random) = (grammar.start(), request.sampling.seed | 1);
+        for token in &tokens {
+            walk.advance(*token).expect("it may follow");
+        }
+        while !walk.is_free() && tokens.len() < request.max_tokens {
+            let mask = walk.mask().expect("something follows");
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let allowed: Vec<u32> = (0..300).filter(|id| mask.allows(*id)).collect();
+            let token = allowed[(random >> 33) as usize % allowed.len()];
+            walk.advance(token).expect("it may follow");
+            tokens.push(token);
+        }
+    } else {
+        tokens.extend(written("{\"c\": 3}"));
+    }
+    generation(&[tokens, written("}\n</tool_call>"), vec![END]].concat())
+}
+
+#[tokio::test]
+async fn a_strict_tool_is_called_by_its_schema_though_nobody_demands_a_call() {
+    let bench = Bench::with(calls_freely, |state| state.text = Arc::new(TextModel { context: 4096, ..model() }));
+    let tool = |strict: bool| json!({"name": "greet", "parameters": person(), "strict": strict});
+    let arguments = async |strict: bool, seed: u64| {
+        let tools = json!([{"type": "function", "function": tool(strict)}]);
+        let body = json!({"seed": seed, "tools": tools, "max_tokens": 400});
+        let message = bench.chat(body).await.json()["choices"][0]["message"].clone();
+        assert_eq!(message["content"], "Hm.", "{message}");
+        message["tool_calls"][0]["function"]["arguments"].as_str().expect("JSON").to_owned()
+    };
+    assert_eq!(arguments(false, 1).await, "{\"c\": 3}");
+    for seed in 1..6 {
+        let arguments = arguments(true, seed).await;
+        assert!(is_person(&arguments), "{arguments}");
+    }
+    let mut flat = tool(true);
+    flat["type"] = json!("function");
+    let asked = json!({"input": "x", "tools": [flat], "max_output_tokens": 400}).to_string();
+    let output = bench.post("/v1/responses", asked).await.json()["output"].clone();
+    assert!(output[1]["arguments"].as_str().is_some_and(is_person), "{output}");
+    let named = json!({"name": "greet", "input_schema": person(), "strict": true});
+    let asked = json!({"messages": [{"role": "user", "content": "x"}], "tools": [named], "max_tokens": 400});
+    let content = bench.post("/v1/messages", asked.to_string()).await.json()["content"].clone();
+    assert!(is_person(&content[1]["input"].to_string()), "{content}");
+    let seen = bench.mesh.seen.lock().expect("no panic holds it").clone();
+    assert!(seen.iter().skip(1).all(|asked| asked.grammar.is_some()) && seen[0].grammar.is_none());
 }

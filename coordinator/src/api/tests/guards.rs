@@ -23,8 +23,11 @@ async fn the_mesh_as_probes_see_it() {
             assert_eq!(answer.error(), error);
             assert!(answer.headers.contains_key("retry-after") && answer.text.contains("one worker is missing"));
         }
-        let health = bench.get("/health").await;
-        assert_eq!((health.status, &health.json()["status"]), (StatusCode::OK, &json!("ok")));
+        assert_eq!(bench.get("/readyz").await.status, StatusCode::SERVICE_UNAVAILABLE);
+        for path in ["/health", "/v1/health", "/healthz", "/ping"] {
+            let health = bench.get(path).await;
+            assert_eq!((health.status, &health.json()["status"]), (StatusCode::OK, &json!("ok")), "{path}");
+        }
     }
     assert_eq!(bench.get("/api/status").await.json()["state"], "stopping");
     assert!(bench.get("/").await.text.contains("POST /v1/chat/completions"));
@@ -37,7 +40,13 @@ async fn models_have_one_name_and_aliases() {
     let model = &list["data"][0];
     assert_eq!((&list["object"], &model["id"], &model["object"]), (&json!("list"), &json!("made-up"), &json!("model")));
     assert!(model["created"].is_u64() && model["owned_by"].is_string());
-    assert_eq!(&bench.get("/v1/models/alias").await.json(), model);
+    for path in ["/v1/models/", "/models/"] {
+        for id in ["made-up", "alias", "alias:latest"] {
+            let mut named = model.clone();
+            named["id"] = id.into();
+            assert_eq!(bench.get(&format!("{path}{id}")).await.json(), named, "{path}{id}");
+        }
+    }
     let unknown = (
         StatusCode::NOT_FOUND,
         "not_found_error".to_owned(),
@@ -82,8 +91,10 @@ async fn a_key_opens_everything_but_probes() {
         assert_eq!(status("/v1/models", Some(wrong)).await, StatusCode::UNAUTHORIZED, "{wrong}");
     }
     assert_eq!(status("/v1/models", Some("Bearer sesame")).await, StatusCode::OK);
-    assert_eq!(status("/health", None).await, StatusCode::OK);
-    assert_eq!(status("/ready", None).await, StatusCode::OK);
+    for open in ["/health", "/v1/health", "/healthz", "/ping", "/ready", "/readyz"] {
+        assert_eq!(status(open, None).await, StatusCode::OK, "{open}");
+    }
+    assert_eq!(status("/version", None).await, StatusCode::UNAUTHORIZED);
     let refused = bench.get("/v1/models").await;
     assert_eq!(refused.error().1, "authentication_error");
     assert_eq!(refused.headers["www-authenticate"], "Bearer");

@@ -47,6 +47,26 @@ async fn editors_get_the_middle() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_computed_ahead_where_nothing_shall_be_generated() {
+    let infilling = Bench::with(|_| generation(&[]), |state| state.text = Arc::new(infilling()));
+    for (path, body) in [
+        ("/infill", json!({"input_prefix": "a", "input_suffix": "c", "n_predict": 0})),
+        ("/completion", json!({"prompt": "a", "n_predict": 0, "stream": true})),
+        // As many tokens as there are places: nothing would follow anyway.
+        ("/completion", json!({"prompt": vec![5; 64], "n_predict": 0})),
+    ] {
+        let answer = infilling.post(path, body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path} {body}: {}", answer.text);
+        let whole = if body["stream"] == true { answer.events().0.remove(0) } else { answer.json() };
+        assert_eq!(
+            (&whole["content"], &whole["stop_type"], &whole["tokens_predicted"]),
+            (&json!(""), &json!("limit"), &json!(0))
+        );
+    }
+    assert!(infilling.mesh.seen.lock().expect("no panic holds it").iter().all(|seen| seen.max_tokens == 0));
+}
+
+#[tokio::test]
 async fn other_files_come_first() {
     let bench = fills();
     let files = json!([{"text": "b", "filename": "x.rs"}]);

@@ -8,7 +8,10 @@ use super::{
 use crate::{
     generate::GenerateError,
     mesh::status::MeshState,
-    text::fake::{mesh_status, row, written},
+    text::{
+        ModelFacts, TextModel,
+        fake::{infilling, mesh_status, row, written},
+    },
 };
 
 async fn chat(bench: &Bench, more: Value) -> Answer {
@@ -237,6 +240,15 @@ async fn the_model_is_told_of() {
     };
     assert_eq!(names(&bench.get("/api/tags").await.json()), ["made-up:latest", "alias:latest"]);
     assert_eq!(bench.get("/api/ps").await.json()["models"][0]["context_length"], 64);
+    for path in ["/api/tags", "/api/ps"] {
+        let listed = bench.get(path).await.json()["models"][0].clone();
+        assert_eq!(listed["digest"], "5a".repeat(32), "{path}");
+        let details = json!({
+            "parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"],
+            "parameter_size": "134.52M", "quantization_level": "Q8_0",
+        });
+        assert_eq!(listed["details"], details, "{path}");
+    }
     bench.mesh.status.send_replace(Arc::new(mesh_status(MeshState::Loading)));
     assert_eq!(bench.get("/api/ps").await.json(), json!({"models": []}));
     assert!(bench.get("/api/version").await.json()["version"].is_string());
@@ -244,6 +256,8 @@ async fn the_model_is_told_of() {
         let shown = bench.post("/api/show", body.to_string()).await.json();
         assert_eq!(shown["model_info"]["general.architecture"], "llama");
         assert_eq!(shown["model_info"]["llama.context_length"], 64);
+        assert_eq!(shown["model_info"]["llama.embedding_length"], 4);
+        assert_eq!(shown["model_info"]["general.parameter_count"], 134_515_008);
         assert_eq!(
             (&shown["capabilities"], &shown["details"]["family"]),
             (&json!(["completion", "tools"]), &json!("llama"))
@@ -251,5 +265,10 @@ async fn the_model_is_told_of() {
     }
     let shown = thinks("x").post("/api/show", json!({"model": "made-up"}).to_string()).await.json();
     assert_eq!(shown["capabilities"], json!(["completion", "tools", "thinking"]));
+    let model = infilling();
+    let facts = Arc::new(ModelFacts { for_vectors: true, ..ModelFacts::clone(&model.facts) });
+    let fills = Bench::with(hello, |state| state.text = Arc::new(TextModel { facts, ..model }));
+    let shown = fills.post("/api/show", json!({"model": "made-up"}).to_string()).await.json();
+    assert_eq!(shown["capabilities"], json!(["completion", "tools", "insert", "embedding"]));
     assert_eq!(bench.post("/api/show", json!({"model": "other"}).to_string()).await.status, StatusCode::NOT_FOUND);
 }

@@ -51,3 +51,29 @@ async fn what_the_description_refers_to_is_there() {
         assert!(document.pointer(place).is_some_and(|schema| schema.is_object()), "{place}");
     }
 }
+
+#[tokio::test]
+async fn what_chats_take_is_described() {
+    let document = Bench::new(hello).get("/openapi.json").await.json();
+    let schema = |place: &str| {
+        let found = document.pointer(&format!("/components/schemas/{place}"));
+        found.unwrap_or_else(|| panic!("no {place}")).clone()
+    };
+    for name in
+        ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema", "stop_token_ids"]
+    {
+        schema(&format!("Parameters/properties/{name}"));
+    }
+    for name in ["tool_calls", "tool_call_id", "reasoning_content"] {
+        schema(&format!("SentChatMessage/properties/{name}"));
+    }
+    let messages = schema("ChatRequest/properties/messages/items/$ref");
+    assert_eq!(messages, "#/components/schemas/SentChatMessage");
+    // A null is a content beside calls.
+    assert_eq!(schema("SentChatMessage/properties/content/oneOf/2/type"), "null");
+    assert_eq!(schema("SentChatMessage/anyOf/1/required"), json!(["tool_calls"]));
+    let pattern = schema("SentTool/properties/function/properties/name/pattern");
+    assert_eq!(pattern, "^[a-zA-Z0-9_.-]{1,64}$", "as the server has it");
+    let named = json!({"type": "function", "function": {"name": "a.b_c-1"}});
+    assert_eq!(Bench::new(hello).chat(json!({"tools": [named]})).await.status, StatusCode::OK);
+}

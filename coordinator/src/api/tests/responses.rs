@@ -23,6 +23,7 @@ fn typed(answer: &Answer) -> Vec<Value> {
     let names = answer.text.lines().filter_map(|line| line.strip_prefix("event: "));
     let (objects, _) = answer.events();
     assert!(names.eq(objects.iter().map(|object| object["type"].as_str().expect("a type"))));
+    assert!(answer.text.split_terminator("\n\n").all(|event| event.starts_with("event: ")), "{}", answer.text);
     assert!(
         (0..objects.len())
             .eq(objects.iter().map(|object| object["sequence_number"].as_u64().expect("a number") as usize))
@@ -71,6 +72,10 @@ async fn a_whole_response() {
     });
     assert_eq!((&object["usage"], &object["instructions"], &object["temperature"]), (&usage, &json!("s"), &json!(0.5)));
     assert_eq!(prompts(&bench), ["s:s\nu:x\n"]);
+    for path in ["/v1/responses/input_tokens", "/responses/input_tokens"] {
+        let counted = bench.post(path, json!({"input": "x", "instructions": "s"}).to_string()).await.json();
+        assert_eq!(counted, json!({"object": "response.input_tokens", "input_tokens": 9}));
+    }
     assert_eq!(bench.mesh.seen.lock().expect("no panic holds it")[0].max_tokens, 20);
 }
 
@@ -188,7 +193,8 @@ async fn answers_are_held_to_forms() {
 
 #[tokio::test]
 async fn a_conversation_becomes_messages() {
-    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\
+    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.reasoning_content %}\
+                  ({{ m.reasoning_content }}){% endif %}\
                   {% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments.city }}>\
                   {% endfor %}{{ m.tool_call_id }}\n{% endfor %}{{ tools|length }}";
     let bench = Bench::with(hello, |state| state.text = Arc::new(templated(source)));
@@ -198,9 +204,11 @@ async fn a_conversation_becomes_messages() {
         {"role": "developer", "content": "d"},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "a"},
+        {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
         {"type": "message", "role": "assistant", "content": [
             {"type": "output_text", "text": "I look.", "annotations": []},
         ]},
+        {"type": "reasoning", "id": "rs_3", "summary": [{"type": "summary_text", "text": "Two."}], "content": null},
         {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{\"city\": \"Rome\"}"},
         {"type": "function_call", "call_id": "c2", "name": "weather", "arguments": "{\"city\": \"Bonn\"}"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
@@ -208,7 +216,7 @@ async fn a_conversation_becomes_messages() {
     ]);
     let answer = ask(&bench, request).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    let prompt = "[system] s\n\nd\n[user] x\n[assistant] I look.<c1 weather Rome><c2 weather Bonn>\n\
+    let prompt = "[system] s\n\nd\n[user] x\n[assistant] I look.(Hm.\n\nTwo.)<c1 weather Rome><c2 weather Bonn>\n\
                   [tool] rainc1\n[tool] sunc2\n1";
     assert_eq!(prompts(&bench), [prompt]);
 }

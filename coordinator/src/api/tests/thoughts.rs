@@ -26,7 +26,10 @@ pub(super) const TEXT: &str = "<think>\nOne and one?\n</think>\n\nTwo.";
 
 #[tokio::test]
 async fn thoughts_come_apart() {
-    let choice = thinks(TEXT).chat(json!({})).await.json()["choices"][0].clone();
+    let answer = thinks(TEXT).chat(json!({})).await.json();
+    let tokens = answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("a number");
+    assert!((1..="One and one?".len() as u64 + 2).contains(&tokens), "{tokens}");
+    let choice = answer["choices"][0].clone();
     let message = json!({
         "role": "assistant", "content": "Two.", "refusal": null, "reasoning_content": "One and one?",
     });

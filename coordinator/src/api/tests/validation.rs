@@ -1,6 +1,7 @@
 //! What is wrong with a request, and how it is told: API-01 to API-16 as tables.
 
 use super::*;
+use crate::text::TextModel;
 
 /// Status, code and parameter of the answer.
 type Outcome = (u16, Option<String>, Option<String>);
@@ -153,7 +154,6 @@ async fn shared_parameters() {
             json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
             refused("stream_options.continuous_usage_stats"),
         ),
-        (json!({"repetition_penalty": 1.9}), refused("repetition_penalty")),
         (json!({"repetition_penalty": 1.0, "verbosity": "medium", "add_special_tokens": true}), good()),
         (json!({"best_of": 2}), refused("best_of")),
         (json!({"some_new_field": {"a": [1, 2]}}), good()),
@@ -192,6 +192,48 @@ async fn parameters_of_samplers() {
     ] {
         assert_eq!(outcome(&bench.chat(more.clone()).await), expected, "{more}");
     }
+}
+
+#[tokio::test]
+async fn parameters_of_other_servers() {
+    let bench = Bench::new(hello);
+    for (more, expected) in [
+        (json!({"repetition_penalty": 0}), bad("repetition_penalty")),
+        (json!({"repetition_penalty": 1.5, "repeat_penalty": 1.25}), bad("repetition_penalty")),
+        (json!({"repetition_penalty": 1.5, "repeat_penalty": 1.5}), good()),
+        (json!({"stop_token_ids": [5, 1_000_000]}), bad("stop_token_ids[1]")),
+        (json!({"stop_token_ids": vec![5; 129]}), bad("stop_token_ids")),
+        (json!({"stop_token_ids": [-1]}), bad("stop_token_ids[0]")),
+        (json!({"stop_sequences": [""]}), bad("stop_sequences")),
+        (json!({"max_new_tokens": 0}), bad("max_new_tokens")),
+        (json!({"guided_whitespace_pattern": "[ ]?"}), refused("guided_whitespace_pattern")),
+    ] {
+        assert_eq!(outcome(&bench.chat(more.clone()).await), expected, "{more}");
+        let mut body = more.clone();
+        body["prompt"] = json!("a");
+        assert_eq!(outcome(&bench.complete(body).await), expected, "{more}");
+    }
+}
+
+#[tokio::test]
+async fn words_of_other_servers_are_obeyed() {
+    let long = TextModel { context: 4096, ..model() };
+    let bench = Bench::with(hello, |state| state.text = Arc::new(long));
+    for (more, stopped) in [
+        (json!({"repetition_penalty": 1.5, "max_new_tokens": 9}), "Hello world"),
+        (json!({"repetition_penalty": 1.5, "repeat_last_n": 8, "max_tokens": 7, "max_new_tokens": 9}), "Hello world"),
+        (json!({"repeat_penalty": 1.25, "repetition_penalty": 1, "stop_token_ids": [word("b")]}), "Hello world"),
+        (json!({"stop_sequences": ["wor"], "stop": "rld"}), "Hello "),
+    ] {
+        let text = bench.chat(more.clone()).await.json()["choices"][0]["message"]["content"].clone();
+        assert_eq!(text, stopped, "{more}");
+    }
+    let seen = bench.mesh.seen.lock().expect("no panic holds it").clone();
+    let penalties: Vec<_> =
+        seen.iter().map(|asked| (asked.sampling.repeat_penalty, asked.sampling.penalty_window)).collect();
+    assert_eq!(penalties, [(1.5, 4096), (1.5, 8), (1.25, 64), (1.0, 64)]);
+    assert_eq!((seen[0].max_tokens, seen[1].max_tokens), (9, 7));
+    assert_eq!((&*seen[2].ends, &*seen[3].ends), (&[END, word("b")][..], &[END][..]));
 }
 
 #[tokio::test]

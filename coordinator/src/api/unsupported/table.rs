@@ -12,7 +12,7 @@ const THOUGHTS: &str = "only /v1/chat/completions tells thoughts from text";
 const TEMPLATE: &str = "set what the model's template reads in 'chat_template_kwargs'";
 
 /// Sorted by name.
-pub(super) static KNOWN: [Known; 148] = [
+pub(super) static KNOWN: [Known; 145] = [
     known("adapter_id", Empty, LEAVE_OUT),
     known("adaptive_target", AtMost(-1.0), SAMPLERS),
     known("add_bos_token", Is(true), "send token ids in 'prompt'"),
@@ -50,6 +50,7 @@ pub(super) static KNOWN: [Known; 148] = [
     known("grammar_lazy", Is(false), LEAVE_OUT),
     known("grammar_string", Empty, LEAVE_OUT),
     known("guidance_scale", Number(1.0), LEAVE_OUT),
+    known("guided_whitespace_pattern", Absent, "say it in the schema or the grammar"),
     known("guideline", Empty, "send a message with the role 'system'"),
     known("image_data", Empty, "only text is read"),
     known("images", Empty, "only text is read"),
@@ -66,7 +67,6 @@ pub(super) static KNOWN: [Known; 148] = [
     known("lora", Empty, LEAVE_OUT),
     known("lora_path", Empty, LEAVE_OUT),
     known("max_length", Absent, "use 'max_tokens'"),
-    known("max_new_tokens", Absent, "use 'max_tokens'"),
     known("max_output_tokens", Absent, "use 'max_tokens'"),
     known("max_tokens_to_sample", Absent, "use 'max_tokens'"),
     known("min_keep", AtMost(0.0), SAMPLERS),
@@ -107,7 +107,6 @@ pub(super) static KNOWN: [Known; 148] = [
     known("rep_pen", Number(1.0), "use 'repeat_penalty'"),
     known("rep_pen_range", Absent, "use 'repeat_last_n'"),
     known("repetition_context_size", Absent, "use 'repeat_last_n'"),
-    known("repetition_penalty", Number(1.0), "use 'repeat_penalty'"),
     known("repetition_penalty_range", Absent, "use 'repeat_last_n'"),
     known("response_fields", Empty, LEAVE_OUT),
     known("return_full_text", Is(false), "only /v1/completions repeats its prompt, with 'echo'"),
@@ -127,8 +126,6 @@ pub(super) static KNOWN: [Known; 148] = [
     known("smoothing_factor", AtMost(0.0), SAMPLERS),
     known("stop_regex", Empty, "use 'stop'"),
     known("stop_sequence", Empty, "use 'stop'"),
-    known("stop_sequences", Empty, "use 'stop'"),
-    known("stop_token_ids", Empty, "use 'stop'"),
     known("stopping_strings", Empty, "use 'stop'"),
     known("structural_tag", Empty, LEAVE_OUT),
     known("suffix", Empty, "put the model's fill-in-the-middle tokens in 'prompt'"),

@@ -13,6 +13,10 @@ pub(super) enum Request<'a> {
     /// To answer the last question anew.
     Retry,
     Change(Change<'a>),
+    /// What answers took so far.
+    Stats,
+    /// To draw answers otherwise.
+    Set(&'a str),
     Unknown(&'a str),
     Say(&'a str),
 }
@@ -40,6 +44,8 @@ impl<'a> Request<'a> {
             ("/exit" | "/quit", "") => Self::Exit,
             ("/help" | "/?", "") => Self::Help,
             ("/retry", "") => Self::Retry,
+            ("/stats", "") => Self::Stats,
+            ("/set", said) => Self::Set(said),
             ("/reset", "") => Self::Change(Change::Reset),
             ("/undo", "") => Self::Change(Change::Undo),
             ("/system", text) => Self::Change(Change::System(text)),
@@ -133,6 +139,8 @@ mod tests {
         assert_eq!(Request::parse("/system Be brief.\n"), Request::Change(Change::System("Be brief.")));
         assert_eq!(Request::parse("/system"), Request::Change(Change::System("")));
         assert_eq!(Request::parse("/save"), Request::Unknown("/save"), "it wants a file");
+        assert_eq!(Request::parse("/set seed  7 "), Request::Set("seed  7"));
+        assert_eq!((Request::parse("/set"), Request::parse("/stats")), (Request::Set(""), Request::Stats));
         assert_eq!(Request::parse("/retry now"), Request::Unknown("/retry"));
     }
 

@@ -4,11 +4,16 @@ use std::io::{self, BufRead, IsTerminal, Read};
 
 use rustyline::{DefaultEditor, error::ReadlineError};
 
-use crate::cli::Failure;
+use super::history::History;
+use crate::{cli::Failure, render::note};
 
 /// The source of lines.
 pub(super) enum Lines {
-    Terminal(Box<DefaultEditor>),
+    Terminal {
+        editor: Box<DefaultEditor>,
+        /// Where lines are kept for other conversations.
+        history: Option<History>,
+    },
     Pipe,
 }
 
@@ -21,16 +26,28 @@ pub(super) enum Input {
 }
 
 impl Lines {
-    pub(super) fn open() -> Result<Self, Failure> {
+    /// A terminal has the lines of earlier conversations, where they are kept.
+    pub(super) fn open(history: Option<History>) -> Result<Self, Failure> {
         if !io::stdin().is_terminal() {
             return Ok(Self::Pipe);
         }
-        let editor = DefaultEditor::new().map_err(|e| Failure::failed(format!("cannot read the terminal: {e}")))?;
-        Ok(Self::Terminal(Box::new(editor)))
+        let mut editor = DefaultEditor::new().map_err(|e| Failure::failed(format!("cannot read the terminal: {e}")))?;
+        let history = history.and_then(|history| match history.lines() {
+            Ok(lines) => {
+                // A line that the editor does not take is no reason to stop.
+                lines.into_iter().for_each(|line| drop(editor.add_history_entry(line)));
+                Some(history)
+            }
+            Err(error) => {
+                note(format_args!("earlier conversations are not at hand: {error}"));
+                None
+            }
+        });
+        Ok(Self::Terminal { editor: Box::new(editor), history })
     }
 
     pub(super) fn interactive(&self) -> bool {
-        matches!(self, Self::Terminal(_))
+        matches!(self, Self::Terminal { .. })
     }
 
     /// The next line, and those that it goes on in. Blocks.
@@ -40,10 +57,14 @@ impl Lines {
 
     fn read_one(&mut self, prompt: &str) -> Result<Input, Failure> {
         match self {
-            Self::Terminal(editor) => match editor.readline(prompt) {
+            Self::Terminal { editor, history } => match editor.readline(prompt) {
                 Ok(line) => {
                     // A history that does not take a line is no reason to stop.
                     let _kept = editor.add_history_entry(&line);
+                    if let Some(Err(error)) = history.as_ref().map(|history| history.keep(&line)) {
+                        note(format_args!("this conversation is not kept: {error}"));
+                        *history = None;
+                    }
                     Ok(Input::Line(line))
                 }
                 Err(ReadlineError::Interrupted) => Ok(Input::Interrupt),

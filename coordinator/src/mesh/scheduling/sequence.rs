@@ -255,6 +255,7 @@ impl Sequence {
     pub(crate) fn draft_room(&self) -> usize {
         let most = match &self.walk {
             Some(walk) if !walk.follows_drafts() => 0,
+            Some(walk) if walk.is_free() => DRAFTS_MOST,
             Some(_) => DRAFTS_MASKED,
             None => DRAFTS_MOST,
         };
@@ -264,7 +265,7 @@ impl Sequence {
 
     /// Whether each of its tokens waits for a mask.
     pub(crate) fn is_masked(&self) -> bool {
-        self.walk.is_some()
+        self.walk.as_ref().is_some_and(|walk| !walk.is_free())
     }
 
     /// The last id, which is the only one not sent yet, and at most `most` drafted ids after it.
@@ -300,7 +301,7 @@ impl Sequence {
         let rows = if scored { rows.max(2) } else { rows };
         let end = self.ids.len().min(self.sent + rows);
         let last = end == self.ids.len();
-        let mask = self.walk.as_mut().filter(|_| last).map(GrammarWalk::mask).transpose()?;
+        let mask = self.walk.as_mut().filter(|walk| last && !walk.is_free()).map(GrammarWalk::mask).transpose()?;
         let wants = match (&self.pool, scored, last) {
             (Some(pool), ..) => pool.wants(last),
             (None, true, _) => Wants::All,

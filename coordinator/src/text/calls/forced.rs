@@ -89,7 +89,7 @@ fn object_schema(tools: &[(&str, &Value)], key: &str) -> Value {
 }
 
 /// The schema of a tool's arguments, at the place `base` of another one. Arguments are an object, whatever it says.
-fn arguments_schema(parameters: &Value, base: &str) -> Value {
+pub(super) fn arguments_schema(parameters: &Value, base: &str) -> Value {
     let mut schema = rebased(parameters, base);
     match schema.as_object_mut() {
         Some(fields) => {

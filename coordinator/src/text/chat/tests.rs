@@ -45,7 +45,7 @@ fn conversation() -> Vec<Message> {
 
 /// All calls, and thoughts apart.
 fn wanted(choice: ToolChoice) -> ChatWanted {
-    ChatWanted { choice, calls: CallsWanted::All, thoughts: ThoughtsWanted::Apart }
+    ChatWanted { choice, calls: CallsWanted::All, strict: Vec::new(), thoughts: ThoughtsWanted::Apart }
 }
 
 fn prompt(text: &TextModel, messages: &[Message], tools: &[Value]) -> (String, ToolsShown) {

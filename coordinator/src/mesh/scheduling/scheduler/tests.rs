@@ -1,6 +1,7 @@
 //! The scheduler against a pipeline made of a queue: random arrivals, cancels and losses, by seed.
 
 mod drafted;
+mod held;
 mod pooled;
 mod timing;
 mod world;
@@ -337,8 +338,7 @@ fn random_worlds_keep_their_books_and_their_texts() {
 
 /// Asks for a text along a grammar, which may end it.
 fn bound(ids: Vec<u32>, max_tokens: usize, regex: &str) -> GenerateRequest {
-    let (grammar, ends) = (Some(fifty::grammar(regex)), Arc::new([fifty::END]));
-    GenerateRequest { grammar, ends, ..request(ids, max_tokens) }
+    GenerateRequest { grammar: Some(fifty::grammar(regex)), ends: Arc::new([fifty::END]), ..request(ids, max_tokens) }
 }
 
 #[test]
