@@ -47,7 +47,7 @@ fn a_coordinator_behind_a_nat_serves_by_way_of_one_worker_that_all_reach() {
     let (mut rows, mut texts) = (Vec::new(), Vec::new());
     for (name, other, at_home, elsewhere) in pairs {
         let Some(scene) = scene(at_home, &[elsewhere]) else { return };
-        let played = play(scene, &["first=0-0", "second=1-2"]);
+        let played = play(scene, &["first=0-0", "second=1-2"], 0);
         assert_eq!(played.found[0], "call", "{name}, {other}");
         assert_eq!(played.links, ["direct"], "everybody reaches the rendezvous, and is reached by it: {name}, {other}");
         let passage = match played.found[1].as_str() {
@@ -62,12 +62,17 @@ fn a_coordinator_behind_a_nat_serves_by_way_of_one_worker_that_all_reach() {
     }
     // The rendezvous passes on what two other workers send each other, too.
     let Some(scene) = scene(Nat::Random, &[Nat::Random, Nat::Random]) else { return };
-    let played = play(scene, &["first=2-2", "second=0-0", "third=1-1"]);
+    let played = play(scene, &["first=2-2", "second=0-0", "third=1-1"], 0);
     assert_eq!(
         (&played.found[1..], &played.links[..]),
         (&["relay".into(), "relay".into()][..], &["relayed".into(), "direct".into()][..])
     );
     assert!(played.between_homes < 1000, "{}", played.between_homes);
+    texts.push(played.text);
+    // And so it does for a worker beside the coordinator.
+    let Some(scene) = scene(Nat::Keeps, &[Nat::Random]) else { return };
+    let played = play(scene, &["local-1=0-0", "second=1-1", "first=2-2"], 1);
+    assert_eq!(played.links, ["relayed", "direct"]);
     texts.push(played.text);
 
     assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
@@ -79,7 +84,7 @@ fn a_coordinator_behind_a_nat_serves_by_way_of_one_worker_that_all_reach() {
 #[test]
 fn what_a_rendezvous_cannot_do_is_told() {
     let Some(Scene { mut lab, coordinator, others, .. }) = scene(Nat::Keeps, &[Nat::Keeps]) else { return };
-    let (serving, _model) = hidden(&mut lab, &coordinator, &[], 1);
+    let (serving, _model) = hidden(&mut lab, &coordinator, &[], (1, 0));
     let once = ["--no-mdns", "--once"];
     let lost = worker_by(others[0].command("shard-worker"), &serving.ticket, "lost", serving.folder.path(), &once);
     let lost = process::finish(lost, STARTING);
@@ -98,17 +103,23 @@ fn scene(at_home: Nat, elsewhere: &[Nat]) -> Option<Scene> {
 }
 
 /// A coordinator that knows the rendezvous.
-fn hidden(lab: &mut Lab, host: &Host, pins: &[&str], workers: usize) -> (Serving, tempfile::TempDir) {
-    let workers = workers.to_string();
-    let always = ["--listen", "0.0.0.0:4433", "--rendezvous", RENDEZVOUS, "--min-workers", &workers];
+fn hidden(
+    lab: &mut Lab,
+    host: &Host,
+    pins: &[&str],
+    (workers, beside): (usize, usize),
+) -> (Serving, tempfile::TempDir) {
+    let (workers, beside) = (workers.to_string(), beside.to_string());
+    let counts = ["--min-workers", &workers, "--local-workers", &beside, "--threads", "1"];
+    let always = [&["--listen", "0.0.0.0:4433", "--rendezvous", RENDEZVOUS][..], &counts].concat();
     let pins = pins.iter().flat_map(|pin| ["--pin", pin]);
     serve_at(lab, host, &always.into_iter().chain(pins).collect::<Vec<_>>())
 }
 
-/// A mesh in the scene answers a question.
-fn play(mut scene: Scene, pins: &[&str]) -> Played {
-    let count = 1 + scene.others.len();
-    let (serving, _model) = hidden(&mut scene.lab, &scene.coordinator, pins, count);
+/// A mesh in the scene, with so many workers beside the coordinator, answers a question.
+fn play(mut scene: Scene, pins: &[&str], beside: usize) -> Played {
+    let count = 1 + scene.others.len() + beside;
+    let (serving, _model) = hidden(&mut scene.lab, &scene.coordinator, pins, (count, beside));
     let hosts = [&scene.rendezvous].into_iter().chain(&scene.others);
     let listen = |number| if number == 0 { &["--listen", "0.0.0.0:4434"][..] } else { &[] };
     let join = |(number, (host, name)): (usize, (&Host, &str))| {

@@ -1,7 +1,7 @@
 //! How workers find each other: where each can dial the other, and what lets the coordinator, or a rendezvous, pass their packets on
 //! where no way leads from one to the other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use qmesh_discovery::is_of_a_private_network;
 use qmesh_net::{
@@ -83,7 +83,10 @@ pub(super) fn grant(
 ) -> Option<Granted> {
     let (secret, rendezvous) = relays.between(before, after)?;
     let tags = secret.tags(epoch, stage as u64);
-    let end = |joined: &Joined, tag| RelayEnd { peer: joined.peer, tag, hosts: vec![joined.address.ip()] };
+    // A rendezvous sees workers of the coordinator's own network where it sees the coordinator, whose address it fills in.
+    let is_near = |ip: IpAddr| ip.to_canonical().is_loopback() || is_of_a_private_network(ip);
+    let hosts = |ip: IpAddr| if rendezvous.is_some() && is_near(ip) { Vec::new() } else { vec![ip] };
+    let end = |joined: &Joined, tag| RelayEnd { peer: joined.peer, tag, hosts: hosts(joined.address.ip()) };
     let ends = [end(before, tags[0]), end(after, tags[1])];
     let grant = RelayGrant { ends, epoch, bytes_per_second: GRANT_BYTES_PER_SECOND, idle: GRANT_IDLE };
     Some(Granted { grant, by: rendezvous.map(|(worker, _)| worker) })
@@ -159,7 +162,17 @@ mod tests {
         let relays = Relays { relaying: &on, rendezvous: Some((WorkerId(9), &rendezvous)) };
         let told = way(relays, link, Side::Before, &before, &after).relay.unwrap();
         assert_eq!(told.addresses, ["203.0.113.9:7"]);
-        assert_eq!(grant(relays, link, &before, &after).unwrap().by, Some(WorkerId(9)));
+        let granted = grant(relays, link, &before, &after).unwrap();
+        let hosts = granted.grant.ends.each_ref().map(|end| end.hosts.clone());
+        assert_eq!(
+            (granted.by, hosts),
+            (Some(WorkerId(9)), [before.address.ip(), after.address.ip()].map(|ip| vec![ip]))
+        );
+        let beside = by_key(4, "127.0.0.1:8");
+        assert!(
+            grant(relays, link, &beside, &after).unwrap().grant.ends[0].hosts.is_empty(),
+            "where the coordinator is"
+        );
         assert_eq!(way(relays, link, Side::After, &rendezvous, &before).relay, None);
         assert!(grant(relays, link, &before, &rendezvous).is_none());
     }
