@@ -2,7 +2,14 @@
 
 pub(crate) mod error;
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -20,7 +27,11 @@ pub struct ModelFile {
     gguf: Gguf,
     spec: ModelSpec,
     files: Vec<File>,
+    watch: Option<HashWatch>,
 }
+
+/// Hears how far `ModelFile::hashes` is.
+struct HashWatch(Box<dyn Fn(u64, u64) + Send + Sync>);
 
 /// Tells models apart, cheaply: BLAKE3 of the headers, the file lengths and the first bytes of each tensor.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -40,7 +51,13 @@ impl ModelFile {
             check_unchanged(&file, part)?;
             files.push(file);
         }
-        Ok(Self { gguf, spec, files })
+        Ok(Self { gguf, spec, files, watch: None })
+    }
+
+    /// Has `hashes` tell how many bytes are read, of how many, from whichever thread, about each megabyte and
+    /// in order.
+    pub fn watch_hashing(&mut self, watch: impl Fn(u64, u64) + Send + Sync + 'static) {
+        self.watch = Some(HashWatch(Box::new(watch)));
     }
 
     /// The headers.
@@ -75,9 +92,18 @@ impl ModelFile {
     /// # Errors
     /// See `read_range`.
     pub fn hashes(&self, tensors: &[TensorSpec]) -> Result<Vec<[u8; 32]>, WeightsError> {
+        let (total, done) = (tensors.iter().map(|tensor| tensor.bytes).sum(), Mutex::new(0));
+        let advance = |bytes: u64| {
+            if let Some(HashWatch(watch)) = &self.watch {
+                // Told under the lock, so that all comes in order and the end comes last.
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                *done += bytes;
+                watch(*done, total);
+            }
+        };
         let hash = |buffer: &mut Vec<u8>, tensor: &TensorSpec| {
             let mut hasher = blake3::Hasher::new();
-            self.hash_range(&mut hasher, buffer, tensor.part, tensor.offset, tensor.bytes)?;
+            self.hash_range((&mut hasher, &advance), buffer, tensor.part, tensor.offset, tensor.bytes)?;
             Ok(hasher.finalize().into())
         };
         tensors.par_iter().map_init(|| vec![0; HASH_BYTES], hash).collect()
@@ -92,18 +118,20 @@ impl ModelFile {
         let mut buffer = vec![0; HASH_BYTES];
         for (index, part) in self.gguf.parts().iter().enumerate() {
             hasher.update(&part.bytes.to_le_bytes());
-            self.hash_range(&mut hasher, &mut buffer, index, 0, part.header_bytes)?;
+            self.hash_range((&mut hasher, &|_| {}), &mut buffer, index, 0, part.header_bytes)?;
         }
         // Headers alone would not tell two fine-tunings of one model apart.
         for tensor in &self.spec.tensors {
-            self.hash_range(&mut hasher, &mut buffer, tensor.part, tensor.offset, tensor.bytes.min(SAMPLE_BYTES))?;
+            let sample = tensor.bytes.min(SAMPLE_BYTES);
+            self.hash_range((&mut hasher, &|_| {}), &mut buffer, tensor.part, tensor.offset, sample)?;
         }
         Ok(ModelId(hasher.finalize().into()))
     }
 
+    /// Adds bytes to a hash, and tells of each piece of them.
     fn hash_range(
         &self,
-        hasher: &mut blake3::Hasher,
+        (hasher, advance): (&mut blake3::Hasher, &dyn Fn(u64)),
         buffer: &mut [u8],
         part: usize,
         offset: u64,
@@ -116,8 +144,15 @@ impl ModelFile {
             self.read_range(part, at, &mut buffer[..length])?;
             hasher.update_rayon(&buffer[..length]);
             at += length as u64;
+            advance(length as u64);
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for HashWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashWatch")
     }
 }
 
@@ -148,11 +183,25 @@ const SAMPLE_BYTES: u64 = 4096;
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::{fs, io::Write, sync::Arc};
 
     use super::*;
 
     const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama.gguf");
+
+    #[test]
+    fn hashing_tells_how_far_it_is() {
+        let mut model = ModelFile::open(TINY).unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&heard);
+        model.watch_hashing(move |done, total| log.lock().unwrap().push((done, total)));
+        let bytes = model.spec().tensors.iter().map(|tensor| tensor.bytes).sum();
+        model.hashes(&model.spec().tensors).unwrap();
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.last(), Some(&(bytes, bytes)));
+        assert!(heard.is_sorted());
+        assert!(heard.len() >= model.spec().tensors.len() && heard.iter().all(|&(_, total)| total == bytes));
+    }
 
     #[test]
     fn ranges_and_hashes_are_the_bytes_of_the_file() {

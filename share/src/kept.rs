@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The manifest of a model with these files, signed by this machine: the one that is kept in `folder`, if no file has changed since,
-/// or a new one, which `begin` is told of before it is made. Blocks.
+/// or a new one, of whose making `watch` is told as by [`Manifest::watched`]. Blocks.
 ///
 /// # Errors
 /// A file cannot be read, or the model has what no manifest can say.
@@ -23,15 +23,14 @@ pub fn signed_manifest(
     (name, licence): (&str, Option<&str>),
     paths: &[PathBuf],
     identity: &Identity,
-    begin: impl FnOnce(),
+    watch: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<SignedManifest, ShareError> {
     let kept = folder.join(stamp(paths)?);
     let known = fs::read(&kept).ok().and_then(|bytes| SignedManifest::read(bytes).ok());
     if let Some(known) = known.filter(|known| known.signer() == identity.peer_id()) {
         return Ok(known);
     }
-    begin();
-    let signed = Manifest::of(name, licence, paths)?.sign(identity)?;
+    let signed = Manifest::watched((name, licence), paths, watch)?.sign(identity)?;
     // Where it cannot be kept, the next time takes as long as this one.
     if let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(&kept, &signed)) {
         tracing::info!(path = %kept.display(), %error, "cannot keep a manifest");
@@ -57,6 +56,8 @@ fn stamp(paths: &[PathBuf]) -> Result<String, ShareError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -65,9 +66,12 @@ mod tests {
         let (kept, path) = (folder.path().join("kept"), folder.path().join("m.gguf"));
         let identity = Identity::ephemeral();
         let made = |by: &Identity| {
-            let mut begun = false;
-            let signed = signed_manifest(&kept, ("m", None), std::slice::from_ref(&path), by, || begun = true).unwrap();
-            (begun, signed.hash())
+            let told = Mutex::new(Vec::new());
+            let watch = |done, total| told.lock().unwrap().push((done, total));
+            let signed = signed_manifest(&kept, ("m", None), std::slice::from_ref(&path), by, &watch).unwrap();
+            let (told, bytes) = (told.into_inner().unwrap(), fs::metadata(&path).unwrap().len());
+            assert!(told.is_empty() || told == [(0, bytes), (bytes, bytes)], "{told:?}");
+            (!told.is_empty(), signed.hash())
         };
         fs::write(&path, "one").unwrap();
         let (begun, first) = made(&identity);

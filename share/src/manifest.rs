@@ -1,6 +1,11 @@
 //! The manifest: what a model is made of, to the last byte, signed by who shares it.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use qmesh_net::{Identity, PeerId};
 use rayon::prelude::*;
@@ -95,13 +100,33 @@ impl Manifest {
     /// # Errors
     /// A file cannot be read, or the model has what no manifest can say.
     pub fn of(name: &str, licence: Option<&str>, paths: &[impl AsRef<Path>]) -> Result<Self, ShareError> {
+        Self::watched((name, licence), paths, &|_, _| {})
+    }
+
+    /// The same, with `watch` told before the first piece and after each of how many bytes are hashed, of how many, in order.
+    ///
+    /// # Errors
+    /// As for `of`.
+    pub fn watched(
+        (name, licence): (&str, Option<&str>),
+        paths: &[impl AsRef<Path>],
+        watch: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, ShareError> {
         let mut sizes = Vec::new();
         for path in paths {
             let path = path.as_ref();
             sizes.push((path, std::fs::metadata(path).map_err(in_file(path))?.len()));
         }
-        let chunk_bytes = chunk_bytes(sizes.iter().map(|(_, bytes)| bytes).sum());
-        let files = sizes.iter().map(|&(path, bytes)| hashed(path, bytes, chunk_bytes)).collect::<Result<_, _>>()?;
+        let total = sizes.iter().map(|(_, bytes)| bytes).sum();
+        let (chunk_bytes, done) = (chunk_bytes(total), Mutex::new(0));
+        watch(0, total);
+        let advance = |bytes: u64| {
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            *done += bytes;
+            watch(*done, total);
+        };
+        let hashed = |&(path, bytes)| hashed(path, bytes, chunk_bytes, &advance);
+        let files = sizes.iter().map(hashed).collect::<Result<_, _>>()?;
         let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS).collect::<String>();
         let manifest = Self { name: cut(name), licence: licence.map(cut), chunk_bytes, files };
         manifest.check()?;
@@ -215,7 +240,8 @@ fn chunk_bytes(total: u64) -> u64 {
     total.div_ceil(CHUNKS).next_power_of_two().max(CHUNK_BYTES)
 }
 
-fn hashed(path: &Path, bytes: u64, chunk_bytes: u64) -> Result<SharedFile, ShareError> {
+/// A file of so many bytes, with `advance` told of each piece that is hashed.
+fn hashed(path: &Path, bytes: u64, chunk_bytes: u64, advance: &(dyn Fn(u64) + Sync)) -> Result<SharedFile, ShareError> {
     let unnamed = || ManifestError::Senseless { text: format!("{} has no usable name", path.display()) };
     let name = qmesh_models::pull::file_name(path).ok_or_else(unnamed)?;
     let file = File::open(path).map_err(in_file(path))?;
@@ -223,7 +249,9 @@ fn hashed(path: &Path, bytes: u64, chunk_bytes: u64) -> Result<SharedFile, Share
         let at = index * chunk_bytes;
         let piece = &mut buffer[..(bytes - at).min(chunk_bytes) as usize];
         file.read_exact_at(piece, at).map_err(in_file(path))?;
-        Ok(*blake3::hash(piece).as_bytes())
+        let hash = *blake3::hash(piece).as_bytes();
+        advance(piece.len() as u64);
+        Ok(hash)
     };
     let chunks = (0..bytes.div_ceil(chunk_bytes)).into_par_iter();
     let chunks = chunks.map_init(|| vec![0; chunk_bytes as usize], hash).collect::<Result<_, ShareError>>()?;

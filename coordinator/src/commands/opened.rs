@@ -12,6 +12,7 @@ use crate::{
     mesh::{DRAFTS_MOST, Formation, MeshConfig, TicketSource},
     model::Model,
     plan::machine::Machine,
+    render::progress::HashingProgress,
     text::TextModel,
 };
 
@@ -38,6 +39,8 @@ impl Opened {
         let mut model = Model::open_with(&fetch(reference)?, choice)?;
         // The planner's messages use the name that people gave.
         model.spec.name.clone_from(&model.name);
+        let hashing = HashingProgress::new(&model.name);
+        model.file.watch_hashing(move |done, total| hashing.advance(done, total));
         let room = Room::new(room, parallel, &model.spec)?;
         Ok(Self { model: Arc::new(model), room, drafter: None })
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cli::{Failure, ShareArgs},
     model::served_name,
-    render::{count, note, output, table::pairs},
+    render::{count, note, output, progress::HashingProgress, table::pairs},
 };
 
 pub(super) fn share(args: &ShareArgs) -> Result<(), Failure> {
@@ -26,10 +26,15 @@ pub(super) fn share(args: &ShareArgs) -> Result<(), Failure> {
     let paths: Vec<PathBuf> = gguf.parts().iter().map(|part| part.path.clone()).collect();
     let licence = gguf.text_lossy("general.license").ok();
     let name = served_name(&path);
-    let bytes = gguf.parts().iter().map(|part| part.bytes).sum();
-    let begin = || note(format_args!("hashing {}", ByteCount(bytes)));
+    let hashing = HashingProgress::new(&name);
+    let watch = |done, total| {
+        if done == 0 && !HashingProgress::shows(total) {
+            note(format_args!("hashing {}", ByteCount(total)));
+        }
+        hashing.advance(done, total);
+    };
     let kept = directories.cache().join("manifests");
-    let manifest = signed_manifest(&kept, (&name, licence.as_deref()), &paths, &identity, begin).map_err(failed)?;
+    let manifest = signed_manifest(&kept, (&name, licence.as_deref()), &paths, &identity, &watch).map_err(failed)?;
     block_on_to_the_end(async {
         match share_until_stopped(args, &identity, manifest, &paths, &directories).await? {
             Stop::Interrupt => Err(Failure::interrupted()),

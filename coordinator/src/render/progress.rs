@@ -1,5 +1,7 @@
 //! Progress on standard error: a bar on a terminal, elsewhere a line about every tenth of the way.
 
+use std::sync::{Mutex, PoisonError};
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qmesh_models::{bytes::ByteCount, pull, terminal::escaped_line};
 
@@ -131,6 +133,43 @@ impl Drop for CountProgress {
     }
 }
 
+/// How far the hashing of a model's tensors is, if that takes long enough to be waited for. Threads may tell it side by side.
+#[derive(Debug)]
+pub struct HashingProgress {
+    what: String,
+    begun: Mutex<Option<Progress>>,
+}
+
+impl HashingProgress {
+    /// Of the model of this name.
+    pub fn new(model: &str) -> Self {
+        Self { what: format!("hashing {model}"), begun: Mutex::new(None) }
+    }
+
+    /// Whether so many bytes are worth it.
+    pub fn shows(total_bytes: u64) -> bool {
+        total_bytes >= LARGE_BYTES
+    }
+
+    /// So many bytes are read.
+    pub fn advance(&self, done_bytes: u64, total_bytes: u64) {
+        if !Self::shows(total_bytes) {
+            return;
+        }
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = begun.get_or_insert_with(|| {
+            let mut progress = Progress::new();
+            pull::Progress::begin(&mut progress, &self.what, Some(total_bytes));
+            progress
+        });
+        pull::Progress::advance(progress, done_bytes);
+        if done_bytes == total_bytes {
+            pull::Progress::finish(progress);
+            *begun = None;
+        }
+    }
+}
+
 /// How far a prompt is, on a terminal; nothing of it stays there.
 #[derive(Debug, Default)]
 pub struct PromptProgress(Option<ProgressBar>);
@@ -192,9 +231,24 @@ fn styled(bar: ProgressBar, what: &str, template: &str) -> ProgressBar {
     bar
 }
 
+/// A model that is smaller is hashed in a second or two.
+const LARGE_BYTES: u64 = 1 << 30;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hashing_is_shown_of_large_models_from_its_beginning_to_its_end() {
+        let hashing = HashingProgress::new("m");
+        let is_shown = || hashing.begun.lock().unwrap().is_some();
+        hashing.advance(1 << 20, LARGE_BYTES - 1);
+        assert!(!is_shown());
+        hashing.advance(1 << 20, LARGE_BYTES);
+        assert!(is_shown());
+        hashing.advance(LARGE_BYTES, LARGE_BYTES);
+        assert!(!is_shown());
+    }
 
     #[test]
     fn lines_come_at_each_tenth_and_not_more_often() {

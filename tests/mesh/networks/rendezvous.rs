@@ -61,8 +61,8 @@ fn a_coordinator_behind_a_nat_serves_by_way_of_one_worker_that_all_reach() {
         texts.push(played.text);
     }
     // The rendezvous passes on what two other workers send each other, too.
-    let Some(scene) = scene(Nat::Random, &[Nat::Random, Nat::Random]) else { return };
-    let played = play(scene, &["first=2-2", "second=0-0", "third=1-1"], 0);
+    let Some(three) = scene(Nat::Random, &[Nat::Random, Nat::Random]) else { return };
+    let played = play(three, &["first=2-2", "second=0-0", "third=1-1"], 0);
     assert_eq!(
         (&played.found[1..], &played.links[..]),
         (&["relay".into(), "relay".into()][..], &["relayed".into(), "direct".into()][..])
@@ -70,8 +70,8 @@ fn a_coordinator_behind_a_nat_serves_by_way_of_one_worker_that_all_reach() {
     assert!(played.between_homes < 1000, "{}", played.between_homes);
     texts.push(played.text);
     // And so it does for a worker beside the coordinator.
-    let Some(scene) = scene(Nat::Keeps, &[Nat::Random]) else { return };
-    let played = play(scene, &["local-1=0-0", "second=1-1", "first=2-2"], 1);
+    let Some(with_one_beside) = scene(Nat::Keeps, &[Nat::Random]) else { return };
+    let played = play(with_one_beside, &["local-1=0-0", "second=1-1", "first=2-2"], 1);
     assert_eq!(played.links, ["relayed", "direct"]);
     texts.push(played.text);
 
