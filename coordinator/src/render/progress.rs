@@ -102,7 +102,7 @@ impl CountProgress {
     /// None of `total` is done yet.
     pub fn new(what: &'static str, total: usize) -> Self {
         let total = total as u64;
-        let template = "{msg} [{bar:30}] {pos}/{len} {per_sec} {eta}";
+        let template = "{msg} [{bar:30}] {pos}/{len} {eta}";
         let bar = qmesh_logging::shows_progress().then(|| styled(ProgressBar::new(total), what, template));
         Self { what, total, done: 0, bar }
     }
@@ -178,7 +178,7 @@ impl PromptProgress {
     /// So many of its tokens are computed.
     pub fn advance(&mut self, computed: u64, total: u64) {
         if qmesh_logging::shows_progress() {
-            let template = "{msg} [{bar:30}] {pos}/{len} tokens {per_sec} {eta}";
+            let template = "{msg} [{bar:30}] {pos}/{len} tokens {eta}";
             let bar = || styled(ProgressBar::new(total), "reading the prompt", template);
             self.0.get_or_insert_with(bar).set_position(computed);
         }
