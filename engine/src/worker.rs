@@ -30,6 +30,7 @@ mod run;
 pub mod simulation;
 mod speed;
 mod state;
+mod surroundings;
 mod tensors;
 mod turn;
 mod whereabouts;

@@ -2,17 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    future::pending,
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-use qmesh_discovery::Interfaces;
 use qmesh_net::{
     CloseCode, Connection, ControlReceiver, ControlSender, Downstream, Endpoint, FrameReceiver, Measure, Meeting,
-    Message, NetError, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
+    Message, PeerId, PeerWay, PeerWays, Route, Sections, ShardStatus, StageReport, Upstream,
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -24,10 +22,9 @@ use super::{
     config::WorkerConfig,
     lasting::Lasting,
     links::{self, ArrivedFrame, DownstreamLink, LinkId, LinkNews, StageLinks},
-    machine, memory,
-    rendezvous::{next_seeker, seekers},
-    speed,
+    machine, memory, speed,
     state::{Action, Departure, Event},
+    surroundings::{Notice, Surroundings},
     tensors::{Fetch, FetchNews, FetchRequest, Offer, Server},
     turn::Turn,
 };
@@ -93,8 +90,6 @@ pub(super) struct Membership<'a> {
     link_tasks: JoinSet<()>,
     fetches: JoinSet<()>,
     fetching: BTreeMap<Turn, AbortHandle>,
-    /// To the coordinator, at the address that it has moved to.
-    dials: JoinSet<Result<Connection, NetError>>,
     ending: Option<Ending>,
 }
 
@@ -155,7 +150,6 @@ impl<'a> Membership<'a> {
             link_tasks: JoinSet::new(),
             fetches: JoinSet::new(),
             fetching: BTreeMap::new(),
-            dials: JoinSet::new(),
             ending: None,
         };
         (membership, Inbox { messages, fetch_news, link_news, arrivals })
@@ -166,10 +160,7 @@ impl<'a> Membership<'a> {
         let mut patience: Option<Instant> = None;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Who listens at one address alone is found nowhere else.
-        let mut interfaces = self.endpoint.local_addr().ip().is_unspecified().then(Interfaces::watch);
-        let mut moves = self.endpoint.calls_from(&self.connection);
-        let mut seekers = seekers(&self.endpoint, &self.config.way_in);
+        let mut surroundings = Surroundings::of(&self.endpoint, &self.connection, &self.config.way_in);
         self.handle(Event::Joined { coordinator: self.connection.peer() });
         loop {
             match self.ending.take() {
@@ -213,22 +204,8 @@ impl<'a> Membership<'a> {
                     self.ending = Some(Ending::Departed(Departure::Asked));
                     continue;
                 }
-                addresses = changed(&mut interfaces) => {
-                    self.moved(&addresses);
-                    continue;
-                }
-                address = moves.next(), if self.dials.is_empty() => {
-                    self.dial_again(address);
-                    continue;
-                }
-                Some(dialled) = self.dials.join_next() => {
-                    if let Ok(Ok(connection)) = dialled {
-                        self.ending = Some(Ending::Moved(connection));
-                    }
-                    continue;
-                }
-                seeker = next_seeker(&mut seekers) => {
-                    self.tell(Message::Sought(seeker));
+                notice = surroundings.next() => {
+                    self.notice(notice);
                     continue;
                 }
                 _ = ticks.tick() => {
@@ -317,10 +294,12 @@ impl<'a> Membership<'a> {
         }
     }
 
-    /// The coordinator calls from another address: if it is there, this stay goes on over another connection.
-    fn dial_again(&mut self, address: SocketAddr) {
-        let (endpoint, coordinator) = (self.endpoint.clone(), self.connection.peer());
-        self.dials.spawn(async move { endpoint.dial(&[address.to_string()], coordinator).await });
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Addresses(addresses) => self.moved(&addresses),
+            Notice::Coordinator(connection) => self.ending = Some(Ending::Moved(connection)),
+            Notice::Seeker(seeker) => self.tell(Message::Sought(seeker)),
+        }
     }
 
     /// This machine has other addresses now: who dialled it at one that is gone waits for nothing, and dials it where it is.
@@ -437,14 +416,6 @@ impl<'a> Membership<'a> {
         }
         self.acceptors.shutdown().await;
         ending
-    }
-}
-
-/// This machine's addresses once they are others than before. Cancel-safe.
-async fn changed(interfaces: &mut Option<Interfaces>) -> BTreeSet<IpAddr> {
-    match interfaces {
-        Some(interfaces) => interfaces.changed().await.clone(),
-        None => pending().await,
     }
 }
 

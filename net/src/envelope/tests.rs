@@ -66,6 +66,10 @@ fn sampling() -> Sampling {
 }
 
 fn every_message() -> Vec<Message> {
+    [messages_of_a_mesh(), messages_of_a_rendezvous()].concat()
+}
+
+fn messages_of_a_mesh() -> Vec<Message> {
     let (epoch, session, peer) = (PlanEpoch(7), SessionId(9), PeerId([4; 32]));
     let sampling = sampling();
     let load = LoadShard {
@@ -133,16 +137,13 @@ fn every_message() -> Vec<Message> {
         Message::Mask(Mask { epoch, step: StepId(4), session, position: 11, tokens: TokenMask::Bits(vec![8, 2]) }),
         Message::Moved { sections: Sections::default() },
     ]
-    .into_iter()
-    .chain(messages_of_a_rendezvous())
-    .collect()
 }
 
-fn messages_of_a_rendezvous() -> [Message; 4] {
+fn messages_of_a_rendezvous() -> Vec<Message> {
     let (epoch, peer, tag) = (PlanEpoch(7), PeerId([4; 32]), RelayTag([6; 16]));
     let seeker = Seeker { peer, tag, address: "198.51.100.7:7700".into() };
     let ends = [vec!["198.51.100.7".into()], vec![]].map(|hosts| GrantEnd { peer, tag, hosts });
-    [
+    vec![
         Message::Sought(seeker.clone()),
         Message::Introduce(seeker),
         Message::Grant(Grant { epoch, ends, bytes_per_second: 5, idle_seconds: 6 }),
