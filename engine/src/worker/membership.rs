@@ -164,8 +164,8 @@ impl<'a> Membership<'a> {
         self.handle(Event::Joined { coordinator: self.connection.peer() });
         loop {
             match self.ending.take() {
-                // Who was asked to leave does not come back for a link that breaks meanwhile.
-                Some(Ending::Lost(_)) if patience.is_some() => {
+                // Who was asked to leave does not come back for a link that breaks, or a coordinator that moves, meanwhile.
+                Some(Ending::Lost(_) | Ending::Moved(_)) if patience.is_some() => {
                     return self.end(Ending::Departed(Departure::Asked)).await;
                 }
                 Some(ending) => return self.end(ending).await,
