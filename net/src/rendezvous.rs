@@ -9,7 +9,7 @@
 //! A peer that was dialled and is now elsewhere calls in the same way, so that whoever dialled it need not wait until it misses it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -254,12 +254,14 @@ pub(crate) async fn call_back(socket: Arc<SharedSocket>, peers: Vec<(SocketAddr,
 }
 
 async fn call(endpoint: Endpoint, rendezvous: Vec<String>, mesh: RelayTag, known: Arc<Places>) {
+    let mut unknown = BTreeSet::new();
     loop {
         for name in &rendezvous {
             match endpoint.place_of(name).await {
                 Some(place) => drop(places(&known).insert(name.clone(), place)),
-                // It stays where it was.
-                None => tracing::debug!(name, "the rendezvous's name has no address"),
+                // It stays where it was, if it was anywhere; that is said once.
+                None if unknown.insert(name.clone()) => tracing::warn!("the rendezvous {name} has no address"),
+                None => {}
             }
         }
         for _ in 0..CALLS_PER_LOOKUP {
