@@ -20,15 +20,19 @@ impl MeshTask {
     /// A worker that has joined, with where it is for others: QUIC knows one that is relayed by an address that no host has.
     pub(super) fn located(&self, joined: Joined, connection: &Connection) -> Joined {
         let seen = if connection.is_relayed() { self.seekers.address_of(joined.peer) } else { None };
-        let is_rendezvous = self.calling.as_ref().is_some_and(|calling| calling.is_at(connection.remote_address()));
-        Joined { address: seen.unwrap_or(joined.address), is_rendezvous, ..joined }
+        Joined { address: seen.unwrap_or(joined.address), is_rendezvous: self.is_rendezvous(connection), ..joined }
+    }
+
+    /// Whether a worker is one of those at which this coordinator calls.
+    fn is_rendezvous(&self, connection: &Connection) -> bool {
+        self.calling.as_ref().is_some_and(|calling| calling.is_at(connection.remote_address()))
     }
 
     /// A rendezvous says who has asked it for this coordinator.
     pub(super) fn sought(&mut self, now: Instant, worker: WorkerId, seeker: Seeker) {
         let Some(link) = self.links.get(&worker) else { return };
         let rendezvous = link.connection.remote_address();
-        if !self.calling.as_ref().is_some_and(|calling| calling.is_at(rendezvous)) {
+        if !self.is_rendezvous(&link.connection) {
             return tracing::warn!("{} is no rendezvous of this mesh", self.conductor.name_of(worker));
         }
         let passing = match self.relaying {
@@ -57,9 +61,8 @@ impl MeshTask {
     /// Nobody passes packets on any more for this plan.
     pub(super) fn revoke(&mut self, epoch: PlanEpoch) {
         self.endpoint.revoke(epoch);
-        let Some(calling) = &self.calling else { return };
-        let is_rendezvous = |worker: &WorkerId| calling.is_at(self.links[worker].connection.remote_address());
-        let rendezvous: Vec<WorkerId> = self.links.keys().copied().filter(is_rendezvous).collect();
+        let rendezvous = self.links.iter().filter(|(_, link)| self.is_rendezvous(&link.connection));
+        let rendezvous: Vec<WorkerId> = rendezvous.map(|(&worker, _)| worker).collect();
         for worker in rendezvous {
             self.send(worker, Message::Revoke { epoch });
         }

@@ -67,7 +67,7 @@ impl Roster {
         let is_short =
             before.stages.len() < self.formation.workers.least() && choice.stages.len() > before.stages.len();
         let was = chooser.cost(&before.plan, &before.stages);
-        if is_short || chooser.cost(&choice.plan, &choice.stages) <= was - was / WORTH { choice } else { before }
+        if is_short || pays(was, chooser.cost(&choice.plan, &choice.stages)) { choice } else { before }
     }
 
     /// Whom a pin names that is not here.
@@ -95,7 +95,7 @@ impl Roster {
         let chooser = self.chooser(now);
         let before = chooser.cost(&present.plan, &workers);
         let after = chooser.cost(&choice.plan, &choice.stages);
-        if self.serving.is_none() || missing || after <= before - before / WORTH {
+        if self.serving.is_none() || missing || pays(before, after) {
             return Worth::Change;
         }
         let gain = (100.0 * (before as f64 / after.max(1) as f64 - 1.0)).max(0.0);
@@ -271,6 +271,11 @@ impl Roster {
         let demands: Vec<_> = shards.map(demand).collect();
         footprints.shards(&demands).total_bytes() <= worker.joined.memory_bytes
     }
+}
+
+/// Whether a plan of this cost is worth that layers change hands.
+fn pays(before: u64, after: u64) -> bool {
+    after <= before - before / WORTH
 }
 
 /// What a new plan is worth beside the present one.
