@@ -18,6 +18,7 @@ fn and_two_hundred_and_fifty_more() {
 #[test]
 fn what_was_once_found_stays_mended() {
     let mended = [
+        (309, "a worker that had come back before it was known to be lost got both stages of the plan before"),
         (
             399,
             "a worker with two plans' shards gave the serving one up for a third, as the other had had the last frame",

@@ -58,16 +58,25 @@ impl Roster {
     /// The last plan instead, where nothing serves, its workers are back, and the new one is not worth that layers change hands.
     fn or_as_before(&self, now: Instant, choice: Choice) -> Choice {
         let (None, None, Some((plan, peers))) = (&self.serving, &self.next, &self.last) else { return choice };
-        let id_of =
-            |peer: &PeerId| self.workers.iter().find(|(_, worker)| worker.joined.peer == *peer).map(|(&id, _)| id);
         let chooser = self.chooser(now);
-        let ids: Option<Vec<WorkerId>> = peers.iter().map(id_of).collect();
-        let before = ids.and_then(|ids| chooser.again(plan, ids)).filter(|before| self.has_room(before));
+        let again = self.workers_of(peers).and_then(|workers| chooser.again(plan, workers));
+        let before = again.filter(|before| self.has_room(before));
         let Some(before) = before else { return choice };
         let is_short =
             before.stages.len() < self.formation.workers.least() && choice.stages.len() > before.stages.len();
         let was = chooser.cost(&before.plan, &before.stages);
         if is_short || pays(was, chooser.cost(&choice.plan, &choice.stages)) { choice } else { before }
+    }
+
+    /// A worker for each of these keys, if all are here. A key is there twice where a worker came back before its old connection
+    /// was known to be lost: then two stages had it, and one worker is not enough.
+    fn workers_of(&self, peers: &[PeerId]) -> Option<Vec<WorkerId>> {
+        let mut found = Vec::with_capacity(peers.len());
+        for peer in peers {
+            let mut of_peer = self.workers.iter().filter(|(_, worker)| worker.joined.peer == *peer).map(|(&id, _)| id);
+            found.push(of_peer.find(|id| !found.contains(id))?);
+        }
+        Some(found)
     }
 
     /// Whom a pin names that is not here.

@@ -34,6 +34,18 @@ fn whoever_comes_back_gets_the_layers_that_it_had() {
 }
 
 #[test]
+fn a_worker_that_was_there_twice_gets_one_stage_when_it_is_there_once() {
+    let mut world = World::new(Workers::AtLeast(2));
+    // It has come back before its first connection is known to be lost.
+    world.joined_as("a", 1, GB);
+    world.joined_as("a-2", 1, GB);
+    world.now += SETTLE;
+    assert_eq!(world.tick().iter().filter_map(sent_load).collect::<Vec<_>>(), [(1, 0), (2, 1)]);
+    world.roster.left(world.now, WorkerId(1), "gone");
+    assert_eq!(world.tick().iter().filter_map(sent_load).collect::<Vec<_>>(), [(2, 0)]);
+}
+
+#[test]
 fn who_does_not_come_back_is_not_waited_for_long() {
     let mut world = world();
     world.joined_as("a", 1, GB);
