@@ -1,13 +1,10 @@
 //! How fast this machine computes a model, found by computing a small one of the same kind.
 //!
 //! Steps of few rows take the time of reading the weights, so that there must be more of them than the caches hold; steps
-//! of many rows take that of computing, for which a few layers are enough. Times are means and not minima: where a process
-//! may have a part of a CPU only, that part is what counts.
+//! of many rows take that of computing, for which a few layers are enough. What counts is the median of the time on the CPU, so
+//! that what else happens in that second counts little, over the part of a CPU that this process has at all.
 
-use std::{
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, time::Duration};
 
 use qmesh_models::{
     footprint::PAGE_POSITIONS,
@@ -20,9 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::{Backend, ExpertsHeld, HeldTensors, LoadedShard, ShardRequest},
     error::EngineError,
+    measure::clock::{Clock, CpuPart},
     sample::SamplingParameters,
     step::{SequenceRows, Step, Wants},
 };
+
+mod clock;
 
 /// The time of steps of so many rows.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -55,28 +55,30 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     let last = excerpt.cuts().last().unwrap_or(0)..layers;
     let alone = last.start == 0;
     let body = 0..if alone { layers } else { last.start };
-    let mut few = Trial::load(backend, excerpt, body.clone())?;
-    let few_s = FEW.map(|rows| few.seconds(rows));
-    drop(few);
+    let mut part = CpuPart::default();
+    let mut times = |layers: &Range<usize>, rows: &[usize]| -> Result<Vec<Times>, EngineError> {
+        let mut trial = Trial::load(backend, excerpt, layers.clone())?;
+        rows.iter().map(|&rows| trial.times(rows, &mut part)).collect()
+    };
+    let few = times(&body, &FEW)?;
     let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
-    let mut many = Trial::load(backend, excerpt, some.clone())?;
-    let many_s = MANY.map(|rows| many.seconds(rows));
-    drop(many);
-    let mut head = Trial::load(backend, excerpt, last.clone())?;
-    let head_s = FEW.map(|rows| head.seconds(rows));
+    let many = times(&some, &MANY)?;
+    let head = times(&last, &FEW)?;
+    let part = part.median();
+    let seconds = |times: &[Times]| times.iter().map(|times| times.seconds(part)).collect::<Vec<_>>();
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
     // Something is divided by it.
     let (last_bytes, head_bytes) = (layer_bytes(excerpt, &last), excerpt.head_bytes().max(1) as f64);
     let mut points = Vec::new();
-    for ((rows, few_s), head_s) in FEW.into_iter().zip(few_s).zip(head_s) {
-        let layer_ps = PS_PER_S * few_s? / if alone { body_bytes + head_bytes } else { body_bytes };
-        let head_ps = (PS_PER_S * head_s? - layer_ps * last_bytes).max(0.0) / head_bytes;
+    for ((rows, few_s), head_s) in FEW.into_iter().zip(seconds(&few)).zip(seconds(&head)) {
+        let layer_ps = PS_PER_S * few_s / if alone { body_bytes + head_bytes } else { body_bytes };
+        let head_ps = (PS_PER_S * head_s - layer_ps * last_bytes).max(0.0) / head_bytes;
         points.push(StepTime { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
     }
     // The head's rows are those of few streams, or the last ones of prompts.
     let per_row = points[1].head_ps_per_byte / FEW[1] as f64;
-    for (rows, many_s) in MANY.into_iter().zip(many_s) {
-        let layers_ps_per_byte = PS_PER_S * many_s? / some_bytes;
+    for (rows, many_s) in MANY.into_iter().zip(seconds(&many)) {
+        let layers_ps_per_byte = PS_PER_S * many_s / some_bytes;
         points.push(StepTime { rows, layers_ps_per_byte, head_ps_per_byte: per_row * rows as f64 });
     }
     Ok(points)
@@ -110,8 +112,8 @@ impl<'a> Trial<'a> {
         Ok(Self { shard, excerpt, layers })
     }
 
-    /// The mean time of a step of `rows` rows. Each is written over the one before.
-    fn seconds(&mut self, rows: usize) -> Result<f64, EngineError> {
+    /// What steps of `rows` rows take. Each is written over the one before.
+    fn times(&mut self, rows: usize, part: &mut CpuPart) -> Result<Times, EngineError> {
         let is_last = self.layers.end == self.excerpt.layers.len();
         let wants = if is_last && rows <= FEW[1] { Wants::All } else { Wants::None };
         let hidden = (self.layers.start > 0).then(|| noise(rows * self.excerpt.row_width(self.layers.start)));
@@ -123,16 +125,40 @@ impl<'a> Trial<'a> {
         };
         // The first one finds nothing where it needs it.
         self.shard.step(&step)?;
-        let began = Instant::now();
-        let mut steps = 0;
-        while steps < STEPS_LEAST || (began.elapsed() < LONG_ENOUGH && steps < STEPS_MOST) {
+        let (began, mut times) = (Clock::now(), Times::default());
+        let mut before = began;
+        while times.wall.len() < STEPS_MOST {
             self.shard.step(&step)?;
-            steps += 1;
-            if began.elapsed() > TOO_LONG {
+            let now = Clock::now();
+            times.add(now.since(before), part);
+            before = now;
+            let passed = now.since(began).wall;
+            if passed > TOO_LONG || (passed > LONG_ENOUGH && times.wall.len() >= STEPS_LEAST) {
                 break;
             }
         }
-        Ok(began.elapsed().as_secs_f64() / f64::from(steps))
+        Ok(times)
+    }
+}
+
+/// What steps of one kind took, in seconds.
+#[derive(Debug, Default)]
+struct Times {
+    wall: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl Times {
+    fn add(&mut self, step: Clock, part: &mut CpuPart) {
+        part.add(step);
+        self.wall.push(step.wall.as_secs_f64());
+        self.cpu.push(step.cpu.as_secs_f64());
+    }
+
+    /// The usual time of one step for whoever has such a part of a CPU.
+    fn seconds(&self, part: f64) -> f64 {
+        // A thread that hardly computes waits for something else, and that takes its own time.
+        if part < PART_LEAST { clock::median(&self.wall) } else { clock::median(&self.cpu) / part }
     }
 }
 
@@ -185,13 +211,15 @@ const MANY_BYTES: u64 = 24 << 20;
 /// The only session.
 const SESSION: u64 = 1;
 /// Steps of each kind, at least.
-const STEPS_LEAST: u32 = 2;
+const STEPS_LEAST: usize = 3;
 /// And at most, where they are quick.
-const STEPS_MOST: u32 = 40;
-/// Several of the periods in which a system doles out parts of a CPU.
-const LONG_ENOUGH: Duration = Duration::from_millis(250);
+const STEPS_MOST: usize = 200;
+/// All kinds together take a second.
+const LONG_ENOUGH: Duration = Duration::from_millis(150);
 /// No kind of step is measured for longer.
 const TOO_LONG: Duration = Duration::from_millis(600);
+/// Less of a CPU than this no worker has that does its own computing.
+const PART_LEAST: f64 = 0.1;
 const PS_PER_S: f64 = 1e12;
 
 #[cfg(test)]

@@ -88,7 +88,8 @@ impl Conductor {
             }
             Message::Measured(measured) => {
                 measured.sections.understood(&[DiskRate::TAG]).map_err(Misconduct::Section)?;
-                self.roster.measured(now, worker, measured)?;
+                let actions = self.roster.measured(now, worker, measured)?;
+                self.order(now, actions);
             }
             Message::Drain | Message::Bye { .. } => self.left(now, worker, "it has left"),
             Message::Hello(_)

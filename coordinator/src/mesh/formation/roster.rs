@@ -119,7 +119,7 @@ impl Roster {
 
     /// A worker is in. It gets a stage when the formation says so.
     pub(crate) fn joined(&mut self, now: Instant, worker: WorkerId, joined: Joined) -> Vec<Action> {
-        let question = self.speeds.ask(now, worker, &joined);
+        self.speeds.ask(worker, &joined);
         let peer = joined.peer;
         self.workers.insert(worker, Worker { joined, since: now, holds: Vec::new(), stocks: Vec::new() });
         self.failed_probes = self.failed_probes.min(PROBES_MOST - 1);
@@ -135,15 +135,25 @@ impl Roster {
             Workers::Exactly(_) | Workers::AtLeast(_) | Workers::WhenItFits => self.plan_at = Some(now + SETTLE),
         }
         self.is_back(now, peer);
-        question.map(|question| Action::Send(worker, question)).into_iter().collect()
+        self.questions(now)
+    }
+
+    /// Who is asked now how fast it is.
+    fn questions(&mut self, now: Instant) -> Vec<Action> {
+        self.speeds.turns(now).into_iter().map(|(worker, question)| Action::Send(worker, question)).collect()
     }
 
     /// A worker says how fast it is.
     ///
     /// # Errors
     /// It was not asked.
-    pub(crate) fn measured(&mut self, now: Instant, worker: WorkerId, measured: Measured) -> Result<(), Misconduct> {
-        let Some(Worker { joined, .. }) = self.workers.get(&worker) else { return Ok(()) };
+    pub(crate) fn measured(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        measured: Measured,
+    ) -> Result<Vec<Action>, Misconduct> {
+        let Some(Worker { joined, .. }) = self.workers.get(&worker) else { return Ok(Vec::new()) };
         if !self.speeds.answered(worker, joined, measured) {
             return Err(Misconduct::Unasked("how fast it is"));
         }
@@ -151,7 +161,7 @@ impl Roster {
         if !self.speeds.pending(now) && self.newest.0 > 0 {
             self.plan_at = Some(now);
         }
-        Ok(())
+        Ok(self.questions(now))
     }
 
     /// A worker is gone. If it held a stage, that pipeline is down and the others are planned anew.
@@ -339,6 +349,10 @@ impl Roster {
         if self.pause_at.is_some_and(|at| at <= now) {
             self.pause_at = None;
             return self.replan(now, Pause::Now);
+        }
+        let questions = self.questions(now);
+        if !questions.is_empty() {
+            return questions;
         }
         // A change beside a pipeline that serves is brought to its end before the next one.
         let busy = self.next.is_some() && self.serving.is_some();

@@ -22,9 +22,22 @@ pub(super) struct Speeds {
     question: Option<Message>,
     /// By key and threads.
     known: BTreeMap<(PeerId, u32), Option<Speed>>,
-    /// Who has not answered yet, and until when that is waited for.
-    asked: BTreeMap<WorkerId, Instant>,
+    /// Who has not answered yet.
+    asked: BTreeMap<WorkerId, Asked>,
+    /// Who is to be asked, in the order of their coming, and on which machine it is.
+    queue: Vec<(WorkerId, Option<MachineName>)>,
 }
+
+/// Whose answer is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    until: Instant,
+    /// Which machine is busy with it, where that is known.
+    machine: Option<MachineName>,
+}
+
+/// A machine's name in this mesh.
+type MachineName = [u8; 32];
 
 impl Speeds {
     /// Nothing is known yet of how fast anybody computes `spec`.
@@ -36,17 +49,31 @@ impl Speeds {
                 serde_json::to_vec(&excerpt(spec)).ok().map(|spec_json| Message::Measure(Measure { spec_json }))
             }
         };
-        Self { question, known: BTreeMap::new(), asked: BTreeMap::new() }
+        Self { question, known: BTreeMap::new(), asked: BTreeMap::new(), queue: Vec::new() }
     }
 
-    /// What a worker that has joined is to be asked, if it has not said it before.
-    pub(super) fn ask(&mut self, now: Instant, id: WorkerId, worker: &Joined) -> Option<Message> {
-        let question = self.question.clone()?;
-        if self.known.contains_key(&key(worker)) {
-            return None;
+    /// A worker that has joined is to say how fast it is when it is its turn, if it has not said it before.
+    pub(super) fn ask(&mut self, id: WorkerId, worker: &Joined) {
+        if self.question.is_some() && !self.known.contains_key(&key(worker)) {
+            self.queue.push((id, worker.share.as_ref().map(|share| share.machine)));
         }
-        self.asked.insert(id, now + PATIENCE);
-        Some(question)
+    }
+
+    /// Who is asked now: one of a machine at a time. Otherwise they would measure each other, and not a stage that computes
+    /// while the others wait for it.
+    pub(super) fn turns(&mut self, now: Instant) -> Vec<(WorkerId, Message)> {
+        let Some(question) = &self.question else { return Vec::new() };
+        let mut turns = Vec::new();
+        self.queue.retain(|&(id, machine)| {
+            let is_busy =
+                machine.is_some() && self.asked.values().any(|asked| asked.machine == machine && asked.until > now);
+            if !is_busy {
+                self.asked.insert(id, Asked { until: now + PATIENCE, machine });
+                turns.push((id, question.clone()));
+            }
+            is_busy
+        });
+        turns
     }
 
     /// A worker's answer; whether it was asked.
@@ -66,11 +93,12 @@ impl Speeds {
     /// A worker is gone: nobody waits for its answer.
     pub(super) fn gone(&mut self, id: WorkerId) {
         self.asked.remove(&id);
+        self.queue.retain(|(waiting, _)| *waiting != id);
     }
 
     /// Whether somebody's answer is still waited for.
     pub(super) fn pending(&self, now: Instant) -> bool {
-        self.asked.values().any(|&until| until > now)
+        !self.queue.is_empty() || self.asked.values().any(|asked| asked.until > now)
     }
 
     /// How fast a worker is.
@@ -108,6 +136,8 @@ const PATIENCE: Duration = Duration::from_secs(6);
 
 #[cfg(test)]
 mod tests {
+    use qmesh_net::MachineShare;
+
     use super::*;
 
     fn worker(threads: u32) -> Joined {
@@ -117,7 +147,17 @@ mod tests {
 
     fn speeds() -> Speeds {
         let question = Some(Message::Measure(Measure { spec_json: Vec::new() }));
-        Speeds { question, known: BTreeMap::new(), asked: BTreeMap::new() }
+        Speeds { question, known: BTreeMap::new(), asked: BTreeMap::new(), queue: Vec::new() }
+    }
+
+    /// Who is asked now, after this one has joined.
+    fn ask(speeds: &mut Speeds, now: Instant, id: u64, worker: &Joined) -> Vec<u64> {
+        speeds.ask(WorkerId(id), worker);
+        turns(speeds, now)
+    }
+
+    fn turns(speeds: &mut Speeds, now: Instant) -> Vec<u64> {
+        speeds.turns(now).into_iter().map(|(id, _)| id.0).collect()
     }
 
     #[test]
@@ -127,13 +167,13 @@ mod tests {
             points: vec![MeasuredPoint { rows: 1, layers_ps_per_kib: ps, head_ps_per_kib: ps }],
             ..Measured::default()
         };
-        assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_some() && speeds.pending(now));
+        assert!(ask(&mut speeds, now, 1, &worker(2)) == [1] && speeds.pending(now));
         assert!(speeds.answered(WorkerId(1), &worker(2), answer(2048)) && !speeds.pending(now));
         assert_eq!(speeds.of(&worker(2)).map(|speed| speed.layers(1.0)), Some(2.0));
         let presumed = speeds.of(&worker(2)).map(|speed| speed.disk_ps_per_byte);
-        assert!(speeds.ask(now, WorkerId(1), &worker(2)).is_none());
+        assert!(ask(&mut speeds, now, 1, &worker(2)).is_empty());
         // With other threads it is another one.
-        assert!(speeds.ask(now, WorkerId(2), &worker(4)).is_some() && speeds.of(&worker(4)).is_none());
+        assert!(ask(&mut speeds, now, 2, &worker(4)) == [2] && speeds.of(&worker(4)).is_none());
         let mut with_disk = answer(1);
         DiskRate { bytes_per_s: 500_000_000 }.put(&mut with_disk.sections).unwrap();
         assert!(speeds.answered(WorkerId(2), &worker(4), with_disk));
@@ -145,13 +185,35 @@ mod tests {
     #[test]
     fn nobody_is_waited_for_for_ever() {
         let (now, mut speeds) = (Instant::now(), speeds());
-        speeds.ask(now, WorkerId(1), &worker(1));
+        ask(&mut speeds, now, 1, &worker(1));
         assert!(speeds.pending(now) && !speeds.pending(now + PATIENCE));
         speeds.gone(WorkerId(1));
         assert!(!speeds.pending(now));
-        speeds.ask(now, WorkerId(1), &worker(1));
+        ask(&mut speeds, now, 1, &worker(1));
         // An answer without points is one as well.
         assert!(speeds.answered(WorkerId(1), &worker(1), Measured::default()));
-        assert!(speeds.ask(now, WorkerId(1), &worker(1)).is_none() && speeds.of(&worker(1)).is_none());
+        assert!(ask(&mut speeds, now, 1, &worker(1)).is_empty() && speeds.of(&worker(1)).is_none());
+    }
+
+    #[test]
+    fn workers_of_one_machine_take_turns() {
+        let (now, mut speeds) = (Instant::now(), speeds());
+        let on = |machine: u8, threads| {
+            let share = MachineShare { machine: [machine; 32], ..MachineShare::default() };
+            Joined { share: Some(share), ..worker(threads) }
+        };
+        assert_eq!(ask(&mut speeds, now, 1, &on(1, 1)), [1]);
+        assert!(ask(&mut speeds, now, 2, &on(1, 2)).is_empty() && ask(&mut speeds, now, 3, &on(1, 3)).is_empty());
+        assert_eq!(ask(&mut speeds, now, 4, &on(2, 4)), [4]);
+        speeds.answered(WorkerId(1), &on(1, 1), Measured::default());
+        speeds.answered(WorkerId(4), &on(2, 4), Measured::default());
+        assert_eq!(turns(&mut speeds, now), [2]);
+        // One that goes gives its turn up, and one that says nothing keeps the next one waiting no longer than everybody.
+        speeds.gone(WorkerId(2));
+        assert_eq!(turns(&mut speeds, now), [3]);
+        assert!(ask(&mut speeds, now, 5, &on(1, 5)).is_empty() && speeds.pending(now + PATIENCE));
+        assert_eq!(turns(&mut speeds, now + PATIENCE), [5]);
+        speeds.gone(WorkerId(5));
+        assert!(!speeds.pending(now + PATIENCE));
     }
 }
