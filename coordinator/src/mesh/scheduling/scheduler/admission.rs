@@ -28,8 +28,8 @@ impl Scheduler {
             let session = self.queue[place];
             let Some(positions) = self.sequences.get(&session).map(Sequence::room) else { break };
             let (prefix, spare) = (self.longest_prefix(session), self.room_to_spare());
-            let (prefix, dropped) = make_room(&mut self.pages, &mut self.kept, positions + spare, prefix);
-            actions.extend(dropped.into_iter().flat_map(|session| self.close(session)));
+            let (prefix, freed) = make_room(&mut self.pages, &mut self.kept, positions + spare, prefix);
+            actions.extend(freed.into_iter().map(|freed| freed.action(pipeline.epoch)));
             let Some(prefix) = prefix else { break };
             self.queue.remove(place);
             self.pages.open(session, positions, prefix.map(|p| (p.session, p.positions as usize)));

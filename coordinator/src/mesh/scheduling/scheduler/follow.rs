@@ -191,8 +191,8 @@ impl Scheduler {
                 None
             };
             let positions = sequence.room();
-            let (prefix, dropped) = make_room(&mut successor.pages, &mut successor.kept, positions, best);
-            actions.extend(dropped.into_iter().map(|dropped| Action::Close(successor.pipeline.epoch, dropped)));
+            let (prefix, freed) = make_room(&mut successor.pages, &mut successor.kept, positions, best);
+            actions.extend(freed.into_iter().map(|freed| freed.action(successor.pipeline.epoch)));
             let beginning = prefix.flatten().map_or(0, |p| p.positions as usize);
             let phase = Phase::Opening { missing: successor.pipeline.stages };
             let mut trails = Trails::default();
