@@ -116,7 +116,24 @@ impl ApiError {
     /// The JSON object of the error; also what a failed stream ends with.
     pub(crate) fn body(&self) -> Value {
         let Class { kind, code, .. } = self.class();
-        json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
+        let mut error = json!({"message": self.to_string(), "type": kind, "param": self.param(), "code": code});
+        if let Some((prompt_tokens, context)) = self.exceeded() {
+            // llama-server's names, by which its clients shorten a conversation.
+            (error["n_prompt_tokens"], error["n_ctx"]) = (prompt_tokens.into(), context.into());
+        }
+        json!({ "error": error })
+    }
+
+    /// The tokens of a prompt, as far as they were counted, and of the context that it does not fit.
+    fn exceeded(&self) -> Option<(usize, usize)> {
+        if let Self::ContextExceeded { prompt_tokens, context, .. } = self {
+            let (PromptTokens::Exactly(tokens) | PromptTokens::AtLeast(tokens)) = *prompt_tokens;
+            Some((tokens, *context))
+        } else if let Self::Generate(GenerateError::ContextExceeded { prompt_tokens, context }) = self {
+            Some((*prompt_tokens, *context))
+        } else {
+            None
+        }
     }
 
     /// Its kind, in OpenAI's words.
@@ -284,6 +301,22 @@ fn generate_class(error: &GenerateError) -> Class {
 mod tests {
     use super::*;
     use crate::grammar::GrammarError;
+
+    #[test]
+    fn a_prompt_that_is_too_long_says_by_how_much() {
+        let counted = |error: ApiError| {
+            let body = error.body();
+            (body["error"]["n_prompt_tokens"].as_u64(), body["error"]["n_ctx"].as_u64())
+        };
+        let counts = [PromptTokens::Exactly(70), PromptTokens::AtLeast(70)];
+        for prompt_tokens in counts {
+            let error = ApiError::ContextExceeded { param: "prompt", prompt_tokens, context: 64 };
+            assert_eq!(counted(error), (Some(70), Some(64)));
+        }
+        let late = GenerateError::ContextExceeded { prompt_tokens: 65, context: 64 };
+        assert_eq!(counted(late.into()), (Some(65), Some(64)));
+        assert_eq!(counted(ApiError::Busy), (None, None));
+    }
 
     #[test]
     fn whoever_may_come_again_is_told_when() {
