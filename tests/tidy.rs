@@ -207,10 +207,12 @@ fn tracked(endings: &[&str]) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("the repository can be listed").flatten() {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            // In a second worktree `.git` is a file.
+            if ["target", ".git", "golden", "node_modules"].contains(&name.as_str()) {
+                continue;
+            }
             if path.is_dir() {
-                if !["target", ".git", "golden", "node_modules"].contains(&name.as_str()) {
-                    folders.push(path);
-                }
+                folders.push(path);
             } else if endings.contains(&path.extension().unwrap_or_default().to_string_lossy().as_ref()) {
                 found.push(path.strip_prefix(root()).expect("it was found below the root").to_owned());
             }

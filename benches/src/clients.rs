@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use qmesh_coordinator::{
     generate::{ClientId, GenerateEvent, GenerateRequest, Generation, PromptRows},
+    grammar::CompiledGrammar,
     mesh::MeshHandle,
 };
 use qmesh_net::Sampling;
@@ -49,13 +50,28 @@ impl RunningRequest {
     /// # Errors
     /// The mesh takes no more requests.
     pub fn submit(mesh: &MeshHandle, client: u64, prompt: Vec<u32>, tokens: usize, ends: Arc<[u32]>) -> Result<Self> {
+        Self::submit_held(mesh, client, prompt, tokens, ends, None)
+    }
+
+    /// The same of an answer that is held to a grammar.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_held(
+        mesh: &MeshHandle,
+        client: u64,
+        prompt: Vec<u32>,
+        tokens: usize,
+        ends: Arc<[u32]>,
+        grammar: Option<Arc<CompiledGrammar>>,
+    ) -> Result<Self> {
         let submitted = Instant::now();
         let generation = mesh.submit(GenerateRequest {
             ids: prompt,
             max_tokens: tokens,
             sampling: Sampling::default(),
             ends,
-            grammar: None,
+            grammar,
             prompt_rows: PromptRows::Last,
             client: ClientId(client),
             key: None,

@@ -6,12 +6,14 @@
 //! from going on without end where a model is weak.
 
 mod compiler;
+mod controls;
 mod desk;
 #[cfg(test)]
 pub(crate) mod fifty;
 mod gbnf;
 mod lazy;
 mod lead;
+mod tagged;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -19,11 +21,13 @@ mod walk;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+pub(crate) use self::tagged::wants_text;
 pub use self::{
     compiler::GrammarCompiler,
     desk::GrammarDesk,
-    lazy::{HeldCalls, Thoughts},
+    lazy::{HeldArguments, HeldCalls, Thoughts},
     lead::{Lead, LeadPiece, LeadPlace},
+    tagged::{Lines, Pairs, Types},
     walk::{CompiledGrammar, GrammarWalk},
 };
 
@@ -46,7 +50,7 @@ enum Form {
     Either(Vec<Self>),
     /// Any text up to the first `end`, then a form of its own.
     Behind { end: String, form: Box<Self> },
-    /// Any text, in which the arguments of some calls are JSON by schemas, in each of which the same is set.
+    /// Any text, in which the arguments of some calls are by schemas; where they are JSON, the same is set in each of these.
     Held(HeldCalls),
 }
 
@@ -184,10 +188,17 @@ impl Grammar {
     /// # Errors
     /// As [`Grammar::json_schema`]; schemas that are too long together.
     pub fn held(mut held: HeldCalls) -> Result<Self, GrammarError> {
-        for (_, schema) in &mut held.calls {
-            *schema = compact(schema)?;
+        let mut bytes = 0;
+        for (_, arguments) in &mut held.calls {
+            bytes += match arguments {
+                HeldArguments::Json(schema) => {
+                    *schema = compact(schema)?;
+                    schema.to_string().len()
+                }
+                HeldArguments::Tagged { schema, .. } => schema.to_string().len(),
+            };
         }
-        within(held.calls.iter().map(|(_, schema)| schema.to_string().len()).sum())?;
+        within(bytes)?;
         Ok(Self(Form::Held(held)))
     }
 }
@@ -199,6 +210,24 @@ const BYTES: usize = 256 << 10;
 fn quoted(text: &str) -> String {
     // The only character that JSON writes as it is and Lark does not take so.
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// A schema whose references to parts of itself still find them at the place `base` of another one.
+pub(crate) fn rebased(schema: &Value, base: &str) -> Value {
+    match schema {
+        Value::Object(fields) => {
+            let field = |(key, value): (&String, &Value)| {
+                let value = match value.as_str().and_then(|text| text.strip_prefix('#')) {
+                    Some(place) if key == "$ref" => format!("#{base}{place}").into(),
+                    Some(_) | None => rebased(value, base),
+                };
+                (key.clone(), value)
+            };
+            fields.iter().map(field).collect()
+        }
+        Value::Array(items) => items.iter().map(|item| rebased(item, base)).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => schema.clone(),
+    }
 }
 
 /// The schema with what keeps white space short, whatever it says of that itself, and objects to the members that it names.

@@ -1,5 +1,7 @@
-//! `qmesh-bench api`: what the API adds to a token, and whether silent connections keep anybody waiting. Stages wait instead of
-//! computing, so that the API has the CPUs.
+//! `qmesh-bench api`: what the API adds to a token, what a grammar does, and whether silent connections keep anybody waiting. Stages
+//! wait instead of computing, so that the API has the CPUs, but where a grammar's cost is compared with a step's.
+
+mod grammar;
 
 use std::{
     net::SocketAddr,
@@ -23,6 +25,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
+use self::grammar::GrammarCost;
 use crate::{
     clients::RunningRequest,
     emulation::Emulation,
@@ -57,6 +60,9 @@ pub struct ApiOptions {
     /// Tokens of each answer under load.
     #[arg(long, default_value_t = 16, value_parser = positive)]
     tokens: usize,
+    /// Tokens of each stream with a grammar and without, of which there are `--repeat` pairs.
+    #[arg(long, default_value_t = 128, value_parser = positive)]
+    grammar_tokens: usize,
 }
 
 pub(super) fn run(options: &ApiOptions) -> Result<Report> {
@@ -78,6 +84,7 @@ pub(super) fn run(options: &ApiOptions) -> Result<Report> {
             "silent that stand",
         ],
     );
+    let mut grammars = GrammarCost::table(options);
     let mut samples = Vec::new();
     for model in &options.pipeline.models.open()? {
         let served = Served::start(options, model)?;
@@ -95,13 +102,18 @@ pub(super) fn run(options: &ApiOptions) -> Result<Report> {
         crowd.rows.push(row);
         samples.extend([through.all().into(), without.all().into(), probes.all().into()]);
         served.stop()?;
+        let cost = GrammarCost::measure(options, model)?;
+        grammars.rows.push(cost.row(model));
+        samples.extend(cost.samples());
     }
     let notes = NOTES.map(String::from).to_vec();
-    Ok(Report { tables: vec![alone, crowd], notes, samples, ..Report::default() })
+    Ok(Report { tables: vec![alone, grammars, crowd], notes, samples, ..Report::default() })
 }
 
-const NOTES: [&str; 2] = [
+const NOTES: [&str; 3] = [
     "emulated compute: stages wait for a clock; clients and server share this process and its CPUs",
+    "with a grammar: drafts are off; a pair has one prompt, each stream's figure is the median between its tokens, and the median \
+     of the pairs' ratios counts; so it does of the means between tokens",
     "/health is asked on a new connection each time",
 ];
 
@@ -313,8 +325,10 @@ mod tests {
         let shape = "synth llama --layers 2 --hidden 64 --heads 1 --kv-heads 1 --inner 64 --vocab 512 --out";
         synth::run(&Synthetic::parse_from(shape.split(' ').chain([path])).options).unwrap();
         let arguments = ["api", "-m", path, "--idle", "20", "--active", "4", "--seconds", "1", "--answers", "3"];
-        let report = run(&Cli::parse_from(arguments.into_iter().chain(["--step-ms", "2"])).options).unwrap();
-        let [alone, crowd] = &report.tables[..] else { panic!("two tables") };
+        let short = ["--step-ms", "2", "--repeat", "1", "--grammar-tokens", "8"];
+        let report = run(&Cli::parse_from(arguments.into_iter().chain(short)).options).unwrap();
+        let [alone, grammars, crowd] = &report.tables[..] else { panic!("three tables") };
+        assert_eq!(grammars.rows[0].len(), grammars.columns.len());
         assert!(alone.rows[0].len() == alone.columns.len() && crowd.rows[0].len() == crowd.columns.len());
         let Cell::Number(answers, _) = crowd.rows[0][1] else { panic!("no answers") };
         let Cell::Number(failed, _) = crowd.rows[0][2] else { panic!("no failures") };

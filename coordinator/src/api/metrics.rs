@@ -345,7 +345,7 @@ fn gauges(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
 
 fn stages(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     type Value = fn(&StageStatus) -> Option<f64>;
-    let values: [(&str, &str, Value); 8] = [
+    let values: [(&str, &str, Value); 10] = [
         ("qmesh_stage_steps", "Steps that a stage has computed under this plan", |stage| Some(stage.steps as f64)),
         ("qmesh_stage_compute_mean_seconds", "Mean time of a step in a stage's layers", |stage| {
             Some(stage.compute_ms / 1e3)
@@ -359,6 +359,12 @@ fn stages(status: &MeshStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
         ("qmesh_stage_hop_mean_seconds", "Mean time to hand a step on", |stage| Some(stage.hop_ms / 1e3)),
         ("qmesh_stage_weight_bytes", "Bytes of a stage's tensors", |stage| Some(stage.weight_bytes as f64)),
         ("qmesh_stage_planned_bytes", "Memory that the plan gives a stage", |stage| Some(stage.planned_bytes as f64)),
+        ("qmesh_stage_kv_bytes", "Bytes of a stage's KV cache: keys and values of all positions", |stage| {
+            Some(stage.kv_bytes as f64)
+        }),
+        ("qmesh_stage_kv_used_bytes", "Of those, what is promised to sequences and to kept beginnings", |stage| {
+            Some(stage.kv_bytes_used as f64)
+        }),
         ("qmesh_stage_peak_bytes", "Peak memory that the worker measured", |stage| Some(stage.peak_bytes as f64)),
     ];
     for (name, help, value) in values {

@@ -14,13 +14,13 @@ use llguidance::{
 };
 use qmesh_models::tokenizer::Tokenizer;
 
-use super::{CompiledGrammar, Form, Grammar, GrammarError, quoted};
+use super::{CompiledGrammar, Form, Grammar, GrammarError, HeldArguments, controls::Controls, quoted, tagged};
 
 /// Compiles grammars for one vocabulary. Making one takes tenths of a second and some tens of megabytes.
 pub struct GrammarCompiler {
     factory: ParserFactory,
-    /// Tokens that are no text, by their spelling; the longest spelling first.
-    controls: Vec<(String, u32)>,
+    /// Tokens that are no text.
+    controls: Controls,
     ends: Arc<[u32]>,
     /// One grammar is compiled at a time: whoever sends many of them has one core for it.
     busy: Mutex<()>,
@@ -65,8 +65,7 @@ impl GrammarCompiler {
                 *token = [&[TokTrie::SPECIAL_TOKEN_MARKER], spelling.as_bytes()].concat();
             }
         }
-        controls.retain(|(spelling, id)| !spelling.is_empty() && *id < count);
-        controls.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
+        controls.retain(|(_, id)| *id < count);
         let trie = TokTrie::from(&TokRxInfo::new(count, first), &tokens).with_eos_tokens(&ends);
         // It forces no tokens: a model may spell what must come in any way that it likes.
         let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
@@ -75,7 +74,7 @@ impl GrammarCompiler {
         let mut factory = factory.map_err(|error| GrammarError::Refused { text: in_words(&error.to_string()) })?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Self { factory, controls, ends, busy: Mutex::new(()) })
+        Ok(Self { factory, controls: Controls::new(controls), ends, busy: Mutex::new(()) })
     }
 
     /// Compiles a grammar. Blocks, as a rule for a few milliseconds; the limits on what may be spent bound it to a second or
@@ -100,9 +99,14 @@ impl GrammarCompiler {
         let Form::Held(held) = form else {
             return CompiledGrammar::bound(self.matcher(self.source(form))?, ends);
         };
-        let arguments = held.calls.iter().map(|(_, schema)| {
-            let json = format!("start: SPACE? json\nSPACE: /[ \\n]{{1,8}}/\njson: %json {schema}\n");
-            self.matcher(TopLevelGrammar::from_lark(json))
+        let arguments = held.calls.iter().map(|(_, arguments)| {
+            let lark = match arguments {
+                HeldArguments::Json(schema) => {
+                    format!("start: SPACE? json\nSPACE: /[ \\n]{{1,8}}/\njson: %json {schema}\n")
+                }
+                HeldArguments::Tagged { pairs, schema } => tagged::lark(pairs, schema, &self.controls)?,
+            };
+            self.matcher(TopLevelGrammar::from_lark(lark))
         });
         CompiledGrammar::held(held.clone(), arguments.collect::<Result<_, _>>()?, self.factory.tok_env().clone(), ends)
     }
@@ -130,8 +134,8 @@ impl GrammarCompiler {
 
     /// A grammar of its own behind what comes first.
     fn behind(&self, end: &str, form: &Form) -> TopLevelGrammar {
-        let first = match self.controls.iter().find(|(spelling, _)| spelling == end) {
-            Some((_, id)) => format!("start: TEXT? <[{id}]> BREAKS? @form\nTEXT: /(.|\\n)+/\n"),
+        let first = match self.controls.id(end) {
+            Some(id) => format!("start: TEXT? <[{id}]> BREAKS? @form\nTEXT: /(.|\\n)+/\n"),
             None => format!("start: text BREAKS? @form\ntext[suffix={}]: /(.|\\n)*/\n", quoted(end)),
         };
         let mut whole = TopLevelGrammar::from_lark(format!("{first}BREAKS: /\\n{{1,2}}/\n"));
@@ -146,7 +150,9 @@ impl GrammarCompiler {
         for (place, form) in forms.iter().enumerate() {
             let (prefix, schema, suffix) = match form {
                 Form::Json(schema) => (String::new(), schema, String::new()),
-                Form::Tagged { prefix, schema, suffix } => (self.spelled(prefix), schema, self.spelled(suffix)),
+                Form::Tagged { prefix, schema, suffix } => {
+                    (self.controls.spelled(prefix), schema, self.controls.spelled(suffix))
+                }
                 // There are none of these among them.
                 Form::Regex(_) | Form::Lark(_) | Form::Either(_) | Form::Behind { .. } | Form::Held(_) => continue,
             };
@@ -155,23 +161,6 @@ impl GrammarCompiler {
             let _ = writeln!(rules, "json{place}: %json {schema}");
         }
         TopLevelGrammar::from_lark(format!("start: {}\n{rules}", start.join(" | ")))
-    }
-
-    /// A text in Lark, where each control token that it spells may be that token.
-    fn spelled(&self, mut text: &str) -> String {
-        let mut parts = Vec::new();
-        let mut start = 0;
-        while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
-            if let Some((spelling, id)) = self.controls.iter().find(|(spelling, _)| rest.starts_with(spelling)) {
-                parts.extend(Some(&text[..start]).filter(|plain| !plain.is_empty()).map(quoted));
-                parts.push(format!("(<[{id}]> | {})", quoted(spelling)));
-                (text, start) = (&rest[spelling.len()..], 0);
-            } else {
-                start += rest.chars().next().map_or(1, char::len_utf8);
-            }
-        }
-        parts.extend(Some(text).filter(|plain| !plain.is_empty()).map(quoted));
-        parts.join(" ")
     }
 }
 

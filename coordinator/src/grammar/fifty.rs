@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::json;
 
-use super::{CompiledGrammar, Grammar, GrammarCompiler, HeldCalls, Lead, LeadPiece, LeadPlace};
+use super::{CompiledGrammar, Grammar, GrammarCompiler, HeldArguments, HeldCalls, Lead, LeadPiece, LeadPlace};
 
 /// Ends a text.
 pub(crate) const END: u32 = 49;
@@ -26,7 +26,7 @@ pub(crate) fn held() -> Arc<CompiledGrammar> {
     let lead = Lead::new(vec![LeadPiece::Text("34".to_owned())], LeadPlace::Anywhere);
     let number = json!({"type": "integer", "minimum": 100, "maximum": 999});
     let list = json!({"type": "array", "items": number, "minItems": 1, "maxItems": 1});
-    let held = HeldCalls { calls: vec![(lead, list)], marks: Vec::new(), thoughts: None };
+    let held = HeldCalls { calls: vec![(lead, HeldArguments::Json(list))], marks: Vec::new(), thoughts: None };
     let grammar = Grammar::held(held).expect("a short schema");
     Arc::new(COMPILER.compile(&grammar).expect("a sound schema"))
 }

@@ -2,17 +2,34 @@
 
 use serde_json::Value;
 
-use super::lead::{Heard, Lead, last};
+use super::{
+    lead::{Heard, Lead, last},
+    tagged::Pairs,
+};
 
 /// Calls whose arguments are held to schemas, in an answer that is free otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeldCalls {
-    /// What comes right before the arguments, and their schema.
-    pub calls: Vec<(Lead, Value)>,
+    /// What comes right before the arguments, and what these are.
+    pub calls: Vec<(Lead, HeldArguments)>,
     /// What begins calls.
     pub marks: Vec<&'static str>,
     /// What is around thoughts before the answer, in which there are no calls.
     pub thoughts: Option<Thoughts>,
+}
+
+/// The arguments of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeldArguments {
+    /// JSON by a schema.
+    Json(Value),
+    /// Pairs of keys and values, by the schema of an object.
+    Tagged {
+        /// What is around them.
+        pairs: &'static Pairs,
+        /// The object's schema.
+        schema: Value,
+    },
 }
 
 /// What is around thoughts.
@@ -116,7 +133,7 @@ mod tests {
 
     fn held(thoughts: Option<Thoughts>) -> HeldCalls {
         let lead = |name: &str| Lead::new(vec![LeadPiece::Text(format!("{name}("))], LeadPlace::InCalls);
-        let calls = vec![(lead("f"), Value::Null), (lead("g"), Value::Null)];
+        let calls = ["f", "g"].map(|name| (lead(name), HeldArguments::Json(Value::Null))).to_vec();
         HeldCalls { calls, marks: vec!["<call>"], thoughts }
     }
 

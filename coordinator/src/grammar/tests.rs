@@ -1,6 +1,7 @@
 //! Grammars over real vocabularies: random texts along masks keep to them, and what cannot be followed is refused.
 
 mod held;
+mod tagged;
 
 use std::{
     fs::File,

@@ -12,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+use qmesh_models::footprint::PAGE_POSITIONS;
 use qmesh_net::{DraftAnswer, DraftOrder, Frame, Message, OpenSession, PlanEpoch, RelayGrant, SessionId};
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
     },
     probe::{self, Prober},
     scheduling::{self, DraftModel, DraftModelState, Limits, Scheduler, StepTotals},
-    status::{ChangeStatus, DraftState, DraftStatus, MeshState, MeshStatus, SequenceStatus, StepsStatus},
+    status::{ChangeStatus, DraftState, DraftStatus, MeshState, MeshStatus, SequenceStatus, StageStatus, StepsStatus},
 };
 use crate::generate::{GenerateError, GenerateEvent, GenerateRequest};
 
@@ -232,7 +233,7 @@ impl Conductor {
             context: self.model.context,
             kv_positions: self.model.kv_positions,
             kv_positions_used: self.scheduler.positions_reserved(),
-            stages: self.roster.stage_status(),
+            stages: self.with_kv_used(self.roster.stage_status(), self.scheduler.positions_reserved()),
             workers: self.roster.worker_status(now, rtt_ms),
             prediction: self.roster.prediction(),
             change: self.roster.change(now).map(|change| self.with_followers(change)),
@@ -268,9 +269,21 @@ impl Conductor {
     /// How many answers have followed to the next pipeline.
     fn with_followers(&self, change: ChangeStatus) -> ChangeStatus {
         match self.scheduler.following() {
-            Some((there, all)) => ChangeStatus { text: format!("{}: {there} of {all}", change.text), ..change },
+            Some((there, all)) => {
+                let stages = self.with_kv_used(change.stages, self.scheduler.positions_reserved_next());
+                ChangeStatus { text: format!("{}: {there} of {all}", change.text), stages, ..change }
+            }
             None => change,
         }
+    }
+
+    /// Stages with what so many promised positions take of their KV caches: pages are the same size throughout a stage.
+    fn with_kv_used(&self, mut stages: Vec<StageStatus>, positions: usize) -> Vec<StageStatus> {
+        let pages = |positions: usize| positions.div_ceil(PAGE_POSITIONS) as u64;
+        for stage in &mut stages {
+            stage.kv_bytes_used = stage.kv_bytes / pages(self.model.kv_positions).max(1) * pages(positions);
+        }
+        stages
     }
 
     /// A stage that lives but answers nothing is as good as lost.

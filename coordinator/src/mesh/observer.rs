@@ -124,6 +124,8 @@ mod tests {
             end_layer: 3,
             weight_bytes: 10,
             planned_bytes: 20,
+            kv_bytes: 4,
+            kv_bytes_used: 0,
             peak_bytes: 0,
             phase,
             bytes_done,

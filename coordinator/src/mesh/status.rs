@@ -201,6 +201,12 @@ pub struct StageStatus {
     pub weight_bytes: u64,
     /// Memory that the plan gives it: weights, KV, activations, process.
     pub planned_bytes: u64,
+    /// Of these, keys and values of all positions, in whole pages.
+    #[serde(default)]
+    pub kv_bytes: u64,
+    /// Of those, what is promised to sequences and to beginnings that are kept.
+    #[serde(default)]
+    pub kv_bytes_used: u64,
     /// Peak memory that the worker measured.
     pub peak_bytes: u64,
     /// How far its shard is.

@@ -166,16 +166,18 @@ impl Dashboard {
         let rows = stages.map(|(number, (stage, &ms))| self.stage(stage, ms, slowest, number));
         let widths = [
             Constraint::Length(5),
-            Constraint::Length(16),
+            Constraint::Length(13),
             Constraint::Length(7),
             Constraint::Length(7),
             Constraint::Length(13),
             Constraint::Length(11),
             Constraint::Length(6),
-            Constraint::Length(22),
+            Constraint::Length(18),
+            Constraint::Length(16),
             Constraint::Fill(1),
         ];
-        let head = ["stage", "worker", "layers", "step ms", "p50 / p95", "", "hop ms", "memory", "to the next"];
+        let head =
+            ["stage", "worker", "layers", "step ms", "p50 / p95", "", "hop ms", "memory", "KV used", "to the next"];
         let plan =
             if self.status.epoch == 0 { " no plan yet ".to_owned() } else { format!(" plan {} ", self.status.epoch) };
         Table::new(rows, widths)
@@ -200,6 +202,7 @@ impl Dashboard {
             role,
             format!("{:.2}", stage.hop_ms),
             format!("{} of {}", ByteCount(stage.peak_bytes), ByteCount(stage.planned_bytes)),
+            kv_used(stage),
             stage.link.map(link).unwrap_or_default(),
         ];
         let row = Row::new(cells);
@@ -254,6 +257,12 @@ fn recent(old: &StageStatus, new: &StageStatus) -> Option<f64> {
     Some(((total(new) - total(old)) / steps as f64).max(0.0))
 }
 
+/// `25 % of 800 MB`.
+fn kv_used(stage: &StageStatus) -> String {
+    let share = stage.kv_bytes_used as f64 / stage.kv_bytes.max(1) as f64;
+    format!("{:.0} % of {}", 100.0 * share, ByteCount(stage.kv_bytes))
+}
+
 fn loading(phase: StagePhase, done: u64, total: u64) -> String {
     let name = match phase {
         StagePhase::Asked => "asked",
@@ -282,7 +291,7 @@ mod tests {
     fn stage(number: usize, steps: u64, compute_ms: f64) -> StageStatus {
         let text = format!(
             r#"{{"stage": {number}, "worker": "w{number}", "first_layer": {}, "end_layer": {}, "weight_bytes": 1,
-                "planned_bytes": 2000000000, "peak_bytes": 1500000000, "phase": "ready", "bytes_done": 0, "bytes_total": 0,
+                "planned_bytes": 2000000000, "kv_bytes": 800000000, "kv_bytes_used": 200000000, "peak_bytes": 1500000000, "phase": "ready", "bytes_done": 0, "bytes_total": 0,
                 "steps": {steps}, "compute_ms": {compute_ms}, "hop_ms": 0.25,
                 "recent": {{"count": 256, "p50_ms": 6.5, "p95_ms": 31.25}},
                 "link": {{"passage": "relayed", "rtt_ms": 12.3}}}}"#,
@@ -292,12 +301,12 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// The lines of a terminal of 120 columns.
+    /// The lines of a terminal of 132 columns.
     fn drawn(dashboard: &Dashboard, now: Instant) -> Vec<String> {
-        let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(132, 30)).unwrap();
         terminal.draw(|frame| dashboard.draw(frame, now)).unwrap();
         let cells = terminal.backend().buffer().content();
-        cells.chunks(120).map(|line| line.iter().map(|cell| cell.symbol()).collect()).collect()
+        cells.chunks(132).map(|line| line.iter().map(|cell| cell.symbol()).collect()).collect()
     }
 
     fn line<'a>(lines: &'a [String], part: &str) -> &'a str {
@@ -316,7 +325,16 @@ mod tests {
         dashboard.update(status(200, [7.5, 22.5]));
         let lines = drawn(&dashboard, Instant::now());
         let first = line(&lines, "w0");
-        for part in ["0–3", "10.0", "6.5 / 31.2", "waits 75 %", "0.25", "1.50 GB of 2.00 GB", "relayed, 12.3 ms"] {
+        for part in [
+            "0–3",
+            "10.0",
+            "6.5 / 31.2",
+            "waits 75 %",
+            "0.25",
+            "1.50 GB of 2.00 GB",
+            "25 % of 800 MB",
+            "relayed, 12.3 ms",
+        ] {
             assert!(first.contains(part), "{part}: {first}");
         }
         let second = line(&lines, "w1");

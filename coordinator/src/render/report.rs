@@ -35,6 +35,7 @@ pub fn stages(status: &MeshStatus) -> String {
 /// The stages after work: what they held, what was planned for them, and how long they computed and sent.
 pub fn stages_measured(status: &MeshStatus) -> String {
     let measured = [
+        ("KV used", Align::Right),
         ("peak", Align::Right),
         ("steps", Align::Right),
         ("compute ms", Align::Right),
@@ -45,6 +46,7 @@ pub fn stages_measured(status: &MeshStatus) -> String {
     let columns = [&STAGE_COLUMNS[..], &measured].concat();
     let rows = status.stages.iter().map(|stage| {
         let mut cells = stage_cells(stage);
+        cells.push(format!("{} of {}", ByteCount(stage.kv_bytes_used), ByteCount(stage.kv_bytes)));
         cells.push(ByteCount(stage.peak_bytes).to_string());
         cells.push(stage.steps.to_string());
         cells.push(format!("{:.2}", stage.compute_ms));

@@ -273,6 +273,7 @@ const stageBox = (stage, worker, isSlowest, slowest) => {
   }
   rows.push(["weights", bytes(stage.weight_bytes)]);
   rows.push(["memory", `${bytes(stage.planned_bytes)}${worker ? ` of ${bytes(worker.memory_bytes)}` : ""}`]);
+  rows.push(["KV cache", `${bytes(stage.kv_bytes_used)} of ${bytes(stage.kv_bytes)}`]);
   const list = make("dl", {});
   for (const [name, value] of rows) list.append(make("dt", {}, name), make("dd", {}, value));
   const loads = stage.phase !== "ready" && stage.bytes_total > 0;

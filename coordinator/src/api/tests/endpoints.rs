@@ -159,12 +159,12 @@ async fn metrics_tell_waiting_from_reading_and_from_the_time_between_tokens() {
 }
 
 #[tokio::test]
-async fn metrics_have_the_times_of_a_stage_once_it_has_any() {
+async fn metrics_have_a_stages_kv_cache_and_its_times_once_it_has_any() {
     let bench = Bench::new(hello);
     let stage = |number: usize, recent: Value| {
         let stage = json!({
             "stage": number, "worker": format!("w{number}"), "first_layer": number, "end_layer": number + 1,
-            "weight_bytes": 1, "planned_bytes": 2, "peak_bytes": 3, "phase": "ready", "bytes_done": 1, "bytes_total": 1,
+            "weight_bytes": 1, "planned_bytes": 2, "kv_bytes": 2048, "kv_bytes_used": 512 * number, "peak_bytes": 3, "phase": "ready", "bytes_done": 1, "bytes_total": 1,
             "steps": 4, "compute_ms": 2.0, "recent": recent, "hop_ms": 0.5
         });
         serde_json::from_value(stage).expect("a stage")
@@ -178,7 +178,12 @@ async fn metrics_have_the_times_of_a_stage_once_it_has_any() {
     let expected = [("mean", 0, "0.002"), ("mean", 1, "0.002"), ("p50", 0, "0.0015"), ("p95", 0, "0.006")];
     let expected = expected.map(|(name, stage, s)| format!("qmesh_stage_compute_{name}_seconds{} {s}", labels(stage)));
     assert_eq!(lines, expected);
+    let lines: Vec<_> = metrics.text.lines().filter(|line| line.starts_with("qmesh_stage_kv_")).collect();
+    let expected =
+        [("bytes", 0, "2048.0"), ("bytes", 1, "2048.0"), ("used_bytes", 0, "0.0"), ("used_bytes", 1, "512.0")];
+    assert_eq!(lines, expected.map(|(name, stage, bytes)| format!("qmesh_stage_kv_{name}{} {bytes}", labels(stage))));
     let status = bench.get("/api/status").await.json();
+    assert_eq!(status["stages"][1]["kv_bytes_used"], 512);
     assert_eq!(status["stages"][0]["recent"], json!({"count": 4, "p50_ms": 1.5, "p95_ms": 6.0}));
 }
 

@@ -6,7 +6,7 @@ use super::*;
 fn orders() -> HeldCalls {
     let text = |text: &str| LeadPiece::Text(text.to_owned());
     let lead = Lead::new(vec![text("\"order\""), LeadPiece::Space, text(":")], LeadPlace::InCalls);
-    HeldCalls { calls: vec![(lead, order())], marks: vec!["<call>"], thoughts: None }
+    HeldCalls { calls: vec![(lead, HeldArguments::Json(order()))], marks: vec!["<call>"], thoughts: None }
 }
 
 impl Known {
@@ -74,9 +74,9 @@ fn drafts_stop_before_what_is_held_begins_or_ends() {
 #[test]
 fn what_cannot_be_held_is_refused() {
     let mut held = orders();
-    held.calls[0].1 = json!({"type": "what"});
+    held.calls[0].1 = HeldArguments::Json(json!({"type": "what"}));
     assert!(matches!(QWEN2.compiler.compile(&Grammar::held(held).unwrap()), Err(GrammarError::Refused { .. })));
     let mut long = orders();
-    long.calls[0].1 = json!({"description": "x".repeat(BYTES)});
+    long.calls[0].1 = HeldArguments::Json(json!({"description": "x".repeat(BYTES)}));
     assert!(matches!(Grammar::held(long), Err(GrammarError::TooLong { .. })));
 }

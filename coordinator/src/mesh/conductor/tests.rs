@@ -75,6 +75,21 @@ fn who_breaks_the_protocol_is_hung_up_on_by_name() {
 }
 
 #[test]
+fn a_stage_says_what_of_its_kv_cache_is_promised() {
+    let mut world = World::new();
+    world.serve();
+    let kv = |world: &World| {
+        let stage = &world.conductor.status(world.now, |_| 0.0).stages[0];
+        (stage.kv_bytes, stage.kv_bytes_used)
+    };
+    let (all, used) = kv(&world);
+    assert!(all > 0 && used == 0, "{used} of {all}");
+    world.conductor.submit(world.now, request()).unwrap();
+    world.conductor.pump(world.now);
+    assert_eq!(kv(&world), (all, all), "there is one page");
+}
+
+#[test]
 fn what_follows_from_lost_frames_is_a_plan_anew() {
     let mut world = World::new();
     world.serve();

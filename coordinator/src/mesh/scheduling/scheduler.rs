@@ -324,6 +324,11 @@ impl Scheduler {
         self.pages.used_positions()
     }
 
+    /// The same on the stages that sequences are following to.
+    pub(crate) fn positions_reserved_next(&self) -> usize {
+        self.successor.as_ref().map_or(0, |successor| successor.pages.used_positions())
+    }
+
     /// Nothing runs and nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.sequences.is_empty() && self.queue.is_empty() && self.steps.is_empty()

@@ -1,6 +1,6 @@
 //! What a format of calls is made of.
 
-use super::{cursor::Stop, head::Head};
+use super::{cursor::Stop, head::Head, pairs::Pairs};
 
 /// One way of writing calls, which models of a family were trained on.
 #[derive(Debug)]
@@ -53,6 +53,13 @@ pub(super) enum Force {
         before: (&'static str, &'static str),
         /// Behind the arguments.
         after: &'static str,
+    },
+    /// In another format where a call is demanded; where it is not, by keys and values between tags.
+    Tagged {
+        /// Before the tool's name, and between it and the pairs.
+        name: (&'static str, &'static str),
+        /// The tags.
+        pairs: &'static Pairs,
     },
     /// In another format, since a JSON schema does not describe this one.
     Generic,

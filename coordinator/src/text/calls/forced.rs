@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{family::Force, format::Format, tools::Tools};
+use crate::grammar::rebased;
 
 /// Which tools a model may call, and whether it must.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -52,7 +53,7 @@ pub fn forced_call(tools: &Tools, choice: &ToolChoice, format: Format) -> Option
             format,
         }),
         // Which of several names comes first is nothing that a schema of what follows could say.
-        (Force::Named { .. } | Force::Generic, _) => forced_call(tools, choice, Format::GENERIC),
+        (Force::Named { .. } | Force::Tagged { .. } | Force::Generic, _) => forced_call(tools, choice, Format::GENERIC),
     }
 }
 
@@ -63,7 +64,7 @@ pub fn possible_calls(tools: &Tools, format: Format) -> Vec<ForcedCall> {
     match format.force() {
         Force::Object { .. } => call(&ToolChoice::Required).into_iter().collect(),
         Force::Named { .. } => tools.iter().filter_map(|(name, _)| call(&ToolChoice::Named(name.to_owned()))).collect(),
-        Force::Generic => Vec::new(),
+        Force::Tagged { .. } | Force::Generic => Vec::new(),
     }
 }
 
@@ -97,24 +98,6 @@ pub(super) fn arguments_schema(parameters: &Value, base: &str) -> Value {
             schema
         }
         None => json!({"type": "object"}),
-    }
-}
-
-/// A schema whose references to parts of itself still find them at the place `base` of another one.
-fn rebased(schema: &Value, base: &str) -> Value {
-    match schema {
-        Value::Object(fields) => {
-            let field = |(key, value): (&String, &Value)| {
-                let value = match value.as_str().and_then(|text| text.strip_prefix('#')) {
-                    Some(place) if key == "$ref" => format!("#{base}{place}").into(),
-                    Some(_) | None => rebased(value, base),
-                };
-                (key.clone(), value)
-            };
-            fields.iter().map(field).collect()
-        }
-        Value::Array(items) => items.iter().map(|item| rebased(item, base)).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => schema.clone(),
     }
 }
 

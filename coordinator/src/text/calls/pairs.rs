@@ -3,44 +3,8 @@
 use serde_json::Value;
 
 use super::tools::Tools;
-
-/// The tags of a format.
-#[derive(Debug)]
-pub(super) struct Pairs {
-    /// Around a key.
-    pub(super) key: (&'static str, &'static str),
-    /// Around its value.
-    pub(super) value: (&'static str, &'static str),
-    /// Behind the last pair.
-    pub(super) end: &'static str,
-    /// Whether values stand on lines of their own.
-    pub(super) lines: Lines,
-    /// What tells a text from other values.
-    pub(super) types: Types,
-}
-
-/// What tells a value that is a text from one that is JSON.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Types {
-    /// The tool's schema.
-    BySchema,
-    /// What stands behind the key.
-    BehindKey {
-        /// Of a text.
-        text: &'static str,
-        /// Of JSON.
-        json: &'static str,
-    },
-}
-
-/// Whether values stand on lines of their own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Lines {
-    /// The line ends around a value are not part of it.
-    Own,
-    /// A value is all that is between its tags.
-    Shared,
-}
+use crate::grammar::wants_text;
+pub(super) use crate::grammar::{Lines, Pairs, Types};
 
 /// Reads the pairs of one call.
 #[derive(Clone, Debug)]
@@ -169,19 +133,6 @@ fn typed(text: &str, schema: Option<&Value>) -> Value {
         return string();
     }
     serde_json::from_str(text.trim()).unwrap_or_else(|_| string())
-}
-
-/// Whether a schema takes a text and nothing else, but null perhaps.
-fn wants_text(schema: &Value) -> bool {
-    match &schema["type"] {
-        Value::String(one) => one == "string",
-        Value::Array(some) => {
-            some.iter().all(|one| one == "string" || one == "null") && some.contains(&"string".into())
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
-            schema["enum"].as_array().is_some_and(|values| values.iter().all(Value::is_string))
-        }
-    }
 }
 
 /// The last boundary of characters at or before `at`.

@@ -12,6 +12,7 @@ use super::{
     },
     *,
 };
+use crate::grammar::Grammar;
 
 fn golden(name: &str) -> String {
     let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/chat/{}"), name);
@@ -185,4 +186,48 @@ fn a_demanded_call_is_read_in_the_format_that_it_is_forced_to() {
     let prompt = |choice| thinks.chat(&conversation()[..1], &options, &wanted(choice)).expect("a prompt");
     assert_eq!(prompt(ToolChoice::Required).thoughts_end, Some("</think>"));
     assert_eq!(prompt(ToolChoice::Auto).forced, None);
+}
+
+#[test]
+fn what_a_template_writes_between_tags_is_what_a_strict_tool_takes() {
+    let list = json!({"type": "array", "items": {"type": "integer"}, "minItems": 1});
+    let parameters = json!({
+        "type": "object",
+        "properties": {"city": {"type": "string", "minLength": 2}, "days": {"type": "integer"}, "units": list},
+        "required": ["city", "days", "units"],
+        "additionalProperties": false,
+    });
+    let function = json!({"name": "weather", "description": "Tells the sky.", "parameters": parameters});
+    let tools = [json!({"type": "function", "function": function})];
+    let mut said = conversation();
+    said.truncate(2);
+    let arguments = json!({"city": "Rome\n<b>", "days": 2, "units": [1, 2]});
+    said[1].extra["tool_calls"][0]["function"]["arguments"] = arguments;
+    for template in [
+        "deepseek-v3.2",
+        "glm4.6",
+        "glm4.7-flash",
+        "minimax-m2",
+        "nemotron-3-nano",
+        "qwen3-coder",
+        "qwen3.5",
+        "seed-oss",
+        "step3.5",
+    ] {
+        let text = templated(&golden(&format!("{template}.jinja")));
+        let options = RenderOptions { tools: &tools, ..RenderOptions::new(SystemTime::UNIX_EPOCH) };
+        let wanted = ChatWanted { strict: vec!["weather".to_owned()], ..wanted(ToolChoice::Auto) };
+        let held = text.chat(&said[..1], &options, &wanted).expect("a prompt").held.expect("it can be held");
+        let close = held.thoughts.filter(|thoughts| thoughts.begun).map_or("", |thoughts| thoughts.close);
+        let mut walk = text.compile(&Grammar::held(held).expect("short enough")).expect("a grammar").start();
+        let options = RenderOptions { generation_prompt: GenerationPrompt::Omit, ..options };
+        let told = text.chat_text(&said, &options).expect("a text");
+        let (_, answer) = told.rsplit_once("How is it?").expect("the question");
+        let mut held = 0;
+        for byte in written(&format!("{close}{answer}")) {
+            walk.advance(byte).unwrap_or_else(|error| panic!("{template}: {error}: {answer}"));
+            held += usize::from(!walk.is_free());
+        }
+        assert!(walk.is_free() && held > 50, "{template}, {held} bytes: {answer}");
+    }
 }

@@ -153,6 +153,9 @@ impl Roster {
             end_layer: planned.layers.end,
             weight_bytes: planned.weight_bytes,
             planned_bytes: planned.memory_bytes,
+            kv_bytes: planned.kv_bytes,
+            // Whoever keeps the books on pages knows.
+            kv_bytes_used: 0,
             peak_bytes: report.peak_memory_bytes,
             phase: stage.status.as_ref().map_or(StagePhase::Asked, |s| phase(s.phase)),
             bytes_done: stage.status.as_ref().map_or(0, |s| s.bytes_done),

@@ -16,7 +16,7 @@ pub(super) static GLM: Family = Family {
     inner: &["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
     between: &[],
     closes: &["</tool_call>"],
-    force: Force::Generic,
+    force: Force::Tagged { name: ("<tool_call>", ""), pairs: &PAIRS },
 };
 
 static PAIRS: Pairs = Pairs {

@@ -18,7 +18,7 @@ pub(super) static MINIMAX: Family = Family {
     inner: &[],
     between: &[],
     closes: &["</minimax:tool_call>"],
-    force: Force::Generic,
+    force: Force::Tagged { name: ("<invoke name=\"", "\">"), pairs: &PAIRS },
 };
 
 /// DeepSeek V3.2's.
@@ -31,7 +31,7 @@ pub(super) static DEEPSEEK_32: Family = Family {
     inner: &["｜DSML｜"],
     between: &[],
     closes: &["</｜DSML｜function_calls>"],
-    force: Force::Generic,
+    force: Force::Tagged { name: ("<｜DSML｜invoke name=\"", "\">"), pairs: &TYPED_PAIRS },
 };
 
 static PAIRS: Pairs = Pairs {

@@ -18,7 +18,7 @@ pub(super) static QWEN_CODER: Family = Family {
     inner: &[],
     between: &[],
     closes: &["</tool_call>", "</seed:tool_call>"],
-    force: Force::Generic,
+    force: Force::Tagged { name: ("<function=", ">"), pairs: &PAIRS },
 };
 
 static PAIRS: Pairs = Pairs {
