@@ -12,6 +12,10 @@ use qmesh_coordinator::{
     mesh::MeshHandle,
 };
 use qmesh_net::Sampling;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 use crate::statistics::Samples;
 
@@ -122,6 +126,49 @@ impl RunningRequest {
     }
 }
 
+/// Clients that decode for as long as something else is measured.
+#[derive(Debug)]
+pub struct Decoding {
+    streams: Vec<JoinHandle<Result<Stream>>>,
+    stop: watch::Sender<()>,
+}
+
+impl Decoding {
+    /// Asks for a stream of up to `most` tokens after each prompt, and returns when each has got `calm` of them.
+    ///
+    /// # Errors
+    /// The mesh takes no more requests.
+    pub async fn start(mesh: &MeshHandle, prompts: Vec<Vec<u32>>, calm: usize, most: usize) -> Result<Self> {
+        let (stop, stopped) = watch::channel(());
+        let mut warm = Vec::new();
+        let streams = (0..).zip(prompts).map(|(client, prompt)| {
+            let running = RunningRequest::submit(mesh, client, prompt, most, Arc::from([]))?;
+            let (ready, is_ready) = oneshot::channel();
+            warm.push(is_ready);
+            Ok(tokio::spawn(decode(running, calm, ready, stopped.clone())))
+        });
+        let streams = streams.collect::<Result<Vec<_>>>()?;
+        for ready in warm {
+            // Whoever failed says so when it is awaited.
+            let _failed = ready.await;
+        }
+        Ok(Self { streams, stop })
+    }
+
+    /// Cancels the rest.
+    ///
+    /// # Errors
+    /// One of them failed.
+    pub async fn stop(self) -> Result<Vec<Stream>> {
+        drop(self.stop);
+        let mut done = Vec::with_capacity(self.streams.len());
+        for stream in self.streams {
+            done.push(stream.await??);
+        }
+        Ok(done)
+    }
+}
+
 impl Stream {
     /// Seconds from asking to the first token; NaN without one.
     pub fn first_s(&self) -> f64 {
@@ -169,6 +216,32 @@ pub fn digest(streams: &[Stream]) -> String {
         hasher.update(&id.to_le_bytes());
     }
     hasher.finalize().to_hex()[..8].to_owned()
+}
+
+/// Reads until told to stop, and says when `calm` tokens are there.
+async fn decode(
+    mut running: RunningRequest,
+    calm: usize,
+    ready: oneshot::Sender<()>,
+    mut stopped: watch::Receiver<()>,
+) -> Result<Stream> {
+    let mut ready = Some(ready);
+    for count in 1.. {
+        let next = tokio::select! {
+            next = running.next() => next?,
+            _ = stopped.changed() => None,
+        };
+        if next.is_none() {
+            break;
+        }
+        if count >= calm
+            && let Some(ready) = ready.take()
+        {
+            // Nobody waits any more when another stream has failed.
+            let _unheard = ready.send(());
+        }
+    }
+    Ok(running.cancel())
 }
 
 /// The slowest step that we know of takes a minute.

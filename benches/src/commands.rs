@@ -11,6 +11,7 @@ pub mod prefill;
 pub mod speculate;
 pub mod streams;
 pub mod synth;
+pub mod transfers;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ pub enum Measurement {
     Predict(predict::PredictOptions),
     /// Answers with drafted tokens and without, over links with delay.
     Speculate(speculate::SpeculateOptions),
+    /// How quickly a worker gets its tensors, and what that does to those who are decoding.
+    Transfers(transfers::TransfersOptions),
     /// What the API adds to a token, and whether silent connections keep anybody waiting.
     Api(api::ApiOptions),
 }
@@ -63,6 +66,7 @@ impl Measurement {
             Self::Emulate(options) => emulate::run(options),
             Self::Predict(options) => predict::run(options),
             Self::Speculate(options) => speculate::run(options),
+            Self::Transfers(options) => transfers::run(options),
             Self::Api(options) => api::run(options),
         }
     }
@@ -78,6 +82,7 @@ impl Measurement {
             Self::Links(_) => "links",
             Self::Emulate(_) => "emulate",
             Self::Predict(_) => "predict",
+            Self::Transfers(_) => "transfers",
             Self::Speculate(_) => "speculate",
             Self::Api(_) => "api",
         }
@@ -95,6 +100,7 @@ impl Measurement {
             Self::Emulate(options) => &options.pipeline.run,
             Self::Predict(options) => &options.pipeline.run,
             Self::Speculate(options) => &options.pipeline.run,
+            Self::Transfers(options) => &options.pipeline.run,
             Self::Api(options) => &options.pipeline.run,
         }
     }
@@ -111,6 +117,7 @@ impl Measurement {
             Self::Emulate(options) => &options.pipeline.models.models,
             Self::Predict(options) => &options.pipeline.models.models,
             Self::Speculate(options) => &options.pipeline.models.models,
+            Self::Transfers(options) => &options.pipeline.models.models,
             Self::Api(options) => &options.pipeline.models.models,
         }
     }
@@ -127,7 +134,7 @@ impl Measurement {
     /// Workers of its pipelines that compute; none where there is no pipeline.
     fn stages(&self) -> &[usize] {
         match self {
-            Self::Kernels(_) | Self::Decode(_) | Self::Emulate(_) | Self::Api(_) => &[],
+            Self::Kernels(_) | Self::Decode(_) | Self::Emulate(_) | Self::Transfers(_) | Self::Api(_) => &[],
             Self::Predict(_) => &predict::STAGES,
             Self::Prefill(options) => &options.stages,
             Self::Streams(options) => &options.stages,

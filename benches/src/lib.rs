@@ -1,12 +1,14 @@
 //! The benchmark harness: what `qmesh-bench` measures and how it says it. One file per command in `commands`.
 
 pub mod bandwidth;
+pub mod bare_stream;
 pub mod children;
 pub mod clients;
 pub mod commands;
 pub mod compare;
 pub mod datagram;
 pub mod emulation;
+pub mod fetching;
 pub mod http;
 pub mod ideal;
 pub mod machine;

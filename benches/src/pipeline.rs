@@ -5,7 +5,7 @@ use std::{
     future::{Future, pending},
     net::Ipv4Addr,
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -29,7 +29,7 @@ use qmesh_engine::{
     worker::{self, Audience, MeasuredBy, Search, Stay, WayIn, WorkerConfig, WorkerEnd, WorkerError},
 };
 use qmesh_net::{
-    Admission, Identity, JoinRight, Strangers,
+    Admission, Identity, JoinRight, Strangers, Ticket,
     memory::{Faults, Network},
 };
 use tempfile::TempDir;
@@ -77,7 +77,7 @@ pub struct ReadyMesh {
     // Last, so that what runs on it goes before.
     runtime: Runtime,
     /// Of the workers that are processes: where they keep what they keep, and of the others.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// What came of a load.
@@ -126,7 +126,7 @@ impl ReadyMesh {
             command.arg("--cache").arg(folder.path().join(&name));
             children.spawn(&mut command, &cpus_of_worker(&cpus(), number, layout.threads))?;
         }
-        Self { mesh, crew: Crew::Processes(children), runtime, _folder: folder }.ready(layout)
+        Self { mesh, crew: Crew::Processes(children), runtime, folder }.ready(layout)
     }
 
     /// Starts workers as tasks in this process, joined by a network in memory without faults so far.
@@ -158,6 +158,28 @@ impl ReadyMesh {
     pub fn emulated(layout: &Layout<'_>, emulation: Emulation) -> Result<Self> {
         let backends = vec![Arc::new(emulation) as Arc<dyn Backend>; layout.stages];
         Self::tasks_on(layout, backends, layout.formation(), Faults::default())
+    }
+
+    /// The same, where another worker makes the plan a longer one: see [`Self::grow`].
+    ///
+    /// # Errors
+    /// No plan is possible, or the system gives no thread.
+    pub fn growing(layout: &Layout<'_>, emulation: Emulation) -> Result<Self> {
+        let backends = vec![Arc::new(emulation) as Arc<dyn Backend>; layout.stages];
+        let formation = Formation { workers: Workers::AtLeast(layout.stages), ..layout.formation() };
+        Self::tasks_on(layout, backends, formation, Faults::default())
+    }
+
+    /// One more worker joins, which has nothing of the model. Its steps take as long as `emulation` says.
+    ///
+    /// # Errors
+    /// The workers are processes.
+    pub fn grow(&mut self, emulation: Emulation) -> Result<()> {
+        let Crew::Tasks { network, tasks } = &mut self.crew else { bail!("only a mesh of tasks grows") };
+        let name = worker_name(self.mesh.handle().status().workers.len());
+        let seat = Seat { ticket: self.mesh.ticket(), folder: self.folder.path(), model_folders: Vec::new(), name };
+        let _runtime = self.runtime.enter();
+        seat.take(network, tasks, Arc::new(emulation))
     }
 
     /// What happens to packets from now on, between workers that are tasks.
@@ -223,7 +245,7 @@ impl ReadyMesh {
 
     /// Says goodbye to the workers and waits a little for them to leave.
     pub fn stop(self) {
-        let Self { mesh, crew, runtime, _folder } = self;
+        let Self { mesh, crew, runtime, folder: _folder } = self;
         runtime.block_on(mesh.stop());
         match crew {
             Crew::Processes(children) => children.stop(),
@@ -252,26 +274,13 @@ impl ReadyMesh {
             let endpoint = network.endpoint(&identity, Admission::anyone())?;
             let mesh = Mesh::start_on(endpoint, &identity, secret, config).await?;
             for (number, backend) in backends.into_iter().enumerate() {
-                let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
-                let config = WorkerConfig {
-                    ticket_file: None,
-                    search: Search::default(),
-                    way_in: WayIn::Ticket(mesh.ticket().clone()),
-                    name: worker_name(number),
-                    memory: None,
-                    cache: folder.path().join(worker_name(number)),
-                    cache_size: None,
-                    model_folders: vec![model.folder().to_owned()],
-                    stay: Stay::Once,
-                    audience: Audience::Nobody,
-                    backend,
-                    measured_by: MeasuredBy::ThisProcess,
-                };
-                tasks.spawn(worker::run(config, endpoint, pending()));
+                let (name, model_folders) = (worker_name(number), vec![model.folder().to_owned()]);
+                let seat = Seat { ticket: mesh.ticket(), folder: folder.path(), model_folders, name };
+                seat.take(&network, &mut tasks, backend)?;
             }
             anyhow::Ok(mesh)
         })?;
-        Self { mesh, crew: Crew::Tasks { network, tasks }, runtime, _folder: folder }.ready(layout)
+        Self { mesh, crew: Crew::Tasks { network, tasks }, runtime, folder }.ready(layout)
     }
 
     /// Waits until a token went through.
@@ -301,12 +310,49 @@ impl ReadyMesh {
     }
 }
 
+/// A place in the mesh for a worker that is a task.
+struct Seat<'a> {
+    ticket: &'a Ticket,
+    /// Where it may keep what it fetches.
+    folder: &'a Path,
+    model_folders: Vec<PathBuf>,
+    name: String,
+}
+
+impl Seat<'_> {
+    /// Starts the worker. Call it within a runtime.
+    fn take(
+        self,
+        network: &Network,
+        tasks: &mut JoinSet<Result<WorkerEnd, WorkerError>>,
+        backend: Arc<dyn Backend>,
+    ) -> Result<()> {
+        let endpoint = network.endpoint(&Identity::ephemeral(), Admission::only([]))?;
+        let config = WorkerConfig {
+            ticket_file: None,
+            search: Search::default(),
+            way_in: WayIn::Ticket(self.ticket.clone()),
+            cache: self.folder.join(&self.name),
+            name: self.name,
+            memory: None,
+            cache_size: None,
+            model_folders: self.model_folders,
+            stay: Stay::Once,
+            audience: Audience::Nobody,
+            backend,
+            measured_by: MeasuredBy::ThisProcess,
+        };
+        tasks.spawn(worker::run(config, endpoint, pending()));
+        Ok(())
+    }
+}
+
 impl Layout<'_> {
     fn formation(&self) -> Formation {
         Formation { workload: self.workload, ..Formation::new(Workers::Exactly(self.stages)) }
     }
 
-    fn config(&self) -> Result<(Arc<ServedModel>, MeshConfig)> {
+    pub(crate) fn config(&self) -> Result<(Arc<ServedModel>, MeshConfig)> {
         let model = Arc::new(ServedModel::open(&self.model.path)?);
         let session = self.context.next_multiple_of(PAGE_POSITIONS);
         let drafter = self
@@ -363,11 +409,11 @@ async fn counted(handle: &MeshHandle, tokens: u64) -> Arc<MeshStatus> {
     }
 }
 
-fn runtime() -> Result<Runtime> {
+pub(crate) fn runtime() -> Result<Runtime> {
     Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build().context("cannot start a runtime")
 }
 
-fn worker_name(number: usize) -> String {
+pub(crate) fn worker_name(number: usize) -> String {
     format!("bench-{}", number + 1)
 }
 
@@ -378,7 +424,7 @@ pub const CHUNK_ROWS: usize = 256;
 /// The coordinator, the network and the clients.
 const RUNTIME_THREADS: usize = 2;
 /// Workers load gigabytes, and the coordinator hashes them.
-const STARTING: Duration = Duration::from_secs(300);
+pub(crate) const STARTING: Duration = Duration::from_secs(300);
 const LEAVING: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
 /// Counters come at least once a second.

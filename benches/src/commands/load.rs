@@ -1,14 +1,13 @@
 //! `qmesh-bench load`: what a long prompt does to those who are decoding, and they to it.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
 use qmesh_coordinator::{mesh::Speculation, plan::Workload};
-use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    clients::{Load, RunningRequest, Stream, firsts},
+    clients::{Decoding, Load, RunningRequest, Stream, firsts},
     compare::interleave,
     model::BenchModel,
     options::{PipelineOptions, positive},
@@ -123,52 +122,11 @@ async fn arrive(
     clients: usize,
 ) -> Result<(Stream, Vec<Stream>)> {
     let handle = pipeline.handle();
-    let (stop, stopped) = watch::channel(());
-    let mut warm = Vec::new();
-    let streams = (0..clients as u64).map(|client| {
-        let ids = model.prompt(client, STREAM_PROMPT);
-        let running = RunningRequest::submit(&handle, client, ids, stream_tokens(options), Arc::from([]))?;
-        let (ready, is_ready) = tokio::sync::oneshot::channel();
-        warm.push(is_ready);
-        Ok(tokio::spawn(decode(running, options.tokens, ready, stopped.clone())))
-    });
-    let streams = streams.collect::<Result<Vec<JoinHandle<Result<Stream>>>>>()?;
-    for ready in warm {
-        // Whoever failed says so when it is awaited.
-        let _failed = ready.await;
-    }
+    let prompts = (0..clients as u64).map(|client| model.prompt(client, STREAM_PROMPT)).collect();
+    let decoding = Decoding::start(&handle, prompts, options.tokens, stream_tokens(options)).await?;
     let prompt = model.prompt(clients as u64, options.prompt);
     let prompt = RunningRequest::submit(&handle, clients as u64, prompt, 1, Arc::from([]))?.finish().await;
-    drop(stop);
-    let mut done = Vec::with_capacity(streams.len());
-    for stream in streams {
-        done.push(stream.await??);
-    }
-    Ok((prompt?, done))
-}
-
-/// Reads until told to stop, and says when `calm` tokens are there.
-async fn decode(
-    mut running: RunningRequest,
-    calm: usize,
-    ready: tokio::sync::oneshot::Sender<Instant>,
-    mut stopped: watch::Receiver<()>,
-) -> Result<Stream> {
-    let mut ready = Some(ready);
-    for count in 1.. {
-        let next = tokio::select! {
-            next = running.next() => next?,
-            _ = stopped.changed() => None,
-        };
-        let Some(time) = next else { break };
-        if count >= calm
-            && let Some(ready) = ready.take()
-        {
-            // Nobody waits any more when another stream has failed.
-            let _unheard = ready.send(time);
-        }
-    }
-    Ok(running.cancel())
+    Ok((prompt?, decoding.stop().await?))
 }
 
 fn table(options: &LoadOptions, measured: &[Measured]) -> ReportTable {
