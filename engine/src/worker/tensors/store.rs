@@ -198,16 +198,13 @@ impl PartialTensor {
             self.file.set_len(0).map_err(failed("empty", self.path()))?;
             return Ok(Verdict::Wrong);
         }
-        // Whatever happens to the machine, the name never stands for less than the bytes.
-        self.file.sync_all().map_err(failed("write", self.path()))?;
+        // That it is on the disk is not waited for: what a machine that loses its power leaves half-written is found when it is
+        // loaded, as every byte is checked then, and fetched again.
         match self.path {
             PartialPath::Shared(path) => fs::rename(&path, &self.blob).map_err(failed("rename", &path))?,
             PartialPath::Own(path) => {
                 path.persist(&self.blob).map_err(|error| failed("rename", &error.path)(error.error))?
             }
-        }
-        if let Some(folder) = self.blob.parent() {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))?;
         }
         Ok(Verdict::Kept)
     }
