@@ -116,7 +116,7 @@ impl Envelope {
             "object": object,
             "created": self.created_s,
             "model": self.model,
-            "system_fingerprint": concat!("qmesh-", env!("CARGO_PKG_VERSION")),
+            "system_fingerprint": BUILD,
             "choices": choices,
         })
     }
@@ -228,3 +228,6 @@ pub(crate) fn finish_reason(reason: TextEndReason) -> &'static str {
         TextEndReason::Calls => "tool_calls",
     }
 }
+
+/// Which build answers, as llama-server names its own: clients of it look for the letter.
+pub(crate) const BUILD: &str = concat!("b", env!("CARGO_PKG_VERSION"), "-qmesh");

@@ -10,7 +10,7 @@ use qmesh_models::tokenizer::{Affixes, ControlTokens, Specials};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Api, body::Share, chat, error::ApiError};
+use super::{Api, answer::BUILD, body::Share, chat, error::ApiError};
 
 #[derive(Debug, Deserialize)]
 struct TokenizeRequest {
@@ -102,7 +102,7 @@ pub(crate) async fn props(State(api): State<Arc<Api>>) -> Json<Value> {
         "chat_template": text.template.as_ref().map_or("", |template| template.source()),
         "bos_token": spelled(text.tokenizer.bos()),
         "eos_token": spelled(text.tokenizer.eos()),
-        "build_info": concat!("qmesh-", env!("CARGO_PKG_VERSION")),
+        "build_info": BUILD,
     }))
 }
 

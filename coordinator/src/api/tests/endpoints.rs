@@ -220,6 +220,7 @@ async fn texts_become_tokens_and_back() {
     let props = bench.get("/props").await.json();
     assert_eq!((&props["model_path"], &props["modalities"]["vision"]), (&json!("made-up"), &json!(false)));
     assert!(props["chat_template"].as_str().is_some_and(|template| template.contains("messages")), "{props}");
+    assert!(props["build_info"].as_str().is_some_and(|build| build.starts_with("b0.")), "{props}");
     assert_eq!(bench.get("/version").await.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
     assert!(props["default_generation_settings"]["n_ctx"].as_u64().is_some_and(|context| context > 0), "{props}");
 }
