@@ -11,6 +11,7 @@ use qmesh_coordinator::{
         status::StagePhase,
     },
 };
+use qmesh_models::spec::ModelSpec;
 use qmesh_net::PlanEpoch;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -37,7 +38,8 @@ pub fn cold(layout: &Layout<'_>) -> Result<(u64, f64)> {
     // Neither what it has fetched before nor what was pulled on this machine.
     command.arg("--cache").arg(folder.path().join(&name)).env("XDG_CACHE_HOME", folder.path());
     children.spawn(&mut command, &cpus())?;
-    let fetched = runtime.block_on(async { timeout(STARTING, fetched(&mut events, PlanEpoch(1))).await });
+    let spec = layout.model.spec();
+    let fetched = runtime.block_on(async { timeout(STARTING, fetched(&mut events, spec, PlanEpoch(1), &name)).await });
     let fetched = fetched.context("nothing was fetched in time")??;
     runtime.block_on(mesh.stop());
     children.stop();
@@ -55,33 +57,34 @@ pub struct Fetched {
     pub bytes: u64,
 }
 
-/// Waits until the stage of the plan of this epoch that lacks tensors has them; only one may.
+/// Waits until a worker that has nothing of the model has got what the plan of this epoch gives it.
 ///
 /// # Errors
-/// The mesh ends, or nothing had to be fetched.
-pub async fn fetched(events: &mut EventReader, plan: PlanEpoch) -> Result<Fetched> {
-    let (mut from, mut fetching) = (None, None);
+/// The mesh ends, the worker has no stage, or cannot load it.
+pub async fn fetched(events: &mut EventReader, spec: &ModelSpec, plan: PlanEpoch, by: &str) -> Result<Fetched> {
+    let mut begun = None;
     loop {
         let event = match events.next().await.context("the mesh has ended")? {
             Heard::Event(event) => event,
             Heard::Lost(_) => continue,
         };
         let now = Instant::now();
-        if let MeshEvent::PlanMade { epoch, .. } = *event
-            && epoch == plan.0
+        if let MeshEvent::PlanMade { epoch, stages, .. } = &*event
+            && *epoch == plan.0
         {
-            from = Some(now);
-        } else if let MeshEvent::LoadProgress { epoch, stage, phase, bytes_total, .. } = *event
-            && epoch == plan.0
+            let stage = stages.iter().find(|stage| stage.worker == by).with_context(|| format!("{by} has no stage"))?;
+            begun = Some((now, spec.shard_bytes(&(stage.first_layer..stage.end_layer))));
+        } else if let MeshEvent::LoadProgress { epoch, worker, phase, .. } = &*event
+            && *epoch == plan.0
+            && worker == by
         {
-            match (phase, fetching) {
-                // Whoever has all of its tensors fetches nothing.
-                (StagePhase::Fetching, _) if bytes_total > 0 => fetching = Some((stage, bytes_total)),
-                (StagePhase::Loading | StagePhase::Ready, Some((fetched, bytes))) if fetched == stage => {
-                    return Ok(Fetched { from: from.context("nobody has made this plan")?, to: now, bytes });
+            match phase {
+                StagePhase::Asked | StagePhase::Fetching => {}
+                StagePhase::Loading | StagePhase::Ready => {
+                    let (from, bytes) = begun.context("nobody has made this plan")?;
+                    return Ok(Fetched { from, to: now, bytes });
                 }
-                (StagePhase::Failed, _) => bail!("a stage of plan {} cannot be loaded", plan.0),
-                (StagePhase::Asked | StagePhase::Fetching | StagePhase::Loading | StagePhase::Ready, _) => {}
+                StagePhase::Failed => bail!("{by} cannot load plan {}", plan.0),
             }
         }
     }

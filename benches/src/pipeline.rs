@@ -170,16 +170,22 @@ impl ReadyMesh {
         Self::tasks_on(layout, backends, formation, Faults::default())
     }
 
-    /// One more worker joins, which has nothing of the model. Its steps take as long as `emulation` says.
+    /// One more worker joins, which has nothing of the model; its name. Its steps take as long as `emulation` says.
     ///
     /// # Errors
     /// The workers are processes.
-    pub fn grow(&mut self, emulation: Emulation) -> Result<()> {
+    pub fn grow(&mut self, emulation: Emulation) -> Result<String> {
         let Crew::Tasks { network, tasks } = &mut self.crew else { bail!("only a mesh of tasks grows") };
         let name = worker_name(self.mesh.handle().status().workers.len());
-        let seat = Seat { ticket: self.mesh.ticket(), folder: self.folder.path(), model_folders: Vec::new(), name };
+        let seat = Seat {
+            ticket: self.mesh.ticket(),
+            folder: self.folder.path(),
+            model_folders: Vec::new(),
+            name: name.clone(),
+        };
         let _runtime = self.runtime.enter();
-        seat.take(network, tasks, Arc::new(emulation))
+        seat.take(network, tasks, Arc::new(emulation))?;
+        Ok(name)
     }
 
     /// What happens to packets from now on, between workers that are tasks.

@@ -107,8 +107,8 @@ fn while_decoding(options: &TransfersOptions, model: &BenchModel) -> Result<Besi
         let calm = Instant::now();
         thread::sleep(CALM);
         let mut events = handle.events();
-        pipeline.grow(EMULATION)?;
-        let fetched = pipeline.block_on(fetched(&mut events, PlanEpoch(2)))?;
+        let newcomer = pipeline.grow(EMULATION)?;
+        let fetched = pipeline.block_on(fetched(&mut events, model.spec(), PlanEpoch(2), &newcomer))?;
         let streams = pipeline.block_on(decoding.stop())?;
         measured.calm.extend(streams.iter().flat_map(|s| s.gaps_s(|time| calm < time && time <= fetched.from)));
         measured.busy.extend(streams.iter().flat_map(|s| s.gaps_s(|time| fetched.from < time && time <= fetched.to)));
