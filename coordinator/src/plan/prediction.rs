@@ -142,6 +142,8 @@ struct Pipeline<'a> {
     start: Link,
     /// Bytes of a row on the link after each stage.
     row_bytes: Vec<f64>,
+    /// Seconds until all stages have opened a session, before which nothing of its prompt is sent.
+    opening_s: f64,
     source: SpeedSource,
 }
 
@@ -153,8 +155,12 @@ impl<'a> Pipeline<'a> {
         let stated = stages.iter().any(|(_, speed)| speed.source != SpeedSource::Measured);
         let ends: Vec<End> = plan.stages.iter().map(|s| End::Worker(s.worker)).chain([End::Coordinator]).collect();
         let links: Option<Vec<Link>> = ends.windows(2).map(|pair| input.links.between(pair[0], pair[1])).collect();
+        let (home, link) = (End::Coordinator, |from, to| Some(hop_ps(input.links.between(from, to)?, 0.0)));
+        let openings: Option<Vec<f64>> =
+            ends.iter().take(stages.len()).map(|&stage| Some(link(home, stage)? + link(stage, home)?)).collect();
         Some(Self {
             costs: Costs::new(input),
+            opening_s: openings?.into_iter().fold(0.0, f64::max) / PS_PER_S,
             stages,
             links: links?,
             start: input.links.between(End::Coordinator, ends[0])?,
@@ -206,7 +212,7 @@ impl<'a> Pipeline<'a> {
             .stages
             .last()
             .map_or(0.0, |(share, speed)| self.costs.head_bytes(&share.layers) as f64 * speed.head(1.0) / PS_PER_S);
-        done.last().copied().unwrap_or(0.0) + head + self.hops_s(1.0)
+        self.opening_s + done.last().copied().unwrap_or(0.0) + head + self.hops_s(1.0)
     }
 
     /// The most tokens a second of so many streams, dealt into groups that follow each other, and what bounds them.
