@@ -22,12 +22,11 @@ use crate::{
     pipeline::{Layout, STARTING, runtime, worker_name},
 };
 
-/// Starts one `shard-worker` process that has nothing of the model yet: how many bytes it gets from the coordinator, and in
-/// how many seconds, from the plan to the last one.
+/// Starts one `shard-worker` process that has nothing of the model yet, and waits until it has all of it from the coordinator.
 ///
 /// # Errors
 /// The worker cannot be started or ends, or no plan is possible.
-pub fn cold(layout: &Layout<'_>) -> Result<(u64, f64)> {
+pub fn cold(layout: &Layout<'_>) -> Result<Fetched> {
     let (runtime, folder) = (runtime()?, TempDir::new()?);
     let (_model, config) = layout.config()?;
     let mesh = runtime.block_on(Mesh::start(config))?;
@@ -43,7 +42,7 @@ pub fn cold(layout: &Layout<'_>) -> Result<(u64, f64)> {
     let fetched = fetched.context("nothing was fetched in time")??;
     runtime.block_on(mesh.stop());
     children.stop();
-    Ok((fetched.bytes, (fetched.to - fetched.from).as_secs_f64()))
+    Ok(fetched)
 }
 
 /// What a plan's stages had to fetch, and when.
@@ -55,6 +54,13 @@ pub struct Fetched {
     pub to: Instant,
     /// How many came.
     pub bytes: u64,
+}
+
+impl Fetched {
+    /// From the plan to the last byte.
+    pub fn seconds(&self) -> f64 {
+        (self.to - self.from).as_secs_f64()
+    }
 }
 
 /// Waits until a worker that has nothing of the model has got what the plan of this epoch gives it.

@@ -82,10 +82,10 @@ fn alone(options: &TransfersOptions, model: &BenchModel) -> Result<Idle> {
     let (mut bytes, mut ours, mut bare) = (0, Samples::default(), Samples::default());
     interleave(2, options.pipeline.run.repeat, |lane| {
         let seconds = if lane == 0 {
-            let (came, seconds) = cold(&layout)?;
-            bytes = came;
-            ours.push(seconds);
-            seconds
+            let fetched = cold(&layout)?;
+            bytes = fetched.bytes;
+            ours.push(fetched.seconds());
+            fetched.seconds()
         } else {
             let seconds = bare_stream::seconds(model.spec().shard_bytes(&(0..model.spec().layers.len())))?;
             bare.push(seconds);
@@ -113,7 +113,7 @@ fn while_decoding(options: &TransfersOptions, model: &BenchModel) -> Result<Besi
         measured.calm.extend(streams.iter().flat_map(|s| s.gaps_s(|time| calm < time && time <= fetched.from)));
         measured.busy.extend(streams.iter().flat_map(|s| s.gaps_s(|time| fetched.from < time && time <= fetched.to)));
         measured.bytes = fetched.bytes;
-        measured.seconds.push((fetched.to - fetched.from).as_secs_f64());
+        measured.seconds.push(fetched.seconds());
         pipeline.stop();
     }
     Ok(measured)

@@ -68,7 +68,7 @@ pub(super) fn make_room(
     let mut freed = Vec::new();
     while !pages.fit(positions, shared) {
         let Some(oldest) = oldest_kept(kept, prefix.map(|p| p.session)) else { break };
-        freed.push(Freed { session: give_up(pages, kept, oldest), positions: 0 });
+        freed.push(give_up(pages, kept, oldest));
     }
     if pages.fit(positions, shared) {
         return (Some(prefix), freed);
@@ -82,31 +82,31 @@ pub(super) fn make_room(
             freed.push(Freed { session, positions: shared });
             return (Some(prefix), freed);
         }
-        freed.push(Freed { session: give_up(pages, kept, session), positions: 0 });
+        freed.push(give_up(pages, kept, session));
     }
     (pages.fit(positions, 0).then_some(None), freed)
 }
 
 /// Sets `positions` aside for a session in place of the fewer that it has, and gives up kept beginnings for that where it must,
-/// the least recently used first. Says whether it could, and which sessions were given up: they are to be closed.
+/// the least recently used first. Says whether it could, and what was given up.
 pub(super) fn make_more_room(
     pages: &mut PageLedger,
     kept: &mut BTreeMap<SessionId, Kept>,
     session: SessionId,
     positions: usize,
-) -> (bool, Vec<SessionId>) {
-    let mut dropped = Vec::new();
+) -> (bool, Vec<Freed>) {
+    let mut freed = Vec::new();
     while !pages.grow(session, positions) {
-        let Some(oldest) = oldest_kept(kept, None) else { return (false, dropped) };
-        dropped.push(give_up(pages, kept, oldest));
+        let Some(oldest) = oldest_kept(kept, None) else { return (false, freed) };
+        freed.push(give_up(pages, kept, oldest));
     }
-    (true, dropped)
+    (true, freed)
 }
 
-fn give_up(pages: &mut PageLedger, kept: &mut BTreeMap<SessionId, Kept>, session: SessionId) -> SessionId {
+fn give_up(pages: &mut PageLedger, kept: &mut BTreeMap<SessionId, Kept>, session: SessionId) -> Freed {
     kept.remove(&session);
     pages.keep(session, 0);
-    session
+    Freed { session, positions: 0 }
 }
 
 /// What has been of use the least recently, besides `but`.

@@ -166,8 +166,8 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get(&session) else { continue };
             let (ids, least, wanted) = (sequence.ids.len(), sequence.room_least(), sequence.room());
             if successor.pages.held(session) < least {
-                let (_, dropped) = make_more_room(&mut successor.pages, &mut successor.kept, session, wanted);
-                actions.extend(dropped.into_iter().map(|dropped| Action::Close(successor.pipeline.epoch, dropped)));
+                let (_, freed) = make_more_room(&mut successor.pages, &mut successor.kept, session, wanted);
+                actions.extend(freed.into_iter().map(|freed| freed.action(successor.pipeline.epoch)));
             }
             if successor.pages.held(session) < ids && !successor.pages.grow(session, ids) {
                 without.push(session);

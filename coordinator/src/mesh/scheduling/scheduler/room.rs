@@ -51,8 +51,9 @@ impl Scheduler {
             if held >= least {
                 break;
             }
-            let (grown, dropped) = make_more_room(&mut self.pages, &mut self.kept, session, wanted);
-            actions.extend(dropped.into_iter().flat_map(|session| self.close(session)));
+            let (grown, freed) = make_more_room(&mut self.pages, &mut self.kept, session, wanted);
+            let epoch = self.pipeline.as_ref().map(|pipeline| pipeline.epoch);
+            actions.extend(freed.into_iter().filter_map(|freed| Some(freed.action(epoch?))));
             if grown {
                 break;
             }
