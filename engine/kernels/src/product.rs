@@ -171,7 +171,13 @@ impl Kernel for Many<'_> {
 const AHEAD: usize = 8192;
 
 /// Up to so many rows, the code of a block's eight times 32 elements is written out.
-const UNROLLED_ROWS: usize = 4;
+const fn unrolled_rows(scales: usize) -> usize {
+    // With two scales, that of more rows would be too much to be inlined.
+    if scales == 1 { 8 } else { 4 }
+}
+
+/// Up to so many rows, a loop over them is unrolled by the compiler.
+const LOOPED_ROWS: usize = 4;
 
 /// The sums of one group's terms for `R` rows.
 #[inline(always)]
@@ -195,13 +201,11 @@ fn sum_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
                 let lines = $lines;
                 let scales = &scales[$sub * F::SCALES..][..F::SCALES];
                 let minima = &minima[$sub * F::SCALES..][..F::SCALES];
-                for r in 0..R {
-                    sums[r] = add_block::<L, F, B>(l, lines, scales, minima, &x[r][$sub], sums[r]);
-                }
+                add_rows::<L, F, B, R>(l, lines, [scales, minima], &x, $sub, &mut sums);
             };
         }
         // With many rows to do for each, finding out which 32 come next costs nothing; else they are told apart here.
-        if const { R > UNROLLED_ROWS } {
+        if const { R > unrolled_rows(F::SCALES) } {
             for sub in 0..subs {
                 sub!(sub, lines::<L, F, B>(l, group, sub));
             }
@@ -215,6 +219,31 @@ fn sum_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
         }
     }
     sums
+}
+
+/// All rows' terms of 32 elements. Where the rows are many they are written out: a loop over them would not be unrolled, and
+/// their sums would be in memory instead of registers.
+#[inline(always)]
+fn add_rows<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
+    l: L,
+    lines: [L::U; 8],
+    [scales, minima]: [&[[f32; LANES]]; 2],
+    x: &[&[QuantBlock]; R],
+    sub: usize,
+    sums: &mut [L::F; R],
+) {
+    macro_rules! rows {
+        ($($r:literal)*) => { $(if const { $r < R } {
+            sums[$r] = add_block::<L, F, B>(l, lines, scales, minima, &x[$r][sub], sums[$r]);
+        })* };
+    }
+    if const { R > LOOPED_ROWS } {
+        rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    } else {
+        for r in 0..R {
+            sums[r] = add_block::<L, F, B>(l, lines, scales, minima, &x[r][sub], sums[r]);
+        }
+    }
 }
 
 /// One row's terms of 32 elements.
