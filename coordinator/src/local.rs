@@ -127,13 +127,14 @@ pub fn measure(spec: &ModelSpec, threads: u32) -> Result<Speed, String> {
     }
     let found: Found = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
     let speed = Speed::measured(found.steps).ok_or("what shard-worker measured makes no sense")?;
-    Ok(speed.with_disk(found.disk_bytes_per_s))
+    Ok(speed.with_disk(found.disk_bytes_per_s).with_attention(found.attention_ps_per_byte))
 }
 
 /// What `shard-worker measure` prints.
 #[derive(Deserialize)]
 struct Found {
     steps: Vec<SpeedPoint>,
+    attention_ps_per_byte: Option<f64>,
     disk_bytes_per_s: Option<f64>,
 }
 

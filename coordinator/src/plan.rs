@@ -5,6 +5,7 @@
 //! as well, and what the whole will do in `prediction`.
 
 pub mod alternatives;
+pub(crate) mod chunk;
 pub mod cluster;
 mod cost;
 mod cpus;

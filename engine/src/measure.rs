@@ -40,16 +40,25 @@ pub struct StepTime {
 pub struct MachineSpeed {
     /// How long steps take, in increasing rows.
     pub steps: Vec<StepTime>,
+    /// Picoseconds for each byte of keys and values that a row of a prompt meets; `None` where there are none, or it was
+    /// not measured.
+    pub attention_ps_per_byte: Option<f64>,
     /// How quickly the disk of the cache is read, where that was measured.
     pub disk_bytes_per_s: Option<u64>,
 }
 
-/// Measures steps of 1, 8, 32, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
-/// else this machine does. Takes about a second, and the memory of that model.
+/// Measures steps of 1, 4, 8, 32, 64 and 256 rows of `excerpt`, a whole model that is small enough to be loaded beside whatever
+/// else this machine does, and attention by steps at the beginning of a text and further on. Takes about a second, and the
+/// memory of that model with [`POSITIONS`]. Nothing is said of a disk.
 ///
 /// # Errors
 /// As [`Backend::load`] and [`LoadedShard::step`].
-pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTime>, EngineError> {
+pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<MachineSpeed, EngineError> {
+    measure_for(backend, excerpt, LONG_ENOUGH)
+}
+
+/// The same, each kind of step for so long.
+fn measure_for(backend: &dyn Backend, excerpt: &ModelSpec, enough: Duration) -> Result<MachineSpeed, EngineError> {
     let layers = excerpt.layers.len();
     // The last layer, or as many as cannot be parted from it, goes with the head, where there are several.
     let last = excerpt.cuts().last().unwrap_or(0)..layers;
@@ -57,13 +66,20 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
     let body = 0..if alone { layers } else { last.start };
     let mut part = CpuPart::default();
     let mut times = |layers: &Range<usize>, rows: &[usize]| -> Result<Vec<Times>, EngineError> {
-        let mut trial = Trial::load(backend, excerpt, layers.clone())?;
-        rows.iter().map(|&rows| trial.times(rows, &mut part)).collect()
+        let mut trial = Trial::load(backend, excerpt, layers.clone(), enough)?;
+        rows.iter().map(|&rows| trial.times(0, rows, &mut part)).collect()
     };
     let few = times(&body, &FEW)?;
-    let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
-    let many = times(&some, &MANY)?;
     let head = times(&last, &FEW)?;
+    let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
+    let mut trial = Trial::load(backend, excerpt, some.clone(), enough)?;
+    let many = MANY.iter().map(|&rows| trial.times(0, rows, &mut part)).collect::<Result<Vec<_>, _>>()?;
+    // A session with a state cannot write over what lies far behind; few of its layers attend to anything.
+    let further = (!excerpt.has_states()).then(|| {
+        trial.write(MANY[2], ATTENDED - MANY[2])?;
+        trial.times(ATTENDED, MANY[1], &mut part)
+    });
+    let further = further.transpose()?;
     let part = part.median();
     let seconds = |times: &[Times]| times.iter().map(|times| times.seconds(part)).collect::<Vec<_>>();
     let (body_bytes, some_bytes) = (layer_bytes(excerpt, &body), layer_bytes(excerpt, &some));
@@ -76,24 +92,38 @@ pub fn measure(backend: &dyn Backend, excerpt: &ModelSpec) -> Result<Vec<StepTim
         points.push(StepTime { rows, layers_ps_per_byte: layer_ps, head_ps_per_byte: head_ps });
     }
     // The head's rows are those of few streams, or the last ones of prompts.
-    let per_row = points[1].head_ps_per_byte / FEW[1] as f64;
+    let per_row = points[FEW.len() - 1].head_ps_per_byte / FEW_MOST as f64;
     for (rows, many_s) in MANY.into_iter().zip(seconds(&many)) {
         let layers_ps_per_byte = PS_PER_S * many_s / some_bytes;
         points.push(StepTime { rows, layers_ps_per_byte, head_ps_per_byte: per_row * rows as f64 });
     }
-    Ok(points)
+    let met = MANY[1] as f64 * excerpt.attended_bytes(&some, ATTENDED) as f64;
+    let attention_s = further.map_or(0.0, |further| further.seconds(part) - many[1].seconds(part));
+    let attention_ps_per_byte = (met > 0.0 && attention_s > 0.0).then(|| PS_PER_S * attention_s / met);
+    Ok(MachineSpeed { steps: points, attention_ps_per_byte, disk_bytes_per_s: None })
 }
+
+/// Positions of the text that is measured with.
+pub const POSITIONS: usize = (ATTENDED + MANY[1]).next_multiple_of(PAGE_POSITIONS);
+/// Rows of the largest step that is measured.
+pub const ROWS_MOST: usize = MANY[2];
 
 /// A loaded piece of the excerpt, with one session.
 struct Trial<'a> {
     shard: Box<dyn LoadedShard>,
     excerpt: &'a ModelSpec,
     layers: Range<usize>,
+    /// How long each kind of step is measured.
+    enough: Duration,
 }
 
 impl<'a> Trial<'a> {
-    fn load(backend: &dyn Backend, excerpt: &'a ModelSpec, layers: Range<usize>) -> Result<Self, EngineError> {
-        let positions = ROWS_MOST.next_multiple_of(PAGE_POSITIONS);
+    fn load(
+        backend: &dyn Backend,
+        excerpt: &'a ModelSpec,
+        layers: Range<usize>,
+        enough: Duration,
+    ) -> Result<Self, EngineError> {
         let (held, read) = (HeldTensors::new(), |tensor: &TensorSpec, into: &mut [u8]| {
             fill(tensor, into);
             Ok(())
@@ -102,27 +132,38 @@ impl<'a> Trial<'a> {
         let request = ShardRequest {
             spec: &spec,
             layers: layers.clone(),
-            kv_positions: positions,
+            kv_positions: POSITIONS,
             held: &held,
             read: &read,
             experts: ExpertsHeld::All,
         };
         let mut shard = backend.load(&request, &mut |_| ())?;
-        shard.open(SESSION, ROWS_MOST, SamplingParameters::default())?;
-        Ok(Self { shard, excerpt, layers })
+        shard.open(SESSION, POSITIONS, SamplingParameters::default())?;
+        Ok(Self { shard, excerpt, layers, enough })
     }
 
-    /// What steps of `rows` rows take. Each is written over the one before.
-    fn times(&mut self, rows: usize, part: &mut CpuPart) -> Result<Times, EngineError> {
+    /// A step of `rows` rows behind so many positions.
+    fn step(&self, position: usize, rows: usize) -> Step {
         let is_last = self.layers.end == self.excerpt.layers.len();
-        let wants = if is_last && rows <= FEW[1] { Wants::All } else { Wants::None };
+        let wants = if is_last && rows <= FEW_MOST { Wants::All } else { Wants::None };
         let hidden = (self.layers.start > 0).then(|| noise(rows * self.excerpt.row_width(self.layers.start)));
-        let step = Step {
-            sequences: vec![SequenceRows { session: SESSION, position: 0, rows, wants }],
+        Step {
+            sequences: vec![SequenceRows { session: SESSION, position, rows, wants }],
             ids: (0..rows).map(|row| (row % self.excerpt.vocab.max(1)) as u32).collect(),
             hidden,
             ..Step::default()
-        };
+        }
+    }
+
+    /// Makes the text so many rows longer.
+    fn write(&mut self, position: usize, rows: usize) -> Result<(), EngineError> {
+        let step = self.step(position, rows);
+        self.shard.step(&step).map(drop)
+    }
+
+    /// What steps of `rows` rows take behind so many positions. Each is written over the one before.
+    fn times(&mut self, position: usize, rows: usize, part: &mut CpuPart) -> Result<Times, EngineError> {
+        let step = self.step(position, rows);
         // The first one finds nothing where it needs it.
         self.shard.step(&step)?;
         let (began, mut times) = (Clock::now(), Times::default());
@@ -133,7 +174,7 @@ impl<'a> Trial<'a> {
             times.add(now.since(before), part);
             before = now;
             let passed = now.since(began).wall;
-            if passed > TOO_LONG || (passed > LONG_ENOUGH && times.wall.len() >= STEPS_LEAST) {
+            if passed > TOO_LONG || (passed > self.enough && times.wall.len() >= STEPS_LEAST) {
                 break;
             }
         }
@@ -201,11 +242,13 @@ fn noise(count: usize) -> Vec<f32> {
 }
 
 /// Rows of steps that read the weights.
-const FEW: [usize; 2] = [1, 8];
+const FEW: [usize; 3] = [1, 4, 8];
+/// Of them the most.
+const FEW_MOST: usize = FEW[2];
 /// Rows of steps that compute with them.
 const MANY: [usize; 3] = [32, 64, 256];
-/// Of the largest step.
-const ROWS_MOST: usize = MANY[2];
+/// Positions before the rows with which attention is measured.
+const ATTENDED: usize = 448;
 /// Bytes of layers that steps of many rows are measured with.
 const MANY_BYTES: u64 = 24 << 20;
 /// The only session.
@@ -239,9 +282,12 @@ mod tests {
         for path in models.filter(|path| path.extension().is_some_and(|e| e == "gguf")) {
             let spec = family::spec(&Gguf::open(&path).unwrap()).unwrap();
             for bytes in [0, u64::MAX] {
-                let points = measure(&CpuBackend::new(NonZeroUsize::MIN), &spec.excerpt(bytes));
-                let points = points.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-                assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 8, 32, 64, 256]);
+                let backend = CpuBackend::new(NonZeroUsize::MIN);
+                let found = measure_for(&backend, &spec.excerpt(bytes), Duration::from_millis(2));
+                let MachineSpeed { steps: points, attention_ps_per_byte, .. } =
+                    found.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                assert!(attention_ps_per_byte.is_none_or(|ps| ps.is_finite() && ps > 0.0));
+                assert_eq!(points.iter().map(|point| point.rows).collect::<Vec<_>>(), [1, 4, 8, 32, 64, 256]);
                 let sound = |point: &StepTime| point.layers_ps_per_byte > 0.0 && point.head_ps_per_byte.is_finite();
                 assert!(points.iter().all(sound), "{}: {points:?}", path.display());
             }

@@ -457,4 +457,13 @@ impl ModelSpec {
     pub fn kv_bytes_per_position(&self, layers: &Range<usize>) -> u64 {
         self.layers[layers.clone()].iter().map(|layer| layer.mixer.kv_bytes_per_position()).sum()
     }
+
+    /// Bytes of keys and values, at f16, that one row meets in `layers` with so many positions before it.
+    pub fn attended_bytes(&self, layers: &Range<usize>, positions: usize) -> u64 {
+        let met = |layer: &LayerSpec| {
+            let window = layer.attention().map_or(Window::Full, |attention| attention.window);
+            layer.mixer.kv_bytes_per_position() * window.within(positions) as u64
+        };
+        self.layers[layers.clone()].iter().map(met).sum()
+    }
 }

@@ -27,6 +27,7 @@
 mod accepted;
 mod admission;
 mod aside;
+mod attention;
 mod close;
 mod code;
 mod codec;
@@ -86,6 +87,7 @@ mod ways;
 
 pub use admission::Admission;
 pub use aside::RelayTag;
+pub use attention::AttentionTime;
 pub use close::CloseCode;
 pub use code::JoinCode;
 pub use connection::Connection;

@@ -145,14 +145,21 @@ impl<'a> Costs<'a> {
     /// Picoseconds of a step of `rows` rows that all want a token, `positions` into their texts.
     pub(super) fn step_ps(&self, share: &Share, speed: &Speed, rows: f64, positions: f64) -> f64 {
         let Share { layers, .. } = share;
-        let attended = self.spec.kv_bytes_per_position(layers) as f64 * positions * rows;
-        self.chunk_ps(share, speed, rows)
+        let attended = self.spec.attended_bytes(layers, positions as usize) as f64 * rows;
+        self.layers_ps(share, speed, rows)
             + self.head_bytes(layers) as f64 * speed.head(rows)
             + attended * speed.layers(1.0)
     }
 
-    /// Picoseconds of a chunk of a prompt of which no row wants a token.
-    pub(super) fn chunk_ps(&self, share: &Share, speed: &Speed, rows: f64) -> f64 {
+    /// Picoseconds of a chunk of a prompt, behind so many positions of it, of which no row wants a token. Among themselves the
+    /// rows have met while the speed was measured.
+    pub(super) fn chunk_ps(&self, share: &Share, speed: &Speed, rows: usize, before: usize) -> f64 {
+        let attended = self.spec.attended_bytes(&share.layers, before) as f64 * rows as f64;
+        self.layers_ps(share, speed, rows as f64) + attended * speed.attention()
+    }
+
+    /// Picoseconds of a step of `rows` rows in the layers, without attention to what came before.
+    fn layers_ps(&self, share: &Share, speed: &Speed, rows: f64) -> f64 {
         self.layer_bytes(&share.layers) as f64 * speed.layers(rows) + self.disk_ps(share, speed, rows)
     }
 
@@ -173,7 +180,7 @@ impl<'a> Costs<'a> {
     pub(super) fn stage_time(&self, share: &Share, speed: &Speed) -> StageTime {
         let (prompts, replies) = self.workload.tokens();
         let token = self.step_ps(share, speed, 1.0, 0.0);
-        let prompt = self.chunk_ps(share, speed, LONG_CHUNK) * ROWS_PER_READ / LONG_CHUNK;
+        let prompt = self.layers_ps(share, speed, LONG_CHUNK) * ROWS_PER_READ / LONG_CHUNK;
         StageTime { token: token.round() as u64, load: (replies * token + prompts * prompt).round() as u64 }
     }
 }

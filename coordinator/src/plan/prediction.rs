@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Plan, PlanInput, StagePlan,
+    Plan, PlanInput, StagePlan, chunk,
     cost::{Costs, Share},
     curve,
     link::{End, Link},
@@ -174,9 +174,9 @@ impl<'a> Pipeline<'a> {
         self.stages.iter().map(move |(share, speed)| self.costs.step_ps(share, speed, rows, positions) / PS_PER_S)
     }
 
-    /// Seconds of each stage for a chunk of a prompt.
-    fn chunks_s(&self, rows: f64) -> impl Iterator<Item = f64> {
-        self.stages.iter().map(move |(share, speed)| self.costs.chunk_ps(share, speed, rows) / PS_PER_S)
+    /// Seconds of each stage for a chunk of a prompt, behind so many positions of it.
+    fn chunks_s(&self, rows: usize, before: usize) -> impl Iterator<Item = f64> {
+        self.stages.iter().map(move |(share, speed)| self.costs.chunk_ps(share, speed, rows, before) / PS_PER_S)
     }
 
     /// Seconds that a step of `rows` rows is on links, the coordinator's included.
@@ -195,18 +195,20 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Seconds until the first token of a prompt that comes in chunks, one behind the other. The last row wants a token.
-    fn prompt_s(&self, prompt_tokens: usize, chunk_rows: usize) -> f64 {
-        let (whole, rest) = (prompt_tokens / chunk_rows, prompt_tokens % chunk_rows);
-        let sizes = std::iter::repeat_n(chunk_rows, whole).chain((rest > 0).then_some(rest));
+    fn prompt_s(&self, prompt_tokens: usize, rows_most: usize) -> f64 {
         // When each stage is done with the chunk before.
         let mut done = vec![0.0_f64; self.stages.len()];
-        for rows in sizes {
+        let mut before = 0;
+        while before < prompt_tokens {
+            let left = prompt_tokens - before;
+            let rows = chunk::rows(self.stages.len(), left, rows_most).min(left);
             let mut arrived = 0.0;
             let wires = self.wires_s(rows as f64).chain([0.0]);
-            for ((seconds, done), wire) in self.chunks_s(rows as f64).zip(&mut done).zip(wires) {
+            for ((seconds, done), wire) in self.chunks_s(rows, before).zip(&mut done).zip(wires) {
                 *done = done.max(arrived) + seconds;
                 arrived = *done + wire;
             }
+            before += rows;
         }
         let head = self
             .stages
@@ -215,18 +217,19 @@ impl<'a> Pipeline<'a> {
         self.opening_s + done.last().copied().unwrap_or(0.0) + head + self.hops_s(1.0)
     }
 
-    /// The most tokens a second of so many streams, dealt into groups that follow each other, and what bounds them.
+    /// The most tokens a second of so many streams, dealt into groups that follow each other as the scheduler deals them, and
+    /// what bounds them. All groups take the time of the largest.
     fn best(&self, streams: usize, positions: f64) -> (f64, Bottleneck) {
         let rate = |groups: usize| {
-            let rows = streams as f64 / groups as f64;
+            let rows = streams.div_ceil(groups) as f64;
             let steps: Vec<f64> = self.steps_s(rows, positions).collect();
-            let wires: Vec<f64> = self.wires_s(rows).collect();
-            let round = steps.iter().sum::<f64>() + self.hops_s(rows);
-            let stages =
-                steps.into_iter().enumerate().map(|(stage, s)| (rows / s.max(1e-12), Bottleneck::Stage(stage)));
-            let links = wires.into_iter().enumerate().map(|(hop, s)| (rows / s.max(1e-12), Bottleneck::Link(hop)));
-            let all = stages.chain(links).chain([(streams as f64 / round, Bottleneck::Streams)]);
-            all.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Bottleneck::Streams))
+            let alone = steps.iter().sum::<f64>() + self.hops_s(rows);
+            let busy = |seconds: f64| groups as f64 * seconds;
+            let stages = steps.into_iter().enumerate().map(|(stage, s)| (busy(s), Bottleneck::Stage(stage)));
+            let links = self.wires_s(rows).enumerate().map(|(hop, s)| (busy(s), Bottleneck::Link(hop)));
+            let all = [(alone, Bottleneck::Streams)].into_iter().chain(stages).chain(links);
+            let (round, bottleneck) = all.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Bottleneck::Streams));
+            (streams as f64 / round.max(1e-12), bottleneck)
         };
         let rates = (1..=streams).map(rate);
         rates.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Bottleneck::Streams))
@@ -236,7 +239,7 @@ impl<'a> Pipeline<'a> {
 /// Where in their texts streams are taken to be.
 const POSITIONS: f64 = 256.0;
 /// Lengths of prompts that are predicted.
-const PROMPTS: [usize; 7] = [1, 16, 64, 256, 512, 2048, 8192];
+const PROMPTS: [usize; 9] = [1, 16, 32, 64, 128, 256, 512, 2048, 8192];
 /// What a frame costs between two processes of one machine, from the end of one stage's step to the beginning of the next
 /// one's: packing, encrypting, two system calls and waking two threads.
 const HOP_S: f64 = 0.15e-3;

@@ -13,6 +13,9 @@ use super::{Capacity, curve};
 pub struct Speed {
     /// In increasing rows; at least one.
     points: Vec<SpeedPoint>,
+    /// Picoseconds for each byte of keys and values that a row of a prompt meets, where that is known.
+    #[serde(default)]
+    attention_ps_per_byte: Option<f64>,
     /// Picoseconds for each byte that is read from the worker's disk.
     #[serde(default = "presumed_disk")]
     pub disk_ps_per_byte: f64,
@@ -51,13 +54,19 @@ impl Speed {
         points.sort_by_key(|point| point.rows);
         points.dedup_by_key(|point| point.rows);
         let disk_ps_per_byte = presumed_disk();
-        (all && !points.is_empty()).then_some(Self { points, disk_ps_per_byte, source: SpeedSource::Measured })
+        (all && !points.is_empty()).then_some(Self {
+            points,
+            attention_ps_per_byte: None,
+            disk_ps_per_byte,
+            source: SpeedSource::Measured,
+        })
     }
 
     /// What is to be expected of memory that gives so many bytes a second, which must be positive.
     pub fn of_bandwidth(bytes_per_s: f64) -> Self {
         let points = points(PS_PER_S / bytes_per_s).to_vec();
-        Self { points, disk_ps_per_byte: presumed_disk(), source: SpeedSource::Stated }
+        let disk_ps_per_byte = presumed_disk();
+        Self { points, attention_ps_per_byte: None, disk_ps_per_byte, source: SpeedSource::Stated }
     }
 
     /// For a worker of which only the threads are known.
@@ -70,6 +79,18 @@ impl Speed {
     pub fn with_disk(self, bytes_per_s: Option<f64>) -> Self {
         let disk_ps_per_byte = bytes_per_s.map_or(self.disk_ps_per_byte, |rate| PS_PER_S / rate.max(1.0));
         Self { disk_ps_per_byte, ..self }
+    }
+
+    /// The same computer with such a time for each byte of keys and values, where it is known and can be one.
+    pub fn with_attention(self, ps_per_byte: Option<f64>) -> Self {
+        let sound = |ps: &f64| ps.is_finite() && (0.0..=PS_PER_BYTE_MOST).contains(ps);
+        Self { attention_ps_per_byte: ps_per_byte.filter(sound).or(self.attention_ps_per_byte), ..self }
+    }
+
+    /// Picoseconds for each byte of keys and values that a row of a prompt meets. Where it is not known, that of a byte of
+    /// weights among many rows.
+    pub fn attention(&self) -> f64 {
+        self.attention_ps_per_byte.unwrap_or_else(|| self.layers(LARGE_STEP) / LARGE_STEP)
     }
 
     /// Picoseconds of a step of `rows` rows for each byte of layers.
@@ -103,7 +124,8 @@ impl Speed {
                 head_ps_per_byte: mean(|point| point.head_ps_per_byte),
             }
         });
-        Self { points: points.collect(), ..self.clone() }
+        let attention = speeds.iter().map(Self::attention).sum::<f64>() / count;
+        Self { points: points.collect(), attention_ps_per_byte: Some(attention), ..self.clone() }
     }
 
     /// The points.

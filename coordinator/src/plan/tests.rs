@@ -3,6 +3,7 @@
 mod cuts;
 mod drafted;
 mod experts;
+mod prompts;
 mod quantisations;
 
 use qmesh_models::{

@@ -28,11 +28,11 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode> {
     let excerpt: ModelSpec = serde_json::from_reader(io::stdin().lock()).context("no spec on standard input")?;
     ensure!(!excerpt.layers.is_empty(), "a model without layers");
     let threads = args.threads.unwrap_or_else(physical_cores);
-    let steps = measure::measure(&CpuBackend::new(threads), &excerpt)?;
+    let found = measure::measure(&CpuBackend::new(threads), &excerpt)?;
     let has_experts = excerpt.layers.iter().any(|layer| LayerSpec::experts(layer).is_some());
     let cache = args.cache.as_ref().filter(|_| has_experts);
     // Where it cannot be found out, planners presume something.
     let disk_bytes_per_s = cache.and_then(|cache| disk::read_rate(cache, threads).ok()?);
-    print_json(&serde_json::to_value(&MachineSpeed { steps, disk_bytes_per_s })?)?;
+    print_json(&serde_json::to_value(&MachineSpeed { disk_bytes_per_s, ..found })?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use qmesh_models::{
     footprint::{Footprints, ShardDemand},
     spec::ModelSpec,
 };
-use qmesh_net::{DiskRate, Measure, Measured, MeasuredPoint, Sections};
+use qmesh_net::{AttentionTime, DiskRate, Measure, Measured, MeasuredPoint, Sections};
 use tokio::{io::AsyncWriteExt, process::Command, task::spawn_blocking};
 
 use super::{config::MeasuredBy, memory::Allowance};
@@ -34,25 +34,27 @@ pub(super) async fn measured(
         (MeasuredBy::Program(program), Ok(_)) => in_a_process(&program, threads, &cache, &asked).await,
         (MeasuredBy::ThisProcess, Ok(excerpt)) => {
             let measured = spawn_blocking(move || measure::measure(&*backend, &excerpt)).await;
-            let steps = measured.map_err(|error| error.to_string()).and_then(|steps| steps.map_err(|e| e.to_string()));
-            steps.map(|steps| MachineSpeed { steps, disk_bytes_per_s: None })
+            measured.map_err(|error| error.to_string()).and_then(|found| found.map_err(|error| error.to_string()))
         }
     };
     match found {
-        Ok(MachineSpeed { steps, disk_bytes_per_s }) => Measured {
-            points: steps.into_iter().map(point).collect(),
-            sections: of_disk(disk_bytes_per_s),
+        Ok(found) => Measured {
+            sections: sections(&found),
+            points: found.steps.into_iter().map(point).collect(),
             ..Measured::default()
         },
         Err(text) => Measured { text, ..Measured::default() },
     }
 }
 
-/// What is said of the disk, if anything.
-fn of_disk(bytes_per_s: Option<u64>) -> Sections {
+/// What is said of attention and of the disk, if anything.
+fn sections(found: &MachineSpeed) -> Sections {
     let mut sections = Sections::default();
-    if let Some(Err(error)) = bytes_per_s.map(|bytes_per_s| DiskRate { bytes_per_s }.put(&mut sections)) {
-        tracing::warn!(%error, "cannot say how quickly the disk is read");
+    let disk = found.disk_bytes_per_s.map(|bytes_per_s| DiskRate { bytes_per_s }.put(&mut sections));
+    let attention = found.attention_ps_per_byte.map(per_kib);
+    let attention = attention.map(|ps_per_kib| AttentionTime { ps_per_kib }.put(&mut sections));
+    for error in [disk, attention].into_iter().flatten().filter_map(Result::err) {
+        tracing::warn!(%error, "cannot say all that was measured");
     }
     sections
 }
@@ -65,9 +67,9 @@ fn check(threads: NonZeroUsize, memory: Option<ByteCount>, asked: &Measure) -> R
     }
     let demand = ShardDemand {
         layers: 0..excerpt.layers.len(),
-        kv_positions: MEASURED_ROWS,
-        context: MEASURED_ROWS,
-        chunk_rows: MEASURED_ROWS,
+        kv_positions: measure::POSITIONS,
+        context: measure::POSITIONS,
+        chunk_rows: measure::ROWS_MOST,
         threads: threads.get(),
         experts_in_memory: None,
     };
@@ -100,8 +102,6 @@ async fn in_a_process(
 
 fn point(point: StepTime) -> MeasuredPoint {
     let StepTime { rows, layers_ps_per_byte, head_ps_per_byte } = point;
-    // Conversions stop at the ends of what the integers hold.
-    let per_kib = |ps_per_byte: f64| (ps_per_byte * 1024.0).round() as u64;
     MeasuredPoint {
         rows: u32::try_from(rows).unwrap_or(u32::MAX),
         layers_ps_per_kib: per_kib(layers_ps_per_byte),
@@ -109,5 +109,7 @@ fn point(point: StepTime) -> MeasuredPoint {
     }
 }
 
-/// Rows of the largest step that is measured.
-const MEASURED_ROWS: usize = 256;
+/// The conversion stops at the ends of what the integer holds.
+fn per_kib(ps_per_byte: f64) -> u64 {
+    (ps_per_byte * 1024.0).round() as u64
+}

@@ -34,6 +34,16 @@ pub enum Window {
     Chunked(usize),
 }
 
+impl Window {
+    /// How many of so many positions a query at the end of them attends to, at most.
+    pub fn within(self, positions: usize) -> usize {
+        match self {
+            Self::Full => positions,
+            Self::Sliding(most) | Self::Chunked(most) => positions.min(most),
+        }
+    }
+}
+
 /// Rotary position embedding of the first `dims` elements of each head.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Rope {

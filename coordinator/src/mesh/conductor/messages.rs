@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Instant};
 
 use qmesh_net::{
-    DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, OwnAddresses, PlanEpoch, Sections,
-    SessionId, ShardStatus, StageReport, WeightOrigin,
+    AttentionTime, DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, OwnAddresses, PlanEpoch,
+    Sections, SessionId, ShardStatus, StageReport, WeightOrigin,
 };
 
 use super::{Action, Conductor};
@@ -87,7 +87,7 @@ impl Conductor {
                 self.report(worker, report);
             }
             Message::Measured(measured) => {
-                measured.sections.understood(&[DiskRate::TAG]).map_err(Misconduct::Section)?;
+                measured.sections.understood(&[DiskRate::TAG, AttentionTime::TAG]).map_err(Misconduct::Section)?;
                 let actions = self.roster.measured(now, worker, measured)?;
                 self.order(now, actions);
             }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use qmesh_models::spec::ModelSpec;
-use qmesh_net::{DiskRate, Measure, Measured, MeasuredPoint, Message, PeerId};
+use qmesh_net::{AttentionTime, DiskRate, Measure, Measured, MeasuredPoint, Message, PeerId};
 
 use super::worker::{Joined, WorkerId};
 use crate::{
@@ -80,8 +80,7 @@ impl Speeds {
     pub(super) fn answered(&mut self, id: WorkerId, worker: &Joined, measured: Measured) -> bool {
         let asked = self.asked.remove(&id).is_some();
         if asked {
-            let disk = DiskRate::find(&measured.sections).ok().flatten().map(|rate| rate.bytes_per_s as f64);
-            let speed = Speed::measured(measured.points.iter().map(point).collect()).map(|speed| speed.with_disk(disk));
+            let speed = speed(&measured);
             if speed.is_none() {
                 tracing::info!("{} does not know how fast it is: {}", worker.name, measured.text);
             }
@@ -111,8 +110,19 @@ fn key(worker: &Joined) -> (PeerId, u32) {
     (worker.peer, worker.threads)
 }
 
+/// What a worker says; `None` if nobody can have measured it.
+fn speed(measured: &Measured) -> Option<Speed> {
+    let disk = DiskRate::find(&measured.sections).ok().flatten().map(|rate| rate.bytes_per_s as f64);
+    let attention = AttentionTime::find(&measured.sections).ok().flatten().map(|time| per_byte(time.ps_per_kib));
+    let speed = Speed::measured(measured.points.iter().map(point).collect())?;
+    Some(speed.with_disk(disk).with_attention(attention))
+}
+
+fn per_byte(ps_per_kib: u64) -> f64 {
+    ps_per_kib as f64 / 1024.0
+}
+
 fn point(point: &MeasuredPoint) -> SpeedPoint {
-    let per_byte = |ps_per_kib: u64| ps_per_kib as f64 / 1024.0;
     SpeedPoint {
         rows: point.rows,
         layers_ps_per_byte: per_byte(point.layers_ps_per_kib),
@@ -176,9 +186,11 @@ mod tests {
         assert!(ask(&mut speeds, now, 2, &worker(4)) == [2] && speeds.of(&worker(4)).is_none());
         let mut with_disk = answer(1);
         DiskRate { bytes_per_s: 500_000_000 }.put(&mut with_disk.sections).unwrap();
+        AttentionTime { ps_per_kib: 3072 }.put(&mut with_disk.sections).unwrap();
         assert!(speeds.answered(WorkerId(2), &worker(4), with_disk));
         let disk = speeds.of(&worker(4)).map(|speed| speed.disk_ps_per_byte);
         assert_eq!((disk, presumed), (Some(2000.0), Some(1000.0)));
+        assert_eq!(speeds.of(&worker(4)).map(|speed| speed.attention()), Some(3.0));
         assert!(!speeds.answered(WorkerId(1), &worker(2), answer(1)), "it was not asked");
     }
 

@@ -10,6 +10,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use qmesh_net::StepTimes;
 
+use crate::plan::chunk;
+
 /// What is known of a pipeline's times, and what prompts may still take of them.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
@@ -182,14 +184,9 @@ impl Pace {
         rows
     }
 
-    /// Rows of a chunk when only prompts are computed, P = `prompts` rows of them together. A step of C rows takes a
-    /// stage a + C·b, so that over S stages the last row is out soonest with C = √(P·a / ((S − 1)·b)).
+    /// Rows of a chunk when only prompts are computed, of which so many rows are left together.
     pub(crate) fn chunk_rows(&self, prompts: usize, most: usize) -> usize {
-        if self.stages == 1 {
-            return most;
-        }
-        let best = (prompts as f64 * CHUNK_COST_ROWS / (self.stages - 1) as f64).sqrt() as usize;
-        best.next_multiple_of(CHUNK_LEAST).min(most)
+        chunk::rows(self.stages, prompts, most)
     }
 
     /// Seconds that a step of so many rows takes from end to end, with nothing in its way.
@@ -348,10 +345,6 @@ const TRIAL: f64 = 2.0;
 const FAIR: f64 = 0.9;
 /// A step that takes longer by no more than this share counts as taking no longer.
 const NEARLY_FREE: f64 = 0.1;
-/// What a step costs a stage however few rows it has, in rows (a / b in `chunk_rows`).
-const CHUNK_COST_ROWS: f64 = 5.0;
-/// The shortest chunk of a prompt that has the pipeline to itself.
-const CHUNK_LEAST: usize = 32;
 /// Steps under way at most: far more than any pipeline needs.
 const STEPS_MOST: f64 = 200.0;
 
