@@ -128,6 +128,11 @@ impl Connection {
         self.0.quic.rtt()
     }
 
+    /// The shortest round trip so far: what the way takes when nobody has to wait.
+    pub fn least_rtt(&self) -> Duration {
+        self.0.quic.stats().path.min_rtt
+    }
+
     /// Bytes that only the two ends of this connection know, and that no other connection has.
     pub(crate) fn exporter(&self) -> [u8; 32] {
         self.0.exporter

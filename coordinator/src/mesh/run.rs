@@ -194,7 +194,8 @@ impl MeshTask {
             LinkEvent::AsksNoMore { worker } => self.entry.gave_up(worker),
             // Whoever was sent away may still say something: it counts for nothing.
             LinkEvent::Control { worker, message } => {
-                if self.links.contains_key(&worker) {
+                if let Some(link) = self.links.get(&worker) {
+                    self.conductor.timed(worker, link.connection.least_rtt());
                     self.conductor.said(now, worker, message);
                 }
             }

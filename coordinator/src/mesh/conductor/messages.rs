@@ -1,6 +1,9 @@
 //! What workers say, and whether they may say it: each only for the stage that it holds.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use qmesh_net::{
     AttentionTime, DiskRate, Fault, FaultCode, Frame, FrameError, FrameKind, LinkWay, Message, OwnAddresses, PlanEpoch,
@@ -33,6 +36,11 @@ impl Conductor {
         if let Err(misconduct) = self.control(now, worker, message) {
             self.hang_up(worker, &misconduct.into());
         }
+    }
+
+    /// A round trip to a worker takes so long at best.
+    pub(crate) fn timed(&mut self, worker: WorkerId, rtt: Duration) {
+        self.roster.timed(worker, rtt);
     }
 
     /// A worker's packets come from elsewhere now.

@@ -151,7 +151,7 @@ impl Guest {
         let hello = applicant.hello();
         let (name, address) = (hello.name.clone(), self.connection.remote_address());
         let joined = Joined {
-            rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
+            rtt_ms: self.connection.least_rtt().as_secs_f64() * 1e3,
             // The gate has refused what is no such section.
             share: MachineShare::find(&hello.sections).ok().flatten(),
             nat: Nat::find(&hello.sections).ok().flatten(),

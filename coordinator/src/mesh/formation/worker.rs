@@ -31,7 +31,7 @@ pub(crate) struct Joined {
     pub(crate) is_rendezvous: bool,
     pub(crate) memory_bytes: u64,
     pub(crate) threads: u32,
-    /// Of its link to the coordinator, as it was when it joined.
+    /// Of its link to the coordinator, the shortest one so far.
     pub(crate) rtt_ms: f64,
     /// What it shares with other workers of its machine, where it says so.
     pub(crate) share: Option<MachineShare>,

@@ -25,6 +25,13 @@ use crate::{
 };
 
 impl Roster {
+    /// A round trip to a worker takes so long at best: plans to come count on it.
+    pub(crate) fn timed(&mut self, worker: WorkerId, rtt: Duration) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.joined.rtt_ms = rtt.as_secs_f64() * 1e3;
+        }
+    }
+
     /// Gives the workers stages, if the model fits them and the change is worth it.
     pub(super) fn replan(&mut self, now: Instant, pause: Pause) -> Vec<Action> {
         // When somebody who was left out may be asked again, a better plan may be had.

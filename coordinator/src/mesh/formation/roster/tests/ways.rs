@@ -92,3 +92,13 @@ fn a_relayed_link_is_shown_and_counts_in_plans_until_it_is_direct() {
     world.roster.remember_way(PlanEpoch(1), 0, LinkWay { passage: Passage::Direct, rtt_us: 1_000 });
     assert_eq!(between(&world), [0.0, 0.0]);
 }
+
+#[test]
+fn plans_go_by_the_shortest_round_trip_so_far() {
+    let (mut world, _) = linking(Relaying::Off);
+    world.roster.timed(WorkerId(2), Duration::from_micros(300));
+    world.roster.timed(WorkerId(9), Duration::from_secs(1));
+    let chooser = world.roster.chooser(world.now);
+    let links = chooser.input(&[WorkerId(1), WorkerId(2)]).unwrap().links;
+    assert_eq!([0, 1].map(|worker| links.between(End::Coordinator, End::Worker(worker)).unwrap().rtt_ms), [0.0, 0.3]);
+}
