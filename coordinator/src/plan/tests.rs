@@ -455,7 +455,7 @@ fn explicit_cuts_are_taken_or_refused() {
     assert_eq!(with(&[1, 2, 3], 1 << 30).unwrap_err(), PlanError::CutNeedsWorkers { stages: 4, workers: 3 });
     let error = with(&[1, 5], 1 << 20).unwrap_err().to_string();
     assert!(
-        error.starts_with("the cut gives w0 layers 0..1, which need 21.8") && error.ends_with("it has 1.05 MB"),
+        error.starts_with("the cut gives w0 layers 0..1, which need 22.8") && error.ends_with("it has 1.05 MB"),
         "{error}"
     );
 }
@@ -465,7 +465,7 @@ fn a_shortfall_reads_well() {
     let spec = spec(&[50_000_000; 4], 1000, HeadMatrix::Tied);
     let workers = vec![worker(0, 140_000_000, 1), worker(1, 90_000_000, 1)];
     let error = solve(&input(&spec, workers)).unwrap_err();
-    assert_eq!(error.to_string(), "toy with 100 KV positions needs 244 MB on 2 workers, which offer 230 MB");
-    assert_eq!(error.advice().unwrap(), "add a worker with at least 72.0 MB");
+    assert_eq!(error.to_string(), "toy with 100 KV positions needs 246 MB on 2 workers, which offer 230 MB");
+    assert_eq!(error.advice().unwrap(), "add a worker with at least 73.0 MB");
     assert_eq!(solve(&input(&spec, Vec::new())).unwrap_err(), PlanError::NoWorkers);
 }
