@@ -201,7 +201,13 @@ fn sum_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
                 let lines = $lines;
                 let scales = &scales[$sub * F::SCALES..][..F::SCALES];
                 let minima = &minima[$sub * F::SCALES..][..F::SCALES];
-                add_rows::<L, F, B, R>(l, lines, [scales, minima], &x, $sub, &mut sums);
+                if const { R > LOOPED_ROWS } {
+                    add_rows::<L, F, B, R>(l, lines, [scales, minima], &x, $sub, &mut sums);
+                } else {
+                    for r in 0..R {
+                        sums[r] = add_block::<L, F, B>(l, lines, scales, minima, &x[r][$sub], sums[r]);
+                    }
+                }
             };
         }
         // With many rows to do for each, finding out which 32 come next costs nothing; else they are told apart here.
@@ -221,8 +227,8 @@ fn sum_packed<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     sums
 }
 
-/// All rows' terms of 32 elements. Where the rows are many they are written out: a loop over them would not be unrolled, and
-/// their sums would be in memory instead of registers.
+/// The terms of 32 elements of many rows, which are written out: a loop over them would not be unrolled, and their sums would be in
+/// memory instead of registers.
 #[inline(always)]
 fn add_rows<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
     l: L,
@@ -237,13 +243,7 @@ fn add_rows<L: Lanes, F: Format<B>, const B: usize, const R: usize>(
             sums[$r] = add_block::<L, F, B>(l, lines, scales, minima, &x[$r][sub], sums[$r]);
         })* };
     }
-    if const { R > LOOPED_ROWS } {
-        rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-    } else {
-        for r in 0..R {
-            sums[r] = add_block::<L, F, B>(l, lines, scales, minima, &x[r][sub], sums[r]);
-        }
-    }
+    rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
 
 /// One row's terms of 32 elements.
