@@ -66,14 +66,13 @@ fn measure_for(backend: &dyn Backend, excerpt: &ModelSpec, enough: Duration) -> 
     let body = 0..if alone { layers } else { last.start };
     let mut part = CpuPart::default();
     let mut times = |layers: &Range<usize>, rows: &[usize]| -> Result<Vec<Times>, EngineError> {
-        let mut trial = Trial::load(backend, excerpt, layers.clone(), enough)?;
-        rows.iter().map(|&rows| trial.times(0, rows, &mut part)).collect()
+        Trial::load(backend, excerpt, layers.clone(), enough)?.each(rows, &mut part)
     };
     let few = times(&body, &FEW)?;
     let head = times(&last, &FEW)?;
     let some = 0..body.end.min(layers_of(excerpt, MANY_BYTES));
     let mut trial = Trial::load(backend, excerpt, some.clone(), enough)?;
-    let many = MANY.iter().map(|&rows| trial.times(0, rows, &mut part)).collect::<Result<Vec<_>, _>>()?;
+    let many = trial.each(&MANY, &mut part)?;
     // A session with a state cannot write over what lies far behind; few of its layers attend to anything.
     let further = (!excerpt.has_states()).then(|| {
         trial.write(MANY[2], ATTENDED - MANY[2])?;
@@ -159,6 +158,11 @@ impl<'a> Trial<'a> {
     fn write(&mut self, position: usize, rows: usize) -> Result<(), EngineError> {
         let step = self.step(position, rows);
         self.shard.step(&step).map(drop)
+    }
+
+    /// What steps of each of these numbers of rows take at the beginning of the text.
+    fn each(&mut self, rows: &[usize], part: &mut CpuPart) -> Result<Vec<Times>, EngineError> {
+        rows.iter().map(|&rows| self.times(0, rows, part)).collect()
     }
 
     /// What steps of `rows` rows take behind so many positions. Each is written over the one before.
