@@ -25,7 +25,7 @@ use crate::KernelError;
 
 /// Sixteen lanes on one instruction set. Methods are safe: holding the value proves that its instructions exist.
 pub trait Lanes: Copy {
-    /// Whether a register holds several lanes: else only one row takes its weights straight from the packed bytes.
+    /// Whether a register holds several lanes: else no row takes its weights straight from the packed bytes.
     const VECTORS: bool = true;
     /// Whether there are registers enough for tiles of 6 rows by 32 outputs or 16 by 16; elsewhere, of 2 by 32 or 4 by 16.
     const LARGE_TILES: bool;

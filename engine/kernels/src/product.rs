@@ -58,13 +58,13 @@ impl Kernel for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     fn integers<L: Lanes, F: Format<B>, const B: usize>(self, l: L) {
-        if const { F::FROM_PANELS } {
+        if const { F::FROM_PANELS || !L::VECTORS } {
             return l.call(Many(self));
         }
         match self.x.rows {
             1 => l.call(Few::<F, B, 1>::new(self)),
-            2 if L::VECTORS => l.call(Few::<F, B, 2>::new(self)),
-            ..=4 if L::VECTORS => l.call(Few::<F, B, 4>::new(self)),
+            2 => l.call(Few::<F, B, 2>::new(self)),
+            ..=4 => l.call(Few::<F, B, 4>::new(self)),
             ..=8 if L::LARGE_TILES => l.call(Few::<F, B, 8>::new(self)),
             ..=12 if L::LARGE_TILES => l.call(Few::<F, B, 12>::new(self)),
             ..=16 if L::LARGE_TILES => l.call(Few::<F, B, 16>::new(self)),

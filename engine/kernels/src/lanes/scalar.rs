@@ -1,4 +1,5 @@
-//! The portable tier: plain arrays, and the oracle of the others.
+//! The portable tier: plain arrays, and the oracle of the others. What is long as code for one lane after the other is a call: its
+//! copies would be two fifths of all kernels.
 
 use std::array::from_fn;
 
@@ -26,17 +27,17 @@ impl Lanes for Scalar {
         *from
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_half(self, from: &[u16; LANES]) -> Self::F {
         from_fn(|i| f16::from_bits(from[i]).to_f32())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_half_bytes(self, from: &[u8; 2 * LANES]) -> Self::F {
         from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn widen_half(self, x: Self::U) -> Self::F {
         x.map(|v| f16::from_bits(v as u16).to_f32())
     }
@@ -46,7 +47,7 @@ impl Lanes for Scalar {
         *to = x;
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_half(self, x: Self::F, to: &mut [u16; LANES]) {
         *to = x.map(|x| f16::from_f32(x).to_bits());
     }
@@ -71,7 +72,7 @@ impl Lanes for Scalar {
         from_fn(|i| a[i] / b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -164,12 +165,12 @@ impl Lanes for Scalar {
         from.map(u32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn translate(self, table: &[u8; 16], x: Self::U) -> Self::U {
         x.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte)])))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn gather<const N: usize, const SHIFT: u32>(self, table: &[u32; N], from: &[u8; 4 * LANES]) -> Self::U {
         gathered::<N, SHIFT>(table, from)
     }
@@ -184,7 +185,7 @@ impl Lanes for Scalar {
         x.map(|v| v >> N)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot<const WIDE: bool>(self, sums: Self::U, w: Self::U, a: Self::U) -> Self::U {
         from_fn(|i| {
             let products = w[i].to_le_bytes().into_iter().zip(a[i].to_le_bytes());
@@ -193,7 +194,7 @@ impl Lanes for Scalar {
         })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         from_fn(|lane| from_fn(|row| rows[row][lane]))
     }
